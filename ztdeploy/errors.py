@@ -1,0 +1,113 @@
+"""Every error that ztdeploy raises on purpose, and the exit code the command line gives it.
+
+    ZtdeployError                     1   never raised itself; a bug shows as another exception, exit code 1
+    |-- InputError                    3   what was asked for, or a file that was given, is not usable
+    |   |-- ProfileError                  unknown profile, unknown key, value out of range
+    |   |-- ScheduleError                 keep ratio out of range, no such block, no token left
+    |   |-- ModelError                    unknown model, or one that cannot be pruned soundly
+    |   |-- CheckpointError               corrupt, unsafe or mismatching weights
+    |   |-- ImageError                    unreadable, truncated or oversized image
+    |   `-- OutputError                   the output folder exists, or cannot be written
+    |-- BundleError                   4   a bundle is damaged, too new, or points outside itself
+    |-- ParityError                   5   an engine does not reproduce its reference
+    `-- EnvironmentLacksError         6   something outside ztdeploy is missing
+        |-- MissingExtraError             an optional extra is not installed
+        |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
+        `-- EngineMismatchError           the engine was built by another runtime version or device
+
+Exit code 2 is a malformed command line, 130 an interruption (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZtdeployError(Exception):
+    """An error with a remedy.
+
+    Args:
+        given: what was found, with its value.
+        expected: what would have been right.
+        fix: what to do about it, as an imperative.
+    """
+
+    exit_code = 1
+
+    def __init__(self, given: str, expected: str, fix: str) -> None:
+        self.given, self.expected, self.fix = given, expected, fix
+        super().__init__(f"{given}; expected {expected}; {fix}")
+
+    def __reduce__(self) -> tuple[type[ZtdeployError], tuple[str, str, str]]:
+        return type(self), (self.given, self.expected, self.fix)
+
+
+class InputError(ZtdeployError):
+    exit_code = 3
+
+
+class ProfileError(InputError):
+    pass
+
+
+class ScheduleError(InputError):
+    pass
+
+
+class ModelError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class ImageError(InputError):
+    pass
+
+
+class OutputError(InputError):
+    pass
+
+
+class BundleError(ZtdeployError):
+    exit_code = 4
+
+
+class ParityError(ZtdeployError):
+    exit_code = 5
+
+
+class EnvironmentLacksError(ZtdeployError):
+    exit_code = 6
+
+
+class MissingExtraError(EnvironmentLacksError):
+    """An import failed that an optional extra provides."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        self.module, self.extra, self.purpose = module, extra, purpose
+        super().__init__(
+            f"{purpose} needs the module '{module}', which is not installed",
+            f"the extra [{extra}]",
+            f"run: pip install 'ztdeploy[{extra}]'",
+        )
+
+    def __reduce__(self) -> tuple[type[ZtdeployError], tuple[str, str, str]]:
+        return type(self), (self.module, self.extra, self.purpose)
+
+
+class WeightsUnavailableError(EnvironmentLacksError):
+    pass
+
+
+class EngineMismatchError(EnvironmentLacksError):
+    pass
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known name, or lists all where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names)}"

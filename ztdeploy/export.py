@@ -1,0 +1,148 @@
+"""From a pruned module to a plain ONNX graph with static token counts."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from ztdeploy.graph import apply_passes
+from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.pruning.pruned_model import PrunedModel
+
+INPUT, OUTPUT = "image", "logits"
+ImageInput = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What distinguishes two graphs of the same pruned model. Profiles that agree on it share one graph."""
+
+    opset: int
+    image_input: ImageInput
+    batch: int | None  #: None is a dynamic batch axis
+
+    @property
+    def label(self) -> str:
+        batch = "any" if self.batch is None else str(self.batch)
+        return f"opset{self.opset}-{self.image_input}-batch-{batch}"
+
+
+class Deployable(nn.Module):
+    """The module that is traced: normalisation inside, kept tokens as int32 outputs."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, pruned: PrunedModel, preprocess: PreprocessSpec, image_input: ImageInput) -> None:
+        super().__init__()
+        self.pruned, self.image_input = pruned, image_input
+        deviation = torch.tensor(preprocess.std).view(1, 3, 1, 1)
+        mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
+        self.register_buffer("shift", -mean / deviation, persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 `[B, S, S, 3]` to what the model takes, fp32 `[B, 3, S, S]`."""
+        return image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """`image` is uint8 `[B, S, S, 3]`, or fp32 `[B, 3, S, S]` already normalised."""
+        tensor = self.normalise(image) if self.image_input == "uint8" else image
+        output, *kept = self.pruned(tensor)
+        return (output, *(indices.to(torch.int32) for indices in kept))
+
+
+def kept_name(block: int) -> str:
+    """The graph output that says which tokens the pruning layer behind a block (from 0) kept."""
+    return f"blocks.{block}/prune/kept"
+
+
+def example_input(spec: GraphSpec, image_size: int) -> Tensor:
+    batch = spec.batch or 2  # 1 would be specialised away where the axis is dynamic
+    if spec.image_input == "uint8":
+        return torch.randint(0, 256, (batch, image_size, image_size, 3), dtype=torch.uint8)
+    return torch.randn(batch, 3, image_size, image_size)
+
+
+def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, image_size: int, spec: GraphSpec) -> ir.Model:
+    """Trace the module and clean the graph up; the same module gives the same bytes.
+
+    Returns:
+        An ONNX model whose initialisers still live in memory, shared with the module's parameters.
+    """
+    module = Deployable(pruned, preprocess, spec.image_input).eval()
+    outputs = [OUTPUT, *(kept_name(layer.block) for layer in pruned.token_plan.layers)]
+    axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
+    with torch.no_grad(), quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            (example_input(spec, image_size),),
+            dynamo=True,
+            opset_version=spec.opset,
+            dynamic_shapes=axes,
+            input_names=[INPUT],
+            output_names=outputs,
+            custom_translation_table=_translations(),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    apply_passes(model)
+    return model
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operators whose stock translation carries more nodes than the static shapes here need."""
+    return {
+        torch.ops.aten.scaled_dot_product_attention.default: _plain_attention,
+        torch.ops.aten.unbind.int: _unbind,
+    }
+
+
+def _unbind(self: Any, dim: int = 0) -> Any:
+    """One Gather with a scalar index per part, instead of Slice and Squeeze."""
+    return [op.Gather(self, op.Constant(value_int=part), axis=dim) for part in range(self.shape[dim])]
+
+
+def _plain_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q k^T / sqrt(d)) v, in the form that runtimes recognise and fuse."""
+    if attn_mask is not None or is_causal or enable_gqa:
+        raise NotImplementedError("attention with a mask, causal or grouped, inside a vision transformer block")
+    factor = scale if scale is not None else float(query.shape[-1]) ** -0.5
+    scaled = op.Mul(query, op.Constant(value_float=factor))
+    scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter's notes are for its developers; errors still come as exceptions."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

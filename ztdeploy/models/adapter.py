@@ -1,0 +1,57 @@
+"""What a model family must provide for its blocks to be pruned from outside."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from ztdeploy.schedule import Architecture
+
+if TYPE_CHECKING:
+    from ztdeploy.pruning.layer import PruningLayer
+
+
+class TapSink(Protocol):
+    """Where a block's attention matrix and keys are put during a forward pass."""
+
+    attention: Tensor | None
+    keys: Tensor | None
+
+
+class ModelAdapter(ABC):
+    """A model whose blocks can be reached. One subclass per family, one line in `models.FAMILIES`."""
+
+    family: str
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        self.model, self.image_size = model, image_size
+        self.architecture = self.describe()
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, model: nn.Module) -> bool:
+        """Whether this family is the model's."""
+
+    @abstractmethod
+    def describe(self) -> Architecture:
+        """Sizes of the model.
+
+        Raises:
+            ModelError: the model is of this family but can't be pruned soundly, with the reason.
+        """
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks in order; each returns tokens `[B, N, D]`."""
+
+    @abstractmethod
+    def tap(self, index: int, layer: PruningLayer, sink: TapSink) -> list[Callable[[], None]]:
+        """Make a block put what the layer needs into the sink on every forward pass.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+        """

@@ -1,0 +1,20 @@
+"""How an image becomes a model's input: data that travels inside the bundle, read by both halves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PreprocessSpec(BaseModel):
+    """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(ge=1, le=4096)  #: side of the square that the model takes, in pixels
+    resize: int = Field(ge=1, le=8192)  #: length that the shorter side is resized to, in pixels
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_mode: Literal["center", "squash"] = "center"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]

@@ -1,0 +1,106 @@
+"""What every pruning layer is: a module that decides which tokens stay, with counts fixed at trace time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
+from ztdeploy.schedule import LayerPlan
+
+
+@dataclass(frozen=True)
+class BlockTaps:
+    """What a block shows to the pruning layer behind it."""
+
+    attention: Tensor | None  #: `[B, H, N, N]` after softmax
+    keys: Tensor | None  #: `[B, H, N, d]`
+
+
+@dataclass
+class Recorder:
+    """Collects, outside any exported graph, how clear-cut the decisions of a layer were."""
+
+    gaps: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+
+    def gap(self, stage: str, values: Tensor) -> None:
+        self.gaps[stage] = values
+
+    def smallest_gap(self) -> Tensor:
+        """`[B]`: the closest call among the stages."""
+        return torch.stack(list(self.gaps.values())).amin(0)
+
+
+class PruningLayer(nn.Module):
+    """Base of the methods in this folder: one method per file, one line in `pruning.METHODS`."""
+
+    needs_attention = False
+    needs_keys = False
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    @abstractmethod
+    def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
+        """Which tokens stay: `[B, k]` int64, ascending, the prefix tokens first.
+
+        Args:
+            x: the block's output, `[B, N, D]`.
+            taps: what the method asked for with `needs_attention` and `needs_keys`.
+            record: where to leave the gaps at the cuts, if anybody wants them.
+        """
+
+    def forward(
+        self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The kept tokens `[B, k, D]` and which they were, `[B, k]`.
+
+        With `forced` the layer still decides, but the given tokens are kept: so another implementation's
+        choices can be replayed, and each layer be compared on identical input.
+        """
+        kept = self.decide(x, taps, record)
+        return self.reduce(x, kept if forced is None else forced), kept
+
+    def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
+        """`[B, N, D]` to `[B, k, D]`."""
+        return gather_tokens(x, kept)
+
+
+class ProtectPrefix(nn.Module):
+    """Gives the prefix tokens a score above all others, so that every ranking puts them first."""
+
+    floor: Tensor
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__()
+        floor = torch.zeros(1, plan.tokens_in)
+        floor[:, : plan.prefix_tokens] = torch.inf
+        self.register_buffer("floor", floor, persistent=False)
+        self.prefix_tokens = plan.prefix_tokens
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """`[B, N]` to `[B, N]`; scores are never negative."""
+        return torch.maximum(scores, self.floor.to(scores.dtype)) if self.prefix_tokens else scores
+
+
+class KeepTopTokens(nn.Module):
+    """Scores `[B, N]` to the kept indices `[B, k]`: the prefix tokens and the best-scored survivors."""
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__()
+        self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
+
+    def forward(self, scores: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
+        ranked = self.protect(scores)
+        if survivors is not None:
+            # A live token's score may underflow to the 0 of a dropped one; it must still outrank it.
+            ranked = torch.where(survivors > 0, ranked, -1.0)
+        if record is not None:
+            record.scores = scores
+            record.gap("importance", cut_gap(ranked, self.keep))
+        return ascending(top_indices(ranked, self.keep))

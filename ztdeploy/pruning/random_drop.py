@@ -1,0 +1,31 @@
+"""Keep a random choice of tokens, the same for every image: the baseline that any ranking must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
+from ztdeploy.schedule import LayerPlan
+
+SEED = 2305_17328
+
+
+class RandomDrop(PruningLayer):
+    """Seeded by the layer's place, so that two builds of one schedule drop the same tokens."""
+
+    choice: Tensor
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__(plan)
+        generator = torch.Generator().manual_seed(SEED + plan.block)
+        patches = plan.tokens_in - plan.prefix_tokens
+        shuffled = plan.prefix_tokens + torch.randperm(patches, generator=generator)
+        kept = torch.cat([torch.arange(plan.prefix_tokens), shuffled[: plan.tokens_out - plan.prefix_tokens]])
+        self.register_buffer("choice", kept.sort().values, persistent=False)
+
+    def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
+        return self.choice.expand(x.shape[0], -1)
+
+    def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
+        return x[:, self.choice]

@@ -1,0 +1,48 @@
+"""Choosing and gathering tokens with static shapes and one tie rule: the lower index wins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_indices(scores: Tensor, k: int) -> Tensor:
+    """Indices of the `k` largest scores, best first; ties go to the lower index.
+
+    Args:
+        scores: `[B, N]`.
+        k: a static count, at most N.
+
+    Returns:
+        `[B, k]` int64.
+    """
+    if torch.compiler.is_exporting():
+        # ONNX's TopK guarantees the tie rule; torch.topk does not, so eager mode sorts stably instead.
+        return torch.topk(scores, k, dim=-1, largest=True, sorted=True).indices
+    return torch.sort(scores, dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def ascending(indices: Tensor) -> Tensor:
+    """Sort `[B, k]` indices, so that kept tokens stay in their original order."""
+    if torch.compiler.is_exporting():
+        return torch.topk(indices, indices.shape[-1], dim=-1, largest=False, sorted=True).values
+    return torch.sort(indices, dim=-1).values
+
+
+def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `x [B, N, D]` at `indices [B, k]`, as `[B, k, D]`.
+
+    Exported as GatherElements over an expanded index, which the graph pass `gather_rows` turns into one GatherND.
+    """
+    return torch.gather(x, 1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def cut_gap(scores: Tensor, k: int) -> Tensor:
+    """How far apart the last kept and the first dropped score are: `[B]`, infinite where nothing is cut.
+
+    Two correct implementations may choose differently where the gap is within rounding.
+    """
+    if not 0 < k < scores.shape[-1]:
+        return scores.new_full(scores.shape[:1], torch.inf)
+    ordered = torch.sort(scores, dim=-1, descending=True).values
+    return ordered[:, k - 1] - ordered[:, k]

@@ -1,0 +1,105 @@
+"""Weighted page rank over the attention graph: stages I' and I of Zero-TPrune (arXiv 2305.17328).
+
+The attention matrix is the adjacency matrix of a directed graph. Applied as a graph shift operator,
+`s <- A^T s`, it lets tokens vote for the tokens they attend to. Heads with a misleading score distribution
+are filtered by variance (VHF), the others joined so that informative regions stand out (EIR).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WprOptions:
+    """What the paper leaves open or ablates. The defaults are the method as published."""
+
+    boost_class_token: bool = True  #: start with the class token's entry multiplied by sqrt(N)
+    filter_heads: bool = True  #: VHF
+    variance_min: float = 0.01
+    variance_max: float = 0.7
+    join: Literal["rms", "mean"] = "rms"  #: "rms" is EIR
+
+
+def start_vector(tokens: int, *, boost_class_token: bool) -> Tensor:
+    """The start of the iteration, `[N]` fp32: uniform, the class token's entry (index 0) times sqrt(N).
+
+    Scaled to 1, not to 1/N: the ranking is free of scale, and small numbers would underflow in half precision.
+    """
+    start = torch.ones(tokens)
+    if boost_class_token:
+        start[0] = tokens**0.5
+    return start
+
+
+def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tensor | None = None) -> Tensor:
+    """`s <- m * (A^T (m * s))`, per head, without touching `A`.
+
+    Args:
+        attention: `[B, H, N, N]`, rows sum to 1.
+        start: `[N]`.
+        iterations: at least 1; unrolled in the graph.
+        survivors: `[B, N]` of 0 and 1, or None for all tokens.
+
+    Returns:
+        `[B, H, N]` unscaled scores; 0 for tokens that did not survive.
+    """
+    # A row vector from the left, s^T A, is A^T s without a transpose.
+    scores = start.to(attention.dtype).view(1, 1, 1, -1)
+    if survivors is None:
+        for _ in range(iterations):
+            scores = scores @ attention
+        return scores.squeeze(2)
+    mask = survivors[:, None, None, :]
+    scores = scores * mask
+    for _ in range(iterations):
+        scores = (scores @ attention) * mask
+    return scores.squeeze(2)
+
+
+def head_filter(variance: Tensor, options: WprOptions) -> Tensor:
+    """VHF: 1 for the heads that count, `[B, H]`. Where no head of an image passes, all count."""
+    passes = ((variance >= options.variance_min) & (variance <= options.variance_max)).to(variance.dtype)
+    return torch.where(passes.sum(-1, keepdim=True) > 0, passes, 1.0)
+
+
+def join_heads(scores: Tensor, live_tokens: int, options: WprOptions) -> Tensor:
+    """VHF and EIR: `[B, H, N]` raw scores to one score per token, `[B, N]`, on the mean-1 scale.
+
+    Args:
+        scores: non-negative; 0 for tokens that are not live.
+        live_tokens: how many tokens are live, the same for every image.
+    """
+    scaled = scores / (scores.sum(-1, keepdim=True) / live_tokens)
+    squared = scaled * scaled
+    if options.filter_heads:
+        # The mean over the live tokens is 1 by scaling, so the variance is the mean square less 1.
+        weights = head_filter(squared.sum(-1) / live_tokens - 1, options)
+    else:
+        weights = torch.ones_like(scores[..., 0])
+    # sum_h eta_h v_h / sum_h eta_h, as one row-vector product per image.
+    joined = (weights.unsqueeze(1) @ (squared if options.join == "rms" else scaled)).squeeze(1)
+    joined = joined / weights.sum(-1, keepdim=True)
+    return joined.sqrt() if options.join == "rms" else joined
+
+
+class WeightedPageRank(nn.Module):
+    """`[B, H, N, N]` attention (and `[B, N]` survivors) to `[B, N]` token scores."""
+
+    start: Tensor
+
+    def __init__(
+        self, tokens: int, live_tokens: int, iterations: int, *, class_token: bool, options: WprOptions
+    ) -> None:
+        super().__init__()
+        self.live_tokens, self.iterations, self.options = live_tokens, iterations, options
+        boost = class_token and options.boost_class_token
+        self.register_buffer("start", start_vector(tokens, boost_class_token=boost), persistent=False)
+
+    def forward(self, attention: Tensor, survivors: Tensor | None = None) -> Tensor:
+        scores = propagate(attention, self.start, self.iterations, survivors)
+        return join_heads(scores, self.live_tokens, self.options)

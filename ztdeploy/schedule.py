@@ -1,0 +1,247 @@
+"""From keep ratios to integer token counts per block, and what they cost in multiply-adds.
+
+A `PruningSchedule` says where pruning layers stand and how much each keeps. `plan()` resolves it for one
+architecture into a `TokenPlan`: static integers, fixed before anything is traced.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ztdeploy.errors import ScheduleError
+from ztdeploy.toml import read_toml
+
+DEFAULT_METHOD = "zero-tprune"
+#: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
+DEFAULT_POSITIONS = (1 / 4, 1 / 2, 3 / 4)
+#: The five positions of the paper (CVPR 2024): behind blocks 1, 3, 6, 9, 11 of 12.
+PRESETS: dict[str, tuple[float, ...]] = {
+    "default": DEFAULT_POSITIONS,
+    "paper": (1 / 12, 3 / 12, 6 / 12, 9 / 12, 11 / 12),
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Frozen):
+    """The sizes of a plain vision transformer that the cost model and the schedule need."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    mlp_dim: int
+    patch_tokens: int
+    prefix_tokens: int
+    class_token: bool
+    patch_dim: int  #: multiply-adds per patch and output channel of the patch embedding
+    num_classes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix_tokens + self.patch_tokens
+
+
+class LayerSpec(_Frozen):
+    """One pruning layer as a person writes it; `block` counts from 1."""
+
+    block: int = Field(ge=1)
+    keep_ratio: Annotated[float, Field(gt=0, le=1)]
+    similarity_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    similarity_drop: int | None = Field(default=None, ge=0)  #: explicit `r`; overrides the share
+    iterations: int | None = Field(default=None, ge=1, le=1000)  #: None: by position
+
+
+class PruningSchedule(_Frozen):
+    """Where pruning layers stand. No layers at all is the dense model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    method: str = DEFAULT_METHOD
+    keep_ratio: float | None = None  #: the single number it was made from, if any
+    layers: tuple[LayerSpec, ...] = Field(default=(), alias="layer")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class LayerPlan(_Frozen):
+    """One pruning layer in integers. It stands behind `block` (counted from 0, as timm does)."""
+
+    block: int
+    tokens_in: int
+    tokens_out: int
+    prefix_tokens: int
+    class_token: bool
+    similarity_drop: int  #: tokens dropped by the S-stage
+    iterations: int  #: weighted-page-rank iterations of the I-stage
+
+    @property
+    def importance_drop(self) -> int:
+        """Tokens dropped by the I-stage."""
+        return self.tokens_in - self.tokens_out - self.similarity_drop
+
+
+class TokenPlan(_Frozen):
+    """A schedule resolved for one architecture."""
+
+    layers: tuple[LayerPlan, ...]
+    tokens_per_block: tuple[int, ...]  #: tokens that each block processes
+
+
+def uniform_schedule(
+    keep_ratio: float, depth: int, *, method: str = DEFAULT_METHOD, preset: str = "default"
+) -> PruningSchedule:
+    """The schedule that "keep ratio 0.7" alone means: the same ratio at each of the preset's positions.
+
+    Raises:
+        ScheduleError: the ratio is not in (0, 1], or not a number.
+    """
+    check_keep_ratio(keep_ratio)
+    if keep_ratio == 1:
+        return PruningSchedule(name="dense", method=method, keep_ratio=1.0)
+    blocks = sorted({min(depth, max(1, round(depth * position))) for position in PRESETS[preset]})
+    name = f"keep-{keep_ratio:.2f}" if round(keep_ratio, 2) == keep_ratio else f"keep-{keep_ratio:g}"
+    if method != DEFAULT_METHOD:
+        name = f"{method}-{name}"
+    if preset != "default":
+        name = f"{name}-{preset}"
+    layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio) for block in blocks)
+    return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    if not (isinstance(keep_ratio, int | float) and 0 < keep_ratio <= 1):
+        raise ScheduleError(
+            f"keep ratio {keep_ratio}", "a number in (0, 1]", "give for instance --keep-ratio 0.7"
+        )
+
+
+def read_schedule(path: Path) -> PruningSchedule:
+    """Read a schedule from a TOML or JSON file. Its name defaults to the file's stem.
+
+    Raises:
+        ScheduleError: unreadable, not TOML or JSON, an unknown key, or a value out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else read_toml(text)
+    except (OSError, ValueError) as error:
+        raise ScheduleError(
+            f"schedule file '{path}' cannot be read ({error})", "a TOML or JSON file", "check the path and syntax"
+        ) from error
+    return parse_schedule(data, path)
+
+
+def parse_schedule(data: Any, path: Path) -> PruningSchedule:
+    if isinstance(data, dict):
+        data = {"name": path.stem.lower().replace(" ", "-"), **data}
+    try:
+        return PruningSchedule.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ScheduleError(
+            f"schedule file '{path}': {where}: {first['msg']} (got {str(first['input'])[:60]})",
+            "[[layer]] tables with block, keep_ratio and optionally similarity_share, similarity_drop, iterations",
+            f"correct {where}",
+        ) from error
+
+
+def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
+    """Resolve a schedule into static token counts.
+
+    A layer that would drop nothing is left out.
+
+    Raises:
+        ScheduleError: a block that the model does not have, blocks out of order, or no patch token left.
+    """
+    patches, prefix = architecture.patch_tokens, architecture.prefix_tokens
+    layers: list[LayerPlan] = []
+    previous = 0
+    for spec in schedule.layers:
+        if not previous < spec.block <= architecture.depth:
+            raise ScheduleError(
+                f"schedule '{schedule.name}' names block {spec.block} after block {previous}",
+                f"ascending blocks from 1 to {architecture.depth}",
+                "correct the schedule's 'block' values",
+            )
+        previous = spec.block
+        kept = math.ceil(round(spec.keep_ratio * patches, 9))  # 0.7 * 10 is 7.000000000000001
+        if kept < patches:
+            layers.append(_layer_plan(schedule.name, spec, architecture, patches, kept))
+        patches = kept
+    counts, current = [], prefix + architecture.patch_tokens
+    behind = {layer.block: layer.tokens_out for layer in layers}
+    for block in range(architecture.depth):
+        counts.append(current)
+        current = behind.get(block, current)
+    return TokenPlan(layers=tuple(layers), tokens_per_block=tuple(counts))
+
+
+def _layer_plan(name: str, spec: LayerSpec, architecture: Architecture, patches: int, kept: int) -> LayerPlan:
+    dropped, group_a = patches - kept, patches // 2
+    if kept < 1:
+        raise ScheduleError(
+            f"schedule '{name}' leaves {kept} patch tokens behind block {spec.block}",
+            "at least one",
+            "raise the keep ratio",
+        )
+    if spec.similarity_drop is not None and spec.similarity_drop > min(dropped, group_a):
+        raise ScheduleError(
+            f"schedule '{name}', block {spec.block}: similarity_drop {spec.similarity_drop}",
+            f"at most {min(dropped, group_a)} (half of {patches} patch tokens, and no more than the {dropped} dropped)",
+            "lower similarity_drop or keep_ratio",
+        )
+    explicit = spec.similarity_drop
+    # Only the less important half (group A) can go by similarity; what the share asks beyond it goes by importance.
+    drop = min(round(spec.similarity_share * dropped), group_a) if explicit is None else explicit
+    return LayerPlan(
+        block=spec.block - 1,
+        tokens_in=architecture.prefix_tokens + patches,
+        tokens_out=architecture.prefix_tokens + kept,
+        prefix_tokens=architecture.prefix_tokens,
+        class_token=architecture.class_token,
+        similarity_drop=drop,
+        iterations=spec.iterations or default_iterations(spec.block, architecture.depth),
+    )
+
+
+def default_iterations(block: int, depth: int) -> int:
+    """Weighted-page-rank iterations by position: 30 in the first quarter, 1 in the last, 5 between."""
+    position = block / depth
+    if position <= 0.25:
+        return 30
+    return 1 if position >= 0.75 else 5
+
+
+def gmacs(architecture: Architecture, tokens_per_block: Sequence[int]) -> float:
+    """Multiply-adds of one image through the whole model, in units of 1e9, pruning layers not counted.
+
+    Per block at N tokens: 4 N D^2 (qkv, proj) + 2 N^2 D (scores, weighted sum) + 2 N D D_mlp.
+    """
+    d, mlp = architecture.embed_dim, architecture.mlp_dim
+    blocks = sum(4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp for n in tokens_per_block)
+    ends = architecture.patch_tokens * architecture.patch_dim * d + d * architecture.num_classes
+    return (blocks + ends) / 1e9
+
+
+def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """Multiply-adds of the pruning layers of Zero-TPrune themselves, in units of 1e9, per image.
+
+    H N^2 per weighted-page-rank iteration, and |A| |B| d for the similarity between the two halves.
+    """
+    total = 0
+    for layer in token_plan.layers:
+        n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
+        by_similarity, by_importance = layer.similarity_drop > 0, layer.importance_drop > 0
+        iterations = int(by_similarity) + layer.iterations * int(by_importance)
+        total += iterations * architecture.num_heads * n * n
+        if by_similarity:
+            total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
+    return total / 1e9
