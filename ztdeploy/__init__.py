@@ -1,0 +1,28 @@
+"""ztdeploy: a deployment compiler for vision transformers on edge devices.
+
+    import ztdeploy
+
+    runner = ztdeploy.load("bundle", keep_ratio=0.7)
+    prediction, = runner("photo.jpg")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ztdeploy.version import __version__
+
+if TYPE_CHECKING:
+    from ztdeploy.runtime.runner import BundleRunner, load
+
+#: Imported on first use: the command line must start without NumPy and the runtime.
+_LAZY = {"load": "ztdeploy.runtime.runner", "BundleRunner": "ztdeploy.runtime.runner"}
+
+__all__ = ["BundleRunner", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ztdeploy' has no attribute '{name}'")

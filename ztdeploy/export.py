@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -16,11 +16,11 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ztdeploy.graph import apply_passes
-from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.pruning.pruned_model import PrunedModel
 
 INPUT, OUTPUT = "image", "logits"
-ImageInput = Literal["float32", "uint8"]
+
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def example_input(spec: GraphSpec, image_size: int) -> Tensor:
     return torch.randn(batch, 3, image_size, image_size)
 
 
-def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, image_size: int, spec: GraphSpec) -> ir.Model:
+def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec) -> ir.Model:
     """Trace the module and clean the graph up; the same module gives the same bytes.
 
     Returns:
@@ -86,7 +86,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, image_size: int
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             module,
-            (example_input(spec, image_size),),
+            (example_input(spec, preprocess.image_size),),
             dynamo=True,
             opset_version=spec.opset,
             dynamic_shapes=axes,

@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+ImageInput = Literal["float32", "uint8"]
+
+
 class PreprocessSpec(BaseModel):
     """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
 

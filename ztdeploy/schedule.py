@@ -111,7 +111,8 @@ def uniform_schedule(
         name = f"{method}-{name}"
     if preset != "default":
         name = f"{name}-{preset}"
-    layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio) for block in blocks)
+    share = 0.5 if method == DEFAULT_METHOD else 0.0
+    layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio, similarity_share=share) for block in blocks)
     return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
 
 
@@ -225,21 +226,27 @@ def gmacs(architecture: Architecture, tokens_per_block: Sequence[int]) -> float:
 
     Per block at N tokens: 4 N D^2 (qkv, proj) + 2 N^2 D (scores, weighted sum) + 2 N D D_mlp.
     """
-    d, mlp = architecture.embed_dim, architecture.mlp_dim
-    blocks = sum(4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp for n in tokens_per_block)
+    d = architecture.embed_dim
     ends = architecture.patch_tokens * architecture.patch_dim * d + d * architecture.num_classes
-    return (blocks + ends) / 1e9
+    return sum(block_gmacs(architecture, tokens) for tokens in tokens_per_block) + ends / 1e9
 
 
-def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
-    """Multiply-adds of the pruning layers of Zero-TPrune themselves, in units of 1e9, per image.
+def block_gmacs(architecture: Architecture, tokens: int) -> float:
+    """Multiply-adds of one block at `tokens` tokens, in units of 1e9, per image."""
+    n, d, mlp = tokens, architecture.embed_dim, architecture.mlp_dim
+    return (4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp) / 1e9
+
+
+def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan, method: str = DEFAULT_METHOD) -> float:
+    """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing.
 
     H N^2 per weighted-page-rank iteration, and |A| |B| d for the similarity between the two halves.
     """
     total = 0
-    for layer in token_plan.layers:
+    for layer in token_plan.layers if method in ("zero-tprune", "wpr") else ():
         n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
-        by_similarity, by_importance = layer.similarity_drop > 0, layer.importance_drop > 0
+        by_similarity = method == "zero-tprune" and layer.similarity_drop > 0
+        by_importance = method == "wpr" or layer.importance_drop > 0
         iterations = int(by_similarity) + layer.iterations * int(by_importance)
         total += iterations * architecture.num_heads * n * n
         if by_similarity:

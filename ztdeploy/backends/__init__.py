@@ -1,0 +1,39 @@
+"""Runtimes, one file each behind one small protocol; one line here, one extra in pyproject.toml."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ztdeploy.errors import ProfileError, did_you_mean
+
+if TYPE_CHECKING:
+    from ztdeploy.backends.base import Backend
+
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "ztdeploy.backends.onnxruntime:OnnxRuntimeBackend",
+}
+
+#: Backends that profiles may name and that this version cannot build engines for yet.
+PLANNED: dict[str, str] = {
+    "tensorrt": "TensorRT engines",
+    "tensorrt-rtx": "TensorRT-RTX engines",
+    "openvino": "OpenVINO engines",
+}
+
+
+def backend_exists(name: str) -> bool:
+    """Whether engines can be built; False where the backend is only planned.
+
+    Raises:
+        ProfileError: nobody knows such a backend.
+    """
+    if name not in BACKENDS and name not in PLANNED:
+        raise ProfileError(f"backend '{name}'", "a known backend", did_you_mean(name, [*BACKENDS, *PLANNED]))
+    return name in BACKENDS
+
+
+def get_backend(name: str) -> Backend:
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(import_module(module), attribute)()
+    return backend

@@ -1,0 +1,120 @@
+"""Tiny timm models with weights that make attention anything but flat, and what a block shows of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ztdeploy.models.vit import VitAdapter
+from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule
+
+IMAGE_SIZE = 32
+PREPROCESS = PreprocessSpec(
+    image_size=IMAGE_SIZE, resize=36, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+
+#: Arguments of `tiny_vit`, with the number of prefix tokens that each has.
+VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
+    "class-token": ({}, 1),
+    "registers": ({"reg_tokens": 4}, 5),
+    "average-pool": ({"class_token": False, "global_pool": "avg"}, 0),
+    "registers-only": ({"class_token": False, "reg_tokens": 2, "global_pool": "avg"}, 2),
+    "distilled": ({"distilled": True}, 2),
+    "qk-norm-layer-scale": ({"qk_norm": True, "init_values": 0.5}, 1),
+    "attention-pool": ({"class_token": False, "global_pool": "map"}, 0),
+    "pre-norm-no-embed-class": ({"pre_norm": True, "no_embed_class": True}, 1),
+}
+
+
+def tiny_vit(seed: int = 0, *, depth: int = 4, patch_size: int = 8, distilled: bool = False, **arguments: Any) -> Any:
+    """A randomised `VisionTransformer` in evaluation mode: 32x32 images, 3 heads of 16, 7 classes.
+
+    Every parameter is drawn anew, LayerScale, norms, tokens and biases included, so that none of them can be
+    ignored without a test noticing.
+    """
+    kind = VisionTransformerDistilled if distilled else VisionTransformer
+    sizes = {"img_size": IMAGE_SIZE, "patch_size": patch_size, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
+    model = kind(**sizes, depth=depth, **arguments)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("gamma"):
+                parameter.copy_(0.5 + 0.2 * noise)
+            elif "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            elif parameter.dim() >= 2 and "token" not in name and "pos_embed" not in name:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise * (1.5 / fan_in**0.5))
+            else:
+                parameter.copy_(0.5 * noise)
+    return model.eval()
+
+
+def variant(name: str, seed: int = 0, **arguments: Any) -> Any:
+    """The model of one line of `VARIANTS`."""
+    return tiny_vit(seed, **VARIANTS[name][0], **arguments)
+
+
+def schedule(method: str = "zero-tprune", *layers: LayerSpec) -> PruningSchedule:
+    """By default two pruning layers in the middle of a four-block model, with both stages at work."""
+    chosen = layers or (
+        LayerSpec(block=2, keep_ratio=0.7, iterations=3),
+        LayerSpec(block=3, keep_ratio=0.6, iterations=1),
+    )
+    return PruningSchedule(name="test", method=method, layers=chosen)
+
+
+def pruned(model: nn.Module, method: str = "zero-tprune", *layers: LayerSpec) -> PrunedModel:
+    return PrunedModel(VitAdapter(model, IMAGE_SIZE), schedule(method, *layers))
+
+
+def images(batch: int, seed: int = 0) -> Tensor:
+    """fp32 `[B, 3, 32, 32]`, unlike each other."""
+    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(batch: int, seed: int = 0) -> Tensor:
+    """uint8 `[B, 32, 32, 3]`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)
+
+
+def layer_plan(
+    patches: int,
+    kept: int,
+    *,
+    prefix: int = 1,
+    class_token: bool | None = None,
+    similarity_drop: int = 0,
+    iterations: int = 1,
+    block: int = 0,
+) -> LayerPlan:
+    """A layer's integers, counted in patch tokens."""
+    return LayerPlan(
+        block=block,
+        tokens_in=prefix + patches,
+        tokens_out=prefix + kept,
+        prefix_tokens=prefix,
+        class_token=prefix > 0 if class_token is None else class_token,
+        similarity_drop=similarity_drop,
+        iterations=iterations,
+    )
+
+
+def random_attention(generator: np.random.Generator, batch: int, heads: int, tokens: int) -> np.ndarray:
+    """fp64 `[B, H, N, N]`, rows sum to 1; from nearly flat heads to heads that pile up on a few tokens."""
+    sharpness = generator.uniform(0.05, 3.0, (batch, heads, 1, 1))
+    popularity = generator.normal(size=(batch, heads, 1, tokens)) * generator.uniform(0, 2, (batch, heads, 1, 1))
+    logits = sharpness * generator.normal(size=(batch, heads, tokens, tokens)) + popularity
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)

@@ -1,0 +1,139 @@
+"""CPU engines: ONNX Runtime, its own optimised graph saved, its real providers asserted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from ztdeploy.backends.base import Array, BuiltEngine, MemoryMode
+from ztdeploy.backends.weights_file import map_weights
+from ztdeploy.bundle import Fingerprint, GraphRecord, sha256_of
+from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
+from ztdeploy.profile import HardwareProfile
+
+PROVIDERS = ["CPUExecutionProvider"]
+#: Initialisers at least this large are read from the shared weights file instead of from the graph.
+EXTERNAL_BYTES = 4096
+
+
+class OnnxRuntimeBackend:
+    """Engines are graphs that ONNX Runtime has optimised for any CPU; they stay bound to its version."""
+
+    name = "onnxruntime"
+
+    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:  # noqa: ARG002
+        weights = out.with_suffix(".weights")
+        options = session_options(threads=1)
+        # "Extended" fusions hold on every CPU; layout changes that suit only the building machine are left to load time.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(out)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES))
+        open_session(graph, options)
+        return BuiltEngine(out, weights if weights.exists() else None, current_fingerprint(sha256_of(graph)))
+
+    def load(
+        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, weights: Path, threads: int, memory: MemoryMode
+    ) -> OnnxRuntimeRunner:
+        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        options = session_options(threads)
+        shared: list[Any] = []
+        if memory == "shared":
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            shared = share_initializers(options, weights)
+        return OnnxRuntimeRunner(open_session(engine, options), shared)
+
+
+class OnnxRuntimeRunner:
+    """A session, and the shared weights it reads."""
+
+    def __init__(self, session: ort.InferenceSession, shared: list[Any]) -> None:
+        self._session: ort.InferenceSession | None = session
+        self._shared = shared  # the session does not own them
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert self._session is not None, "the runner is closed"
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+        self._shared = []
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Open a session that runs where it was told to, or not at all.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+        EnvironmentLacksError: the session runs on other providers than asked for.
+    """
+    try:
+        session = ort.InferenceSession(str(model), options, providers=PROVIDERS)
+    except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} refuses '{model}': {str(error).splitlines()[0][:200]}",
+            "a graph that it can load",
+            "run 'ztdeploy verify' on the bundle, or build it again",
+        ) from error
+    if session.get_providers() != PROVIDERS:
+        raise EnvironmentLacksError(
+            f"ONNX Runtime runs '{model.name}' on {session.get_providers()}", f"{PROVIDERS}", "install the plain 'onnxruntime' package"
+        )
+    return session
+
+
+def current_fingerprint(graph_sha256: str) -> Fingerprint:
+    return Fingerprint(
+        graph_sha256=graph_sha256, runtime="onnxruntime", runtime_version=ort.__version__, device=f"cpu-{platform.machine()}"
+    )
+
+
+def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> None:
+    """The device is not compared: "extended" graphs hold on every CPU.
+
+    Raises:
+        EngineMismatchError: another runtime version, or another graph.
+    """
+    if built.graph_sha256 != here.graph_sha256:
+        raise EngineMismatchError(
+            f"engine '{engine.name}' was built from another graph", "an engine of this bundle's graph", "run: ztdeploy finalize BUNDLE"
+        )
+    if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
+        raise EngineMismatchError(
+            f"engine '{engine.name}' was built by {built.runtime} {built.runtime_version}",
+            f"{here.runtime} {here.runtime_version}, which is installed here",
+            "run: ztdeploy finalize BUNDLE",
+        )
+
+
+def share_initializers(options: ort.SessionOptions, weights: Path) -> list[Any]:
+    """Let sessions read their weights from one mapping of the weights file per process.
+
+    The initialisers of every graph in a bundle bear the names that their tensors have in the weights file.
+
+    Returns:
+        What must outlive the session.
+    """
+    values = _shared_values(weights, weights.stat().st_mtime_ns)
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    return [values]
+
+
+@lru_cache(maxsize=8)
+def _shared_values(weights: Path, _changed_ns: int) -> dict[str, Any]:
+    return {name: ort.OrtValue.ortvalue_from_numpy(tensor) for name, tensor in map_weights(weights).items()}

@@ -1,0 +1,47 @@
+"""Reading the bundle's weights file (safetensors layout) in place, without a copy and without trust."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ztdeploy.backends.base import Array
+from ztdeploy.errors import BundleError
+
+_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+_HEADER_LIMIT = 100 * 2**20
+
+
+def map_weights(path: Path) -> dict[str, Array]:
+    """Memory-mapped, read-only tensors by name.
+
+    Raises:
+        BundleError: the header is damaged, or a tensor lies outside the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_size <= min(_HEADER_LIMIT, size - 8):
+            raise _damaged(path, "its header is longer than the file")
+        raw = file.read(header_size)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = {name: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for name, e in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, "its header is not a table of tensors") from error
+    base, tensors = 8 + header_size, {}
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    for name, (dtype, shape, begin, end) in entries.items():
+        if dtype not in _DTYPES or not 0 <= begin <= end <= size - base:
+            raise _damaged(path, "a tensor lies outside the file")
+        if int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
+            raise _damaged(path, "a tensor's shape does not match its size")
+        tensors[name] = data[base + begin : base + end].view(_DTYPES[dtype]).reshape(shape)
+    return tensors
+
+
+def _damaged(path: Path, reason: str) -> BundleError:
+    return BundleError(f"'{path}' is damaged: {reason}", "a safetensors file", "copy or build the bundle again")

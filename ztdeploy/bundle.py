@@ -1,0 +1,374 @@
+"""The bundle: a folder with engines, graphs, one shared weights file, golden data, and the evidence.
+
+It is the only thing that host and target have in common. A bundle is untrusted input: every path in its manifest
+is checked to stay inside it, every file against its hash, and nothing in it is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ztdeploy.errors import BundleError, OutputError, did_you_mean
+from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
+from ztdeploy.profile import HardwareProfile, Precision
+from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS_FILE = "graphs/weights.safetensors"
+_PARTIAL = ".partial-"
+_MANIFEST_LIMIT = 64 * 2**20
+
+
+def _inside(path: str) -> str:
+    """A relative POSIX path without `..`; the only kind that a manifest may hold."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise ValueError("the path leaves the bundle")
+    return path
+
+
+BundlePath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class ModelRecord(_Record):
+    name: str  #: as the user typed it
+    timm_name: str
+    family: str
+    architecture: Architecture
+
+
+class WeightsRecord(_Record):
+    source: Literal["pretrained", "checkpoint", "shipped", "random"]
+    origin: str  #: file name, hub name or seed
+    sha256: str  #: of names, shapes and values of all parameters
+
+
+class GraphRecord(_Record):
+    file: BundlePath
+    opset: int
+    image_input: ImageInput
+    batch: int | None
+    precision: Precision = "fp32"
+
+
+class LayerParity(_Record):
+    """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
+
+    block: int
+    identical: int  #: images with exactly the reference's kept set
+    ties: int  #: images whose kept set differs, with a gap at the cut within the tolerance
+
+
+class ParityRecord(_Record):
+    """An engine against the PyTorch reference on the same real images."""
+
+    images: int
+    max_logit_difference: float
+    logit_tolerance: float
+    gap_tolerance: float
+    layers: tuple[LayerParity, ...]
+
+
+class Fingerprint(_Record):
+    """What an engine is bound to. A mismatch refuses to load."""
+
+    graph_sha256: str
+    runtime: str
+    runtime_version: str
+    device: str
+
+
+class EngineRecord(_Record):
+    profile: str
+    backend: str
+    file: BundlePath
+    weights: BundlePath | None = None  #: weights of its own, where it was rebuilt on the target
+    fingerprint: Fingerprint
+    parity: ParityRecord | None = None
+
+
+class VariantRecord(_Record):
+    """One keep ratio (or schedule) of the model."""
+
+    name: str
+    schedule: PruningSchedule
+    plan: TokenPlan
+    gmacs: float
+    pruning_gmacs: float
+    graphs: dict[str, GraphRecord]  #: by profile name
+    engines: dict[str, EngineRecord]  #: by profile name
+
+    @property
+    def keep_ratio(self) -> float | None:
+        return self.schedule.keep_ratio
+
+
+class GoldenRecord(_Record):
+    """Known inputs and what must come out."""
+
+    images: tuple[BundlePath, ...]  #: lossless source images
+    pixels: BundlePath  #: `.npy`, uint8 `[n, S, S, 3]`: the images after resize and crop
+    outputs: dict[str, BundlePath]  #: variant name -> `.npz` with `logits` and `kept.<block>`
+
+
+class Manifest(_Record):
+    schema_version: int
+    created: str
+    tools: dict[str, str]
+    model: ModelRecord
+    weights: WeightsRecord
+    preprocess: PreprocessSpec
+    class_names: BundlePath | None
+    profiles: dict[str, HardwareProfile]
+    default_variant: str
+    variants: tuple[VariantRecord, ...]
+    golden: GoldenRecord
+    missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    files: dict[BundlePath, FileRecord]
+
+    @property
+    def dense(self) -> VariantRecord:
+        return next(variant for variant in self.variants if not variant.plan.layers)
+
+
+class Bundle:
+    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root, self.manifest = root, manifest
+
+    def path(self, name: str) -> Path:
+        """The absolute path of a bundle's file.
+
+        Raises:
+            BundleError: the file is missing, is not listed, or is a link that leads outside.
+        """
+        path = self.root / name
+        if name not in self.manifest.files:
+            raise BundleError(f"'{name}' of {self.root}", "a file listed in the manifest", "build the bundle again")
+        if not path.is_file():
+            raise BundleError(f"'{path}' is missing", "every file of the manifest", "copy the whole folder again")
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise BundleError(f"'{path}' leads outside the bundle", "files inside the bundle", "do not use this bundle")
+        return path
+
+    def verify_files(self, names: list[str] | None = None) -> None:
+        """Compare files (default: all) with their recorded sizes and sha256.
+
+        Raises:
+            BundleError: a file is missing or has changed.
+        """
+        for name in sorted(self.manifest.files) if names is None else names:
+            path, record = self.path(name), self.manifest.files[name]
+            if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
+                raise BundleError(
+                    f"'{path}' has changed since the build", f"sha256 {record.sha256[:12]}...", "copy or build the bundle again"
+                )
+
+    def profile_name(self, wanted: str | None) -> str:
+        """The profile to run: the one asked for, or the first that has engines."""
+        if wanted is not None:
+            if wanted not in self.manifest.profiles:
+                raise BundleError(
+                    f"profile '{wanted}' of {self.root}", "a profile in the bundle", did_you_mean(wanted, self.manifest.profiles)
+                )
+            return wanted
+        for name in self.manifest.profiles:
+            if any(name in variant.engines for variant in self.manifest.variants):
+                return name
+        raise BundleError(
+            f"{self.root} holds no engine ({'; '.join(self.manifest.missing)})",
+            "at least one engine that this machine can run",
+            "build with --profile cpu as well",
+        )
+
+    def variant(self, keep_ratio: float | None = None, name: str | None = None) -> VariantRecord:
+        """A variant by keep ratio or name; the default one where neither is given.
+
+        Raises:
+            BundleError: the bundle has no such variant.
+        """
+        name = self.manifest.default_variant if name is None and keep_ratio is None else name
+        for variant in self.manifest.variants:
+            if variant.name == name or (keep_ratio is not None and variant.keep_ratio == keep_ratio):
+                return variant
+        have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
+        asked = f"variant '{name}'" if keep_ratio is None else f"keep ratio {keep_ratio:g}"
+        raise BundleError(f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it")
+
+
+def read_bundle(root: str | Path) -> Bundle:
+    """Open a bundle.
+
+    Raises:
+        BundleError: not a bundle, a damaged manifest, a newer schema, or a path that leaves the bundle.
+    """
+    folder = Path(root)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"'{folder}' has no {MANIFEST}", "a folder that 'ztdeploy build' wrote", "check the path")
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise BundleError(f"'{path}' has {path.stat().st_size} bytes", f"at most {_MANIFEST_LIMIT}", "build the bundle again")
+    text = path.read_bytes()
+    try:
+        version = _SchemaVersion.model_validate_json(text).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"'{folder}' has schema version {version}",
+                f"version {SCHEMA_VERSION}",
+                "upgrade ztdeploy" if version > SCHEMA_VERSION else "build the bundle again",
+            )
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the JSON"
+        raise BundleError(f"'{path}' is damaged at {where}: {first['msg']}", "a manifest as built", "build the bundle again") from error
+    _check_consistent(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+class _SchemaVersion(BaseModel):
+    schema_version: int
+
+
+def _check_consistent(folder: Path, manifest: Manifest) -> None:
+    """Every file that the manifest refers to must be one that it lists with a hash."""
+    used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
+    used |= {manifest.class_names} if manifest.class_names else set()
+    for variant in manifest.variants:
+        used |= {graph.file for graph in variant.graphs.values()} | {engine.file for engine in variant.engines.values()}
+        used |= {engine.weights for engine in variant.engines.values() if engine.weights}
+    unlisted = used - set(manifest.files)
+    names = {variant.name for variant in manifest.variants}
+    if unlisted or manifest.default_variant not in names:
+        what = sorted(unlisted)[0] if unlisted else manifest.default_variant
+        raise BundleError(f"'{folder}/{MANIFEST}' refers to '{what}' without listing it", "a consistent manifest", "build the bundle again")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Hash everything in a folder but its manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size) for path in paths
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    temporary = folder / (MANIFEST + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+@contextmanager
+def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    A killed process leaves only a hidden `.NAME.partial-PID` folder without a manifest, which the next build removes.
+
+    Raises:
+        OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or the disk is full.
+    """
+    check_output(out, force=force)
+    partial = out.parent / f".{out.name}{_PARTIAL}{os.getpid()}"
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        partial.mkdir()
+        try:
+            yield partial
+            _replace(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Fail early where a bundle could not be written in the end."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another --out, or add --force")
+    if not (out / MANIFEST).is_file():
+        raise OutputError(f"'{out}' exists and is not a bundle", "a bundle to replace", "choose another --out")
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: ("the disk is full", "free space there, or choose another --out"),
+            errno.EDQUOT: ("the disk quota is used up", "free space there, or choose another --out"),
+            errno.EROFS: ("the disk is read-only", "choose another --out"),
+            errno.EACCES: ("permission is denied", "choose another --out"),
+        }
+        if error.errno not in reasons:
+            raise
+        reason, fix = reasons[error.errno]
+        raise OutputError(f"cannot write '{out}': {reason}", "a writable folder with enough space", fix) from error
+
+
+def _replace(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed builds of the same bundle left."""
+    for path in out.parent.glob(f".{out.name}{_PARTIAL}*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            with suppress(OSError):
+                shutil.rmtree(path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

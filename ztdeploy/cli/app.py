@@ -1,0 +1,85 @@
+"""The Typer application, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+import typer
+
+from ztdeploy.errors import ZtdeployError
+from ztdeploy.version import __version__
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
+    "5 parity failed, 6 something is missing on this machine, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="ztdeploy",
+    help="Deployment compiler for vision transformers on edge devices.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+#: One file per verb or group of verbs; each registers its commands on the application.
+VERBS = ("build", "run", "verify", "inspect", "profiles", "models", "doctor", "quickstart")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ztdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="ZTDEPLOY_DEBUG"),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    if debug:
+        os.environ["ZTDEPLOY_DEBUG"] = "1"
+
+
+for _verb in VERBS:
+    import_module(f"ztdeploy.cli.{_verb}").register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        result = app(list(arguments), standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        return _fail("interrupted", 130, arguments)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, arguments)
+    except ZtdeployError as error:
+        return _fail(str(error), error.exit_code, arguments, error)
+    except BrokenPipeError:
+        # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else ""
+        return _fail(f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error)
+
+
+def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | None = None) -> int:
+    if os.environ.get("ZTDEPLOY_DEBUG") and error is not None:
+        import traceback
+
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        typer.echo(json.dumps({"error": message, "exit_code": code}))
+    typer.echo(f"error: {message}", err=True)
+    return code

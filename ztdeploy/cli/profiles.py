@@ -1,0 +1,65 @@
+"""ztdeploy profiles list | show | check"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, note, print_json, table
+
+profiles = typer.Typer(help="Hardware profiles: what a device can run.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(profiles, name="profiles")
+
+
+@profiles.command("list", help="All shipped profiles.")
+def list_profiles(json: JsonFlag = False) -> None:
+    from ztdeploy.backends import backend_exists
+    from ztdeploy.profile import profile_names, read_profile
+
+    found = [read_profile(name) for name in profile_names()]
+    if json:
+        print_json([profile.model_dump(mode="json") for profile in found])
+        return
+    rows = [
+        (
+            profile.name,
+            profile.title,
+            profile.backend + ("" if backend_exists(profile.backend) else " (ONNX only so far)"),
+            profile.precision,
+            ", ".join(map(str, profile.batch.sizes)),
+            ", ".join(f"{ratio:g}" for ratio in profile.keep_ratios),
+        )
+        for profile in found
+    ]
+    headings = ("profile", "device", "backend", "precision", "batch", "keep ratios")
+    table("Hardware profiles", [(heading, "left") for heading in headings], rows)
+
+
+@profiles.command("show", help="One profile in full, as TOML.")
+def show_profile(name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False) -> None:
+    from ztdeploy.profile import profile_folder, read_profile
+
+    profile = read_profile(name)
+    if json:
+        print_json(profile.model_dump(mode="json"))
+        return
+    path = Path(name) if name.endswith(".toml") else profile_folder() / f"{name}.toml"
+    typer.echo(path.read_text(encoding="utf-8").rstrip())
+
+
+@profiles.command("check", help="Validate a profile file of your own.")
+def check_profile(file: Annotated[str, typer.Argument(help="TOML file, or a shipped profile.")], json: JsonFlag = False) -> None:
+    from ztdeploy.backends import backend_exists
+    from ztdeploy.profile import read_profile
+
+    profile = read_profile(file)
+    exists = backend_exists(profile.backend)
+    if json:
+        print_json({"profile": profile.name, "valid": True, "engines_can_be_built": exists})
+        return
+    note(f"'{profile.name}' is valid" + ("" if exists else f"; engines for '{profile.backend}' cannot be built by this version yet"))

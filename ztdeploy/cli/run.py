@@ -1,0 +1,64 @@
+"""ztdeploy run"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, print_json, table, warn
+
+_CHUNK = 16
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Classify images with a bundle's engine.")(run)
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    keep_ratio: Annotated[float | None, typer.Option("--keep-ratio", "-k", help="Which variant.  [default: the first built]")] = None,
+    variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: what the process may use]")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    json: JsonFlag = False,
+) -> None:
+    from ztdeploy.runtime.runner import load
+
+    with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
+        if runner.bundle.manifest.weights.source == "random":
+            warn("the weights are random: predictions mean nothing")
+        predictions = [
+            prediction
+            for start in range(0, len(images), _CHUNK)
+            for prediction in runner(images[start : start + _CHUNK], top=top)
+        ]
+        chosen = runner.variant
+    if json:
+        print_json(
+            [
+                {
+                    "image": str(image),
+                    "variant": chosen.name,
+                    "labels": [
+                        {"index": label.index, "name": label.name, "probability": round(label.probability, 6)} for label in p.labels
+                    ],
+                    "kept_patches": [len(layer) for layer in p.kept],
+                }
+                for image, p in zip(images, predictions, strict=True)
+            ]
+        )
+        return
+    rows = []
+    for image, prediction in zip(images, predictions, strict=True):
+        for rank, label in enumerate(prediction.labels):
+            rows.append((image.name if rank == 0 else "", label.name, f"{100 * label.probability:.1f} %"))
+    tokens = chosen.plan.tokens_per_block
+    table(
+        f"{bundle.name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
+        [("image", "left"), ("class", "left"), ("probability", "right")],
+        rows,
+    )

@@ -1,0 +1,130 @@
+"""One weights file for all graphs of a bundle, in safetensors layout, addressed by ONNX as external data.
+
+Tensors are interned by content: four keep-ratio variants and their optimised graphs cost the disk of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ztdeploy.errors import ModelError
+
+#: Smaller tensors stay inside the graphs.
+THRESHOLD_BYTES = 4096
+_DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16", ir.DataType.INT8: "I8"}
+_DTYPES |= {ir.DataType.UINT8: "U8", ir.DataType.INT32: "I32", ir.DataType.INT64: "I64", ir.DataType.BOOL: "BOOL"}
+
+
+class SharedWeights:
+    """Collects the large initialisers of several graphs, then writes them once and the graphs against them."""
+
+    def __init__(self) -> None:
+        self._graphs: list[tuple[Path, ir.Model]] = []
+        self._tensors: dict[str, ir.TensorProtocol] = {}
+        self._names: dict[str, str] = {}
+        self._offsets: dict[str, int] = {}
+
+    def add(self, path: Path, model: ir.Model) -> None:
+        """Take a graph whose file will be `path`, which must lie beside the weights file.
+
+        Its large initialisers are renamed to what they are called in the weights file, where that differs.
+        """
+        for value in _large_initializers(model):
+            name = self._intern(value)
+            if name != value.name:
+                _rename_initializer(model, value, name)
+        self._graphs.append((path, model))
+
+    def write(self, weights: Path) -> None:
+        """Write the weights file and every graph taken so far. The same graphs give the same bytes."""
+        self._offsets = self._write_tensors(weights)
+        for path, model in self._graphs:
+            self._write_graph(path, model, weights)
+        self._weights = weights
+        self._graphs.clear()
+
+    def attach(self, path: Path, model: ir.Model) -> None:
+        """Write one more graph against the weights file; tensors that it does not hold stay inside the graph."""
+        for value in _large_initializers(model):
+            name = self._names.get(_digest(value.const_value))
+            if name is not None and name != value.name:
+                _rename_initializer(model, value, name)
+        self._write_graph(path, model, self._weights)
+
+    def _write_graph(self, path: Path, model: ir.Model, weights: Path) -> None:
+        assert path.parent == weights.parent, "external data must lie beside the graph"
+        for value in _large_initializers(model):
+            name = value.name or ""
+            if self._names.get(_digest(value.const_value)) == name:
+                value.const_value = self._external(weights, name)
+            else:
+                assert value.const_value is not None
+                value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
+        path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+
+    def _intern(self, value: ir.Value) -> str:
+        tensor = value.const_value
+        assert tensor is not None
+        key = _digest(tensor)
+        if key not in self._names:
+            name = value.name or "weight"
+            unique, count = name, 1
+            while unique in self._tensors:
+                count += 1
+                unique = f"{name}.{count}"
+            self._names[key], self._tensors[unique] = unique, tensor
+        return self._names[key]
+
+    def _write_tensors(self, weights: Path) -> dict[str, int]:
+        """Largest first, as the safetensors library does, so that the big ones are well aligned."""
+        order = sorted(self._tensors, key=lambda name: (-self._tensors[name].nbytes, name))
+        header, begin = {}, 0
+        for name in order:
+            tensor = self._tensors[name]
+            if tensor.dtype not in _DTYPES:
+                raise ModelError(f"tensor '{name}' is of type {tensor.dtype}", f"one of {sorted(set(_DTYPES.values()))}", "cast it")
+            end = begin + tensor.nbytes
+            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape.numpy()), "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        with weights.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(np.ascontiguousarray(self._tensors[name].numpy()).data)
+        return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in order}
+
+    def _external(self, weights: Path, name: str) -> ir.ExternalTensor:
+        tensor = self._tensors[name]
+        return ir.ExternalTensor(
+            location=weights.name,
+            offset=self._offsets[name],
+            length=tensor.nbytes,
+            dtype=tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+            base_dir=weights.parent,
+        )
+
+
+def _large_initializers(model: ir.Model) -> list[ir.Value]:
+    values = list(model.graph.initializers.values())
+    return [value for value in values if value.const_value is not None and value.const_value.nbytes >= THRESHOLD_BYTES]
+
+
+def _rename_initializer(model: ir.Model, value: ir.Value, name: str) -> None:
+    model.graph.initializers.pop(value.name or "")
+    value.name = name
+    model.graph.register_initializer(value)
+
+
+def _digest(tensor: ir.TensorProtocol | None) -> str:
+    assert tensor is not None
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(np.ascontiguousarray(tensor.numpy()))
+    return digest.hexdigest()

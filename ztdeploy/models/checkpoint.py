@@ -1,0 +1,116 @@
+"""Reading weights that may come from anywhere: no code is ever run from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ztdeploy.errors import CheckpointError
+
+_PICKLED = {".pth", ".pt", ".bin", ".tar"}
+#: Keys under which training scripts nest the parameters.
+_NESTED = ("model", "state_dict", "module")
+_LISTED = 5
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Parameters by name, floating point ones cast to fp32.
+
+    Pickle formats are read with torch's restricted unpickler, which builds tensors and plain containers only.
+
+    Raises:
+        CheckpointError: missing, of an unknown format, corrupt, unsafe, or holding NaN or infinity.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint '{path}' is not a file", "a .safetensors or .pth file", "check the path")
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    elif path.suffix in _PICKLED:
+        state = _read_pickled(path)
+    else:
+        raise CheckpointError(
+            f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
+        )
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"tensor '{name}' of '{path}' holds NaN or infinity", "finite numbers", "use an intact checkpoint")
+    return state
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load parameters whose names and shapes must match the model's exactly.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected and mis-shaped.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshaped = [
+        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if missing or unexpected or misshaped:
+        parts = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+        found = "; ".join(f"{len(names)} {kind}: {_short(names)}" for kind, names in parts.items() if names)
+        raise CheckpointError(
+            f"checkpoint '{path.name}' does not fit {type(model).__name__} ({found})",
+            f"the {len(own)} tensors of the model",
+            "give the --model and --image-size that the checkpoint was trained for",
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def parameters_sha256(model: nn.Module) -> str:
+    """A digest of names, types, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _corrupt(path, error) from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint '{path}' holds more than tensors (nothing in it was run)",
+            "a file of tensors only",
+            "load it where you trust it, and save its state_dict as safetensors",
+        ) from error
+    except Exception as error:  # torch.load fails in many ways on damaged files, with no common base
+        raise _corrupt(path, error) from error
+    for key in _NESTED:
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+            break
+    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+        raise CheckpointError(f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()")
+    return {str(name): tensor for name, tensor in data.items()}
+
+
+def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return CheckpointError(f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again")
+
+
+def _short(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

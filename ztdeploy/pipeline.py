@@ -1,0 +1,111 @@
+"""The main job on one screen: a model and profiles in, a verified bundle out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
+from ztdeploy.errors import ScheduleError
+from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
+from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, read_schedule, uniform_schedule
+
+if TYPE_CHECKING:
+    from ztdeploy.models import LoadedModel
+
+#: Told before each step: what comes, how many steps are done, how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a user asks for."""
+
+    model: str
+    profiles: tuple[str, ...]
+    out: Path
+    keep_ratios: tuple[float, ...] = ()  #: empty: the profiles' own, unless schedules are given
+    schedules: tuple[Path, ...] = ()
+    method: str = DEFAULT_METHOD
+    preset: str = "default"
+    weights: Literal["pretrained", "random"] = "pretrained"
+    checkpoint: Path | None = None
+    image_size: int | None = None
+    batch: int | None = None  #: fixes the batch of every graph
+    force: bool = False
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """The progress of a build that nobody watches."""
+
+
+def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
+    """Trace, prune, export, build engines, prove parity, and write one bundle.
+
+    Raises:
+        ZtdeployError: see `ztdeploy.errors`; nothing is left behind at `request.out`.
+    """
+    profiles = [read_profile(name) for name in dict.fromkeys(request.profiles)]
+    check_output(request.out, force=request.force)
+    from ztdeploy.models import load_model
+
+    progress(f"loading {request.model}", 0, 1)
+    model = load_model(
+        request.model, weights=request.weights, checkpoint=request.checkpoint, image_size=request.image_size
+    )
+    schedules = schedules_of(request, profiles, model)
+    from ztdeploy.assembly import Assembly
+
+    with new_bundle_folder(request.out, force=request.force) as folder:
+        work = Assembly(folder, model, profiles, schedules, batch=request.batch)
+        total, done = len(schedules) * (1 + 2 * len(work.buildable)) + 1, 0
+        for schedule in schedules:
+            progress(f"exporting {schedule.name}", done, total)
+            work.export(schedule)
+            done += 1
+        progress("writing weights", done, total)
+        work.write_graphs()
+        for profile in work.buildable:
+            for schedule in schedules:
+                progress(f"building {schedule.name} for {profile.name}", done + 1, total)
+                work.build_engine(schedule, profile)
+                done += 1
+        draft = work.draft_manifest()
+        for profile in work.buildable:
+            for schedule in schedules:
+                progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
+                draft = work.prove(draft, schedule, profile)
+                done += 1
+        write_manifest(folder, draft)
+    return read_bundle(request.out)
+
+
+def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: LoadedModel) -> list[PruningSchedule]:
+    """The variants to build, the requested ones first; the dense model is always among them, as the reference.
+
+    Raises:
+        ScheduleError: a bad keep ratio, an unknown method, two variants of one name, or a block that isn't there.
+    """
+    from ztdeploy.pruning import check_method
+    from ztdeploy.schedule import plan
+
+    depth = model.adapter.architecture.depth
+    schedules = [read_schedule(path) for path in request.schedules]
+    ratios: tuple[float, ...] = request.keep_ratios
+    if not schedules or request.keep_ratios:
+        ratios = tuple(r for profile in profiles for r in override_keep_ratios(profile, request.keep_ratios))
+    schedules += [
+        uniform_schedule(r, depth, method=request.method, preset=request.preset) for r in dict.fromkeys(ratios)
+    ]
+    if not any(schedule.keep_ratio == 1 for schedule in schedules):
+        schedules.append(uniform_schedule(1.0, depth))
+    names = [schedule.name for schedule in schedules]
+    for schedule in schedules:
+        check_method(schedule.method)
+        plan(schedule, model.adapter.architecture)
+        if names.count(schedule.name) > 1:
+            raise ScheduleError(f"two variants named '{schedule.name}'", "unique names", "set 'name' in the schedule files")
+    return schedules

@@ -1,0 +1,129 @@
+"""Hardware profiles: what a device can run, as data. Adding one is adding a TOML file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ztdeploy.errors import ProfileError, did_you_mean
+from ztdeploy.preprocess_spec import ImageInput
+from ztdeploy.schedule import check_keep_ratio
+from ztdeploy.toml import read_toml
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BatchSizes(_Table):
+    """Which batches an engine serves. A dynamic axis takes any batch; `sizes` are those that are tuned and measured."""
+
+    dynamic: bool = True
+    sizes: tuple[int, ...] = Field(default=(1,), min_length=1)
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in sizes):
+            raise ValueError("batch sizes start at 1")
+        return tuple(sorted(set(sizes)))
+
+
+class TensorRtOptions(_Table):
+    """What only TensorRT and TensorRT-RTX need to know."""
+
+    workspace_mib: int = Field(default=1024, ge=16)
+    compute_capabilities: tuple[str, ...] = ()  #: such as "8.7"; empty means the device that builds
+
+
+class HardwareProfile(_Table):
+    """One target: its runtime, and the graph that suits it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    title: str
+    backend: str  #: a name of `backends.BACKENDS` or `backends.PLANNED`
+    opset: int = Field(default=20, ge=18, le=23)
+    precision: Precision = "fp32"
+    image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
+    batch: BatchSizes = BatchSizes()
+    keep_ratios: tuple[float, ...] = Field(default=(0.7,), min_length=1)  #: built when none is asked for
+    threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
+    notes: str = ""
+    tensorrt: TensorRtOptions | None = None
+
+    @field_validator("keep_ratios")
+    @classmethod
+    def _in_range(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        for ratio in ratios:
+            if not 0 < ratio <= 1:
+                raise ValueError("keep ratios lie in (0, 1]")
+        return ratios
+
+
+def profile_folder() -> Path:
+    """Where the shipped profiles lie: inside the wheel, or at the top of a checkout."""
+    return data_folder("profiles")
+
+
+def data_folder(name: str) -> Path:
+    """A folder of data that lies at the top of a checkout and inside the wheel."""
+    package = Path(str(resources.files("ztdeploy")))
+    installed = package / "data" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in profile_folder().glob("*.toml"))
+
+
+def read_profile(name: str) -> HardwareProfile:
+    """Read a shipped profile by name, or any profile by the path of its TOML file.
+
+    Raises:
+        ProfileError: no such profile, an unknown key (the nearest known one is named), or a value out of range.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if name not in profile_names():
+            raise ProfileError(f"profile '{name}'", "a shipped profile or a .toml file", did_you_mean(name, profile_names()))
+        path = profile_folder() / f"{name}.toml"
+    try:
+        data = read_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"profile '{path}' cannot be read ({error})", "a TOML file", "check the path and syntax") from error
+    return parse_profile(data, path)
+
+
+def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
+    try:
+        return HardwareProfile.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(first["loc"][:-1])
+            raise ProfileError(
+                f"profile '{path}' has the unknown key '{where}'", "a known key", did_you_mean(str(first["loc"][-1]), known)
+            ) from error
+        got = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]})"
+        raise ProfileError(
+            f"profile '{path}': {where}: {first['msg']}{got}", "a value of the right type and range", f"correct '{where}'"
+        ) from error
+
+
+def override_keep_ratios(profile: HardwareProfile, keep_ratios: tuple[float, ...]) -> tuple[float, ...]:
+    """The keep ratios to build: those asked for, else the profile's."""
+    for ratio in keep_ratios:
+        check_keep_ratio(ratio)
+    return keep_ratios or profile.keep_ratios
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    tables: dict[str, type[BaseModel]] = {"batch": BatchSizes, "tensorrt": TensorRtOptions}
+    table = tables.get(str(location[-1]), HardwareProfile) if location else HardwareProfile
+    return list(table.model_fields)

@@ -1,0 +1,104 @@
+"""Rebuilding engines on the machine that will run them, with nothing but the runtime."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ztdeploy.backends import backend_exists, get_backend
+from ztdeploy.bundle import (
+    WEIGHTS_FILE,
+    Bundle,
+    EngineRecord,
+    VariantRecord,
+    disk_errors,
+    file_records,
+    read_bundle,
+    write_manifest,
+)
+from ztdeploy.errors import BundleError
+from ztdeploy.runtime.parity import check_golden
+from ztdeploy.runtime.runner import load
+
+Engines = dict[tuple[str, str], EngineRecord]
+
+
+def finalize_bundle(root: Path, progress: Callable[[str, int, int], None]) -> list[str]:
+    """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
+
+    The old engines stay until all new ones are proved.
+
+    Returns:
+        The rebuilt engines, as "variant (profile)".
+
+    Raises:
+        BundleError: damaged, or without anything to build.
+        ParityError: a new engine does not reproduce the golden outputs; the bundle is left as it was.
+    """
+    bundle = read_bundle(root)
+    pairs = [
+        (variant, name)
+        for name, profile in bundle.manifest.profiles.items()
+        if backend_exists(profile.backend)
+        for variant in bundle.manifest.variants
+    ]
+    if not pairs:
+        raise BundleError(f"{root} names no profile whose engines can be built", "a profile such as cpu", "build with --profile cpu")
+    bundle.verify_files([WEIGHTS_FILE, *{variant.graphs[name].file for variant, name in pairs}])
+    scratch = bundle.root / "graphs" / "scratch"
+    with disk_errors(bundle.root):
+        scratch.mkdir(exist_ok=True)
+        try:
+            engines: Engines = {}
+            for done, (variant, name) in enumerate(pairs):
+                progress(f"building {variant.name} for {name}", done, len(pairs))
+                engines[variant.name, name] = _rebuild(bundle, variant, name, scratch)
+            candidate = _with_engines(bundle, engines, scratch)
+            for variant, name in pairs:
+                with load(candidate, variant=variant.name, profile=name, verify=False) as runner:
+                    check_golden(candidate, runner, variant)
+            _put_in_place(bundle, engines, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return [f"{variant.name} ({name})" for variant, name in pairs]
+
+
+def _rebuild(bundle: Bundle, variant: VariantRecord, name: str, scratch: Path) -> EngineRecord:
+    graph, profile = variant.graphs[name], bundle.manifest.profiles[name]
+    out = scratch / f"{variant.name}.{name}.onnx"
+    built = get_backend(profile.backend).build(bundle.path(graph.file), graph, profile, out)
+    return EngineRecord(
+        profile=name,
+        backend=profile.backend,
+        file=f"graphs/scratch/{out.name}",
+        weights=None if built.weights is None else f"graphs/scratch/{built.weights.name}",
+        fingerprint=built.fingerprint,
+    )
+
+
+def _with_engines(bundle: Bundle, engines: Engines, scratch: Path) -> Bundle:
+    """The bundle as it would be with these engines, in memory."""
+    manifest = bundle.manifest
+    variants = tuple(
+        variant.model_copy(
+            update={"engines": {**variant.engines, **{n: e for (v, n), e in engines.items() if v == variant.name}}}
+        )
+        for variant in manifest.variants
+    )
+    fresh = {f"graphs/{scratch.name}/{name}": record for name, record in file_records(scratch).items()}
+    return Bundle(bundle.root, manifest.model_copy(update={"variants": variants, "files": {**manifest.files, **fresh}}))
+
+
+def _put_in_place(bundle: Bundle, engines: Engines, scratch: Path) -> None:
+    """Move the engines beside the graphs, then write the manifest that names them, then drop what is left over."""
+    folder, moved = scratch.parent, dict[tuple[str, str], EngineRecord]()
+    for path in scratch.iterdir():
+        path.replace(folder / path.name)
+    for key, engine in engines.items():
+        paths = {"file": engine.file, "weights": engine.weights}
+        paths = {field: path and path.replace("graphs/scratch/", "graphs/") for field, path in paths.items()}
+        moved[key] = engine.model_copy(update=paths)
+    scratch.rmdir()
+    finished = _with_engines(bundle, moved, scratch.parent / "none")
+    write_manifest(bundle.root, finished.manifest.model_copy(update={"files": file_records(bundle.root)}))

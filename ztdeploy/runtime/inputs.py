@@ -1,0 +1,26 @@
+"""From whatever a caller has (paths, PIL images, arrays) to the pixels that an engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.runtime.images import read_image
+from ztdeploy.runtime.preprocess import resize_and_crop
+
+ImageSource: TypeAlias = str | Path | Image.Image | NDArray[Any]
+
+
+def load_pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Read, resize and crop, one image in memory at a time: uint8 `[n, S, S, 3]`.
+
+    Raises:
+        ImageError: an image cannot be read, or is too large.
+    """
+    return np.stack([resize_and_crop(read_image(source), spec) for source in sources])

@@ -1,0 +1,137 @@
+"""Does an engine reproduce its reference? Kept tokens first, tie-aware, then the logits.
+
+Kept sets are discrete: two correct implementations may differ where two scores at the cut are within rounding.
+Such a difference counts as a tie, and is reported; any other fails, and the pruning layer is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztdeploy.bundle import Bundle, LayerParity, ParityRecord, VariantRecord
+from ztdeploy.errors import BundleError, ParityError
+from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.runner import BundleRunner, Outputs
+
+#: fp32 engines: rounding differs by the order of summation. Relative to the largest logit, which is at least 1.
+LOGIT_TOLERANCE = 1e-4
+#: Scores have mean 1 and similarities lie in [-1, 1]; thirty fp32 iterations move either by far less.
+GAP_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What should come out, and how close the calls were."""
+
+    logits: NDArray[Any]  #: `[B, classes]`
+    kept: tuple[NDArray[Any], ...]  #: per pruning layer `[B, k]`
+    gaps: tuple[NDArray[Any], ...]  #: per pruning layer `[B]`: the smallest gap at any of its cuts
+    replayed: bool  #: whether the reference was made to keep what the engine kept, after each of its own decisions
+
+
+def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Reference) -> ParityRecord:
+    """Hold an engine's outputs against a reference.
+
+    Where the reference was not replayed, an image is left out behind the first layer at which it was a tie.
+
+    Raises:
+        ParityError: names the first pruning layer that kept other tokens, or the logits.
+    """
+    images = len(reference.logits)
+    comparable = np.ones(images, dtype=bool)
+    layers = []
+    for block, kept, wanted, gap in zip(blocks, actual.kept, reference.kept, reference.gaps, strict=True):
+        same = (kept == wanted).all(-1)
+        tie = comparable & ~same & (gap <= GAP_TOLERANCE)
+        wrong = comparable & ~same & ~tie
+        if wrong.any():
+            raise _layer_error(name, block, int(wrong.sum()), images, float(gap[wrong].min()))
+        layers.append(LayerParity(block=block, identical=int((comparable & same).sum()), ties=int(tie.sum())))
+        if not reference.replayed:
+            comparable &= same
+    if not comparable.any():
+        raise ParityError(f"{name}: every image is a tie", "an image with a clear-cut choice", "use other weights or images")
+    difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
+    tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(reference.logits).max()))
+    if not difference <= tolerance:  # NaN is no parity either
+        raise ParityError(
+            f"{name}: logits differ by {difference:.2e}", f"at most {tolerance:.2e}", "report it with the model and tool versions"
+        )
+    return ParityRecord(
+        images=int(comparable.sum()),
+        max_logit_difference=difference,
+        logit_tolerance=tolerance,
+        gap_tolerance=GAP_TOLERANCE,
+        layers=tuple(layers),
+    )
+
+
+def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
+    """The golden inputs, uint8 `[n, S, S, 3]`."""
+    pixels = _read_array(bundle, bundle.manifest.golden.pixels)
+    size = bundle.manifest.preprocess.image_size
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+        raise BundleError(f"golden pixels of shape {list(pixels.shape)}", f"[n, {size}, {size}, 3]", "build the bundle again")
+    return pixels
+
+
+def check_preprocessing(bundle: Bundle) -> None:
+    """Resize and crop the golden images here; every byte must be as at build time.
+
+    Raises:
+        ParityError: this machine's image library gives other pixels.
+    """
+    sources = [bundle.path(name) for name in bundle.manifest.golden.images]
+    different = (load_pixels(sources, bundle.manifest.preprocess) != golden_pixels(bundle)).mean()
+    if different:
+        raise ParityError(
+            f"pre-processing gives other pixels than at build time ({100 * different:.2f} % of the values)",
+            "identical pixels",
+            "install the Pillow version that the manifest names under tools",
+        )
+
+
+def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -> ParityRecord:
+    """Run a variant on the golden inputs and compare with the outputs of the PyTorch reference.
+
+    Raises:
+        ParityError: the engine does not reproduce them.
+    """
+    runner.switch(variant=variant.name)
+    blocks = [layer.block for layer in variant.plan.layers]
+    return compare(variant.name, blocks, runner.infer(golden_pixels(bundle)), golden_reference(bundle, variant))
+
+
+def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
+    arrays = _read_array(bundle, bundle.manifest.golden.outputs[variant.name])
+    blocks = [layer.block for layer in variant.plan.layers]
+    try:
+        return Reference(
+            logits=arrays["logits"],
+            kept=tuple(arrays[f"kept.{block}"] for block in blocks),
+            gaps=tuple(arrays[f"gap.{block}"] for block in blocks),
+            replayed=False,
+        )
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"golden outputs of '{variant.name}' lack {error}", "all tensors", "build the bundle again") from error
+
+
+def _read_array(bundle: Bundle, name: str) -> Any:
+    """A `.npy` array or an `.npz` archive; never a pickle."""
+    try:
+        return np.load(bundle.path(name), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"'{name}' cannot be read ({error})", "an array file as built", "build the bundle again") from error
+
+
+def _layer_error(name: str, block: int, wrong: int, images: int, gap: float) -> ParityError:
+    return ParityError(
+        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {wrong} of {images} images (smallest gap {gap:.1e})",
+        f"the reference's tokens wherever the gap at the cut is above {GAP_TOLERANCE:.0e}",
+        "report it with the model and tool versions",
+    )
