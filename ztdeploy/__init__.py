@@ -1,9 +1,9 @@
 """ztdeploy: a deployment compiler for vision transformers on edge devices.
 
-    import ztdeploy
+import ztdeploy
 
-    runner = ztdeploy.load("bundle", keep_ratio=0.7)
-    prediction, = runner("photo.jpg")
+runner = ztdeploy.load("bundle", keep_ratio=0.7)
+prediction, = runner("photo.jpg")
 """
 
 from __future__ import annotations

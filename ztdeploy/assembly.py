@@ -46,7 +46,7 @@ TOOLS = ("ztdeploy", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxrunt
 
 
 class Assembly:
-    """One bundle in the making. Call `export` for each schedule, then `write_graphs`, and so on, as the pipeline does."""
+    """One bundle in the making; its methods are called in the order in which the pipeline does."""
 
     def __init__(
         self,
@@ -208,14 +208,17 @@ class Assembly:
 
 
 def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
-    """The graph that a profile asks for. A profile without a dynamic axis gets its smallest batch, unless told otherwise."""
+    """The graph that a profile asks for; without a dynamic axis, its smallest batch unless told otherwise."""
     fixed = batch if batch is not None or profile.batch.dynamic else profile.batch.sizes[0]
     return GraphSpec(opset=profile.opset, image_input=profile.image_input, batch=fixed)
 
 
 def what_is_missing(profile: HardwareProfile) -> str:
-    precision = "" if profile.precision == "fp32" else f", and the graph is fp32 where the profile wants {profile.precision}"
-    return f"profile '{profile.name}': {PLANNED[profile.backend]} cannot be built by this version; the ONNX graphs are there{precision}"
+    precision = (
+        "" if profile.precision == "fp32" else f", and the graph is fp32 where the profile wants {profile.precision}"
+    )
+    what = f"{PLANNED[profile.backend]} cannot be built by this version"
+    return f"profile '{profile.name}': {what}; the ONNX graphs are there{precision}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -181,7 +181,9 @@ class Bundle:
             path, record = self.path(name), self.manifest.files[name]
             if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
                 raise BundleError(
-                    f"'{path}' has changed since the build", f"sha256 {record.sha256[:12]}...", "copy or build the bundle again"
+                    f"'{path}' has changed since the build",
+                    f"sha256 {record.sha256[:12]}...",
+                    "copy or build the bundle again",
                 )
 
     def profile_name(self, wanted: str | None) -> str:
@@ -189,7 +191,9 @@ class Bundle:
         if wanted is not None:
             if wanted not in self.manifest.profiles:
                 raise BundleError(
-                    f"profile '{wanted}' of {self.root}", "a profile in the bundle", did_you_mean(wanted, self.manifest.profiles)
+                    f"profile '{wanted}' of {self.root}",
+                    "a profile in the bundle",
+                    did_you_mean(wanted, self.manifest.profiles),
                 )
             return wanted
         for name in self.manifest.profiles:
@@ -213,7 +217,9 @@ class Bundle:
                 return variant
         have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
         asked = f"variant '{name}'" if keep_ratio is None else f"keep ratio {keep_ratio:g}"
-        raise BundleError(f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it")
+        raise BundleError(
+            f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it"
+        )
 
 
 def read_bundle(root: str | Path) -> Bundle:
@@ -227,7 +233,9 @@ def read_bundle(root: str | Path) -> Bundle:
     if not path.is_file():
         raise BundleError(f"'{folder}' has no {MANIFEST}", "a folder that 'ztdeploy build' wrote", "check the path")
     if path.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(f"'{path}' has {path.stat().st_size} bytes", f"at most {_MANIFEST_LIMIT}", "build the bundle again")
+        raise BundleError(
+            f"'{path}' has {path.stat().st_size} bytes", f"at most {_MANIFEST_LIMIT}", "build the bundle again"
+        )
     text = path.read_bytes()
     try:
         version = _SchemaVersion.model_validate_json(text).schema_version
@@ -241,7 +249,9 @@ def read_bundle(root: str | Path) -> Bundle:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the JSON"
-        raise BundleError(f"'{path}' is damaged at {where}: {first['msg']}", "a manifest as built", "build the bundle again") from error
+        raise BundleError(
+            f"'{path}' is damaged at {where}: {first['msg']}", "a manifest as built", "build the bundle again"
+        ) from error
     _check_consistent(folder, manifest)
     return Bundle(folder, manifest)
 
@@ -261,7 +271,11 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
     names = {variant.name for variant in manifest.variants}
     if unlisted or manifest.default_variant not in names:
         what = sorted(unlisted)[0] if unlisted else manifest.default_variant
-        raise BundleError(f"'{folder}/{MANIFEST}' refers to '{what}' without listing it", "a consistent manifest", "build the bundle again")
+        raise BundleError(
+            f"'{folder}/{MANIFEST}' refers to '{what}' without listing it",
+            "a consistent manifest",
+            "build the bundle again",
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -276,7 +290,8 @@ def file_records(folder: Path) -> dict[str, FileRecord]:
     """Hash everything in a folder but its manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
-        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size) for path in paths
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
     }
 
 
@@ -297,7 +312,7 @@ def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
     A killed process leaves only a hidden `.NAME.partial-PID` folder without a manifest, which the next build removes.
 
     Raises:
-        OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or the disk is full.
+        OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or is full.
     """
     check_output(out, force=force)
     partial = out.parent / f".{out.name}{_PARTIAL}{os.getpid()}"

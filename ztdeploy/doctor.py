@@ -48,7 +48,10 @@ def examine() -> list[Finding]:
         _disk(),
         _onnxruntime(),
         _host_half(),
-        *(Finding(f"backend {name}", "note", f"{what} cannot be built by this version") for name, what in PLANNED.items()),
+        *(
+            Finding(f"backend {name}", "note", f"{what} cannot be built by this version")
+            for name, what in PLANNED.items()
+        ),
         _realdata(),
     ]
 
@@ -65,8 +68,16 @@ def _processor() -> Finding:
                 model = value.strip()
     except OSError:
         pass
-    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp") if name in features]
-    return Finding("processor", "ok", f"{model or platform.machine()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}")
+    known = [
+        name
+        for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp")
+        if name in features
+    ]
+    return Finding(
+        "processor",
+        "ok",
+        f"{model or platform.machine()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}",
+    )
 
 
 def _memory() -> Finding:
@@ -74,13 +85,20 @@ def _memory() -> Finding:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError):
         return Finding("memory", "note", "unknown")
-    return Finding("memory", "ok" if total >= 3 else "note", f"{total:.1f} GiB", "" if total >= 3 else "building DeiT-S takes about 2 GB")
+    return Finding(
+        "memory",
+        "ok" if total >= 3 else "note",
+        f"{total:.1f} GiB",
+        "" if total >= 3 else "building DeiT-S takes about 2 GB",
+    )
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     enough = free > 1
-    return Finding("disk", "ok" if enough else "note", f"{free:.1f} GB free here", "" if enough else "a DeiT-B bundle takes 0.4 GB")
+    return Finding(
+        "disk", "ok" if enough else "note", f"{free:.1f} GB free here", "" if enough else "a DeiT-B bundle takes 0.4 GB"
+    )
 
 
 def _onnxruntime() -> Finding:
@@ -107,6 +125,13 @@ def _host_half() -> Finding:
 def _realdata() -> Finding:
     folder = os.environ.get("ZTDEPLOY_REALDATA")
     if not folder:
-        return Finding("real data for tests", "note", "ZTDEPLOY_REALDATA is not set", "set it to a folder with images and labels.json")
+        return Finding(
+            "real data for tests",
+            "note",
+            "ZTDEPLOY_REALDATA is not set",
+            "set it to a folder with images and labels.json",
+        )
     exists = (Path(folder) / "labels.json").is_file()
-    return Finding("real data for tests", "ok" if exists else "missing", folder, "" if exists else "no labels.json in it")
+    return Finding(
+        "real data for tests", "ok" if exists else "missing", folder, "" if exists else "no labels.json in it"
+    )

@@ -22,7 +22,6 @@ from ztdeploy.pruning.pruned_model import PrunedModel
 INPUT, OUTPUT = "image", "logits"
 
 
-
 @dataclass(frozen=True)
 class GraphSpec:
     """What distinguishes two graphs of the same pruned model. Profiles that agree on it share one graph."""
@@ -40,8 +39,8 @@ class GraphSpec:
 class Deployable(nn.Module):
     """The module that is traced: normalisation inside, kept tokens as int32 outputs."""
 
-    mean: Tensor
     scale: Tensor
+    shift: Tensor
 
     def __init__(self, pruned: PrunedModel, preprocess: PreprocessSpec, image_input: ImageInput) -> None:
         super().__init__()

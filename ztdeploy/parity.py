@@ -15,7 +15,9 @@ from ztdeploy.runtime.parity import Reference, compare
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 
 
-def reference_outputs(pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], kept: Any = None) -> Reference:
+def reference_outputs(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], kept: Any = None
+) -> Reference:
     """What PyTorch makes of the pixels, uint8 `[B, S, S, 3]`.
 
     Args:

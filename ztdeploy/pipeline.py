@@ -107,5 +107,7 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
         check_method(schedule.method)
         plan(schedule, model.adapter.architecture)
         if names.count(schedule.name) > 1:
-            raise ScheduleError(f"two variants named '{schedule.name}'", "unique names", "set 'name' in the schedule files")
+            raise ScheduleError(
+                f"two variants named '{schedule.name}'", "unique names", "set 'name' in the schedule files"
+            )
     return schedules

@@ -90,12 +90,16 @@ def read_profile(name: str) -> HardwareProfile:
     path = Path(name)
     if path.suffix != ".toml":
         if name not in profile_names():
-            raise ProfileError(f"profile '{name}'", "a shipped profile or a .toml file", did_you_mean(name, profile_names()))
+            raise ProfileError(
+                f"profile '{name}'", "a shipped profile or a .toml file", did_you_mean(name, profile_names())
+            )
         path = profile_folder() / f"{name}.toml"
     try:
         data = read_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ProfileError(f"profile '{path}' cannot be read ({error})", "a TOML file", "check the path and syntax") from error
+        raise ProfileError(
+            f"profile '{path}' cannot be read ({error})", "a TOML file", "check the path and syntax"
+        ) from error
     return parse_profile(data, path)
 
 
@@ -108,11 +112,15 @@ def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
         if first["type"] == "extra_forbidden":
             known = _keys_at(first["loc"][:-1])
             raise ProfileError(
-                f"profile '{path}' has the unknown key '{where}'", "a known key", did_you_mean(str(first["loc"][-1]), known)
+                f"profile '{path}' has the unknown key '{where}'",
+                "a known key",
+                did_you_mean(str(first["loc"][-1]), known),
             ) from error
         got = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]})"
         raise ProfileError(
-            f"profile '{path}': {where}: {first['msg']}{got}", "a value of the right type and range", f"correct '{where}'"
+            f"profile '{path}': {where}: {first['msg']}{got}",
+            "a value of the right type and range",
+            f"correct '{where}'",
         ) from error
 
 

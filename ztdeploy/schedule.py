@@ -118,9 +118,7 @@ def uniform_schedule(
 
 def check_keep_ratio(keep_ratio: float) -> None:
     if not (isinstance(keep_ratio, int | float) and 0 < keep_ratio <= 1):
-        raise ScheduleError(
-            f"keep ratio {keep_ratio}", "a number in (0, 1]", "give for instance --keep-ratio 0.7"
-        )
+        raise ScheduleError(f"keep ratio {keep_ratio}", "a number in (0, 1]", "give for instance --keep-ratio 0.7")
 
 
 def read_schedule(path: Path) -> PruningSchedule:

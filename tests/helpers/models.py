@@ -16,9 +16,7 @@ from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule
 
 IMAGE_SIZE = 32
-PREPROCESS = PreprocessSpec(
-    image_size=IMAGE_SIZE, resize=36, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
+PREPROCESS = PreprocessSpec(image_size=IMAGE_SIZE, resize=36, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 #: Arguments of `tiny_vit`, with the number of prefix tokens that each has.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {

@@ -69,9 +69,7 @@ def mean_one(scores: Array, live: list[int]) -> Array:
 
 def variances(scores: Array, live: list[int]) -> Array:
     """`[H]`: how spread each head's scores are; NaN for a head without any."""
-    return np.array(
-        [np.var(mean_one(head, live)[live]) if head[live].sum() > 0 else np.nan for head in scores]
-    )
+    return np.array([np.var(mean_one(head, live)[live]) if head[live].sum() > 0 else np.nan for head in scores])
 
 
 def heads_that_count(variance: Array) -> list[int]:

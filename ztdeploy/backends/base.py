@@ -45,7 +45,14 @@ class Backend(Protocol):
         """Build an engine for a graph, written to `out`."""
 
     def load(
-        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, weights: Path, threads: int, memory: MemoryMode
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
     ) -> Runner:
         """Load an engine.
 

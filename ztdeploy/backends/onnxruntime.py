@@ -26,19 +26,28 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:  # noqa: ARG002
+    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
         weights = out.with_suffix(".weights")
         options = session_options(threads=1)
-        # "Extended" fusions hold on every CPU; layout changes that suit only the building machine are left to load time.
+        # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(out)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES))
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)
+        )
         open_session(graph, options)
         return BuiltEngine(out, weights if weights.exists() else None, current_fingerprint(sha256_of(graph)))
 
     def load(
-        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, weights: Path, threads: int, memory: MemoryMode
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
     ) -> OnnxRuntimeRunner:
         check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
         options = session_options(threads)
@@ -91,14 +100,19 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
         ) from error
     if session.get_providers() != PROVIDERS:
         raise EnvironmentLacksError(
-            f"ONNX Runtime runs '{model.name}' on {session.get_providers()}", f"{PROVIDERS}", "install the plain 'onnxruntime' package"
+            f"ONNX Runtime runs '{model.name}' on {session.get_providers()}",
+            f"{PROVIDERS}",
+            "install the plain 'onnxruntime' package",
         )
     return session
 
 
 def current_fingerprint(graph_sha256: str) -> Fingerprint:
     return Fingerprint(
-        graph_sha256=graph_sha256, runtime="onnxruntime", runtime_version=ort.__version__, device=f"cpu-{platform.machine()}"
+        graph_sha256=graph_sha256,
+        runtime="onnxruntime",
+        runtime_version=ort.__version__,
+        device=f"cpu-{platform.machine()}",
     )
 
 
@@ -110,7 +124,9 @@ def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> No
     """
     if built.graph_sha256 != here.graph_sha256:
         raise EngineMismatchError(
-            f"engine '{engine.name}' was built from another graph", "an engine of this bundle's graph", "run: ztdeploy finalize BUNDLE"
+            f"engine '{engine.name}' was built from another graph",
+            "an engine of this bundle's graph",
+            "run: ztdeploy finalize BUNDLE",
         )
     if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
         raise EngineMismatchError(

@@ -29,7 +29,9 @@ def map_weights(path: Path) -> dict[str, Array]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        entries = {name: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for name, e in header.items()}
+        entries = {
+            name: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for name, e in header.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, "its header is not a table of tensors") from error
     base, tensors = 8 + header_size, {}

@@ -71,7 +71,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:
         line = str(error).splitlines()[0] if str(error) else ""
-        return _fail(f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error)
+        return _fail(
+            f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error
+        )
 
 
 def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | None = None) -> int:

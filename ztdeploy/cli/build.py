@@ -19,7 +19,8 @@ def build(
     profile: Annotated[list[str], typer.Option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.  [default: MODEL-PROFILE]")] = None,
     keep_ratio: Annotated[
-        list[float] | None, typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable.")
+        list[float] | None,
+        typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."),
     ] = None,
     method: Annotated[str, typer.Option(help="Pruning method.")] = "zero-tprune",
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
@@ -57,7 +58,12 @@ def build(
     with progress_bar(not json) as progress:
         bundle = build_bundle(request, progress)
     if json:
-        print_json({"bundle": str(bundle.root), **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights"})})
+        print_json(
+            {
+                "bundle": str(bundle.root),
+                **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights"}),
+            }
+        )
         return
     from ztdeploy.cli.inspect import show_bundle
 

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
-    keep_ratio: Annotated[float | None, typer.Option("--keep-ratio", "-k", help="Show this variant block by block.")] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option("--keep-ratio", "-k", help="Show this variant block by block.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -81,7 +83,20 @@ def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
         layer = layers.get(block)
         cells = ["", "", "", ""]
         if layer is not None:
-            cells = [f"{layer.tokens_out}", f"{layer.similarity_drop}", f"{layer.importance_drop}", f"{layer.iterations}"]
+            cells = [
+                f"{layer.tokens_out}",
+                f"{layer.similarity_drop}",
+                f"{layer.importance_drop}",
+                f"{layer.iterations}",
+            ]
         rows.append((f"blocks.{block}", f"{tokens}", f"{block_gmacs(architecture, tokens):.4f}", *cells))
-    headings = ["block", "tokens", "GMACs", "kept behind it", "dropped as similar", "dropped as unimportant", "iterations"]
+    headings = [
+        "block",
+        "tokens",
+        "GMACs",
+        "kept behind it",
+        "dropped as similar",
+        "dropped as unimportant",
+        "iterations",
+    ]
     table(f"{variant.name}, block by block", [(h, "left" if h == "block" else "right") for h in headings], rows)

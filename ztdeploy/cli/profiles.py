@@ -41,7 +41,9 @@ def list_profiles(json: JsonFlag = False) -> None:
 
 
 @profiles.command("show", help="One profile in full, as TOML.")
-def show_profile(name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False) -> None:
+def show_profile(
+    name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False
+) -> None:
     from ztdeploy.profile import profile_folder, read_profile
 
     profile = read_profile(name)
@@ -53,7 +55,9 @@ def show_profile(name: Annotated[str, typer.Argument(help="Shipped profile or TO
 
 
 @profiles.command("check", help="Validate a profile file of your own.")
-def check_profile(file: Annotated[str, typer.Argument(help="TOML file, or a shipped profile.")], json: JsonFlag = False) -> None:
+def check_profile(
+    file: Annotated[str, typer.Argument(help="TOML file, or a shipped profile.")], json: JsonFlag = False
+) -> None:
     from ztdeploy.backends import backend_exists
     from ztdeploy.profile import read_profile
 
@@ -62,4 +66,7 @@ def check_profile(file: Annotated[str, typer.Argument(help="TOML file, or a ship
     if json:
         print_json({"profile": profile.name, "valid": True, "engines_can_be_built": exists})
         return
-    note(f"'{profile.name}' is valid" + ("" if exists else f"; engines for '{profile.backend}' cannot be built by this version yet"))
+    note(
+        f"'{profile.name}' is valid"
+        + ("" if exists else f"; engines for '{profile.backend}' cannot be built by this version yet")
+    )

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 def run(
     bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    keep_ratio: Annotated[float | None, typer.Option("--keep-ratio", "-k", help="Which variant.  [default: the first built]")] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option("--keep-ratio", "-k", help="Which variant.  [default: the first built]")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: what the process may use]")] = None,
@@ -44,7 +46,8 @@ def run(
                     "image": str(image),
                     "variant": chosen.name,
                     "labels": [
-                        {"index": label.index, "name": label.name, "probability": round(label.probability, 6)} for label in p.labels
+                        {"index": label.index, "name": label.name, "probability": round(label.probability, 6)}
+                        for label in p.labels
                     ],
                     "kept_patches": [len(layer) for layer in p.kept],
                 }

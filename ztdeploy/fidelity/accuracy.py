@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.fidelity.labels import LabelledImage
-from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.runner import BundleRunner
 
 _CHUNK = 32

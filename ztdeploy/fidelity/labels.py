@@ -33,7 +33,9 @@ def read_labels(path: Path) -> list[LabelledImage]:
             for e in entries
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"'{path}' is no list of labels ({error})", "objects with file and indices", "correct the file") from error
+        raise ImageError(
+            f"'{path}' is no list of labels ({error})", "objects with file and indices", "correct the file"
+        ) from error
     for image in images:
         if not image.path.resolve().is_relative_to(folder.resolve()):
             raise ImageError(f"'{image.path}' leaves the image folder", "file names inside it", "correct the file")

@@ -12,7 +12,6 @@ def clean(model: ir.Model) -> None:
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.TopologicalSortPass(),
     ):

@@ -83,13 +83,19 @@ class SharedWeights:
     def _write_tensors(self, weights: Path) -> dict[str, int]:
         """Largest first, as the safetensors library does, so that the big ones are well aligned."""
         order = sorted(self._tensors, key=lambda name: (-self._tensors[name].nbytes, name))
-        header, begin = {}, 0
+        header, starts, begin = {}, {}, 0
         for name in order:
             tensor = self._tensors[name]
             if tensor.dtype not in _DTYPES:
-                raise ModelError(f"tensor '{name}' is of type {tensor.dtype}", f"one of {sorted(set(_DTYPES.values()))}", "cast it")
-            end = begin + tensor.nbytes
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape.numpy()), "data_offsets": [begin, end]}
+                raise ModelError(
+                    f"tensor '{name}' of type {tensor.dtype}", f"one of {sorted(_DTYPES.values())}", "cast it"
+                )
+            starts[name], end = begin, begin + tensor.nbytes
+            header[name] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": [int(dim) for dim in tensor.numpy().shape],
+                "data_offsets": [begin, end],
+            }
             begin = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % 64)
@@ -97,7 +103,7 @@ class SharedWeights:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 file.write(np.ascontiguousarray(self._tensors[name].numpy()).data)
-        return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in order}
+        return {name: 8 + len(text) + start for name, start in starts.items()}
 
     def _external(self, weights: Path, name: str) -> ir.ExternalTensor:
         tensor = self._tensors[name]
@@ -106,7 +112,7 @@ class SharedWeights:
             offset=self._offsets[name],
             length=tensor.nbytes,
             dtype=tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.numpy().shape),
             name=name,
             base_dir=weights.parent,
         )
@@ -126,5 +132,5 @@ def _rename_initializer(model: ir.Model, value: ir.Value, name: str) -> None:
 def _digest(tensor: ir.TensorProtocol | None) -> str:
     assert tensor is not None
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(np.ascontiguousarray(tensor.numpy()))
+    digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return digest.hexdigest()

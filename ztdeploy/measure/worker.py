@@ -29,7 +29,11 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
     runner.infer(pixels)
     first = time.perf_counter()
-    print(json.dumps({"import_ms": _ms(_started, imported), "load_ms": _ms(imported, loaded), "first_ms": _ms(loaded, first)}))
+    print(
+        json.dumps(
+            {"import_ms": _ms(_started, imported), "load_ms": _ms(imported, loaded), "first_ms": _ms(loaded, first)}
+        )
+    )
     sys.stdout.flush()
     for line in sys.stdin:
         samples = []

@@ -76,7 +76,9 @@ def load_model(
     if state is not None:
         assert checkpoint is not None
         load_strictly(model, state, checkpoint)
-    origin = checkpoint.name if checkpoint is not None else timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
+    origin = (
+        checkpoint.name if checkpoint is not None else timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
+    )
     preprocess = _preprocess(config, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
     return LoadedModel(
@@ -105,7 +107,9 @@ def adapt(model: nn.Module, image_size: int) -> ModelAdapter:
             adapter: ModelAdapter = family(model, image_size)
             return adapter
     raise ModelError(
-        f"a model of class {type(model).__name__}", f"one of the families {', '.join(FAMILIES)}", "run 'ztdeploy models'"
+        f"a model of class {type(model).__name__}",
+        f"one of the families {', '.join(FAMILIES)}",
+        "run 'ztdeploy models'",
     )
 
 
@@ -129,7 +133,11 @@ def _create(
     if shipped is not None:
         facts = json.loads((shipped / "model.json").read_text(encoding="utf-8"))
         if image_size not in (None, facts["architecture"]["img_size"]):
-            raise ModelError(f"image size {image_size} for '{name}'", f"{facts['architecture']['img_size']}", "leave --image-size out")
+            raise ModelError(
+                f"image size {image_size} for '{name}'",
+                f"{facts['architecture']['img_size']}",
+                "leave --image-size out",
+            )
         from timm.models.vision_transformer import VisionTransformer
 
         config = {**facts["preprocessing"], "input_size": (3, facts["architecture"]["img_size"])}

@@ -19,7 +19,9 @@ class CatalogueEntry:
 
 
 CATALOGUE: dict[str, CatalogueEntry] = {
-    "vit_digits": CatalogueEntry("vit_digits", "handwritten digits, 1.3 M parameters, ships inside the package", ASSETS / "digits"),
+    "vit_digits": CatalogueEntry(
+        "vit_digits", "handwritten digits, 1.3 M parameters, ships inside the package", ASSETS / "digits"
+    ),
     "deit_t": CatalogueEntry("deit_tiny_patch16_224", "DeiT-Tiny, ImageNet-1k"),
     "deit_s": CatalogueEntry("deit_small_patch16_224", "DeiT-Small, ImageNet-1k"),
     "deit_b": CatalogueEntry("deit_base_patch16_224", "DeiT-Base, ImageNet-1k"),

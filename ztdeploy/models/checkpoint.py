@@ -41,7 +41,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"tensor '{name}' of '{path}' holds NaN or infinity", "finite numbers", "use an intact checkpoint")
+            raise CheckpointError(
+                f"tensor '{name}' of '{path}' holds NaN or infinity", "finite numbers", "use an intact checkpoint"
+            )
     return state
 
 
@@ -102,13 +104,17 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             data = data[key]
             break
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise CheckpointError(f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()")
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
+        )
     return {str(name): tensor for name, tensor in data.items()}
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-    return CheckpointError(f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again")
+    return CheckpointError(
+        f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again"
+    )
 
 
 def _short(names: list[str]) -> str:

@@ -106,6 +106,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state = self._pass
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
+            tokens: Tensor
             tokens, kept = layer(x, tap.take(), record, forced)
             state.kept.append(kept)
             if state.records is not None and record is not None:

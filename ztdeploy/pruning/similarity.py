@@ -20,7 +20,8 @@ _EPSILON = 1e-12
 def key_feature(keys: Tensor) -> Tensor:
     """The key vector averaged over heads, at unit length: `[B, H, N, d]` to `[B, N, d]`."""
     feature = keys.mean(1)
-    return feature / feature.norm(dim=-1, keepdim=True).clamp_min(_EPSILON)
+    length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
+    return feature / length.clamp_min(_EPSILON)
 
 
 def survivors_of(order: Tensor, best_similarity: Tensor, drop: int) -> Tensor:

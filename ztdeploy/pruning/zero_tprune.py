@@ -36,5 +36,8 @@ class ZeroTPrune(PruningLayer):
             assert taps.keys is not None
             survivors = self.similarity(self.rank(taps.attention), taps.keys, record)
             if not self.plan.importance_drop:
-                return self.select(survivors)
-        return self.select(self.wpr(taps.attention, survivors), survivors, record)
+                kept: Tensor = self.select(survivors)
+                return kept
+        scores = self.wpr(taps.attention, survivors)
+        kept = self.select(scores, survivors, record)
+        return kept

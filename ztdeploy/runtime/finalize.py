@@ -11,6 +11,7 @@ from ztdeploy.bundle import (
     WEIGHTS_FILE,
     Bundle,
     EngineRecord,
+    FileRecord,
     VariantRecord,
     disk_errors,
     file_records,
@@ -44,7 +45,9 @@ def finalize_bundle(root: Path, progress: Callable[[str, int, int], None]) -> li
         for variant in bundle.manifest.variants
     ]
     if not pairs:
-        raise BundleError(f"{root} names no profile whose engines can be built", "a profile such as cpu", "build with --profile cpu")
+        raise BundleError(
+            f"{root} names no profile whose engines can be built", "a profile such as cpu", "build with --profile cpu"
+        )
     bundle.verify_files([WEIGHTS_FILE, *{variant.graphs[name].file for variant, name in pairs}])
     scratch = bundle.root / "graphs" / "scratch"
     with disk_errors(bundle.root):
@@ -54,7 +57,8 @@ def finalize_bundle(root: Path, progress: Callable[[str, int, int], None]) -> li
             for done, (variant, name) in enumerate(pairs):
                 progress(f"building {variant.name} for {name}", done, len(pairs))
                 engines[variant.name, name] = _rebuild(bundle, variant, name, scratch)
-            candidate = _with_engines(bundle, engines, scratch)
+            fresh = {f"graphs/scratch/{name}": record for name, record in file_records(scratch).items()}
+            candidate = _with_engines(bundle, engines, {**bundle.manifest.files, **fresh})
             for variant, name in pairs:
                 with load(candidate, variant=variant.name, profile=name, verify=False) as runner:
                     check_golden(candidate, runner, variant)
@@ -77,28 +81,28 @@ def _rebuild(bundle: Bundle, variant: VariantRecord, name: str, scratch: Path) -
     )
 
 
-def _with_engines(bundle: Bundle, engines: Engines, scratch: Path) -> Bundle:
+def _with_engines(bundle: Bundle, engines: Engines, files: dict[str, FileRecord]) -> Bundle:
     """The bundle as it would be with these engines, in memory."""
-    manifest = bundle.manifest
     variants = tuple(
         variant.model_copy(
             update={"engines": {**variant.engines, **{n: e for (v, n), e in engines.items() if v == variant.name}}}
         )
-        for variant in manifest.variants
+        for variant in bundle.manifest.variants
     )
-    fresh = {f"graphs/{scratch.name}/{name}": record for name, record in file_records(scratch).items()}
-    return Bundle(bundle.root, manifest.model_copy(update={"variants": variants, "files": {**manifest.files, **fresh}}))
+    return Bundle(bundle.root, bundle.manifest.model_copy(update={"variants": variants, "files": files}))
 
 
 def _put_in_place(bundle: Bundle, engines: Engines, scratch: Path) -> None:
-    """Move the engines beside the graphs, then write the manifest that names them, then drop what is left over."""
-    folder, moved = scratch.parent, dict[tuple[str, str], EngineRecord]()
+    """Move the engines beside the graphs, then write the manifest that names them."""
     for path in scratch.iterdir():
-        path.replace(folder / path.name)
-    for key, engine in engines.items():
-        paths = {"file": engine.file, "weights": engine.weights}
-        paths = {field: path and path.replace("graphs/scratch/", "graphs/") for field, path in paths.items()}
-        moved[key] = engine.model_copy(update=paths)
+        path.replace(scratch.parent / path.name)
     scratch.rmdir()
-    finished = _with_engines(bundle, moved, scratch.parent / "none")
-    write_manifest(bundle.root, finished.manifest.model_copy(update={"files": file_records(bundle.root)}))
+    moved = {
+        key: engine.model_copy(update={"file": _beside_graphs(engine.file), "weights": _beside_graphs(engine.weights)})
+        for key, engine in engines.items()
+    }
+    write_manifest(bundle.root, _with_engines(bundle, moved, file_records(bundle.root)).manifest)
+
+
+def _beside_graphs(path: str | None) -> str | None:
+    return path and path.replace("graphs/scratch/", "graphs/")

@@ -1,7 +1,7 @@
 """Reads one image, from wherever it comes, as upright 8-bit RGB.
 
-The bytes come from outside and decoders are the usual way in, so that few formats are allowed, the size is checked before
-any pixel is decoded, and whatever a decoder raises leaves here as an `ImageError`. Pillow's and Python's process-wide
+The bytes come from outside, and decoders are the usual way in: few formats are allowed, the size is checked before any
+pixel is decoded, and whatever a decoder raises leaves here as an `ImageError`. Pillow's and Python's process-wide
 settings (`MAX_IMAGE_PIXELS`, warning filters) are left as they are.
 """
 
@@ -19,10 +19,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ztdeploy.errors import ImageError
 
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  #: what Pillow may try; each further decoder is a risk
 MAX_PIXELS = 100_000_000  #: width times height; 300 MB once decoded
 
+_FORMATS_TEXT = f"one of the formats {', '.join(FORMATS)}"
 _EXIF_ORIENTATION = 0x0112
 # ImageOps.exif_transpose does the same, but rewrites the EXIF block as well and fails where that is malformed.
 _TRANSPOSE = {
@@ -119,9 +119,6 @@ def _as_image_errors(name: str) -> Iterator[None]:
         raise ImageError(
             f"{name} cannot be decoded ({_one_line(error)})", "a complete, undamaged image", "copy or export it again"
         ) from error
-
-
-_FORMATS_TEXT = f"one of the formats {', '.join(FORMATS)}"
 
 
 def _one_line(error: BaseException) -> str:

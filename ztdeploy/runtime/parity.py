@@ -55,12 +55,16 @@ def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Refere
         if not reference.replayed:
             comparable &= same
     if not comparable.any():
-        raise ParityError(f"{name}: every image is a tie", "an image with a clear-cut choice", "use other weights or images")
+        raise ParityError(
+            f"{name}: every image is a tie", "an image with a clear-cut choice", "use other weights or images"
+        )
     difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
     tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(reference.logits).max()))
     if not difference <= tolerance:  # NaN is no parity either
         raise ParityError(
-            f"{name}: logits differ by {difference:.2e}", f"at most {tolerance:.2e}", "report it with the model and tool versions"
+            f"{name}: logits differ by {difference:.2e}",
+            f"at most {tolerance:.2e}",
+            "report it with the model and tool versions",
         )
     return ParityRecord(
         images=int(comparable.sum()),
@@ -73,10 +77,12 @@ def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Refere
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
     """The golden inputs, uint8 `[n, S, S, 3]`."""
-    pixels = _read_array(bundle, bundle.manifest.golden.pixels)
+    pixels: NDArray[np.uint8] = _read_array(bundle, bundle.manifest.golden.pixels)
     size = bundle.manifest.preprocess.image_size
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
-        raise BundleError(f"golden pixels of shape {list(pixels.shape)}", f"[n, {size}, {size}, 3]", "build the bundle again")
+        raise BundleError(
+            f"golden pixels of shape {list(pixels.shape)}", f"[n, {size}, {size}, 3]", "build the bundle again"
+        )
     return pixels
 
 
@@ -118,7 +124,9 @@ def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
             replayed=False,
         )
     except (KeyError, ValueError) as error:
-        raise BundleError(f"golden outputs of '{variant.name}' lack {error}", "all tensors", "build the bundle again") from error
+        raise BundleError(
+            f"golden outputs of '{variant.name}' lack {error}", "all tensors", "build the bundle again"
+        ) from error
 
 
 def _read_array(bundle: Bundle, name: str) -> Any:
@@ -126,12 +134,15 @@ def _read_array(bundle: Bundle, name: str) -> Any:
     try:
         return np.load(bundle.path(name), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"'{name}' cannot be read ({error})", "an array file as built", "build the bundle again") from error
+        raise BundleError(
+            f"'{name}' cannot be read ({error})", "an array file as built", "build the bundle again"
+        ) from error
 
 
 def _layer_error(name: str, block: int, wrong: int, images: int, gap: float) -> ParityError:
     return ParityError(
-        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {wrong} of {images} images (smallest gap {gap:.1e})",
+        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {wrong} of {images} images "
+        f"(smallest gap {gap:.1e})",
         f"the reference's tokens wherever the gap at the cut is above {GAP_TOLERANCE:.0e}",
         "report it with the model and tool versions",
     )

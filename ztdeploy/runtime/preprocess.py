@@ -1,7 +1,8 @@
 """Resize, centre crop, normalise: bit for bit what timm's evaluation transform does, without torch.
 
-Pillow's resampling filters are part of the model's contract: with another library's the accuracy drifts by a point. The
-integer arithmetic below is torchvision's (`_compute_resized_output_size`, `center_crop`), truncation and rounding included.
+Pillow's resampling filters are part of the model's contract: with another library's the accuracy drifts by a point.
+The arithmetic of sizes is torchvision's (`_compute_resized_output_size`, `center_crop`), truncation and rounding
+included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from PIL import Image
 from ztdeploy.errors import ImageError
 from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.runtime.images import MAX_PIXELS
-
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend
 from ztdeploy.backends.base import MemoryMode, Runner
@@ -74,7 +75,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         Raises:
             ImageError: an image cannot be read.
         """
-        sources = list(images) if isinstance(images, list | tuple) else [images]
+        sources: list[ImageSource] = [images] if isinstance(images, str | Path | Image | np.ndarray) else list(images)
         if not sources:
             return []
         outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess))
@@ -102,7 +103,9 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         count, batch = len(pixels), self.graph.batch
         if batch is not None and count < batch:  # a fixed batch is filled up with copies, whose results are dropped
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - count, axis=0)])
-        feed: NDArray[Any] = pixels if self.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
+        feed: NDArray[Any] = (
+            pixels if self.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
+        )
         raw = self._open[self.variant.name].infer({IMAGE: feed})
         layers = [f"blocks.{layer.block}/prune/kept" for layer in self.variant.plan.layers]
         return Outputs(raw[LOGITS][:count], tuple(raw[name][:count] for name in layers))
@@ -143,7 +146,9 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         names = self.bundle.path(name).read_text(encoding="utf-8").splitlines()
         classes = self.bundle.manifest.model.architecture.num_classes
         if len(names) != classes:
-            raise BundleError(f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again")
+            raise BundleError(
+                f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again"
+            )
         return names
 
 
@@ -189,7 +194,9 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
     if profile in variant.engines:
         return variant.engines[profile]
     backend = bundle.manifest.profiles[profile].backend
-    reason = f"{PLANNED[backend]} cannot be built by this version" if not backend_exists(backend) else "it was not built"
+    reason = (
+        f"{PLANNED[backend]} cannot be built by this version" if not backend_exists(backend) else "it was not built"
+    )
     raise BundleError(
         f"{bundle.root} holds no engine for profile '{profile}' ({reason})",
         "a profile with an engine",

@@ -1,0 +1,50 @@
+# Everything a newcomer needs: `make quickstart`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup quickstart test lint format bench clean constraints
+
+help:
+	@echo "make quickstart   set up, then build, verify and measure the shipped model"
+	@echo "make test         set up, then lint, type-check and run all tests"
+	@echo "make lint         ruff, mypy and import-linter"
+	@echo "make bench        the benchmarks that the README's figures come from"
+
+setup: $(VENV)/.ready
+
+# uv installs the five gigabytes that torch brings in a fraction of pip's time.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "error: $$($(PYTHON) --version); expected Python 3.10 to 3.13; run: make PYTHON=python3.11 ..." >&2; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[build,dev]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/ztdeploy quickstart --force
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.footprint
+
+# Versions that are known to work together, for every supported Python; no addresses in it.
+constraints: setup
+	$(BIN)/uv pip compile pyproject.toml --extra build --extra dev --extra tune --extra report --extra openvino --universal --python-version 3.10 \
+		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) dist build quickstart .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,44 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder with a trained DeiT-Tiny and labelled photographs."""
+    folder = os.environ.get("ZTDEPLOY_REALDATA")
+    if not folder:
+        pytest.skip("ZTDEPLOY_REALDATA is not set: no trained DeiT-Tiny and photographs here")
+    path = Path(folder)
+    assert (path / "labels.json").is_file(), f"ZTDEPLOY_REALDATA={folder} holds no labels.json"
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the shipped model: keep ratios 0.7, 0.5 and dense, with cpu engines. Never change it in place."""
+    from ztdeploy.pipeline import BuildRequest, build
+
+    out = tmp_path_factory.mktemp("bundles") / "digits"
+    build(BuildRequest(model="vit_digits", profiles=("cpu", "jetson-orin"), keep_ratios=(0.7, 0.5), out=out))
+    return out
+
+
+@pytest.fixture
+def bundle_copy(digits_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the shipped model's bundle, to be damaged."""
+    return Path(shutil.copytree(digits_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def digit_images() -> list[Path]:
+    """The held-out digits; a file's name ends in its label."""
+    from ztdeploy.models.catalogue import ASSETS
+
+    return sorted((ASSETS / "digits" / "images").glob("*.png"))
