@@ -23,8 +23,9 @@ from ztdeploy.pruning.wpr import WeightedPageRank, WprOptions, head_filter, join
 from ztdeploy.schedule import LayerPlan
 
 SETTINGS = settings(deadline=None, max_examples=60)
-#: In fp64 two implementations agree to this; closer calls are inconclusive, and counted.
-CLEAR = 1e-9
+#: Scores of two implementations agree to this, the start vector being single precision; closer calls are
+#: inconclusive, and counted.
+CLEAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,12 @@ class TestPropagate:
         assert propagate(attention, torch.ones(3), 1).tolist() == [[[0.0, 0.0, 3.0]]]
 
     def test_rows_are_not_renormalised_over_the_survivors(self) -> None:
-        attention = torch.full((1, 1, 4, 4), 0.25)
-        survivors = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-        assert propagate(attention, torch.ones(4), 2, survivors).tolist() == [[[0.25, 0.25, 0.0, 0.0]]]
+        """Token 1 spends 80 % of its votes on a token that is gone; they are lost, not handed to the others."""
+        attention = torch.eye(4).view(1, 1, 4, 4).clone()
+        attention[0, 0, 0] = torch.tensor([0.6, 0.4, 0.0, 0.0])
+        attention[0, 0, 1] = torch.tensor([0.0, 0.2, 0.8, 0.0])
+        scores = propagate(attention, torch.ones(4), 1, torch.tensor([[1.0, 1.0, 0.0, 0.0]]))[0, 0]
+        torch.testing.assert_close(scores / scores.sum(), torch.tensor([0.5, 0.5, 0.0, 0.0]))
 
     def test_the_votes_of_all_tokens_are_conserved(self) -> None:
         attention = torch.tensor(random_attention(np.random.default_rng(0), 2, 3, 9))
@@ -245,7 +249,7 @@ class TestWeightedPageRank:
             if reference.filter_margin(raw, list(range(tokens))) < CLEAR:
                 event("inconclusive: a head's variance is at the limit")
                 continue
-            np.testing.assert_allclose(ours[image], reference.join(raw, list(range(tokens))), rtol=1e-9)
+            np.testing.assert_allclose(ours[image], reference.join(raw, list(range(tokens))), rtol=CLEAR)
 
     def test_the_class_token_is_boosted_only_where_there_is_one_and_it_is_wanted(self) -> None:
         def start(*, class_token: bool, boost: bool) -> list[float]:
@@ -296,10 +300,8 @@ class TestSimilarityDrop:
 
     def test_likeness_within_group_a_does_not_count(self) -> None:
         plan = layer_plan(4, 3, prefix=0, similarity_drop=1)
-        keys = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.1, 1]]).view(1, 1, 4, 3)
-        keys = torch.cat([keys, keys[:, :, 3:]], 2)[:, :, :4]
-        keys[0, 0, 2] = keys[0, 0, 3] = torch.tensor([0.0, 0.0, 1.0])
-        keys[0, 0, 3, 1] = 0.1  # nearly its neighbour in A, and a little like token 1 in B
+        # Tokens 2 and 3 are nearly the same, but both in A; token 3 is a little like token 1, token 2 like none in B.
+        keys = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.1, 1.0]]).view(1, 1, 4, 3)
         scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
         assert SimilarityDrop(plan)(scores, keys).tolist() == [[1, 1, 1, 0]]
 
@@ -413,7 +415,7 @@ class TestWholeLayer:
             assert kept[image].tolist() == expected.kept
             if expected.scores is not None:
                 assert record.scores is not None
-                np.testing.assert_allclose(record.scores[image], expected.scores, rtol=1e-8, atol=1e-12)
+                np.testing.assert_allclose(record.scores[image], expected.scores, rtol=CLEAR, atol=1e-12)
 
     @pytest.mark.parametrize("method", METHODS_WITH_TWIN)
     def test_single_precision_differs_only_where_the_call_is_close(
@@ -548,9 +550,8 @@ class TestExtremes:
         generator = np.random.default_rng(0)
         tokens = 12
         plan = layer_plan(tokens - 1, 6, similarity_drop=1, iterations=30)
-        attention = np.empty((1, 3, tokens, tokens))
-        attention[:, :2] = random_attention(generator, 1, 2, tokens) * 0.2 + 0.8 / tokens
-        attention[:, :2, :, -1] *= 0.2
+        attention = random_attention(generator, 1, 3, tokens) * 0.2 + 0.8 / tokens
+        attention[:, :, :, -1] *= 0.2
         attention /= attention.sum(-1, keepdims=True)
         attention[:, 2] = 0.007 / (tokens - 1)
         attention[:, 2, :, -1] = 0.993

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ztdeploy.schedule import Architecture
-
-if TYPE_CHECKING:
-    from ztdeploy.pruning.layer import PruningLayer
 
 
 class TapSink(Protocol):
@@ -49,8 +46,8 @@ class ModelAdapter(ABC):
         """The transformer blocks in order; each returns tokens `[B, N, D]`."""
 
     @abstractmethod
-    def tap(self, index: int, layer: PruningLayer, sink: TapSink) -> list[Callable[[], None]]:
-        """Make a block put what the layer needs into the sink on every forward pass.
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+        """Make a block put what is asked for into the sink on every forward pass.
 
         Returns:
             What undoes it, to be called in reverse order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter, TapSink
 from ztdeploy.schedule import Architecture
-
-if TYPE_CHECKING:
-    from ztdeploy.pruning.layer import PruningLayer
 
 
 class VitAdapter(ModelAdapter):
@@ -52,24 +49,24 @@ class VitAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.blocks)
 
-    def tap(self, index: int, layer: PruningLayer, sink: TapSink) -> list[Callable[[], None]]:
-        attention: Any = self.model.blocks[index].attn
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+        module: Any = self.model.blocks[index].attn
         undo: list[Callable[[], None]] = []
-        if layer.needs_attention:
-            fused = attention.fused_attn
+        if attention:
+            fused = module.fused_attn
 
             def take_attention(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 sink.attention = inputs[0]
 
-            attention.fused_attn = False
-            undo.append(lambda: setattr(attention, "fused_attn", fused))
-            undo.append(attention.attn_drop.register_forward_pre_hook(take_attention).remove)
-        if layer.needs_keys:
+            module.fused_attn = False
+            undo.append(lambda: setattr(module, "fused_attn", fused))
+            undo.append(module.attn_drop.register_forward_pre_hook(take_attention).remove)
+        if keys:
 
-            def take_keys(_module: nn.Module, _inputs: Any, keys: Tensor) -> None:
-                sink.keys = keys
+            def take_keys(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                sink.keys = output
 
-            undo.append(attention.k_norm.register_forward_hook(take_keys).remove)
+            undo.append(module.k_norm.register_forward_hook(take_keys).remove)
         return undo
 
 

@@ -96,7 +96,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def _attach(self, adapter: ModelAdapter, index: int, layer: PruningLayer) -> None:
         block, tap = adapter.blocks[index], _Tap()
-        self._undo.extend(adapter.tap(index, layer, tap))
+        self._undo.extend(adapter.tap(index, tap, attention=layer.needs_attention, keys=layer.needs_keys))
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))
         position = len(self.layers)

@@ -151,6 +151,9 @@ def test_palette_transparency_changes_no_colour_and_does_not_warn(tmp_path, tran
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(pixels_of(read_image(path)), expected)
+        with Image.open(path) as opened:
+            assert np.array_equal(pixels_of(read_image(opened)), expected)
+            assert "transparency" in opened.info
 
 
 def test_alpha_is_dropped_not_blended(tmp_path):
