@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,9 +33,9 @@ class BuildRequest:
     weights: Literal["pretrained", "random"] = "pretrained"
     checkpoint: Path | None = None
     image_size: int | None = None
+    crop_pct: float | None = None  #: image size over resize; None: as the model was published
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
-    tools: dict[str, str] = field(default_factory=dict)
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -54,7 +54,11 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
 
     progress(f"loading {request.model}", 0, 1)
     model = load_model(
-        request.model, weights=request.weights, checkpoint=request.checkpoint, image_size=request.image_size
+        request.model,
+        weights=request.weights,
+        checkpoint=request.checkpoint,
+        image_size=request.image_size,
+        crop_pct=request.crop_pct,
     )
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.assembly import Assembly

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ImageInput = Literal["float32", "uint8"]
+_Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessSpec(BaseModel):
@@ -19,4 +20,4 @@ class PreprocessSpec(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def build(
     model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
     profile: Annotated[list[str], typer.Option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.  [default: MODEL-PROFILE]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
     keep_ratio: Annotated[
         list[float] | None,
         typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."),
@@ -27,8 +27,11 @@ def build(
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
-    batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch.  [default: as the profile says]")] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input.  [default: the model's]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -51,6 +54,7 @@ def build(
         checkpoint=checkpoint,
         image_size=image_size,
         batch=batch,
+        crop_pct=crop_pct,
         force=force,
     )
     if weights == "random" and checkpoint is None:

@@ -20,11 +20,11 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     keep_ratio: Annotated[
-        float | None, typer.Option("--keep-ratio", "-k", help="Which variant.  [default: the first built]")
+        float | None, typer.Option("--keep-ratio", "-k", help="Which variant. (default: the first built)")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: what the process may use]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. (default: what the process may use)")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json: JsonFlag = False,
 ) -> None:

@@ -45,7 +45,12 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, weights: WeightsSource = "pretrained", checkpoint: Path | None = None, image_size: int | None = None
+    name: str,
+    *,
+    weights: WeightsSource = "pretrained",
+    checkpoint: Path | None = None,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
 ) -> LoadedModel:
     """Create a model and fill it with weights.
 
@@ -54,6 +59,7 @@ def load_model(
         weights: "pretrained" (the hub, its cache, or the package), or "random" for latency only.
         checkpoint: a file that takes the place of `weights`.
         image_size: side of the input in pixels, where it shall differ from the model's own.
+        crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
 
     Raises:
         ModelError: unknown, or of a family that cannot be pruned soundly.
@@ -79,7 +85,7 @@ def load_model(
     origin = (
         checkpoint.name if checkpoint is not None else timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
     )
-    preprocess = _preprocess(config, image_size)
+    preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
     return LoadedModel(
         name=name,

@@ -23,4 +23,7 @@ def load_pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> NDArray
     Raises:
         ImageError: an image cannot be read, or is too large.
     """
-    return np.stack([resize_and_crop(read_image(source), spec) for source in sources])
+    pixels = np.empty((len(sources), spec.image_size, spec.image_size, 3), np.uint8)
+    for index, source in enumerate(sources):
+        pixels[index] = resize_and_crop(read_image(source), spec)
+    return pixels

@@ -7,7 +7,6 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,18 +44,6 @@ def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint
     return _center_crop(image.resize(size, _FILTERS[spec.interpolation]), spec.image_size)
 
 
-def pixel_batch(images: Sequence[Image.Image], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """`resize_and_crop` of each image, as uint8 `[B, S, S, 3]`.
-
-    Raises:
-        ImageError: as `resize_and_crop`.
-    """
-    batch = np.empty((len(images), spec.image_size, spec.image_size, 3), np.uint8)
-    for i, image in enumerate(images):
-        batch[i] = resize_and_crop(image, spec)
-    return batch
-
-
 def normalise(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
     """(pixels / 255 - mean) / std, as float32 `[B, 3, S, S]`, contiguous.
 
@@ -86,7 +73,7 @@ def _check_pixels(pixels: NDArray[Any], side: int) -> None:
         raise ImageError(
             f"pixels of dtype {pixels.dtype} and shape {list(pixels.shape)}",
             f"uint8 of shape [B, {side}, {side}, 3]",
-            "prepare the images with pixel_batch",
+            "prepare the images with ztdeploy.runtime.inputs.load_pixels",
         )
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from ztdeploy.errors import ImageError
 from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.runtime.images import read_image
-from ztdeploy.runtime.preprocess import normalise, pixel_batch, resize_and_crop
+from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.preprocess import normalise, resize_and_crop
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -62,7 +63,7 @@ def test_equals_timm(crop_mode, interpolation, crop_pct, resize):
     theirs = timm_transform(of, crop_pct)
     for size in ((500, 375), (375, 500), (301, 299), (90, 61), (248, 248), (1, 1)):
         image = random_image(*size)
-        assert_same_bits(normalise(pixel_batch([image], of), of)[0], theirs(image).numpy())
+        assert_same_bits(normalise(load_pixels([image], of), of)[0], theirs(image).numpy())
 
 
 side = st.integers(1, 300)
@@ -122,7 +123,7 @@ def test_equals_timm_on_photographs(crop_mode, crop_pct, resize):
     of = spec(224, resize, crop_mode)
     theirs = timm_transform(of, crop_pct)
     for path in paths:
-        ours = normalise(pixel_batch([read_image(path)], of), of)[0]
+        ours = normalise(load_pixels([read_image(path)], of), of)[0]
         with Image.open(path) as photo:
             assert_same_bits(ours, theirs(photo.convert("RGB")).numpy())
 
@@ -152,7 +153,7 @@ def test_a_crop_larger_than_the_image_is_padded_with_black():
 def test_batch_keeps_the_order_and_the_images():
     images = [random_image(50, 40, seed) for seed in range(3)]
     before = [image.tobytes() for image in images]
-    batch = pixel_batch(images, spec())
+    batch = load_pixels(images, spec())
     assert batch.shape == (3, 32, 32, 3)
     assert batch.dtype == np.uint8
     for image, pixels in zip(images, batch, strict=True):
@@ -168,8 +169,8 @@ def test_results_are_writable_and_contiguous():
 
 
 def test_an_empty_batch():
-    assert pixel_batch([], spec()).shape == (0, 32, 32, 3)
-    assert normalise(pixel_batch([], spec()), spec()).shape == (0, 3, 32, 32)
+    assert load_pixels([], spec()).shape == (0, 32, 32, 3)
+    assert normalise(load_pixels([], spec()), spec()).shape == (0, 3, 32, 32)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
