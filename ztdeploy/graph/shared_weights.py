@@ -124,7 +124,12 @@ def _large_initializers(model: ir.Model) -> list[ir.Value]:
 
 
 def _rename_initializer(model: ir.Model, value: ir.Value, name: str) -> None:
-    model.graph.initializers.pop(value.name or "")
+    """Where the graph already has an initialiser of that name, it is the same tensor, and takes this one's place."""
+    initializers = model.graph.initializers
+    initializers.pop(value.name or "")
+    if name in initializers:
+        ir.convenience.replace_all_uses_with(value, initializers[name])
+        return
     value.name = name
     model.graph.register_initializer(value)
 
