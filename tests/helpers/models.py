@@ -15,6 +15,9 @@ from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule
 
+#: Handing such small tensors to other threads takes longer than computing them, much longer on a busy machine.
+torch.set_num_threads(1)
+
 IMAGE_SIZE = 32
 PREPROCESS = PreprocessSpec(image_size=IMAGE_SIZE, resize=36, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

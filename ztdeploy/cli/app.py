@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-import click
 import typer
 
 from ztdeploy.errors import ZtdeployError
@@ -56,12 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = app(list(arguments), standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
-        return _fail("interrupted", 130, arguments)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130, arguments)
     except ZtdeployError as error:
         return _fail(str(error), error.exit_code, arguments, error)
@@ -70,10 +64,18 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _is_malformed_command_line(error):
+            error.show()  # type: ignore[attr-defined]
+            return int(error.exit_code)  # type: ignore[attr-defined]
         line = str(error).splitlines()[0] if str(error) else ""
         return _fail(
             f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error
         )
+
+
+def _is_malformed_command_line(error: Exception) -> bool:
+    """Whether it is Click's own error; some versions of Typer bring Click along, others import it."""
+    return any(base.__name__ == "ClickException" for base in type(error).__mro__)
 
 
 def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | None = None) -> int:
