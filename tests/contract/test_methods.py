@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.models import IMAGE_SIZE, VARIANTS, images, layer_plan, pruned, random_attention, schedule, tiny_vit, variant
+from helpers.models import (
+    IMAGE_SIZE,
+    VARIANTS,
+    images,
+    layer_plan,
+    pruned,
+    random_attention,
+    schedule,
+    tiny_vit,
+    variant,
+)
 from torch import Tensor, nn
 
 from ztdeploy.errors import ScheduleError

@@ -1,0 +1,64 @@
+"""Memory of several open variants: weights packed for each engine, or one copy that all of them read.
+
+    python -m benchmarks.memory [--model deit_s]
+
+Prints anonymous memory (which only this process has) and file-backed memory (which the system can share or drop),
+and what reading unpacked weights costs in latency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+from ztdeploy.pipeline import BuildRequest, build
+
+RATIOS = (0.9, 0.7, 0.5)
+CHILD = """
+import json, sys, time
+from statistics import median
+import numpy as np, ztdeploy
+bundle, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+size = 224
+pixels = np.zeros((1, size, size, 3), np.uint8)
+runners = []
+for ratio in (0.7, 0.9, 0.5, 1.0)[:count]:
+    if mode == "shared" and runners:
+        runners[0].switch(ratio)
+    else:
+        runners.append(ztdeploy.load(bundle, keep_ratio=ratio, memory=mode, verify=False))
+    runners[-1].infer(pixels)
+if mode == "shared":
+    runners[0].switch(0.7)
+times = []
+for _ in range(30):
+    before = time.perf_counter(); runners[0].infer(pixels); times.append(1000 * (time.perf_counter() - before))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+megabytes = lambda key: int(status[key].split()[0]) / 1024
+print(json.dumps([megabytes("RssAnon"), megabytes("RssFile"), median(times)]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_s")
+    model = parser.parse_args().model
+    print(describe_machine())
+    print(f"{model}: mode, open variants, anonymous MB, file-backed MB, latency at keep ratio 0.7 in ms")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        build(BuildRequest(model=model, profiles=("cpu",), keep_ratios=RATIOS, weights="random", out=out))
+        for mode in ("speed", "shared"):
+            for count in (1, 2, 4):
+                command = [sys.executable, "-c", CHILD, str(out), mode, str(count)]
+                anonymous, mapped, latency = json.loads(subprocess.check_output(command))
+                print(f"  {mode:7s} {count}  {anonymous:7.0f}  {mapped:7.0f}  {latency:7.1f}")
+
+
+if __name__ == "__main__":
+    main()
