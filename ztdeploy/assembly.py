@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections import Counter
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import (
     SCHEMA_VERSION,
     WEIGHTS_FILE,
+    BlockNodes,
     Bundle,
     EngineRecord,
     GoldenRecord,
@@ -61,6 +63,7 @@ class Assembly:
         self.buildable = [profile for profile in profiles if backend_exists(profile.backend)]
         self._specs = {profile.name: graph_spec(profile, batch) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
+        self._contents: dict[tuple[str, GraphSpec], tuple[dict[str, int], tuple[BlockNodes, ...]]] = {}
         for name in ("graphs", "golden"):
             (folder / name).mkdir()
 
@@ -69,6 +72,7 @@ class Assembly:
         with PrunedModel(self.model.adapter, schedule) as pruned:
             for spec in dict.fromkeys(self._specs.values()):
                 graph = export_onnx(pruned, self.model.preprocess, spec)
+                self._contents[schedule.name, spec] = count_nodes(graph, self.model.adapter.architecture.depth)
                 self._weights.add(self._graph_path(schedule, spec), graph)
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
@@ -183,11 +187,14 @@ class Assembly:
 
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
         spec = self._specs[profile.name]
+        operators, nodes = self._contents[schedule.name, spec]
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
             opset=spec.opset,
             image_input=spec.image_input,
             batch=spec.batch,
+            operators=operators,
+            nodes=nodes,
         )
 
     def _write_golden(self) -> GoldenRecord:
@@ -211,6 +218,17 @@ def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
     """The graph that a profile asks for; without a dynamic axis, its smallest batch unless told otherwise."""
     fixed = batch if batch is not None or profile.batch.dynamic else profile.batch.sizes[0]
     return GraphSpec(opset=profile.opset, image_input=profile.image_input, batch=fixed)
+
+
+def count_nodes(graph: ir.Model, depth: int) -> tuple[dict[str, int], tuple[BlockNodes, ...]]:
+    """Nodes by operator type, and by block, told apart by their stable names."""
+    operators = Counter(node.op_type for node in graph.graph)
+    scopes = [(node.name or "").split("/") for node in graph.graph]
+    own = Counter(scope[0] for scope in scopes if scope[1:2] != ["prune"])
+    pruning = Counter(scope[0] for scope in scopes if scope[1:2] == ["prune"])
+    names = [f"blocks.{block}" for block in range(depth)]
+    nodes = tuple(BlockNodes(block=i, own=own[name], pruning=pruning[name]) for i, name in enumerate(names))
+    return dict(sorted(operators.items())), nodes
 
 
 def what_is_missing(profile: HardwareProfile) -> str:

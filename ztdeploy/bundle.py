@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _PARTIAL = ".partial-"
 _MANIFEST_LIMIT = 64 * 2**20
+_FULL_BYTES = 64 * 2**10
 
 
 def _inside(path: str) -> str:
@@ -62,12 +63,22 @@ class WeightsRecord(_Record):
     sha256: str  #: of names, shapes and values of all parameters
 
 
+class BlockNodes(_Record):
+    """How many ONNX nodes a block has, and how many the pruning layer behind it."""
+
+    block: int
+    own: int
+    pruning: int
+
+
 class GraphRecord(_Record):
     file: BundlePath
     opset: int
     image_input: ImageInput
     batch: int | None
     precision: Precision = "fp32"
+    operators: dict[str, int]  #: nodes by operator type
+    nodes: tuple[BlockNodes, ...]
 
 
 class LayerParity(_Record):
@@ -323,6 +334,12 @@ def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
         try:
             yield partial
             _replace(partial, out)
+        except Exception as error:
+            full = shutil.disk_usage(partial).free < _FULL_BYTES  # not every library says why it could not write
+            shutil.rmtree(partial, ignore_errors=True)
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

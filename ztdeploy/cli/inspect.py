@@ -76,27 +76,23 @@ def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     """One variant, block by block."""
     from ztdeploy.schedule import block_gmacs
 
-    architecture = bundle.manifest.model.architecture
     layers = {layer.block: layer for layer in variant.plan.layers}
+    graph = next(iter(variant.graphs.values()))
     rows = []
-    for block, tokens in enumerate(variant.plan.tokens_per_block):
-        layer = layers.get(block)
-        cells = ["", "", "", ""]
+    for nodes, tokens in zip(graph.nodes, variant.plan.tokens_per_block, strict=True):
+        layer = layers.get(nodes.block)
+        cells = [f"blocks.{nodes.block}", f"{tokens}", f"{block_gmacs(bundle.manifest.model.architecture, tokens):.4f}"]
+        cells.append(f"{nodes.own}")
         if layer is not None:
-            cells = [
-                f"{layer.tokens_out}",
-                f"{layer.similarity_drop}",
-                f"{layer.importance_drop}",
-                f"{layer.iterations}",
-            ]
-        rows.append((f"blocks.{block}", f"{tokens}", f"{block_gmacs(architecture, tokens):.4f}", *cells))
-    headings = [
-        "block",
-        "tokens",
-        "GMACs",
-        "kept behind it",
-        "dropped as similar",
-        "dropped as unimportant",
-        "iterations",
-    ]
-    table(f"{variant.name}, block by block", [(h, "left" if h == "block" else "right") for h in headings], rows)
+            numbers = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, layer.iterations, nodes.pruning)
+            cells += [str(number) for number in numbers]
+        rows.append(cells + [""] * (9 - len(cells)))
+    headings = ["block", "tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"]
+    common = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))[:6]
+    table(
+        f"{variant.name}, block by block",
+        [(heading, "left" if heading == "block" else "right") for heading in headings],
+        rows,
+        caption="similar, unimportant: tokens that the layer behind the block drops as such\n"
+        f"{sum(graph.operators.values())} ops: {', '.join(f'{count} {name}' for name, count in common)}, ...",
+    )
