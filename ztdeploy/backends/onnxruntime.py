@@ -126,13 +126,13 @@ def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> No
         raise EngineMismatchError(
             f"engine '{engine.name}' was built from another graph",
             "an engine of this bundle's graph",
-            "run: ztdeploy finalize BUNDLE",
+            f"run: ztdeploy finalize {engine.parent.parent}",
         )
     if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
         raise EngineMismatchError(
             f"engine '{engine.name}' was built by {built.runtime} {built.runtime_version}",
             f"{here.runtime} {here.runtime_version}, which is installed here",
-            "run: ztdeploy finalize BUNDLE",
+            f"run: ztdeploy finalize {engine.parent.parent}",
         )
 
 

@@ -24,6 +24,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
     """Print a table; columns are `(heading, "left" | "right")`. Piped output is not squeezed into 80 columns."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     sheet: Table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption)
@@ -31,7 +32,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
     for heading, justify in columns:
         sheet.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
-        sheet.add_row(*row)
+        sheet.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 200).print(sheet)
 
 
