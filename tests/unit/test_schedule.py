@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ class TestPlan:
         counts = token_plan.tokens_per_block
         assert len(counts) == depth
         assert counts[0] == prefix + patches
-        assert all(later <= earlier for earlier, later in zip(counts, counts[1:], strict=False))
+        assert all(later <= earlier for earlier, later in pairwise(counts))
         assert min(counts) >= prefix + 1
         current = prefix + patches
         for layer in token_plan.layers:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, print_json, table, warn
+from ztdeploy.cli.output import JsonFlag, print_json, progress_bar, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.runtime.postprocess import Prediction
 
 _CHUNK = 16
 
@@ -33,11 +36,13 @@ def run(
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
         if runner.bundle.manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
-        predictions = [
-            prediction
-            for start in range(0, len(images), _CHUNK)
-            for prediction in runner(images[start : start + _CHUNK], top=top)
-        ]
+        if not runner.bundle.manifest.model.architecture.num_classes:
+            warn("the model has no classifier: it gives embeddings, and no classes to show")
+        predictions: list[Prediction] = []
+        with progress_bar(not json and len(images) > _CHUNK) as progress:
+            for start in range(0, len(images), _CHUNK):
+                progress("classifying", start, len(images))
+                predictions += runner(images[start : start + _CHUNK], top=top)
         chosen = runner.variant
     if json:
         print_json(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -153,11 +154,14 @@ def _create(
         raise ModelError(f"model '{name}'", "a short name or a name that timm knows", did_you_mean(name, known))
     arguments: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        model = _download(timm_name, arguments) if pretrained else timm.create_model(timm_name, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's remarks on names that have moved
+            model = _download(timm_name, arguments) if pretrained else timm.create_model(timm_name, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        at_size = f" with image size {image_size}" if image_size else ""
         raise ModelError(
-            f"timm cannot make '{timm_name}' with image size {image_size or 'default'} ({reason})",
+            f"timm cannot make '{timm_name}'{at_size} ({reason})",
             "a vision transformer and a size that its patch size divides",
             "change --model or --image-size",
         ) from error

@@ -33,6 +33,12 @@ class VitAdapter(ModelAdapter):
             raise _unsound(model, f"its blocks lack {missing}", "blocks with attn.attn_drop and attn.k_norm")
         attention = model.blocks[0].attn
         height, width = model.patch_embed.patch_size
+        if self.image_size % height or self.image_size % width:
+            raise ModelError(
+                f"image size {self.image_size} with patches of {height} x {width}",
+                f"a multiple of {height}, such as {max(1, round(self.image_size / height)) * height}",
+                "change --image-size",
+            )
         return Architecture(
             depth=len(model.blocks),
             embed_dim=model.embed_dim,

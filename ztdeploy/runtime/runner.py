@@ -72,6 +72,8 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def __call__(self, images: ImageSource | Sequence[ImageSource], *, top: int = 5) -> list[Prediction]:
         """Classify images given as paths, PIL images or uint8 arrays `[H, W, 3]`; one or many.
 
+        A model without a classifier gives no labels, and its embedding as `logits`.
+
         Raises:
             ImageError: an image cannot be read.
         """
@@ -80,6 +82,8 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             return []
         outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess))
         prefix = self.bundle.manifest.model.architecture.prefix_tokens
+        if not self.bundle.manifest.model.architecture.num_classes:
+            top = 0  # the output is an embedding
         return [
             Prediction(top_labels(logits, self._names, top), logits, kept_patches(outputs.kept, index, prefix))
             for index, logits in enumerate(outputs.logits)

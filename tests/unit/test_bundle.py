@@ -1,0 +1,711 @@
+"""The bundle on disk: written whole or not at all, trusted in nothing, and every changed byte found."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+import ztdeploy
+from ztdeploy.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    WEIGHTS_FILE,
+    BundlePath,
+    Manifest,
+    check_output,
+    disk_errors,
+    file_records,
+    new_bundle_folder,
+    read_bundle,
+    sha256_of,
+    write_manifest,
+)
+from ztdeploy.errors import BundleError, OutputError
+from ztdeploy.runtime.verify import verify_bundle
+
+BUNDLE_PATH = TypeAdapter(BundlePath)
+DEAD_PID = 2**22 + 1  # above the largest process id that Linux gives
+
+
+def silent(*_):
+    pass
+
+
+def edit(bundle, change):
+    """Rewrite a bundle's manifest; `change` alters the parsed JSON in place."""
+    path = bundle / MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    return bundle
+
+
+def flip_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def refused(call, *fragments, kind=BundleError):
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert all(fragment in message for fragment in fragments), message
+    return message
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def a_bundle(folder):
+    """As little as makes a folder a bundle to those who would replace it."""
+    (folder / "graphs").mkdir(parents=True)
+    (folder / WEIGHTS_FILE).write_bytes(b"old")
+    (folder / MANIFEST).write_text(json.dumps({"schema_version": SCHEMA_VERSION}))
+    return folder
+
+
+def write_in(folder):
+    (folder / "graphs").mkdir()
+    (folder / WEIGHTS_FILE).write_bytes(b"new")
+
+
+def build_into(out, *, force=False):
+    with new_bundle_folder(out, force=force) as folder:
+        write_in(folder)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -------------------- the manifest
+
+
+def test_a_manifest_survives_a_round_trip(digits_bundle, tmp_path):
+    manifest = read_bundle(digits_bundle).manifest
+    write_manifest(tmp_path, manifest)
+    assert read_bundle(tmp_path).manifest == manifest
+    assert names_in(tmp_path) == [MANIFEST]
+
+
+def test_the_manifest_lists_every_other_file_with_its_hash(digits_bundle):
+    bundle = read_bundle(digits_bundle)
+    assert bundle.manifest.files == file_records(digits_bundle)
+    bundle.verify_files()
+
+
+def test_the_bundle_stores_its_weights_once(digits_bundle):
+    graphs = digits_bundle / "graphs"
+    weights = (digits_bundle / WEIGHTS_FILE).stat().st_size
+    parameters = 4 * 1_360_000  # fp32, the shipped model
+    assert weights < 1.1 * parameters
+    assert all(path.stat().st_size < weights / 10 for path in graphs.glob("*.onnx"))
+
+
+@pytest.mark.parametrize(
+    "path", ["classes.txt", "graphs/weights.safetensors", "a/..b/c..", "golden/keep-0.70.npz", "Größe/ü.png", "a b"]
+)
+def test_ordinary_paths_are_accepted(path):
+    assert BUNDLE_PATH.validate_python(path) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "//host/share",
+        "..",
+        "../x",
+        "graphs/../../x",
+        "graphs/..",
+        "C:/x",
+        "C:\\x",
+        "..\\x",
+        "\\\\host\\x",
+        "x\0",
+        "a:stream",
+        "x\ny",
+        "x\x1b[2J",
+        "x" * 300,
+        "x/" * 3000 + "x",
+    ],
+    ids=lambda path: repr(path)[:20],
+)
+def test_paths_that_lead_elsewhere_are_refused(path):
+    with pytest.raises(ValidationError):
+        BUNDLE_PATH.validate_python(path)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "b.onnx", "", "\\", "C:", "/", "\0", "..."]), max_size=6))
+def test_an_accepted_path_stays_inside(parts):
+    try:
+        path = BUNDLE_PATH.validate_python("/".join(parts))
+    except ValidationError:
+        return
+    assert os.path.normpath("/root/bundle/" + path).startswith("/root/bundle")
+    assert not set(path) & {"\\", ":", "\0"}
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_either_a_path_inside_or_refused(text):
+    try:
+        path = BUNDLE_PATH.validate_python(text)
+    except ValidationError:
+        return
+    assert Path("/root/bundle", path).resolve().is_relative_to("/root/bundle")
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        lambda m, path: m["files"].update({path: {"sha256": "0" * 64, "bytes": 1}}),
+        lambda m, path: m["golden"].update(pixels=path),
+        lambda m, path: m["golden"].update(images=[path]),
+        lambda m, path: m["golden"]["outputs"].update(dense=path),
+        lambda m, path: m.update(class_names=path),
+        lambda m, path: m["variants"][0]["graphs"]["cpu"].update(file=path),
+        lambda m, path: m["variants"][0]["engines"]["cpu"].update(file=path),
+        lambda m, path: m["variants"][0]["engines"]["cpu"].update(weights=path),
+    ],
+    ids=["files", "pixels", "images", "outputs", "classes", "graph", "engine", "engine-weights"],
+)
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd"])
+def test_no_field_of_the_manifest_leads_outside(bundle_copy, escape, path):
+    edit(bundle_copy, lambda manifest: escape(manifest, path))
+    refused(lambda: read_bundle(bundle_copy), "damaged", "leaves the bundle")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "", "x\ny", "x" * 300])
+@pytest.mark.parametrize("field", ["variant", "profile", "engine-profile"])
+def test_names_that_become_file_names_cannot_lead_outside(bundle_copy, field, name):
+    """`finalize` writes `graphs/VARIANT.PROFILE.onnx`."""
+
+    def change(manifest):
+        if field == "variant":
+            manifest["variants"][0]["name"] = manifest["default_variant"] = name
+            manifest["golden"]["outputs"][name] = manifest["golden"]["pixels"]
+        elif field == "profile":
+            manifest["profiles"][name] = manifest["profiles"]["cpu"]
+            for variant in manifest["variants"]:
+                variant["graphs"][name] = variant["graphs"]["cpu"]
+        else:
+            manifest["variants"][0]["engines"]["cpu"]["profile"] = name
+
+    edit(bundle_copy, change)
+    refused(lambda: read_bundle(bundle_copy), "damaged")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"{",
+        b"\xff\xfe\x00",
+        b'"text"',
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"schema_version": "one"}',
+        b'{"schema_version": 1}',
+        b'{"schema_version": ' + b"9" * 6000 + b"}",
+    ],
+    ids=lambda text: repr(text)[2:22],
+)
+def test_a_garbled_manifest_is_refused(tmp_path, text):
+    (tmp_path / MANIFEST).write_bytes(text)
+    refused(lambda: read_bundle(tmp_path), "damaged", "build the bundle again")
+
+
+@pytest.mark.parametrize(("version", "fix"), [(2, "upgrade ztdeploy"), (99, "upgrade ztdeploy"), (0, "build")])
+def test_another_schema_version_says_what_to_do(bundle_copy, version, fix):
+    edit(bundle_copy, lambda manifest: manifest.update(schema_version=version, something_new=1))
+    refused(lambda: read_bundle(bundle_copy), f"schema version {version}", f"version {SCHEMA_VERSION}", fix)
+
+
+def test_a_huge_manifest_is_refused_without_reading_it(tmp_path, monkeypatch):
+    with (tmp_path / MANIFEST).open("wb") as file:
+        file.truncate(65 * 2**20)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the manifest was read"))
+    refused(lambda: read_bundle(tmp_path), "bytes", "at most")
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file"])
+def test_what_is_no_bundle_is_refused(tmp_path, what):
+    path = tmp_path / "thing"
+    if what == "empty":
+        path.mkdir()
+    elif what == "file":
+        path.write_text("no folder")
+    refused(lambda: read_bundle(path), MANIFEST, "ztdeploy build")
+
+
+@pytest.mark.parametrize("key", ["schema_version", "model", "variants", "golden", "files", "profiles"])
+def test_a_manifest_without_a_key_is_refused(bundle_copy, key):
+    edit(bundle_copy, lambda manifest: manifest.pop(key))
+    refused(lambda: read_bundle(bundle_copy), "damaged", key)
+
+
+def test_an_unknown_key_is_refused(bundle_copy):
+    edit(bundle_copy, lambda manifest: manifest.update(execute="rm -rf"))
+    refused(lambda: read_bundle(bundle_copy), "damaged", "execute")
+
+
+def test_what_a_manifest_says_cannot_break_the_line(bundle_copy):
+    edit(bundle_copy, lambda manifest: manifest.update({"x\ny\x1b[31m": 1}))
+    message = refused(lambda: read_bundle(bundle_copy), "damaged")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classes.txt",
+        "golden/pixels.npy",
+        "golden/dense.npz",
+        "graphs/keep-0.70.onnx",
+        "graphs/keep-0.70.cpu.onnx",
+        WEIGHTS_FILE,
+    ],
+)
+def test_a_file_that_is_used_but_not_listed_is_refused(bundle_copy, name):
+    edit(bundle_copy, lambda manifest: manifest["files"].pop(name))
+    refused(lambda: ztdeploy.load(bundle_copy), name)
+
+
+@pytest.mark.parametrize(
+    "contradict",
+    [
+        lambda m: m.update(default_variant="keep-0.99"),
+        lambda m: m.update(variants=[v for v in m["variants"] if v["plan"]["layers"]]),
+        lambda m: m.update(variants=[]),
+        lambda m: m["golden"]["outputs"].pop("dense"),
+        lambda m: m["variants"][0]["graphs"].pop("cpu"),
+        lambda m: m["variants"][0]["engines"].update(tpu=m["variants"][0]["engines"]["cpu"]),
+        lambda m: m["variants"][0]["graphs"]["cpu"].update(batch=0),
+        lambda m: m["variants"][0]["graphs"]["cpu"].update(batch=-1),
+        lambda m: m["variants"].append(m["variants"][0]),
+    ],
+    ids=[
+        "default-variant",
+        "no-dense",
+        "no-variants",
+        "no-golden-outputs",
+        "no-graph",
+        "engine-of-no-profile",
+        "batch-0",
+        "batch-negative",
+        "variant-twice",
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(bundle_copy, contradict):
+    edit(bundle_copy, contradict)
+    refused(lambda: read_bundle(bundle_copy), "build the bundle again")
+
+
+# -------------------- files
+
+
+def test_a_changed_byte_in_any_file_is_found(bundle_copy):
+    bundle = read_bundle(bundle_copy)
+    assert len(bundle.manifest.files) > 12
+    for name in bundle.manifest.files:
+        intact = (bundle_copy / name).read_bytes()
+        flip_byte(bundle_copy / name)
+        refused(lambda: verify_bundle(bundle_copy, None, silent), name, "changed since the build")
+        refused(lambda name=name: bundle.verify_files([name]), name)
+        (bundle_copy / name).write_bytes(intact)
+    bundle.verify_files()
+
+
+@pytest.mark.parametrize(
+    "name", ["graphs/keep-0.70.cpu.onnx", "graphs/keep-0.70.onnx", WEIGHTS_FILE, "classes.txt"]
+)
+@pytest.mark.parametrize("memory", ["speed", "shared"])
+def test_loading_finds_a_changed_byte_in_what_it_reads(bundle_copy, name, memory):
+    flip_byte(bundle_copy / name)
+    refused(lambda: ztdeploy.load(bundle_copy, memory=memory), name, "changed since the build")
+
+
+def test_loading_does_not_hash_what_it_does_not_read(bundle_copy):
+    flip_byte(bundle_copy / "graphs/dense.cpu.onnx")
+    with ztdeploy.load(bundle_copy, keep_ratio=0.7) as runner:
+        refused(lambda: runner.switch(1), "dense.cpu.onnx", "changed since the build")
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_truncated_file_is_found(bundle_copy, length):
+    with (bundle_copy / WEIGHTS_FILE).open("r+b") as file:
+        file.truncate(length)
+    refused(lambda: ztdeploy.load(bundle_copy), WEIGHTS_FILE, "changed since the build")
+    refused(lambda: verify_bundle(bundle_copy, None, silent), WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize("name", ["graphs/keep-0.70.cpu.onnx", WEIGHTS_FILE, "golden/pixels.npy", "README.md"])
+def test_a_missing_file_is_found(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    refused(lambda: verify_bundle(bundle_copy, None, silent), name, "missing", "copy the whole folder again")
+
+
+def test_a_folder_in_place_of_a_file_is_found(bundle_copy):
+    (bundle_copy / "classes.txt").unlink()
+    (bundle_copy / "classes.txt").mkdir()
+    refused(lambda: read_bundle(bundle_copy).verify_files(), "classes.txt", "missing")
+
+
+def test_a_file_that_nobody_listed_is_left_alone_and_never_read(bundle_copy):
+    (bundle_copy / "notes.txt").write_text("mine")
+    verify_bundle(bundle_copy, "jetson-orin", silent)
+    refused(lambda: read_bundle(bundle_copy).path("notes.txt"), "notes.txt", "listed in the manifest")
+
+
+def test_a_link_that_leads_outside_is_refused_even_to_identical_bytes(bundle_copy, tmp_path):
+    shutil.move(bundle_copy / "classes.txt", tmp_path / "secret.txt")
+    (bundle_copy / "classes.txt").symlink_to(tmp_path / "secret.txt")
+    refused(lambda: ztdeploy.load(bundle_copy), "classes.txt", "leads outside")
+    refused(lambda: verify_bundle(bundle_copy, None, silent), "leads outside")
+
+
+def test_a_linked_folder_that_leads_outside_is_refused(bundle_copy, tmp_path):
+    shutil.move(bundle_copy / "golden", tmp_path / "elsewhere")
+    (bundle_copy / "golden").symlink_to(tmp_path / "elsewhere")
+    refused(lambda: read_bundle(bundle_copy).path("golden/pixels.npy"), "leads outside")
+
+
+def test_a_link_to_nothing_or_to_itself_is_missing(bundle_copy):
+    for target in ("nowhere", "classes.txt"):
+        (bundle_copy / "classes.txt").unlink()
+        (bundle_copy / "classes.txt").symlink_to(target)
+        refused(lambda: read_bundle(bundle_copy).path("classes.txt"), "missing")
+
+
+def test_links_inside_the_bundle_and_to_the_bundle_work(bundle_copy, tmp_path):
+    shutil.move(bundle_copy / "classes.txt", bundle_copy / "real.txt")
+    (bundle_copy / "classes.txt").symlink_to("real.txt")
+    (tmp_path / "link").symlink_to(bundle_copy)
+    read_bundle(tmp_path / "link").verify_files()
+
+
+# -------------------- variants and profiles
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "name", "found"),
+    [(None, None, "keep-0.70"), (0.5, None, "keep-0.50"), (1, None, "dense"), (None, "dense", "dense")],
+)
+def test_a_variant_is_found_by_keep_ratio_or_name(digits_bundle, keep_ratio, name, found):
+    assert read_bundle(digits_bundle).variant(keep_ratio, name).name == found
+
+
+@pytest.mark.parametrize(("keep_ratio", "name"), [(0.6, None), (float("nan"), None), (None, "sparse"), (0, None)])
+def test_an_unknown_variant_lists_those_there_are(digits_bundle, keep_ratio, name):
+    refused(lambda: read_bundle(digits_bundle).variant(keep_ratio, name), "has no", "0.7, 0.5, 1")
+
+
+def test_the_first_profile_with_engines_is_run(digits_bundle):
+    bundle = read_bundle(digits_bundle)
+    assert bundle.profile_name(None) == "cpu"
+    assert bundle.profile_name("jetson-orin") == "jetson-orin"
+    refused(lambda: bundle.profile_name("jetson_orin"), "did you mean 'jetson-orin'?")
+
+
+def test_a_bundle_without_any_engine_says_why(bundle_copy):
+    edit(bundle_copy, lambda manifest: [variant["engines"].clear() for variant in manifest["variants"]])
+    refused(lambda: ztdeploy.load(bundle_copy), "holds no engine", "TensorRT", "--profile cpu")
+
+
+# -------------------- writing: whole or not at all
+
+
+def test_a_new_bundle_appears_whole(tmp_path):
+    out = tmp_path / "deep" / "er" / "bundle"
+    with new_bundle_folder(out, force=False) as folder:
+        write_in(folder)
+        assert not out.exists()
+        assert folder.parent == out.parent  # the same file system, so that renaming is atomic
+    assert names_in(out.parent) == ["bundle"]
+    assert (out / WEIGHTS_FILE).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), BundleError("a", "b", "c"), SystemExit(1)])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_exception_leaves_nothing_and_what_was_there_stays(tmp_path, error, force):
+    if force:
+        a_bundle(tmp_path / "bundle")
+    before = snapshot(tmp_path)
+    with pytest.raises(type(error)), new_bundle_folder(tmp_path / "bundle", force=force) as folder:
+        write_in(folder)
+        raise error
+    assert snapshot(tmp_path) == before
+    assert names_in(tmp_path) == (["bundle"] if force else [])
+
+
+@pytest.mark.parametrize("there", ["bundle", "folder", "file"])
+def test_what_exists_is_not_replaced(tmp_path, there):
+    out = tmp_path / "out"
+    if there == "bundle":
+        a_bundle(out)
+    elif there == "folder":
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+    else:
+        out.write_text("years of work")
+    before = snapshot(tmp_path)
+    refused(lambda: build_into(out), str(out), "exists", kind=OutputError)
+    refused(lambda: check_output(out, force=False), "exists", kind=OutputError)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [None, "{}", '{"name": "My web app", "start_url": "/"}', "not JSON", '{"manifest_version": 3}'],
+    ids=["none", "empty", "web-app", "garbage", "browser-extension"],
+)
+def test_force_never_deletes_what_is_not_a_bundle(tmp_path, manifest):
+    """`manifest.json` is a common name: web apps and browser extensions have one, too."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    if manifest is not None:
+        (out / MANIFEST).write_text(manifest)
+    before = snapshot(tmp_path)
+    refused(lambda: build_into(out, force=True), "not a bundle", kind=OutputError)
+    assert snapshot(tmp_path) == before
+
+
+def test_force_never_deletes_a_file(tmp_path):
+    (tmp_path / "out").write_text("years of work")
+    refused(lambda: build_into(tmp_path / "out", force=True), "not a bundle", kind=OutputError)
+    assert (tmp_path / "out").read_text() == "years of work"
+
+
+def test_force_replaces_a_bundle(tmp_path):
+    out = a_bundle(tmp_path / "out")
+    (out / "old.txt").write_text("old")
+    build_into(out, force=True)
+    assert snapshot(out).keys() == {Path(WEIGHTS_FILE)}
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_force_replaces_a_real_bundle(bundle_copy):
+    build_into(bundle_copy, force=True)
+    assert names_in(bundle_copy) == ["graphs"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_empty_folder_is_taken(tmp_path, force):
+    (tmp_path / "out").mkdir()
+    build_into(tmp_path / "out", force=force)
+    assert names_in(tmp_path) == ["out"]
+    assert (tmp_path / "out" / WEIGHTS_FILE).is_file()
+
+
+def test_the_current_folder_is_taken_when_it_is_empty(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    build_into(Path())
+    assert names_in(tmp_path) == ["here"]
+    assert (tmp_path / "here" / WEIGHTS_FILE).is_file()
+
+
+@pytest.mark.parametrize("target", ["nothing", "empty", "bundle"])
+def test_a_link_stays_a_link(tmp_path, target):
+    if target == "empty":
+        (tmp_path / "real").mkdir()
+    elif target == "bundle":
+        a_bundle(tmp_path / "real")
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    build_into(tmp_path / "out", force=target == "bundle")
+    assert (tmp_path / "out").is_symlink()
+    assert snapshot(tmp_path / "real").keys() == {Path(WEIGHTS_FILE)}
+    assert names_in(tmp_path) == ["out", "real"]
+
+
+def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch):
+    out = a_bundle(tmp_path / "out")
+    before, rename = snapshot(tmp_path), Path.rename
+
+    def failing(path, target):
+        if ".partial-" in path.name:
+            raise OSError(errno.ENOSPC, "full")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    refused(lambda: build_into(out, force=True), "the disk is full", kind=OutputError)
+    assert snapshot(tmp_path) == before
+
+
+# -------------------- killed builds
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from ztdeploy.bundle import new_bundle_folder
+with new_bundle_folder(Path(sys.argv[1]), force=False) as folder:
+    (folder / "half.onnx").write_bytes(b"half")
+    print(folder.name, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["bundle", "deit[1]*?"])
+def test_a_killed_build_leaves_nothing_at_out_and_the_next_one_cleans_up(tmp_path, name):
+    out = tmp_path / name
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
+    with child.stdout:
+        partial = child.stdout.readline().strip()
+    assert names_in(tmp_path) == [partial]
+    build_into(tmp_path / "another")  # a build beside it leaves it alone
+    assert names_in(tmp_path) == [partial, "another"]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not out.exists()
+    assert partial.startswith(".")
+    assert not (tmp_path / partial / MANIFEST).exists()
+    build_into(out)
+    assert names_in(tmp_path) == sorted(["another", name])
+
+
+def test_a_running_build_is_left_alone(tmp_path):
+    alive = tmp_path / f".bundle.partial-{os.getppid()}"
+    alive.mkdir()
+    build_into(tmp_path / "bundle")
+    assert alive.is_dir()
+
+
+def test_leftovers_of_a_process_with_our_own_id_go(tmp_path):
+    """In a container every build has the same process id."""
+    (tmp_path / f".bundle.partial-{os.getpid()}").mkdir()
+    (tmp_path / f".bundle.partial-{os.getpid()}" / "half.onnx").touch()
+    build_into(tmp_path / "bundle")
+    assert names_in(tmp_path) == ["bundle"]
+    assert names_in(tmp_path / "bundle") == ["graphs"]
+
+
+def test_an_old_bundle_that_a_killed_build_was_replacing_goes(tmp_path):
+    a_bundle(tmp_path / f".bundle.replaced-{DEAD_PID}")
+    build_into(tmp_path / "bundle")
+    assert names_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("suffix", ["notes", "9" * 30, "²", "0", "-1", ""])
+def test_hidden_folders_of_like_names_are_not_ours(tmp_path, suffix):
+    (tmp_path / f".bundle.partial-{suffix}").mkdir()
+    build_into(tmp_path / "bundle")
+    assert f".bundle.partial-{suffix}" in names_in(tmp_path)
+
+
+# -------------------- disks
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSPC, "full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission"),
+        (errno.EPERM, "permission"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.ENOTDIR, "not a folder"),
+    ],
+)
+def test_what_a_disk_refuses_becomes_an_error_that_says_so(tmp_path, code, reason):
+    def build():
+        with new_bundle_folder(tmp_path / "bundle", force=False) as folder:
+            write_in(folder)
+            raise OSError(code, os.strerror(code))
+
+    refused(build, str(tmp_path / "bundle"), reason, kind=OutputError)
+    assert names_in(tmp_path) == []
+
+
+def test_other_errors_of_the_system_are_not_disguised(tmp_path):
+    with pytest.raises(OSError, match="I/O") as caught, disk_errors(tmp_path):
+        raise OSError(errno.EIO, "I/O error")
+    assert not isinstance(caught.value, OutputError)
+
+
+@pytest.mark.parametrize("below", ["bundle", "deep/bundle"])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path, below):
+    (tmp_path / "file").touch()
+    refused(lambda: build_into(tmp_path / "file" / below), str(tmp_path / "file"), kind=OutputError)
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long_is_refused_early(tmp_path, length):
+    refused(lambda: build_into(tmp_path / ("x" * length)), "too long", kind=OutputError)
+    assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root on Linux")
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine mounts no tmpfs: {getattr(error, 'stderr', error)}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_says_so_and_is_left_as_it_was(small_disk):
+    def build():
+        with new_bundle_folder(small_disk / "bundle", force=False) as folder:
+            for number in range(10):
+                (folder / f"{number}.onnx").write_bytes(bytes(100_000))
+
+    refused(build, "the disk is full", kind=OutputError)
+    assert names_in(small_disk) == []
+
+
+def test_a_manifest_is_whole_or_as_before_on_a_full_disk(small_disk, digits_bundle):
+    manifest = read_bundle(digits_bundle).manifest
+    write_manifest(small_disk, manifest)
+    huge = manifest.model_copy(update={"created": "x" * 500_000})
+    with pytest.raises(OutputError, match="full"), disk_errors(small_disk):
+        write_manifest(small_disk, huge)
+    assert read_bundle(small_disk).manifest == manifest
+    assert names_in(small_disk) == [MANIFEST]
+
+
+def test_a_read_only_disk_says_so(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused(lambda: build_into(small_disk / "bundle"), "read-only", "--out", kind=OutputError)
+
+
+def test_a_folder_without_write_permission_says_so(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere; the read-only disk is tested above")
+    tmp_path.chmod(0o555)
+    try:
+        refused(lambda: build_into(tmp_path / "bundle"), "permission", kind=OutputError)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_the_manifests_json_is_stable(digits_bundle):
+    """Two reads and writes give the same bytes: manifests can be compared with diff."""
+    text = (digits_bundle / MANIFEST).read_text()
+    assert Manifest.model_validate_json(text).model_dump_json(indent=1, by_alias=True) + "\n" == text
