@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ztdeploy.errors import ScheduleError
+from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.toml import read_toml
 
 DEFAULT_METHOD = "zero-tprune"
@@ -64,7 +64,7 @@ class PruningSchedule(_Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     method: str = DEFAULT_METHOD
-    keep_ratio: float | None = None  #: the single number it was made from, if any
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None  #: the single number it was made from, if any
     layers: tuple[LayerSpec, ...] = Field(default=(), alias="layer")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -105,7 +105,10 @@ def uniform_schedule(
     check_keep_ratio(keep_ratio)
     if keep_ratio == 1:
         return PruningSchedule(name="dense", method=method, keep_ratio=1.0)
-    blocks = sorted({min(depth, max(1, round(depth * position))) for position in PRESETS[preset]})
+    if preset not in PRESETS:
+        raise ScheduleError(f"preset '{preset}'", "a known preset", did_you_mean(preset, PRESETS))
+    # Half a block rounds up: a model of depth 6 is pruned behind blocks 2, 3 and 5.
+    blocks = sorted({min(depth, max(1, math.floor(depth * position + 0.5))) for position in PRESETS[preset]})
     name = f"keep-{keep_ratio:.2f}" if round(keep_ratio, 2) == keep_ratio else f"keep-{keep_ratio:g}"
     if method != DEFAULT_METHOD:
         name = f"{method}-{name}"
@@ -130,7 +133,7 @@ def read_schedule(path: Path) -> PruningSchedule:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else read_toml(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ScheduleError(
             f"schedule file '{path}' cannot be read ({error})", "a TOML or JSON file", "check the path and syntax"
         ) from error
@@ -141,7 +144,7 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
     if isinstance(data, dict):
         data = {"name": path.stem.lower().replace(" ", "-"), **data}
     try:
-        return PruningSchedule.model_validate(data)
+        schedule = PruningSchedule.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -150,6 +153,13 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
             "[[layer]] tables with block, keep_ratio and optionally similarity_share, similarity_drop, iterations",
             f"correct {where}",
         ) from error
+    if schedule.keep_ratio not in (None, 1) and not schedule.layers:
+        raise ScheduleError(
+            f"schedule file '{path}' has a keep_ratio and no [[layer]]",
+            "where its layers stand",
+            "add [[layer]] tables, or leave the file out and give --keep-ratio",
+        )
+    return schedule
 
 
 def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
@@ -158,7 +168,7 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
     A layer that would drop nothing is left out.
 
     Raises:
-        ScheduleError: a block that the model does not have, blocks out of order, or no patch token left.
+        ScheduleError: a block that the model does not have, or blocks out of order.
     """
     patches, prefix = architecture.patch_tokens, architecture.prefix_tokens
     layers: list[LayerPlan] = []
@@ -171,7 +181,7 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
                 "correct the schedule's 'block' values",
             )
         previous = spec.block
-        kept = math.ceil(round(spec.keep_ratio * patches, 9))  # 0.7 * 10 is 7.000000000000001
+        kept = max(1, math.ceil(round(spec.keep_ratio * patches, 9)))  # 0.07 * 100 is 7.000000000000001
         if kept < patches:
             layers.append(_layer_plan(schedule.name, spec, architecture, patches, kept))
         patches = kept
@@ -185,12 +195,6 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
 
 def _layer_plan(name: str, spec: LayerSpec, architecture: Architecture, patches: int, kept: int) -> LayerPlan:
     dropped, group_a = patches - kept, patches // 2
-    if kept < 1:
-        raise ScheduleError(
-            f"schedule '{name}' leaves {kept} patch tokens behind block {spec.block}",
-            "at least one",
-            "raise the keep ratio",
-        )
     if spec.similarity_drop is not None and spec.similarity_drop > min(dropped, group_a):
         raise ScheduleError(
             f"schedule '{name}', block {spec.block}: similarity_drop {spec.similarity_drop}",

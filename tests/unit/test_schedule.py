@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -129,6 +129,8 @@ class TestIterations:
 
 
 class TestPlan:
+    @example(patches=100, percent=7, prefix=1)  # 0.07 * 100 is 7.000000000000001
+    @example(patches=25, percent=28, prefix=0)
     @given(patches=st.integers(1, 2000), percent=st.integers(1, 100), prefix=st.integers(0, 5))
     def test_kept_is_the_ceiling_of_ratio_times_prunable_tokens(self, patches: int, percent: int, prefix: int) -> None:
         token_plan = plan(one_layer(percent / 100), architecture(patches=patches, prefix=prefix))

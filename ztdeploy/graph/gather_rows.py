@@ -35,6 +35,10 @@ def _row_indices(node: ir.Node) -> ir.Value | None:
     indices = expand.inputs[0]
     if indices is None or indices.shape is None or indices.shape.rank() != 3 or indices.shape[2] != 1:
         return None
+    result = node.outputs[0].shape
+    whole_rows = result is not None and result[1:] == (indices.shape[1], data.shape[2])
+    if not whole_rows or indices.shape[0] != data.shape[0]:
+        return None
     return indices
 
 
@@ -46,8 +50,5 @@ def _replace(node: ir.Node, indices: ir.Value) -> None:
     graph = node.graph
     assert graph is not None
     graph.insert_before(node, gather)
-    ir.convenience.replace_all_uses_with(old, new)
-    for position, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[position] = new
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)

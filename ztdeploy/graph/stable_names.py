@@ -31,7 +31,7 @@ def stable_names(model: ir.Model) -> None:
         node.name = f"{stem}_{counts[stem]}"
         counts[stem] += 1
         for position, value in enumerate(node.outputs):
-            if value.name not in fixed:
+            if value.name != "" and value.name not in fixed:
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{position}"
     _strip_metadata(model)
     names = [node.name for node in graph]
@@ -75,7 +75,7 @@ def _name_initializers(graph: ir.Graph) -> None:
             if value is None or not value.is_initializer() or value in renamed:
                 continue
             name = _unwrap(value.name or "")
-            if "." not in name and name not in ("mean", "scale", "shift"):
+            if name == value.name and name not in ("scale", "shift"):
                 if node.op_type == "MatMul" and value.shape is not None and value.shape.rank() == 2:
                     name = f"{path}.weight.T"  # the exporter transposes a linear layer's weight ahead of time
                 else:

@@ -11,14 +11,17 @@ from ztdeploy.errors import ModelError
 def check_static_shapes(model: ir.Model) -> None:
     """Raises ModelError naming the first node whose output has an unknown rank or an unknown axis but the first."""
     ShapeInferencePass(data_prop=True)(model)
+    leading = [value.shape[0] for value in model.graph.inputs if value.shape is not None and value.shape.rank()]
+    batch = {str(dim) for dim in leading if not isinstance(dim, int)}
     for node in model.graph:
         for value in node.outputs:
             if not value.name:
                 continue  # an optional output that nobody asked for
             if value.shape is None:
                 raise _not_static(node, "an unknown shape")
-            unknown = [dim for dim in value.shape[1:] if not isinstance(dim, int)]
-            if unknown and not _is_leading_part(value.shape):
+            symbols = [dim for dim in value.shape if not isinstance(dim, int)]
+            behind = any(not isinstance(dim, int) for dim in value.shape[1:])
+            if any(str(dim) not in batch for dim in symbols) or (behind and not _is_leading_part(value.shape)):
                 raise _not_static(node, f"the shape {value.shape}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
@@ -32,6 +32,8 @@ class VitAdapter(ModelAdapter):
             missing = _missing(model.blocks[0]) if len(model.blocks) else "any block"
             raise _unsound(model, f"its blocks lack {missing}", "blocks with attn.attn_drop and attn.k_norm")
         attention = model.blocks[0].attn
+        if not all(isinstance(block.attn, Attention) for block in model.blocks):
+            raise _unsound(model, f"its attention is a {type(attention).__name__}", "timm's plain Attention")
         height, width = model.patch_embed.patch_size
         if self.image_size % height or self.image_size % width:
             raise ModelError(

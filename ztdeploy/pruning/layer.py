@@ -28,7 +28,8 @@ class Recorder:
     scores: Tensor | None = None
 
     def gap(self, stage: str, values: Tensor) -> None:
-        self.gaps[stage] = values
+        """Note the gap of a stage, `[B]`; the smaller one where a stage reports twice."""
+        self.gaps[stage] = torch.minimum(self.gaps[stage], values) if stage in self.gaps else values
 
     def smallest_gap(self, images: int) -> Tensor:
         """`[B]`: the closest call among the stages; infinite for a method that compares nothing."""
@@ -66,7 +67,8 @@ class PruningLayer(nn.Module):
         choices can be replayed, and each layer be compared on identical input.
         """
         kept = self.decide(x, taps, record)
-        return self.reduce(x, kept if forced is None else forced), kept
+        tokens = self.reduce(x, kept) if forced is None else gather_tokens(x, forced)
+        return tokens, kept
 
     def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, k, D]`."""

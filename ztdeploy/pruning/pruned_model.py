@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.pruning import pruning_layer
+from ztdeploy.pruning import check_method, pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
 from ztdeploy.schedule import PruningSchedule, TokenPlan, plan
 
@@ -61,6 +62,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
         super().__init__()
+        check_method(schedule.method)
+        if any(CHILD in dict(block.named_children()) for block in adapter.blocks):
+            raise ModelError(
+                "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
+            )
         self.model = adapter.model
         self.token_plan: TokenPlan = plan(schedule, adapter.architecture)
         self.layers: list[PruningLayer] = []

@@ -28,4 +28,4 @@ class RandomDrop(PruningLayer):
         return self.choice.expand(x.shape[0], -1)
 
     def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
-        return x[:, self.choice]
+        return x.index_select(1, self.choice)

@@ -13,6 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ztdeploy.pruning.layer import Recorder
+
+#: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
+#: two rescalings a head may lose all but 1/4000 of its votes each time.
+RESCALE_EVERY = 10
+
 
 @dataclass(frozen=True)
 class WprOptions:
@@ -56,8 +62,10 @@ def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tens
         return scores.squeeze(2)
     mask = survivors[:, None, None, :]
     scores = scores * mask
-    for _ in range(iterations):
+    for step in range(1, iterations + 1):
         scores = (scores @ attention) * mask
+        if step % RESCALE_EVERY == 0 and step < iterations:
+            scores = scores / scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     return scores.squeeze(2)
 
 
@@ -67,18 +75,27 @@ def head_filter(variance: Tensor, options: WprOptions) -> Tensor:
     return torch.where(passes.sum(-1, keepdim=True) > 0, passes, 1.0)
 
 
-def join_heads(scores: Tensor, live_tokens: int, options: WprOptions) -> Tensor:
+def filter_gap(variance: Tensor, options: WprOptions) -> Tensor:
+    """How far the closest head of each image is from being filtered otherwise: `[B, H]` to `[B]`."""
+    return torch.minimum((variance - options.variance_min).abs(), (variance - options.variance_max).abs()).amin(-1)
+
+
+def join_heads(scores: Tensor, live_tokens: int, options: WprOptions, record: Recorder | None = None) -> Tensor:
     """VHF and EIR: `[B, H, N]` raw scores to one score per token, `[B, N]`, on the mean-1 scale.
 
     Args:
         scores: non-negative; 0 for tokens that are not live.
         live_tokens: how many tokens are live, the same for every image.
+        record: where to leave how close the heads' variances are to the filter's limits.
     """
-    scaled = scores / (scores.sum(-1, keepdim=True) / live_tokens)
+    scaled = scores / (scores.sum(-1, keepdim=True) / live_tokens).clamp_min(torch.finfo(scores.dtype).tiny)
     squared = scaled * scaled
     if options.filter_heads:
         # The mean over the live tokens is 1 by scaling, so the variance is the mean square less 1.
-        weights = head_filter(squared.sum(-1) / live_tokens - 1, options)
+        variance = squared.sum(-1) / live_tokens - 1
+        weights = head_filter(variance, options)
+        if record is not None:
+            record.gap("heads", filter_gap(variance, options))
     else:
         weights = torch.ones_like(scores[..., 0])
     # sum_h eta_h v_h / sum_h eta_h, as one row-vector product per image.
@@ -100,6 +117,6 @@ class WeightedPageRank(nn.Module):
         boost = class_token and options.boost_class_token
         self.register_buffer("start", start_vector(tokens, boost_class_token=boost), persistent=False)
 
-    def forward(self, attention: Tensor, survivors: Tensor | None = None) -> Tensor:
+    def forward(self, attention: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
         scores = propagate(attention, self.start, self.iterations, survivors)
-        return join_heads(scores, self.live_tokens, self.options)
+        return join_heads(scores, self.live_tokens, self.options, record)

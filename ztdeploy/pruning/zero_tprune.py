@@ -34,10 +34,10 @@ class ZeroTPrune(PruningLayer):
         survivors: Tensor | None = None
         if self.plan.similarity_drop:
             assert taps.keys is not None
-            survivors = self.similarity(self.rank(taps.attention), taps.keys, record)
+            survivors = self.similarity(self.rank(taps.attention, None, record), taps.keys, record)
             if not self.plan.importance_drop:
                 kept: Tensor = self.select(survivors)
                 return kept
-        scores = self.wpr(taps.attention, survivors)
+        scores = self.wpr(taps.attention, survivors, record)
         kept = self.select(scores, survivors, record)
         return kept
