@@ -42,9 +42,10 @@ from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner
 from ztdeploy.schedule import PruningSchedule, gmacs, plan, pruning_gmacs
+from ztdeploy.version import __version__
 
 GOLDEN_IMAGES = 4
-TOOLS = ("ztdeploy", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
+TOOLS = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
 
 
 class Assembly:
@@ -240,7 +241,7 @@ def what_is_missing(profile: HardwareProfile) -> str:
 
 
 def tool_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"ztdeploy": __version__, "python": platform.python_version()}
     for name in TOOLS:
         try:
             versions[name] = version(name)

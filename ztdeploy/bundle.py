@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
-_PARTIAL = ".partial-"
+_PARTIAL, _REPLACED = ".partial-", ".replaced-"
 _MANIFEST_LIMIT = 64 * 2**20
 _FULL_BYTES = 64 * 2**10
 
@@ -33,12 +34,16 @@ _FULL_BYTES = 64 * 2**10
 def _inside(path: str) -> str:
     """A relative POSIX path without `..`; the only kind that a manifest may hold."""
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not path.isprintable():
         raise ValueError("the path leaves the bundle")
+    if len(os.fsencode(path)) > 1024 or any(len(os.fsencode(part)) > 255 for part in pure.parts):
+        raise ValueError("the path is too long")
     return path
 
 
 BundlePath = Annotated[str, AfterValidator(_inside)]
+#: Variants and profiles give files their names.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class _Record(BaseModel):
@@ -75,7 +80,7 @@ class GraphRecord(_Record):
     file: BundlePath
     opset: int
     image_input: ImageInput
-    batch: int | None
+    batch: Annotated[int, Field(ge=1)] | None
     precision: Precision = "fp32"
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]
@@ -109,7 +114,7 @@ class Fingerprint(_Record):
 
 
 class EngineRecord(_Record):
-    profile: str
+    profile: Name
     backend: str
     file: BundlePath
     weights: BundlePath | None = None  #: weights of its own, where it was rebuilt on the target
@@ -120,13 +125,13 @@ class EngineRecord(_Record):
 class VariantRecord(_Record):
     """One keep ratio (or schedule) of the model."""
 
-    name: str
+    name: Name
     schedule: PruningSchedule
     plan: TokenPlan
     gmacs: float
     pruning_gmacs: float
-    graphs: dict[str, GraphRecord]  #: by profile name
-    engines: dict[str, EngineRecord]  #: by profile name
+    graphs: dict[Name, GraphRecord]  #: by profile name
+    engines: dict[Name, EngineRecord]  #: by profile name
 
     @property
     def keep_ratio(self) -> float | None:
@@ -149,7 +154,7 @@ class Manifest(_Record):
     weights: WeightsRecord
     preprocess: PreprocessSpec
     class_names: BundlePath | None
-    profiles: dict[str, HardwareProfile]
+    profiles: dict[Name, HardwareProfile]
     default_variant: str
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
@@ -278,15 +283,25 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
     for variant in manifest.variants:
         used |= {graph.file for graph in variant.graphs.values()} | {engine.file for engine in variant.engines.values()}
         used |= {engine.weights for engine in variant.engines.values() if engine.weights}
-    unlisted = used - set(manifest.files)
-    names = {variant.name for variant in manifest.variants}
-    if unlisted or manifest.default_variant not in names:
-        what = sorted(unlisted)[0] if unlisted else manifest.default_variant
-        raise BundleError(
-            f"'{folder}/{MANIFEST}' refers to '{what}' without listing it",
-            "a consistent manifest",
-            "build the bundle again",
-        )
+    unlisted = sorted(used - set(manifest.files))
+    if unlisted:
+        raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")
+    names = [variant.name for variant in manifest.variants]
+    if manifest.default_variant not in names:
+        raise _inconsistent(folder, f"lacks its default variant '{manifest.default_variant}'")
+    if all(variant.plan.layers for variant in manifest.variants):
+        raise _inconsistent(folder, "has no dense variant")
+    for variant in manifest.variants:
+        if names.count(variant.name) > 1:
+            raise _inconsistent(folder, f"has two variants '{variant.name}'")
+        if variant.name not in manifest.golden.outputs:
+            raise _inconsistent(folder, f"has no golden outputs of '{variant.name}'")
+        if set(variant.graphs) != set(manifest.profiles) or not set(variant.engines) <= set(manifest.profiles):
+            raise _inconsistent(folder, f"has other profiles than the graphs and engines of '{variant.name}'")
+
+
+def _inconsistent(folder: Path, found: str) -> BundleError:
+    return BundleError(f"'{folder / MANIFEST}' {found}", "a consistent manifest", "build the bundle again")
 
 
 def sha256_of(path: Path) -> str:
@@ -308,12 +323,24 @@ def file_records(folder: Path) -> dict[str, FileRecord]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all."""
+    with new_manifest(folder, manifest):
+        pass
+
+
+@contextmanager
+def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Write a manifest beside the old one, whose place it takes when the block ends well."""
     temporary = folder / (MANIFEST + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        temporary.replace(folder / MANIFEST)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -326,14 +353,15 @@ def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
         OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or is full.
     """
     check_output(out, force=force)
-    partial = out.parent / f".{out.name}{_PARTIAL}{os.getpid()}"
+    final = Path(os.path.realpath(out))  # "." cannot be renamed, and a link is to stay one
+    partial = final.parent / f".{final.name}{_PARTIAL}{os.getpid()}"
     with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final)
         partial.mkdir()
         try:
             yield partial
-            _replace(partial, out)
+            _replace(partial, final)
         except Exception as error:
             full = shutil.disk_usage(partial).free < _FULL_BYTES  # not every library says why it could not write
             shutil.rmtree(partial, ignore_errors=True)
@@ -347,11 +375,16 @@ def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
 
 def check_output(out: Path, *, force: bool) -> None:
     """Fail early where a bundle could not be written in the end."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+    with disk_errors(out):
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise OutputError(f"'{out}' lies below the file '{above}'", "a folder's path", "choose another --out")
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
     if not force:
         raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another --out, or add --force")
-    if not (out / MANIFEST).is_file():
+    # A manifest.json alone proves nothing: web apps have one, too.
+    if not (out / MANIFEST).is_file() or not (out / WEIGHTS_FILE).is_file():
         raise OutputError(f"'{out}' exists and is not a bundle", "a bundle to replace", "choose another --out")
 
 
@@ -366,6 +399,10 @@ def disk_errors(out: Path) -> Iterator[None]:
             errno.EDQUOT: ("the disk quota is used up", "free space there, or choose another --out"),
             errno.EROFS: ("the disk is read-only", "choose another --out"),
             errno.EACCES: ("permission is denied", "choose another --out"),
+            errno.EPERM: ("permission is denied", "choose another --out"),
+            errno.ENAMETOOLONG: ("its name is too long", "choose a shorter --out"),
+            errno.ENOTDIR: ("a part of the path is not a folder", "choose another --out"),
+            errno.EEXIST: ("a part of the path is not a folder", "choose another --out"),
         }
         if error.errno not in reasons:
             raise
@@ -377,7 +414,7 @@ def _replace(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    old = out.parent / f".{out.name}{_REPLACED}{os.getpid()}"
     out.rename(old)
     try:
         partial.rename(out)
@@ -389,9 +426,11 @@ def _replace(partial: Path, out: Path) -> None:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove what killed builds of the same bundle left."""
-    for path in out.parent.glob(f".{out.name}{_PARTIAL}*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+    kinds = re.compile(rf"\.{re.escape(out.name)}({re.escape(_PARTIAL)}|{re.escape(_REPLACED)})([1-9][0-9]{{0,8}})")
+    for path in out.parent.iterdir():
+        found = kinds.fullmatch(path.name)
+        # Our own process id is a killed build's as well: in containers they are all alike.
+        if found and (int(found[2]) == os.getpid() or not _alive(int(found[2]))):
             with suppress(OSError):
                 shutil.rmtree(path)
 

@@ -23,6 +23,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Names that a hint lists at most.
+_LISTED = 20
+
 
 class ZtdeployError(Exception):
     """An error with a remedy.
@@ -36,8 +39,8 @@ class ZtdeployError(Exception):
     exit_code = 1
 
     def __init__(self, given: str, expected: str, fix: str) -> None:
-        self.given, self.expected, self.fix = given, expected, fix
-        super().__init__(f"{given}; expected {expected}; {fix}")
+        self.given, self.expected, self.fix = map(_printable, (given, expected, fix))
+        super().__init__(f"{self.given}; expected {self.expected}; {self.fix}")
 
     def __reduce__(self) -> tuple[type[ZtdeployError], tuple[str, str, str]]:
         return type(self), (self.given, self.expected, self.fix)
@@ -107,7 +110,13 @@ class EngineMismatchError(EnvironmentLacksError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest known name, or lists all where none is near."""
+    """A hint that names the nearest known name, or lists them where none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names)}"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names[:_LISTED])}{more}"
+
+
+def _printable(text: str) -> str:
+    """Names and values come from files: no line breaks, no terminal escapes."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -107,7 +107,8 @@ def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
     try:
         return HardwareProfile.model_validate({"name": path.stem, **data})
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()  # a misspelt key that is required counts as missing, too: its own spelling comes first
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _keys_at(first["loc"][:-1])

@@ -17,4 +17,7 @@ def read_toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: the text is not TOML (`tomllib.TOMLDecodeError` is one).
     """
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

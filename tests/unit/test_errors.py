@@ -7,7 +7,7 @@ import pickle
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy import errors
@@ -145,6 +145,7 @@ def test_known_names_may_be_the_keys_of_a_table():
     assert did_you_mean("opsett", {"opset": 1, "title": 2}) == "did you mean 'opset'?"
 
 
+@settings(deadline=None)
 @given(st.text("abcdefgh", min_size=4, max_size=12), st.data())
 def test_one_wrong_letter_still_finds_the_name(name, data):
     position = data.draw(st.integers(0, len(name) - 1))

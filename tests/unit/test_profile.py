@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.backends import BACKENDS, PLANNED, backend_exists
@@ -178,6 +178,7 @@ def test_a_value_out_of_range_is_named(toml, text, key):
     refused(toml(text), key, f"correct '{key}")
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats() | st.integers(-2, 2), min_size=1, max_size=4))
 def test_keep_ratios_lie_between_0_and_1(ratios):
     data = {**LEAST, "keep_ratios": ratios}
@@ -188,6 +189,7 @@ def test_keep_ratios_lie_between_0_and_1(ratios):
             parse_profile(data, Path("p.toml"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 10_000), max_size=6))
 def test_batch_sizes_are_positive_and_come_out_sorted_once_each(sizes):
     data = {**LEAST, "batch": {"sizes": sizes}}
@@ -198,6 +200,7 @@ def test_batch_sizes_are_positive_and_come_out_sorted_once_each(sizes):
             parse_profile(data, Path("p.toml"))
 
 
+@settings(deadline=None)
 @given(st.floats())
 def test_asked_keep_ratios_are_checked_and_replace_the_profiles(ratio):
     profile = parse_profile({**LEAST, "keep_ratios": [0.7, 0.5]}, Path("p.toml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ztdeploy.errors import ProfileError, did_you_mean
+from ztdeploy.errors import BundleError, ProfileError, did_you_mean
 
 if TYPE_CHECKING:
     from ztdeploy.backends.base import Backend
@@ -34,6 +34,13 @@ def backend_exists(name: str) -> bool:
 
 
 def get_backend(name: str) -> Backend:
+    """The backend that built an engine.
+
+    Raises:
+        BundleError: this version does not have it.
+    """
+    if name not in BACKENDS:
+        raise BundleError(f"an engine of the backend '{name}'", f"one of: {', '.join(BACKENDS)}", "upgrade ztdeploy")
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), attribute)()
     return backend

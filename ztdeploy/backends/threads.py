@@ -19,5 +19,5 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,20 +31,27 @@ def map_weights(path: Path) -> dict[str, Array]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        entries = {
-            name: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for name, e in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: _layout(entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, "its header is not a table of tensors") from error
     base, tensors = 8 + header_size, {}
     data = np.memmap(path, dtype=np.uint8, mode="r")
     for name, (dtype, shape, begin, end) in entries.items():
-        if dtype not in _DTYPES or not 0 <= begin <= end <= size - base:
+        if dtype not in _DTYPES:
+            raise _damaged(path, f"a tensor is of the unknown type '{dtype[:20]}'")
+        if not 0 <= begin <= end <= size - base:
             raise _damaged(path, "a tensor lies outside the file")
-        if int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
+        if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
             raise _damaged(path, "a tensor's shape does not match its size")
         tensors[name] = data[base + begin : base + end].view(_DTYPES[dtype]).reshape(shape)
     return tensors
+
+
+def _layout(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape, begin and end of one tensor; any of the usual errors where the header's entry is not that."""
+    shape, (begin, end) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+    np.empty(0).reshape(0, *shape)  # NumPy's own limits: how many dimensions, how large, none negative
+    return str(entry["dtype"]), shape, begin, end
 
 
 def _damaged(path: Path, reason: str) -> BundleError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -53,15 +52,19 @@ for _verb in VERBS:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        result = app(list(arguments), standalone_mode=False)
+        result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
+        if result == 130:  # what newer Typer makes of Ctrl-C
+            return _fail("interrupted", 130, arguments)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130, arguments)
     except ZtdeployError as error:
         return _fail(str(error), error.exit_code, arguments, error)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # shell completion leaves this way; Typer leaves with 1 from a broken pipe
         # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         if _is_malformed_command_line(error):

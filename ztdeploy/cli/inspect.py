@@ -54,9 +54,9 @@ def show_bundle(bundle: Bundle) -> None:
             )
         )
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
-    weights = manifest.weights
+    name, weights = bundle.root.resolve().name, manifest.weights
     table(
-        f"{bundle.root.name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}), {size:.1f} MB",
+        f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}), {size:.1f} MB",
         [
             ("variant", "left"),
             ("method", "left"),

@@ -6,12 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -23,17 +20,37 @@ def print_json(data: Any) -> None:
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table; columns are `(heading, "left" | "right")`. Piped output is not squeezed into 80 columns."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    sheet: Table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption)
-    sheet.caption_justify = "left"
-    for heading, justify in columns:
-        sheet.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    sheet = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    texts = [[heading, *(row[position] for row in rows)] for position, (heading, _) in enumerate(columns)]
+    natural = [max(map(cell_len, cells)) for cells in texts]
+    words = [max((cell_len(word) for cell in cells for word in cell.split()), default=1) for cells in texts]
+    widths = fitting_widths(natural, words, console.width - 2 * (len(columns) - 1))
+    for (heading, justify), width in zip(columns, widths, strict=True):
+        sheet.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold", width=width)
     for row in rows:
-        sheet.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 200).print(sheet)
+        sheet.add_row(*map(Text, row))
+    console.print(Text(title, style="bold"), sheet, Text(f"{caption}\n" if caption else "", style="dim"), sep="\n")
+
+
+def fitting_widths(natural: Sequence[int], words: Sequence[int], room: int) -> list[int]:
+    """Widths of columns that fit side by side: the widest gives way first, and no word is cut while there is room.
+
+    Rich shrinks all alike, and folds names in the middle, which nobody can copy then.
+    """
+    widths = list(natural)
+    for least in (words, [1] * len(widths)):
+        while sum(widths) > room:
+            able = [position for position, width in enumerate(widths) if width > least[position]]
+            if not able:
+                break
+            widths[max(able, key=lambda position: (position > 0, widths[position]))] -= 1  # the first column last
+    return widths
 
 
 def note(text: str) -> None:

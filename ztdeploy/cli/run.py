@@ -66,7 +66,7 @@ def run(
             rows.append((image.name if rank == 0 else "", label.name, f"{100 * label.probability:.1f} %"))
     tokens = chosen.plan.tokens_per_block
     table(
-        f"{bundle.name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
+        f"{bundle.resolve().name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
         [("image", "left"), ("class", "left"), ("probability", "right")],
         rows,
     )

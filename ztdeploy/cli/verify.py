@@ -40,7 +40,7 @@ def verify(
     ]
     columns = [("variant", "left"), ("images", "right"), ("logit difference", "right"), ("allowed", "right")]
     columns += [("same tokens per layer", "left"), ("ties", "right")]
-    title = f"{bundle.name}: {report.files} files intact, pre-processing identical"
+    title = f"{bundle.resolve().name}: {report.files} files intact, pre-processing identical"
     table(title, columns, rows)
     note("verified" if report.variants else "verified; no engine in the bundle could be run here")
 

@@ -32,7 +32,11 @@ def read_labels(path: Path) -> list[LabelledImage]:
             LabelledImage(folder / str(e["file"]), frozenset(map(int, e.get("indices", e.get("imagenet_indices")))))
             for e in entries
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not images:
+            raise ValueError("no images")
+        for image in images:
+            image.path.resolve()  # refuses what cannot be a file name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ImageError(
             f"'{path}' is no list of labels ({error})", "objects with file and indices", "correct the file"
         ) from error

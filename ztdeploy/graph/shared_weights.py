@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +36,7 @@ class SharedWeights:
 
         Its large initialisers are renamed to what they are called in the weights file, where that differs.
         """
-        for value in _large_initializers(model):
-            name = self._intern(value)
-            if name != value.name:
-                _rename_initializer(model, value, name)
+        _rename_initializers(model, {value: self._intern(value) for value in _large_initializers(model)})
         self._graphs.append((path, model))
 
     def write(self, weights: Path) -> None:
@@ -50,10 +49,8 @@ class SharedWeights:
 
     def attach(self, path: Path, model: ir.Model) -> None:
         """Write one more graph against the weights file; tensors that it does not hold stay inside the graph."""
-        for value in _large_initializers(model):
-            name = self._names.get(_digest(value.const_value))
-            if name is not None and name != value.name:
-                _rename_initializer(model, value, name)
+        names = {value: self._names.get(_digest(value.const_value)) for value in _large_initializers(model)}
+        _rename_initializers(model, {value: name for value, name in names.items() if name is not None})
         self._write_graph(path, model, self._weights)
 
     def _write_graph(self, path: Path, model: ir.Model, weights: Path) -> None:
@@ -73,10 +70,10 @@ class SharedWeights:
         key = _digest(tensor)
         if key not in self._names:
             name = value.name or "weight"
-            unique, count = name, 1
+            unique, number = name, 1
             while unique in self._tensors:
-                count += 1
-                unique = f"{name}.{count}"
+                number += 1
+                unique = f"{name}.{number}"
             self._names[key], self._tensors[unique] = unique, tensor
         return self._names[key]
 
@@ -123,15 +120,26 @@ def _large_initializers(model: ir.Model) -> list[ir.Value]:
     return [value for value in values if value.const_value is not None and value.const_value.nbytes >= THRESHOLD_BYTES]
 
 
-def _rename_initializer(model: ir.Model, value: ir.Value, name: str) -> None:
-    """Where the graph already has an initialiser of that name, it is the same tensor, and takes this one's place."""
-    initializers = model.graph.initializers
-    initializers.pop(value.name or "")
-    if name in initializers:
-        ir.convenience.replace_all_uses_with(value, initializers[name])
-        return
-    value.name = name
-    model.graph.register_initializer(value)
+def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None:
+    """Rename all at once, for they may swap names; any other value that bears one of the new names gets another."""
+    graph, targets = model.graph, set(names.values())
+    for value in names:
+        graph.initializers.pop(value.name or "")
+    others = [*graph.initializers.values(), *(output for node in graph for output in node.outputs)]
+    taken = targets | {value.name for value in (*graph.inputs, *others) if value.name}
+    for value in others:
+        if value.name in targets:
+            constant = graph.initializers.pop(value.name, None) is value
+            value.name = next(name for number in count(2) if (name := f"{value.name}.own{number}") not in taken)
+            taken.add(value.name)
+            if constant:
+                graph.register_initializer(value)
+    for value, name in names.items():
+        if name in graph.initializers:  # the graph holds the tensor twice
+            ir.convenience.replace_all_uses_with(value, graph.initializers[name])
+        else:
+            value.name = name
+            graph.register_initializer(value)
 
 
 def _digest(tensor: ir.TensorProtocol | None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -71,6 +72,12 @@ def measure_latency(
         return [worker.measurement for worker in workers]
 
 
+def _module_path() -> list[str]:
+    """Where the child finds this package, installed or not."""
+    given = os.environ.get("PYTHONPATH")
+    return [*([given] if given else []), str(Path(__file__).parents[2])]
+
+
 class _Worker:
     """A child process with one engine in it."""
 
@@ -84,6 +91,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_module_path())},
         )
 
     def __enter__(self) -> _Worker:
@@ -97,7 +105,8 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):
+                    pipe.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -106,8 +115,9 @@ class _Worker:
 
     def measure(self, iterations: int, *, count: bool) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"iterations": iterations}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it ended; its last words are read below
+            self._process.stdin.write(json.dumps({"iterations": iterations}) + "\n")
+            self._process.stdin.flush()
         answer = self._answer()
         self.measurement.peak_rss_mb = answer["peak_rss_mb"]
         if count:

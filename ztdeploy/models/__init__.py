@@ -150,8 +150,9 @@ def _create(
         config = {**facts["preprocessing"], "input_size": (3, facts["architecture"]["img_size"])}
         return VisionTransformer(**facts["architecture"]), config, tuple(facts["classes"])
     if not timm.is_model(timm_name):
-        known = [*CATALOGUE, *timm.list_models("*vit*"), *timm.list_models("*deit*")]
-        raise ModelError(f"model '{name}'", "a short name or a name that timm knows", did_you_mean(name, known))
+        near = did_you_mean(name, [*CATALOGUE, *timm.list_models("*vit*"), *timm.list_models("*deit*")])
+        fix = near if near.startswith("did you mean") else "run 'ztdeploy models'"  # timm knows hundreds
+        raise ModelError(f"model '{name}'", "a short name or a name that timm knows", fix)
     arguments: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         with warnings.catch_warnings():
@@ -173,18 +174,21 @@ def _download(timm_name: str, arguments: dict[str, Any]) -> nn.Module:
     import huggingface_hub.constants
     import timm
 
-    if not _hub_reachable():
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = offline or not _hub_reachable()
     try:
         model: nn.Module = timm.create_model(timm_name, pretrained=True, **arguments)
     except (OSError, RuntimeError, LookupError) as error:
-        if not isinstance(error, OSError) and "pretrained" not in str(error).lower():
+        reason = str(error).lower()
+        if not isinstance(error, OSError) and ("pretrained" not in reason or "invalid pretrained tag" in reason):
             raise
         raise WeightsUnavailableError(
             f"pretrained weights of '{timm_name}' are neither cached nor to be had from the model hub",
             "a cached or downloadable checkpoint",
             "give --checkpoint FILE, or --weights random to measure latency only",
         ) from error
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = offline
     return model
 
 
@@ -206,14 +210,21 @@ def _preprocess(config: dict[str, Any], image_size: int | None) -> PreprocessSpe
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ModelError(f"crop mode '{mode}'", "'center' or 'squash'", "choose another model")
-    return PreprocessSpec(
-        image_size=size,
-        resize=math.floor(size / float(config["crop_pct"])),
-        interpolation=config["interpolation"],
-        crop_mode=mode,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+    try:
+        return PreprocessSpec(
+            image_size=size,
+            resize=math.floor(size / float(config["crop_pct"])),
+            interpolation=config["interpolation"],
+            crop_mode=mode,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+    except (ValueError, ArithmeticError) as error:  # pydantic's ValidationError is a ValueError
+        raise ModelError(
+            f"image size {size} with crop_pct {config['crop_pct']}",
+            "at most 4096 pixels, resized to at most 8192",
+            "change --image-size or --crop-pct",
+        ) from error
 
 
 def _imagenet_names(model: Any) -> tuple[str, ...] | None:

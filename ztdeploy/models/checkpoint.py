@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
         )
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(
+                f"tensor '{name}' of '{path}' is sparse or without values", "dense tensors", "save it with its values"
+            )
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -60,6 +66,11 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
         f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
         for name in own
         if name in state and own[name].shape != state[name].shape
+    ]
+    misshaped += [
+        f"{name} {state[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in state and own[name].is_floating_point() != state[name].is_floating_point()
     ]
     if missing or unexpected or misshaped:
         parts = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
@@ -90,8 +101,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, in torch's own words
+            data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head != b"PK" and head[:1] != b"\x80":  # text, for instance what a clone without Git LFS holds
+            raise _corrupt(path, ValueError("neither an archive nor a pickle")) from error
         raise CheckpointError(
             f"checkpoint '{path}' holds more than tensors (nothing in it was run)",
             "a file of tensors only",

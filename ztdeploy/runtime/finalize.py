@@ -15,8 +15,8 @@ from ztdeploy.bundle import (
     VariantRecord,
     disk_errors,
     file_records,
+    new_manifest,
     read_bundle,
-    write_manifest,
 )
 from ztdeploy.errors import BundleError
 from ztdeploy.runtime.parity import check_golden
@@ -48,10 +48,14 @@ def finalize_bundle(root: Path, progress: Callable[[str, int, int], None]) -> li
         raise BundleError(
             f"{root} names no profile whose engines can be built", "a profile such as cpu", "build with --profile cpu"
         )
-    bundle.verify_files([WEIGHTS_FILE, *{variant.graphs[name].file for variant, name in pairs}])
+    engines_now = [engine for variant in bundle.manifest.variants for engine in variant.engines.values()]
+    replaced = {file for engine in engines_now for file in (engine.file, engine.weights)}
+    needed = {WEIGHTS_FILE, *(variant.graphs[name].file for variant, name in pairs)}
+    bundle.verify_files(sorted(set(bundle.manifest.files) - replaced | needed))
     scratch = bundle.root / "graphs" / "scratch"
     with disk_errors(bundle.root):
-        scratch.mkdir(exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a finalize that was killed
+        scratch.mkdir()
         try:
             engines: Engines = {}
             for done, (variant, name) in enumerate(pairs):
@@ -61,7 +65,8 @@ def finalize_bundle(root: Path, progress: Callable[[str, int, int], None]) -> li
             candidate = _with_engines(bundle, engines, {**bundle.manifest.files, **fresh})
             for variant, name in pairs:
                 with load(candidate, variant=variant.name, profile=name, verify=False) as runner:
-                    check_golden(candidate, runner, variant)
+                    parity = check_golden(candidate, runner, variant)
+                engines[variant.name, name] = engines[variant.name, name].model_copy(update={"parity": parity})
             _put_in_place(bundle, engines, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -93,15 +98,16 @@ def _with_engines(bundle: Bundle, engines: Engines, files: dict[str, FileRecord]
 
 
 def _put_in_place(bundle: Bundle, engines: Engines, scratch: Path) -> None:
-    """Move the engines beside the graphs, then write the manifest that names them."""
-    for path in scratch.iterdir():
-        path.replace(scratch.parent / path.name)
-    scratch.rmdir()
+    """Move the engines beside the graphs, and let the manifest name them; other hashes stay as they were."""
+    fresh = {f"graphs/{name}": record for name, record in file_records(scratch).items()}
     moved = {
         key: engine.model_copy(update={"file": _beside_graphs(engine.file), "weights": _beside_graphs(engine.weights)})
         for key, engine in engines.items()
     }
-    write_manifest(bundle.root, _with_engines(bundle, moved, file_records(bundle.root)).manifest)
+    manifest = _with_engines(bundle, moved, {**bundle.manifest.files, **fresh}).manifest
+    with new_manifest(bundle.root, manifest):  # what needs space comes first
+        for path in scratch.iterdir():
+            path.replace(scratch.parent / path.name)
 
 
 def _beside_graphs(path: str | None) -> str | None:

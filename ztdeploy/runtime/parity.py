@@ -6,9 +6,12 @@ Such a difference counts as a tie, and is reported; any other fails, and the pru
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +45,11 @@ def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Refere
     Raises:
         ParityError: names the first pruning layer that kept other tokens, or the logits.
     """
+    shapes, wanted_shapes = _shapes(actual), _shapes(reference)
+    if shapes != wanted_shapes:
+        raise ParityError(
+            f"{name}: logits and kept tokens of shapes {shapes}", f"{wanted_shapes}", "build the bundle again"
+        )
     images = len(reference.logits)
     comparable = np.ones(images, dtype=bool)
     layers = []
@@ -58,9 +66,10 @@ def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Refere
         raise ParityError(
             f"{name}: every image is a tie", "an image with a clear-cut choice", "use other weights or images"
         )
-    difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
     tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(reference.logits).max()))
-    if not difference <= tolerance:  # NaN is no parity either
+    if not difference <= tolerance < np.inf:  # NaN is no parity either, nor is a reference that overflowed
         raise ParityError(
             f"{name}: logits differ by {difference:.2e}",
             f"at most {tolerance:.2e}",
@@ -75,9 +84,13 @@ def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Refere
     )
 
 
+def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
+    return [outputs.logits.shape, *(kept.shape for kept in outputs.kept)]
+
+
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
     """The golden inputs, uint8 `[n, S, S, 3]`."""
-    pixels: NDArray[np.uint8] = _read_array(bundle, bundle.manifest.golden.pixels)
+    pixels: NDArray[np.uint8] = _read_arrays(bundle, bundle.manifest.golden.pixels).get("", np.empty(0))
     size = bundle.manifest.preprocess.image_size
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
         raise BundleError(
@@ -93,7 +106,12 @@ def check_preprocessing(bundle: Bundle) -> None:
         ParityError: this machine's image library gives other pixels.
     """
     sources = [bundle.path(name) for name in bundle.manifest.golden.images]
-    different = (load_pixels(sources, bundle.manifest.preprocess) != golden_pixels(bundle)).mean()
+    wanted = golden_pixels(bundle)
+    if len(sources) != len(wanted):
+        raise BundleError(
+            f"{len(sources)} golden images", f"{len(wanted)}, as there are pixels", "build the bundle again"
+        )
+    different = (load_pixels(sources, bundle.manifest.preprocess) != wanted).mean()
     if different:
         raise ParityError(
             f"pre-processing gives other pixels than at build time ({100 * different:.2f} % of the values)",
@@ -114,7 +132,7 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
 
 
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
-    arrays = _read_array(bundle, bundle.manifest.golden.outputs[variant.name])
+    arrays = _read_arrays(bundle, bundle.manifest.golden.outputs[variant.name])
     blocks = [layer.block for layer in variant.plan.layers]
     try:
         return Reference(
@@ -123,17 +141,19 @@ def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
             gaps=tuple(arrays[f"gap.{block}"] for block in blocks),
             replayed=False,
         )
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise BundleError(
             f"golden outputs of '{variant.name}' lack {error}", "all tensors", "build the bundle again"
         ) from error
 
 
-def _read_array(bundle: Bundle, name: str) -> Any:
-    """A `.npy` array or an `.npz` archive; never a pickle."""
+def _read_arrays(bundle: Bundle, name: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` archive, or that of a `.npy` file under no name; never a pickle."""
     try:
-        return np.load(bundle.path(name), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with ExitStack() as stack:
+            data = np.load(bundle.path(name), allow_pickle=False)
+            return {"": data} if isinstance(data, np.ndarray) else dict(stack.enter_context(data))
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise BundleError(
             f"'{name}' cannot be read ({error})", "an array file as built", "build the bundle again"
         ) from error

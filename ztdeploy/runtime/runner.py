@@ -92,10 +92,11 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def infer(self, pixels: NDArray[np.uint8]) -> Outputs:
         """Run on resized and cropped pixels, uint8 `[B, S, S, 3]`; batches of any size are cut to fit the engine."""
         spec = self.bundle.manifest.preprocess
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (spec.image_size, spec.image_size, 3):
+        shape = (spec.image_size, spec.image_size, 3)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape or not len(pixels):
             raise ImageError(
                 f"pixels of type {pixels.dtype} and shape {list(pixels.shape)}",
-                f"uint8 [B, {spec.image_size}, {spec.image_size}, 3]",
+                f"uint8 [B, {spec.image_size}, {spec.image_size}, 3], B at least 1",
                 "pass images to the runner itself, or pre-process them with ztdeploy.runtime.preprocess",
             )
         size = self.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
@@ -147,7 +148,10 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         if name is None:
             return None
         self._check([name])
-        names = self.bundle.path(name).read_text(encoding="utf-8").splitlines()
+        try:
+            names = self.bundle.path(name).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise BundleError(f"'{name}' is not text", "UTF-8, a class per line", "build the bundle again") from error
         classes = self.bundle.manifest.model.architecture.num_classes
         if len(names) != classes:
             raise BundleError(
