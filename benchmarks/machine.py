@@ -19,4 +19,5 @@ def describe_machine() -> str:
     except (OSError, StopIteration):
         pass
     today = datetime.datetime.now(tz=datetime.timezone.utc).date()
-    return f"{today}, {model}, {usable_threads()} threads, onnxruntime {version('onnxruntime')}, Python {platform.python_version()}"
+    runtime, python = version("onnxruntime"), platform.python_version()
+    return f"{today}, {model}, {usable_threads()} threads, onnxruntime {runtime}, Python {python}"

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend
 from ztdeploy.backends.threads import usable_threads
-from ztdeploy.bundle import (
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
+from ztdeploy.bundle_readme import bundle_readme
+from ztdeploy.export import Deployable, GraphSpec, export_onnx
+from ztdeploy.graph.shared_weights import SharedWeights
+from ztdeploy.manifest import (
     SCHEMA_VERSION,
-    WEIGHTS_FILE,
     BlockNodes,
-    Bundle,
     EngineRecord,
     GoldenRecord,
     GraphRecord,
@@ -28,13 +30,9 @@ from ztdeploy.bundle import (
     ModelRecord,
     VariantRecord,
     WeightsRecord,
-    file_records,
 )
-from ztdeploy.bundle_readme import bundle_readme
-from ztdeploy.export import Deployable, GraphSpec, export_onnx
-from ztdeploy.graph.shared_weights import SharedWeights
-from ztdeploy.models import LoadedModel
 from ztdeploy.models.catalogue import sample_images
+from ztdeploy.models.loading import LoadedModel
 from ztdeploy.parity import prove, reference_outputs
 from ztdeploy.profile import HardwareProfile
 from ztdeploy.pruning.pruned_model import PrunedModel

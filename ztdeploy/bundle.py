@@ -13,157 +13,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from pathlib import Path
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ztdeploy.errors import BundleError, OutputError, did_you_mean
-from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
-from ztdeploy.profile import HardwareProfile, Precision
-from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
+from ztdeploy.manifest import SCHEMA_VERSION, FileRecord, Manifest, VariantRecord
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _PARTIAL, _REPLACED = ".partial-", ".replaced-"
 _MANIFEST_LIMIT = 64 * 2**20
 _FULL_BYTES = 64 * 2**10
-
-
-def _inside(path: str) -> str:
-    """A relative POSIX path without `..`; the only kind that a manifest may hold."""
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not path.isprintable():
-        raise ValueError("the path leaves the bundle")
-    if len(os.fsencode(path)) > 1024 or any(len(os.fsencode(part)) > 255 for part in pure.parts):
-        raise ValueError("the path is too long")
-    return path
-
-
-BundlePath = Annotated[str, AfterValidator(_inside)]
-#: Variants and profiles give files their names.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(_Record):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class ModelRecord(_Record):
-    name: str  #: as the user typed it
-    timm_name: str
-    family: str
-    architecture: Architecture
-
-
-class WeightsRecord(_Record):
-    source: Literal["pretrained", "checkpoint", "shipped", "random"]
-    origin: str  #: file name, hub name or seed
-    sha256: str  #: of names, shapes and values of all parameters
-
-
-class BlockNodes(_Record):
-    """How many ONNX nodes a block has, and how many the pruning layer behind it."""
-
-    block: int
-    own: int
-    pruning: int
-
-
-class GraphRecord(_Record):
-    file: BundlePath
-    opset: int
-    image_input: ImageInput
-    batch: Annotated[int, Field(ge=1)] | None
-    precision: Precision = "fp32"
-    operators: dict[str, int]  #: nodes by operator type
-    nodes: tuple[BlockNodes, ...]
-
-
-class LayerParity(_Record):
-    """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
-
-    block: int
-    identical: int  #: images with exactly the reference's kept set
-    ties: int  #: images whose kept set differs, with a gap at the cut within the tolerance
-
-
-class ParityRecord(_Record):
-    """An engine against the PyTorch reference on the same real images."""
-
-    images: int
-    max_logit_difference: float
-    logit_tolerance: float
-    gap_tolerance: float
-    layers: tuple[LayerParity, ...]
-
-
-class Fingerprint(_Record):
-    """What an engine is bound to. A mismatch refuses to load."""
-
-    graph_sha256: str
-    runtime: str
-    runtime_version: str
-    device: str
-
-
-class EngineRecord(_Record):
-    profile: Name
-    backend: str
-    file: BundlePath
-    weights: BundlePath | None = None  #: weights of its own, where it was rebuilt on the target
-    fingerprint: Fingerprint
-    parity: ParityRecord | None = None
-
-
-class VariantRecord(_Record):
-    """One keep ratio (or schedule) of the model."""
-
-    name: Name
-    schedule: PruningSchedule
-    plan: TokenPlan
-    gmacs: float
-    pruning_gmacs: float
-    graphs: dict[Name, GraphRecord]  #: by profile name
-    engines: dict[Name, EngineRecord]  #: by profile name
-
-    @property
-    def keep_ratio(self) -> float | None:
-        return self.schedule.keep_ratio
-
-
-class GoldenRecord(_Record):
-    """Known inputs and what must come out."""
-
-    images: tuple[BundlePath, ...]  #: lossless source images
-    pixels: BundlePath  #: `.npy`, uint8 `[n, S, S, 3]`: the images after resize and crop
-    outputs: dict[str, BundlePath]  #: variant name -> `.npz` with `logits` and `kept.<block>`
-
-
-class Manifest(_Record):
-    schema_version: int
-    created: str
-    tools: dict[str, str]
-    model: ModelRecord
-    weights: WeightsRecord
-    preprocess: PreprocessSpec
-    class_names: BundlePath | None
-    profiles: dict[Name, HardwareProfile]
-    default_variant: str
-    variants: tuple[VariantRecord, ...]
-    golden: GoldenRecord
-    missing: tuple[str, ...]  #: what this bundle lacks, in plain words
-    files: dict[BundlePath, FileRecord]
-
-    @property
-    def dense(self) -> VariantRecord:
-        return next(variant for variant in self.variants if not variant.plan.layers)
 
 
 class Bundle:

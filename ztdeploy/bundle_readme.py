@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztdeploy.bundle import Manifest, VariantRecord
+from ztdeploy.manifest import Manifest, VariantRecord
 
 
 def bundle_readme(manifest: Manifest) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ztdeploy.bundle import ParityRecord, VariantRecord
 from ztdeploy.export import Deployable
+from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.parity import Reference, compare
 from ztdeploy.runtime.runner import BundleRunner, Outputs

@@ -13,7 +13,7 @@ from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, read_schedule, uniform_schedule
 
 if TYPE_CHECKING:
-    from ztdeploy.models import LoadedModel
+    from ztdeploy.models.loading import LoadedModel
 
 #: Told before each step: what comes, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -50,7 +50,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
     """
     profiles = [read_profile(name) for name in dict.fromkeys(request.profiles)]
     check_output(request.out, force=request.force)
-    from ztdeploy.models import load_model
+    from ztdeploy.models.loading import load_model
 
     progress(f"loading {request.model}", 0, 1)
     model = load_model(

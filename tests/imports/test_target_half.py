@@ -262,7 +262,7 @@ def test_the_contracts_hold(sources: Path) -> None:
     [
         ("runtime/postprocess.py", "import torch"),
         ("backends/threads.py", "import onnx"),
-        ("measure/latency.py", "from ztdeploy.models import load_model"),
+        ("measure/latency.py", "from ztdeploy.models.loading import load_model"),
         ("bundle.py", "from ztdeploy.runtime.runner import load"),
     ],
 )

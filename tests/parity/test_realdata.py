@@ -88,7 +88,7 @@ def logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> Logits:
 @pytest.fixture(scope="module")
 def torch_model(realdata: Path) -> Any:
     """The same weights in PyTorch, loaded once more."""
-    from ztdeploy.models import load_model
+    from ztdeploy.models.loading import load_model
 
     return load_model("deit_t", checkpoint=realdata / CHECKPOINT, crop_pct=CROP_PCT)
 

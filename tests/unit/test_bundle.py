@@ -19,10 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 import ztdeploy
 from ztdeploy.bundle import (
     MANIFEST,
-    SCHEMA_VERSION,
     WEIGHTS_FILE,
-    BundlePath,
-    Manifest,
     check_output,
     disk_errors,
     file_records,
@@ -32,6 +29,7 @@ from ztdeploy.bundle import (
     write_manifest,
 )
 from ztdeploy.errors import BundleError, OutputError
+from ztdeploy.manifest import SCHEMA_VERSION, BundlePath, Manifest
 from ztdeploy.runtime.verify import verify_bundle
 
 BUNDLE_PATH = TypeAdapter(BundlePath)

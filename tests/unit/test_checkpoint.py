@@ -14,11 +14,11 @@ from helpers.models import tiny_vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import ztdeploy.models
+import ztdeploy.models.loading
 from ztdeploy.errors import CheckpointError, ModelError, WeightsUnavailableError
-from ztdeploy.models import load_model
 from ztdeploy.models.catalogue import ASSETS, CATALOGUE
 from ztdeploy.models.checkpoint import load_strictly, parameters_sha256, read_checkpoint
+from ztdeploy.models.loading import load_model
 
 SHIPPED = ASSETS / "digits" / "model.safetensors"
 STATE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
@@ -271,7 +271,7 @@ def test_a_siblings_checkpoint_is_refused_with_what_differs():
 
 
 def test_an_unusable_checkpoint_is_found_before_the_model_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(ztdeploy.models, "_create", lambda *_, **__: pytest.fail("the model was made"))
+    monkeypatch.setattr(ztdeploy.models.loading, "_create", lambda *_, **__: pytest.fail("the model was made"))
     refused(lambda: load_model("deit_b", checkpoint=tmp_path / "none.pth"), "none.pth")
 
 
@@ -343,7 +343,7 @@ def no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)  # put back what a download changes
-    monkeypatch.setattr(ztdeploy.models, "_hub_reachable", lambda *_, **__: False)
+    monkeypatch.setattr(ztdeploy.models.loading, "_hub_reachable", lambda *_, **__: False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return attempts
 
@@ -389,5 +389,5 @@ def test_the_hub_is_asked_where_it_is_reached(monkeypatch, proxy, asked):
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert not ztdeploy.models._hub_reachable()
+    assert not ztdeploy.models.loading._hub_reachable()
     assert seen == [asked]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from ztdeploy.bundle import Fingerprint, GraphRecord
+from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile
 
 #: "speed": each open engine repacks its weights for its kernels. "shared": all open engines read one copy.

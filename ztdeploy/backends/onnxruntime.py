@@ -12,8 +12,9 @@ import onnxruntime as ort
 
 from ztdeploy.backends.base import Array, BuiltEngine, MemoryMode
 from ztdeploy.backends.weights_file import map_weights
-from ztdeploy.bundle import Fingerprint, GraphRecord, sha256_of
+from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
+from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile
 
 PROVIDERS = ["CPUExecutionProvider"]

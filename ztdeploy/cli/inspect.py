@@ -10,7 +10,8 @@ import typer
 from ztdeploy.cli.output import JsonFlag, print_json, table
 
 if TYPE_CHECKING:
-    from ztdeploy.bundle import Bundle, VariantRecord
+    from ztdeploy.bundle import Bundle
+    from ztdeploy.manifest import VariantRecord
 
 
 def register(app: typer.Typer) -> None:

@@ -7,18 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ztdeploy.backends import backend_exists, get_backend
-from ztdeploy.bundle import (
-    WEIGHTS_FILE,
-    Bundle,
-    EngineRecord,
-    FileRecord,
-    VariantRecord,
-    disk_errors,
-    file_records,
-    new_manifest,
-    read_bundle,
-)
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, file_records, new_manifest, read_bundle
 from ztdeploy.errors import BundleError
+from ztdeploy.manifest import EngineRecord, FileRecord, VariantRecord
 from ztdeploy.runtime.parity import check_golden
 from ztdeploy.runtime.runner import load
 

@@ -16,8 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.bundle import Bundle, LayerParity, ParityRecord, VariantRecord
+from ztdeploy.bundle import Bundle
 from ztdeploy.errors import BundleError, ParityError
+from ztdeploy.manifest import LayerParity, ParityRecord, VariantRecord
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 

@@ -16,8 +16,9 @@ from PIL.Image import Image
 from ztdeploy.backends import PLANNED, backend_exists, get_backend
 from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, EngineRecord, GraphRecord, VariantRecord, read_bundle
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.errors import BundleError, ImageError
+from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
 from ztdeploy.runtime.postprocess import Prediction, kept_patches, top_labels
 from ztdeploy.runtime.preprocess import normalise

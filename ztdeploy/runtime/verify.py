@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ztdeploy.bundle import Bundle, ParityRecord, read_bundle
+from ztdeploy.bundle import Bundle, read_bundle
+from ztdeploy.manifest import ParityRecord
 from ztdeploy.runtime.parity import check_golden, check_preprocessing
 from ztdeploy.runtime.runner import load
 
