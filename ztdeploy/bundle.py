@@ -86,8 +86,10 @@ class Bundle:
         """A variant by keep ratio or name; the default one where neither is given.
 
         Raises:
-            BundleError: the bundle has no such variant.
+            BundleError: the bundle has no such variant, or both were given.
         """
+        if keep_ratio is not None and name is not None:
+            raise BundleError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
         name = self.manifest.default_variant if name is None and keep_ratio is None else name
         for variant in self.manifest.variants:
             if variant.name == name or (keep_ratio is not None and variant.keep_ratio == keep_ratio):

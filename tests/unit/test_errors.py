@@ -78,7 +78,7 @@ def test_a_class_without_a_drawn_code_has_its_parents():
 
 
 def test_no_error_class_is_defined_elsewhere():
-    import ztdeploy.models
+    import ztdeploy.models.loading
     import ztdeploy.pipeline
     import ztdeploy.runtime.verify  # noqa: F401
 

@@ -35,7 +35,8 @@ class VitAdapter(ModelAdapter):
         if not all(isinstance(block.attn, Attention) for block in model.blocks):
             raise _unsound(model, f"its attention is a {type(attention).__name__}", "timm's plain Attention")
         height, width = model.patch_embed.patch_size
-        if self.image_size % height or self.image_size % width:
+        published = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0,))[-1]
+        if self.image_size != published and (self.image_size % height or self.image_size % width):
             raise ModelError(
                 f"image size {self.image_size} with patches of {height} x {width}",
                 f"a multiple of {height}, such as {max(1, round(self.image_size / height)) * height}",

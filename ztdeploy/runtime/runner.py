@@ -112,12 +112,20 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         feed: NDArray[Any] = (
             pixels if self.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
         )
+        if self.variant.name not in self._open:  # after close()
+            self.switch(variant=self.variant.name)
         raw = self._open[self.variant.name].infer({IMAGE: feed})
         layers = [f"blocks.{layer.block}/prune/kept" for layer in self.variant.plan.layers]
+        if missing := {LOGITS, *layers} - raw.keys():
+            raise BundleError(
+                f"the engine of '{self.variant.name}' lacks {sorted(missing)}",
+                "all outputs of its plan",
+                "build the bundle again",
+            )
         return Outputs(raw[LOGITS][:count], tuple(raw[name][:count] for name in layers))
 
     def close(self) -> None:
-        """Close every engine; `switch` opens one again."""
+        """Close every engine; the next call opens one again."""
         while self._open:
             self._open.popitem()[1].close()
 
