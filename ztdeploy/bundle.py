@@ -277,6 +277,11 @@ def _replace(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
+    if not any(out.iterdir()):  # an empty folder is filled, not replaced: a shell may stand in it
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):  # which makes it a bundle
+            path.rename(out / path.name)
+        partial.rmdir()
+        return
     old = out.parent / f".{out.name}{_REPLACED}{os.getpid()}"
     out.rename(old)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
-from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, read_schedule, uniform_schedule
+from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, check_keep_ratio, read_schedule, uniform_schedule
 
 if TYPE_CHECKING:
     from ztdeploy.models.loading import LoadedModel
@@ -50,6 +50,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
     """
     profiles = [read_profile(name) for name in dict.fromkeys(request.profiles)]
     check_output(request.out, force=request.force)
+    for keep_ratio in request.keep_ratios:  # before PyTorch is imported, which takes seconds
+        check_keep_ratio(keep_ratio)
     from ztdeploy.models.loading import load_model
 
     progress(f"loading {request.model}", 0, 1)

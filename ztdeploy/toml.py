@@ -18,6 +18,7 @@ def read_toml(text: str) -> dict[str, Any]:
         ValueError: the text is not TOML (`tomllib.TOMLDecodeError` is one).
     """
     try:
-        return tomllib.loads(text)
+        data: dict[str, Any] = tomllib.loads(text)
+        return data
     except RecursionError as error:
         raise ValueError("nested too deeply") from error

@@ -248,6 +248,15 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         assert child.wait(60) == 0
 
 
+def test_an_error_that_nobody_reads_any_more(tmp_path: Path) -> None:
+    with start("inspect", "absent", "--json", cwd=tmp_path) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read().count("\n") == 1
+        assert child.wait(60) == 4
+
+
 # What needs no bundle.
 
 
@@ -436,7 +445,27 @@ def test_force_replaces_bundles_only(run: Run, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+def test_an_empty_folder_is_filled_with_a_shell_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ztdeploy build --out .` does: renaming would leave the shell in a folder that is gone."""
+    from ztdeploy.bundle import new_bundle_folder
+
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    with new_bundle_folder(Path(), force=False) as folder:
+        (folder / "manifest.json").touch()
+        (folder / "graphs").mkdir()
+    assert sorted(path.name for path in inside.iterdir()) == ["graphs", "manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+
+
 # Bad input to a build, found before PyTorch is imported.
+
+
+def test_keep_ratios_are_checked_first(tmp_path: Path) -> None:
+    done = run_alone("build", "-m", "vit_digits", "-p", "cpu", "-k", "0", cwd=tmp_path)
+    check_error(done, 3, "keep ratio 0")
+    assert "loading" not in done.err
 
 
 @pytest.mark.parametrize(

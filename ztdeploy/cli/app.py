@@ -87,6 +87,14 @@ def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | 
 
         traceback.print_exception(error)
     if "--json" in arguments:
-        typer.echo(json.dumps({"error": message, "exit_code": code}))
-    typer.echo(f"error: {message}", err=True)
+        _say(json.dumps({"error": message, "exit_code": code}))
+    _say(f"error: {message}", err=True)
     return code
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print to somebody who may have left, or to a disk that may be full."""
+    try:
+        typer.echo(text, err=err)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)
