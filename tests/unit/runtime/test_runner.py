@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.errors import refused
 from PIL import Image
 
 import ztdeploy
 from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.bundle import read_bundle
-from ztdeploy.errors import BundleError, ImageError
+from ztdeploy.errors import ImageError
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import load
 
@@ -62,14 +63,6 @@ def assert_same(actual, logits, kept):
     assert len(actual.kept) == len(kept)
     for ours, theirs in zip(actual.kept, kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def refused(call, *fragments, kind=BundleError):
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert all(fragment in message for fragment in fragments), message
 
 
 # -------------------- images

@@ -8,10 +8,11 @@ import os
 
 import numpy as np
 import pytest
+from helpers.errors import refused
 
 import ztdeploy
 from ztdeploy.bundle import MANIFEST, WEIGHTS_FILE, read_bundle, sha256_of
-from ztdeploy.errors import BundleError, EngineMismatchError, OutputError, ParityError
+from ztdeploy.errors import EngineMismatchError, OutputError, ParityError
 from ztdeploy.runtime import finalize, verify
 from ztdeploy.runtime.finalize import finalize_bundle
 from ztdeploy.runtime.verify import verify_bundle
@@ -66,15 +67,6 @@ def flip_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def refused(call, *fragments, kind=BundleError):
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert type(caught.value) is kind
-    assert len(message.splitlines()) == 1, message
-    assert all(fragment in message for fragment in fragments), message
 
 
 # -------------------- verify
