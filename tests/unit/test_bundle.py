@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.bundles import edit
 from helpers.errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,15 +40,6 @@ DEAD_PID = 2**22 + 1  # above the largest process id that Linux gives
 
 def silent(*_):
     pass
-
-
-def edit(bundle, change):
-    """Rewrite a bundle's manifest; `change` alters the parsed JSON in place."""
-    path = bundle / MANIFEST
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-    return bundle
 
 
 def flip_byte(path):

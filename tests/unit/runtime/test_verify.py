@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 
 import numpy as np
 import pytest
+from helpers.bundles import edit
 from helpers.errors import refused
 
 import ztdeploy
@@ -26,15 +26,6 @@ def silent(*_):
 
 def verified(bundle, profile=None):
     return verify_bundle(bundle, profile, silent)
-
-
-def edit(bundle, change):
-    """Rewrite the manifest; `change` alters the parsed JSON in place."""
-    path = bundle / MANIFEST
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-    return bundle
 
 
 def rewrite(bundle, name, content):
