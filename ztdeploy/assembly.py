@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +15,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ztdeploy.backends import PLANNED, backend_exists, get_backend
+from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
+from ztdeploy.backends.onnxruntime import current_fingerprint
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
-from ztdeploy.export import Deployable, GraphSpec, export_onnx
+from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
+from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.shared_weights import SharedWeights
+from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.manifest import (
     SCHEMA_VERSION,
     BlockNodes,
@@ -28,6 +32,7 @@ from ztdeploy.manifest import (
     GraphRecord,
     Manifest,
     ModelRecord,
+    ParityRecord,
     VariantRecord,
     WeightsRecord,
 )
@@ -43,7 +48,9 @@ from ztdeploy.schedule import PruningSchedule, gmacs, plan, pruning_gmacs
 from ztdeploy.version import __version__
 
 GOLDEN_IMAGES = 4
-TOOLS = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+TOOLS: tuple[str, ...] = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
+TOOLS += ("onnx-graphsurgeon", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
 class Assembly:
@@ -59,20 +66,24 @@ class Assembly:
         batch: int | None,
     ) -> None:
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
-        self.buildable = [profile for profile in profiles if backend_exists(profile.backend)]
+        self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
         self._specs = {profile.name: graph_spec(profile, batch) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
-        self._contents: dict[tuple[str, GraphSpec], tuple[dict[str, int], tuple[BlockNodes, ...]]] = {}
+        self._contents: dict[tuple[str, GraphSpec], GraphContents] = {}
+        self._plugin_files: dict[tuple[str, GraphSpec], Path] = {}
         for name in ("graphs", "golden"):
             (folder / name).mkdir()
 
     def export(self, schedule: PruningSchedule) -> None:
-        """Trace one variant into a graph per distinct graph spec, and note what PyTorch makes of the golden input."""
+        """Trace one variant, make a graph per distinct spec, and note what PyTorch makes of the golden input."""
         with PrunedModel(self.model.adapter, schedule) as pruned:
-            for spec in dict.fromkeys(self._specs.values()):
-                graph = export_onnx(pruned, self.model.preprocess, spec)
-                self._contents[schedule.name, spec] = count_nodes(graph, self.model.adapter.architecture.depth)
-                self._weights.add(self._graph_path(schedule, spec), graph)
+            specs = list(dict.fromkeys(self._specs.values()))
+            traces = {
+                spec: export_onnx(pruned, self.model.preprocess, spec) for spec in {s.traced: None for s in specs}
+            }
+            # All are made before any is written: writing renames what is inside.
+            for spec, graph in [(spec, specialise(traces[spec.traced], spec)) for spec in specs]:
+                self._take(schedule, spec, graph)
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
         blocks = [layer.block for layer in pruned.token_plan.layers]
@@ -81,17 +92,31 @@ class Assembly:
         arrays |= {f"gap.{block}": gap for block, gap in zip(blocks, reference.gaps, strict=True)}
         np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **arrays)
 
+    def _take(self, schedule: PruningSchedule, spec: GraphSpec, graph: ir.Model) -> None:
+        if any(self._specs[profile.name] == spec and profile.backend in TENSORRT for profile in self.profiles):
+            check_tensorrt(graph)
+        self._contents[schedule.name, spec] = contents_of(graph, self.model.adapter.architecture.depth)
+        self._weights.add(self._graph_path(schedule, spec), graph)
+
     def write_graphs(self) -> None:
-        """Write all graphs against one weights file."""
+        """Write all graphs against one weights file, and those with plugin nodes for boards that can have plugins."""
         self._weights.write(self.folder / WEIGHTS_FILE)
+        boards = {self._specs[profile.name] for profile in self.profiles if profile.backend == "tensorrt"}
+        for schedule in self.schedules:
+            for spec in boards:
+                plain = self._graph_path(schedule, spec)
+                with_plugins = plain.with_name(f"{plain.stem}.plugins.onnx")
+                if insert_plugin_nodes(plain, with_plugins):
+                    self._plugin_files[schedule.name, spec] = with_plugins
 
     def build_engine(self, schedule: PruningSchedule, profile: HardwareProfile) -> None:
         """Build one engine; weights that it shares with the graphs are not stored again."""
         graph, record = self._graph_path(schedule, self._specs[profile.name]), self._graph_record(schedule, profile)
-        final = self.folder / "graphs" / f"{schedule.name}.{profile.name}.onnx"
+        backend = get_backend(profile.backend)
+        final = self.folder / "graphs" / f"{schedule.name}.{profile.name}{backend.suffix}"
         scratch = self.folder / "scratch"
         scratch.mkdir()
-        built = get_backend(profile.backend).build(graph, record, profile, scratch / final.name)
+        built = backend.build(graph, record, profile, scratch / final.name)
         if built.weights is None:
             built.file.replace(final)
         else:
@@ -105,22 +130,50 @@ class Assembly:
         )
 
     def prove(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
-        """Add an engine's parity record to the manifest.
+        """Add what proves a variant for a profile: its engine's parity, or its graph's where no engine can run here.
 
         Raises:
-            ParityError: the engine does not reproduce PyTorch.
+            ParityError: PyTorch is not reproduced.
         """
-        bundle = Bundle(self.folder, manifest)
+        variant = Bundle(self.folder, manifest).variant(name=schedule.name)
+        engine = variant.engines.get(profile.name)
+        if engine is not None and why_not_run(profile) is None:
+            parity, _ = self._compare(manifest, variant, profile)
+            proved = engine.model_copy(update={"parity": parity})
+            return with_variant(manifest, variant, engines={**variant.engines, profile.name: proved})
+        graph = self._prove_graph(manifest, variant, profile)
+        return with_variant(manifest, variant, graphs={**variant.graphs, profile.name: graph})
+
+    def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
+        """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
+        graph = variant.graphs[profile.name]
+        for name, other in variant.graphs.items():
+            if other.file == graph.file and name != profile.name:
+                if other.parity is not None:
+                    return other
+                if name in variant.engines and why_not_run(manifest.profiles[name]) is None:
+                    return graph
+        if graph.precision == "bf16":  # ONNX Runtime has next to no CPU kernels for it
+            return graph
+        stand_in = EngineRecord(
+            profile=profile.name,
+            backend="onnxruntime",
+            file=graph.file,
+            fingerprint=current_fingerprint(manifest.files[graph.file].sha256),
+        )
+        candidate = with_variant(manifest, variant, engines={**variant.engines, profile.name: stand_in})
+        parity, drift = self._compare(candidate, variant, profile)
+        return graph.model_copy(update={"parity": parity, "drift": drift})
+
+    def _compare(
+        self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile
+    ) -> tuple[ParityRecord, ParityRecord | None]:
         threads = usable_threads(profile.threads)
-        variant = bundle.variant(name=schedule.name)
+        bundle = Bundle(self.folder, manifest)
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
-        with runner, PrunedModel(self.model.adapter, schedule) as pruned:
+        with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
             module = Deployable(pruned, self.model.preprocess, "uint8")
-            parity = prove(runner, variant, pruned, module, self.pixels)
-        engine = variant.engines[profile.name].model_copy(update={"parity": parity})
-        proved = variant.model_copy(update={"engines": {**variant.engines, profile.name: engine}})
-        variants = tuple(proved if v.name == schedule.name else v for v in manifest.variants)
-        return manifest.model_copy(update={"variants": variants})
+            return prove(runner, variant, pruned, module, self.pixels)
 
     def draft_manifest(self) -> Manifest:
         """The manifest, but for the parity records."""
@@ -151,7 +204,7 @@ class Assembly:
             default_variant=self.schedules[0].name,
             variants=variants,
             golden=golden,
-            missing=tuple(what_is_missing(profile) for profile in self.profiles if profile not in self.buildable),
+            missing=tuple(line for profile in self.profiles if (line := what_is_missing(profile)) is not None),
             files={},
         )
         (self.folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
@@ -181,19 +234,23 @@ class Assembly:
 
     def _graph_path(self, schedule: PruningSchedule, spec: GraphSpec) -> Path:
         """Named after the variant alone, unless the profiles ask for graphs that differ."""
-        label = "" if len(set(self._specs.values())) == 1 else f".{spec.label}"
-        return self.folder / "graphs" / f"{schedule.name}{label}.onnx"
+        label = spec.label(self._specs.values())
+        return self.folder / "graphs" / f"{'.'.join(filter(None, (schedule.name, label)))}.onnx"
 
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
         spec = self._specs[profile.name]
-        operators, nodes = self._contents[schedule.name, spec]
+        contents = self._contents[schedule.name, spec]
+        plugin_file = self._plugin_files.get((schedule.name, spec)) if profile.backend == "tensorrt" else None
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
+            plugin_file=None if plugin_file is None else plugin_file.relative_to(self.folder).as_posix(),
             opset=spec.opset,
             image_input=spec.image_input,
             batch=spec.batch,
-            operators=operators,
-            nodes=nodes,
+            precision=spec.precision,
+            weights_bytes=contents.weights_bytes,
+            operators=contents.operators,
+            nodes=contents.nodes,
         )
 
     def _write_golden(self) -> GoldenRecord:
@@ -213,29 +270,64 @@ class Assembly:
         return "classes.txt"
 
 
+def builds_anywhere(profile: HardwareProfile) -> bool:
+    """Whether engines for the profile can be built by another machine than the one that runs them."""
+    return backend_exists(profile.backend) and get_backend(profile.backend).built_where == "anywhere"
+
+
+def with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> Manifest:
+    changed = variant.model_copy(update=changes)
+    variants = tuple(changed if one.name == variant.name else one for one in manifest.variants)
+    return manifest.model_copy(update={"variants": variants})
+
+
 def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
     """The graph that a profile asks for; without a dynamic axis, its smallest batch unless told otherwise."""
     fixed = batch if batch is not None or profile.batch.dynamic else profile.batch.sizes[0]
-    return GraphSpec(opset=profile.opset, image_input=profile.image_input, batch=fixed)
+    capabilities = profile.tensorrt.compute_capabilities if profile.tensorrt else ()
+    return GraphSpec(
+        opset=profile.opset,
+        image_input=profile.image_input,
+        batch=fixed,
+        precision=profile.precision,
+        turing=profile.backend == "tensorrt-rtx" and "7.5" in capabilities,
+    )
 
 
-def count_nodes(graph: ir.Model, depth: int) -> tuple[dict[str, int], tuple[BlockNodes, ...]]:
-    """Nodes by operator type, and by block, told apart by their stable names."""
+@dataclass(frozen=True)
+class GraphContents:
+    """What is in a graph."""
+
+    operators: dict[str, int]  #: nodes by operator type
+    nodes: tuple[BlockNodes, ...]  #: by block, told apart by their stable names
+    weights_bytes: int
+
+
+def contents_of(graph: ir.Model, depth: int) -> GraphContents:
     operators = Counter(node.op_type for node in graph.graph)
     scopes = [(node.name or "").split("/") for node in graph.graph]
     own = Counter(scope[0] for scope in scopes if scope[1:2] != ["prune"])
     pruning = Counter(scope[0] for scope in scopes if scope[1:2] == ["prune"])
     names = [f"blocks.{block}" for block in range(depth)]
     nodes = tuple(BlockNodes(block=i, own=own[name], pruning=pruning[name]) for i, name in enumerate(names))
-    return dict(sorted(operators.items())), nodes
+    weights = [value.const_value for value in graph.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    return GraphContents(dict(sorted(operators.items())), nodes, size)
 
 
-def what_is_missing(profile: HardwareProfile) -> str:
-    precision = (
-        "" if profile.precision == "fp32" else f", and the graph is fp32 where the profile wants {profile.precision}"
+def what_is_missing(profile: HardwareProfile) -> str | None:
+    """What keeps a profile's engines from being built or proved on this machine, in plain words."""
+    if not backend_exists(profile.backend):
+        what = f"{PLANNED[profile.backend]} cannot be built by this version"
+        return f"profile '{profile.name}': {what}; the ONNX graphs are there"
+    if not builds_anywhere(profile):
+        return f"profile '{profile.name}': its engines are built on the device; there, run: ztdeploy finalize BUNDLE"
+    reason = why_not_run(profile)
+    if reason is None:
+        return None
+    return (
+        f"profile '{profile.name}': its engines have not been run: {reason}; where they can be: ztdeploy verify BUNDLE"
     )
-    what = f"{PLANNED[profile.backend]} cannot be built by this version"
-    return f"profile '{profile.name}': {what}; the ONNX graphs are there{precision}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -142,10 +142,11 @@ class _SchemaVersion(BaseModel):
 def _check_consistent(folder: Path, manifest: Manifest) -> None:
     """Every file that the manifest refers to must be one that it lists with a hash."""
     used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
-    used |= {manifest.class_names} if manifest.class_names else set()
+    used |= {*manifest.timing_caches.values(), *([manifest.class_names] if manifest.class_names else [])}
     for variant in manifest.variants:
-        used |= {graph.file for graph in variant.graphs.values()} | {engine.file for engine in variant.engines.values()}
-        used |= {engine.weights for engine in variant.engines.values() if engine.weights}
+        files = [file for graph in variant.graphs.values() for file in (graph.file, graph.plugin_file)]
+        files += [file for engine in variant.engines.values() for file in (engine.file, engine.weights)]
+        used |= {file for file in files if file is not None}
     unlisted = sorted(used - set(manifest.files))
     if unlisted:
         raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")
@@ -175,9 +176,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Hash everything in a folder but its manifest."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+def file_records(folder: Path, names: list[str] | None = None) -> dict[str, FileRecord]:
+    """Hash files of a folder; by default everything but its manifest."""
+    everything = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = everything if names is None else [folder / name for name in names]
     return {
         path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
         for path in paths

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -16,7 +16,11 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ztdeploy.graph import apply_passes
+from ztdeploy.graph.precision import to_precision
+from ztdeploy.graph.static_shapes import check_static_shapes
+from ztdeploy.graph.turing import without_fp32_products
 from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
+from ztdeploy.profile import Precision
 from ztdeploy.pruning.pruned_model import PrunedModel
 
 INPUT, OUTPUT = "image", "logits"
@@ -29,11 +33,25 @@ class GraphSpec:
     opset: int
     image_input: ImageInput
     batch: int | None  #: None is a dynamic batch axis
+    precision: Precision = "fp32"
+    turing: bool = False  #: must compile for compute capability 7.5
 
     @property
-    def label(self) -> str:
-        batch = "any" if self.batch is None else str(self.batch)
-        return f"opset{self.opset}-{self.image_input}-batch-{batch}"
+    def traced(self) -> GraphSpec:
+        """The spec of the trace that the graph is made from."""
+        return replace(self, precision="fp32", turing=False)
+
+    def label(self, others: Iterable[GraphSpec]) -> str:
+        """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
+        parts = {
+            "opset": f"opset{self.opset}",
+            "image_input": self.image_input,
+            "batch": f"batch-{'any' if self.batch is None else self.batch}",
+            "precision": self.precision,
+            "turing": "turing" if self.turing else "",
+        }
+        differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
+        return "-".join(parts[name] for name in differing if parts[name])
 
 
 class Deployable(nn.Module):
@@ -52,7 +70,7 @@ class Deployable(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 `[B, S, S, 3]` to what the model takes, fp32 `[B, 3, S, S]`."""
-        return image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift  # TensorRT moves no uint8
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """`image` is uint8 `[B, S, S, 3]`, or fp32 `[B, 3, S, S]` already normalised."""
@@ -97,6 +115,17 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     assert program is not None
     model = program.model
     apply_passes(model)
+    return model
+
+
+def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
+    """The graph that a spec asks for, from the fp32 trace, which stays as it is."""
+    if spec == spec.traced:
+        return traced
+    model = to_precision(traced, spec.precision)
+    if spec.turing:
+        without_fp32_products(model)
+    check_static_shapes(model)
     return model
 
 

@@ -12,7 +12,7 @@ from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _inside(path: str) -> str:
@@ -60,32 +60,37 @@ class BlockNodes(_Record):
     pruning: int
 
 
-class GraphRecord(_Record):
-    file: BundlePath
-    opset: int
-    image_input: ImageInput
-    batch: Annotated[int, Field(ge=1)] | None
-    precision: Precision = "fp32"
-    operators: dict[str, int]  #: nodes by operator type
-    nodes: tuple[BlockNodes, ...]
-
-
 class LayerParity(_Record):
     """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
 
     block: int
     identical: int  #: images with exactly the reference's kept set
     ties: int  #: images whose kept set differs, with a gap at the cut within the tolerance
+    overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's kept tokens, in the worst image
 
 
 class ParityRecord(_Record):
-    """An engine against the PyTorch reference on the same real images."""
+    """An engine, or a graph, against the PyTorch reference on the same real images."""
 
     images: int
     max_logit_difference: float
     logit_tolerance: float
-    gap_tolerance: float
+    gap_tolerance: float | None  #: None in half precision, where a cut decides by less than rounding
     layers: tuple[LayerParity, ...]
+
+
+class GraphRecord(_Record):
+    file: BundlePath
+    plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
+    opset: int
+    image_input: ImageInput
+    batch: Annotated[int, Field(ge=1)] | None
+    precision: Precision = "fp32"
+    weights_bytes: int = Field(ge=0)
+    operators: dict[str, int]  #: nodes by operator type
+    nodes: tuple[BlockNodes, ...]
+    parity: ParityRecord | None = None  #: run as it is by ONNX Runtime at build time, where no engine of it could be
+    drift: ParityRecord | None = None  #: half precision against fp32, each on its own choices: what is to be expected
 
 
 class Fingerprint(_Record):
@@ -95,6 +100,14 @@ class Fingerprint(_Record):
     runtime: str
     runtime_version: str
     device: str
+    plugins: str | None = None  #: the plugin library that it needs
+
+
+class Candidate(_Record):
+    """An engine that was built, proved and measured on the device, whether it was kept or not."""
+
+    plugins: bool
+    median_ms: float  #: at the profile's smallest batch
 
 
 class EngineRecord(_Record):
@@ -103,7 +116,8 @@ class EngineRecord(_Record):
     file: BundlePath
     weights: BundlePath | None = None  #: weights of its own, where it was rebuilt on the target
     fingerprint: Fingerprint
-    parity: ParityRecord | None = None
+    parity: ParityRecord | None = None  #: None: it has never run
+    candidates: tuple[Candidate, ...] = ()  #: what was measured to choose it
 
 
 class VariantRecord(_Record):
@@ -143,6 +157,7 @@ class Manifest(_Record):
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 
     @property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ztdeploy.export import Deployable
 from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.parity import Reference, compare
+from ztdeploy.runtime.parity import Reference, compare, measure_drift
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 
 
@@ -36,8 +36,11 @@ def reference_outputs(
 
 def prove(
     runner: BundleRunner, variant: VariantRecord, pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8]
-) -> ParityRecord:
+) -> tuple[ParityRecord, ParityRecord | None]:
     """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
+
+    Returns:
+        Its parity, and in half precision its drift: the same without replaying.
 
     Raises:
         ParityError: names the pruning layer, or the logits.
@@ -50,5 +53,9 @@ def prove(
     )
     inputs = np.concatenate([pixels, pixels[:1]])
     reference = reference_outputs(pruned, module, inputs, actual.kept)
+    name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
-    return compare(f"{variant.name} ({runner.profile})", blocks, actual, reference)
+    parity = compare(name, blocks, actual, reference, precision)
+    if precision == "fp32":
+        return parity, None
+    return parity, measure_drift(name, blocks, actual, reference_outputs(pruned, module, inputs))

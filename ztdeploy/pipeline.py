@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ztdeploy.backends import backend_exists, get_backend
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
@@ -50,6 +51,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
     """
     profiles = [read_profile(name) for name in dict.fromkeys(request.profiles)]
     check_output(request.out, force=request.force)
+    check_backends(profiles)
     for keep_ratio in request.keep_ratios:  # before PyTorch is imported, which takes seconds
         check_keep_ratio(keep_ratio)
     from ztdeploy.models.loading import load_model
@@ -67,7 +69,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
 
     with new_bundle_folder(request.out, force=request.force) as folder:
         work = Assembly(folder, model, profiles, schedules, batch=request.batch)
-        total, done = len(schedules) * (1 + 2 * len(work.buildable)) + 1, 0
+        total, done = len(schedules) * (1 + len(work.buildable) + len(profiles)) + 1, 0
         for schedule in schedules:
             progress(f"exporting {schedule.name}", done, total)
             work.export(schedule)
@@ -80,13 +82,29 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
                 work.build_engine(schedule, profile)
                 done += 1
         draft = work.draft_manifest()
-        for profile in work.buildable:
+        for profile in profiles:
             for schedule in schedules:
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
                 draft = work.prove(draft, schedule, profile)
                 done += 1
         write_manifest(folder, draft)
     return read_bundle(request.out)
+
+
+def check_backends(profiles: list[HardwareProfile]) -> None:
+    """Fail before anything is traced where engines could not be built in the end.
+
+    Raises:
+        ZtdeployError: a runtime is not installed, or cannot do what a profile asks for.
+    """
+    for profile in profiles:
+        if not backend_exists(profile.backend):
+            continue
+        backend = get_backend(profile.backend)
+        if backend.built_where == "anywhere":
+            backend.check_can_build(profile)
+        else:
+            backend.check_profile(profile)
 
 
 def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: LoadedModel) -> list[PruningSchedule]:
@@ -106,7 +124,7 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
     schedules += [
         uniform_schedule(r, depth, method=request.method, preset=request.preset) for r in dict.fromkeys(ratios)
     ]
-    if not any(schedule.keep_ratio == 1 for schedule in schedules):
+    if all(plan(schedule, model.adapter.architecture).layers for schedule in schedules):
         schedules.append(uniform_schedule(1.0, depth))
     names = [schedule.name for schedule in schedules]
     for schedule in schedules:

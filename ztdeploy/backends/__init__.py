@@ -5,19 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ztdeploy.errors import BundleError, ProfileError, did_you_mean
+from ztdeploy.errors import BundleError, EnvironmentLacksError, ProfileError, did_you_mean
 
 if TYPE_CHECKING:
     from ztdeploy.backends.base import Backend
+    from ztdeploy.profile import HardwareProfile
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "ztdeploy.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "ztdeploy.backends.tensorrt.backend:TensorRtBackend",
+    "tensorrt-rtx": "ztdeploy.backends.tensorrt.backend:TensorRtRtxBackend",
 }
 
 #: Backends that profiles may name and that this version cannot build engines for yet.
 PLANNED: dict[str, str] = {
-    "tensorrt": "TensorRT engines",
-    "tensorrt-rtx": "TensorRT-RTX engines",
     "openvino": "OpenVINO engines",
 }
 
@@ -44,3 +45,25 @@ def get_backend(name: str) -> Backend:
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), attribute)()
     return backend
+
+
+def why_not_build(profile: HardwareProfile) -> str | None:
+    """What keeps this machine from building a profile's engines; None where nothing does."""
+    if profile.backend not in BACKENDS:
+        return f"{PLANNED.get(profile.backend, profile.backend)} cannot be built by this version"
+    try:
+        get_backend(profile.backend).check_can_build(profile)
+    except (EnvironmentLacksError, ProfileError) as error:
+        return error.given
+    return None
+
+
+def why_not_run(profile: HardwareProfile) -> str | None:
+    """What keeps this machine from running a profile's engines; None where nothing does."""
+    if profile.backend not in BACKENDS:
+        return f"this version has no backend '{profile.backend}'"
+    try:
+        get_backend(profile.backend).check_can_run(profile)
+    except EnvironmentLacksError as error:
+        return error.given
+    return None

@@ -9,11 +9,14 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from ztdeploy.errors import ProfileError
 from ztdeploy.manifest import Fingerprint, GraphRecord
-from ztdeploy.profile import HardwareProfile
+from ztdeploy.profile import HardwareProfile, Precision
 
 #: "speed": each open engine repacks its weights for its kernels. "shared": all open engines read one copy.
 MemoryMode = Literal["speed", "shared"]
+#: "anywhere": engines for other machines can be built, too. "device": only the machine that runs them can build them.
+BuiltWhere = Literal["anywhere", "device"]
 Array = NDArray[Any]
 
 
@@ -24,6 +27,14 @@ class BuiltEngine:
     file: Path
     weights: Path | None
     fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """The compiled plugins of the installed package."""
+
+    path: Path
+    identity: str  #: of the sources and versions that it was compiled from
 
 
 class Runner(Protocol):
@@ -40,9 +51,53 @@ class Backend(Protocol):
     """One runtime."""
 
     name: str
+    suffix: str  #: of an engine's file
+    built_where: BuiltWhere
+    precisions: tuple[Precision, ...]
 
-    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
-        """Build an engine for a graph, written to `out`."""
+    def check_profile(self, profile: HardwareProfile) -> None:
+        """
+        Raises:
+            ProfileError: the runtime cannot do what the profile asks for, on any machine.
+        """
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        """Cheap, and before anything is traced.
+
+        Raises:
+            EnvironmentLacksError: this machine lacks what building takes.
+            ProfileError: as `check_profile`.
+        """
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        """
+        Raises:
+            EnvironmentLacksError: this machine cannot run such engines.
+        """
+
+    def plugin_library(self) -> PluginLibrary:
+        """The compiled plugins that graphs with plugin nodes need.
+
+        Raises:
+            EnvironmentLacksError: this machine cannot compile them.
+        """
+
+    def build(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: PluginLibrary | None = None,
+        timing_cache: Path | None = None,
+    ) -> BuiltEngine:
+        """Build an engine for a graph, written to `out`.
+
+        Args:
+            plugins: what the graph's plugin nodes need.
+            timing_cache: what earlier builds measured; read and written where the runtime measures while it builds.
+        """
 
     def load(
         self,
@@ -65,3 +120,22 @@ class Backend(Protocol):
         Raises:
             EngineMismatchError: built by another runtime version, for another device, or from another graph.
         """
+
+
+def check_precision(backend: Backend, profile: HardwareProfile) -> None:
+    """
+    Raises:
+        ProfileError: the profile asks for a precision that the backend has no engines for.
+    """
+    if profile.precision == "int8":
+        raise ProfileError(
+            f"profile '{profile.name}' asks for int8, and nothing was calibrated",
+            f"precision {' or '.join(backend.precisions)}",
+            "set 'precision' in the profile",
+        )
+    if profile.precision not in backend.precisions:
+        raise ProfileError(
+            f"profile '{profile.name}' asks for {profile.precision} with the backend {backend.name}",
+            f"precision {' or '.join(backend.precisions)}",
+            "set 'precision' in the profile, or choose another backend",
+        )

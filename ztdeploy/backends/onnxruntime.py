@@ -10,12 +10,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.backends.base import Array, BuiltEngine, MemoryMode
+from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, MemoryMode, PluginLibrary, check_precision
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
 from ztdeploy.manifest import Fingerprint, GraphRecord
-from ztdeploy.profile import HardwareProfile
+from ztdeploy.profile import HardwareProfile, Precision
 
 PROVIDERS = ["CPUExecutionProvider"]
 #: Initialisers at least this large are read from the shared weights file instead of from the graph.
@@ -25,9 +25,32 @@ EXTERNAL_BYTES = 4096
 class OnnxRuntimeBackend:
     """Engines are graphs that ONNX Runtime has optimised for any CPU; they stay bound to its version."""
 
-    name = "onnxruntime"
+    name, suffix = "onnxruntime", ".onnx"
+    built_where: BuiltWhere = "anywhere"
+    precisions: tuple[Precision, ...] = ("fp32",)
 
-    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
+    def check_profile(self, profile: HardwareProfile) -> None:
+        check_precision(self, profile)
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        self.check_profile(profile)
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        """ONNX Runtime comes with ztdeploy."""
+
+    def plugin_library(self) -> PluginLibrary:
+        raise EnvironmentLacksError("plugins for ONNX Runtime", "a TensorRT profile", "use the plain graph")
+
+    def build(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: PluginLibrary | None = None,
+        timing_cache: Path | None = None,
+    ) -> BuiltEngine:
         weights = out.with_suffix(".weights")
         options = session_options(threads=1)
         # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.

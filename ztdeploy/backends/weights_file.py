@@ -13,11 +13,13 @@ from ztdeploy.backends.base import Array
 from ztdeploy.errors import BundleError
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+#: Tensors that NumPy has no type for: only engines that are not run through NumPy read them.
+_SKIPPED = {"BF16": 2}
 _HEADER_LIMIT = 100 * 2**20
 
 
 def map_weights(path: Path) -> dict[str, Array]:
-    """Memory-mapped, read-only tensors by name.
+    """Memory-mapped, read-only tensors by name; bf16 ones are left out.
 
     Raises:
         BundleError: the header is damaged, or a tensor lies outside the file.
@@ -37,12 +39,15 @@ def map_weights(path: Path) -> dict[str, Array]:
     base, tensors = 8 + header_size, {}
     data = np.memmap(path, dtype=np.uint8, mode="r")
     for name, (dtype, shape, begin, end) in entries.items():
-        if dtype not in _DTYPES:
+        if dtype not in {*_DTYPES, *_SKIPPED}:
             raise _damaged(path, f"a tensor is of the unknown type '{dtype[:20]}'")
         if not 0 <= begin <= end <= size - base:
             raise _damaged(path, "a tensor lies outside the file")
-        if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin:
+        item = _SKIPPED.get(dtype) or np.dtype(_DTYPES[dtype]).itemsize
+        if math.prod(shape) * item != end - begin:
             raise _damaged(path, "a tensor's shape does not match its size")
+        if dtype in _SKIPPED:
+            continue
         tensors[name] = data[base + begin : base + end].view(_DTYPES[dtype]).reshape(shape)
     return tensors
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
+from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.manifest import EngineRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +36,7 @@ def verify(
             f"{record.images}",
             f"{record.max_logit_difference:.1e}",
             f"{record.logit_tolerance:.1e}",
-            ", ".join(f"{layer.identical}/{record.images}" for layer in record.layers) or "-",
+            ", ".join(f"{layer.identical}/{layer.identical + layer.ties}" for layer in record.layers) or "-",
             f"{sum(layer.ties for layer in record.layers)}",
         )
         for name, record in report.variants.items()
@@ -42,18 +45,36 @@ def verify(
     columns += [("same tokens per layer", "left"), ("ties", "right")]
     title = f"{bundle.resolve().name}: {report.files} files intact, pre-processing identical"
     table(title, columns, rows)
+    for name, reason in report.not_run.items():
+        warn(f"profile '{name}' was not run: {reason}")
     note("verified" if report.variants else "verified; no engine in the bundle could be run here")
 
 
 def finalize(
     bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="For this one only. (default: all that can be built here)")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.runtime.finalize import finalize_bundle
+    from ztdeploy.finalize import finalize_bundle
 
     with progress_bar(not json) as progress:
-        rebuilt = finalize_bundle(bundle, progress)
+        report = finalize_bundle(bundle, progress, profile=profile)
     if json:
-        print_json({"bundle": str(bundle), "rebuilt": rebuilt})
-    else:
-        note(f"rebuilt and verified {len(rebuilt)} engines: {', '.join(rebuilt)}")
+        print_json({"bundle": str(bundle), **report.model_dump(mode="json")})
+        return
+    measured = {label: engine.candidates for label, engine in report.chosen.items() if engine.candidates}
+    if measured:
+        rows = [
+            (label, *(f"{one.median_ms:.2f} ms" for one in candidates), _kept(report.chosen[label]))
+            for label, candidates in measured.items()
+        ]
+        table("measured here", [("engine", "left"), ("plain", "right"), ("plugins", "right"), ("kept", "left")], rows)
+    for line in report.notes:
+        warn(line)
+    note(f"rebuilt and verified {len(report.rebuilt)} engines: {', '.join(report.rebuilt)}")
+
+
+def _kept(engine: EngineRecord) -> str:
+    return "plain" if engine.fingerprint.plugins is None else "plugins"

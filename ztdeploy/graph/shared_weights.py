@@ -99,7 +99,7 @@ class SharedWeights:
         with weights.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                file.write(np.ascontiguousarray(self._tensors[name].numpy()).data)
+                file.write(_raw(self._tensors[name]))
         return {name: 8 + len(text) + start for name, start in starts.items()}
 
     def _external(self, weights: Path, name: str) -> ir.ExternalTensor:
@@ -145,5 +145,10 @@ def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None
 def _digest(tensor: ir.TensorProtocol | None) -> str:
     assert tensor is not None
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    digest.update(_raw(tensor))
     return digest.hexdigest()
+
+
+def _raw(tensor: ir.TensorProtocol) -> memoryview:
+    """The bytes of a tensor, whatever NumPy thinks of its type."""
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from ztdeploy.errors import BundleError
+from ztdeploy.processes import module_command, module_environment
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,6 @@ def measure_latency(
         return [worker.measurement for worker in workers]
 
 
-def _module_path() -> list[str]:
-    """Where the child finds this package, installed or not."""
-    given = os.environ.get("PYTHONPATH")
-    return [*([given] if given else []), str(Path(__file__).parents[2])]
-
-
 class _Worker:
     """A child process with one engine in it."""
 
@@ -86,12 +79,12 @@ class _Worker:
         arguments = [str(c.bundle), c.variant, c.profile, str(c.threads), str(c.batch)]
         self._configuration = configuration
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ztdeploy.measure.worker", *arguments],
+            module_command("ztdeploy.measure.worker", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(_module_path())},
+            env=module_environment(),
         )
 
     def __enter__(self) -> _Worker:

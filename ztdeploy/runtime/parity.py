@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import BundleError, ParityError
-from ztdeploy.manifest import LayerParity, ParityRecord, VariantRecord
+from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
+from ztdeploy.profile import Precision
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 
-#: fp32 engines: rounding differs by the order of summation. Relative to the largest logit, which is at least 1.
-LOGIT_TOLERANCE = 1e-4
+#: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
+LOGIT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
 #: Scores have mean 1 and similarities lie in [-1, 1]; thirty fp32 iterations move either by far less.
 GAP_TOLERANCE = 1e-5
+#: A half-precision engine on its own choices: how many times the drift of its graph, as run at build time, is allowed,
+#: and how much smaller a share of the reference's tokens.
+DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,51 +42,134 @@ class Reference:
     replayed: bool  #: whether the reference was made to keep what the engine kept, after each of its own decisions
 
 
-def compare(name: str, blocks: Sequence[int], actual: Outputs, reference: Reference) -> ParityRecord:
+def compare(
+    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, precision: Precision = "fp32"
+) -> ParityRecord:
     """Hold an engine's outputs against a reference.
 
-    Where the reference was not replayed, an image is left out behind the first layer at which it was a tie.
+    Where the reference was not replayed, an image is left out behind the first layer at which it was a tie. Below
+    fp32 nearly every image is one: replay its choices, or use `compare_drift`.
 
     Raises:
         ParityError: names the first pruning layer that kept other tokens, or the logits.
     """
-    shapes, wanted_shapes = _shapes(actual), _shapes(reference)
-    if shapes != wanted_shapes:
-        raise ParityError(
-            f"{name}: logits and kept tokens of shapes {shapes}", f"{wanted_shapes}", "build the bundle again"
-        )
+    _check_shapes(name, actual, reference)
+    gap_tolerance = GAP_TOLERANCE if precision == "fp32" else None
     images = len(reference.logits)
     comparable = np.ones(images, dtype=bool)
     layers = []
     for block, kept, wanted, gap in zip(blocks, actual.kept, reference.kept, reference.gaps, strict=True):
         same = (kept == wanted).all(-1)
-        tie = comparable & ~same & (gap <= GAP_TOLERANCE)
+        tie = comparable & ~same & (gap <= (np.inf if gap_tolerance is None else gap_tolerance))
         wrong = comparable & ~same & ~tie
         if wrong.any():
             raise _layer_error(name, block, int(wrong.sum()), images, float(gap[wrong].min()))
-        layers.append(LayerParity(block=block, identical=int((comparable & same).sum()), ties=int(tie.sum())))
+        layers.append(
+            LayerParity(
+                block=block,
+                identical=int((comparable & same).sum()),
+                ties=int(tie.sum()),
+                overlap=_overlap(kept[comparable], wanted[comparable]),
+            )
+        )
         if not reference.replayed:
             comparable &= same
     if not comparable.any():
         raise ParityError(
             f"{name}: every image is a tie", "an image with a clear-cut choice", "use other weights or images"
         )
-    with np.errstate(invalid="ignore"):  # infinite on both sides
-        difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
-    tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(reference.logits).max()))
-    if not difference <= tolerance < np.inf:  # NaN is no parity either, nor is a reference that overflowed
-        raise ParityError(
-            f"{name}: logits differ by {difference:.2e}",
-            f"at most {tolerance:.2e}",
-            "report it with the model and tool versions",
-        )
+    tolerance = LOGIT_TOLERANCE[precision] * _scale(reference)
     return ParityRecord(
         images=int(comparable.sum()),
-        max_logit_difference=difference,
+        max_logit_difference=_logit_difference(name, actual, reference, comparable, tolerance),
         logit_tolerance=tolerance,
-        gap_tolerance=GAP_TOLERANCE,
+        gap_tolerance=gap_tolerance,
         layers=tuple(layers),
     )
+
+
+def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: Reference) -> ParityRecord:
+    """How far half precision moves a graph from the fp32 reference, each keeping the tokens of its own choice."""
+    _check_shapes(name, actual, reference)
+    everything = np.ones(len(reference.logits), dtype=bool)
+    largest = float(np.finfo(np.float32).max)
+    layers = tuple(
+        LayerParity(
+            block=block,
+            identical=int((same := (kept == wanted).all(-1)).sum()),
+            ties=int((~same).sum()),
+            overlap=_overlap(kept, wanted),
+        )
+        for block, kept, wanted in zip(blocks, actual.kept, reference.kept, strict=True)
+    )
+    return ParityRecord(
+        images=len(everything),
+        max_logit_difference=_logit_difference(name, actual, reference, everything, largest),
+        logit_tolerance=largest,
+        gap_tolerance=None,
+        layers=layers,
+    )
+
+
+def compare_drift(
+    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, graph: GraphRecord
+) -> ParityRecord:
+    """Hold a half-precision engine against the fp32 reference, knowing how far its graph drifts by itself.
+
+    Raises:
+        ParityError: it drifts much further, in its logits or in the tokens that it keeps.
+    """
+    found = measure_drift(name, blocks, actual, reference)
+    tolerance = LOGIT_TOLERANCE[graph.precision] * _scale(reference)
+    if graph.drift is not None:
+        tolerance = max(tolerance, DRIFT_FACTOR * graph.drift.max_logit_difference)
+        for layer, known in zip(found.layers, graph.drift.layers, strict=True):
+            if layer.overlap < known.overlap - DRIFT_OVERLAP:
+                raise ParityError(
+                    f"{name}: pruning layer blocks.{layer.block}/prune keeps {layer.overlap:.2f} "
+                    f"of the reference's tokens",
+                    f"at least {known.overlap - DRIFT_OVERLAP:.2f}, as the graph itself keeps {known.overlap:.2f}",
+                    "report it with the model and tool versions",
+                )
+    if found.max_logit_difference > tolerance:
+        raise _logits_error(name, found.max_logit_difference, tolerance)
+    return found.model_copy(update={"logit_tolerance": tolerance})
+
+
+def _logit_difference(
+    name: str, actual: Outputs, reference: Reference, comparable: NDArray[np.bool_], tolerance: float
+) -> float:
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        difference = float(np.abs(actual.logits - reference.logits)[comparable].max())
+    if not difference <= tolerance < np.inf:  # NaN is no parity either, nor is a reference that overflowed
+        raise _logits_error(name, difference, tolerance)
+    return difference
+
+
+def _logits_error(name: str, difference: float, tolerance: float) -> ParityError:
+    return ParityError(
+        f"{name}: logits differ by {difference:.2e}",
+        f"at most {tolerance:.2e}",
+        "report it with the model and tool versions",
+    )
+
+
+def _scale(reference: Reference) -> float:
+    return max(1.0, float(np.abs(reference.logits).max()))
+
+
+def _overlap(kept: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """The share of the wanted tokens that were kept, in the worst image; 1 where there is none."""
+    shares = [np.isin(theirs, ours).mean() for ours, theirs in zip(kept, wanted, strict=True)]
+    return float(min(shares, default=1.0))
+
+
+def _check_shapes(name: str, actual: Outputs, reference: Reference) -> None:
+    shapes, wanted_shapes = _shapes(actual), _shapes(reference)
+    if shapes != wanted_shapes:
+        raise ParityError(
+            f"{name}: logits and kept tokens of shapes {shapes}", f"{wanted_shapes}", "build the bundle again"
+        )
 
 
 def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
@@ -129,7 +216,10 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
     """
     runner.switch(variant=variant.name)
     blocks = [layer.block for layer in variant.plan.layers]
-    return compare(variant.name, blocks, runner.infer(golden_pixels(bundle)), golden_reference(bundle, variant))
+    actual, reference = runner.infer(golden_pixels(bundle)), golden_reference(bundle, variant)
+    if runner.graph.precision == "fp32":
+        return compare(variant.name, blocks, actual, reference)
+    return compare_drift(variant.name, blocks, actual, reference, runner.graph)
 
 
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from ztdeploy.backends import PLANNED, backend_exists, get_backend
+from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
 from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
-from ztdeploy.errors import BundleError, ImageError
+from ztdeploy.errors import BundleError, EnvironmentLacksError, ImageError
 from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
 from ztdeploy.runtime.postprocess import Prediction, kept_patches, top_labels
@@ -136,11 +136,18 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
 
     def _load(self, variant: VariantRecord) -> Runner:
         engine, graph = engine_of(self.bundle, variant, self.profile), variant.graphs[self.profile]
-        self._check([name for name in (engine.file, engine.weights, graph.file, WEIGHTS_FILE) if name])
+        source = graph.file if engine.fingerprint.plugins is None else graph.plugin_file
+        if source is None:
+            raise BundleError(
+                f"an engine with plugins for '{variant.name}', whose graph has none",
+                "the graph that it was built from",
+                f"run: ztdeploy finalize {self.bundle.root}",
+            )
+        self._check([name for name in (engine.file, engine.weights, source, WEIGHTS_FILE) if name])
         return get_backend(engine.backend).load(
             self.bundle.path(engine.file),
             engine.fingerprint,
-            graph_sha256=self.bundle.manifest.files[graph.file].sha256,
+            graph_sha256=self.bundle.manifest.files[source].sha256,
             weights=self.bundle.path(WEIGHTS_FILE),
             threads=self.threads,
             memory=self.memory,
@@ -185,7 +192,7 @@ def load(
         bundle: the folder that `ztdeploy build` wrote.
         keep_ratio: which variant to run; by default the first that was asked for at build time.
         variant: the same by name, for variants made from a schedule file.
-        profile: whose engines to run; by default the first profile that has any.
+        profile: whose engines to run; by default the first profile with engines that this machine can run.
         threads: intra-op threads; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
         verify: compare the files that are read with their hashes first.
@@ -195,11 +202,33 @@ def load(
         EngineMismatchError: the engine belongs to another runtime version; says what to run.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    name = opened.profile_name(profile)
+    name = runnable_profile(opened) if profile is None else opened.profile_name(profile)
     wanted = usable_threads(opened.manifest.profiles[name].threads) if threads is None else max(1, threads)
     runner = BundleRunner(opened, profile=name, threads=wanted, memory=memory, verify=verify)
     runner.switch(keep_ratio, variant=variant)
     return runner
+
+
+def runnable_profile(bundle: Bundle) -> str:
+    """The first profile with engines that this machine can run.
+
+    Raises:
+        BundleError: there are no engines.
+        EnvironmentLacksError: this machine can run none of them.
+    """
+    profiles = bundle.manifest.profiles
+    with_engines = [name for name in profiles if any(name in variant.engines for variant in bundle.manifest.variants)]
+    if not with_engines:
+        return bundle.profile_name(None)  # which says what to do
+    reasons = {name: why_not_run(profiles[name]) for name in with_engines}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    raise EnvironmentLacksError(
+        f"no engine of {bundle.root} runs here: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}",
+        "a machine that one of its profiles describes",
+        "run it there, or build with --profile cpu as well",
+    )
 
 
 def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRecord:
@@ -211,11 +240,12 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
     if profile in variant.engines:
         return variant.engines[profile]
     backend = bundle.manifest.profiles[profile].backend
-    reason = (
-        f"{PLANNED[backend]} cannot be built by this version" if not backend_exists(backend) else "it was not built"
-    )
+    planned = not backend_exists(backend)
+    reason = f"{PLANNED[backend]} cannot be built by this version" if planned else "it is built on the device"
     raise BundleError(
         f"{bundle.root} holds no engine for profile '{profile}' ({reason})",
         "a profile with an engine",
-        "run its ONNX graph with the device's own tools, or build with --profile cpu as well",
+        "run its ONNX graph with the device's own tools, or build with --profile cpu as well"
+        if planned
+        else f"run on the device: ztdeploy finalize {bundle.root}",
     )

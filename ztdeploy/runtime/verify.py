@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from ztdeploy.backends import why_not_run
 from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.manifest import ParityRecord
 from ztdeploy.runtime.parity import check_golden, check_preprocessing
@@ -20,6 +21,7 @@ class VerifyReport(BaseModel):
 
     files: int
     variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
+    not_run: dict[str, str]  #: profiles whose engines this machine cannot run, with the reason
 
 
 def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int, int], None]) -> VerifyReport:
@@ -36,14 +38,18 @@ def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int,
     check_preprocessing(bundle)
     if profile is not None:
         bundle.profile_name(profile)
-    return VerifyReport(files=len(bundle.manifest.files), variants=_check_engines(bundle, profile, progress))
+    names = [name for name in bundle.manifest.profiles if profile in (None, name)]
+    built = [name for name in names if any(name in variant.engines for variant in bundle.manifest.variants)]
+    reasons = {name: why_not_run(bundle.manifest.profiles[name]) for name in built if profile is None}
+    not_run = {name: reason for name, reason in reasons.items() if reason is not None}
+    parities = _check_engines(bundle, [name for name in names if name not in not_run], progress)
+    return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run)
 
 
 def _check_engines(
-    bundle: Bundle, profile: str | None, progress: Callable[[str, int, int], None]
+    bundle: Bundle, names: list[str], progress: Callable[[str, int, int], None]
 ) -> dict[str, ParityRecord]:
     variants = bundle.manifest.variants
-    names = [name for name in bundle.manifest.profiles if profile in (None, name)]
     pairs = [(name, variant) for name in names for variant in variants if name in variant.engines]
     records: dict[str, ParityRecord] = {}
     for done, (name, variant) in enumerate(pairs):

@@ -1,0 +1,268 @@
+"""Building engines on the machine that will run them, with nothing but its runtime and the bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ztdeploy.backends import get_backend, why_not_build, why_not_run
+from ztdeploy.backends.base import PluginLibrary
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, file_records, new_manifest, read_bundle
+from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError
+from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord
+from ztdeploy.measure.alternating import median_ratio, medians, take_turns
+from ztdeploy.runtime.parity import check_golden, golden_pixels
+from ztdeploy.runtime.runner import BundleRunner, load
+
+Progress = Callable[[str, int, int], None]
+SCRATCH = "graphs/scratch"
+ROUNDS, ITERATIONS = 9, 20
+
+
+class FinalizeReport(BaseModel):
+    """What was built, and what was not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rebuilt: tuple[str, ...]  #: engines, as "variant (profile)"
+    chosen: dict[str, EngineRecord]  #: the same, with what each was chosen from
+    notes: tuple[str, ...]  #: profiles left out, plugins not used, and why
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One engine to make."""
+
+    variant: VariantRecord
+    profile: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.name} ({self.profile})"
+
+
+def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = None) -> FinalizeReport:
+    """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
+
+    Where a graph has a twin with plugin nodes, both are built and proved, and the faster one is kept. The old engines
+    stay until all new ones are proved.
+
+    Args:
+        profile: build for this one only; by default for all that this machine can build for.
+
+    Raises:
+        BundleError: damaged, or without anything to build.
+        EnvironmentLacksError: this machine cannot build for the profile, or for any of them.
+        ParityError: a new engine does not reproduce the golden outputs; the bundle is left as it was.
+    """
+    bundle = read_bundle(root)
+    jobs, notes = jobs_of(bundle, profile)
+    bundle.verify_files(files_needed(bundle, jobs))
+    with scratch_folder(bundle) as scratch:
+        workshop = Workshop(bundle, scratch, notes)
+        engines: dict[Job, EngineRecord] = {}
+        for done, job in enumerate(jobs):
+            engines[job] = workshop.make(job, partial(_tell, progress, done, len(jobs)))
+        put_in_place(bundle, engines, scratch)
+    chosen = {job.label: engine for job, engine in engines.items()}
+    return FinalizeReport(rebuilt=tuple(chosen), chosen=chosen, notes=tuple(dict.fromkeys(workshop.notes)))
+
+
+def _tell(progress: Progress, done: int, total: int, what: str) -> None:
+    progress(what, done, total)
+
+
+def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
+    """What to build here, and what not and why."""
+    names = list(bundle.manifest.profiles) if profile is None else [bundle.profile_name(profile)]
+    profiles = bundle.manifest.profiles
+    reasons = {name: why_not_build(profiles[name]) or why_not_run(profiles[name]) for name in names}
+    possible = [name for name, reason in reasons.items() if reason is None]
+    notes = [f"profile '{name}': not built here: {reason}" for name, reason in reasons.items() if reason is not None]
+    if not possible:
+        raise EnvironmentLacksError(
+            f"this machine can build none of the engines of {bundle.root} ({'; '.join(notes)})",
+            "a machine that one of its profiles describes",
+            "run it there, or build with --profile cpu as well",
+        )
+    return [Job(variant, name) for name in possible for variant in bundle.manifest.variants], notes
+
+
+def files_needed(bundle: Bundle, jobs: list[Job]) -> list[str]:
+    """Everything but the engines that are about to be replaced; damage is never blessed."""
+    old = [job.variant.engines[job.profile] for job in jobs if job.profile in job.variant.engines]
+    replaced = {file for engine in old for file in (engine.file, engine.weights)}
+    graphs = [job.variant.graphs[job.profile] for job in jobs]
+    needed = {WEIGHTS_FILE, *(file for graph in graphs for file in (graph.file, graph.plugin_file) if file)}
+    return sorted(set(bundle.manifest.files) - replaced | needed)
+
+
+@contextmanager
+def scratch_folder(bundle: Bundle) -> Iterator[Path]:
+    """A folder inside the bundle, without leftovers of a finalize that was killed, and gone in the end."""
+    scratch = bundle.root / SCRATCH
+    with disk_errors(bundle.root):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Workshop:
+    """Builds, proves and compares engines in the scratch folder."""
+
+    def __init__(self, bundle: Bundle, scratch: Path, notes: list[str]) -> None:
+        self.bundle, self.scratch, self.notes = bundle, scratch, notes
+        self._libraries: dict[str, PluginLibrary | None] = {}
+
+    def make(self, job: Job, progress: Callable[[str], None]) -> EngineRecord:
+        """The better of a job's engines, in the scratch folder under its final name; all others are gone."""
+        library = self._library(job)
+        candidates = [self._build(job, None, progress)]
+        if library is not None:
+            candidates += self._build_with_plugins(job, library, progress)
+        if len(candidates) == 1:
+            return self._keep(job, candidates[0], candidates, ())
+        progress(f"measuring {job.label}")
+        milliseconds, chosen = self._measure(job, candidates)
+        figures = tuple(
+            Candidate(plugins=engine.fingerprint.plugins is not None, median_ms=one)
+            for engine, one in zip(candidates, milliseconds, strict=True)
+        )
+        return self._keep(job, candidates[chosen], candidates, figures)
+
+    def _library(self, job: Job) -> PluginLibrary | None:
+        """The compiled plugins, if the graph has plugin nodes and this machine can compile any."""
+        if job.variant.graphs[job.profile].plugin_file is None:
+            return None
+        if job.profile not in self._libraries:
+            try:
+                backend = get_backend(self.bundle.manifest.profiles[job.profile].backend)
+                self._libraries[job.profile] = backend.plugin_library()
+            except EnvironmentLacksError as error:
+                self.notes.append(f"profile '{job.profile}': built without plugins: {error.given}; {error.fix}")
+                self._libraries[job.profile] = None
+        return self._libraries[job.profile]
+
+    def _build_with_plugins(
+        self, job: Job, library: PluginLibrary, progress: Callable[[str], None]
+    ) -> list[EngineRecord]:
+        """Nothing where it fails: plugins are an optimisation, and the plain engine is there. The note says why."""
+        try:
+            return [self._build(job, library, progress)]
+        except (BundleError, EnvironmentLacksError, ParityError) as error:
+            self.notes.append(f"{job.label}: the engine with plugins is left out: {error.given}")
+            return []
+
+    def _build(self, job: Job, plugins: PluginLibrary | None, progress: Callable[[str], None]) -> EngineRecord:
+        """Build one engine and hold it against the golden outputs."""
+        kind = "" if plugins is None else " with plugins"
+        graph, profile = job.variant.graphs[job.profile], self.bundle.manifest.profiles[job.profile]
+        source = graph.file if plugins is None else graph.plugin_file
+        assert source is not None
+        backend = get_backend(profile.backend)
+        out = self.scratch / f"{job.variant.name}.{job.profile}{kind.replace(' ', '-')}{backend.suffix}"
+        progress(f"building {job.label}{kind}")
+        cache = self._timing_cache(job.profile)
+        built = backend.build(self.bundle.path(source), graph, profile, out, plugins=plugins, timing_cache=cache)
+        engine = EngineRecord(
+            profile=job.profile,
+            backend=profile.backend,
+            file=f"{SCRATCH}/{out.name}",
+            weights=None if built.weights is None else f"{SCRATCH}/{built.weights.name}",
+            fingerprint=built.fingerprint,
+        )
+        progress(f"proving {job.label}{kind}")
+        candidate = self._candidate(job, engine)
+        with self._load(candidate, job) as runner:
+            parity = check_golden(candidate, runner, job.variant)
+        return engine.model_copy(update={"parity": parity})
+
+    def _timing_cache(self, profile: str) -> Path | None:
+        """What the bundle knows from earlier builds, copied to where this build may add to it."""
+        if get_backend(self.bundle.manifest.profiles[profile].backend).built_where != "device":
+            return None
+        path = self.scratch / f"timing.{profile}.cache"
+        known = self.bundle.manifest.timing_caches.get(profile)
+        if known is not None and not path.exists():
+            shutil.copyfile(self.bundle.path(known), path)
+        return path
+
+    def _candidate(self, job: Job, engine: EngineRecord) -> Bundle:
+        """The bundle as it would be with this engine, in memory."""
+        names = [name for name in (engine.file, engine.weights) if name is not None]
+        files = {**self.bundle.manifest.files, **file_records(self.bundle.root, names)}
+        manifest = self.bundle.manifest.model_copy(update={"files": files})
+        return Bundle(self.bundle.root, with_engines(manifest, {job: engine}))
+
+    def _load(self, candidate: Bundle, job: Job) -> BundleRunner:
+        return load(candidate, variant=job.variant.name, profile=job.profile, verify=False)
+
+    def _measure(self, job: Job, candidates: list[EngineRecord]) -> tuple[list[float], int]:
+        """Median milliseconds of each, and which to keep: plugins only where they are faster."""
+        batch = self.bundle.manifest.profiles[job.profile].batch.sizes[0]
+        pixels = golden_pixels(self.bundle)[:1].repeat(batch, axis=0)
+        with ExitStack() as stack:
+            runners = [stack.enter_context(self._load(self._candidate(job, one), job)) for one in candidates]
+            calls = [lambda runner=runner: runner.infer(pixels) for runner in runners]
+            rounds = take_turns(calls, rounds=ROUNDS, iterations=ITERATIONS)
+        plain, plugins = rounds
+        return medians(rounds), int(median_ratio(plain, plugins) > 1)
+
+    def _keep(
+        self, job: Job, chosen: EngineRecord, all_built: list[EngineRecord], figures: tuple[Candidate, ...]
+    ) -> EngineRecord:
+        for engine in all_built:
+            if engine is not chosen:
+                (self.bundle.root / engine.file).unlink()
+        suffix = get_backend(chosen.backend).suffix
+        path = self.bundle.root / chosen.file
+        final = path.replace(self.scratch / f"{job.variant.name}.{job.profile}{suffix}")
+        return chosen.model_copy(update={"file": f"{SCRATCH}/{final.name}", "candidates": figures})
+
+
+def with_engines(manifest: Manifest, engines: dict[Job, EngineRecord]) -> Manifest:
+    variants = tuple(
+        variant.model_copy(
+            update={
+                "engines": {
+                    **variant.engines,
+                    **{job.profile: engine for job, engine in engines.items() if job.variant.name == variant.name},
+                }
+            }
+        )
+        for variant in manifest.variants
+    )
+    return manifest.model_copy(update={"variants": variants})
+
+
+def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path) -> None:
+    """Move what was made beside the graphs, and let the manifest name it; other hashes stay as they were."""
+    fresh = {f"graphs/{name}": record for name, record in file_records(scratch).items()}
+    moved = {
+        job: engine.model_copy(update={"file": _beside_graphs(engine.file), "weights": _beside_graphs(engine.weights)})
+        for job, engine in engines.items()
+    }
+    manifest, finished = with_engines(bundle.manifest, moved), {job.profile for job in engines}
+    caches = {name: f"graphs/timing.{name}.cache" for name in finished if f"graphs/timing.{name}.cache" in fresh}
+    missing = [line for line in manifest.missing if not any(line.startswith(f"profile '{name}':") for name in finished)]
+    changes = {
+        "files": {**manifest.files, **fresh},
+        "missing": tuple(missing),
+        "timing_caches": {**manifest.timing_caches, **caches},
+    }
+    with new_manifest(bundle.root, manifest.model_copy(update=changes)):  # what needs space comes first
+        for path in scratch.iterdir():
+            path.replace(scratch.parent / path.name)
+
+
+def _beside_graphs(path: str | None) -> str | None:
+    return path and path.replace(f"{SCRATCH}/", "graphs/")
