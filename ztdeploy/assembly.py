@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
 from ztdeploy.backends.onnxruntime import current_fingerprint
 from ztdeploy.backends.threads import usable_threads
+from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
@@ -208,6 +209,7 @@ class Assembly:
             files={},
         )
         (self.folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
+        write_board_files(self.folder, manifest)
         return manifest.model_copy(update={"files": file_records(self.folder)})
 
     @cached_property

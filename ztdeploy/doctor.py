@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
+from ztdeploy.backends.tensorrt.cuda import open_device
+from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
+from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
+from ztdeploy.plugins.library import what_is_missing
+from ztdeploy.plugins.ptx import INSTALL, nvrtc_versions
 
 State = Literal["ok", "missing", "note"]
 
@@ -25,6 +30,7 @@ HOST_MODULES = {
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
+    "onnx_graphsurgeon": "onnx-graphsurgeon",
     "safetensors": "safetensors",
 }
 
@@ -48,6 +54,11 @@ def examine() -> list[Finding]:
         _disk(),
         _onnxruntime(),
         _host_half(),
+        _gpu(),
+        _tensorrt_rtx(),
+        _tensorrt(),
+        _plugin_compiler(),
+        _nvrtc(),
         *(
             Finding(f"backend {name}", "note", f"{what} cannot be built by this version")
             for name, what in PLANNED.items()
@@ -107,6 +118,55 @@ def _onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("backend onnxruntime", "missing", str(error), "pip install ztdeploy")
     return Finding("backend onnxruntime", "ok", f"{ort.__version__} with {', '.join(ort.get_available_providers())}")
+
+
+def _gpu() -> Finding:
+    try:
+        device = open_device()
+    except EnvironmentLacksError as error:
+        return Finding("gpu", "note", error.given, "only needed to run GPU engines, not to build for desktop GPUs")
+    found = f"{device.name}, compute capability {device.capability}, driver for CUDA {device.driver}"
+    return Finding("gpu", "ok", found)
+
+
+def _tensorrt_rtx() -> Finding:
+    try:
+        version_here = TENSORRT_RTX.load().__version__
+    except EnvironmentLacksError as error:
+        return Finding("backend tensorrt-rtx", "missing", error.given, error.fix)
+    capabilities = ", ".join(TENSORRT_RTX.capabilities)
+    return Finding("backend tensorrt-rtx", "ok", f"{version_here}; builds for compute capabilities {capabilities}")
+
+
+def _tensorrt() -> Finding:
+    subject, without = "backend tensorrt", "device bundles are built without it; run 'ztdeploy finalize' on the board"
+    try:
+        version_here = TENSORRT.load().__version__
+    except MissingExtraError:
+        return Finding(subject, "note", "not installed", without)
+    except EnvironmentLacksError as error:
+        return Finding(subject, "missing", error.given, error.fix)
+    try:
+        open_device()
+    except EnvironmentLacksError as error:
+        return Finding(subject, "note", f"{version_here}, but {error.given}", without)
+    return Finding(subject, "ok", f"{version_here}; builds for the GPU here")
+
+
+def _plugin_compiler() -> Finding:
+    """What `finalize` compiles the plugin library with; only boards with standard TensorRT use it."""
+    missing = what_is_missing()
+    if missing:
+        found = f"lacks {'; '.join(missing)}"
+        return Finding("compiling plugins", "note", found, "only needed on a board, by finalize")
+    return Finding("compiling plugins", "ok", "CMake, nvcc and TensorRT's headers")
+
+
+def _nvrtc() -> Finding:
+    versions = [".".join(map(str, nvrtc.version)) for nvrtc in nvrtc_versions()]
+    if not versions:
+        return Finding("compiling kernels to PTX", "note", "no NVRTC with headers", INSTALL)
+    return Finding("compiling kernels to PTX", "ok", f"NVRTC {', '.join(versions)}")
 
 
 def _host_half() -> Finding:

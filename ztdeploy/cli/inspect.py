@@ -11,7 +11,7 @@ from ztdeploy.cli.output import JsonFlag, print_json, table
 
 if TYPE_CHECKING:
     from ztdeploy.bundle import Bundle
-    from ztdeploy.manifest import VariantRecord
+    from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +33,7 @@ def inspect(
         print_json(opened.manifest.model_dump(mode="json", by_alias=True))
         return
     show_bundle(opened)
+    show_engines(opened)
     show_blocks(opened, opened.variant(keep_ratio, variant))
 
 
@@ -71,6 +72,33 @@ def show_bundle(bundle: Bundle) -> None:
         rows,
         caption="* default; parity: largest logit difference to PyTorch",
     )
+
+
+def show_engines(bundle: Bundle) -> None:
+    """What each engine is bound to, and what proves it."""
+    rows = []
+    for profile in bundle.manifest.profiles:
+        for variant in bundle.manifest.variants:
+            graph, engine = variant.graphs[profile], variant.engines.get(profile)
+            bound = "built on the device"
+            if engine is not None:
+                bound = (
+                    f"{engine.fingerprint.runtime} {engine.fingerprint.runtime_version}, {engine.fingerprint.device}"
+                )
+            megabytes = "" if engine is None else f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
+            kind = "plugins" if engine is not None and engine.fingerprint.plugins else "plain"
+            rows.append((profile, variant.name, graph.precision, kind, megabytes, bound, _proof(graph, engine)))
+    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("operators", "left"), ("MB", "right")]
+    columns += [("bound to", "left"), ("proof", "left")]
+    table("Engines", columns, rows, caption="proof: largest logit difference to PyTorch on the golden images")
+
+
+def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
+    if engine is not None and engine.parity is not None:
+        return f"{engine.parity.max_logit_difference:.0e} of {engine.parity.logit_tolerance:.0e}"
+    if graph.parity is not None:
+        return f"graph alone: {graph.parity.max_logit_difference:.0e} of {graph.parity.logit_tolerance:.0e}; never run"
+    return "never run"
 
 
 def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:

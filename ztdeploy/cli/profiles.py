@@ -30,13 +30,14 @@ def list_profiles(json: JsonFlag = False) -> None:
             profile.name,
             profile.title,
             profile.backend + ("" if backend_exists(profile.backend) else " (ONNX only so far)"),
+            _built_where(profile.backend),
             profile.precision,
             ", ".join(map(str, profile.batch.sizes)),
             ", ".join(f"{ratio:g}" for ratio in profile.keep_ratios),
         )
         for profile in found
     ]
-    headings = ("profile", "device", "backend", "precision", "batch", "keep ratios")
+    headings = ("profile", "device", "backend", "built", "precision", "batch", "keep ratios")
     table("Hardware profiles", [(heading, "left") for heading in headings], rows)
 
 
@@ -58,11 +59,13 @@ def show_profile(
 def check_profile(
     file: Annotated[str, typer.Argument(help="TOML file, or a shipped profile.")], json: JsonFlag = False
 ) -> None:
-    from ztdeploy.backends import backend_exists
+    from ztdeploy.backends import backend_exists, get_backend
     from ztdeploy.profile import read_profile
 
     profile = read_profile(file)
     exists = backend_exists(profile.backend)
+    if exists:
+        get_backend(profile.backend).check_profile(profile)
     if json:
         print_json({"profile": profile.name, "valid": True, "engines_can_be_built": exists})
         return
@@ -70,3 +73,11 @@ def check_profile(
         f"'{profile.name}' is valid"
         + ("" if exists else f"; engines for '{profile.backend}' cannot be built by this version yet")
     )
+
+
+def _built_where(backend: str) -> str:
+    from ztdeploy.backends import backend_exists, get_backend
+
+    if not backend_exists(backend):
+        return "-"
+    return "anywhere" if get_backend(backend).built_where == "anywhere" else "on the device"

@@ -1,0 +1,84 @@
+"""What a bundle brings along for boards on which people build engines by hand: a trtexec script, the plugins' sources.
+
+ztdeploy itself never runs any of it: `finalize` compiles the plugins of the installed package.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+from ztdeploy.manifest import GraphRecord, Manifest
+from ztdeploy.profile import HardwareProfile, data_folder
+
+SCRIPT = "trtexec.sh"
+_SOURCES = ("*.cu", "*.cuh", "*.h", "*.cpp", "CMakeLists.txt", "README.md")
+_BACKEND = "tensorrt"
+
+
+def write_board_files(folder: Path, manifest: Manifest) -> None:
+    """Add a script and the plugins' sources to a bundle with profiles of standard TensorRT; nothing to any other."""
+    boards = [profile for profile in manifest.profiles.values() if profile.backend == _BACKEND]
+    if not boards:
+        return
+    script = folder / SCRIPT
+    script.write_text(trtexec_script(manifest, boards), encoding="utf-8")
+    script.chmod(0o755)
+    source = data_folder("plugins")
+    for pattern in _SOURCES:
+        for path in source.rglob(pattern):
+            target = folder / "plugins" / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def trtexec_script(manifest: Manifest, boards: list[HardwareProfile]) -> str:
+    """A POSIX shell script that builds and times every engine without Python."""
+    commands = [
+        command
+        for profile in boards
+        for variant in manifest.variants
+        for command in _commands(variant.name, variant.graphs[profile.name], profile, manifest.preprocess.image_size)
+    ]
+    return _HEAD + "\n".join(commands) + "\n"
+
+
+def _commands(variant: str, graph: GraphRecord, profile: HardwareProfile, size: int) -> list[str]:
+    workspace = profile.tensorrt.workspace_mib if profile.tensorrt else 1024
+    plain = [f"--onnx={graph.file}", f"--memPoolSize=workspace:{workspace}M", *_shapes(graph, profile, size)]
+    commands = [_command([*plain, f"--saveEngine={variant}.{profile.name}.engine"])]
+    if graph.plugin_file is not None:
+        own = [f"--onnx={graph.plugin_file}", *plain[1:], f"--saveEngine={variant}.{profile.name}.plugins.engine"]
+        commands.append(f'if [ -n "$PLUGINS" ]; then {_command(own)} --dynamicPlugins="$PLUGINS"; fi')
+    return commands
+
+
+def _shapes(graph: GraphRecord, profile: HardwareProfile, size: int) -> list[str]:
+    if graph.batch is not None:
+        return []
+    shape = f"{size}x{size}x3" if graph.image_input == "uint8" else f"3x{size}x{size}"
+    largest = profile.batch.sizes[-1]
+    return [f"--{kind}Shapes=image:{n}x{shape}" for kind, n in (("min", 1), ("opt", largest), ("max", largest))]
+
+
+def _command(arguments: list[str]) -> str:
+    return f'"$TRTEXEC" $TYPED --noTF32 {" ".join(map(shlex.quote, arguments))}'
+
+
+_HEAD = """#!/bin/sh
+# Builds and times this bundle's engines with trtexec, for boards without Python. With ztdeploy on the board, use
+# `ztdeploy finalize .` instead: it also proves each engine against the golden outputs, and keeps the faster kind.
+#
+#   TRTEXEC   where trtexec is, if not on the PATH nor where JetPack puts it
+#   PLUGINS   the compiled plugin library (plugins/README.md says how), to build the engines with plugin nodes, too
+set -eu
+cd "$(dirname "$0")"
+if [ -z "${TRTEXEC:-}" ]; then
+    TRTEXEC=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
+fi
+PLUGINS=${PLUGINS:-}
+# Types are in the graphs. TensorRT 10 has to be told so; later ones know nothing else, and may not know the flag.
+if "$TRTEXEC" --help 2>&1 | grep -q stronglyTyped; then TYPED=--stronglyTyped; else TYPED=; fi
+
+"""
