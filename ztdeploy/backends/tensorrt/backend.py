@@ -76,7 +76,7 @@ class TensorRtBackend:
         return BuiltEngine(out, None, fingerprint)
 
     def plugin_library(self) -> PluginLibrary:
-        return plugin_library()
+        return plugin_library(self.flavour.load().__version__)
 
     def batch_ranges(self, graph: GraphRecord, profile: HardwareProfile) -> tuple[tuple[int, int, int], ...]:
         """An optimization profile for each batch size, which takes what lies above the next smaller one."""
@@ -101,7 +101,7 @@ class TensorRtBackend:
         log = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(log)
         if fingerprint.plugins is not None:
-            load_plugins(runtime, engine, fingerprint.plugins)
+            load_plugins(runtime, trt.__version__, engine, fingerprint.plugins)
         loaded: Any = runtime.deserialize_cuda_engine(engine.read_bytes())
         if loaded is None:
             raise BundleError(

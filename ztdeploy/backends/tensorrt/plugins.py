@@ -9,7 +9,7 @@ from typing import Any
 from ztdeploy.backends.base import PluginLibrary
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError
-from ztdeploy.plugins.library import build_library
+from ztdeploy.plugins.library import build_library, check_library
 
 
 def cache_folder() -> Path:
@@ -18,24 +18,28 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ztdeploy" / "plugins"
 
 
-def plugin_library() -> PluginLibrary:
+def plugin_library(tensorrt_version: str) -> PluginLibrary:
     """The plugins for the GPU at hand, compiled now or before.
 
+    Args:
+        tensorrt_version: of the runtime that will load them. A library is bound to one major version.
+
     Raises:
-        EnvironmentLacksError: something that compiling takes is missing.
+        EnvironmentLacksError: something that compiling takes is missing, or the headers are another version's.
     """
     path = build_library(cache_folder(), compute_capability=open_device().capability)
+    check_library(path, tensorrt_major=int(tensorrt_version.split(".")[0]))
     return PluginLibrary(path, path.name)
 
 
-def load_plugins(runtime: Any, engine: Path, identity: str) -> None:
+def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: str) -> None:
     """Register the plugins that an engine was built with.
 
     Raises:
         EngineMismatchError: the installed package has others.
         EnvironmentLacksError: they cannot be compiled or loaded.
     """
-    library = plugin_library()
+    library = plugin_library(tensorrt_version)
     if library.identity != identity:
         raise EngineMismatchError(
             f"engine '{engine.name}' was built with the plugins '{identity}'",

@@ -1,0 +1,2 @@
+// The translation unit for nvcc and NVRTC.
+#include "kernels.cuh"
