@@ -71,7 +71,7 @@ class Assembly:
         self._specs = {profile.name: graph_spec(profile, batch) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
         self._contents: dict[tuple[str, GraphSpec], GraphContents] = {}
-        self._plugin_files: dict[tuple[str, GraphSpec], Path] = {}
+        self._plugin_files: dict[tuple[str, GraphSpec], tuple[Path, Path]] = {}
         for name in ("graphs", "golden"):
             (folder / name).mkdir()
 
@@ -106,9 +106,9 @@ class Assembly:
         for schedule in self.schedules:
             for spec in boards:
                 plain = self._graph_path(schedule, spec)
-                with_plugins = plain.with_name(f"{plain.stem}.plugins.onnx")
-                if insert_plugin_nodes(plain, with_plugins):
-                    self._plugin_files[schedule.name, spec] = with_plugins
+                library, ahead = (plain.with_name(f"{plain.stem}.{kind}.onnx") for kind in ("plugins", "aot"))
+                if insert_plugin_nodes(plain, library) and insert_plugin_nodes(plain, ahead, ahead_of_time=True):
+                    self._plugin_files[schedule.name, spec] = (library, ahead)
 
     def build_engine(self, schedule: PruningSchedule, profile: HardwareProfile) -> None:
         """Build one engine; weights that it shares with the graphs are not stored again."""
@@ -242,10 +242,12 @@ class Assembly:
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
         spec = self._specs[profile.name]
         contents = self._contents[schedule.name, spec]
-        plugin_file = self._plugin_files.get((schedule.name, spec)) if profile.backend == "tensorrt" else None
+        twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == "tensorrt" else None
+        library, ahead = (path.relative_to(self.folder).as_posix() for path in twins) if twins else (None, None)
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
-            plugin_file=None if plugin_file is None else plugin_file.relative_to(self.folder).as_posix(),
+            plugin_file=library,
+            ahead_of_time_file=ahead,
             opset=spec.opset,
             image_input=spec.image_input,
             batch=spec.batch,

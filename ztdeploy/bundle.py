@@ -144,9 +144,8 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
     used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
     used |= {*manifest.timing_caches.values(), *([manifest.class_names] if manifest.class_names else [])}
     for variant in manifest.variants:
-        files = [file for graph in variant.graphs.values() for file in (graph.file, graph.plugin_file)]
-        files += [file for engine in variant.engines.values() for file in (engine.file, engine.weights)]
-        used |= {file for file in files if file is not None}
+        used |= {file for graph in variant.graphs.values() for file in graph.files}
+        used |= {file for engine in variant.engines.values() for file in engine.files}
     unlisted = sorted(used - set(manifest.files))
     if unlisted:
         raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")

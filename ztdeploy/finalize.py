@@ -12,10 +12,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.backends import get_backend, why_not_build, why_not_run
-from ztdeploy.backends.base import PluginLibrary
+from ztdeploy.backends.base import Plugins
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, file_records, new_manifest, read_bundle
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError
-from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord
+from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord, plugin_kind
 from ztdeploy.measure.alternating import median_ratio, medians, take_turns
 from ztdeploy.runtime.parity import check_golden, golden_pixels
 from ztdeploy.runtime.runner import BundleRunner, load
@@ -97,9 +97,9 @@ def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
 def files_needed(bundle: Bundle, jobs: list[Job]) -> list[str]:
     """Everything but the engines that are about to be replaced; damage is never blessed."""
     old = [job.variant.engines[job.profile] for job in jobs if job.profile in job.variant.engines]
-    replaced = {file for engine in old for file in (engine.file, engine.weights)}
+    replaced = {file for engine in old for file in engine.files}
     graphs = [job.variant.graphs[job.profile] for job in jobs]
-    needed = {WEIGHTS_FILE, *(file for graph in graphs for file in (graph.file, graph.plugin_file) if file)}
+    needed = {WEIGHTS_FILE, *(file for graph in graphs for file in graph.files)}
     return sorted(set(bundle.manifest.files) - replaced | needed)
 
 
@@ -121,52 +121,57 @@ class Workshop:
 
     def __init__(self, bundle: Bundle, scratch: Path, notes: list[str]) -> None:
         self.bundle, self.scratch, self.notes = bundle, scratch, notes
-        self._libraries: dict[str, PluginLibrary | None] = {}
+        self._compiled: dict[str, Plugins | None] = {}
 
     def make(self, job: Job, progress: Callable[[str], None]) -> EngineRecord:
         """The better of a job's engines, in the scratch folder under its final name; all others are gone."""
-        library = self._library(job)
+        plugins = self._plugins(job)
         candidates = [self._build(job, None, progress)]
-        if library is not None:
-            candidates += self._build_with_plugins(job, library, progress)
+        if plugins is not None:
+            candidates += self._build_with_plugins(job, plugins, progress)
         if len(candidates) == 1:
             return self._keep(job, candidates[0], candidates, ())
         progress(f"measuring {job.label}")
         milliseconds, chosen = self._measure(job, candidates)
         figures = tuple(
-            Candidate(plugins=engine.fingerprint.plugins is not None, median_ms=one)
+            Candidate(plugins=plugin_kind(engine.fingerprint.plugins), median_ms=one)
             for engine, one in zip(candidates, milliseconds, strict=True)
         )
         return self._keep(job, candidates[chosen], candidates, figures)
 
-    def _library(self, job: Job) -> PluginLibrary | None:
+    def _plugins(self, job: Job) -> Plugins | None:
         """The compiled plugins, if the graph has plugin nodes and this machine can compile any."""
         if job.variant.graphs[job.profile].plugin_file is None:
             return None
-        if job.profile not in self._libraries:
-            try:
-                backend = get_backend(self.bundle.manifest.profiles[job.profile].backend)
-                self._libraries[job.profile] = backend.plugin_library()
-            except EnvironmentLacksError as error:
-                self.notes.append(f"profile '{job.profile}': built without plugins: {error.given}; {error.fix}")
-                self._libraries[job.profile] = None
-        return self._libraries[job.profile]
+        if job.profile not in self._compiled:
+            self._compiled[job.profile] = self._compile(job.profile)
+        return self._compiled[job.profile]
 
-    def _build_with_plugins(
-        self, job: Job, library: PluginLibrary, progress: Callable[[str], None]
-    ) -> list[EngineRecord]:
+    def _compile(self, profile: str) -> Plugins | None:
+        """The plugin library; where it cannot be had, ahead-of-time plugins, which need less."""
+        backend = get_backend(self.bundle.manifest.profiles[profile].backend)
+        reasons = []
+        for compile_plugins in (backend.plugin_library, backend.ahead_of_time_plugins):
+            try:
+                return compile_plugins()
+            except EnvironmentLacksError as error:
+                reasons.append(f"{error.given} ({error.fix})")
+        self.notes.append(f"profile '{profile}': built without plugins: {'; '.join(reasons)}")
+        return None
+
+    def _build_with_plugins(self, job: Job, plugins: Plugins, progress: Callable[[str], None]) -> list[EngineRecord]:
         """Nothing where it fails: plugins are an optimisation, and the plain engine is there. The note says why."""
         try:
-            return [self._build(job, library, progress)]
+            return [self._build(job, plugins, progress)]
         except (BundleError, EnvironmentLacksError, ParityError) as error:
             self.notes.append(f"{job.label}: the engine with plugins is left out: {error.given}")
             return []
 
-    def _build(self, job: Job, plugins: PluginLibrary | None, progress: Callable[[str], None]) -> EngineRecord:
+    def _build(self, job: Job, plugins: Plugins | None, progress: Callable[[str], None]) -> EngineRecord:
         """Build one engine and hold it against the golden outputs."""
         kind = "" if plugins is None else " with plugins"
         graph, profile = job.variant.graphs[job.profile], self.bundle.manifest.profiles[job.profile]
-        source = graph.file if plugins is None else graph.plugin_file
+        source = graph.source(None if plugins is None else plugins.identity)
         assert source is not None
         backend = get_backend(profile.backend)
         out = self.scratch / f"{job.variant.name}.{job.profile}{kind.replace(' ', '-')}{backend.suffix}"
@@ -198,8 +203,7 @@ class Workshop:
 
     def _candidate(self, job: Job, engine: EngineRecord) -> Bundle:
         """The bundle as it would be with this engine, in memory."""
-        names = [name for name in (engine.file, engine.weights) if name is not None]
-        files = {**self.bundle.manifest.files, **file_records(self.bundle.root, names)}
+        files = {**self.bundle.manifest.files, **file_records(self.bundle.root, engine.files)}
         manifest = self.bundle.manifest.model_copy(update={"files": files})
         return Bundle(self.bundle.root, with_engines(manifest, {job: engine}))
 

@@ -13,6 +13,9 @@ from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
 SCHEMA_VERSION = 2
+#: What a fingerprint's `plugins` starts with where their PTX is inside the engine.
+AHEAD_OF_TIME = "ahead-of-time"
+PluginKind = Literal["none", "library", "ahead-of-time"]
 
 
 def _inside(path: str) -> str:
@@ -60,6 +63,13 @@ class BlockNodes(_Record):
     pruning: int
 
 
+def plugin_kind(identity: str | None) -> PluginKind:
+    """What kind of plugins an engine's fingerprint speaks of."""
+    if identity is None:
+        return "none"
+    return "ahead-of-time" if identity.startswith(AHEAD_OF_TIME) else "library"
+
+
 class LayerParity(_Record):
     """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
 
@@ -82,6 +92,7 @@ class ParityRecord(_Record):
 class GraphRecord(_Record):
     file: BundlePath
     plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
+    ahead_of_time_file: BundlePath | None = None  #: likewise, with nodes for plugins that come as PTX
     opset: int
     image_input: ImageInput
     batch: Annotated[int, Field(ge=1)] | None
@@ -91,6 +102,17 @@ class GraphRecord(_Record):
     nodes: tuple[BlockNodes, ...]
     parity: ParityRecord | None = None  #: run as it is by ONNX Runtime at build time, where no engine of it could be
     drift: ParityRecord | None = None  #: half precision against fp32, each on its own choices: what is to be expected
+
+    @property
+    def files(self) -> list[str]:
+        """The graph and its twins."""
+        return [file for file in (self.file, self.plugin_file, self.ahead_of_time_file) if file is not None]
+
+    def source(self, plugins: str | None) -> str | None:
+        """The file that an engine with such plugins is built from; None where the graph has no such twin."""
+        return {"none": self.file, "library": self.plugin_file, "ahead-of-time": self.ahead_of_time_file}[
+            plugin_kind(plugins)
+        ]
 
 
 class Fingerprint(_Record):
@@ -106,7 +128,7 @@ class Fingerprint(_Record):
 class Candidate(_Record):
     """An engine that was built, proved and measured on the device, whether it was kept or not."""
 
-    plugins: bool
+    plugins: PluginKind
     median_ms: float  #: at the profile's smallest batch
 
 
@@ -118,6 +140,10 @@ class EngineRecord(_Record):
     fingerprint: Fingerprint
     parity: ParityRecord | None = None  #: None: it has never run
     candidates: tuple[Candidate, ...] = ()  #: what was measured to choose it
+
+    @property
+    def files(self) -> list[str]:
+        return [file for file in (self.file, self.weights) if file is not None]
 
 
 class VariantRecord(_Record):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ztdeploy.backends import backend_exists, get_backend
+from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
+from ztdeploy.finalize import finalize_bundle
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, check_keep_ratio, read_schedule, uniform_schedule
 
@@ -88,6 +89,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
                 draft = work.prove(draft, schedule, profile)
                 done += 1
         write_manifest(folder, draft)
+        for profile in profiles:  # where the build runs on the device itself
+            if profile not in work.buildable and why_not_build(profile) is None:
+                finalize_bundle(folder, progress, profile=profile.name)
     return read_bundle(request.out)
 
 

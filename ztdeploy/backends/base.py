@@ -30,11 +30,20 @@ class BuiltEngine:
 
 
 @dataclass(frozen=True)
-class PluginLibrary:
+class Plugins:
     """The compiled plugins of the installed package."""
 
-    path: Path
-    identity: str  #: of the sources and versions that it was compiled from
+    identity: str  #: of the sources and versions that they were compiled from; goes into the fingerprint
+    library: Path | None = None
+    ahead_of_time: AheadOfTime | None = None
+
+
+@dataclass(frozen=True)
+class AheadOfTime:
+    """Plugins as PTX inside the engine, instead of a library."""
+
+    sm: str  #: such as "sm_87"
+    max_isa: tuple[int, int]  #: the newest PTX that the device's driver reads
 
 
 class Runner(Protocol):
@@ -75,11 +84,18 @@ class Backend(Protocol):
             EnvironmentLacksError: this machine cannot run such engines.
         """
 
-    def plugin_library(self) -> PluginLibrary:
+    def plugin_library(self) -> Plugins:
         """The compiled plugins that graphs with plugin nodes need.
 
         Raises:
             EnvironmentLacksError: this machine cannot compile them.
+        """
+
+    def ahead_of_time_plugins(self) -> Plugins:
+        """The same as PTX, for graphs with nodes for such plugins.
+
+        Raises:
+            EnvironmentLacksError: the runtime or this machine's NVRTC is too old for it, or not there.
         """
 
     def build(
@@ -89,7 +105,7 @@ class Backend(Protocol):
         profile: HardwareProfile,
         out: Path,
         *,
-        plugins: PluginLibrary | None = None,
+        plugins: Plugins | None = None,
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
         """Build an engine for a graph, written to `out`.

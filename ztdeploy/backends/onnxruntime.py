@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, MemoryMode, PluginLibrary, check_precision
+from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, MemoryMode, Plugins, check_precision
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
@@ -38,8 +38,10 @@ class OnnxRuntimeBackend:
     def check_can_run(self, profile: HardwareProfile) -> None:
         """ONNX Runtime comes with ztdeploy."""
 
-    def plugin_library(self) -> PluginLibrary:
+    def plugin_library(self) -> Plugins:
         raise EnvironmentLacksError("plugins for ONNX Runtime", "a TensorRT profile", "use the plain graph")
+
+    ahead_of_time_plugins = plugin_library
 
     def build(
         self,
@@ -48,7 +50,7 @@ class OnnxRuntimeBackend:
         profile: HardwareProfile,
         out: Path,
         *,
-        plugins: PluginLibrary | None = None,
+        plugins: Plugins | None = None,
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
         weights = out.with_suffix(".weights")

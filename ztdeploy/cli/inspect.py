@@ -76,6 +76,8 @@ def show_bundle(bundle: Bundle) -> None:
 
 def show_engines(bundle: Bundle) -> None:
     """What each engine is bound to, and what proves it."""
+    from ztdeploy.manifest import plugin_kind
+
     rows = []
     for profile in bundle.manifest.profiles:
         for variant in bundle.manifest.variants:
@@ -86,9 +88,10 @@ def show_engines(bundle: Bundle) -> None:
                     f"{engine.fingerprint.runtime} {engine.fingerprint.runtime_version}, {engine.fingerprint.device}"
                 )
             megabytes = "" if engine is None else f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
-            kind = "plugins" if engine is not None and engine.fingerprint.plugins else "plain"
-            rows.append((profile, variant.name, graph.precision, kind, megabytes, bound, _proof(graph, engine)))
-    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("operators", "left"), ("MB", "right")]
+            if engine is not None and engine.fingerprint.plugins is not None:
+                bound += f", plugins ({plugin_kind(engine.fingerprint.plugins)})"
+            rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(graph, engine)))
+    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("MB", "right")]
     columns += [("bound to", "left"), ("proof", "left")]
     table("Engines", columns, rows, caption="proof: largest logit difference to PyTorch on the golden images")
 

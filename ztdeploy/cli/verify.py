@@ -77,4 +77,7 @@ def finalize(
 
 
 def _kept(engine: EngineRecord) -> str:
-    return "plain" if engine.fingerprint.plugins is None else "plugins"
+    from ztdeploy.manifest import plugin_kind
+
+    kind = plugin_kind(engine.fingerprint.plugins)
+    return "plain" if kind == "none" else f"plugins ({kind})"

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx.numpy_helper import to_array
 
 from ztdeploy.errors import ModelError
-from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK
+from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
 
 #: A pattern is an operator with the patterns of its inputs, or the name of a tensor: "?" any, and the same wherever the
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
@@ -39,12 +39,14 @@ _DROPPED = ("GatherElements", ("Slice", "?order", "=first", *"###"), ("TopK:1", 
 _SURVIVORS = ("ScatterElements", ("Expand", "=one", "?shape"), "?dropped", ("ConstantOfShape", "?count"))
 
 
-def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
+def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) -> list[str]:
     """Write a copy of a graph in which every scored subgraph is a plugin node.
 
     Args:
         plain: an exported graph, its weights beside it.
         out: where the copy goes, in the same folder.
+        ahead_of_time: for plugins of `plugins.ahead_of_time`, whose number of inputs is fixed: a page rank without
+            survivors is an operator of its own there.
 
     Returns:
         The names of the plugin nodes. None, and no file, where the graph scores nothing.
@@ -64,12 +66,22 @@ def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
             names.append(_page_rank(graph, scope, outputs[scope], read))
         elif scope.endswith("/prune/similarity"):
             names.append(_similarity(graph, scope, outputs[scope], read))
+    if names and ahead_of_time:
+        _mark_ahead_of_time(graph)
     if names:
         graph.cleanup().toposort()
         graph.import_domains = [*model.opset_import, onnx.helper.make_opsetid(NAMESPACE, int(VERSION))]
         changed = gs.export_onnx(graph, do_type_check=False, ir_version=model.ir_version, producer_name="ztdeploy")
         out.write_bytes(changed.SerializeToString(deterministic=True))
     return names
+
+
+def _mark_ahead_of_time(graph: gs.Graph) -> None:
+    for node in graph.nodes:
+        if node.domain == NAMESPACE:
+            node.attrs["aot"] = 1
+            if node.op == WEIGHTED_PAGE_RANK and len(node.inputs) == 1:
+                node.op = WEIGHTED_PAGE_RANK_ALL
 
 
 class _Reader:

@@ -11,4 +11,6 @@ from typing import Final
 NAMESPACE: Final = "ztdeploy"
 VERSION: Final = "1"
 WEIGHTED_PAGE_RANK: Final = "ZtWeightedPageRank"
+#: The page rank of a layer in which no token is gone yet, as an ahead-of-time plugin: inputs cannot be optional there.
+WEIGHTED_PAGE_RANK_ALL: Final = f"{WEIGHTED_PAGE_RANK}All"
 SIMILARITY_PRUNE: Final = "ZtSimilarityPrune"

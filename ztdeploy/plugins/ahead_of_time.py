@@ -24,11 +24,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from ztdeploy.errors import EnvironmentLacksError, InputError, MissingExtraError
-from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, WEIGHTED_PAGE_RANK
+from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
 from ztdeploy.plugins.ptx import compile_ptx
 
-#: The page rank of a layer in which no token is gone yet: a plugin of its own, since inputs cannot be optional here.
-WEIGHTED_PAGE_RANK_ALL: Final = f"{WEIGHTED_PAGE_RANK}All"
 OLDEST_TENSORRT: Final = (10, 9)
 
 #: What every CUDA device gives a block without being asked. There is no way to opt in to more from here.
@@ -91,7 +89,7 @@ def import_tensorrt() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise MissingExtraError("tensorrt", "tensorrt", "registering ahead-of-time plugins") from error
     found = str(trt.__version__)
-    plugin = import_module("tensorrt.plugin") if _at_least(found, OLDEST_TENSORRT) else None
+    plugin = _plugin_module() if _at_least(found, OLDEST_TENSORRT) else None
     if plugin is None or not hasattr(plugin, "aot_impl"):
         raise EnvironmentLacksError(
             f"TensorRT {found} has no ahead-of-time plugins",
@@ -99,6 +97,13 @@ def import_tensorrt() -> tuple[ModuleType, ModuleType]:
             "use the C++ plugin library, or the graph of plain operators",
         )
     return trt, plugin
+
+
+def _plugin_module() -> ModuleType | None:
+    try:
+        return import_module("tensorrt.plugin")
+    except ImportError:  # some builds leave it out
+        return None
 
 
 Functions = tuple[Callable[..., Any], Callable[..., Any]]

@@ -136,14 +136,14 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
 
     def _load(self, variant: VariantRecord) -> Runner:
         engine, graph = engine_of(self.bundle, variant, self.profile), variant.graphs[self.profile]
-        source = graph.file if engine.fingerprint.plugins is None else graph.plugin_file
+        source = graph.source(engine.fingerprint.plugins)
         if source is None:
             raise BundleError(
                 f"an engine with plugins for '{variant.name}', whose graph has none",
                 "the graph that it was built from",
                 f"run: ztdeploy finalize {self.bundle.root}",
             )
-        self._check([name for name in (engine.file, engine.weights, source, WEIGHTS_FILE) if name])
+        self._check([*engine.files, source, WEIGHTS_FILE])
         return get_backend(engine.backend).load(
             self.bundle.path(engine.file),
             engine.fingerprint,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.backends.base import BuiltEngine, BuiltWhere, MemoryMode, PluginLibrary, check_precision
+from ztdeploy.backends.base import BuiltEngine, BuiltWhere, MemoryMode, Plugins, check_precision
 from ztdeploy.backends.tensorrt.build import build_engine, check_memory
 from ztdeploy.backends.tensorrt.cuda import device_label, open_device
 from ztdeploy.backends.tensorrt.flavours import KNOWN_CAPABILITIES, TENSORRT, TENSORRT_RTX, Flavour
 from ztdeploy.backends.tensorrt.order import BuildOrder
-from ztdeploy.backends.tensorrt.plugins import load_plugins, plugin_library
+from ztdeploy.backends.tensorrt.plugins import ahead_of_time_plugins, load_plugins, plugin_library
 from ztdeploy.backends.tensorrt.runner import TensorRtRunner
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, ProfileError, did_you_mean
-from ztdeploy.manifest import Fingerprint, GraphRecord
+from ztdeploy.manifest import Fingerprint, GraphRecord, plugin_kind
 from ztdeploy.profile import HardwareProfile, Precision, TensorRtOptions
 
 
@@ -51,7 +51,7 @@ class TensorRtBackend:
         profile: HardwareProfile,
         out: Path,
         *,
-        plugins: PluginLibrary | None = None,
+        plugins: Plugins | None = None,
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
         options = options_of(profile)
@@ -62,7 +62,8 @@ class TensorRtBackend:
             batches=self.batch_ranges(graph_record, profile),
             workspace_mib=check_memory(graph_record.weights_bytes, options.workspace_mib),
             compute_capabilities=options.compute_capabilities if self.flavour.capabilities else (),
-            plugin_library=None if plugins is None else str(plugins.path),
+            plugin_library=str(plugins.library) if plugins and plugins.library else None,
+            ahead_of_time=plugins.ahead_of_time if plugins else None,
             timing_cache=None if timing_cache is None else str(timing_cache.absolute()),
         )
         answer = build_engine(order)
@@ -75,8 +76,11 @@ class TensorRtBackend:
         )
         return BuiltEngine(out, None, fingerprint)
 
-    def plugin_library(self) -> PluginLibrary:
+    def plugin_library(self) -> Plugins:
         return plugin_library(self.flavour.load().__version__)
+
+    def ahead_of_time_plugins(self) -> Plugins:
+        return ahead_of_time_plugins()
 
     def batch_ranges(self, graph: GraphRecord, profile: HardwareProfile) -> tuple[tuple[int, int, int], ...]:
         """An optimization profile for each batch size, which takes what lies above the next smaller one."""
@@ -100,7 +104,7 @@ class TensorRtBackend:
         self.check_device(engine, fingerprint)
         log = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(log)
-        if fingerprint.plugins is not None:
+        if fingerprint.plugins is not None and plugin_kind(fingerprint.plugins) == "library":
             load_plugins(runtime, trt.__version__, engine, fingerprint.plugins)
         loaded: Any = runtime.deserialize_cuda_engine(engine.read_bytes())
         if loaded is None:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ztdeploy.backends.base import AheadOfTime
+
 #: Why no engine came out. "memory" is worth another try with less workspace.
 Failure = Literal["parse", "plugin", "capability", "memory", "build"]
 
@@ -22,6 +24,7 @@ class BuildOrder(BaseModel):
     workspace_mib: int
     compute_capabilities: tuple[str, ...] = ()  #: empty: the GPU at hand
     plugin_library: str | None = None
+    ahead_of_time: AheadOfTime | None = None
     timing_cache: str | None = None  #: read where it exists, and written
 
 

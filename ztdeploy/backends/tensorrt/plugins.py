@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.backends.base import PluginLibrary
+from ztdeploy.backends.base import AheadOfTime, Plugins
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError
+from ztdeploy.manifest import AHEAD_OF_TIME
+from ztdeploy.plugins.ahead_of_time import import_tensorrt
 from ztdeploy.plugins.library import build_library, check_library
+from ztdeploy.plugins.ptx import compile_ptx
 
 
 def cache_folder() -> Path:
@@ -18,7 +22,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ztdeploy" / "plugins"
 
 
-def plugin_library(tensorrt_version: str) -> PluginLibrary:
+def plugin_library(tensorrt_version: str) -> Plugins:
     """The plugins for the GPU at hand, compiled now or before.
 
     Args:
@@ -29,7 +33,28 @@ def plugin_library(tensorrt_version: str) -> PluginLibrary:
     """
     path = build_library(cache_folder(), compute_capability=open_device().capability)
     check_library(path, tensorrt_major=int(tensorrt_version.split(".")[0]))
-    return PluginLibrary(path, path.name)
+    return Plugins(path.name, library=path)
+
+
+def ahead_of_time_plugins() -> Plugins:
+    """The plugins as PTX that the GPU's driver reads.
+
+    Raises:
+        EnvironmentLacksError: TensorRT is older than 10.9, or no NVRTC is at hand that writes such PTX.
+    """
+    import_tensorrt()
+    device = open_device()
+    target = AheadOfTime(f"sm_{device.capability.replace('.', '')}", newest_ptx(device.driver))
+    ptx = compile_ptx(target.sm, max_isa=target.max_isa).text
+    return Plugins(f"{AHEAD_OF_TIME} {hashlib.sha256(ptx.encode()).hexdigest()[:16]}", ahead_of_time=target)
+
+
+def newest_ptx(cuda: str) -> tuple[int, int]:
+    """The newest PTX ISA that a driver for a CUDA version reads, from NVIDIA's table of PTX releases."""
+    major, minor = (int(part) for part in cuda.split("."))
+    if major != 12:
+        return major - 4, minor
+    return 8, minor if minor < 6 else minor - 1
 
 
 def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: str) -> None:
@@ -40,15 +65,16 @@ def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: st
         EnvironmentLacksError: they cannot be compiled or loaded.
     """
     library = plugin_library(tensorrt_version)
+    assert library.library is not None
     if library.identity != identity:
         raise EngineMismatchError(
             f"engine '{engine.name}' was built with the plugins '{identity}'",
             f"'{library.identity}', those of this ztdeploy",
             f"run: ztdeploy finalize {engine.parent.parent}",
         )
-    if not runtime.get_plugin_registry().load_library(str(library.path)):
+    if not runtime.get_plugin_registry().load_library(str(library.library)):
         raise EnvironmentLacksError(
-            f"the runtime refuses the plugin library '{library.path}'",
+            f"the runtime refuses the plugin library '{library.library}'",
             "a library that registers",
             "delete it, and run 'ztdeploy finalize' again",
         )

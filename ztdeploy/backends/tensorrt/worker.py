@@ -15,6 +15,7 @@ from typing import Any
 
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder, Failure
+from ztdeploy.plugins.ahead_of_time import Target, register_plugins
 
 MIB = 2**20
 
@@ -74,6 +75,8 @@ def build(trt: Any, log: Any, order: BuildOrder) -> str:
     builder = trt.Builder(log)
     if order.plugin_library is not None and not builder.get_plugin_registry().load_library(order.plugin_library):
         raise BuildFailedError("plugin", f"'{order.plugin_library}' registers nothing")
+    if order.ahead_of_time is not None:
+        register_plugins(Target(order.ahead_of_time.sm, order.ahead_of_time.max_isa))
     network = parse(trt, log, builder, order.graph)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_mib * MIB)
