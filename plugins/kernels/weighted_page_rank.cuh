@@ -141,18 +141,18 @@ ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misalig
     return scale_to_mean_one(block, live);
 }
 
-// Copies a matrix to shared memory at the same place within 16 bytes, which it returns in elements.
+// Copies a matrix to shared memory at the same place within 16 bytes, which it returns in elements. The elements before
+// that place come along: they belong to the head before.
 template <typename T>
 ZT_DEVICE int copy_matrix(Shared<T> copy, Input<T> attention, long long first, int elements) {
     constexpr int chunk = 16 / sizeof(T);
     const int place = int(first % chunk), end = place + elements;
 #pragma unroll 4
     for (int i = threadIdx.x * chunk; i < end; i += blockDim.x * chunk) {
-        if (i >= place && i + chunk <= end) {
+        if (i + chunk <= end) {
             copy_16_bytes(copy, i, attention, first + (i - place));
         } else {
-            for (int k = i; k < i + chunk; ++k)
-                if (k >= place && k < end) copy[k] = attention[first + (k - place)];
+            for (int k = i; k < end; ++k) copy[k] = attention[first + (k - place)];
         }
     }
     return place;

@@ -422,6 +422,21 @@ def test_zero_keys_are_similar_to_nothing_and_never_divide_by_zero():
     np.testing.assert_array_equal(got, expected)
 
 
+def test_a_zero_key_is_less_opposed_than_an_opposite_one():
+    """Cosine 0 against -1: the length of a zero key is clamped, so that its similarity is 0 and not NaN."""
+    keys = np.tile(np.float32([1, 0, 0, 0]), (1, 1, 8, 1))
+    keys[0, 0, 4:], keys[0, 0, 6] = -keys[0, 0, 4:], 0
+    got = cpu_kernels().similarity_prune(np.arange(8.0, 0, -1)[None], keys, drop=1, prefix_tokens=0)
+    assert np.flatnonzero(got == 0).tolist() == [6]
+
+
+def test_minus_zero_and_zero_are_the_same_score():
+    scores, keys = np.zeros((1, 8), np.float32), np.ones((1, 1, 8, 4), np.float32)
+    scores[0, :4] = -0.0
+    got = cpu_kernels().similarity_prune(scores, keys, drop=4, prefix_tokens=0)
+    assert got[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
 @given(data=st.data(), seed=st.integers(0, 2**32), tokens=st.integers(5, 90), prefix_tokens=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_prune_properties(data, seed, tokens, prefix_tokens):
