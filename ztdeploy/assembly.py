@@ -295,6 +295,7 @@ def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
         batch=fixed,
         precision=profile.precision,
         turing=profile.backend == "tensorrt-rtx" and "7.5" in capabilities,
+        board=profile.backend == "tensorrt",
     )
 
 

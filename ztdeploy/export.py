@@ -16,6 +16,7 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ztdeploy.graph import apply_passes
+from ztdeploy.graph.board import for_old_parsers
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.graph.static_shapes import check_static_shapes
 from ztdeploy.graph.turing import without_fp32_products
@@ -35,11 +36,12 @@ class GraphSpec:
     batch: int | None  #: None is a dynamic batch axis
     precision: Precision = "fp32"
     turing: bool = False  #: must compile for compute capability 7.5
+    board: bool = False  #: must be read by the oldest TensorRT that boards have
 
     @property
     def traced(self) -> GraphSpec:
         """The spec of the trace that the graph is made from."""
-        return replace(self, precision="fp32", turing=False)
+        return replace(self, precision="fp32", turing=False, board=False)
 
     def label(self, others: Iterable[GraphSpec]) -> str:
         """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
@@ -49,6 +51,7 @@ class GraphSpec:
             "batch": f"batch-{'any' if self.batch is None else self.batch}",
             "precision": self.precision,
             "turing": "turing" if self.turing else "",
+            "board": "board" if self.board else "",
         }
         differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
         return "-".join(parts[name] for name in differing if parts[name])
@@ -122,9 +125,11 @@ def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
     """The graph that a spec asks for, from the fp32 trace, which stays as it is."""
     if spec == spec.traced:
         return traced
-    model = to_precision(traced, spec.precision)
+    model = to_precision(traced, spec.precision) if spec.precision != "fp32" else traced.clone()
     if spec.turing:
         without_fp32_products(model)
+    if spec.board:
+        for_old_parsers(model)
     check_static_shapes(model)
     return model
 

@@ -6,9 +6,9 @@ unit-length features, is done in fp16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
+
+from ztdeploy.graph.rewriting import cast_to, constant, new_node, replace_node
 
 
 def without_fp32_products(model: ir.Model) -> None:
@@ -26,47 +26,19 @@ def _as_weighted_sum(graph: ir.Graph, node: ir.Node) -> None:
     assert vector is not None
     assert vector.shape is not None
     rank = vector.shape.rank()
-    column = _node(
-        "Transpose", [vector], node, "column", [ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])]
-    )
-    weighted = _node("Mul", [column.outputs[0], matrix], node, "weighted")
-    axes = _constant(graph, f"{node.name}/axes", [-2])
-    total = _node("ReduceSum", [weighted.outputs[0], axes], node, "sum", [ir.AttrInt64("keepdims", 1)])
-    _swap(graph, node, [column, weighted, total])
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    column = new_node("Transpose", [vector], node, "column", [ir.AttrInt64s("perm", swapped)])
+    weighted = new_node("Mul", [column.outputs[0], matrix], node, "weighted")
+    axes = constant(graph, f"{node.name}/axes", [-2], ir.DataType.INT64)
+    total = new_node("ReduceSum", [weighted.outputs[0], axes], node, "sum", [ir.AttrInt64("keepdims", 1)])
+    replace_node(graph, node, [column, weighted, total])
 
 
 def _in_half_precision(graph: ir.Graph, node: ir.Node) -> None:
-    half, single = int(ir.DataType.FLOAT16), int(ir.DataType.FLOAT)
+    to_half = cast_to(ir.DataType.FLOAT16)
     lows = [
-        _node("Cast", [value], node, f"input{position}/fp16", [ir.AttrInt64("to", half)])
-        for position, value in enumerate(node.inputs)
+        new_node("Cast", [value], node, f"input{position}/fp16", to_half) for position, value in enumerate(node.inputs)
     ]
-    product = _node("MatMul", [low.outputs[0] for low in lows], node, "fp16")
-    result = _node("Cast", [product.outputs[0]], node, "fp32", [ir.AttrInt64("to", single)])
-    _swap(graph, node, [*lows, product, result])
-
-
-def _node(
-    operator: str, inputs: Sequence[ir.Value | None], old: ir.Node, part: str, attributes: Sequence[ir.Attr] = ()
-) -> ir.Node:
-    node = ir.Node("", operator, inputs, attributes, num_outputs=1, name=f"{old.name}/{part}")
-    node.outputs[0].name = node.name
-    return node
-
-
-def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape([len(values)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _swap(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
-    """Put the new nodes in the old one's place; the last gives the result."""
-    before, after = old.outputs[0], new[-1].outputs[0]
-    after.name, after.shape, after.type = before.name, before.shape, before.type
-    graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
+    product = new_node("MatMul", [low.outputs[0] for low in lows], node, "fp16")
+    result = new_node("Cast", [product.outputs[0]], node, "fp32", cast_to(ir.DataType.FLOAT))
+    replace_node(graph, node, [*lows, product, result])
