@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.fake_device import FakeDevice, c_compiler, make_device
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,11 @@ def digit_images() -> list[Path]:
     from ztdeploy.models.catalogue import ASSETS
 
     return sorted((ASSETS / "digits" / "images").glob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def fake_device(tmp_path_factory: pytest.TempPathFactory) -> FakeDevice:
+    """A Jetson Orin that isn't there, for child processes."""
+    if c_compiler() is None:
+        pytest.skip("no C compiler here: the fake device's driver is written in C")
+    return make_device(tmp_path_factory.mktemp("device"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -16,13 +18,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
-from ztdeploy.backends.onnxruntime import current_fingerprint
+from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
+from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.shared_weights import SharedWeights
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.manifest import (
@@ -115,14 +118,12 @@ class Assembly:
         graph, record = self._graph_path(schedule, self._specs[profile.name]), self._graph_record(schedule, profile)
         backend = get_backend(profile.backend)
         final = self.folder / "graphs" / f"{schedule.name}.{profile.name}{backend.suffix}"
-        scratch = self.folder / "scratch"
-        scratch.mkdir()
-        built = backend.build(graph, record, profile, scratch / final.name)
-        if built.weights is None:
-            built.file.replace(final)
-        else:
-            self._weights.attach(final, ir.load(built.file))
-        shutil.rmtree(scratch)
+        with scratch_folder(self.folder) as scratch:
+            built = backend.build(graph, record, profile, scratch / final.name)
+            if built.weights is None:
+                built.file.replace(final)
+            else:
+                self._weights.attach(final, ir.load(built.file))
         self._engines[schedule.name, profile.name] = EngineRecord(
             profile=profile.name,
             backend=profile.backend,
@@ -139,7 +140,7 @@ class Assembly:
         variant = Bundle(self.folder, manifest).variant(name=schedule.name)
         engine = variant.engines.get(profile.name)
         if engine is not None and why_not_run(profile) is None:
-            parity, _ = self._compare(manifest, variant, profile)
+            parity, _ = self._compare(manifest, variant, profile, None)
             proved = engine.model_copy(update={"parity": parity})
             return with_variant(manifest, variant, engines={**variant.engines, profile.name: proved})
         graph = self._prove_graph(manifest, variant, profile)
@@ -151,30 +152,42 @@ class Assembly:
         for name, other in variant.graphs.items():
             if other.file == graph.file and name != profile.name:
                 if other.parity is not None:
-                    return other
+                    return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
                 if name in variant.engines and why_not_run(manifest.profiles[name]) is None:
                     return graph
-        if graph.precision == "bf16":  # ONNX Runtime has next to no CPU kernels for it
-            return graph
-        stand_in = EngineRecord(
-            profile=profile.name,
-            backend="onnxruntime",
-            file=graph.file,
-            fingerprint=current_fingerprint(manifest.files[graph.file].sha256),
-        )
-        candidate = with_variant(manifest, variant, engines={**variant.engines, profile.name: stand_in})
-        parity, drift = self._compare(candidate, variant, profile)
+        file = self.folder / graph.file
+        if graph.precision == "fp32":
+            parity, _ = self._compare(manifest, variant, profile, file)
+            return graph.model_copy(update={"parity": parity})
+        with scratch_folder(self.folder) as scratch:
+            rounded = scratch / "rounded.onnx"
+            ir.save(with_rounding(ir.load(file)), rounded, external_data="rounded.weights")
+            parity, drift = self._compare(manifest, variant, profile, rounded, emulated=True)
+        if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
+            parity, _ = self._compare(manifest, variant, profile, file)
         return graph.model_copy(update={"parity": parity, "drift": drift})
 
     def _compare(
-        self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile
+        self,
+        manifest: Manifest,
+        variant: VariantRecord,
+        profile: HardwareProfile,
+        graph: Path | None,
+        *,
+        emulated: bool = False,
     ) -> tuple[ParityRecord, ParityRecord | None]:
+        """Parity and drift of a variant's engine, or of a graph in its stead."""
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
         with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
+            if graph is not None:
+                runner.adopt(variant.name, OnnxRuntimeRunner(open_session(graph, session_options(threads)), []))
             module = Deployable(pruned, self.model.preprocess, "uint8")
-            return prove(runner, variant, pruned, module, self.pixels)
+            records = prove(runner, variant, pruned, module, self.pixels)
+        parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
+        assert parity is not None
+        return parity, drift
 
     def draft_manifest(self) -> Manifest:
         """The manifest, but for the parity records."""
@@ -237,6 +250,8 @@ class Assembly:
     def _graph_path(self, schedule: PruningSchedule, spec: GraphSpec) -> Path:
         """Named after the variant alone, unless the profiles ask for graphs that differ."""
         label = spec.label(self._specs.values())
+        if label in self._specs:  # engines are named after their profiles
+            label += "-graph"
         return self.folder / "graphs" / f"{'.'.join(filter(None, (schedule.name, label)))}.onnx"
 
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
@@ -277,6 +292,16 @@ class Assembly:
 def builds_anywhere(profile: HardwareProfile) -> bool:
     """Whether engines for the profile can be built by another machine than the one that runs them."""
     return backend_exists(profile.backend) and get_backend(profile.backend).built_where == "anywhere"
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
 
 
 def with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> Manifest:

@@ -132,7 +132,11 @@ class Workshop:
         if len(candidates) == 1:
             return self._keep(job, candidates[0], candidates, ())
         progress(f"measuring {job.label}")
-        milliseconds, chosen = self._measure(job, candidates)
+        try:
+            milliseconds, chosen = self._measure(job, candidates)
+        except EnvironmentLacksError as error:  # both engines at once take more memory than either
+            self.notes.append(f"{job.label}: not measured, the plain engine is kept: {error.given}")
+            return self._keep(job, candidates[0], candidates, ())
         figures = tuple(
             Candidate(plugins=plugin_kind(engine.fingerprint.plugins), median_ms=one)
             for engine, one in zip(candidates, milliseconds, strict=True)
@@ -250,22 +254,24 @@ def with_engines(manifest: Manifest, engines: dict[Job, EngineRecord]) -> Manife
 
 def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path) -> None:
     """Move what was made beside the graphs, and let the manifest name it; other hashes stay as they were."""
-    fresh = {f"graphs/{name}": record for name, record in file_records(scratch).items()}
+    finished = {job.profile for job in engines}
+    caches = {name: f"timing.{name}.cache" for name in finished if (scratch / f"timing.{name}.cache").exists()}
+    made = [*(Path(file).name for engine in engines.values() for file in engine.files), *caches.values()]
+    fresh = {f"graphs/{name}": record for name, record in file_records(scratch, made).items()}  # not what failed
     moved = {
         job: engine.model_copy(update={"file": _beside_graphs(engine.file), "weights": _beside_graphs(engine.weights)})
         for job, engine in engines.items()
     }
-    manifest, finished = with_engines(bundle.manifest, moved), {job.profile for job in engines}
-    caches = {name: f"graphs/timing.{name}.cache" for name in finished if f"graphs/timing.{name}.cache" in fresh}
+    manifest = with_engines(bundle.manifest, moved)
     missing = [line for line in manifest.missing if not any(line.startswith(f"profile '{name}':") for name in finished)]
     changes = {
         "files": {**manifest.files, **fresh},
         "missing": tuple(missing),
-        "timing_caches": {**manifest.timing_caches, **caches},
+        "timing_caches": {**manifest.timing_caches, **{name: f"graphs/{file}" for name, file in caches.items()}},
     }
     with new_manifest(bundle.root, manifest.model_copy(update=changes)):  # what needs space comes first
-        for path in scratch.iterdir():
-            path.replace(scratch.parent / path.name)
+        for name in made:
+            (scratch / name).replace(scratch.parent / name)
 
 
 def _beside_graphs(path: str | None) -> str | None:

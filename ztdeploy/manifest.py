@@ -76,7 +76,7 @@ class LayerParity(_Record):
     block: int
     identical: int  #: images with exactly the reference's kept set
     ties: int  #: images whose kept set differs, with a gap at the cut within the tolerance
-    overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's kept tokens, in the worst image
+    overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's kept tokens, mean over the images
 
 
 class ParityRecord(_Record):
@@ -84,9 +84,16 @@ class ParityRecord(_Record):
 
     images: int
     max_logit_difference: float
-    logit_tolerance: float
+    median_logit_difference: float  #: over the images, of each one's largest
+    logit_tolerance: float | None  #: None where nothing is judged
     gap_tolerance: float | None  #: None in half precision, where a cut decides by less than rounding
     layers: tuple[LayerParity, ...]
+    replayed: bool = True  #: whether the reference kept the same tokens; else the median is judged, not the largest
+    emulated: bool = False  #: an fp32 graph that rounds where half precision would
+
+    @property
+    def judged(self) -> float:
+        return self.max_logit_difference if self.replayed else self.median_logit_difference
 
 
 class GraphRecord(_Record):
@@ -100,7 +107,7 @@ class GraphRecord(_Record):
     weights_bytes: int = Field(ge=0)
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]
-    parity: ParityRecord | None = None  #: run as it is by ONNX Runtime at build time, where no engine of it could be
+    parity: ParityRecord | None = None  #: run by ONNX Runtime at build time, where no engine of it could be
     drift: ParityRecord | None = None  #: half precision against fp32, each on its own choices: what is to be expected
 
     @property

@@ -40,7 +40,7 @@ def prove(
     """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
 
     Returns:
-        Its parity, and in half precision its drift: the same without replaying.
+        Its parity, and in half precision its drift: the same on PyTorch's own choices.
 
     Raises:
         ParityError: names the pruning layer, or the logits.

@@ -34,14 +34,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def tiny_vit(seed: int = 0, *, depth: int = 4, patch_size: int = 8, distilled: bool = False, **arguments: Any) -> Any:
+def tiny_vit(
+    seed: int = 0,
+    *,
+    depth: int = 4,
+    patch_size: int = 8,
+    image_size: int = IMAGE_SIZE,
+    distilled: bool = False,
+    **arguments: Any,
+) -> Any:
     """A randomised `VisionTransformer` in evaluation mode: 32x32 images, 3 heads of 16, 7 classes.
 
     Every parameter is drawn anew, LayerScale, norms, tokens and biases included, so that none of them can be
     ignored without a test noticing.
     """
     kind = VisionTransformerDistilled if distilled else VisionTransformer
-    sizes = {"img_size": IMAGE_SIZE, "patch_size": patch_size, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
+    sizes = {"img_size": image_size, "patch_size": patch_size, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
     model = kind(**sizes, depth=depth, **arguments)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -44,7 +44,8 @@ class Case:
     batch: int | None
 
     def __str__(self) -> str:
-        return f"{self.method}-{self.variant}-{self.spec.label}"
+        batch = "any" if self.batch is None else self.batch
+        return f"{self.method}-{self.variant}-opset{self.opset}-{self.image_input}-batch-{batch}"
 
     @property
     def spec(self) -> GraphSpec:

@@ -11,7 +11,7 @@ import pytest
 from helpers.errors import refused as refused_as
 
 import ztdeploy
-from ztdeploy.backends import BACKENDS, PLANNED, get_backend, threads
+from ztdeploy.backends import BACKENDS, PLANNED, get_backend, threads, why_not_build, why_not_run
 from ztdeploy.backends.threads import cpu_quota, usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, read_bundle
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
@@ -115,9 +115,15 @@ def test_the_session_gets_the_threads(digits_bundle):
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))
 def built(request, digits_bundle, tmp_path_factory):
-    """A backend, a fresh engine of the pruned graph, and what loads it."""
+    """A backend, a fresh engine of the pruned graph in fp32, and what loads it."""
     backend = get_backend(request.param)
     profile = next(p for p in map(read_profile, profile_names()) if p.backend == request.param)
+    if profile.tensorrt is not None:  # Turing has no fp32 products
+        wanted = tuple(one for one in profile.tensorrt.compute_capabilities if one != "7.5")
+        options = profile.tensorrt.model_copy(update={"compute_capabilities": wanted})
+        profile = profile.model_copy(update={"tensorrt": options, "precision": "fp32"})
+    if reason := why_not_build(profile):
+        pytest.skip(reason)
     bundle, record, _ = engine_of(digits_bundle)
     graph = record.graphs["cpu"]
     out = tmp_path_factory.mktemp("engine") / "fresh.onnx"
@@ -127,7 +133,15 @@ def built(request, digits_bundle, tmp_path_factory):
         "weights": bundle.path(WEIGHTS_FILE),
         "threads": 1,
     }
-    return backend, engine, arguments
+    return backend, engine, arguments, why_not_run(profile)
+
+
+@pytest.fixture
+def runnable(built):
+    """The same, where the engine runs on this machine."""
+    if built[3]:
+        pytest.skip(built[3])
+    return built[:3]
 
 
 def test_a_backend_bears_the_name_of_its_line(built, request):
@@ -136,7 +150,7 @@ def test_a_backend_bears_the_name_of_its_line(built, request):
 
 
 def test_an_engine_lies_where_it_was_asked_for_and_is_bound_to_its_graph(built):
-    _, engine, arguments = built
+    _, engine, arguments, _ = built
     assert engine.file.is_file()
     assert engine.weights is None or engine.weights.parent == engine.file.parent
     assert engine.fingerprint.graph_sha256 == arguments["graph_sha256"]
@@ -144,8 +158,8 @@ def test_an_engine_lies_where_it_was_asked_for_and_is_bound_to_its_graph(built):
 
 
 @pytest.mark.parametrize("memory", ["speed", "shared"])
-def test_a_fresh_engine_gives_the_golden_outputs(built, digits_bundle, pixels, memory):
-    backend, engine, arguments = built
+def test_a_fresh_engine_gives_the_golden_outputs(runnable, digits_bundle, pixels, memory):
+    backend, engine, arguments = runnable
     runner = backend.load(engine.file, engine.fingerprint, memory=memory, **arguments)
     golden = np.load(digits_bundle / "golden" / "keep-0.70.npz")
     outputs = runner.infer({"image": pixels})
@@ -157,8 +171,8 @@ def test_a_fresh_engine_gives_the_golden_outputs(built, digits_bundle, pixels, m
     runner.close()
 
 
-def test_inference_does_not_change_its_input_and_repeats_itself(built, pixels):
-    backend, engine, arguments = built
+def test_inference_does_not_change_its_input_and_repeats_itself(runnable, pixels):
+    backend, engine, arguments = runnable
     runner = backend.load(engine.file, engine.fingerprint, memory="speed", **arguments)
     feed = pixels.copy()
     first = runner.infer({"image": feed})["logits"].copy()
@@ -168,8 +182,8 @@ def test_inference_does_not_change_its_input_and_repeats_itself(built, pixels):
     runner.close()
 
 
-def test_a_runner_can_be_closed_twice(built):
-    backend, engine, arguments = built
+def test_a_runner_can_be_closed_twice(runnable):
+    backend, engine, arguments = runnable
     runner = backend.load(engine.file, engine.fingerprint, memory="shared", **arguments)
     runner.close()
     runner.close()
@@ -177,7 +191,7 @@ def test_a_runner_can_be_closed_twice(built):
 
 @pytest.mark.parametrize("field", ["runtime_version", "runtime", "graph_sha256"])
 def test_a_foreign_engine_is_refused(built, field):
-    backend, engine, arguments = built
+    backend, engine, arguments, _ = built
     foreign = engine.fingerprint.model_copy(update={field: "0" * 64})
     refused(
         lambda: backend.load(engine.file, foreign, memory="speed", **arguments),

@@ -70,7 +70,7 @@ def test_a_shipped_profile_says_what_its_runtime_needs(name):
     profile = read_profile(name)
     assert (profile.tensorrt is not None) == profile.backend.startswith("tensorrt")
     if profile.tensorrt is not None:
-        assert profile.tensorrt.compute_capabilities
+        assert profile.tensorrt.compute_capabilities or profile.backend == "tensorrt", "the device's own"
         assert all(float(capability) >= 7.5 for capability in profile.tensorrt.compute_capabilities)
 
 

@@ -93,14 +93,15 @@ def show_engines(bundle: Bundle) -> None:
             rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(graph, engine)))
     columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("MB", "right")]
     columns += [("bound to", "left"), ("proof", "left")]
-    table("Engines", columns, rows, caption="proof: largest logit difference to PyTorch on the golden images")
+    table("Engines", columns, rows, caption="proof: logit difference to PyTorch on the golden images")
 
 
 def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
     if engine is not None and engine.parity is not None:
-        return f"{engine.parity.max_logit_difference:.0e} of {engine.parity.logit_tolerance:.0e}"
+        return f"{engine.parity.judged:.0e} of {engine.parity.logit_tolerance:.0e}"
     if graph.parity is not None:
-        return f"graph alone: {graph.parity.max_logit_difference:.0e} of {graph.parity.logit_tolerance:.0e}; never run"
+        what = "graph emulated" if graph.parity.emulated else "graph alone"
+        return f"{what}: {graph.parity.judged:.0e} of {graph.parity.logit_tolerance:.0e}; never run"
     return "never run"
 
 

@@ -34,7 +34,7 @@ def verify(
         (
             name,
             f"{record.images}",
-            f"{record.max_logit_difference:.1e}",
+            f"{record.judged:.1e}",
             f"{record.logit_tolerance:.1e}",
             ", ".join(f"{layer.identical}/{layer.identical + layer.ties}" for layer in record.layers) or "-",
             f"{sum(layer.ties for layer in record.layers)}",

@@ -14,9 +14,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx.numpy_helper import to_array
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from ztdeploy.errors import ModelError
 from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
+
+G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belongs to --json
 
 #: A pattern is an operator with the patterns of its inputs, or the name of a tensor: "?" any, and the same wherever the
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
@@ -36,7 +39,8 @@ _FEATURE = ("Div", "?mean", ("Clip", ("ReduceL2", "?mean", "#"), "#"))
 _SORTED = ("GatherND", "?feature", ("Unsqueeze", "?order", "#"))
 _BEST = ("ReduceMax", ("MatMul", ("Slice", "?sorted", *"####"), ("Transpose", ("Slice", "?sorted", *"####"))), "#")
 _DROPPED = ("GatherElements", ("Slice", "?order", "=first", *"###"), ("TopK:1", "?best", "=drop"))
-_SURVIVORS = ("ScatterElements", ("Expand", "=one", "?shape"), "?dropped", ("ConstantOfShape", "?count"))
+_SURVIVORS = ("ScatterElements", "?ones", "?dropped", "?zeros")
+_ONES, _ZEROS = ("Expand", "=one", "?shape"), ("ConstantOfShape", "?count")
 
 
 def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) -> list[str]:
@@ -156,6 +160,11 @@ def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:
 def _similarity(graph: gs.Graph, scope: str, survivors: gs.Tensor, read: _Reader) -> str:
     found: dict[str, gs.Tensor] = {}
     _match(scope, survivors, _SURVIVORS, found)
+    for name, pattern, value in (("?ones", _ONES, 1), ("?zeros", _ZEROS, 0)):
+        if not isinstance(found[name], gs.Constant):  # folded where the batch is fixed
+            _match(scope, found[name], pattern, found)
+        elif not (read(found[name]) == value).all():
+            raise _mismatch(scope, f"'{found[name].name}', which is not {value} throughout")
     _match(scope, found["?dropped"], _DROPPED, found)
     _match(scope, found["?best"], _BEST, found)
     _match(scope, found["?sorted"], _SORTED, found)

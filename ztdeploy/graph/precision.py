@@ -20,14 +20,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ztdeploy.errors import ModelError
+from ztdeploy.graph.shared_weights import THRESHOLD_BYTES
 from ztdeploy.profile import Precision
 
 LOW: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SUFFIX = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895e38}
 _CONTRACTIONS = {"Conv", "MatMul", "Gemm", "Einsum"}
 _NORMALISATIONS = {"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"}
-_MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat"}
-_MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
+MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat"}
+MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
 
 
 def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
@@ -38,7 +40,7 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
         precision: "fp16" or "bf16"; "fp32" gives the graph itself.
 
     Raises:
-        ModelError: a weight is out of the type's range, when it is read.
+        ModelError: a weight is out of the type's range; a large one when it is read.
     """
     if precision == "fp32":
         return model
@@ -75,7 +77,7 @@ def _chooser(graph: ir.Graph, low: ir.DataType) -> Callable[[ir.Node], ir.DataTy
         if node in ahead or node.op_type in _NORMALISATIONS:
             return ir.DataType.FLOAT
         moved = {value.dtype for value in floats if not value.is_initializer()}
-        if node.op_type in _MOVES and moved:
+        if node.op_type in MOVES and moved:
             return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
         if _in_pruning_layer(node) or not _takes(node, low, opset):
             return ir.DataType.FLOAT
@@ -120,13 +122,14 @@ class _Casts:
     def _weight(self, value: ir.Value, target: ir.DataType) -> ir.Value:
         tensor, name = value.const_value, f"{value.name}.{_SUFFIX[target]}"
         assert tensor is not None
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(_in_range(tensor.numpy(), target, str(value.name)), name=name),
-            dtype=target,
-            shape=ir.Shape(tensor.numpy().shape),
-            name=name,
-        )
-        weight = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target), const_value=lazy)
+
+        def cast() -> ir.TensorProtocol:
+            return ir.tensor(_in_range(tensor.numpy(), target, str(value.name)), name=name)
+
+        # What stays inside the graph is read by its serialiser, which would hide the error in one of its own.
+        lazy = ir.LazyTensor(cast, dtype=target, shape=ir.Shape(tensor.numpy().shape), name=name)
+        now = tensor.size * target.itemsize < THRESHOLD_BYTES
+        weight = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target), const_value=cast() if now else lazy)
         self._graph.register_initializer(weight)
         return weight
 
@@ -139,8 +142,8 @@ def _in_range(values: Any, target: ir.DataType, name: str) -> Any:
     if lost.any():
         raise ModelError(
             f"weight '{name}' holds {np.abs(values[lost]).max():.4g}, which {_SUFFIX[target]} cannot",
-            f"values up to {np.finfo(np.float16).max:.0f}",
-            "choose a profile with precision fp32 or bf16",
+            f"values up to {_LARGEST[target]:.6g}",
+            f"choose a profile with precision fp32{' or bf16' if target == ir.DataType.FLOAT16 else ''}",
         )
     return low
 

@@ -48,7 +48,8 @@ def build_library(out_dir: Path, *, compute_capability: str) -> Path:
 
     Raises:
         InputError: not a compute capability.
-        EnvironmentLacksError: CMake, nvcc or TensorRT's headers are missing, or the compilation fails.
+        EnvironmentLacksError: CMake, nvcc or TensorRT's headers are missing, the compilation fails, or its result
+            cannot be written.
     """
     architecture = _architecture(compute_capability)
     sources = data_folder("plugins")
@@ -56,8 +57,15 @@ def build_library(out_dir: Path, *, compute_capability: str) -> Path:
     key = _cache_key(sources, cmake, nvcc, headers, architecture)
     library = out_dir / f"libztdeploy_plugins-sm{architecture}-{key}.so"
     if not library.is_file():
-        out_dir.mkdir(parents=True, exist_ok=True)
-        _compile(sources, cmake, nvcc, headers, architecture, library)
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            _compile(sources, cmake, nvcc, headers, architecture, library)
+        except OSError as error:
+            raise EnvironmentLacksError(
+                f"the plugin library cannot be written to '{out_dir}' ({error.strerror})",
+                "a writable folder with free space",
+                "free space there, or set XDG_CACHE_HOME to another folder",
+            ) from error
     check_library(library)
     return library
 

@@ -62,6 +62,11 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             self._open[chosen.name] = runner
         self.variant = chosen
 
+    def adopt(self, variant: str, runner: Runner) -> None:
+        """Run something else for a variant than the bundle's own engine, and switch to it."""
+        self._open[variant] = runner
+        self.switch(variant=variant)
+
     @property
     def keep_ratio(self) -> float | None:
         return self.variant.keep_ratio

@@ -54,12 +54,14 @@ class FakeDevice:
         Args:
             tools: whether CMake, nvcc and TensorRT's headers are installed.
         """
-        shell = {name: value for name, value in os.environ.items() if not name.startswith(("ZTDEPLOY", "FAKE_", "CUDA"))}
+        shell = {
+            name: value for name, value in os.environ.items() if not name.startswith(("ZTDEPLOY", "FAKE_", "CUDA"))
+        }
         return {
             **shell,
             "PYTHONPATH": os.pathsep.join([str(HERE / "python"), str(CHECKOUT)]),
             "LD_LIBRARY_PATH": str(self.folder / "driver"),
-            "PATH": str(HERE / "toolchain") if tools else str(self.folder / "empty"),
+            "PATH": str(self.folder / ("toolchain" if tools else "empty")),
             "TENSORRT_ROOT": str(self.folder / ("sdk" if tools else "empty")),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "FAKE_PLUGIN_LIBRARY": str(self.folder / "plugins.so"),
@@ -88,14 +90,17 @@ class FakeDevice:
         return self.python("-m", "ztdeploy", *arguments, tools=tools, **extra)
 
 
-def make_device(folder: Path) -> FakeDevice:
-    """Compile what takes compiling.
+def c_compiler() -> str | None:
+    return shutil.which("gcc") or shutil.which("cc")
 
-    Raises:
-        RuntimeError: there is no C compiler, or it refuses the sources.
-    """
-    for name in ("driver", "empty", "sdk", "cache", "parsed"):
+
+def make_device(folder: Path) -> FakeDevice:
+    """Compile what takes compiling."""
+    for name in ("driver", "empty", "sdk", "cache", "parsed", "toolchain"):
         (folder / name).mkdir()
+    for tool in (HERE / "toolchain").iterdir():
+        shutil.copyfile(tool, folder / "toolchain" / tool.name)
+        (folder / "toolchain" / tool.name).chmod(0o755)
     (folder / "sdk" / "NvInferRuntime.h").touch()
     (folder / "sdk" / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 10\n#define NV_TENSORRT_MINOR 3\n")
     _compile(HERE / "fake_cuda.c", folder / "driver" / "libcuda.so.1", "-pthread")
@@ -104,10 +109,8 @@ def make_device(folder: Path) -> FakeDevice:
 
 
 def _compile(source: Path, library: Path, *flags: str) -> None:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise RuntimeError("the fake device needs a C compiler: install gcc")
+    compiler = c_compiler()
+    assert compiler is not None, "no C compiler"
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *flags, str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,8 @@
 """`python compiler.py GRAPH OUT`: what the fake TensorRT makes of an ONNX file, as a zip of plain graphs.
 
 A graph is cut at its plugin nodes: a stage is a graph for ONNX Runtime, followed by plugin nodes that the fake computes
-in NumPy, and so on. It runs in a process of its own, since the device has no `onnx`. Prints a parser's error, or nothing.
+in NumPy, and so on. It runs in a process of its own, since the device has no `onnx`. Prints what a parser would refuse
+the graph for, or nothing.
 """
 
 from __future__ import annotations
@@ -69,9 +70,15 @@ def cut(model: ModelProto) -> tuple[dict[str, Any], list[ModelProto]]:
         used = {name for node in nodes for name in node.input if name}
         weights = [tensor for tensor in graph.initializer if tensor.name in used]
         given = sorted(used - here - {tensor.name for tensor in weights})
-        wanted = sorted(name for name in here if name in results or any(u != (level, False) for u in users.get(name, [])))
+        wanted = sorted(
+            name for name in here if name in results or any(u != (level, False) for u in users.get(name, []))
+        )
         stage = helper.make_graph(
-            nodes, f"stage {level}", [typed(known, name) for name in given], [typed(known, name) for name in wanted], weights
+            nodes,
+            f"stage {level}",
+            [typed(known, name) for name in given],
+            [typed(known, name) for name in wanted],
+            weights,
         )
         opsets = [entry for entry in model.opset_import if entry.domain != PLUGIN_DOMAIN]
         stages.append(helper.make_model(stage, opset_imports=opsets, ir_version=model.ir_version))

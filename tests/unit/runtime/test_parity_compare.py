@@ -59,7 +59,7 @@ def test_equal_outputs_pass(replayed):
 def test_the_record_says_what_was_allowed():
     record = passed(outputs(off_by=2e-5), reference())
     assert record.max_logit_difference == pytest.approx(2e-5, rel=0.01)
-    assert record.logit_tolerance == LOGIT_TOLERANCE
+    assert record.logit_tolerance == LOGIT_TOLERANCE["fp32"]
     assert record.gap_tolerance == GAP_TOLERANCE
 
 
@@ -95,11 +95,11 @@ def test_behind_a_tie_an_image_is_compared_where_the_reference_followed():
 def test_the_tolerance_grows_with_the_logits():
     assert "logits" in failure(outputs(off_by=5e-3), reference())
     record = passed(outputs(off_by=5e-3, scale=100), reference(scale=100))
-    assert record.logit_tolerance == pytest.approx(100 * LOGIT_TOLERANCE)
+    assert record.logit_tolerance == pytest.approx(100 * LOGIT_TOLERANCE["fp32"])
 
 
 def test_the_tolerance_does_not_shrink_with_small_logits():
-    assert passed(outputs(scale=1e-3), reference(scale=1e-3)).logit_tolerance == LOGIT_TOLERANCE
+    assert passed(outputs(scale=1e-3), reference(scale=1e-3)).logit_tolerance == LOGIT_TOLERANCE["fp32"]
 
 
 def test_the_dense_model_is_compared_by_its_logits_alone():

@@ -269,7 +269,7 @@ def test_an_unknown_keep_ratio_lists_those_there_are(digits_bundle):
 
 
 def test_a_profile_without_engines_says_why(digits_bundle):
-    refused(lambda: load(digits_bundle, profile="jetson-orin"), "jetson-orin", "TensorRT", "--profile cpu")
+    refused(lambda: load(digits_bundle, profile="jetson-orin"), "jetson-orin", "on the device", "ztdeploy finalize")
 
 
 def test_a_profile_that_is_not_there_names_the_nearest(digits_bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from helpers.bundles import edit
 from helpers.errors import refused
 
 import ztdeploy
+from ztdeploy import finalize
 from ztdeploy.bundle import MANIFEST, WEIGHTS_FILE, read_bundle, sha256_of
-from ztdeploy.errors import EngineMismatchError, OutputError, ParityError
-from ztdeploy.runtime import finalize, verify
-from ztdeploy.runtime.finalize import finalize_bundle
+from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, OutputError, ParityError
+from ztdeploy.finalize import finalize_bundle
+from ztdeploy.runtime import verify
 from ztdeploy.runtime.verify import verify_bundle
 
 VARIANTS = ["keep-0.70", "keep-0.50", "dense"]
@@ -210,8 +212,11 @@ def test_finalize_makes_a_bundle_of_another_runtime_run(bundle_copy):
     refused(lambda: ztdeploy.load(bundle_copy), "ztdeploy finalize", kind=EngineMismatchError)
     others = {name: digest for name, digest in snapshot(bundle_copy).items() if ".cpu." not in name}
     steps = []
-    assert finalize_bundle(bundle_copy, lambda *step: steps.append(step)) == [f"{name} (cpu)" for name in VARIANTS]
-    assert steps == [(f"building {name} for cpu", done, 3) for done, name in enumerate(VARIANTS)]
+    report = finalize_bundle(bundle_copy, lambda *step: steps.append(step))
+    assert report.rebuilt == tuple(report.chosen) == tuple(f"{name} (cpu)" for name in VARIANTS)
+    assert [note.split(":")[0] for note in report.notes] == ["profile 'jetson-orin'"]
+    wanted = [(f"{step} {name} (cpu)", i, 3) for i, name in enumerate(VARIANTS) for step in ("building", "proving")]
+    assert steps == wanted
     assert list(verified(bundle_copy, "cpu").variants) == VARIANTS
     after = snapshot(bundle_copy)
     assert {name: after[name] for name in others if name != MANIFEST} == {
@@ -246,7 +251,8 @@ def test_finalize_leaves_what_is_not_its_own_out_of_the_manifest(bundle_copy):
 
 
 @pytest.mark.parametrize(
-    "name", ["classes.txt", "golden/keep-0.70.npz", "golden/pixels.npy", "graphs/dense.onnx", WEIGHTS_FILE, "README.md"]
+    "name",
+    ["classes.txt", "golden/keep-0.70.npz", "golden/pixels.npy", "graphs/dense.fp32.onnx", WEIGHTS_FILE, "README.md"],
 )
 def test_finalize_never_blesses_damage(bundle_copy, name):
     flip_byte(bundle_copy / name)
@@ -272,7 +278,7 @@ def test_finalize_starts_afresh_after_one_that_was_killed(bundle_copy):
 
 @pytest.mark.parametrize(
     ("module", "step", "fails_at"),
-    [(finalize, "get_backend", 2), (finalize, "check_golden", 3), (finalize, "_put_in_place", 1), (os, "fsync", 1)],
+    [(finalize, "get_backend", 2), (finalize, "check_golden", 3), (finalize, "put_in_place", 1), (os, "fsync", 1)],
     ids=["building", "proving", "moving", "writing-the-manifest"],
 )
 @pytest.mark.parametrize(
@@ -309,7 +315,22 @@ def test_finalize_refuses_a_bundle_with_nothing_to_build(bundle_copy):
             variant["engines"].clear()
 
     edit(bundle_copy, only_jetson)
-    refused(lambda: finalize_bundle(bundle_copy, silent), "--profile cpu")
+    refused(lambda: finalize_bundle(bundle_copy, silent), "jetson-orin", "--profile cpu", kind=EnvironmentLacksError)
+
+
+def test_finalize_for_one_profile_builds_no_other(bundle_copy):
+    assert finalize_bundle(bundle_copy, silent, profile="cpu").notes == ()
+    call = partial(finalize_bundle, bundle_copy, silent)
+    refused(lambda: call(profile="jetson-orin"), "profile 'jetson-orin': not built here", kind=EnvironmentLacksError)
+    refused(lambda: call(profile="jetson-orim"), "did you mean 'jetson-orin'?", kind=BundleError)
+
+
+def test_engines_are_chosen_from_nothing_where_no_graph_has_plugins(bundle_copy):
+    for engine in finalize_bundle(bundle_copy, silent, profile="cpu").chosen.values():
+        assert engine.candidates == ()
+        assert engine.fingerprint.plugins is None
+        assert engine.parity is not None
+    assert read_bundle(bundle_copy).manifest.timing_caches == {}
 
 
 def test_finalize_writes_nowhere_but_into_the_bundle(bundle_copy, tmp_path):

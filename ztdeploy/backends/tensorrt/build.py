@@ -61,7 +61,7 @@ def available_memory_mib() -> int | None:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) // 1024
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         pass
     return None
 
@@ -105,7 +105,8 @@ def _death(order: BuildOrder, ended: subprocess.CompletedProcess[str]) -> Ztdepl
 
 def _error(order: BuildOrder, answer: BuildAnswer) -> ZtdeployError:
     graph, runtime = Path(order.graph).name, f"{order.flavour} {answer.runtime_version}".strip()
-    reason = (answer.messages or ("no message",))[0].splitlines()[0][:300]
+    lines = [line.strip() for message in answer.messages for line in message.splitlines() if line.strip()]
+    reason = (lines or ["no message"])[0][:300]
     if answer.failure == "memory":
         return EnvironmentLacksError(
             f"memory ran out while {runtime} built '{graph}' (workspace down to {_SMALLEST_WORKSPACE_MIB} MiB)",

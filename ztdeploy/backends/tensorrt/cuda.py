@@ -45,13 +45,14 @@ def call(name: str, *arguments: Any) -> None:
     """Call a driver function, and turn its error code into an error that names it.
 
     Raises:
-        MemoryError: the GPU's memory is exhausted.
-        EnvironmentLacksError: anything else.
+        EnvironmentLacksError: always; the GPU's memory being exhausted has words of its own.
     """
     function: Callable[..., int] = getattr(_driver(), name)
     code = function(*arguments)
     if code == _OUT_OF_MEMORY:
-        raise MemoryError(f"{name}: the GPU is out of memory")
+        raise EnvironmentLacksError(
+            f"{name}: the GPU is out of memory", "free GPU memory", "close other programs, or use a smaller batch"
+        )
     if code:
         text = c_char_p()
         _driver().cuGetErrorString(code, byref(text))
@@ -64,17 +65,29 @@ def call(name: str, *arguments: Any) -> None:
 
 
 @cache
+def _primary_context() -> tuple[c_int, c_void_p]:
+    """The first GPU that this process may use, and its context, which all libraries share."""
+    call("cuInit", c_uint(0))
+    handle, context = c_int(), c_void_p()
+    call("cuDeviceGet", byref(handle), c_int(0))
+    call("cuDevicePrimaryCtxRetain", byref(context), handle)
+    return handle, context
+
+
+def enter_device() -> None:
+    """Make the GPU's context this thread's current one. The driver keeps one per thread, and starts with none."""
+    call("cuCtxSetCurrent", _primary_context()[1])
+
+
+@cache
 def open_device() -> Device:
     """The first GPU that this process may use.
 
     Raises:
         EnvironmentLacksError: there is no driver or no GPU.
     """
-    call("cuInit", c_uint(0))
-    handle, context = c_int(), c_void_p()
-    call("cuDeviceGet", byref(handle), c_int(0))
-    call("cuDevicePrimaryCtxRetain", byref(context), handle)
-    call("cuCtxSetCurrent", context)
+    handle, _ = _primary_context()
+    enter_device()
     name = ctypes.create_string_buffer(256)
     call("cuDeviceGetName", name, c_int(len(name)), handle)
     version = c_int()
@@ -118,7 +131,9 @@ class Stream:
         call("cuStreamSynchronize", c_void_p(self.handle))
 
     def close(self) -> None:
-        call("cuStreamDestroy_v2", c_void_p(self.handle))
+        if self.handle:
+            call("cuStreamDestroy_v2", c_void_p(self.handle))
+            self.handle = 0
 
 
 class Buffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def ahead_of_time_plugins() -> Plugins:
     return Plugins(f"{AHEAD_OF_TIME} {hashlib.sha256(ptx.encode()).hexdigest()[:16]}", ahead_of_time=target)
 
 
+def compiled_before(tensorrt_version: str, identity: str) -> Path | None:
+    """A library that this user compiled. The identity comes from a bundle: it chooses among our own files only.
+
+    Raises:
+        EnvironmentLacksError: it is of another version.
+    """
+    path = cache_folder() / identity
+    if not re.fullmatch(r"libztdeploy_plugins-sm\d+-[0-9a-f]{16}\.so", identity) or not path.is_file():
+        return None
+    check_library(path, tensorrt_major=int(tensorrt_version.split(".")[0]))
+    return path
+
+
 def newest_ptx(cuda: str) -> tuple[int, int]:
     """The newest PTX ISA that a driver for a CUDA version reads, from NVIDIA's table of PTX releases."""
     major, minor = (int(part) for part in cuda.split("."))
@@ -58,23 +72,25 @@ def newest_ptx(cuda: str) -> tuple[int, int]:
 
 
 def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: str) -> None:
-    """Register the plugins that an engine was built with.
+    """Register the plugins that an engine was built with; those that were compiled before take no compiler.
 
     Raises:
         EngineMismatchError: the installed package has others.
         EnvironmentLacksError: they cannot be compiled or loaded.
     """
-    library = plugin_library(tensorrt_version)
-    assert library.library is not None
-    if library.identity != identity:
-        raise EngineMismatchError(
-            f"engine '{engine.name}' was built with the plugins '{identity}'",
-            f"'{library.identity}', those of this ztdeploy",
-            f"run: ztdeploy finalize {engine.parent.parent}",
-        )
-    if not runtime.get_plugin_registry().load_library(str(library.library)):
+    path = compiled_before(tensorrt_version, identity)
+    if path is None:
+        library = plugin_library(tensorrt_version)
+        path = library.library
+        if library.identity != identity:
+            raise EngineMismatchError(
+                f"engine '{engine.name}' was built with the plugins '{identity}'",
+                f"'{library.identity}', those of this ztdeploy",
+                f"run: ztdeploy finalize {engine.parent.parent}",
+            )
+    if not runtime.get_plugin_registry().load_library(str(path)):
         raise EnvironmentLacksError(
-            f"the runtime refuses the plugin library '{library.library}'",
+            f"the runtime refuses the plugin library '{path}'",
             "a library that registers",
             "delete it, and run 'ztdeploy finalize' again",
         )

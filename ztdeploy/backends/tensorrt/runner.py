@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ztdeploy.backends.base import Array
-from ztdeploy.backends.tensorrt.cuda import Buffer, Stream
-from ztdeploy.errors import ImageError
+from ztdeploy.backends.tensorrt.cuda import Buffer, Stream, enter_device
+from ztdeploy.errors import EnvironmentLacksError, ImageError
 
 
 class TensorRtRunner:
@@ -22,6 +22,7 @@ class TensorRtRunner:
             engine: an `ICudaEngine`.
             keep_alive: what the engine needs and does not own: the runtime and its logger.
         """
+        enter_device()
         self._engine, self._keep_alive = engine, keep_alive
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -32,6 +33,7 @@ class TensorRtRunner:
         self._contexts: dict[int, Any] = {}
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        enter_device()  # any thread may ask
         context = self._context(self._profile_for(feeds))
         arrays = {name: np.ascontiguousarray(feeds[name], dtype=self._types[name]) for name in self._inputs}
         for name, array in arrays.items():
@@ -42,12 +44,15 @@ class TensorRtRunner:
             size = int(np.prod(shape)) * self._types[name].itemsize
             context.set_tensor_address(name, self._buffers[name].reserve(max(1, size)))
         if not context.execute_async_v3(self._stream.handle):
-            raise RuntimeError("the engine refused to run; its log says why")
+            raise EnvironmentLacksError(
+                "the engine refused to run", "outputs", "read the runtime's own message above, and free GPU memory"
+            )
         results = {name: self._buffers[name].read(shapes[name], self._types[name], self._stream) for name in shapes}
         self._stream.wait()
         return results
 
     def close(self) -> None:
+        enter_device()
         self._contexts.clear()
         self._engine, self._keep_alive = None, ()
         for buffer in self._buffers.values():
@@ -73,7 +78,11 @@ class TensorRtRunner:
         if profile not in self._contexts:
             context = self._engine.create_execution_context()
             if context is None:
-                raise MemoryError("the GPU has not enough memory for the engine's activations")
+                raise EnvironmentLacksError(
+                    "the GPU has not enough memory for the engine's activations",
+                    "free GPU memory",
+                    "close other programs, or use a smaller batch",
+                )
             context.set_optimization_profile_async(profile, self._stream.handle)
             self._contexts[profile] = context
         return self._contexts[profile]

@@ -33,21 +33,35 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import onnxruntime as ort
+if TYPE_CHECKING:
+    import numpy as np
 
-from tensorrt.operators import ATTRIBUTES, OPERATORS
+    from tensorrt.running import Engine
 
 __version__ = os.environ.get("FAKE_TRT_VERSION", "10.3.0")
 
 _MAGIC = b"fake TensorRT engine\n"
 _COMPILER = Path(__file__).parents[2] / "compiler.py"
-_SLOW_S = 0.004
+
+#: What the creators of the two plugins take.
+_ATTRIBUTES = {
+    "ZtWeightedPageRank": {
+        "iterations",
+        "boost",
+        "filter_heads",
+        "variance_min",
+        "variance_max",
+        "root_mean_square",
+        "plugin_version",
+        "plugin_namespace",
+    },
+    "ZtSimilarityPrune": {"drop", "prefix_tokens", "plugin_version", "plugin_namespace"},
+}
 
 
-def _setting(name: str, plugins: bool | None = None) -> str:
+def setting(name: str, plugins: bool | None = None) -> str:
     """A variable's text; none where it is meant for graphs of the other kind."""
     only = os.environ.get("FAKE_TRT_ONLY")
     if plugins is not None and only and (only == "plugins") != plugins:
@@ -104,25 +118,27 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 
 
 def nptype(kind: DataType) -> type[np.generic]:
+    import numpy as np
+
     return np.dtype(kind.value).type
 
 
 # -------------------- the device
 
 
-def _driver() -> Any:
+def driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
 def _device_label() -> str | None:
     """None where CUDA doesn't work."""
-    driver, name, values = _driver(), ctypes.create_string_buffer(256), [ctypes.c_int(), ctypes.c_int()]
+    library, name, values = driver(), ctypes.create_string_buffer(256), [ctypes.c_int(), ctypes.c_int()]
     device = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+    if library.cuInit(0) or library.cuDeviceGet(ctypes.byref(device), 0):
         return None
-    driver.cuDeviceGetName(name, len(name), device)
+    library.cuDeviceGetName(name, len(name), device)
     for which, value in zip((75, 76), values, strict=True):
-        driver.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+        library.cuDeviceGetAttribute(ctypes.byref(value), which, device)
     return f"sm_{values[0].value}{values[1].value} {name.value.decode()}"
 
 
@@ -137,18 +153,20 @@ class PluginRegistry:
             self.logger.log(Severity.ERROR, f"Plugin library {plugin_path} is registered already")
             return None
         try:
-            if _setting("NO_LIBRARY"):
+            if setting("NO_LIBRARY"):
                 raise OSError("undefined symbol: _ZN8nvinfer16Zt")
             library = ctypes.CDLL(str(Path(plugin_path).resolve(strict=True)))
             library.getCreators(ctypes.byref(ctypes.c_int()))
         except (OSError, AttributeError) as error:
-            self.logger.log(Severity.ERROR, f"[pluginRegistry.cpp::loadLibrary] Error Code 3: API Usage Error ({error})")
+            self.logger.log(
+                Severity.ERROR, f"[pluginRegistry.cpp::loadLibrary] Error Code 3: API Usage Error ({error})"
+            )
             return None
         self.libraries[plugin_path] = library
         return object()
 
     def knows(self, operator: str) -> bool:
-        return bool(self.libraries) and operator in OPERATORS
+        return bool(self.libraries) and operator in _ATTRIBUTES
 
 
 # -------------------- building
@@ -186,21 +204,25 @@ class Builder:
         description, logger = network.description, self.logger
         plugins = any(description["plugins"])
         _note(network, config, plugins)
-        if signal := _setting("DIE", plugins):
+        if signal := setting("DIE", plugins):
             os.kill(os.getpid(), int(signal))
-        time.sleep(float(_setting("SLEEP") or 0))
+        time.sleep(float(setting("SLEEP") or 0))
         if description["half"] and not network.strongly_typed:
             logger.log(Severity.ERROR, "Error Code 4: Types of operands must match unless the network is weakly typed")
             return None
         dynamic = [entry["name"] for entry in description["inputs"] if -1 in entry["shape"]]
-        if any(set(profile.shapes) != set(dynamic) for profile in config.profiles) or bool(dynamic) > bool(config.profiles):
-            logger.log(Severity.ERROR, "Network has dynamic or shape inputs, but no optimization profile has been defined.")
+        if any(set(profile.shapes) != set(dynamic) for profile in config.profiles) or bool(dynamic) > bool(
+            config.profiles
+        ):
+            logger.log(
+                Severity.ERROR, "Network has dynamic or shape inputs, but no optimization profile has been defined."
+            )
             return None
-        if (limit := _setting("OOM_ABOVE_MIB", plugins)) and config.workspace > int(limit) * 2**20:
+        if (limit := setting("OOM_ABOVE_MIB", plugins)) and config.workspace > int(limit) * 2**20:
             logger.log(Severity.ERROR, "Requested amount of GPU memory could not be allocated: out of memory")
             logger.log(Severity.ERROR, "Error Code 10: Internal Error (Could not find any implementation for node)")
             return None
-        if _setting("UNBUILDABLE", plugins):
+        if setting("UNBUILDABLE", plugins):
             logger.log(Severity.ERROR, "Error Code 10: Internal Error (Could not find any implementation for node X)")
             return None
         print("a line that TensorRT prints by itself")
@@ -211,7 +233,7 @@ class Builder:
 
 
 def _note(network: Network, config: BuilderConfig, plugins: bool) -> None:
-    if not (path := _setting("LOG")):
+    if not (path := setting("LOG")):
         return
     line = {
         "plugins": plugins,
@@ -263,8 +285,10 @@ class OnnxParser:
             attributes = node["attributes"]
             wanted = (attributes.get("plugin_namespace"), attributes.get("plugin_version"))
             if not registry.knows(node["operator"]) or wanted != ("ztdeploy", "1"):
-                return self._fail(node, "creator && Plugin not found, are the plugin name, version, and namespace correct?")
-            if set(attributes) != ATTRIBUTES[node["operator"]]:
+                return self._fail(
+                    node, "creator && Plugin not found, are the plugin name, version, and namespace correct?"
+                )
+            if set(attributes) != _ATTRIBUTES[node["operator"]]:
                 return self._fail(node, f"the creator refuses the fields {sorted(attributes)}")
         network.content, network.description = content, description
         network.digest = hashlib.sha256(content).hexdigest()
@@ -287,7 +311,9 @@ class OnnxParser:
         return out.read_bytes()
 
     def _fail(self, node: dict[str, Any], reason: str) -> bool:
-        self.errors.append(f"In node 0 with name: {node['name']} and operator: {node['operator']}: INVALID_NODE: {reason}")
+        self.errors.append(
+            f"In node 0 with name: {node['name']} and operator: {node['operator']}: INVALID_NODE: {reason}"
+        )
         self.logger.log(Severity.ERROR, self.errors[-1])
         return False
 
@@ -382,147 +408,9 @@ class Runtime:
         for node in (node for level in description["plugins"] for node in level):
             if not self.registry.knows(node["operator"]):
                 return self._refuse(f"IPluginCreatorV3One not found for {node['operator']}")
+        from tensorrt.running import Engine  # ONNX Runtime takes its time, and building needs none
+
         return Engine(self, description, built["profiles"], network)
 
     def _refuse(self, message: str) -> None:
         self.logger.log(Severity.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: {message}")
-
-
-class Engine:
-    def __init__(
-        self, runtime: Runtime, description: dict[str, Any], profiles: list[Any], network: zipfile.ZipFile
-    ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.runtime, self.description, self.profiles = runtime, description, profiles
-        self.tensors = {entry["name"]: entry for entry in (*description["inputs"], *description["outputs"])}
-        self.inputs = [entry["name"] for entry in description["inputs"]]
-        self.sessions = [
-            ort.InferenceSession(network.read(f"{index}.onnx"), options, providers=["CPUExecutionProvider"])
-            if stage["outputs"]
-            else None
-            for index, stage in enumerate(description["stages"])
-        ]
-        self.has_plugins = any(description["plugins"])
-        self._known: dict[bytes, dict[str, Any]] = {}
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def num_optimization_profiles(self) -> int:
-        return max(1, len(self.profiles))
-
-    def get_tensor_name(self, index: int) -> str:
-        return list(self.tensors)[index]
-
-    def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType(self.tensors[name]["type"])
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name]["shape"])
-
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        assert name in self.inputs
-        assert index < self.num_optimization_profiles
-        shapes = self.profiles[index].get(name) if self.profiles else None
-        return [tuple(shape) for shape in shapes or [self.tensors[name]["shape"]] * 3]
-
-    def create_execution_context(self) -> ExecutionContext | None:
-        if _setting("REFUSE", self.has_plugins) == "context":
-            self.runtime.logger.log(Severity.ERROR, "IExecutionContext: Error Code 2: OutOfMemory")
-            return None
-        return ExecutionContext(self)
-
-    def compute(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """All outputs; equal inputs are computed once, since timing asks for the same a hundred times."""
-        key = b"".join(str(array.shape).encode() + array.tobytes() for array in feeds.values())
-        if key not in self._known:
-            self._known[key] = self._compute(dict(feeds))
-        return {name: array.copy() for name, array in self._known[key].items()}
-
-    def _compute(self, values: dict[str, Any]) -> dict[str, Any]:
-        parts = zip(self.description["stages"], self.sessions, self.description["plugins"], strict=True)
-        for names, session, plugins in parts:
-            if session is not None:
-                found = session.run(names["outputs"], {name: values[name] for name in names["inputs"]})
-                values |= zip(names["outputs"], found, strict=True)
-            for node in plugins:
-                operator = OPERATORS[node["operator"]]
-                values[node["output"]] = operator(node["attributes"], *(values[name] for name in node["inputs"]))
-        return {entry["name"]: values[entry["name"]] for entry in self.description["outputs"]}
-
-
-class ExecutionContext:
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.profile = engine, 0
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        if not 0 <= profile_index < self.engine.num_optimization_profiles:
-            return self._error(f"profileIndex {profile_index} is out of range")
-        self.profile, self.shapes = profile_index, {}
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
-        if len(shape) != len(low) or any(not a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
-            return self._error(f"Supplied binding dimension {list(shape)} for '{name}' is out of range")
-        self.shapes[name] = tuple(shape)
-        return True
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        assert name in self.engine.tensors
-        self.addresses[name] = memory
-        return True
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if name in self.engine.inputs:
-            return self.shapes.get(name, self.engine.get_tensor_shape(name))
-        batch = next(iter(self.shapes.values()))[0] if self.shapes else -1
-        return tuple(batch if size == -1 else size for size in self.engine.get_tensor_shape(name))
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        engine = self.engine
-        if set(engine.inputs) != set(self.shapes):
-            return self._error("Not all input shapes are specified")
-        if set(engine.tensors) != set(self.addresses):
-            return self._error("Not all tensor addresses are set")
-        if _setting("REFUSE", engine.has_plugins) == "1":
-            return self._error("a plugin's enqueue returned 1")
-        driver = _driver()
-        if not driver.fake_cuda_has_context():
-            return self._error("CUDA failure 201: invalid device context")
-        arrays = {name: self._at(driver, name) for name in engine.tensors}  # before anything is touched
-        driver.fake_cuda_reach(ctypes.c_void_p(stream_handle))
-        results = engine.compute({name: arrays[name] for name in engine.inputs})
-        for name, result in results.items():
-            arrays[name][...] = _spoilt(name, result, _setting("WRONG", engine.has_plugins))
-        slow = _setting("FAST_PLUGINS") if not engine.has_plugins else _setting("SLOW_PLUGINS")
-        time.sleep(_SLOW_S if slow else 0)
-        return True
-
-    def _at(self, driver: Any, name: str) -> Any:
-        """A tensor's memory, which must be as large as the tensor."""
-        shape, kind = self.get_tensor_shape(name), np.dtype(self.engine.tensors[name]["type"])
-        size = int(np.prod(shape)) * kind.itemsize
-        driver.fake_cuda_check(ctypes.c_uint64(self.addresses[name]), ctypes.c_size_t(size))
-        return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), kind).reshape(shape)
-
-    def _error(self, message: str) -> bool:
-        self.engine.runtime.logger.log(Severity.ERROR, f"IExecutionContext: Error Code 3: {message}")
-        return False
-
-
-def _spoilt(name: str, result: Any, how: str) -> Any:
-    if how == "kept" and name.endswith("/kept"):
-        return np.broadcast_to(np.arange(result.shape[-1], dtype=result.dtype), result.shape)
-    if name == "logits" and how in ("1", "nan"):
-        return result[:, ::-1] if how == "1" else np.full_like(result, np.nan)
-    return result

@@ -6,20 +6,6 @@ from typing import Any
 
 import numpy as np
 
-ATTRIBUTES = {
-    "ZtWeightedPageRank": {
-        "iterations",
-        "boost",
-        "filter_heads",
-        "variance_min",
-        "variance_max",
-        "root_mean_square",
-        "plugin_version",
-        "plugin_namespace",
-    },
-    "ZtSimilarityPrune": {"drop", "prefix_tokens", "plugin_version", "plugin_namespace"},
-}
-
 
 def page_rank(attributes: dict[str, Any], attention: Any, survivors: Any = None) -> Any:
     """Attention `[B, H, N, N]` and survivors `[B, N]` to scores `[B, N]`."""
