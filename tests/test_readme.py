@@ -31,6 +31,7 @@ DOCUMENTS = [
 ]
 SHELL = ("sh", "bash", "shell", "console")
 FOREIGN = {"cd", "git", "source", ".", "export", "scp", "rsync", "ssh", "cat", "ls", "docker", "nvpmodel", "sudo"}
+FOREIGN |= {"cmake", "trtexec"}  # run by the tests of the plugins, or only on a board
 #: Verbs that need neither PyTorch nor the network: these are run, not only parsed.
 RUNNABLE = ("run", "verify", "finalize", "inspect", "profiles", "models", "doctor")
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")

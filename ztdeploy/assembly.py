@@ -132,19 +132,24 @@ class Assembly:
         )
 
     def prove(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
-        """Add what proves a variant for a profile: its engine's parity, or its graph's where no engine can run here.
+        """Add what proves a variant for a profile: its engine's parity; its graph's where no engine can run here, and
+        in half precision always, since the graph's drift is what engines are held against later.
 
         Raises:
             ParityError: PyTorch is not reproduced.
         """
         variant = Bundle(self.folder, manifest).variant(name=schedule.name)
-        engine = variant.engines.get(profile.name)
-        if engine is not None and why_not_run(profile) is None:
+        engine, graph = variant.engines.get(profile.name), variant.graphs[profile.name]
+        runs = engine is not None and why_not_run(profile) is None
+        if engine is not None and runs:
             parity, _ = self._compare(manifest, variant, profile, None)
-            proved = engine.model_copy(update={"parity": parity})
-            return with_variant(manifest, variant, engines={**variant.engines, profile.name: proved})
-        graph = self._prove_graph(manifest, variant, profile)
-        return with_variant(manifest, variant, graphs={**variant.graphs, profile.name: graph})
+            engines = {**variant.engines, profile.name: engine.model_copy(update={"parity": parity})}
+            manifest = with_variant(manifest, variant, engines=engines)
+        if runs and graph.precision == "fp32":
+            return manifest
+        variant = Bundle(self.folder, manifest).variant(name=schedule.name)
+        graphs = {**variant.graphs, profile.name: self._prove_graph(manifest, variant, profile)}
+        return with_variant(manifest, variant, graphs=graphs)
 
     def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
         """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""

@@ -7,12 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import Done
 
 import ztdeploy
 
@@ -20,18 +20,6 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 RTX = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
 pytestmark = [RTX, NO_GPU]
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 def run(*arguments: str | Path, cwd: Path) -> Done:

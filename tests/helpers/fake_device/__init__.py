@@ -6,16 +6,15 @@ at the top of `fake_cuda.c`, of `python/tensorrt/__init__.py` and of `toolchain/
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ztdeploy
+from helpers.processes import Done
 from ztdeploy.plugins.library import plugin_abi
 
 HERE = Path(__file__).parent
@@ -23,24 +22,6 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 #: What a board has no wheels of, or no room for.
 HIDDEN = "torch torchvision timm onnx onnx_ir onnxscript onnx_graphsurgeon safetensors"
 VERSION, DEVICE = "10.3.0", "sm_87 Orin"
-
-
-@dataclass(frozen=True)
-class Done:
-    """A process that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The one line that says what is wrong."""
-        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        return line
 
 
 @dataclass(frozen=True)
