@@ -10,16 +10,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import Done
 
 import ztdeploy
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-VERBS = ("build", "run", "verify", "finalize", "inspect", "models", "doctor", "quickstart", "profiles")
+VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 
 #: Runs command lines in forks of one process that has imported PyTorch already, which takes most of their time.
@@ -50,18 +50,6 @@ for line in sys.stdin:
             os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 Run = Callable[..., Done]
@@ -170,8 +158,12 @@ def test_help_lists_every_verb_and_the_exit_codes(run: Run, tmp_path: Path) -> N
         ("build", "--model --profile --out --keep-ratio --method --preset --schedule --checkpoint --weights --force"),
         ("run", "bundle images --keep-ratio --variant --profile --threads --top"),
         ("verify", "bundle --profile"),
-        ("finalize", "bundle"),
+        ("finalize", "bundle --profile"),
         ("inspect", "bundle --keep-ratio --variant"),
+        (
+            "bench",
+            "bundle --keep-ratio --variant --profile --batch --threads --warmup --duration --iterations --rounds --out",
+        ),
         ("models", ""),
         ("doctor", ""),
         ("quickstart", "--out --force"),
@@ -791,7 +783,7 @@ def test_what_a_bundle_does_not_hold(
     check_error(run("run", digits_bundle, digit_images[0], *arguments, cwd=tmp_path), 4, *words)
 
 
-@pytest.mark.parametrize("verb", ["run", "verify", "finalize", "inspect"])
+@pytest.mark.parametrize("verb", ["run", "verify", "finalize", "inspect", "bench"])
 def test_no_bundle_at_all(run: Run, verb: str, digit_images: list[Path], tmp_path: Path) -> None:
     arguments = [digit_images[0]] if verb == "run" else []
     check_error(run(verb, tmp_path, *arguments, cwd=tmp_path), 4, "has no manifest.json")

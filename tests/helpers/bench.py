@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.machines import SERVER, plant
-
 from ztdeploy.measure.bench_report import ConfigurationReport, Turn
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.statistics import summarise

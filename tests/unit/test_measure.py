@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from helpers.bundles import edit
+from helpers.errors import refused
 
-from ztdeploy.errors import BundleError
-from ztdeploy.measure.latency import Configuration, Measurement, measure_latency
+from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError
+from ztdeploy.measure.latency import Configuration, Measurement, Worker, measure_latency
+from ztdeploy.measure.protocol import Order
 
 
 @pytest.fixture
@@ -28,14 +31,6 @@ def children(monkeypatch):
 
 def measurement(*rounds):
     return Measurement(Configuration(".", "dense", "cpu"), 1.0, 2.0, 3.0, [list(samples) for samples in rounds])
-
-
-def refused(call, *fragments):
-    with pytest.raises(BundleError) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert all(fragment in message for fragment in fragments), message
 
 
 # -------------------- arithmetic, on made-up samples
@@ -135,7 +130,12 @@ def test_a_process_that_dies_on_the_way_is_an_error(digits_bundle, children):
             children[0].wait()
 
     configuration = Configuration(digits_bundle, "dense", "cpu", 1)
-    refused(lambda: measure_latency([configuration], rounds=2, iterations=1, progress=kill), "'dense'", "ended")
+    refused(
+        lambda: measure_latency([configuration], rounds=2, iterations=1, progress=kill),
+        "'dense' was killed by SIGKILL",
+        "memory",
+        kind=EnvironmentLacksError,
+    )
 
 
 def test_a_broken_engine_is_explained_by_what_it_said(bundle_copy):
@@ -155,5 +155,34 @@ def test_the_worker_answers_one_line_per_request(digits_bundle):
     )
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert set(lines[0]) == {"import_ms", "load_ms", "first_ms"}
+    assert set(lines[0]["ready"]) == {"process_ms", "import_ms", "load_ms", "first_ms"}
+    assert lines[0]["ready"]["process_ms"] is None, "nobody said when the process was ordered"
     assert [len(line["samples_ms"]) for line in lines[1:]] == [2, 1]
+
+
+def test_an_error_of_ours_comes_out_of_the_process_as_it_is(bundle_copy):
+    """With its class, hence its exit code, and its remedy."""
+
+    def age(manifest):
+        for variant in manifest["variants"]:
+            variant["engines"]["cpu"]["fingerprint"]["runtime_version"] = "0.1"
+
+    configuration = Configuration(edit(bundle_copy, age), "dense", "cpu", 1)
+    refused(lambda: measure_latency([configuration]), "'dense'", "0.1", "finalize", kind=EngineMismatchError)
+
+
+def test_the_worker_counts_by_time_or_by_number(digits_bundle):
+    with Worker(Configuration(digits_bundle, "keep-0.50", "cpu", threads=1)) as worker:
+        assert worker.cold_start.process_ms is not None
+        assert worker.cold_start.total_ms > worker.cold_start.import_ms + worker.cold_start.load_ms
+        assert len(worker.measure(Order(seconds=0)).samples_ms) == 1, "at least one"
+        assert len(worker.measure(Order(seconds=0.2, lead_in=1)).samples_ms) > 1
+        assert len(worker.measure(Order(iterations=3, lead_in=2)).samples_ms) == 3
+
+
+def test_peak_memory_is_the_workers_own(digits_bundle):
+    """The kernel's `ru_maxrss` starts with what the parent had in memory when it forked."""
+    ballast = bytearray(os.urandom(1)) * 600_000_000
+    with Worker(Configuration(digits_bundle, "dense", "cpu", threads=1)) as worker:
+        assert worker.measure(Order(iterations=1)).peak_rss_mb < 500
+    assert len(ballast) == 600_000_000

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS = ("build", "run", "verify", "inspect", "profiles", "models", "doctor", "quickstart")
+VERBS = ("build", "run", "verify", "inspect", "bench", "profiles", "models", "doctor", "quickstart")
 
 
 def _version(wanted: bool) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import TracebackType
 
-from ztdeploy.errors import BundleError
-from ztdeploy.processes import module_command, module_environment
+from ztdeploy import errors
+from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
+from ztdeploy.measure.protocol import Answer, ColdStart, Hello, Order, Refusal
+from ztdeploy.processes import how_it_ended, module_command, module_environment
 
 
 @dataclass(frozen=True)
@@ -56,47 +59,72 @@ def measure_latency(
 ) -> list[Measurement]:
     """Time each configuration `rounds` times `iterations`, alternating between them.
 
+    `bench.run_bench` does the same with intervals, warnings and partial results.
+
     Raises:
         BundleError: a process could not load or run its engine.
+        EnvironmentLacksError: a process was killed.
     """
     with ExitStack() as stack:
-        workers = []
+        workers, measured = [], []
         for done, configuration in enumerate(configurations):
             progress(f"loading {configuration.variant}", done, len(configurations))
-            workers.append(stack.enter_context(_Worker(configuration)))
+            worker = stack.enter_context(Worker(configuration))
+            start = worker.cold_start
+            workers.append(worker)
+            measured.append(Measurement(configuration, start.import_ms, start.load_ms, start.first_ms))
         for turn in range(rounds + 1):  # the first round warms up and is not counted
             progress(f"measuring, round {turn} of {rounds}", turn, rounds + 1)
-            for worker in workers:
-                worker.measure(iterations, count=turn > 0)
-        return [worker.measurement for worker in workers]
+            for worker, own in zip(workers, measured, strict=True):
+                answer = worker.measure(Order(iterations=iterations))
+                own.peak_rss_mb = answer.peak_rss_mb
+                if turn:
+                    own.rounds_ms.append(answer.samples_ms)
+        return measured
 
 
-class _Worker:
-    """A child process with one engine in it."""
+class Worker(AbstractContextManager["Worker"]):
+    """A child process with one engine in it; entering waits until the engine has run once."""
+
+    cold_start: ColdStart
 
     def __init__(self, configuration: Configuration) -> None:
         c = configuration
         arguments = [str(c.bundle), c.variant, c.profile, str(c.threads), str(c.batch)]
-        self._configuration = configuration
+        self.configuration = configuration
+        # Not a pipe: one that nobody reads fills up, and stops the process.
+        self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            module_command("ztdeploy.measure.worker", *arguments),
+            module_command("ztdeploy.measure.worker", *arguments, str(time.monotonic_ns())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._words,
             text=True,
             env=module_environment(),
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
+        """
+        Raises:
+            ZtdeployError: what kept the engine from loading, or the process from living.
+        """
         try:
-            self.measurement = Measurement(self._configuration, **self._answer())
-        except BaseException:
-            self.__exit__()
+            hello = Hello.model_validate_json(self._line())
+            if hello.ready is None:
+                assert hello.refusal is not None
+                raise self._refused(hello.refusal)
+            self.cold_start = hello.ready
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # whatever it still does, nobody waits for it
+            self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
@@ -105,27 +133,49 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._words.close()
 
-    def measure(self, iterations: int, *, count: bool) -> None:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def measure(self, order: Order) -> Answer:
+        """Time calls.
+
+        Raises:
+            BundleError: the process ended by itself.
+            EnvironmentLacksError: it was killed.
+        """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended; its last words are read below
-            self._process.stdin.write(json.dumps({"iterations": iterations}) + "\n")
+            self._process.stdin.write(order.model_dump_json() + "\n")
             self._process.stdin.flush()
-        answer = self._answer()
-        self.measurement.peak_rss_mb = answer["peak_rss_mb"]
-        if count:
-            self.measurement.rounds_ms.append(answer["samples_ms"])
+        return Answer.model_validate_json(self._line())
 
-    def _answer(self) -> dict[str, Any]:
+    def _line(self) -> str:
         assert self._process.stdout is not None
-        assert self._process.stderr is not None
         line = self._process.stdout.readline()
-        if not line:
-            last = (self._process.stderr.read().strip().splitlines() or ["no message"])[-1]
-            raise BundleError(
-                f"the process that measures '{self._configuration.variant}' ended ({last})",
-                "a bundle that this machine can run",
-                "run 'ztdeploy verify' on it",
+        if not line.endswith("\n"):
+            raise self._ended()
+        return line
+
+    def _ended(self) -> ZtdeployError:
+        code = self._process.wait()
+        self._words.seek(0)
+        last = (self._words.read().strip().splitlines() or ["it said nothing"])[-1]
+        given = f"the process that measures '{self.configuration.variant}' {how_it_ended(code)}"
+        if code < 0:
+            return EnvironmentLacksError(
+                given,
+                "a process that lives until it has been measured",
+                "if memory ran out (see 'dmesg'), close other programs, or measure fewer configurations at a time",
             )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return BundleError(
+            f"{given} ({last})", "a bundle that this machine can run", "run 'ztdeploy verify' on the bundle"
+        )
+
+    def _refused(self, refusal: Refusal) -> ZtdeployError:
+        kind: type[ZtdeployError] = getattr(errors, refusal.kind, BundleError)
+        if kind is MissingExtraError:  # which takes other arguments
+            kind = EnvironmentLacksError
+        return kind(f"'{self.configuration.variant}': {refusal.given}", refusal.expected, refusal.fix)

@@ -44,6 +44,25 @@ def read_cpu_times(cores: Collection[int], root: Path = Path("/"), *, ticks_per_
     return CpuTimes(busy_s=busy / ticks, stolen_s=stolen / ticks) if found else None
 
 
-def cores_of_others(spent: CpuTimes, own_s: float, wall_s: float) -> float:
-    """How many cores other processes kept busy on average; never below 0, which the accounts' coarseness can give."""
-    return max(0.0, spent.busy_s - own_s) / wall_s if wall_s > 0 else 0.0
+def cpu_seconds_of(pid: int) -> float:
+    """What all threads of one process have used so far; 0 once it is gone."""
+    fields = (text(Path(f"/proc/{pid}/stat")) or "").rpartition(")")[2].split()  # its name may hold spaces
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0
+
+
+class Accounts:
+    """What our own processes and all processes use from now on, in seconds, over some cores."""
+
+    def __init__(self, cores: Collection[int], pids: Collection[int], root: Path = Path("/")) -> None:
+        self._cores, self._pids, self._root = tuple(cores), (os.getpid(), *pids), root
+        self._own = self._own_now()
+        self._all = read_cpu_times(self._cores, root)
+
+    def so_far(self) -> tuple[float, CpuTimes | None]:
+        """Our own processes' seconds, and everybody's where these can be read."""
+        everybody = read_cpu_times(self._cores, self._root)
+        spent = everybody - self._all if everybody and self._all else None
+        return self._own_now() - self._own, spent
+
+    def _own_now(self) -> float:
+        return sum(cpu_seconds_of(pid) for pid in self._pids)

@@ -1,53 +1,120 @@
 """The process in which one engine is timed; nothing else runs in it.
 
-Started by `measure.latency`; reads one JSON request per line on standard input, answers with one line of JSON.
-Several ONNX Runtime sessions in one process spin against each other, so every configuration has a process of its own.
+Started by `measure.latency`; reads one `protocol.Order` per line on standard input, answers with one `protocol.Answer`,
+and ends when its input does. Several ONNX Runtime sessions in one process spin against each other, so every
+configuration has a process of its own.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import resource
+import signal
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
 
-_started = time.perf_counter()
+if TYPE_CHECKING:
+    from ztdeploy.measure.protocol import Answer, Order
+
+_started_ns = time.monotonic_ns()
 
 
 def main() -> None:
-    """Load one engine, then answer `{"iterations": n}` with n latencies in milliseconds until standard input ends."""
-    bundle, variant, profile, threads, batch = sys.argv[1:6]
+    """Load one engine, say how long that took, then time calls as ordered until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which closes our input
+    answers = _own_standard_output()
+    bundle, variant, profile, threads, batch, *ordered_ns = sys.argv[1:]
     import numpy as np
 
+    from ztdeploy.errors import ZtdeployError
     from ztdeploy.runtime.runner import load
 
-    imported = time.perf_counter()
-    runner = load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
-    loaded = time.perf_counter()
-    size = runner.bundle.manifest.preprocess.image_size
-    # The time of an engine with static shapes does not depend on what the pixels are.
-    pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
-    runner.infer(pixels)
-    first = time.perf_counter()
-    print(
-        json.dumps(
-            {"import_ms": _ms(_started, imported), "load_ms": _ms(imported, loaded), "first_ms": _ms(loaded, first)}
-        )
+    imported_ns = time.monotonic_ns()
+    from ztdeploy.measure.protocol import ColdStart, Hello, Order, Refusal
+
+    begun_ns = time.monotonic_ns()
+    try:
+        runner = load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
+        loaded_ns = time.monotonic_ns()
+        size = runner.bundle.manifest.preprocess.image_size
+        # The time of an engine with static shapes does not depend on what the pixels are.
+        pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
+        before_ns = time.monotonic_ns()
+        runner.infer(pixels)
+        first_ns = time.monotonic_ns() - before_ns
+    except ZtdeployError as error:
+        refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
+        _say(answers, Hello(refusal=refusal).model_dump_json())
+        return
+    ready = ColdStart(
+        process_ms=_ms(_started_ns - int(ordered_ns[0])) if ordered_ns else None,
+        import_ms=_ms(imported_ns - _started_ns),
+        load_ms=_ms(loaded_ns - begun_ns),
+        first_ms=_ms(first_ns),
     )
-    sys.stdout.flush()
+    _say(answers, Hello(ready=ready).model_dump_json())
     for line in sys.stdin:
-        samples = []
-        for _ in range(int(json.loads(line)["iterations"])):
-            before = time.perf_counter()
-            runner.infer(pixels)
-            samples.append(_ms(before, time.perf_counter()))
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"samples_ms": samples, "peak_rss_mb": peak_mb}))
-        sys.stdout.flush()
+        answer = _obey(Order.model_validate_json(line), lambda: runner.infer(pixels))
+        _say(answers, answer.model_dump_json())
 
 
-def _ms(start: float, end: float) -> float:
-    return 1000 * (end - start)
+def _obey(order: Order, call: Callable[[], object]) -> Answer:
+    from ztdeploy.measure.board import jetson_gpu_clock
+    from ztdeploy.measure.environment import read_clocks, usable_cores
+    from ztdeploy.measure.protocol import Answer
+
+    for _ in range(order.lead_in):
+        call()
+    samples = _time(call, order)
+    gpu = jetson_gpu_clock()
+    return Answer(
+        samples_ms=samples,
+        peak_rss_mb=_peak_rss_mb(),
+        clock_mhz=max(read_clocks(usable_cores()).values(), default=None),
+        gpu_clock_mhz=gpu[0] if gpu else None,
+    )
+
+
+def _time(call: Callable[[], object], order: Order) -> list[float]:
+    """Milliseconds per call."""
+    samples: list[float] = []
+    now = time.monotonic_ns()
+    until = now + int(1e9 * (order.seconds or 0))
+    while len(samples) < (order.iterations or 1) or (order.iterations is None and now < until):
+        before = time.monotonic_ns()
+        call()
+        now = time.monotonic_ns()
+        samples.append(_ms(now - before))
+    return samples
+
+
+def _peak_rss_mb() -> float:
+    """Of this process alone: `ru_maxrss` counts from before `exec`, when it still was a copy of its parent."""
+    from pathlib import Path
+
+    from ztdeploy.measure.kernel_files import table
+
+    amount = table(Path("/proc/self/status")).get("VmHWM", "").split()
+    kibibytes = int(amount[0]) if amount else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kibibytes * 1024 / 1e6, 1)
+
+
+def _own_standard_output() -> TextIO:
+    """Standard output for our answers alone: what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _say(answers: TextIO, line: str) -> None:
+    answers.write(line + "\n")
+    answers.flush()
+
+
+def _ms(nanoseconds: int) -> float:
+    return round(nanoseconds / 1e6, 4)
 
 
 if __name__ == "__main__":
