@@ -73,11 +73,13 @@ _HEAD = """#!/bin/sh
 #   TRTEXEC   where trtexec is, if not on the PATH nor where JetPack puts it
 #   PLUGINS   the compiled plugin library (plugins/README.md says how), to build the engines with plugin nodes, too
 set -eu
-cd "$(dirname "$0")"
+absolute() { case "$1" in /* | "") echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 if [ -z "${TRTEXEC:-}" ]; then
     TRTEXEC=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
 fi
-PLUGINS=${PLUGINS:-}
+case "$TRTEXEC" in */*) TRTEXEC=$(absolute "$TRTEXEC") ;; esac
+PLUGINS=$(absolute "${PLUGINS:-}")
+CDPATH='' cd -- "$(dirname -- "$0")"
 # Types are in the graphs. TensorRT 10 has to be told so; later ones know nothing else, and may not know the flag.
 if "$TRTEXEC" --help 2>&1 | grep -q stronglyTyped; then TYPED=--stronglyTyped; else TYPED=; fi
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -46,25 +47,34 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at the machine; imports nothing heavier than ONNX Runtime."""
-    return [
-        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        _processor(),
-        _memory(),
-        _disk(),
-        _onnxruntime(),
-        _host_half(),
-        _gpu(),
-        _tensorrt_rtx(),
-        _tensorrt(),
-        _plugin_compiler(),
-        _nvrtc(),
-        *(
-            Finding(f"backend {name}", "note", f"{what} cannot be built by this version")
-            for name, what in PLANNED.items()
-        ),
-        _realdata(),
+    """Look at the machine; imports nothing heavier than its runtimes. A probe that fails is a finding, too."""
+    probes = {
+        "processor": _processor,
+        "memory": _memory,
+        "disk": _disk,
+        "backend onnxruntime": _onnxruntime,
+        "building bundles": _host_half,
+        "gpu": _gpu,
+        "backend tensorrt-rtx": _tensorrt_rtx,
+        "backend tensorrt": _tensorrt,
+        "compiling plugins": _plugin_compiler,
+        "compiling kernels to PTX": _nvrtc,
+    }
+    python = Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    planned = [
+        Finding(f"backend {name}", "note", f"{what} cannot be built by this version") for name, what in PLANNED.items()
     ]
+    found = [_safely(subject, probe) for subject, probe in probes.items()]
+    return [python, *found, *planned, _safely("real data for tests", _realdata)]
+
+
+def _safely(subject: str, probe: Callable[[], Finding]) -> Finding:
+    """Machines are odd in more ways than probes foresee, and this report is read where something is odd."""
+    try:
+        return probe()
+    except Exception as error:
+        what = f"cannot be examined: {type(error).__name__}: {str(error)[:200]}"
+        return Finding(subject, "missing", what, "reinstall it, or report this")
 
 
 def _processor() -> Finding:

@@ -1,11 +1,13 @@
-"""Children of our own interpreter: how they find this package, installed or not."""
+"""Children of our own interpreter: how they find this package, answer, and end."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -28,3 +30,26 @@ def how_it_ended(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def own_standard_output() -> TextIO:
+    """Standard output for our answers alone: what libraries print goes to standard error from now on."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far, in MB of 10^6 bytes.
+
+    `ru_maxrss` counts from before `exec`, when the process still was a copy of its parent; the kernel's own
+    high-water mark does not.
+    """
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                kibibytes = int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return round(kibibytes * 1024 / 1e6, 1)

@@ -50,10 +50,11 @@ def _narrow(graph: ir.Graph, node: ir.Node) -> None:
     narrow = new_node("Cast", [node.inputs[0]], node, "int32", cast_to(ir.DataType.INT32))
     node.replace_input_with(0, narrow.outputs[0])
     graph.insert_before(node, narrow)
-    values = node.outputs[0]
+    values, name = node.outputs[0], node.outputs[0].name
     wide = new_node("Cast", [None], node, "int64", cast_to(ir.DataType.INT64))
     wide.outputs[0].shape, wide.outputs[0].type = values.shape, values.type
     ir.convenience.replace_all_uses_with(values, wide.outputs[0], replace_graph_outputs=True)
     wide.replace_input_with(0, values)
     values.type = ir.TensorType(ir.DataType.INT32)
+    values.name, wide.outputs[0].name = wide.outputs[0].name, name  # it may be an output of the graph
     graph.insert_after(node, wide)

@@ -7,8 +7,6 @@ configuration has a process of its own.
 
 from __future__ import annotations
 
-import os
-import resource
 import signal
 import sys
 import time
@@ -24,7 +22,9 @@ _started_ns = time.monotonic_ns()
 def main() -> None:
     """Load one engine, say how long that took, then time calls as ordered until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which closes our input
-    answers = _own_standard_output()
+    from ztdeploy.processes import own_standard_output
+
+    answers = own_standard_output()
     bundle, variant, profile, threads, batch, *ordered_ns = sys.argv[1:]
     import numpy as np
 
@@ -64,6 +64,7 @@ def _obey(order: Order, call: Callable[[], object]) -> Answer:
     from ztdeploy.measure.board import jetson_gpu_clock
     from ztdeploy.measure.environment import read_clocks, usable_cores
     from ztdeploy.measure.protocol import Answer
+    from ztdeploy.processes import peak_rss_mb
 
     for _ in range(order.lead_in):
         call()
@@ -71,7 +72,7 @@ def _obey(order: Order, call: Callable[[], object]) -> Answer:
     gpu = jetson_gpu_clock()
     return Answer(
         samples_ms=samples,
-        peak_rss_mb=_peak_rss_mb(),
+        peak_rss_mb=peak_rss_mb(),
         clock_mhz=max(read_clocks(usable_cores()).values(), default=None),
         gpu_clock_mhz=gpu[0] if gpu else None,
     )
@@ -88,24 +89,6 @@ def _time(call: Callable[[], object], order: Order) -> list[float]:
         now = time.monotonic_ns()
         samples.append(_ms(now - before))
     return samples
-
-
-def _peak_rss_mb() -> float:
-    """Of this process alone: `ru_maxrss` counts from before `exec`, when it still was a copy of its parent."""
-    from pathlib import Path
-
-    from ztdeploy.measure.kernel_files import table
-
-    amount = table(Path("/proc/self/status")).get("VmHWM", "").split()
-    kibibytes = int(amount[0]) if amount else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kibibytes * 1024 / 1e6, 1)
-
-
-def _own_standard_output() -> TextIO:
-    """Standard output for our answers alone: what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
 
 
 def _say(answers: TextIO, line: str) -> None:

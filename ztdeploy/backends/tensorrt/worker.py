@@ -6,8 +6,6 @@ process at any point; that is why there is one.
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder, Failure
 from ztdeploy.plugins.ahead_of_time import Target, register_plugins
+from ztdeploy.processes import own_standard_output, peak_rss_mb
 
 MIB = 2**20
 
@@ -27,9 +26,7 @@ class BuildFailedError(Exception):
 
 
 def main() -> None:
-    # Whatever the runtime prints must not get in between: the answer has a channel of its own.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = own_standard_output()  # the runtime prints, too
     order = BuildOrder.model_validate_json(sys.stdin.read())
     started = time.perf_counter()
     trt = FLAVOURS[order.flavour].load()
@@ -42,7 +39,7 @@ def main() -> None:
     figures = {
         "runtime_version": trt.__version__,
         "seconds": time.perf_counter() - started,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_rss_mb(),
     }
     answers.write(answer.model_copy(update=figures).model_dump_json())
     answers.close()
