@@ -75,7 +75,9 @@ def _preload_rtx() -> None:
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     core, parser = "libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so"
     for name in (core, parser):
-        versioned = next(libraries.glob(f"{name}.*"))
+        versioned = next(libraries.glob(f"{name}.*"), None)
+        if versioned is None:
+            raise OSError(f"'{libraries}' holds no {name}")
         (private / versioned.name).symlink_to(versioned)
         (private / name).symlink_to(versioned)
     for name in (core, parser):  # the parser needs the core
