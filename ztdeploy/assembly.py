@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
 from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
+from ztdeploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
@@ -52,7 +53,6 @@ from ztdeploy.schedule import PruningSchedule, gmacs, plan, pruning_gmacs
 from ztdeploy.version import __version__
 
 GOLDEN_IMAGES = 4
-TENSORRT = ("tensorrt", "tensorrt-rtx")
 TOOLS: tuple[str, ...] = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
 TOOLS += ("onnx-graphsurgeon", "tensorrt", "tensorrt-rtx-cu13-libs")
 
@@ -97,7 +97,7 @@ class Assembly:
         np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **arrays)
 
     def _take(self, schedule: PruningSchedule, spec: GraphSpec, graph: ir.Model) -> None:
-        if any(self._specs[profile.name] == spec and profile.backend in TENSORRT for profile in self.profiles):
+        if any(self._specs[profile.name] == spec and profile.backend in FLAVOURS for profile in self.profiles):
             check_tensorrt(graph)
         self._contents[schedule.name, spec] = contents_of(graph, self.model.adapter.architecture.depth)
         self._weights.add(self._graph_path(schedule, spec), graph)
@@ -105,7 +105,7 @@ class Assembly:
     def write_graphs(self) -> None:
         """Write all graphs against one weights file, and those with plugin nodes for boards that can have plugins."""
         self._weights.write(self.folder / WEIGHTS_FILE)
-        boards = {self._specs[profile.name] for profile in self.profiles if profile.backend == "tensorrt"}
+        boards = {self._specs[profile.name] for profile in self.profiles if profile.backend == TENSORRT.name}
         for schedule in self.schedules:
             for spec in boards:
                 plain = self._graph_path(schedule, spec)
@@ -141,15 +141,13 @@ class Assembly:
         variant = Bundle(self.folder, manifest).variant(name=schedule.name)
         engine, graph = variant.engines.get(profile.name), variant.graphs[profile.name]
         runs = engine is not None and why_not_run(profile) is None
+        changes: dict[str, object] = {}
         if engine is not None and runs:
             parity, _ = self._compare(manifest, variant, profile, None)
-            engines = {**variant.engines, profile.name: engine.model_copy(update={"parity": parity})}
-            manifest = with_variant(manifest, variant, engines=engines)
-        if runs and graph.precision == "fp32":
-            return manifest
-        variant = Bundle(self.folder, manifest).variant(name=schedule.name)
-        graphs = {**variant.graphs, profile.name: self._prove_graph(manifest, variant, profile)}
-        return with_variant(manifest, variant, graphs=graphs)
+            changes["engines"] = {**variant.engines, profile.name: engine.model_copy(update={"parity": parity})}
+        if not runs or graph.precision != "fp32":
+            changes["graphs"] = {**variant.graphs, profile.name: self._prove_graph(manifest, variant, profile)}
+        return with_variant(manifest, variant, **changes)
 
     def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
         """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
@@ -181,7 +179,7 @@ class Assembly:
         *,
         emulated: bool = False,
     ) -> tuple[ParityRecord, ParityRecord | None]:
-        """Parity and drift of a variant's engine, or of a graph in its stead."""
+        """Parity of a variant's engine, or of a graph in its stead; drift where the graph emulates rounding."""
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
@@ -189,7 +187,7 @@ class Assembly:
             if graph is not None:
                 runner.adopt(variant.name, OnnxRuntimeRunner(open_session(graph, session_options(threads)), []))
             module = Deployable(pruned, self.model.preprocess, "uint8")
-            records = prove(runner, variant, pruned, module, self.pixels)
+            records = prove(runner, variant, pruned, module, self.pixels, with_drift=emulated)
         parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
         assert parity is not None
         return parity, drift
@@ -262,7 +260,7 @@ class Assembly:
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
         spec = self._specs[profile.name]
         contents = self._contents[schedule.name, spec]
-        twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == "tensorrt" else None
+        twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == TENSORRT.name else None
         library, ahead = (path.relative_to(self.folder).as_posix() for path in twins) if twins else (None, None)
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
@@ -324,8 +322,8 @@ def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
         image_input=profile.image_input,
         batch=fixed,
         precision=profile.precision,
-        turing=profile.backend == "tensorrt-rtx" and "7.5" in capabilities,
-        board=profile.backend == "tensorrt",
+        turing=profile.backend == TENSORRT_RTX.name and "7.5" in capabilities,
+        board=profile.backend == TENSORRT.name,
     )
 
 

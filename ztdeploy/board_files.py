@@ -9,17 +9,17 @@ import shlex
 import shutil
 from pathlib import Path
 
+from ztdeploy.backends.tensorrt.flavours import TENSORRT
 from ztdeploy.manifest import GraphRecord, Manifest
 from ztdeploy.profile import HardwareProfile, data_folder
 
 SCRIPT = "trtexec.sh"
 _SOURCES = ("*.cu", "*.cuh", "*.h", "*.cpp", "CMakeLists.txt", "README.md")
-_BACKEND = "tensorrt"
 
 
 def write_board_files(folder: Path, manifest: Manifest) -> None:
     """Add a script and the plugins' sources to a bundle with profiles of standard TensorRT; nothing to any other."""
-    boards = [profile for profile in manifest.profiles.values() if profile.backend == _BACKEND]
+    boards = [profile for profile in manifest.profiles.values() if profile.backend == TENSORRT.name]
     if not boards:
         return
     script = folder / SCRIPT

@@ -16,7 +16,8 @@ from ztdeploy.backends.base import Plugins
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, file_records, new_manifest, read_bundle
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError
 from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord, plugin_kind
-from ztdeploy.measure.alternating import median_ratio, medians, take_turns
+from ztdeploy.measure.alternating import medians, take_turns
+from ztdeploy.measure.statistics import median_ratio
 from ztdeploy.runtime.parity import check_golden, golden_pixels
 from ztdeploy.runtime.runner import BundleRunner, load
 

@@ -35,12 +35,18 @@ def reference_outputs(
 
 
 def prove(
-    runner: BundleRunner, variant: VariantRecord, pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8]
+    runner: BundleRunner,
+    variant: VariantRecord,
+    pruned: PrunedModel,
+    module: Deployable,
+    pixels: NDArray[np.uint8],
+    *,
+    with_drift: bool = False,
 ) -> tuple[ParityRecord, ParityRecord | None]:
     """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
 
     Returns:
-        Its parity, and in half precision its drift: the same on PyTorch's own choices.
+        Its parity, and if asked for its drift: the same on PyTorch's own choices, which takes another forward pass.
 
     Raises:
         ParityError: names the pruning layer, or the logits.
@@ -56,7 +62,7 @@ def prove(
     name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
     parity = compare(name, blocks, actual, reference, precision)
-    if precision == "fp32":
+    if not with_drift:
         return parity, None
     own = reference_outputs(pruned, module, inputs) if blocks else reference
     return parity, measure_drift(name, blocks, actual, own)

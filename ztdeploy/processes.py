@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from ztdeploy.kernel_files import kibibytes, table
+
 
 def module_command(module: str, *arguments: str) -> list[str]:
     """`python -m module ...` with this interpreter."""
@@ -45,11 +47,7 @@ def peak_rss_mb() -> float:
     `ru_maxrss` counts from before `exec`, when the process still was a copy of its parent; the kernel's own
     high-water mark does not.
     """
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                kibibytes = int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return round(kibibytes * 1024 / 1e6, 1)
+    amount = kibibytes(table(Path("/proc/self/status")).get("VmHWM"))
+    if amount is None:
+        amount = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(amount * 1024 / 1e6, 1)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ztdeploy.measure import alternating
-from ztdeploy.measure.alternating import median_ratio, medians, take_turns
+from ztdeploy.measure.alternating import medians, take_turns
+from ztdeploy.measure.statistics import median_ratio
 
 
 class Clock:

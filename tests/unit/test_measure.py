@@ -16,19 +16,6 @@ from ztdeploy.measure.latency import Configuration, Measurement, Worker, measure
 from ztdeploy.measure.protocol import Order
 
 
-@pytest.fixture
-def children(monkeypatch):
-    """The processes that a measurement starts."""
-    started, popen = [], subprocess.Popen
-
-    def recording(*arguments, **options):
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", recording)
-    return started
-
-
 def measurement(*rounds):
     return Measurement(Configuration(".", "dense", "cpu"), 1.0, 2.0, 3.0, [list(samples) for samples in rounds])
 

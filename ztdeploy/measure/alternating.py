@@ -25,11 +25,6 @@ def medians(samples: Rounds) -> list[float]:
     return [median(time for times in own for time in times) for own in samples]
 
 
-def median_ratio(first: list[list[float]], second: list[list[float]]) -> float:
-    """How many times longer the first takes than the second: the median of the rounds' ratios."""
-    return median(median(one) / median(other) for one, other in zip(first, second, strict=True))
-
-
 def _milliseconds(call: Callable[[], object]) -> float:
     before = time.perf_counter()
     call()

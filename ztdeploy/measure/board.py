@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ztdeploy.measure.kernel_files import folders, number, text
+from ztdeploy.kernel_files import folders, number, text
 
 #: How a Jetson's integrated GPU is named where its clock is, from JetPack 4 to 7.
 _JETSON_GPU = re.compile(r"\.(gpu|gp10b|gv11b|ga10b|gb10b)$")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ztdeploy.measure.kernel_files import number, table, text
+from ztdeploy.kernel_files import number, table, text
 
 #: What version 1 says for "no limit" is about 2^63.
 _NO_LIMIT = 2**60

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from ztdeploy.kernel_files import folders, kibibytes, number, scaled, table, text
 from ztdeploy.measure.board import Jetson, board_name, pi_complaints, power_rails_mw, read_jetson
 from ztdeploy.measure.cgroup import cpu_quota_cores, memory_limit_bytes, times_stopped
 from ztdeploy.measure.gpu import Gpu, nvidia_smi, read_gpus
-from ztdeploy.measure.kernel_files import folders, number, scaled, table, text
 from ztdeploy.version import __version__
 
 _ROOT = Path("/")
@@ -244,10 +244,10 @@ def _megahertz(clocks: list[Path], name: str) -> list[float]:
     return [value for folder in clocks if (value := scaled(folder / name, 1e-3)) is not None]
 
 
-def _megabytes(kibibytes: str | None) -> float | None:
+def _megabytes(listed: str | None) -> float | None:
     """Such as "24684132 kB", which means KiB, in units of 10^6 bytes."""
-    amount = (kibibytes or "").split()
-    return round(int(amount[0]) * 1024 / 1e6, 1) if amount and amount[0].isdigit() else None
+    amount = kibibytes(listed)
+    return None if amount is None else round(amount * 1024 / 1e6, 1)
 
 
 def _count_list(listed: str | None) -> int | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from ztdeploy.kernel_files import folders, table
 from ztdeploy.measure.board import board_name, jetson_gpu_clock
-from ztdeploy.measure.kernel_files import folders, table
 
 _FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw")
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from ztdeploy import errors
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.measure.protocol import Answer, ColdStart, Hello, Order, Refusal
+from ztdeploy.measure.statistics import median_ratio
 from ztdeploy.processes import how_it_ended, module_command, module_environment
 
 
@@ -46,8 +47,7 @@ class Measurement:
 
     def speedup_over(self, other: Measurement) -> float:
         """How many times faster than another, as the median of the rounds' ratios."""
-        pairs = zip(self.rounds_ms, other.rounds_ms, strict=True)
-        return median(median(theirs) / median(ours) for ours, theirs in pairs)
+        return median_ratio(other.rounds_ms, self.rounds_ms)
 
 
 def measure_latency(

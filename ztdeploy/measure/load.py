@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ztdeploy.measure.kernel_files import text
+from ztdeploy.kernel_files import text
 
 
 class CpuTimes(BaseModel):

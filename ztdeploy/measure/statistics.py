@@ -100,6 +100,15 @@ def _tail(samples: Sequence[float], percent: int) -> float | None:
     return percentile(samples, percent) if len(samples) * (100 - percent) >= 100 else None
 
 
+def median_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> float:
+    """How many times longer the first takes than the second, over the same rounds: the median of the rounds' ratios.
+
+    Raises:
+        ValueError: one has more rounds than the other.
+    """
+    return median(median(one) / median(other) for one, other in zip(first, second, strict=True))
+
+
 def round_ratios(reference: Mapping[int, Sequence[float]], own: Mapping[int, Sequence[float]]) -> list[float]:
     """How many times longer the reference takes, round by round; rounds that only one of them has are left out.
 

@@ -8,6 +8,7 @@ import pytest
 from helpers import machines
 from helpers.machines import CPU, plant
 
+from ztdeploy.kernel_files import number, text
 from ztdeploy.measure import gpu
 from ztdeploy.measure.board import pi_complaints
 from ztdeploy.measure.cgroup import cpu_quota_cores, memory_limit_bytes, times_stopped
@@ -21,7 +22,6 @@ from ztdeploy.measure.environment import (
     read_state,
     usable_cores,
 )
-from ztdeploy.measure.kernel_files import number, text
 from ztdeploy.measure.load import Accounts, CpuTimes, cpu_seconds_of, read_cpu_times
 
 CORES = (0, 1, 2, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,6 @@ from ztdeploy.measure.bench_report import (
 )
 
 QUICK = {"warmup_s": 0.0, "threads": (1,)}
-
-
-@pytest.fixture
-def children(monkeypatch):
-    """The processes that a measurement starts."""
-    started, popen = [], subprocess.Popen
-
-    def recording(*arguments, **options):
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", recording)
-    return started
 
 
 @pytest.fixture(scope="module")

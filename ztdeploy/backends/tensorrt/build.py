@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ztdeploy.backends.tensorrt.flavours import KNOWN_CAPABILITIES
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ProfileError, ZtdeployError
+from ztdeploy.kernel_files import kibibytes, table
 from ztdeploy.processes import how_it_ended, module_command, module_environment
 
 _MIB, _SMALLEST_WORKSPACE_MIB = 2**20, 64
@@ -57,13 +58,8 @@ def check_memory(weights_bytes: int, workspace_mib: int) -> int:
 
 def available_memory_mib() -> int | None:
     """What a new process can have without swapping, or None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) // 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    available = kibibytes(table(Path("/proc/meminfo")).get("MemAvailable"))
+    return None if available is None else available // 1024
 
 
 def _run(order: BuildOrder) -> BuildAnswer:

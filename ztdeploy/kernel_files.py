@@ -37,6 +37,12 @@ def table(path: Path, separator: str = ":") -> dict[str, str]:
     return found
 
 
+def kibibytes(amount: str | None) -> int | None:
+    """What the kernel means by "24684132 kB"; None where that is not what it says."""
+    parts = (amount or "").split()
+    return int(parts[0]) if parts and parts[0].isdigit() else None
+
+
 def folders(parent: Path, pattern: str) -> list[Path]:
     """Entries that match, in order; empty where the parent cannot be listed."""
     try:
