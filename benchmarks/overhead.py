@@ -16,8 +16,10 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from ztdeploy.bundle import Bundle
-from ztdeploy.measure.latency import Configuration, Measurement, measure_latency
+from ztdeploy.measure.latency import Configuration, measure_latency
 from ztdeploy.pipeline import BuildRequest, build
+
+METHODS = ("zero-tprune", "slice")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,15 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pruned = _bundle(Path(folder) / "pruned", arguments.model, arguments.keep_ratio, "zero-tprune")
-        sliced = _bundle(Path(folder) / "sliced", arguments.model, arguments.keep_ratio, "slice")
-        result = measure(pruned, sliced, arguments.batch, arguments.rounds, arguments.iterations)
+        request = BuildRequest(
+            model=arguments.model,
+            profiles=("cpu",),
+            keep_ratios=(arguments.keep_ratio,),
+            methods=METHODS,
+            weights="random",
+            out=Path(folder) / "bundle",
+        )
+        result = measure(build(request), arguments.batch, arguments.rounds, arguments.iterations)
     print(describe_machine())
     print(f"{result.model}, keep ratio {result.keep_ratio:g}, batch {result.batch}, fp32, medians")
     print(f"  dense  {result.dense_ms:8.2f} ms")
@@ -63,35 +71,24 @@ def main() -> None:
     print(json.dumps(asdict(result)))
 
 
-def measure(pruned: Bundle, sliced: Bundle, batch: int, rounds: int, iterations: int) -> Result:
+def measure(bundle: Bundle, batch: int, rounds: int, iterations: int) -> Result:
     """Time dense, sliced and pruned in turns."""
-    chosen = [(pruned, "dense"), (sliced, sliced.manifest.default_variant), (pruned, pruned.manifest.default_variant)]
-    configurations = [Configuration(bundle.root, name, "cpu", batch=batch) for bundle, name in chosen]
+    manifest = bundle.manifest
+    variant, sliced = (next(v for v in manifest.variants if v.schedule.method == m and v.plan.layers) for m in METHODS)
+    assert variant.plan.tokens_per_block == sliced.plan.tokens_per_block
+    names = [manifest.dense.name, sliced.name, variant.name]
+    configurations = [Configuration(bundle.root, name, "cpu", batch=batch) for name in names]
     dense, cut, ours = measure_latency(configurations, rounds=rounds, iterations=iterations)
-    variant = pruned.variant()
-    assert variant.plan.tokens_per_block == sliced.variant().plan.tokens_per_block
     return Result(
-        model=pruned.manifest.model.name,
+        model=manifest.model.name,
         keep_ratio=variant.keep_ratio or 0.0,
         batch=batch,
         dense_ms=dense.median_ms,
         slice_ms=cut.median_ms,
         pruned_ms=ours.median_ms,
-        pruned_over_slice=1 / _speedup(ours, cut),
-        speedup=_speedup(ours, dense),
-        gmacs_ratio=pruned.manifest.dense.gmacs / variant.gmacs,
-    )
-
-
-def _speedup(ours: Measurement, theirs: Measurement) -> float:
-    return ours.speedup_over(theirs)
-
-
-def _bundle(out: Path, model: str, keep_ratio: float, method: str) -> Bundle:
-    return build(
-        BuildRequest(
-            model=model, profiles=("cpu",), keep_ratios=(keep_ratio,), method=method, weights="random", out=out
-        )
+        pruned_over_slice=1 / ours.speedup_over(cut),
+        speedup=ours.speedup_over(dense),
+        gmacs_ratio=manifest.dense.gmacs / variant.gmacs,
     )
 
 

@@ -30,7 +30,7 @@ class BuildRequest:
     out: Path
     keep_ratios: tuple[float, ...] = ()  #: empty: the profiles' own, unless schedules are given
     schedules: tuple[Path, ...] = ()
-    method: str = DEFAULT_METHOD
+    methods: tuple[str, ...] = (DEFAULT_METHOD,)  #: each at every keep ratio
     preset: str = "default"
     weights: Literal["pretrained", "random"] = "pretrained"
     checkpoint: Path | None = None
@@ -125,9 +125,12 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
     ratios: tuple[float, ...] = request.keep_ratios
     if not schedules or request.keep_ratios:
         ratios = tuple(r for profile in profiles for r in override_keep_ratios(profile, request.keep_ratios))
-    schedules += [
-        uniform_schedule(r, depth, method=request.method, preset=request.preset) for r in dict.fromkeys(ratios)
+    uniform = [
+        uniform_schedule(r, depth, method=method, preset=request.preset)
+        for method in dict.fromkeys(request.methods)
+        for r in dict.fromkeys(ratios)
     ]
+    schedules += {schedule.name: schedule for schedule in uniform}.values()  # the dense one is the same for all methods
     if all(plan(schedule, model.adapter.architecture).layers for schedule in schedules):
         schedules.append(uniform_schedule(1.0, depth))
     names = [schedule.name for schedule in schedules]

@@ -22,7 +22,9 @@ def build(
         list[float] | None,
         typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Pruning method.")] = "zero-tprune",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
@@ -41,6 +43,7 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
+    from ztdeploy.schedule import DEFAULT_METHOD
 
     request = BuildRequest(
         model=model,
@@ -48,7 +51,7 @@ def build(
         out=out or Path(f"{model}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
         schedules=tuple(schedule or ()),
-        method=method,
+        methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
         weights=cast(Literal["pretrained", "random"], weights),
         checkpoint=checkpoint,
