@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import platform
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from ztdeploy.backends.threads import usable_threads
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
+from ztdeploy.cache import key_of
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.rounding import with_rounding
@@ -50,11 +50,10 @@ from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner
 from ztdeploy.schedule import PruningSchedule, gmacs, plan, pruning_gmacs
-from ztdeploy.version import __version__
+from ztdeploy.tools import tool_versions
+from ztdeploy.traces import Trace, TraceStore
 
 GOLDEN_IMAGES = 4
-TOOLS: tuple[str, ...] = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
-TOOLS += ("onnx-graphsurgeon", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
 class Assembly:
@@ -68,8 +67,10 @@ class Assembly:
         schedules: list[PruningSchedule],
         *,
         batch: int | None,
+        cache: TraceStore | None = None,
     ) -> None:
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
+        self._cache = cache
         self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
         self._specs = {profile.name: graph_spec(profile, batch) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
@@ -80,21 +81,51 @@ class Assembly:
 
     def export(self, schedule: PruningSchedule) -> None:
         """Trace one variant, make a graph per distinct spec, and note what PyTorch makes of the golden input."""
+        specs = list(dict.fromkeys(self._specs.values()))
+        traces = self._traces(schedule, list(dict.fromkeys(spec.traced for spec in specs)))
+        # All are made before any is written: writing renames what is inside.
+        for spec, graph in [(spec, specialise(traces[spec.traced].graph, spec)) for spec in specs]:
+            self._take(schedule, spec, graph)
+        reference = next(iter(traces.values())).reference
+        np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **reference)
+
+    def _traces(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
+        """One trace per spec; what the cache holds is not traced again."""
+        if self._cache is None:
+            return self._trace(schedule, specs)
+        keys = {spec: self._trace_key(schedule, spec) for spec in specs}
+        held = {spec: self._cache.read(key) for spec, key in keys.items()}
+        missing = [spec for spec, trace in held.items() if trace is None]
+        made = self._trace(schedule, missing) if missing else {}
+        for spec, trace in made.items():
+            self._cache.write(keys[spec], trace)
+        return made | {spec: trace for spec, trace in held.items() if trace is not None}
+
+    def _trace(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
         with PrunedModel(self.model.adapter, schedule) as pruned:
-            specs = list(dict.fromkeys(self._specs.values()))
-            traces = {
-                spec: export_onnx(pruned, self.model.preprocess, spec) for spec in {s.traced: None for s in specs}
-            }
-            # All are made before any is written: writing renames what is inside.
-            for spec, graph in [(spec, specialise(traces[spec.traced], spec)) for spec in specs]:
-                self._take(schedule, spec, graph)
+            graphs = {spec: export_onnx(pruned, self.model.preprocess, spec) for spec in specs}
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
         blocks = [layer.block for layer in pruned.token_plan.layers]
-        arrays = {"logits": reference.logits}
+        arrays: dict[str, NDArray[np.generic]] = {"logits": reference.logits}
         arrays |= {f"kept.{block}": kept for block, kept in zip(blocks, reference.kept, strict=True)}
         arrays |= {f"gap.{block}": gap for block, gap in zip(blocks, reference.gaps, strict=True)}
-        np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **arrays)
+        return {spec: Trace(graph, arrays) for spec, graph in graphs.items()}
+
+    def _trace_key(self, schedule: PruningSchedule, spec: GraphSpec) -> str:
+        """What decides a trace's content; names of variants and keep ratios as such do not."""
+        token_plan = plan(schedule, self.model.adapter.architecture)
+        return key_of(
+            timm_name=self.model.timm_name,
+            family=self.model.adapter.family,
+            architecture=self.model.adapter.architecture.model_dump(),
+            weights=self.model.weights_sha256,
+            preprocess=self.model.preprocess.model_dump(mode="json"),
+            golden=hashlib.sha256(self.pixels.tobytes()).hexdigest(),
+            plan=token_plan.model_dump(),
+            method=schedule.method if token_plan.layers else None,
+            spec=asdict(spec),
+        )
 
     def _take(self, schedule: PruningSchedule, spec: GraphSpec, graph: ir.Model) -> None:
         if any(self._specs[profile.name] == spec and profile.backend in FLAVOURS for profile in self.profiles):
@@ -361,13 +392,3 @@ def what_is_missing(profile: HardwareProfile) -> str | None:
     return (
         f"profile '{profile.name}': its engines have not been run: {reason}; where they can be: ztdeploy verify BUNDLE"
     )
-
-
-def tool_versions() -> dict[str, str]:
-    versions = {"ztdeploy": __version__, "python": platform.python_version()}
-    for name in TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

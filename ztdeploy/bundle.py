@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ztdeploy.errors import BundleError, OutputError, did_you_mean
 from ztdeploy.manifest import SCHEMA_VERSION, FileRecord, Manifest, VariantRecord
+from ztdeploy.processes import is_alive
 
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
@@ -299,16 +300,6 @@ def _remove_leftovers(out: Path) -> None:
     for path in out.parent.iterdir():
         found = kinds.fullmatch(path.name)
         # Our own process id is a killed build's as well: in containers they are all alike.
-        if found and (int(found[2]) == os.getpid() or not _alive(int(found[2]))):
+        if found and (int(found[2]) == os.getpid() or not is_alive(int(found[2]))):
             with suppress(OSError):
                 shutil.rmtree(path)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -15,7 +15,7 @@
         |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
         `-- EngineMismatchError           the engine was built by another runtime version or device
 
-Exit code 2 is a malformed command line, 130 an interruption (Ctrl-C).
+Exit code 2 is a malformed command line, 7 a regression that 'ztdeploy compare' found, 130 an interruption (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ZtdeployError(Exception):
     exit_code = 1
 
     def __init__(self, given: str, expected: str, fix: str) -> None:
-        self.given, self.expected, self.fix = map(_printable, (given, expected, fix))
+        self.given, self.expected, self.fix = map(printable, (given, expected, fix))
         super().__init__(f"{self.given}; expected {self.expected}; {self.fix}")
 
     def __reduce__(self) -> tuple[type[ZtdeployError], tuple[str, str, str]]:
@@ -117,6 +117,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names[:_LISTED])}{more}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names and values come from files: no line breaks, no terminal escapes."""
     return "".join(character if character.isprintable() else " " for character in text)

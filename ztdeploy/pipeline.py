@@ -38,6 +38,7 @@ class BuildRequest:
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
+    cache: Path | None = None  #: folder of traces to take from and add to; None: everything is traced
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -67,9 +68,11 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
     )
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.assembly import Assembly
+    from ztdeploy.traces import TraceStore
 
+    cache = None if request.cache is None else TraceStore(request.cache)
     with new_bundle_folder(request.out, force=request.force) as folder:
-        work = Assembly(folder, model, profiles, schedules, batch=request.batch)
+        work = Assembly(folder, model, profiles, schedules, batch=request.batch, cache=cache)
         total, done = len(schedules) * (1 + len(work.buildable) + len(profiles)) + 1, 0
         for schedule in schedules:
             progress(f"exporting {schedule.name}", done, total)

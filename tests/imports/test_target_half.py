@@ -81,6 +81,8 @@ with ztdeploy.load(bundle, memory="shared") as runner:
 report["run"] = command("run", bundle, image, "--json")
 report["verify"] = command("verify", bundle, "--json")
 report["inspect"] = command("inspect", bundle)
+quick = ("--duration", "0.05", "--rounds", "1", "--warmup", "0", "--no-details", "--out", "../swept", "--json")
+report["sweep"] = command("sweep", "--bundle", bundle, "--keep-ratios", "0.5", *quick)
 report["finalize"] = command("finalize", copy, "--json")
 report["verify finalized"] = command("verify", copy, "--json")
 report["profiles"] = command("profiles", "list", "--json")
@@ -175,6 +177,12 @@ def test_finalizing(report: dict[str, Any], folder: Path, digits_bundle: Path) -
     after = {path.name for path in (folder / "copy" / "graphs").iterdir()}
     assert before <= after
     assert "scratch" not in after
+
+
+def test_sweeping(report: dict[str, Any]) -> None:
+    assert report["sweep"]["code"] == 0, report["sweep"]
+    (run,) = json.loads(report["sweep"]["out"])["runs"]
+    assert [one["variant"] for one in run["configurations"]] == ["dense", "keep-0.50"]
 
 
 def test_listing_profiles_and_models(report: dict[str, Any]) -> None:

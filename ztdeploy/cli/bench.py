@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, table, warn
+from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,22 +79,16 @@ def bench(
 def show_report(report: BenchReport) -> None:
     """Tables of what was measured, what it means, and how far to trust it."""
     for line in _about(report):
-        _say(line)
+        say(line)
     typer.echo()
     if report.measured:
         _show_latency(report)
         _show_speed(report)
         _show_start(report)
     for comparison in report.comparisons:
-        _say(comparison.verdict)
+        say(comparison.verdict)
     for caution in report.warnings:
         warn(str(caution))
-
-
-def _say(text: str) -> None:
-    """A sentence, wrapped between words in a terminal."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    typer.echo(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _about(report: BenchReport) -> list[str]:

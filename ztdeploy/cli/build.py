@@ -22,9 +22,7 @@ def build(
         list[float] | None,
         typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."),
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")
-    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,

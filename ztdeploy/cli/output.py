@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -51,6 +53,12 @@ def fitting_widths(natural: Sequence[int], words: Sequence[int], room: int) -> l
                 break
             widths[max(able, key=lambda position: (position > 0, widths[position]))] -= 1  # the first column last
     return widths
+
+
+def say(text: str) -> None:
+    """A sentence, wrapped between words in a terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    typer.echo(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def note(text: str) -> None:

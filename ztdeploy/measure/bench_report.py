@@ -156,11 +156,20 @@ def write_report(report: BenchReport, out: Path) -> None:
         OutputError: the file exists and is no such report, or cannot be written.
     """
     check_report_path(out)
+    write_text(report.model_dump_json() + "\n", out)
+
+
+def write_text(text: str, out: Path) -> None:
+    """Write a file whole or not at all, in place of an earlier one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = out.with_name(f".{out.name}.partial")
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(report.model_dump_json() + "\n", encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
@@ -203,13 +212,17 @@ def check_report_path(out: Path) -> None:
         raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
     if not out.exists():
         return
-    try:
-        known = _is_report(json.loads(out.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        known = False
-    if not known:
+    if not holds_kind(out, KIND):
         raise OutputError(f"'{out}' exists and is no report of 'ztdeploy bench'", "a new file", "choose another --out")
 
 
-def _is_report(data: Any) -> bool:
-    return isinstance(data, dict) and data.get("kind") == KIND
+def holds_kind(path: Path, kind: str) -> bool:
+    """Whether a file is a report of that kind, of whatever schema version."""
+    try:
+        return _is_report(json.loads(path.read_text(encoding="utf-8")), kind)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _is_report(data: Any, kind: str = KIND) -> bool:
+    return isinstance(data, dict) and data.get("kind") == kind

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import TracebackType
+from typing import Protocol
 
 from ztdeploy import errors
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
@@ -19,15 +20,30 @@ from ztdeploy.measure.statistics import median_ratio
 from ztdeploy.processes import how_it_ended, module_command, module_environment
 
 
+class Subject(Protocol):
+    """What one process times, whatever it is."""
+
+    @property
+    def variant(self) -> str:
+        """Its name, for messages."""
+
+    def command(self, ordered_ns: int) -> list[str]:
+        """Starts a process that speaks `measure.protocol`; now is `ordered_ns` by the monotonic clock."""
+
+
 @dataclass(frozen=True)
 class Configuration:
-    """What one process times."""
+    """An engine of a bundle."""
 
     bundle: Path
     variant: str
     profile: str
     threads: int = 0  #: 0: as the profile says
     batch: int = 1
+
+    def command(self, ordered_ns: int) -> list[str]:
+        arguments = [str(self.bundle), self.variant, self.profile, str(self.threads), str(self.batch), str(ordered_ns)]
+        return module_command("ztdeploy.measure.worker", *arguments)
 
 
 @dataclass
@@ -88,14 +104,12 @@ class Worker(AbstractContextManager["Worker"]):
 
     cold_start: ColdStart
 
-    def __init__(self, configuration: Configuration) -> None:
-        c = configuration
-        arguments = [str(c.bundle), c.variant, c.profile, str(c.threads), str(c.batch)]
+    def __init__(self, configuration: Subject) -> None:
         self.configuration = configuration
         # Not a pipe: one that nobody reads fills up, and stops the process.
         self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            module_command("ztdeploy.measure.worker", *arguments, str(time.monotonic_ns())),
+            configuration.command(time.monotonic_ns()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

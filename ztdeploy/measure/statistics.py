@@ -4,7 +4,8 @@
 - **Dispersion**: the median absolute deviation from the median (MAD), unscaled: half of the samples lie within it.
 - **Speed-up**: the median of the rounds' ratios, each a ratio of two medians taken within one round.
 - **Interval**: a percentile bootstrap over rounds. A round is the unit, since what disturbs a machine lasts longer than
-  a call: calls of one round are not independent, and resampling them would feign precision.
+  a call: calls of one round are not independent, and resampling them would feign precision. Rounds of two runs are
+  resampled each by itself, since no round of one belongs to a round of the other.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: With fewer rounds even the span from the lowest to the highest ratio misses the median too often: 2 * 2^-5 > 0.05.
 FEWEST_ROUNDS = 6
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+#: Values that are drawn at once.
+_DRAWN_AT_ONCE = 2_000_000
 
 
 class Summary(BaseModel):
@@ -126,9 +134,51 @@ def bootstrap_interval(
         return None
     import numpy as np
 
+    return _interval(_resampled_medians(values, np.random.default_rng(seed), resamples), confidence)
+
+
+def unpaired_ratio_interval(
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """The percentile bootstrap of a ratio of two medians whose values come from separate runs, so that no two of them
+    belong together: each side is resampled by itself.
+
+    Args:
+        numerator, denominator: one value per round, above 0.
+
+    Returns:
+        None below `FEWEST_ROUNDS` values on either side. The same seed, the same interval.
+    """
+    if min(len(numerator), len(denominator)) < FEWEST_ROUNDS:
+        return None
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    above = _resampled_medians(numerator, generator, resamples)
+    return _interval(above / _resampled_medians(denominator, generator, resamples), confidence)
+
+
+def _resampled_medians(values: Sequence[float], generator: np.random.Generator, resamples: int) -> NDArray[np.float64]:
+    """Medians of `resamples` draws with replacement, some draws at a time: thousands of rounds still fit in memory."""
+    import numpy as np
+
     given = np.asarray(values, dtype=np.float64)
-    chosen = np.random.default_rng(seed).integers(0, len(given), (resamples, len(given)))
-    medians = np.median(given[chosen], axis=1)
+    at_once = max(1, _DRAWN_AT_ONCE // len(given))
+    medians = [
+        np.median(given[generator.integers(0, len(given), (min(at_once, resamples - start), len(given)))], axis=1)
+        for start in range(0, resamples, at_once)
+    ]
+    return np.concatenate(medians)
+
+
+def _interval(medians: NDArray[np.float64], confidence: float) -> Interval:
+    import numpy as np
+
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
     return Interval(low=float(low), high=float(high), confidence=confidence)

@@ -38,6 +38,14 @@ class SweepRequest(Record):
     seed: int = 0
 
 
+class BundleUsed(Record):
+    """The bundle that the variants of one image size came from."""
+
+    image_size: int
+    path: str
+    digest: str  #: of the engines and weights that were measured
+
+
 class Fidelity(Record):
     """What pruning costs, on images; against the dense engine of the same weights."""
 
@@ -121,7 +129,8 @@ class SweepReport(Record):
     variants: tuple[VariantFacts, ...]
     runs: tuple[BenchReport, ...]  #: one per group; a group's configurations took turns with its dense one
     planned: int  #: configurations that were asked for
-    failures: tuple[Failure, ...] = ()  #: what could not be built
+    failures: tuple[Failure, ...] = ()  #: what could not be built, or not be measured at all
+    bundles: tuple[BundleUsed, ...] = ()
     profiles: tuple[OperatorProfile, ...] = ()
     staircases: tuple[Staircase, ...] = ()
 

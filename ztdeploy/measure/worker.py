@@ -11,53 +11,84 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from ztdeploy.measure.protocol import Answer, Order
 
+T = TypeVar("T")
 _started_ns = time.monotonic_ns()
 
 
 def main() -> None:
     """Load one engine, say how long that took, then time calls as ordered until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which closes our input
-    from ztdeploy.processes import own_standard_output
-
-    answers = own_standard_output()
+    answers = prepare()
     bundle, variant, profile, threads, batch, *ordered_ns = sys.argv[1:]
     import numpy as np
 
-    from ztdeploy.errors import ZtdeployError
-    from ztdeploy.runtime.runner import load
+    from ztdeploy.runtime.runner import BundleRunner, load
 
     imported_ns = time.monotonic_ns()
+
+    def start() -> BundleRunner:
+        return load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
+
+    def call_of(runner: BundleRunner) -> Callable[[], object]:
+        size = runner.bundle.manifest.preprocess.image_size
+        # The time of an engine with static shapes does not depend on what the pixels are.
+        pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
+        return lambda: runner.infer(pixels)
+
+    serve(answers, start, call_of, imported_ns=imported_ns, ordered_ns=int(ordered_ns[0]) if ordered_ns else None)
+
+
+def prepare() -> TextIO:
+    """What a worker does first: leave Ctrl-C to its parent, which closes our input, and keep its output to itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from ztdeploy.processes import own_standard_output
+
+    return own_standard_output()
+
+
+def serve(
+    answers: TextIO,
+    start: Callable[[], T],
+    call_of: Callable[[T], Callable[[], object]],
+    *,
+    imported_ns: int,
+    ordered_ns: int | None,
+) -> None:
+    """Speak `measure.protocol`: load, call once, say how long that took or why it failed; then time calls.
+
+    Args:
+        start: loads an engine; its time is reported.
+        call_of: makes the call that is timed of it.
+        imported_ns, ordered_ns: when imports ended, and when the process was ordered, by the monotonic clock.
+    """
+    from ztdeploy.errors import ZtdeployError
     from ztdeploy.measure.protocol import ColdStart, Hello, Order, Refusal
 
     begun_ns = time.monotonic_ns()
     try:
-        runner = load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
+        engine = start()
         loaded_ns = time.monotonic_ns()
-        size = runner.bundle.manifest.preprocess.image_size
-        # The time of an engine with static shapes does not depend on what the pixels are.
-        pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
+        call = call_of(engine)
         before_ns = time.monotonic_ns()
-        runner.infer(pixels)
+        call()
         first_ns = time.monotonic_ns() - before_ns
     except ZtdeployError as error:
         refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
         _say(answers, Hello(refusal=refusal).model_dump_json())
         return
     ready = ColdStart(
-        process_ms=_ms(_started_ns - int(ordered_ns[0])) if ordered_ns else None,
+        process_ms=None if ordered_ns is None else _ms(_started_ns - ordered_ns),
         import_ms=_ms(imported_ns - _started_ns),
         load_ms=_ms(loaded_ns - begun_ns),
         first_ms=_ms(first_ns),
     )
     _say(answers, Hello(ready=ready).model_dump_json())
     for line in sys.stdin:
-        answer = _obey(Order.model_validate_json(line), lambda: runner.infer(pixels))
-        _say(answers, answer.model_dump_json())
+        _say(answers, _obey(Order.model_validate_json(line), call).model_dump_json())
 
 
 def _obey(order: Order, call: Callable[[], object]) -> Answer:

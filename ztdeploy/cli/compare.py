@@ -1,0 +1,147 @@
+"""ztdeploy compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, say, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.measure.bench_report import BenchReport
+    from ztdeploy.measure.compare_reports import ReportComparison
+    from ztdeploy.measure.sweep_report import SweepReport
+
+#: What is left when something became slower.
+REGRESSION = 7
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Whether anything became slower between two reports of 'bench' or 'sweep'; exit code 7 if so.")(
+        compare
+    )
+
+
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="Report of 'bench' or 'sweep': what it was.")],
+    candidate: Annotated[Path, typer.Argument(help="Report of 'bench' or 'sweep': what it is now.")],
+    max_slowdown: Annotated[
+        float, typer.Option(metavar="PERCENT", help="A regression is slower by more, with the whole interval.")
+    ] = 5.0,
+    max_memory_growth: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Judge peak memory and sizes as well. (default: changes are noted)"),
+    ] = None,
+    speedup_only: Annotated[
+        bool, typer.Option("--speedup-only", help="Judge speed-ups over dense, not latencies.")
+    ] = False,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Compare runs of different machines all the same.")
+    ] = False,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELDS",
+            help="What makes two configurations the same. (default: model,image-size,variant,batch,threads,backend)",
+        ),
+    ] = None,
+    layout: Annotated[Literal["text", "md"], typer.Option("--format", help="md: for a pull request.")] = "text",
+    json: JsonFlag = False,
+) -> None:
+    from ztdeploy.measure.any_report import read_any_report
+    from ztdeploy.measure.compare_markdown import markdown
+    from ztdeploy.measure.compare_reports import Criteria, compare_reports
+    from ztdeploy.measure.entries import FIELDS, parse_match
+
+    criteria = Criteria(
+        max_slowdown=max_slowdown / 100,
+        max_memory_growth=None if max_memory_growth is None else max_memory_growth / 100,
+        speedup_only=speedup_only,
+        any_machine=any_machine,
+        match=FIELDS if match is None else parse_match(match),
+    )
+    reports = read_any_report(baseline), read_any_report(candidate)
+    comparison = compare_reports(*reports, criteria, names=names_of(baseline, candidate))
+    if json:
+        typer.echo(comparison.model_dump_json())
+    elif layout == "md":
+        typer.echo(markdown(comparison))
+    else:
+        show(comparison, *reports)
+    if comparison.regressed:
+        raise SystemExit(REGRESSION)
+
+
+def names_of(baseline: Path, candidate: Path) -> tuple[str, str]:
+    """What tells two files apart: their names, or all of the paths."""
+    return (baseline.name, candidate.name) if baseline.name != candidate.name else (str(baseline), str(candidate))
+
+
+def show(
+    comparison: ReportComparison, baseline: BenchReport | SweepReport, candidate: BenchReport | SweepReport
+) -> None:
+    """What is not alike, the figures, what stands beside them, and the verdict as the last line."""
+    say(f"baseline:  {comparison.baseline}, {_measured_on(baseline)}")
+    say(f"candidate: {comparison.candidate}, {_measured_on(candidate)}")
+    if comparison.differences:
+        typer.echo("\nNot alike (baseline -> candidate):")
+    for one in comparison.differences:
+        say(f"  {one}")
+    typer.echo()
+    _show_figures(comparison)
+    _show_remarks(comparison)
+    for caution in comparison.cautions:
+        warn(caution)
+    say(comparison.conclusion)
+
+
+def _measured_on(report: BenchReport | SweepReport) -> str:
+    from ztdeploy.errors import printable
+    from ztdeploy.measure.entries import bench_runs
+
+    run = bench_runs(report)[0]
+    return printable(f"{run.bundle.timm_name}, {run.bundle.runtime}, {run.machine.processor}, {run.before.at[:10]}")
+
+
+def _show_figures(comparison: ReportComparison) -> None:
+    from ztdeploy.measure.compare_markdown import interval
+    from ztdeploy.measure.entries import FIELDS
+
+    settings = [pair.setting for pair in comparison.pairs]
+    varying = {"variant", *(name for name in FIELDS if len({getattr(one, name) for one in settings}) > 1)}
+    common = settings[0].words({"batch", "threads"} - varying)
+    rows = []
+    for pair in comparison.pairs:
+        latency, speedup = pair.latency_ms, pair.speedup
+        rows.append(
+            [
+                pair.setting.label(varying),
+                f"{latency.baseline:.4g}",
+                f"{latency.candidate:.4g}",
+                f"{latency.ratio:.3f}",
+                interval(latency),
+                f"{speedup.baseline:.2f}x -> {speedup.candidate:.2f}x" if speedup else "",
+                interval(speedup) if speedup else "",
+                pair.verdict,
+            ]
+        )
+    headings = ("before", "after", "ratio", "95 %", "speed-up", "95 %")
+    table(
+        ", ".join(["Latency of one call in ms, and speed-up over dense", *common]),
+        [("configuration", "left"), *((heading, "right") for heading in headings), ("verdict", "left")],
+        rows,
+        caption="before, after: medians of the rounds' medians; 95 %: interval of after over before\n"
+        f"SLOWER, LESS SPEED-UP: by more than {100 * comparison.criteria.max_slowdown:g} %, with the whole interval",
+    )
+
+
+def _show_remarks(comparison: ReportComparison) -> None:
+    from ztdeploy.measure.compare_markdown import pair_remarks
+
+    for pair in comparison.pairs:
+        for text in pair_remarks(pair):
+            say(f"{pair.label}: {text}")
+    for one in comparison.missing:
+        say(str(one))
