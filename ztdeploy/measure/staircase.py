@@ -50,29 +50,28 @@ def find_treads(tokens: Sequence[int], rounds_ms: Sequence[Sequence[float]]) -> 
     """
     if len(rounds_ms) < FEWEST_ROUNDS or len(tokens) < 2 * WINDOW:
         return ()
-    growth = median((own[-1] - own[0]) / (len(tokens) - 1) for own in _smooth(rounds_ms))
-    places = range(WINDOW - 1, len(tokens) - WINDOW)
-    scores = {place: _score(place, growth, rounds_ms) for place in places}
+    growth = median(_ends(own) for own in rounds_ms) / (len(tokens) - WINDOW)
+    jumps = [place for place in range(WINDOW - 1, len(tokens) - WINDOW) if _jumps(place, growth, rounds_ms)]
+    # Its neighbours' windows reach over a jump as well; the step itself is where it is steepest.
+    rises = {place: median(own[place + 1] - own[place] for own in rounds_ms) for place in jumps}
     return tuple(
         tokens[place]
-        for place, score in scores.items()
-        if score > 0 and score == max(scores.get(near, 0.0) for near in range(place - WINDOW, place + WINDOW + 1))
+        for place, rise in rises.items()
+        if rise == max(rises.get(near, rise) for near in range(place + 1 - WINDOW, place + WINDOW))
     )
 
 
-def _smooth(rounds_ms: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """A round's lowest and highest counts, each the median of a window, as if at the ends."""
-    return [(median(own[:WINDOW]), median(own[-WINDOW:])) for own in rounds_ms]
+def _ends(own: Sequence[float]) -> float:
+    """How much longer a round's highest counts take than its lowest."""
+    return median(own[-WINDOW:]) - median(own[:WINDOW])
 
 
-def _score(place: int, growth: float, rounds_ms: Sequence[Sequence[float]]) -> float:
-    """How large a jump behind a place is, as a share of the time below it; 0 where there is none to speak of."""
+def _jumps(place: int, growth: float, rounds_ms: Sequence[Sequence[float]]) -> bool:
+    """Whether the counts above a place take longer than those up to it by more than growth and noise explain."""
     heights, levels = [], []
     for own in rounds_ms:
         below, above = median(own[place + 1 - WINDOW : place + 1]), median(own[place + 1 : place + 1 + WINDOW])
         heights.append(above - below - WINDOW * growth)
         levels.append(below)
-    height, level = median(heights), median(levels)
     error = _SPREAD * median_absolute_deviation(heights) / math.sqrt(len(heights))
-    certain = height > CERTAIN * error and height > SMALLEST * level
-    return height / level if certain and level > 0 else 0.0
+    return median(heights) > max(CERTAIN * error, SMALLEST * median(levels))
