@@ -113,7 +113,10 @@ class Backend(Protocol):
     suffix: str  #: of an engine's file
     built_where: BuiltWhere
     precisions: tuple[Precision, ...]
-    insight: Insight | None  #: None: such engines cannot be looked into
+
+    @property
+    def insight(self) -> Insight | None:
+        """What looks into such engines; None where nothing can."""
 
     def check_profile(self, profile: HardwareProfile) -> None:
         """

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers.errors import refused
 from helpers.bundles import edit
+from helpers.errors import refused
 from helpers.reports import run
 from helpers.reports import sweep as made_up
 
