@@ -143,7 +143,8 @@ class _SchemaVersion(BaseModel):
 def _check_consistent(folder: Path, manifest: Manifest) -> None:
     """Every file that the manifest refers to must be one that it lists with a hash."""
     used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
-    used |= {*manifest.timing_caches.values(), *([manifest.class_names] if manifest.class_names else [])}
+    used |= {*(blocks.file for blocks in manifest.blocks.values()), *manifest.timing_caches.values()}
+    used |= {manifest.class_names} if manifest.class_names else set()
     for variant in manifest.variants:
         used |= {file for graph in variant.graphs.values() for file in graph.files}
         used |= {file for engine in variant.engines.values() for file in engine.files}

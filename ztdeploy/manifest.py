@@ -177,6 +177,13 @@ class GoldenRecord(_Record):
     outputs: dict[str, BundlePath]  #: variant name -> `.npz` with `logits` and `kept.<block>`
 
 
+class BlocksRecord(_Record):
+    """A graph of a few neighbouring dense blocks alone, for any number of tokens."""
+
+    file: BundlePath
+    count: int = Field(ge=1)
+
+
 class Manifest(_Record):
     schema_version: int
     created: str
@@ -190,6 +197,7 @@ class Manifest(_Record):
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    blocks: dict[Name, BlocksRecord] = {}  #: by profile; what measures how time grows with tokens
     timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ztdeploy.backends import why_not_run
@@ -16,6 +17,7 @@ from ztdeploy.bundle_cache import Unbuilt, buildable_bundle
 from ztdeploy.cache import cache_folder
 from ztdeploy.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
 from ztdeploy.measure.bench_report import Failure
+from ztdeploy.measure.details import measure_details, with_details_of
 from ztdeploy.measure.environment import read_machine, usable_cores
 from ztdeploy.measure.sweep import measure_groups
 from ztdeploy.measure.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
@@ -75,13 +77,17 @@ def sweep(
         groups = plan_groups(request, built.bundles, built.profile)
         start = empty_report(request, built.bundles, built.profile, groups, built.failures)
         earlier = _earlier(out, start, fresh=fresh, note=note)
+        start = with_details_of(start, earlier)
         kept = kept_runs(earlier, groups) if earlier else {}
         if kept:
             note(f"kept from before: {len(kept)} of {len(groups)} groups of configurations; --fresh measures all again")
-        report = measure_groups(start, groups, kept, progress=progress, save=lambda part: write_sweep(part, out))
+        save = partial(write_sweep, out=out)
+        report = measure_groups(start, groups, kept, progress=progress, save=save)
         if report.progress == "complete" and request.details:
-            report = _with_details(report, earlier)
+            report = measure_details(report, built.bundles, progress=progress, save=save)
         write_sweep(report, out)
+        for line in report.notes:
+            note(line)
     return report
 
 
@@ -215,13 +221,3 @@ def _earlier(out: Path, start: SweepReport, *, fresh: bool, note: Note) -> Sweep
         note(f"measuring all anew: {reason}; what was in '{out / REPORT}' is now '{PREVIOUS}'")
         return None
     return earlier
-
-
-def _with_details(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
-    """Where the time goes, kept from the earlier sweep where nothing was measured again.
-
-    CALL SITE of operator profiles and staircases: nothing in this version measures them yet.
-    """
-    if earlier is None or earlier.runs != report.runs:
-        return report
-    return report.model_copy(update={"profiles": earlier.profiles, "staircases": earlier.staircases})

@@ -56,6 +56,56 @@ class Runner(Protocol):
         """Give the engine's memory back."""
 
 
+@dataclass(frozen=True)
+class NodeRun:
+    """One node of an engine in one call."""
+
+    name: str  #: of the graph's node, or one that the runtime made up for nodes that it merged
+    operator: str
+    ms: float
+    inputs: tuple[tuple[int, ...], ...]  #: shapes
+    outputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ProfiledCall:
+    """One call, by the runtime's own account."""
+
+    ms: float  #: as a whole
+    nodes: tuple[NodeRun, ...]  #: in the order in which they ran, one after the other
+
+
+class ProfiledRunner(Runner, Protocol):
+    """An engine that takes the time of each of its nodes, which slows it down."""
+
+    def finish(self) -> tuple[ProfiledCall, ...]:
+        """Give the engine's memory back, and say what its calls did, in their order.
+
+        Raises:
+            EnvironmentLacksError: the runtime's account is not one that this version can read.
+        """
+
+
+class Insight(Protocol):
+    """What a runtime can say about where time goes."""
+
+    def load_profiled(
+        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
+    ) -> ProfiledRunner:
+        """Load an engine as `Backend.load` does; the runtime may leave files in `folder`.
+
+        Raises:
+            EngineMismatchError: as `Backend.load`.
+        """
+
+    def load_graph(self, graph: Path, *, threads: int) -> Runner:
+        """Run a graph of which no engine was built, optimised as an engine is; its axes may be dynamic.
+
+        Raises:
+            BundleError: the runtime refuses the graph.
+        """
+
+
 class Backend(Protocol):
     """One runtime."""
 
@@ -63,6 +113,10 @@ class Backend(Protocol):
     suffix: str  #: of an engine's file
     built_where: BuiltWhere
     precisions: tuple[Precision, ...]
+
+    @property
+    def insight(self) -> Insight | None:
+        """What looks into such engines; None where nothing can."""
 
     def check_profile(self, profile: HardwareProfile) -> None:
         """

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, MemoryMode, Plugins, check_precision
+from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, Insight, MemoryMode, Plugins, check_precision
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
@@ -28,6 +28,12 @@ class OnnxRuntimeBackend:
     name, suffix = "onnxruntime", ".onnx"
     built_where: BuiltWhere = "anywhere"
     precisions: tuple[Precision, ...] = ("fp32",)
+
+    @property
+    def insight(self) -> Insight | None:
+        from ztdeploy.backends.onnxruntime_insight import OnnxRuntimeInsight
+
+        return OnnxRuntimeInsight()
 
     def check_profile(self, profile: HardwareProfile) -> None:
         check_precision(self, profile)

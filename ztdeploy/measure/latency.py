@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from ztdeploy import errors
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
@@ -126,7 +126,7 @@ class Worker(AbstractContextManager["Worker"]):
             hello = Hello.model_validate_json(self._line())
             if hello.ready is None:
                 assert hello.refusal is not None
-                raise self._refused(hello.refusal)
+                raise refused(self.configuration.variant, hello.refusal)
             self.cold_start = hello.ready
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -174,22 +174,30 @@ class Worker(AbstractContextManager["Worker"]):
         return line
 
     def _ended(self) -> ZtdeployError:
-        code = self._process.wait()
-        self._words.seek(0)
-        last = (self._words.read().strip().splitlines() or ["it said nothing"])[-1]
-        given = f"the process that measures '{self.configuration.variant}' {how_it_ended(code)}"
-        if code < 0:
-            return EnvironmentLacksError(
-                given,
-                "a process that lives until it has been measured",
-                "if memory ran out (see 'dmesg'), close other programs, or measure fewer configurations at a time",
-            )
-        return BundleError(
-            f"{given} ({last})", "a bundle that this machine can run", "run 'ztdeploy verify' on the bundle"
-        )
+        return stopped(self.configuration.variant, self._process.wait(), self._words)
 
-    def _refused(self, refusal: Refusal) -> ZtdeployError:
-        kind: type[ZtdeployError] = getattr(errors, refusal.kind, BundleError)
-        if kind is MissingExtraError:  # which takes other arguments
-            kind = EnvironmentLacksError
-        return kind(f"'{self.configuration.variant}': {refusal.given}", refusal.expected, refusal.fix)
+
+def stopped(name: str, code: int, words: TextIO) -> ZtdeployError:
+    """Why there is no answer about something: its process ended by itself, or was killed.
+
+    Args:
+        words: what it wrote to standard error.
+    """
+    words.seek(0)
+    last = (words.read().strip().splitlines() or ["it said nothing"])[-1]
+    given = f"the process that measures '{name}' {how_it_ended(code)}"
+    if code < 0:
+        return EnvironmentLacksError(
+            given,
+            "a process that lives until it has been measured",
+            "if memory ran out (see 'dmesg'), close other programs, or measure fewer configurations at a time",
+        )
+    return BundleError(f"{given} ({last})", "a bundle that this machine can run", "run 'ztdeploy verify' on the bundle")
+
+
+def refused(name: str, refusal: Refusal) -> ZtdeployError:
+    """One of our own errors, as a process told of it."""
+    kind: type[ZtdeployError] = getattr(errors, refusal.kind, BundleError)
+    if kind is MissingExtraError:  # which takes other arguments
+        kind = EnvironmentLacksError
+    return kind(f"'{name}': {refusal.given}", refusal.expected, refusal.fix)

@@ -100,10 +100,11 @@ class OperatorProfile(Record):
     batch: int
     threads: int | None
     calls: int  #: that the figures are medians of
-    call_ms: float  #: one profiled call as a whole
+    call_ms: float  #: one profiled call as a whole: all parts, and `between_ms`
     parts: tuple[Part, ...]
     operators: tuple[OperatorTime, ...]
     attention: tuple[BlockAttention, ...]
+    between_ms: float = 0.0  #: of a call that no operator ran: the runtime's own work, and that of taking these times
 
 
 class TokenStep(Record):
@@ -119,6 +120,7 @@ class Staircase(Record):
     threads: int | None
     points: tuple[TokenStep, ...]  #: ascending
     treads: tuple[int, ...]  #: the token counts right below a jump: a `k` slightly above one of them should snap down
+    rounds: int = 0  #: that the times are medians of
 
 
 class SweepReport(Record):
@@ -133,6 +135,7 @@ class SweepReport(Record):
     bundles: tuple[BundleUsed, ...] = ()
     profiles: tuple[OperatorProfile, ...] = ()
     staircases: tuple[Staircase, ...] = ()
+    notes: tuple[str, ...] = ()  #: what of profiles and staircases cannot be had, and why
 
     def facts(self, name: str, image_size: int) -> VariantFacts:
         return next(one for one in self.variants if (one.name, one.image_size) == (name, image_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.backends.base import BuiltEngine, BuiltWhere, MemoryMode, Plugins, check_precision
+from ztdeploy.backends.base import BuiltEngine, BuiltWhere, Insight, MemoryMode, Plugins, check_precision
 from ztdeploy.backends.tensorrt.build import build_engine, check_memory
 from ztdeploy.backends.tensorrt.cuda import device_label, open_device
 from ztdeploy.backends.tensorrt.flavours import KNOWN_CAPABILITIES, TENSORRT, TENSORRT_RTX, Flavour
@@ -24,6 +24,7 @@ class TensorRtBackend:
     name, suffix = TENSORRT.name, ".engine"
     built_where: BuiltWhere = "device"
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+    insight: Insight | None = None
     flavour: Flavour = TENSORRT
 
     def check_profile(self, profile: HardwareProfile) -> None:
