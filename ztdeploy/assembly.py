@@ -383,6 +383,7 @@ def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
         precision=profile.precision,
         turing=profile.backend == TENSORRT_RTX.name and "7.5" in capabilities,
         board=profile.backend == TENSORRT.name,
+        fused_attention_from=profile.fused_attention_from,
     )
 
 

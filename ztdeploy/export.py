@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ztdeploy.graph import apply_passes
 from ztdeploy.graph.board import for_old_parsers
+from ztdeploy.graph.fused_attention import fuse_attention
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.graph.static_shapes import check_static_shapes
 from ztdeploy.graph.turing import without_fp32_products
@@ -37,11 +38,12 @@ class GraphSpec:
     precision: Precision = "fp32"
     turing: bool = False  #: must compile for compute capability 7.5
     board: bool = False  #: must be read by the oldest TensorRT that boards have
+    fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
 
     @property
     def traced(self) -> GraphSpec:
         """The spec of the trace that the graph is made from."""
-        return replace(self, precision="fp32", turing=False, board=False)
+        return replace(self, precision="fp32", turing=False, board=False, fused_attention_from=None)
 
     def label(self, others: Iterable[GraphSpec]) -> str:
         """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
@@ -52,6 +54,7 @@ class GraphSpec:
             "precision": self.precision,
             "turing": "turing" if self.turing else "",
             "board": "board" if self.board else "",
+            "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
         }
         differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
         return "-".join(parts[name] for name in differing if parts[name])
@@ -130,6 +133,8 @@ def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
         without_fp32_products(model)
     if spec.board:
         for_old_parsers(model)
+    if spec.fused_attention_from is not None:
+        fuse_attention(model, spec.fused_attention_from)
     check_static_shapes(model)
     return model
 

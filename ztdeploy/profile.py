@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ztdeploy.errors import ProfileError, did_you_mean
 from ztdeploy.preprocess_spec import ImageInput
@@ -54,6 +54,8 @@ class HardwareProfile(_Table):
     keep_ratios: tuple[float, ...] = Field(default=(0.7,), min_length=1)  #: built when none is asked for
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
     notes: str = ""
+    #: ONNX Runtime: blocks of at least so many tokens compute attention in one operator of its own; None: none do.
+    fused_attention_from: int | None = Field(default=None, ge=1)
     tensorrt: TensorRtOptions | None = None
 
     @field_validator("keep_ratios")
@@ -63,6 +65,13 @@ class HardwareProfile(_Table):
             if not 0 < ratio <= 1:
                 raise ValueError("keep ratios lie in (0, 1]")
         return ratios
+
+    @field_validator("fused_attention_from")
+    @classmethod
+    def _has_the_operator(cls, tokens: int | None, info: ValidationInfo) -> int | None:
+        if tokens is not None and info.data.get("backend") != "onnxruntime":
+            raise ValueError("only the backend onnxruntime has this operator")
+        return tokens
 
 
 def profile_folder() -> Path:

@@ -249,3 +249,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_an_empty_file_lacks_its_keys(tmp_path):
     (tmp_path / "empty.toml").touch()
     refused(str(tmp_path / "empty.toml"), "title", "required")
+
+
+def test_fused_attention_is_onnx_runtimes_alone(toml):
+    assert read_profile(toml("fused_attention_from = 400\n")).fused_attention_from == 400
+    other = 'title = "A test"\nbackend = "tensorrt"\n'
+    refused(toml("fused_attention_from = 400\n", head=other), "fused_attention_from", "onnxruntime")
+    refused(toml("fused_attention_from = 0\n"), "fused_attention_from")

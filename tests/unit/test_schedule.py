@@ -59,14 +59,14 @@ class TestUniformSchedule:
         token_plan = plan(uniform_schedule(0.7, 12), DEIT_S)
         assert token_plan.tokens_per_block == (197,) * 3 + (139,) * 3 + (98,) * 3 + (69,) * 3
         assert [layer.block for layer in token_plan.layers] == [2, 5, 8]
-        assert [layer.iterations for layer in token_plan.layers] == [30, 5, 1]
+        assert [layer.iterations for layer in token_plan.layers] == [5, 3, 1]
         assert [layer.similarity_drop for layer in token_plan.layers] == [29, 20, 14]
         assert [layer.importance_drop for layer in token_plan.layers] == [29, 21, 15]
 
     def test_the_paper_preset_stands_behind_blocks_1_3_6_9_11(self) -> None:
         schedule = uniform_schedule(0.8, 12, preset="paper")
         assert [layer.block for layer in schedule.layers] == [1, 3, 6, 9, 11]
-        assert [layer.iterations for layer in plan(schedule, DEIT_S).layers] == [30, 30, 5, 1, 1]
+        assert [layer.iterations for layer in plan(schedule, DEIT_S).layers] == [5, 5, 3, 1, 1]
 
     @pytest.mark.parametrize(("depth", "blocks"), [(4, [1, 2, 3]), (8, [2, 4, 6]), (12, [3, 6, 9]), (24, [6, 12, 18])])
     def test_positions_scale_with_depth(self, depth: int, blocks: list[int]) -> None:
@@ -114,9 +114,9 @@ class TestUniformSchedule:
 
 class TestIterations:
     @pytest.mark.parametrize(
-        ("block", "iterations"), [(1, 30), (2, 30), (3, 30), (4, 5), (6, 5), (8, 5), (9, 1), (10, 1), (12, 1)]
+        ("block", "iterations"), [(1, 5), (2, 5), (3, 5), (4, 3), (6, 3), (8, 3), (9, 1), (10, 1), (12, 1)]
     )
-    def test_30_in_the_first_quarter_5_in_the_middle_1_in_the_last(self, block: int, iterations: int) -> None:
+    def test_5_in_the_first_quarter_3_in_the_middle_1_in_the_last(self, block: int, iterations: int) -> None:
         assert default_iterations(block, 12) == iterations
 
     def test_an_explicit_count_wins(self) -> None:
@@ -400,7 +400,7 @@ class TestCost:
         token_plan = plan(uniform_schedule(0.7, 12), DEIT_S)
         n = 197
         one_layer_only = TokenPlan(layers=token_plan.layers[:1], tokens_per_block=())
-        expected = (1 + 30) * 6 * n * n + 98 * (n - 98) * 64
+        expected = (1 + 5) * 6 * n * n + 98 * (n - 98) * 64
         assert pruning_gmacs(DEIT_S, one_layer_only) == pytest.approx(expected / 1e9, rel=1e-12)
         assert 0 < pruning_gmacs(DEIT_S, token_plan) < 0.05 * gmacs(DEIT_S, (n,))
 

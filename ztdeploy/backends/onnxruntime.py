@@ -18,6 +18,8 @@ from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
 
 PROVIDERS = ["CPUExecutionProvider"]
+#: One operator for a sum and a LayerNormalization, whose kernel takes about twice as long as the two it replaces.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 #: Initialisers at least this large are read from the shared weights file instead of from the graph.
 EXTERNAL_BYTES = 4096
 
@@ -123,7 +125,7 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
         EnvironmentLacksError: the session runs on other providers than asked for.
     """
     try:
-        session = ort.InferenceSession(str(model), options, providers=PROVIDERS)
+        session = ort.InferenceSession(str(model), options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
         raise BundleError(
             f"ONNX Runtime {ort.__version__} refuses '{model}': {str(error).splitlines()[0][:200]}",
