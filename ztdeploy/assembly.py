@@ -29,6 +29,7 @@ from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.shared_weights import SharedWeights
+from ztdeploy.graph.stable_names import PRUNE
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.manifest import (
     SCHEMA_VERSION,
@@ -399,8 +400,8 @@ class GraphContents:
 def contents_of(graph: ir.Model, depth: int) -> GraphContents:
     operators = Counter(node.op_type for node in graph.graph)
     scopes = [(node.name or "").split("/") for node in graph.graph]
-    own = Counter(scope[0] for scope in scopes if scope[1:2] != ["prune"])
-    pruning = Counter(scope[0] for scope in scopes if scope[1:2] == ["prune"])
+    own = Counter(scope[0] for scope in scopes if scope[1:2] != [PRUNE])
+    pruning = Counter(scope[0] for scope in scopes if scope[1:2] == [PRUNE])
     names = [f"blocks.{block}" for block in range(depth)]
     nodes = tuple(BlockNodes(block=i, own=own[name], pruning=pruning[name]) for i, name in enumerate(names))
     weights = [value.const_value for value in graph.graph.initializers.values()]

@@ -19,7 +19,15 @@ from ztdeploy.pruning import pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
 from ztdeploy.pruning.similarity import SimilarityDrop, key_feature
-from ztdeploy.pruning.wpr import WeightedPageRank, WprOptions, head_filter, join_heads, propagate, start_vector
+from ztdeploy.pruning.wpr import (
+    WeightedPageRank,
+    WprOptions,
+    head_filter,
+    join_heads,
+    propagate,
+    ranking_of,
+    start_vector,
+)
 from ztdeploy.schedule import LayerPlan
 
 SETTINGS = settings(deadline=None, max_examples=60)
@@ -625,3 +633,35 @@ class TestUnscored:
     def test_slice_keeps_the_first(self) -> None:
         kept = pruning_layer("slice", layer_plan(9, 4, prefix=2)).decide(torch.zeros(3, 11, 2), BlockTaps(None, None))
         assert kept.tolist() == [list(range(6))] * 3
+
+
+class TestRankingOf:
+    """What a graph ranks by, against the scores that it stands for."""
+
+    @SETTINGS
+    @given(
+        seed=seeds,
+        heads=st.integers(1, 6),
+        tokens=st.integers(3, 40),
+        spread=st.sampled_from([0.05, 0.5, 3.0]),
+        join=st.sampled_from(["rms", "mean"]),
+        filter_heads=st.booleans(),
+    )
+    def test_it_orders_tokens_as_the_scores_do(
+        self, seed: int, heads: int, tokens: int, spread: float, join: Any, filter_heads: bool
+    ) -> None:
+        generator = np.random.default_rng(seed)
+        scores = double(np.exp(spread * generator.normal(size=(2, heads, tokens))))
+        scores[..., ::5] = 0.0  # dropped
+        live = int((scores[0, 0] > 0).sum())
+        options = WprOptions(join=join, filter_heads=filter_heads)
+        expected, found = join_heads(scores, live, options), ranking_of(scores.unsqueeze(2), live, options)
+        torch.testing.assert_close(
+            found / found.amax(-1, keepdim=True),
+            (expected / expected.amax(-1, keepdim=True)) ** (2 if join == "rms" else 1),
+        )
+
+    def test_where_no_head_passes_all_count(self) -> None:
+        flat = double([[[1.0, 1.0, 1.0, 1.0001], [1.0, 1.0001, 1.0, 1.0]]])
+        order = ranking_of(flat.unsqueeze(2), 4, WprOptions())[0].argsort(descending=True, stable=True)
+        assert sorted(order[:2].tolist()) == [1, 3]

@@ -17,6 +17,7 @@ PASSES: dict[str, str] = {
     "gather-rows": "ztdeploy.graph.gather_rows:gather_rows",
     "clean": "ztdeploy.graph.clean:clean",
     "stable-names": "ztdeploy.graph.stable_names:stable_names",
+    "early-rows": "ztdeploy.graph.early_rows:early_rows",
     "static-shapes": "ztdeploy.graph.static_shapes:check_static_shapes",
 }
 

@@ -25,14 +25,10 @@ G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belong
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
 #: second output.
 Pattern = Any
-_SCALED = ("Div", "?scores", ("Clip", ("Div", ("ReduceSum", "?scores", "#"), "=live"), "#"))
-_VARIANCE = ("Sub", ("Div", ("ReduceSum", ("Mul", "?scaled", "?scaled"), "#"), "=live"), "=one")
-_PASSES = (
-    "Cast",
-    ("And", ("GreaterOrEqual", "?variance", "=variance_min"), ("LessOrEqual", "?variance", "=variance_max")),
-)
-_WEIGHTS = ("Where", ("Greater", ("ReduceSum", "?passes", "#"), "=zero"), "?passes", "=one")
-_MEAN = ("Div", ("Squeeze", ("MatMul", ("Unsqueeze", "?weights", "#"), "?joined"), "#"), ("ReduceSum", "?weights", "#"))
+_JOINED = ("ReduceSum", ("Mul", "?joined", ("Clip", "?passes", "#")), "#")
+_PASSES = ("Cast", ("Equal", ("Clip", "?energy", "=low", "=high"), "?energy"))
+_ENERGY = ("ReduceSum", ("Mul", "?shares", "?shares"), "#")
+_SHARES = ("Div", "?scores", ("Clip", ("ReduceSum", "?scores", "#"), "#"))
 _RESCALED = ("Div", "?vector", ("Clip", ("ReduceMax", "?vector", "#"), "#"))
 
 _FEATURE = ("Div", "?mean", ("Clip", ("ReduceL2", "?mean", "#"), "#"))
@@ -103,13 +99,13 @@ class _Reader:
 
 def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) -> str:
     found: dict[str, gs.Tensor] = {}
-    root_mean_square = _producer(scores, "Sqrt") is not None
-    _match(scope, scores, ("Sqrt", _MEAN) if root_mean_square else _MEAN, found)
+    _match(scope, scores, _JOINED, found)
+    root_mean_square = _producer(found["?joined"], "Mul") is not None
     if root_mean_square:
-        _match(scope, found["?joined"], ("Mul", "?scaled", "?scaled"), found)
+        _match(scope, found["?joined"], ("Mul", "?shares", "?shares"), found)
     else:
-        found["?scaled"] = found["?joined"]
-    for name, pattern in (("?weights", _WEIGHTS), ("?passes", _PASSES), ("?variance", _VARIANCE), ("?scaled", _SCALED)):
+        found["?shares"] = found["?joined"]
+    for name, pattern in (("?passes", _PASSES), ("?energy", _ENERGY), ("?shares", _SHARES)):
         _match(scope, found[name], pattern, found)
     walk = _walk(scope, found["?scores"])
     start = read(walk["start"]).reshape(-1)
@@ -118,23 +114,23 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) ->
     expected[0] = len(start) ** 0.5 if boosted else 1.0
     if not np.allclose(start, expected):
         raise _mismatch(scope, "an unknown start vector")
+    survivors = [walk["survivors"]] if "survivors" in walk else []
+    live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
     attributes = {
         "iterations": walk["iterations"],
         "boost": int(boosted),
         "filter_heads": 1,
-        "variance_min": read.number(found["=variance_min"]),
-        "variance_max": read.number(found["=variance_max"]),
+        # The graph's limits are those of (1 + Var) / live, in single precision.
+        "variance_min": round(read.number(found["=low"]) * live - 1, 5),
+        "variance_max": round(read.number(found["=high"]) * live - 1, 5),
         "root_mean_square": int(root_mean_square),
     }
-    survivors = [walk["survivors"]] if "survivors" in walk else []
     return _replace(graph, WEIGHTED_PAGE_RANK, scope, [_uncast(walk["attention"]), *survivors], scores, attributes)
 
 
 def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:
     """Back through the iterations, `s <- m * (s A)`, each with the same attention and the same mask."""
-    found: dict[str, gs.Tensor] = {}
-    _match(scope, scores, ("Squeeze", "?vector", "#"), found)
-    vector, iterations, seen = found["?vector"], 0, dict[str, Any]()
+    vector, iterations, seen = scores, 0, dict[str, Any]()
     masked = _producer(vector, "Mul") is not None
     step: Pattern = ("MatMul", "?before", "?attention")
     while isinstance(vector, gs.Variable):
@@ -155,6 +151,14 @@ def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:
         _match(scope, vector, ("Mul", step, "?mask") if masked else step, seen)
         vector, iterations = seen["?before"], iterations + 1
     return {"start": vector, "iterations": iterations, "attention": seen["?attention"]}
+
+
+def _dropped(scope: str, survivors: gs.Tensor) -> int:
+    """How many tokens an S-stage drops, whose plugin node has its place already."""
+    node = _producer(survivors, SIMILARITY_PRUNE)
+    if node is None:
+        raise _mismatch(scope, f"survivors '{survivors.name}' that no S-stage gives")
+    return int(node.attrs["drop"])
 
 
 def _similarity(graph: gs.Graph, scope: str, survivors: gs.Tensor, read: _Reader) -> str:

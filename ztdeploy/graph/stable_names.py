@@ -18,6 +18,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 #: Wrapper modules around the user's model, and the name of what they do themselves.
 _WRAPPERS = ("pruned.model", "pruned")
 ROOT_SCOPE = "io"
+#: The scope of a pruning layer within its block's; a module of that name is what it comes from.
+PRUNE = "prune"
 
 
 def stable_names(model: ir.Model) -> None:

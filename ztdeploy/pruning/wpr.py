@@ -18,6 +18,8 @@ from ztdeploy.pruning.layer import Recorder
 #: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
 #: two rescalings a head may lose all but 1/4000 of its votes each time.
 RESCALE_EVERY = 10
+#: What a filtered head counts in `ranking_of`: nothing beside one that passes, all where none does.
+FILTERED = 1e-20
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,23 @@ def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tens
     Returns:
         `[B, H, N]` unscaled scores; 0 for tokens that did not survive.
     """
-    # A row vector from the left, s^T A, is A^T s without a transpose.
+    return _propagate(attention, start, iterations, survivors).squeeze(2)
+
+
+def _propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tensor | None) -> Tensor:
+    """`[B, H, 1, N]`: a row vector from the left, s^T A, is A^T s without a transpose."""
     scores = start.to(attention.dtype).view(1, 1, 1, -1)
     if survivors is None:
         for _ in range(iterations):
             scores = scores @ attention
-        return scores.squeeze(2)
+        return scores
     mask = survivors[:, None, None, :]
     scores = scores * mask
     for step in range(1, iterations + 1):
         scores = (scores @ attention) * mask
         if step % RESCALE_EVERY == 0 and step < iterations:
             scores = scores / scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
-    return scores.squeeze(2)
+    return scores
 
 
 def head_filter(variance: Tensor, options: WprOptions) -> Tensor:
@@ -104,8 +110,26 @@ def join_heads(scores: Tensor, live_tokens: int, options: WprOptions, record: Re
     return joined.sqrt() if options.join == "rms" else joined
 
 
+def ranking_of(scores: Tensor, live_tokens: int, options: WprOptions) -> Tensor:
+    """What ranks tokens as `join_heads` does, with half as many operators: `[B, H, 1, N]` raw scores to `[B, N]`.
+
+    What all tokens of an image have in common changes no ranking: the mean, the number of heads, the square root.
+    On vectors as short as these, an operator costs more than what it computes.
+    """
+    shares = scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    squared = shares * shares
+    joined = squared if options.join == "rms" else shares
+    if options.filter_heads:
+        # Shares sum to 1 over the live tokens, so the sum of their squares is (1 + Var) / live.
+        low, high = ((1 + bound) / live_tokens for bound in (options.variance_min, options.variance_max))
+        energy = squared.sum(-1, keepdim=True)
+        passes = (energy.clamp(low, high) == energy).to(scores.dtype)
+        joined = joined * passes.clamp_min(FILTERED)
+    return joined.sum((1, 2))
+
+
 class WeightedPageRank(nn.Module):
-    """`[B, H, N, N]` attention (and `[B, N]` survivors) to `[B, N]` token scores."""
+    """`[B, H, N, N]` attention (and `[B, N]` survivors) to `[B, N]` token scores; in a graph, to what ranks alike."""
 
     start: Tensor
 
@@ -118,5 +142,7 @@ class WeightedPageRank(nn.Module):
         self.register_buffer("start", start_vector(tokens, boost_class_token=boost), persistent=False)
 
     def forward(self, attention: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
-        scores = propagate(attention, self.start, self.iterations, survivors)
-        return join_heads(scores, self.live_tokens, self.options, record)
+        scores = _propagate(attention, self.start, self.iterations, survivors)
+        if torch.compiler.is_exporting():
+            return ranking_of(scores, self.live_tokens, self.options)
+        return join_heads(scores.squeeze(2), self.live_tokens, self.options, record)

@@ -440,7 +440,7 @@ class TestStaticShapes:
 
 class TestAll:
     def test_every_pass_of_the_table_runs_in_its_order(self) -> None:
-        assert list(PASSES) == ["gather-rows", "clean", "stable-names", "static-shapes"]
+        assert list(PASSES) == ["gather-rows", "clean", "stable-names", "early-rows", "static-shapes"]
         model = parse(ROWS)
         for node in model.graph:
             scoped(node, "", "pruned.model.blocks.2.prune")

@@ -391,10 +391,10 @@ def other_attention(graph: onnx.GraphProto) -> None:
 WPR, RANK, SIMILARITY = (f"blocks.0/prune/{stage}" for stage in ("wpr", "rank", "similarity"))
 TAMPERED: dict[str, tuple[Callable[[onnx.GraphProto], None], str]] = {
     "another operator in the walk": (other_operator(f"{WPR}/Mul_1", "Add"), WPR),
-    "another operator in the filter": (other_operator(f"{RANK}/GreaterOrEqual_0", "Greater"), RANK),
-    "another join": (other_operator(f"{WPR}/Sqrt_0", "Abs"), WPR),
+    "another operator in the filter": (other_operator(f"{RANK}/Equal_0", "Greater"), RANK),
+    "another join": (other_operator(f"{WPR}/ReduceSum_2", "ReduceMax"), WPR),
     "A s instead of A^T s": (swapped(f"{RANK}/MatMul_0"), RANK),
-    "variance subtracted the other way round": (swapped(f"{WPR}/Sub_0"), WPR),
+    "shares divided the other way round": (swapped(f"{WPR}/Div_0"), WPR),
     "another start vector": (first_entry(f"{RANK}/MatMul_0", 0, 2.0), RANK),
     "another start vector with a mask": (first_entry(f"{WPR}/Mul_0", 0, 2.0), WPR),
     "another mask in one step": (another_mask, WPR),
