@@ -8,9 +8,9 @@ from typing import Literal
 from ztdeploy.errors import ScheduleError, did_you_mean
 
 DEFAULT_METHOD = "zero-tprune"
-#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, or of those
-#: that go to those that stay; the weighted sums of tokens that are merged.
-Work = Literal["page-rank", "halves", "merging"]
+#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, and of those
+#: that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention are not counted.
+Work = Literal["page-rank", "halves", "partners", "merging"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,13 @@ METHODS: dict[str, Method] = {
     "tome": Method(
         "ztdeploy.pruning.tome:ToMe", frozenset({"halves", "merging"}), merges=True, inside=True, every_block=True
     ),
+    "zero-tprune-merge": Method(
+        "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
+        frozenset({"page-rank", "halves", "partners", "merging"}),
+        merges=True,
+    ),
+    "ats": Method("ztdeploy.pruning.ats:AdaptiveSampling", needs_class_token=True),
+    "evit": Method("ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, needs_class_token=True),
     "wpr": Method("ztdeploy.pruning.wpr_only:WprOnly", frozenset({"page-rank"})),
     "random": Method("ztdeploy.pruning.random_drop:RandomDrop"),
     "slice": Method("ztdeploy.pruning.slice_first:SliceFirst"),

@@ -170,7 +170,7 @@ def uniform_schedule(
         name = f"{method}-{name}"
     if preset != "default":
         name = f"{name}-{preset}"
-    share = 0.5 if method == DEFAULT_METHOD else 0.0
+    share = 0.5 if {"page-rank", "halves"} <= method_named(method).work else 0.0
     layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio, similarity_share=share) for block in blocks)
     return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
 
@@ -354,7 +354,9 @@ def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan, method: str
 
 
 def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Work]) -> int:
-    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves; (N - k) k D to merge."""
+    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves, (N - k) k d for that of
+    those that go to those that stay; (N - k) k D to merge.
+    """
     n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
     by_similarity = "halves" in work and layer.similarity_drop > 0
     by_importance = "halves" not in work or layer.importance_drop > 0
@@ -364,6 +366,9 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Wo
         total += iterations * architecture.num_heads * n * n
     if by_similarity:
         total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
+    if "partners" in work:
+        kept = layer.tokens_out - layer.prefix_tokens
+        total += (n - layer.tokens_out) * kept * (architecture.embed_dim // architecture.num_heads)
     if "merging" in work:
         total += (n - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
     return total

@@ -49,6 +49,21 @@ def tome(keys: Array, *, prefix: int, count: int) -> Merge:
     return Merge([token for token in tokens if token not in partner], partner, margins)
 
 
+def join_most_similar(
+    keys: Array, kept: list[int], *, prefix: int, least: float | None = None
+) -> tuple[list[int], float]:
+    """The slots of all that are not kept, each that of the most similar kept patch token; and the margin."""
+    feature, slots, margin = key_features(keys), [], np.inf
+    for token in range(len(feature)):
+        if token not in kept:
+            similar = [cosine(feature[token], feature[other]) for other in kept[prefix:]]
+            best = int(np.argmax(similar))
+            too_far = least is not None and similar[best] < least
+            slots.append(-1 if too_far else prefix + best)
+            margin = min(margin, gap(similar, 1), np.inf if least is None else abs(similar[best] - least))
+    return slots, margin
+
+
 def merged(x: Array, size: Array, kept: list[int], into: list[int]) -> tuple[Array, Array]:
     """Tokens `[N, D]` and sizes `[N]` after merging: size-weighted means; a slot of -1 drops its token."""
     gone = [token for token in range(len(x)) if token not in kept]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from helpers import reference_merging as reference
-from helpers.models import images, layer_plan, tiny_vit
+from helpers.models import images, layer_plan, random_attention, tiny_vit
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
 from ztdeploy.pruning.merging import merge_tokens, slot_of
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.pruning.selection import complement
+from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
 from ztdeploy.schedule import default_schedule
 
 SETTINGS = settings(deadline=None, max_examples=60)
@@ -115,3 +118,108 @@ class TestToMe:
             assert (reduction.size[:, 0] == 1).all()
             assert (reduction.choice.into > 0).all()
         assert seen[-1].size.max() > 1
+
+
+class TestZeroTPruneMerge:
+    @SETTINGS
+    @given(
+        seed=seeds,
+        prefix=st.sampled_from([0, 1, 2]),
+        patches=st.integers(3, 17),
+        least=st.sampled_from([None, 0.0, 0.4]),
+        data=st.data(),
+    )
+    def test_each_that_goes_joins_the_most_similar_that_stays(
+        self, seed: int, prefix: int, patches: int, least: float | None, data: st.DataObject
+    ) -> None:
+        kept_patches = data.draw(st.integers(1, patches - 1))
+        drop = data.draw(st.integers(0, min(patches // 2, patches - kept_patches)))
+        plan = layer_plan(patches, kept_patches, prefix=prefix, similarity_drop=drop, iterations=3)
+        generator = np.random.default_rng(seed)
+        attention = random_attention(generator, 2, 3, plan.tokens_in)
+        keys = generator.normal(size=(2, 3, plan.tokens_in, 4))
+        taps, x = BlockTaps(torch.tensor(attention), torch.tensor(keys)), torch.zeros(2, plan.tokens_in, 3).double()
+        layer = ZeroTPruneMerge(plan, options=MergeOptions(least=least))
+        choice = layer(x, taps).choice
+        plain = pruning_layer("zero-tprune", plan)
+        assert torch.equal(choice.kept, plain(x, taps).choice.kept)
+        for image in range(2):
+            kept = choice.kept[image].tolist()
+            into, margin = reference.join_most_similar(keys[image], kept, prefix=prefix, least=least)
+            if margin < CLEAR:
+                event("inconclusive: two partners within rounding")
+                continue
+            assert choice.into[image].tolist() == into
+
+    @pytest.mark.parametrize("feature", ["keys", "all-keys", "tokens"])
+    def test_similarity_may_be_of_other_features(self, feature: Any) -> None:
+        """Token 4 resembles token 1 in one way, token 2 in another, and token 3 in a third."""
+        plan = layer_plan(4, 3, prefix=1, iterations=1)
+        attention = torch.full((1, 2, 5, 5), 0.2375)
+        attention[..., 4] = 0.05
+        keys = torch.zeros(1, 2, 5, 3)
+        keys[0, :, 4] = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        keys[0, :, 1] = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]])  # the same on average
+        keys[0, :, 2] = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.5]])  # nearly the same head by head
+        keys[0, :, 3] = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+        x = torch.eye(5).unsqueeze(0).clone()
+        x[0, 3] = x[0, 4]
+        choice = ZeroTPruneMerge(plan, options=MergeOptions(feature=feature))(x, BlockTaps(attention, keys)).choice
+        assert choice.kept.tolist() == [[0, 1, 2, 3]]
+        assert choice.into.tolist() == [[{"keys": 1, "all-keys": 2, "tokens": 3}[feature]]]
+
+
+class TestEVit:
+    @SETTINGS
+    @given(seed=seeds, prefix=st.sampled_from([1, 2]), patches=st.integers(2, 12), data=st.data())
+    def test_the_rest_is_fused_by_attention(self, seed: int, prefix: int, patches: int, data: st.DataObject) -> None:
+        kept_patches = data.draw(st.integers(1, patches - 1))
+        generator = np.random.default_rng(seed)
+        attention = random_attention(generator, 2, 3, prefix + patches)
+        x = generator.normal(size=(2, prefix + patches, 3))
+        layer = pruning_layer("evit", layer_plan(patches, kept_patches, prefix=prefix))
+        reduction = layer(torch.tensor(x), BlockTaps(torch.tensor(attention), None))
+        assert reduction.size is reduction.bias is None
+        for image in range(2):
+            scores = np.mean([head[0] for head in attention[image]], axis=0)
+            order = sorted(range(prefix, prefix + patches), key=lambda token: (-scores[token], token))
+            alone, fused = [*range(prefix), *order[: kept_patches - 1]], order[kept_patches - 1 :]
+            assert reduction.choice.kept[image].tolist() == sorted([*alone, fused[0]])
+            for slot, token in enumerate(sorted([*alone, fused[0]])):
+                members = fused if token == fused[0] else [token]
+                mean = sum(scores[m] * x[image, m] for m in members) / sum(scores[m] for m in members)
+                np.testing.assert_allclose(reduction.tokens[image, slot], mean, rtol=1e-6, atol=1e-9)
+
+
+class TestAts:
+    @SETTINGS
+    @given(seed=seeds, prefix=st.sampled_from([1, 2]), patches=st.integers(2, 12), data=st.data())
+    def test_tokens_that_samples_hit_stay_and_the_best_of_the_others_fill_up(
+        self, seed: int, prefix: int, patches: int, data: st.DataObject
+    ) -> None:
+        samples = data.draw(st.integers(1, patches - 1))
+        generator, tokens = np.random.default_rng(seed), prefix + patches
+        attention = random_attention(generator, 1, 3, tokens)
+        values = generator.normal(size=(1, 3, tokens, 4)) * generator.uniform(0.1, 5, (1, 1, tokens, 1))
+        layer = pruning_layer("ats", layer_plan(patches, samples, prefix=prefix))
+        taps, record = BlockTaps(torch.tensor(attention), None, torch.tensor(values)), Recorder()
+        kept = layer(torch.zeros(1, tokens, 3), taps, record).choice.kept[0].tolist()
+        if record.smallest_gap(1).item() < CLEAR:
+            event("inconclusive: a decision within rounding")
+            return
+        scores = np.array(
+            [
+                sum(attention[0, head, 0, token] * np.linalg.norm(values[0, head, token]) for head in range(3))
+                for token in range(prefix, tokens)
+            ]
+        )
+        cumulative = np.cumsum(scores / scores.sum())
+        hits = {int(np.argmax(cumulative >= (number - 0.5) / samples)) for number in range(1, samples + 1)}
+        others = sorted(set(range(patches)) - hits, key=lambda token: (-scores[token], token))
+        expected = sorted([*hits, *others[: samples - len(hits)]])
+        assert kept == [*range(prefix), *(prefix + token for token in expected)]
+
+    def test_a_flat_distribution_is_sampled_evenly(self) -> None:
+        layer = pruning_layer("ats", layer_plan(12, 4, prefix=1))
+        taps = BlockTaps(torch.full((1, 2, 13, 13), 1 / 13), None, torch.ones(1, 2, 13, 4))
+        assert layer(torch.zeros(1, 13, 2), taps).choice.kept.tolist() == [[0, 2, 5, 8, 11]]

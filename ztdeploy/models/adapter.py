@@ -13,10 +13,11 @@ from ztdeploy.schedule import Architecture
 
 
 class TapSink(Protocol):
-    """Where a block's attention matrix and keys are put during a forward pass."""
+    """Where a block's attention matrix, keys and values are put during a forward pass."""
 
     attention: Tensor | None
     keys: Tensor | None
+    values: Tensor | None
 
 
 class ModelAdapter(ABC):
@@ -81,7 +82,7 @@ class ModelAdapter(ABC):
         )
 
     @abstractmethod
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
         """Make a block put what is asked for into the sink on every forward pass.
 
         Returns:

@@ -16,7 +16,7 @@ from ztdeploy.schedule import Architecture
 
 
 class VitAdapter(ModelAdapter):
-    """Reads the attention matrix as the input of `attn_drop`, and the keys as the output of `k_norm`."""
+    """Reads the attention matrix where it enters `attn_drop`, keys behind `k_norm`, and values behind `qkv`."""
 
     family = "vit"
     model: VisionTransformer
@@ -59,7 +59,7 @@ class VitAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.blocks)
 
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
         module: Any = self.model.blocks[index].attn
         undo: list[Callable[[], None]] = []
         if attention:
@@ -77,6 +77,13 @@ class VitAdapter(ModelAdapter):
                 sink.keys = output
 
             undo.append(module.k_norm.register_forward_hook(take_keys).remove)
+        if values:
+
+            def take_values(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                parts = output.view(*output.shape[:2], 3, module.num_heads, -1)
+                sink.values = parts[:, :, 2].transpose(1, 2)
+
+            undo.append(module.qkv.register_forward_hook(take_values).remove)
         return undo
 
     def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Callable[[], None]]:

@@ -18,6 +18,7 @@ class BlockTaps:
 
     attention: Tensor | None  #: `[B, H, N, N]` after softmax
     keys: Tensor | None  #: `[B, H, N, d]`
+    values: Tensor | None = None  #: `[B, H, N, d]`
     size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
 
 
@@ -66,6 +67,7 @@ class PruningLayer(nn.Module):
 
     needs_attention = False
     needs_keys = False
+    needs_values = False
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class PruningLayer(nn.Module):
 
         Args:
             x: the block's tokens behind its MLP, or between attention and MLP.
-            taps: what the method asked for with `needs_attention` and `needs_keys`.
+            taps: what the method asked for with `needs_attention`, `needs_keys` and `needs_values`.
             record: where to leave the gaps at the cuts, if anybody wants them.
             forced: a choice to apply in place of the layer's own, which is made and told all the same: so another
                 implementation's choices can be replayed, and each layer be compared on identical input.

@@ -48,7 +48,9 @@ def slot_of(token: Tensor, gone: Tensor) -> Tensor:
 
 
 class MergingLayer(PruningLayer):
-    """A method whose tokens go into others, weighted by size."""
+    """A method whose tokens go into others."""
+
+    proportional = True  #: later attention must know how much each token stands for
 
     @abstractmethod
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
@@ -61,5 +63,11 @@ class MergingLayer(PruningLayer):
         applied = choice
         if forced is not None:
             applied, gone = forced, complement(forced.kept, x.shape[1])
-        tokens, size = merge_tokens(x, applied, gone, taps.size)
+        tokens, size = merge_tokens(x, applied, gone, self.weights(taps))
+        if not self.proportional:
+            return Reduction(tokens, choice)
         return Reduction(tokens, choice, size, size.log()[:, None, None, :])
+
+    def weights(self, taps: BlockTaps) -> Tensor | None:
+        """What each token weighs in an average: by default its size, `[B, N]`; None is 1 for all."""
+        return taps.size

@@ -42,14 +42,16 @@ class _Pass:
 
 
 class _Tap:
-    """Holds a block's attention matrix and keys between the moment they are made and the pruning layer."""
+    """Holds what a block shows between the moment it is made and the pruning layer."""
 
     def __init__(self) -> None:
         self.attention: Tensor | None = None
         self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     def take(self, size: Tensor | None) -> BlockTaps:
-        taps, self.attention, self.keys = BlockTaps(self.attention, self.keys, size), None, None
+        taps = BlockTaps(self.attention, self.keys, self.values, size)
+        self.attention = self.keys = self.values = None
         return taps
 
 
@@ -111,7 +113,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
         index, tap, position = layer_plan.block, _Tap(), len(self.layers)
         block = adapter.blocks[index]
-        self._undo.extend(adapter.tap(index, tap, attention=layer.needs_attention, keys=layer.needs_keys))
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys, "values": layer.needs_values}
+        self._undo.extend(adapter.tap(index, tap, **wanted))
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))
         self.layers.append(layer)
