@@ -52,7 +52,7 @@ from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner
-from ztdeploy.schedule import PruningSchedule, gmacs, plan, pruning_gmacs
+from ztdeploy.schedule import PruningSchedule, plan, plan_gmacs, pruning_gmacs
 from ztdeploy.tools import tool_versions
 from ztdeploy.traces import Trace, TraceStore
 
@@ -115,6 +115,7 @@ class Assembly:
         blocks = [layer.block for layer in pruned.token_plan.layers]
         arrays: dict[str, NDArray[np.generic]] = {"logits": reference.logits}
         arrays |= {f"kept.{block}": kept for block, kept in zip(blocks, reference.kept, strict=True)}
+        arrays |= dict(zip((f"into.{block}" for block in blocks), reference.into, strict=False))  # where it merges
         arrays |= {f"gap.{block}": gap for block, gap in zip(blocks, reference.gaps, strict=True)}
         return {spec: Trace(graph, arrays) for spec, graph in graphs.items()}
 
@@ -304,7 +305,7 @@ class Assembly:
             name=schedule.name,
             schedule=schedule,
             plan=token_plan,
-            gmacs=gmacs(architecture, token_plan.tokens_per_block),
+            gmacs=plan_gmacs(architecture, token_plan),
             pruning_gmacs=pruning_gmacs(architecture, token_plan, schedule.method),
             graphs={profile.name: self._graph_record(schedule, profile) for profile in self.profiles},
             engines={p.name: self._engines[schedule.name, p.name] for p in self.buildable},

@@ -14,7 +14,7 @@ from ztdeploy.cache import cache_errors, key_of, only_one
 from ztdeploy.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
 from ztdeploy.pipeline import BuildRequest, Progress, build
 from ztdeploy.profile import read_profile
-from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, uniform_schedule
+from ztdeploy.schedule import DEFAULT_METHOD, Architecture, PruningSchedule, default_schedule
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def buildable_bundle(request: BuildRequest, cache: Path, progress: Progress) -> 
         raise
     except ZtdeployError:
         dense = cached_bundle(replace(request, keep_ratios=(1.0,), methods=(DEFAULT_METHOD,)), cache, progress)
-    schedules = uniform_schedules(request, dense.manifest.model.architecture.depth)
+    schedules = uniform_schedules(request, dense.manifest.model.architecture)
     with cache_errors(cache):
         trials = tempfile.TemporaryDirectory(dir=cache, prefix="trial-")
     with trials as folder:
@@ -112,10 +112,10 @@ def bundle_key(request: BuildRequest) -> str:
     )
 
 
-def uniform_schedules(request: BuildRequest, depth: int) -> list[PruningSchedule]:
+def uniform_schedules(request: BuildRequest, architecture: Architecture) -> list[PruningSchedule]:
     """One per method and keep ratio, but for the dense one."""
     return [
-        uniform_schedule(ratio, depth, method=method, preset=request.preset)
+        default_schedule(ratio, architecture, method=method, preset=request.preset)
         for method in request.methods
         for ratio in request.keep_ratios
         if ratio != 1

@@ -24,6 +24,7 @@ from ztdeploy.graph.turing import without_fp32_products
 from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.profile import Precision
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.schedule import LayerPlan
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -61,7 +62,7 @@ class GraphSpec:
 
 
 class Deployable(nn.Module):
-    """The module that is traced: normalisation inside, kept tokens as int32 outputs."""
+    """The module that is traced: normalisation inside, the choice of tokens as int32 outputs."""
 
     scale: Tensor
     shift: Tensor
@@ -81,13 +82,23 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """`image` is uint8 `[B, S, S, 3]`, or fp32 `[B, 3, S, S]` already normalised."""
         tensor = self.normalise(image) if self.image_input == "uint8" else image
-        output, *kept = self.pruned(tensor)
-        return (output, *(indices.to(torch.int32) for indices in kept))
+        output, *choices = self.pruned(tensor)
+        return (output, *(indices.to(torch.int32) for indices in choices))
 
 
 def kept_name(block: int) -> str:
     """The graph output that says which tokens the pruning layer behind a block (from 0) kept."""
     return f"blocks.{block}/prune/kept"
+
+
+def into_name(block: int) -> str:
+    """The graph output that says into which slots a merging layer put the tokens that it did not keep, ascending."""
+    return f"blocks.{block}/prune/into"
+
+
+def choice_names(layer: LayerPlan) -> tuple[str, ...]:
+    """The graph outputs of a pruning layer."""
+    return (kept_name(layer.block), into_name(layer.block)) if layer.merges else (kept_name(layer.block),)
 
 
 def example_input(spec: GraphSpec, image_size: int) -> Tensor:
@@ -104,7 +115,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
         An ONNX model whose initialisers still live in memory, shared with the module's parameters.
     """
     module = Deployable(pruned, preprocess, spec.image_input).eval()
-    outputs = [OUTPUT, *(kept_name(layer.block) for layer in pruned.token_plan.layers)]
+    outputs = [OUTPUT, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
@@ -162,12 +173,14 @@ def _plain_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T / sqrt(d)) v, in the form that runtimes recognise and fuse."""
-    if attn_mask is not None or is_causal or enable_gqa:
-        raise NotImplementedError("attention with a mask, causal or grouped, inside a vision transformer block")
+    """softmax(q k^T / sqrt(d) + mask) v, in the form that runtimes recognise and fuse; a mask is what is added."""
+    if is_causal or enable_gqa or (attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL):
+        raise NotImplementedError("attention with a mask of truth values, causal or grouped, inside a block")
     factor = scale if scale is not None else float(query.shape[-1]) ** -0.5
     scaled = op.Mul(query, op.Constant(value_float=factor))
     scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 

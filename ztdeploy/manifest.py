@@ -174,7 +174,7 @@ class GoldenRecord(_Record):
 
     images: tuple[BundlePath, ...]  #: lossless source images
     pixels: BundlePath  #: `.npy`, uint8 `[n, S, S, 3]`: the images after resize and crop
-    outputs: dict[str, BundlePath]  #: variant name -> `.npz` with `logits` and `kept.<block>`
+    outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
 
 
 class BlocksRecord(_Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -10,28 +10,45 @@ from numpy.typing import NDArray
 
 from ztdeploy.export import Deployable
 from ztdeploy.manifest import ParityRecord, VariantRecord
+from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.parity import Reference, compare, measure_drift
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 
 
 def reference_outputs(
-    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], kept: Any = None
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
 ) -> Reference:
     """What PyTorch makes of the pixels, uint8 `[B, S, S, 3]`.
 
     Args:
-        kept: an engine's choices, `[B, k]` per pruning layer, to be replayed.
+        actual: what an engine made of them; its choices are replayed.
     """
-    forced = None if kept is None else [torch.from_numpy(np.ascontiguousarray(layer)).long() for layer in kept]
+    forced = None if actual is None else _choices(actual)
     replay = pruned.replay(module.normalise(torch.from_numpy(pixels)), forced)
     images = len(pixels)
     return Reference(
         logits=replay.output.numpy(),
-        kept=tuple(layer.to(torch.int32).numpy() for layer in replay.kept),
+        kept=tuple(_int32(choice.kept) for choice in replay.choices),
+        into=tuple(_int32(choice.into) for choice in replay.choices if choice.into is not None),
         gaps=tuple(np.asarray(record.smallest_gap(images).numpy()) for record in replay.records),
-        replayed=kept is not None,
+        replayed=actual is not None,
     )
+
+
+def _choices(outputs: Outputs) -> list[Choice]:
+    """One per pruning layer; those of a bundle's variant all merge, or none does."""
+    pairs = zip_longest(outputs.kept, outputs.into)
+    return [Choice(_long(kept), None if into is None else _long(into)) for kept, into in pairs]
+
+
+def _long(array: NDArray[np.int32]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).long()
+
+
+def _int32(tensor: torch.Tensor) -> NDArray[np.int32]:
+    array: NDArray[np.int32] = tensor.to(torch.int32).numpy()
+    return array
 
 
 def prove(
@@ -52,13 +69,9 @@ def prove(
         ParityError: names the pruning layer, or the logits.
     """
     runner.switch(variant=variant.name)
-    together, alone = runner.infer(pixels), runner.infer(pixels[:1])
-    actual = Outputs(
-        logits=np.concatenate([together.logits, alone.logits]),
-        kept=tuple(np.concatenate(pair) for pair in zip(together.kept, alone.kept, strict=True)),
-    )
+    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
     inputs = np.concatenate([pixels, pixels[:1]])
-    reference = reference_outputs(pruned, module, inputs, actual.kept)
+    reference = reference_outputs(pruned, module, inputs, actual)
     name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
     parity = compare(name, blocks, actual, reference, precision)

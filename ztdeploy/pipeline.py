@@ -12,7 +12,13 @@ from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
-from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, check_keep_ratio, read_schedule, uniform_schedule
+from ztdeploy.schedule import (
+    DEFAULT_METHOD,
+    PruningSchedule,
+    check_keep_ratio,
+    default_schedule,
+    read_schedule,
+)
 
 if TYPE_CHECKING:
     from ztdeploy.models.loading import LoadedModel
@@ -120,26 +126,24 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
     Raises:
         ScheduleError: a bad keep ratio, an unknown method, two variants of one name, or a block that isn't there.
     """
-    from ztdeploy.pruning import check_method
     from ztdeploy.schedule import plan
 
-    depth = model.adapter.architecture.depth
+    architecture = model.adapter.architecture
     schedules = [read_schedule(path) for path in request.schedules]
     ratios: tuple[float, ...] = request.keep_ratios
     if not schedules or request.keep_ratios:
         ratios = tuple(r for profile in profiles for r in override_keep_ratios(profile, request.keep_ratios))
     uniform = [
-        uniform_schedule(r, depth, method=method, preset=request.preset)
+        default_schedule(r, architecture, method=method, preset=request.preset)
         for method in dict.fromkeys(request.methods)
         for r in dict.fromkeys(ratios)
     ]
     schedules += {schedule.name: schedule for schedule in uniform}.values()  # the dense one is the same for all methods
-    if all(plan(schedule, model.adapter.architecture).layers for schedule in schedules):
-        schedules.append(uniform_schedule(1.0, depth))
+    if all(plan(schedule, architecture).layers for schedule in schedules):
+        schedules.append(default_schedule(1.0, architecture))
     names = [schedule.name for schedule in schedules]
     for schedule in schedules:
-        check_method(schedule.method)
-        plan(schedule, model.adapter.architecture)
+        plan(schedule, architecture)
         if names.count(schedule.name) > 1:
             raise ScheduleError(
                 f"two variants named '{schedule.name}'", "unique names", "set 'name' in the schedule files"

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ztdeploy.errors import ScheduleError, did_you_mean
+from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
+from ztdeploy.methods import Method, Work, method_named
 from ztdeploy.toml import read_toml
 
-DEFAULT_METHOD = "zero-tprune"
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
 DEFAULT_POSITIONS = (1 / 4, 1 / 2, 3 / 4)
 #: The five positions of the paper (CVPR 2024): behind blocks 1, 3, 6, 9, 11 of 12.
@@ -53,10 +55,17 @@ class LayerSpec(_Frozen):
     """One pruning layer as a person writes it; `block` counts from 1."""
 
     block: int = Field(ge=1)
-    keep_ratio: Annotated[float, Field(gt=0, le=1)]
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    drop: int | None = Field(default=None, ge=0)  #: how many tokens go, in place of a keep ratio
     similarity_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     similarity_drop: int | None = Field(default=None, ge=0)  #: explicit `r`; overrides the share
     iterations: int | None = Field(default=None, ge=1, le=1000)  #: None: by position
+
+    @model_validator(mode="after")
+    def _either_ratio_or_count(self) -> LayerSpec:
+        if (self.keep_ratio is None) == (self.drop is None):
+            raise ValueError("either keep_ratio or drop is needed, and not both")
+        return self
 
 
 class PruningSchedule(_Frozen):
@@ -71,7 +80,7 @@ class PruningSchedule(_Frozen):
 
 
 class LayerPlan(_Frozen):
-    """One pruning layer in integers. It stands behind `block` (counted from 0, as timm does)."""
+    """One pruning layer in integers. It stands behind `block` (counted from 0, as timm does), or inside it."""
 
     block: int
     tokens_in: int
@@ -80,6 +89,8 @@ class LayerPlan(_Frozen):
     class_token: bool
     similarity_drop: int  #: tokens dropped by the S-stage
     iterations: int  #: weighted-page-rank iterations of the I-stage
+    inside: bool = False  #: between the block's attention and its MLP, which sees `tokens_out` tokens
+    merges: bool = False  #: what goes is merged into what stays
 
     @property
     def importance_drop(self) -> int:
@@ -91,13 +102,58 @@ class TokenPlan(_Frozen):
     """A schedule resolved for one architecture."""
 
     layers: tuple[LayerPlan, ...]
-    tokens_per_block: tuple[int, ...]  #: tokens that each block processes
+    tokens_per_block: tuple[int, ...]  #: tokens that enter each block, and that its attention sees
+
+    @property
+    def mlp_tokens_per_block(self) -> tuple[int, ...]:
+        """Tokens that each block's MLP sees: fewer where a layer stands inside the block."""
+        inside = {layer.block: layer.tokens_out for layer in self.layers if layer.inside}
+        return tuple(inside.get(block, tokens) for block, tokens in enumerate(self.tokens_per_block))
+
+
+def default_schedule(
+    keep_ratio: float, architecture: Architecture, *, method: str = DEFAULT_METHOD, preset: str = "default"
+) -> PruningSchedule:
+    """The schedule that "keep ratio 0.7" alone means, for a method and a model.
+
+    Raises:
+        ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
+    """
+    uniform = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset)
+    return constant_schedule(uniform, architecture) if method_named(method).every_block else uniform
+
+
+def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The same number of tokens gone in every block, at the cost of another schedule, as closely as integers allow.
+
+    Each block loses at most half of its patch tokens. A total that the depth does not divide is spread evenly.
+    """
+    depth, patches = architecture.depth, architecture.patch_tokens
+    plain = plan(wanted.model_copy(update={"method": DEFAULT_METHOD}), architecture)
+    target = gmacs(architecture, plain.tokens_per_block)
+
+    def schedule(total: int) -> PruningSchedule:
+        layers = []
+        left = patches
+        for block in range(depth):
+            drop = min((block + 1) * total // depth - block * total // depth, left // 2)
+            left -= drop
+            if drop:
+                layers.append(LayerSpec(block=block + 1, drop=drop))
+        return wanted.model_copy(update={"layers": tuple(layers)})
+
+    def cost(total: int) -> float:
+        return plan_gmacs(architecture, plan(schedule(total), architecture))
+
+    totals = range(depth * patches)
+    after = bisect_left(totals, -target, key=lambda total: -cost(total))  # the cost falls as more tokens go
+    return schedule(min((max(0, after - 1), after), key=lambda total: abs(cost(total) - target)))
 
 
 def uniform_schedule(
     keep_ratio: float, depth: int, *, method: str = DEFAULT_METHOD, preset: str = "default"
 ) -> PruningSchedule:
-    """The schedule that "keep ratio 0.7" alone means: the same ratio at each of the preset's positions.
+    """The same keep ratio at each of a preset's positions.
 
     Raises:
         ScheduleError: the ratio is not in (0, 1], or not a number.
@@ -114,7 +170,7 @@ def uniform_schedule(
         name = f"{method}-{name}"
     if preset != "default":
         name = f"{name}-{preset}"
-    share = 0.5 if method == DEFAULT_METHOD else 0.0
+    share = 0.5 if {"page-rank", "halves"} <= method_named(method).work else 0.0
     layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio, similarity_share=share) for block in blocks)
     return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
 
@@ -150,7 +206,7 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ScheduleError(
             f"schedule file '{path}': {where}: {first['msg']} (got {str(first['input'])[:60]})",
-            "[[layer]] tables with block, keep_ratio and optionally similarity_share, similarity_drop, iterations",
+            "[[layer]] tables with block, keep_ratio or drop, perhaps similarity_share, similarity_drop, iterations",
             f"correct {where}",
         ) from error
     if schedule.keep_ratio not in (None, 1) and not schedule.layers:
@@ -168,8 +224,16 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
     A layer that would drop nothing is left out.
 
     Raises:
-        ScheduleError: a block that the model does not have, or blocks out of order.
+        ScheduleError: a block that the model does not have, blocks out of order, more tokens to go than there are or
+            than the method lets go, an unknown method, or one that needs a class token.
     """
+    method = method_named(schedule.method)
+    if schedule.layers and method.needs_class_token and not architecture.class_token:
+        raise ScheduleError(
+            f"method '{schedule.method}' for a model without a class token",
+            "a model whose class token ranks the others",
+            f"choose another method, such as {DEFAULT_METHOD}",
+        )
     patches, prefix = architecture.patch_tokens, architecture.prefix_tokens
     layers: list[LayerPlan] = []
     previous = 0
@@ -181,9 +245,9 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
                 "correct the schedule's 'block' values",
             )
         previous = spec.block
-        kept = max(1, math.ceil(round(spec.keep_ratio * patches, 9)))  # 0.07 * 100 is 7.000000000000001
+        kept = _kept(schedule.name, spec, patches)
         if kept < patches:
-            layers.append(_layer_plan(schedule.name, spec, architecture, patches, kept))
+            layers.append(_layer_plan(schedule, method, spec, architecture, patches, kept))
         patches = kept
     counts, current = [], prefix + architecture.patch_tokens
     behind = {layer.block: layer.tokens_out for layer in layers}
@@ -193,8 +257,33 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
     return TokenPlan(layers=tuple(layers), tokens_per_block=tuple(counts))
 
 
-def _layer_plan(name: str, spec: LayerSpec, architecture: Architecture, patches: int, kept: int) -> LayerPlan:
-    dropped, group_a = patches - kept, patches // 2
+def _kept(name: str, spec: LayerSpec, patches: int) -> int:
+    """How many of the patch tokens stay; at least one."""
+    if spec.keep_ratio is not None:
+        return max(1, math.ceil(round(spec.keep_ratio * patches, 9)))  # 0.07 * 100 is 7.000000000000001
+    assert spec.drop is not None
+    if spec.drop >= patches:
+        raise ScheduleError(
+            f"schedule '{name}', block {spec.block}: drop {spec.drop}", f"less than {patches} tokens", "lower drop"
+        )
+    return patches - spec.drop
+
+
+def _layer_plan(
+    schedule: PruningSchedule,
+    method: Method,
+    spec: LayerSpec,
+    architecture: Architecture,
+    patches: int,
+    kept: int,
+) -> LayerPlan:
+    name, dropped, group_a = schedule.name, patches - kept, patches // 2
+    if method.only_by_similarity and dropped > group_a:
+        raise ScheduleError(
+            f"schedule '{name}', block {spec.block}: {dropped} of {patches} patch tokens to go",
+            f"at most {group_a}, for {schedule.method} takes each into one of the other half",
+            "spread them over more blocks",
+        )
     if spec.similarity_drop is not None and spec.similarity_drop > min(dropped, group_a):
         raise ScheduleError(
             f"schedule '{name}', block {spec.block}: similarity_drop {spec.similarity_drop}",
@@ -204,6 +293,8 @@ def _layer_plan(name: str, spec: LayerSpec, architecture: Architecture, patches:
     explicit = spec.similarity_drop
     # Only the less important half (group A) can go by similarity; what the share asks beyond it goes by importance.
     drop = min(round(spec.similarity_share * dropped), group_a) if explicit is None else explicit
+    if method.only_by_similarity:
+        drop = dropped
     return LayerPlan(
         block=spec.block - 1,
         tokens_in=architecture.prefix_tokens + patches,
@@ -212,6 +303,8 @@ def _layer_plan(name: str, spec: LayerSpec, architecture: Architecture, patches:
         class_token=architecture.class_token,
         similarity_drop=drop,
         iterations=spec.iterations or default_iterations(spec.block, architecture.depth),
+        inside=method.inside,
+        merges=method.merges,
     )
 
 
@@ -227,34 +320,59 @@ def default_iterations(block: int, depth: int) -> int:
     return 1 if position >= 0.75 else 3
 
 
-def gmacs(architecture: Architecture, tokens_per_block: Sequence[int]) -> float:
+def gmacs(
+    architecture: Architecture, tokens_per_block: Sequence[int], mlp_tokens_per_block: Sequence[int] | None = None
+) -> float:
     """Multiply-adds of one image through the whole model, in units of 1e9, pruning layers not counted.
 
-    Per block at N tokens: 4 N D^2 (qkv, proj) + 2 N^2 D (scores, weighted sum) + 2 N D D_mlp.
+    Args:
+        architecture: the model's sizes.
+        tokens_per_block: that each block's attention sees.
+        mlp_tokens_per_block: that its MLP sees; None: the same.
     """
     d = architecture.embed_dim
     ends = architecture.patch_tokens * architecture.patch_dim * d + d * architecture.num_classes
-    return sum(block_gmacs(architecture, tokens) for tokens in tokens_per_block) + ends / 1e9
+    pairs = zip(tokens_per_block, mlp_tokens_per_block or tokens_per_block, strict=True)
+    return sum(block_gmacs(architecture, *pair) for pair in pairs) + ends / 1e9
 
 
-def block_gmacs(architecture: Architecture, tokens: int) -> float:
-    """Multiply-adds of one block at `tokens` tokens, in units of 1e9, per image."""
+def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """The same for a plan."""
+    return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
+
+
+def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None = None) -> float:
+    """Multiply-adds of one block, in units of 1e9, per image.
+
+    At N tokens, and M in the MLP: 4 N D^2 (qkv, proj) + 2 N^2 D (scores, weighted sum) + 2 M D D_mlp.
+    """
     n, d, mlp = tokens, architecture.embed_dim, architecture.mlp_dim
-    return (4 * n * d * d + 2 * n * n * d + 2 * n * d * mlp) / 1e9
+    m = n if mlp_tokens is None else mlp_tokens
+    return (4 * n * d * d + 2 * n * n * d + 2 * m * d * mlp) / 1e9
 
 
 def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan, method: str = DEFAULT_METHOD) -> float:
-    """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing.
+    """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing."""
+    work = method_named(method).work
+    return sum(_layer_macs(architecture, layer, work) for layer in token_plan.layers) / 1e9
 
-    H N^2 per weighted-page-rank iteration, and |A| |B| d for the similarity between the two halves.
+
+def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Work]) -> int:
+    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves, (N - k) k d for that of
+    those that go to those that stay; (N - k) k D to merge.
     """
+    n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
+    by_similarity = "halves" in work and layer.similarity_drop > 0
+    by_importance = "halves" not in work or layer.importance_drop > 0
     total = 0
-    for layer in token_plan.layers if method in ("zero-tprune", "wpr") else ():
-        n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
-        by_similarity = method == "zero-tprune" and layer.similarity_drop > 0
-        by_importance = method == "wpr" or layer.importance_drop > 0
+    if "page-rank" in work:
         iterations = int(by_similarity) + layer.iterations * int(by_importance)
         total += iterations * architecture.num_heads * n * n
-        if by_similarity:
-            total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
-    return total / 1e9
+    if by_similarity:
+        total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
+    if "partners" in work:
+        kept = layer.tokens_out - layer.prefix_tokens
+        total += (n - layer.tokens_out) * kept * (architecture.embed_dim // architecture.num_heads)
+    if "merging" in work:
+        total += (n - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
+    return total

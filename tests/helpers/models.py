@@ -10,6 +10,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ztdeploy.methods import METHODS
 from ztdeploy.models.vit import VitAdapter
 from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.pruning.pruned_model import PrunedModel
@@ -96,6 +97,18 @@ def pixels(batch: int, seed: int = 0) -> Tensor:
     """uint8 `[B, 32, 32, 3]`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)
+
+
+def takes(method: str, plan: LayerPlan) -> bool:
+    """Whether a method can do what a plan asks for."""
+    facts = METHODS[method]
+    too_many = plan.tokens_in - plan.tokens_out > (plan.tokens_in - plan.prefix_tokens) // 2
+    return not (facts.only_by_similarity and too_many) and not (facts.needs_class_token and not plan.class_token)
+
+
+def fits(method: str, name: str) -> bool:
+    """Whether a method can prune a line of `VARIANTS`."""
+    return VARIANTS[name][0].get("class_token", True) or not METHODS[method].needs_class_token
 
 
 def layer_plan(

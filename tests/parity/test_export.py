@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from ztdeploy.export import GraphSpec, ImageInput, export_onnx, quiet_exporter
 from ztdeploy.models.vit import VitAdapter
 from ztdeploy.pruning import METHODS
-from ztdeploy.pruning.layer import KeepTopTokens
+from ztdeploy.pruning.layer import Choice, KeepTopTokens
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.pruning.similarity import SimilarityDrop
 from ztdeploy.schedule import uniform_schedule
@@ -62,6 +63,12 @@ CASES = [
     Case("zero-tprune", "attention-pool", 21, "float32", None),
     Case("wpr", "class-token", 22, "float32", None),
     Case("wpr", "qk-norm-layer-scale", 18, "uint8", 1),
+    Case("tome", "class-token", 20, "uint8", None),
+    Case("tome", "qk-norm-layer-scale", 18, "float32", 2),
+    Case("zero-tprune-merge", "distilled", 20, "uint8", None),
+    Case("zero-tprune-merge", "average-pool", 22, "float32", 1),
+    Case("ats", "registers", 20, "uint8", None),
+    Case("evit", "class-token", 22, "float32", None),
     Case("random", "registers-only", 20, "uint8", None),
     Case("slice", "average-pool", 18, "float32", 1),
 ]
@@ -136,15 +143,19 @@ class TestParity:
         close = 0
         for batch in (1, 3) if exported.case.batch is None else (exported.case.batch,):
             for seed in (0, 1):
-                tensor, (logits, *kept) = exported.run(batch, seed)
-                assert [indices.dtype for indices in kept] == [np.int32] * 2
-                chosen = [torch.tensor(indices, dtype=torch.int64) for indices in kept]
+                tensor, (logits, *choices) = exported.run(batch, seed)
+                assert {indices.dtype for indices in choices} == {np.dtype(np.int32)}
+                indices = [torch.tensor(one, dtype=torch.int64) for one in choices]
+                per_layer = 2 if METHODS[exported.case.method].merges else 1
+                chosen = [Choice(*indices[start : start + per_layer]) for start in range(0, len(indices), per_layer)]
+                assert len(chosen) == 2
                 replay = exported.pruned.replay(tensor, chosen)
                 np.testing.assert_allclose(logits, replay.output, atol=TOLERANCE, rtol=TOLERANCE)
                 assert logits.shape == (batch, 7)
-                for theirs, ours, record in zip(chosen, replay.kept, replay.records, strict=True):
+                for theirs, ours, record in zip(chosen, replay.choices, replay.records, strict=True):
                     clear = record.smallest_gap(batch) > TOLERANCE
-                    assert torch.equal(theirs[clear], ours[clear])
+                    for one, other in zip(theirs.tensors, ours.tensors, strict=True):
+                        assert torch.equal(one[clear], other[clear])
                     close += int((~clear).sum())
         record_property("inconclusive", close)
         assert close <= 2, "the images of this test are meant to be clear-cut"
@@ -227,11 +238,16 @@ class TestGraph:
         image = [batch, 32, 32, 3] if case.image_input == "uint8" else [batch, 3, 32, 32]
         kind = kinds.UINT8 if case.image_input == "uint8" else kinds.FLOAT
         assert [described(value) for value in exported.proto.graph.input] == [("image", kind, image)]
-        assert [described(value) for value in exported.proto.graph.output] == [
-            ("logits", kinds.FLOAT, [batch, 7]),
+        choices = [
             ("blocks.1/prune/kept", kinds.INT32, [batch, 12 + prefix]),
+            ("blocks.1/prune/into", kinds.INT32, [batch, 4]),
             ("blocks.2/prune/kept", kinds.INT32, [batch, 8 + prefix]),
+            ("blocks.2/prune/into", kinds.INT32, [batch, 4]),
         ]
+        if not METHODS[case.method].merges:
+            del choices[1::2]
+        outputs = [described(value) for value in exported.proto.graph.output]
+        assert outputs == [("logits", kinds.FLOAT, [batch, 7]), *choices]
 
     def test_every_axis_but_the_batch_is_static(self, exported: Exported) -> None:
         allowed = [[], ["batch"]] if exported.case.batch is None else [[]]
@@ -275,13 +291,43 @@ class TestGraph:
         attention = {node.output[0] for node in exported.proto.graph.node if node.op_type == "Softmax"}
         assert len(attention) >= 4
         users = {node.op_type for node in exported.proto.graph.node if attention & set(node.input)}
-        assert users == {"MatMul"}
+        rows = {"Gather"} if METHODS[exported.case.method].needs_class_token else set()  # that of the class token
+        assert users == {"MatMul"} | rows
 
     def test_only_layers_that_rank_have_top_k(self, exported: Exported) -> None:
         scored = {node.name.rpartition("/")[0] for node in exported.proto.graph.node if node.op_type == "TopK"}
-        expected = {"zero-tprune": {"similarity", "select"}, "wpr": {"select"}, "random": set(), "slice": set()}
-        stages = expected[exported.case.method]
-        assert scored == {f"blocks.{block}/prune/{stage}" for block in (1, 2) for stage in stages}
+        expected = {"zero-tprune": {"/similarity", "/select"}, "wpr": {"/select"}, "tome": {""}, "evit": {""}}
+        expected |= {"zero-tprune-merge": {"/similarity", "/select", ""}, "ats": {"/select"}}
+        stages = expected.get(exported.case.method, set())
+        assert scored == {f"blocks.{block}/prune{stage}" for block in (1, 2) for stage in stages}
+
+    def test_nothing_of_a_block_is_computed_twice(self, exported: Exported) -> None:
+        """Whatever looks into it: four products with weights, two of attention, and a norm ahead of each half."""
+        for block in range(4):
+            own = [node for node in exported.proto.graph.node if node.name.startswith(f"blocks.{block}/")]
+            own = [node for node in own if not node.name.startswith(f"blocks.{block}/prune")]
+            counts = Counter(node.op_type for node in own)
+            assert counts["MatMul"] + counts["Gemm"] == 6
+            assert counts["Softmax"] == 1
+            assert counts["LayerNormalization"] == (4 if "qk-norm" in exported.case.variant else 2)
+
+    @pytest.mark.parametrize("method", ["tome", "zero-tprune-merge"])
+    def test_merging_scatters_no_sums_and_biases_only_what_comes_after(self, method: str) -> None:
+        """No attention is biased while all sizes are 1, and the residual is added once."""
+        exported = export(next(case for case in CASES if case.method == method))
+        for node in exported.proto.graph.node:
+            if node.op_type.startswith("Scatter"):
+                assert all(attribute.name != "reduction" or attribute.s == b"none" for attribute in node.attribute)
+        names = {node.name for node in exported.proto.graph.node}
+        biased = [block for block in range(4) if f"blocks.{block}/attn/Add_0" in names]
+        assert biased == [2, 3]
+        plain = export(DYNAMIC)
+        for block in range(4):
+            ours, theirs = (
+                sum(n.op_type == "Add" and n.name.startswith(f"blocks.{block}/") and "/prune/" not in n.name for n in g)
+                for g in (exported.proto.graph.node, plain.proto.graph.node)
+            )
+            assert ours == theirs + (block in biased)
 
     def test_every_node_contributes_to_an_output(self, exported: Exported) -> None:
         graph = exported.proto.graph
@@ -396,12 +442,16 @@ class TestBytes:
 
 class TestPruningLeavesTheRestAlone:
     def test_each_pruned_block_hands_fewer_tokens_to_the_next(self, exported: Exported) -> None:
-        tokens = [
-            value.shape[1]
-            for block in range(4)
-            for node in exported.model.graph
-            for value in node.outputs
-            if (node.name or "").startswith(f"blocks.{block}/attn/qkv/MatMul") and value.shape is not None
-        ]
+        tokens, in_mlp = (
+            [
+                value.shape[1]
+                for block in range(4)
+                for node in exported.model.graph
+                for value in node.outputs
+                if (node.name or "").startswith(f"blocks.{block}/{place}/MatMul") and value.shape is not None
+            ]
+            for place in ("attn/qkv", "mlp/fc1")
+        )
         assert tuple(tokens) == exported.pruned.token_plan.tokens_per_block
+        assert tuple(in_mlp) == exported.pruned.token_plan.mlp_tokens_per_block
         assert all(int(later) <= int(earlier) for earlier, later in pairwise(tokens))

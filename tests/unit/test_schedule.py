@@ -20,8 +20,10 @@ from ztdeploy.schedule import (
     PruningSchedule,
     TokenPlan,
     default_iterations,
+    default_schedule,
     gmacs,
     plan,
+    plan_gmacs,
     pruning_gmacs,
     read_schedule,
     uniform_schedule,
@@ -336,7 +338,9 @@ class TestReading:
             ("keep = 0.7", "keep"),
             ("[[layr]]\nblock = 1\nkeep_ratio = 0.5", "layr"),
             ("[[layer]]\nblock = 1\nkeep_ratio = 0.5\niters = 3", "layer.0.iters"),
-            ("[[layer]]\nblock = 1", "layer.0.keep_ratio"),
+            ("[[layer]]\nblock = 1", "layer.0"),
+            ("[[layer]]\nblock = 1\nkeep_ratio = 0.5\ndrop = 3", "layer.0"),
+            ("[[layer]]\nblock = 1\ndrop = -1", "layer.0.drop"),
             ("[[layer]]\nkeep_ratio = 0.5", "layer.0.block"),
             ("[[layer]]\nblock = 1\nkeep_ratio = 1.5", "layer.0.keep_ratio"),
             ("[[layer]]\nblock = 1\nkeep_ratio = nan", "layer.0.keep_ratio"),
@@ -415,3 +419,74 @@ class TestCost:
     def test_methods_that_score_nothing_cost_nothing(self) -> None:
         token_plan = plan(one_layer(0.5), DEIT_S)
         assert pruning_gmacs(DEIT_S, token_plan, "slice") == pruning_gmacs(DEIT_S, token_plan, "random") == 0
+
+
+class TestMergingInEveryBlock:
+    """ToMe's schedule: a constant count, at the cost of the default method's schedule."""
+
+    @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
+    def test_costs_what_the_default_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
+        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12), DEIT_S))
+        schedule = default_schedule(ratio, DEIT_S, method="tome")
+        token_plan = plan(schedule, DEIT_S)
+        assert plan_gmacs(DEIT_S, token_plan) == pytest.approx(wanted, rel=0.01)
+        for change in (-1, 1) if ratio > 0.5 else ():  # one token more or less in one block is no closer
+            layers = list(schedule.layers)
+            first = layers[0]
+            layers[0] = first.model_copy(update={"drop": (first.drop or 0) + change})
+            other = plan_gmacs(DEIT_S, plan(schedule.model_copy(update={"layers": tuple(layers)}), DEIT_S))
+            assert abs(other - wanted) >= abs(plan_gmacs(DEIT_S, token_plan) - wanted)
+
+    def test_counts_are_constant_and_the_remainder_is_spread(self) -> None:
+        schedule = default_schedule(0.7, DEIT_S, method="tome")
+        assert [layer.block for layer in schedule.layers] == list(range(1, 13))
+        assert [layer.drop for layer in schedule.layers] == [11, 12, 12] * 4
+        assert (schedule.name, schedule.keep_ratio, schedule.method) == ("tome-keep-0.70", 0.7, "tome")
+
+    def test_no_block_loses_more_than_half(self) -> None:
+        for layer in plan(default_schedule(0.1, DEIT_S, method="tome"), DEIT_S).layers:
+            assert layer.tokens_in - layer.tokens_out <= (layer.tokens_in - 1) // 2
+
+    def test_keep_1_is_the_dense_model(self) -> None:
+        assert default_schedule(1.0, DEIT_S, method="tome") == uniform_schedule(1.0, 12, method="tome")
+
+    def test_other_methods_stand_where_they_stood(self) -> None:
+        for method in ("zero-tprune", "wpr", "random", "slice"):
+            assert default_schedule(0.6, DEIT_S, method=method) == uniform_schedule(0.6, 12, method=method)
+
+    def test_the_mlp_of_a_merging_block_sees_fewer_tokens(self) -> None:
+        layers = (LayerSpec(block=2, drop=20), LayerSpec(block=3, drop=10))
+        token_plan = plan(PruningSchedule(name="test", method="tome", layers=layers), DEIT_S)
+        assert token_plan.tokens_per_block == (197, 197, 177, *(167,) * 9)
+        assert token_plan.mlp_tokens_per_block == (197, 177, 167, *(167,) * 9)
+        behind = plan(PruningSchedule(name="test", layers=layers), DEIT_S)
+        assert behind.mlp_tokens_per_block == behind.tokens_per_block == token_plan.tokens_per_block
+        saved = plan_gmacs(DEIT_S, behind) - plan_gmacs(DEIT_S, token_plan)
+        assert saved == pytest.approx(2 * 30 * 384 * 1536 / 1e9, rel=1e-9)
+        assert gmacs(DEIT_S, behind.tokens_per_block) == plan_gmacs(DEIT_S, behind)
+
+    def test_a_merging_layer_costs_its_similarities_and_its_sums(self) -> None:
+        token_plan = plan(PruningSchedule(name="test", method="tome", layers=(LayerSpec(block=1, drop=20),)), DEIT_S)
+        expected = 98 * 99 * 64 + 20 * 177 * 384
+        assert pruning_gmacs(DEIT_S, token_plan, "tome") == pytest.approx(expected / 1e9, rel=1e-12)
+
+    def test_more_than_half_in_one_block_is_refused(self) -> None:
+        schedule = PruningSchedule(name="test", method="tome", layers=(LayerSpec(block=1, keep_ratio=0.4),))
+        with pytest.raises(ScheduleError, match="block 1: 117 of 196 patch tokens to go"):
+            plan(schedule, DEIT_S)
+
+
+class TestDrop:
+    def test_is_an_exact_count(self) -> None:
+        schedule = PruningSchedule(name="test", layers=(LayerSpec(block=2, drop=7), LayerSpec(block=3, drop=0)))
+        (layer,) = plan(schedule, DEIT_S).layers
+        assert (layer.tokens_in, layer.tokens_out) == (197, 190)
+
+    def test_something_must_stay(self) -> None:
+        schedule = PruningSchedule(name="test", layers=(LayerSpec(block=2, drop=196),))
+        with pytest.raises(ScheduleError, match="drop 196"):
+            plan(schedule, DEIT_S)
+
+    def test_an_unknown_method_is_refused_with_the_nearest(self) -> None:
+        with pytest.raises(ScheduleError, match="did you mean 'tome'"):
+            plan(PruningSchedule(name="test", method="tom", layers=(LayerSpec(block=2, drop=7),)), DEIT_S)

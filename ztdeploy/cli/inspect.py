@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def show_bundle(bundle: Bundle) -> None:
             (
                 variant.name + (" *" if variant.name == manifest.default_variant else ""),
                 variant.schedule.method if variant.plan.layers else "-",
-                " ".join(str(count) for count in dict.fromkeys(tokens)),
+                _counts(list(dict.fromkeys(tokens))),
                 f"{variant.gmacs:.3f}",
                 f"{manifest.dense.gmacs / variant.gmacs:.2f}x",
                 f"{variant.pruning_gmacs:.4f}",
@@ -72,6 +73,12 @@ def show_bundle(bundle: Bundle) -> None:
         rows,
         caption="* default; parity: largest logit difference to PyTorch",
     )
+
+
+def _counts(tokens: Sequence[int]) -> str:
+    """Token counts that fit a cell: where every block has another, the first two and the last."""
+    shown = [str(count) for count in tokens]
+    return " ".join(shown if len(shown) <= 6 else [*shown[:2], "...", shown[-1]])
 
 
 def show_engines(bundle: Bundle) -> None:
@@ -112,12 +119,15 @@ def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     layers = {layer.block: layer for layer in variant.plan.layers}
     graph = next(iter(variant.graphs.values()))
     rows = []
-    for nodes, tokens in zip(graph.nodes, variant.plan.tokens_per_block, strict=True):
+    plan = variant.plan
+    counts = zip(plan.tokens_per_block, plan.mlp_tokens_per_block, strict=True)
+    for nodes, (tokens, in_mlp) in zip(graph.nodes, counts, strict=True):
         layer = layers.get(nodes.block)
-        cells = [f"blocks.{nodes.block}", f"{tokens}", f"{block_gmacs(bundle.manifest.model.architecture, tokens):.4f}"]
-        cells.append(f"{nodes.own}")
+        work = block_gmacs(bundle.manifest.model.architecture, tokens, in_mlp)
+        cells = [f"blocks.{nodes.block}", f"{tokens}", f"{work:.4f}", f"{nodes.own}"]
         if layer is not None:
-            numbers = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, layer.iterations, nodes.pruning)
+            iterations = layer.iterations if layer.importance_drop else ""
+            numbers = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, iterations, nodes.pruning)
             cells += [str(number) for number in numbers]
         rows.append(cells + [""] * (9 - len(cells)))
     headings = ["block", "tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"]
@@ -126,6 +136,12 @@ def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
         f"{variant.name}, block by block",
         [(heading, "left" if heading == "block" else "right") for heading in headings],
         rows,
-        caption="similar, unimportant: tokens that the layer behind the block drops as such\n"
+        caption=f"similar, unimportant: tokens that the layer {_what_it_does(variant)} as such\n"
         f"{sum(graph.operators.values())} ops: {', '.join(f'{count} {name}' for name, count in common)}, ...",
     )
+
+
+def _what_it_does(variant: VariantRecord) -> str:
+    layers = variant.plan.layers
+    place = "inside the block" if layers and layers[0].inside else "behind the block"
+    return f"{place} {'merges into others' if layers and layers[0].merges else 'drops'}"

@@ -8,14 +8,16 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from ztdeploy.errors import ModelError
 from ztdeploy.schedule import Architecture
 
 
 class TapSink(Protocol):
-    """Where a block's attention matrix and keys are put during a forward pass."""
+    """Where a block's attention matrix, keys and values are put during a forward pass."""
 
     attention: Tensor | None
     keys: Tensor | None
+    values: Tensor | None
 
 
 class ModelAdapter(ABC):
@@ -45,8 +47,42 @@ class ModelAdapter(ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks in order; each returns tokens `[B, N, D]`."""
 
+    def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Callable[[], None]]:
+        """Have a block's tokens reduced between its attention and its MLP.
+
+        Args:
+            index: the block, from 0.
+            reduce: takes what the attention's residual branch leads to, `[B, N, D]`, and returns `[B, k, D]`.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+
+        Raises:
+            ModelError: the block is not made of attention and then MLP, each beside a residual.
+        """
+        raise ModelError(
+            f"method that works between attention and MLP, for a model of family {self.family}",
+            "a family whose blocks can be reached there",
+            "choose a method that prunes behind blocks, such as zero-tprune",
+        )
+
+    def bias(self, index: int, bias: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        """Have something added to a block's attention logits: `[B, 1, 1, N]`, or None for nothing.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+
+        Raises:
+            ModelError: the block's attention takes no such thing.
+        """
+        raise ModelError(
+            f"method that merges tokens, for a model of family {self.family}",
+            "a family whose attention takes a bias",
+            "choose a method that drops tokens, such as zero-tprune",
+        )
+
     @abstractmethod
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
         """Make a block put what is asked for into the sink on every forward pass.
 
         Returns:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
@@ -15,7 +16,7 @@ from ztdeploy.schedule import Architecture
 
 
 class VitAdapter(ModelAdapter):
-    """Reads the attention matrix as the input of `attn_drop`, and the keys as the output of `k_norm`."""
+    """Reads the attention matrix where it enters `attn_drop`, keys behind `k_norm`, and values behind `qkv`."""
 
     family = "vit"
     model: VisionTransformer
@@ -58,7 +59,7 @@ class VitAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.blocks)
 
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool) -> list[Callable[[], None]]:
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
         module: Any = self.model.blocks[index].attn
         undo: list[Callable[[], None]] = []
         if attention:
@@ -76,7 +77,61 @@ class VitAdapter(ModelAdapter):
                 sink.keys = output
 
             undo.append(module.k_norm.register_forward_hook(take_keys).remove)
+        if values:
+
+            def take_values(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                parts = output.view(*output.shape[:2], 3, module.num_heads, -1)
+                sink.values = parts[:, :, 2].transpose(1, 2)
+
+            undo.append(module.qkv.register_forward_hook(take_values).remove)
         return undo
+
+    def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Callable[[], None]]:
+        """The block adds its attention branch to nothing; a hook at the branch's end adds the real input, and reduces.
+
+        So whatever the branch holds (norm, LayerScale, drop path) is the block's own, and nothing is computed twice.
+        """
+        block: Any = self.model.blocks[index]
+        if type(block) is not Block:
+            raise ModelError(
+                f"method that works between attention and MLP, for blocks of type {type(block).__name__}",
+                "timm's plain Block",
+                "choose a method that prunes behind blocks, such as zero-tprune",
+            )
+        held: list[Tensor] = []
+
+        def hold_input(_block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            held[:] = inputs[:1]
+            return (0.0, *inputs[1:])
+
+        def give_input(_norm: nn.Module, _inputs: Any) -> Tensor:
+            return held[0]
+
+        def add_and_reduce(_drop_path: nn.Module, _inputs: Any, branch: Tensor) -> Tensor:
+            return reduce(held.pop() + branch)
+
+        return [
+            block.register_forward_pre_hook(hold_input).remove,
+            block.norm1.register_forward_pre_hook(give_input).remove,
+            block.drop_path1.register_forward_hook(add_and_reduce).remove,
+        ]
+
+    def bias(self, index: int, bias: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        module: Any = self.model.blocks[index].attn
+        if "attn_mask" not in inspect.signature(module.forward).parameters:
+            raise ModelError(
+                f"method that merges tokens, for an attention of type {type(module).__name__}",
+                "an attention that takes attn_mask",
+                "choose a method that drops tokens, such as zero-tprune",
+            )
+
+        def add_bias(_attention: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            value, given = bias(), options.get("attn_mask")
+            if value is not None:
+                options = {**options, "attn_mask": value if given is None else given + value}
+            return inputs, options
+
+        return [module.register_forward_pre_hook(add_bias, with_kwargs=True).remove]
 
 
 def _mlp_dim(mlp: nn.Module, embed_dim: int) -> int:

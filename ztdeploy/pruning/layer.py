@@ -14,10 +14,34 @@ from ztdeploy.schedule import LayerPlan
 
 @dataclass(frozen=True)
 class BlockTaps:
-    """What a block shows to the pruning layer behind it."""
+    """What a block shows to the pruning layer behind it, or between its attention and its MLP."""
 
     attention: Tensor | None  #: `[B, H, N, N]` after softmax
     keys: Tensor | None  #: `[B, H, N, d]`
+    values: Tensor | None = None  #: `[B, H, N, d]`
+    size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a pruning layer decides for each image."""
+
+    kept: Tensor  #: `[B, k]` int64, ascending: the tokens that stay, each in a slot of its own
+    into: Tensor | None = None  #: `[B, N - k]` int64: the slots that the others are merged into, in their order
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.kept,) if self.into is None else (self.kept, self.into)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a pruning layer hands on."""
+
+    tokens: Tensor  #: `[B, k, D]`
+    choice: Choice  #: the layer's own, also where another one was forced
+    size: Tensor | None = None  #: `[B, k]`, where later layers and attention must know it
+    bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which all later attention adds to its logits
 
 
 @dataclass
@@ -39,36 +63,44 @@ class Recorder:
 
 
 class PruningLayer(nn.Module):
-    """Base of the methods in this folder: one method per file, one line in `pruning.METHODS`."""
+    """Base of the methods in this folder: one method per file, one line in `ztdeploy.methods`."""
 
     needs_attention = False
     needs_keys = False
+    needs_values = False
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
         self.plan = plan
 
     @abstractmethod
-    def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
-        """Which tokens stay: `[B, k]` int64, ascending, the prefix tokens first.
+    def forward(
+        self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
+    ) -> Reduction:
+        """Decide, and reduce `x [B, N, D]` to `[B, k, D]`.
 
         Args:
-            x: the block's output, `[B, N, D]`.
-            taps: what the method asked for with `needs_attention` and `needs_keys`.
+            x: the block's tokens behind its MLP, or between attention and MLP.
+            taps: what the method asked for with `needs_attention`, `needs_keys` and `needs_values`.
             record: where to leave the gaps at the cuts, if anybody wants them.
+            forced: a choice to apply in place of the layer's own, which is made and told all the same: so another
+                implementation's choices can be replayed, and each layer be compared on identical input.
         """
+
+
+class DroppingLayer(PruningLayer):
+    """A method whose tokens stay as they are, or go without a trace."""
+
+    @abstractmethod
+    def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
+        """Which tokens stay: `[B, k]` int64, ascending, the prefix tokens first."""
 
     def forward(
-        self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The kept tokens `[B, k, D]` and which they were, `[B, k]`.
-
-        With `forced` the layer still decides, but the given tokens are kept: so another implementation's
-        choices can be replayed, and each layer be compared on identical input.
-        """
+        self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
+    ) -> Reduction:
         kept = self.decide(x, taps, record)
-        tokens = self.reduce(x, kept) if forced is None else gather_tokens(x, forced)
-        return tokens, kept
+        tokens = self.reduce(x, kept) if forced is None else gather_tokens(x, forced.kept)
+        return Reduction(tokens, Choice(kept))
 
     def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, k, D]`."""

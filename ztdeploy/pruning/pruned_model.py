@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.pruning import check_method, pruning_layer
-from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
-from ztdeploy.schedule import PruningSchedule, TokenPlan, plan
+from ztdeploy.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
+from ztdeploy.schedule import LayerPlan, PruningSchedule, TokenPlan, plan
 
 #: The name under which a pruning layer becomes a child of its block; it shows in the names of the ONNX nodes.
 CHILD = "prune"
@@ -27,7 +26,7 @@ class Replay:
     """A forward pass in which another implementation's choices were kept, with what this one would have chosen."""
 
     output: Tensor
-    kept: list[Tensor]  #: per pruning layer `[B, k]`, this implementation's own choice
+    choices: list[Choice]  #: per pruning layer, this implementation's own
     records: list[Recorder]
 
 
@@ -35,29 +34,35 @@ class Replay:
 class _Pass:
     """What one forward pass leaves behind, and what it is told."""
 
-    kept: list[Tensor] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     records: list[Recorder] | None = None
-    forced: Sequence[Tensor] | None = None
+    forced: Sequence[Choice] | None = None
+    size: Tensor | None = None  #: `[B, N]`: how many tokens each of the present ones stands for
+    bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
 
 
 class _Tap:
-    """Holds a block's attention matrix and keys between the moment they are made and the pruning layer."""
+    """Holds what a block shows between the moment it is made and the pruning layer."""
 
     def __init__(self) -> None:
         self.attention: Tensor | None = None
         self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
-    def take(self) -> BlockTaps:
-        taps, self.attention, self.keys = BlockTaps(self.attention, self.keys), None, None
+    def take(self, size: Tensor | None) -> BlockTaps:
+        taps = BlockTaps(self.attention, self.keys, self.values, size)
+        self.attention = self.keys = self.values = None
         return taps
 
 
 class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
-    """Images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module.
+    """Images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module. Where a method merges, each `kept`
+    is followed by its `into`.
 
     The given model is changed in place by hooks, and only where a pruning layer stands: that block gives up
-    fused attention. `detach()`, or leaving a `with` block, undoes all of it. The blocks' own `forward` runs
-    untouched, so whatever it does (LayerScale, q/k norms, drop path) stays as it is.
+    fused attention if the layer reads its attention matrix. Behind a merge, attention gets a bias. `detach()`, or
+    leaving a `with` block, undoes all of it. The blocks' own `forward` runs untouched, so whatever it does
+    (LayerScale, q/k norms, drop path) stays as it is.
     """
 
     def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
@@ -72,22 +77,27 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         self.layers: list[PruningLayer] = []
         self._undo: list[Any] = []
         self._pass = _Pass()
-        for layer_plan in self.token_plan.layers:
-            layer = pruning_layer(schedule.method, layer_plan).eval()
-            self._attach(adapter, layer_plan.block, layer)
+        try:
+            for layer_plan in self.token_plan.layers:
+                self._attach(adapter, layer_plan, pruning_layer(schedule.method, layer_plan).eval())
+            self._attach_bias(adapter)
+        except ModelError:
+            self.detach()
+            raise
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """`images` as the model takes them, `[B, 3, S, S]`."""
         self._pass = _Pass()
-        return (self.model(images), *self._pass.kept)
+        output = self.model(images)
+        return (output, *(tensor for choice in self._pass.choices for tensor in choice.tensors))
 
-    def replay(self, images: Tensor, kept: Sequence[Tensor] | None = None) -> Replay:
-        """Run with the given choices kept at each layer, recording this implementation's own."""
-        self._pass = state = _Pass(records=[], forced=kept)
+    def replay(self, images: Tensor, choices: Sequence[Choice] | None = None) -> Replay:
+        """Run with the given choices applied at each layer, recording this implementation's own."""
+        self._pass = state = _Pass(records=[], forced=choices)
         with torch.no_grad():
             output = self.model(images)
         self._pass = _Pass()
-        return Replay(output=output, kept=state.kept, records=state.records or [])
+        return Replay(output=output, choices=state.choices, records=state.records or [])
 
     def detach(self) -> None:
         """Leave the wrapped model as it was."""
@@ -100,24 +110,33 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     ) -> None:
         self.detach()
 
-    def _attach(self, adapter: ModelAdapter, index: int, layer: PruningLayer) -> None:
-        block, tap = adapter.blocks[index], _Tap()
-        self._undo.extend(adapter.tap(index, tap, attention=layer.needs_attention, keys=layer.needs_keys))
+    def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
+        index, tap, position = layer_plan.block, _Tap(), len(self.layers)
+        block = adapter.blocks[index]
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys, "values": layer.needs_values}
+        self._undo.extend(adapter.tap(index, tap, **wanted))
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))
-        position = len(self.layers)
         self.layers.append(layer)
 
-        def prune_output(_block: nn.Module, _inputs: Any, x: Tensor) -> Tensor:
+        def reduce(x: Tensor) -> Tensor:
             state = self._pass
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
-            tokens: Tensor
-            tokens, kept = layer(x, tap.take(), record, forced)
-            state.kept.append(kept)
+            reduction: Reduction = layer(x, tap.take(state.size), record, forced)
+            state.choices.append(reduction.choice)
+            state.size, state.bias = reduction.size, reduction.bias
             if state.records is not None and record is not None:
                 state.records.append(record)
-            return tokens
+            return reduction.tokens
 
-        handle: RemovableHandle = block.register_forward_hook(prune_output)
-        self._undo.append(handle.remove)
+        if layer_plan.inside:
+            self._undo.extend(adapter.between(index, reduce))
+        else:
+            self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x)).remove)
+
+    def _attach_bias(self, adapter: ModelAdapter) -> None:
+        """Behind the first merge, every attention must know how much each token stands for."""
+        merging = [layer.block for layer in self.token_plan.layers if layer.merges]
+        for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
+            self._undo.extend(adapter.bias(index, lambda: self._pass.bias))

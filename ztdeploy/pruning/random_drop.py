@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
+from ztdeploy.pruning.layer import BlockTaps, DroppingLayer, Recorder
 from ztdeploy.schedule import LayerPlan
 
 SEED = 2305_17328
 
 
-class RandomDrop(PruningLayer):
+class RandomDrop(DroppingLayer):
     """Seeded by the layer's place, so that two builds of one schedule drop the same tokens."""
 
     choice: Tensor

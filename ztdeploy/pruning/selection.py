@@ -29,6 +29,14 @@ def ascending(indices: Tensor) -> Tensor:
     return torch.sort(indices, dim=-1).values
 
 
+def complement(indices: Tensor, tokens: int) -> Tensor:
+    """Of the indices 0 to `tokens - 1`, those that are not in `[B, m]`, ascending: `[B, tokens - m]` int64."""
+    # Distinct numbers, the first index the largest: not every runtime's TopK breaks ties by the index.
+    order = torch.arange(tokens, 0, -1, dtype=torch.float32, device=indices.device)
+    left = order.expand(indices.shape[0], -1).scatter(1, indices, 0.0)
+    return top_indices(left, tokens - indices.shape[1])
+
+
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of `x [B, N, D]` at `indices [B, k]`, as `[B, k, D]`.
 

@@ -19,7 +19,11 @@ _EPSILON = 1e-12
 
 def key_feature(keys: Tensor) -> Tensor:
     """The key vector averaged over heads, at unit length: `[B, H, N, d]` to `[B, N, d]`."""
-    feature = keys.mean(1)
+    return unit_length(keys.mean(1))
+
+
+def unit_length(feature: Tensor) -> Tensor:
+    """Each vector along the last axis at length 1; a zero vector stays one."""
     length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
     return feature / length.clamp_min(_EPSILON)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
+from ztdeploy.pruning.layer import BlockTaps, DroppingLayer, Recorder
 
 
-class SliceFirst(PruningLayer):
+class SliceFirst(DroppingLayer):
     """No scoring at all; the overhead of every other method is measured against this one."""
 
     def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:

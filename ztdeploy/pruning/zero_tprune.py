@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ztdeploy.pruning.layer import BlockTaps, KeepTopTokens, PruningLayer, Recorder
+from ztdeploy.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
 from ztdeploy.pruning.similarity import SimilarityDrop
 from ztdeploy.pruning.wpr import WeightedPageRank, WprOptions
 from ztdeploy.schedule import LayerPlan
 
 
-class ZeroTPrune(PruningLayer):
+class ZeroTPrune(DroppingLayer):
     """The three stages in the paper's order; with I before S, unimportant tokens would vote for themselves.
 
     A stage that has nothing to drop is not built.

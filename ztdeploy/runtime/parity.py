@@ -40,6 +40,7 @@ class Reference:
     kept: tuple[NDArray[Any], ...]  #: per pruning layer `[B, k]`
     gaps: tuple[NDArray[Any], ...]  #: per pruning layer `[B]`: the smallest gap at any of its cuts
     replayed: bool  #: whether the reference was made to keep what the engine kept, after each of its own decisions
+    into: tuple[NDArray[Any], ...] = ()  #: per merging layer `[B, N - k]`
 
 
 def compare(
@@ -58,8 +59,8 @@ def compare(
     images = len(reference.logits)
     comparable = np.ones(images, dtype=bool)
     layers = []
-    for block, kept, wanted, gap in zip(blocks, actual.kept, reference.kept, reference.gaps, strict=True):
-        same = (kept == wanted).all(-1)
+    agreed = zip(actual.kept, reference.kept, _same(actual, reference), strict=True)
+    for block, (kept, wanted, same), gap in zip(blocks, agreed, reference.gaps, strict=True):
         tie = comparable & ~same & (gap <= (np.inf if gap_tolerance is None else gap_tolerance))
         wrong = comparable & ~same & ~tie
         if wrong.any():
@@ -101,7 +102,8 @@ def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: 
     _check_shapes(name, actual, reference)
     differences = _logit_differences(name, actual, reference, np.inf)
     layers = []
-    for block, kept, wanted in zip(blocks, _of_image(actual.kept), _of_image(reference.kept), strict=True):
+    absolute = zip(_of_image(actual.kept), _of_image(reference.kept), strict=True)
+    for block, (kept, wanted) in zip(blocks, absolute, strict=True):
         same = (kept == wanted).all(-1)
         identical, overlap = int(same.sum()), _overlap(kept, wanted)
         layers.append(LayerParity(block=block, identical=identical, ties=len(same) - identical, overlap=overlap))
@@ -165,6 +167,14 @@ def _scale(reference: Reference) -> float:
     return max(1.0, float(np.abs(reference.logits).max()))
 
 
+def _same(actual: Outputs, reference: Reference) -> list[NDArray[np.bool_]]:
+    """Per pruning layer `[B]`: whether the same tokens stayed, and the others went into the same slots."""
+    same = [(kept == wanted).all(-1) for kept, wanted in zip(actual.kept, reference.kept, strict=True)]
+    for layer, (into, wanted) in enumerate(zip(actual.into, reference.into, strict=True)):
+        same[layer] &= (into == wanted).all(-1)
+    return same
+
+
 def _of_image(kept: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """Indices into the tokens that enter each layer -> into those of the image, whatever was kept before."""
     absolute: list[NDArray[Any]] = []
@@ -189,7 +199,7 @@ def _check_shapes(name: str, actual: Outputs, reference: Reference) -> None:
 
 
 def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
-    return [outputs.logits.shape, *(kept.shape for kept in outputs.kept)]
+    return [outputs.logits.shape, *(choice.shape for choice in (*outputs.kept, *outputs.into))]
 
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
@@ -241,12 +251,14 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
     arrays = _read_arrays(bundle, bundle.manifest.golden.outputs[variant.name])
     blocks = [layer.block for layer in variant.plan.layers]
+    merging = [layer.block for layer in variant.plan.layers if layer.merges]
     try:
         return Reference(
             logits=arrays["logits"],
             kept=tuple(arrays[f"kept.{block}"] for block in blocks),
             gaps=tuple(arrays[f"gap.{block}"] for block in blocks),
             replayed=False,
+            into=tuple(arrays[f"into.{block}"] for block in merging),
         )
     except KeyError as error:
         raise BundleError(

@@ -32,6 +32,16 @@ class Outputs:
 
     logits: NDArray[np.float32]  #: `[B, classes]`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer `[B, k]`, indices into the tokens entering that layer
+    into: tuple[NDArray[np.int32], ...] = ()  #: per merging layer `[B, N - k]`: the slots of the others
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Those of one batch that was run in parts."""
+        kept, into = (
+            tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
+            for name in ("kept", "into")
+        )
+        return cls(np.concatenate([part.logits for part in parts]), kept, into)
 
 
 class BundleRunner(AbstractContextManager["BundleRunner"]):
@@ -107,8 +117,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             )
         size = self.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
         parts = [self._infer_part(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        kept = tuple(np.concatenate(layer) for layer in zip(*(part.kept for part in parts), strict=True))
-        return Outputs(np.concatenate([part.logits for part in parts]), kept)
+        return Outputs.joined(parts)
 
     def _infer_part(self, pixels: NDArray[np.uint8]) -> Outputs:
         count, batch = len(pixels), self.graph.batch
@@ -120,14 +129,17 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         if self.variant.name not in self._open:  # after close()
             self.switch(variant=self.variant.name)
         raw = self._open[self.variant.name].infer({IMAGE: feed})
-        layers = [f"blocks.{layer.block}/prune/kept" for layer in self.variant.plan.layers]
-        if missing := {LOGITS, *layers} - raw.keys():
+        layers = self.variant.plan.layers
+        kept = [f"blocks.{layer.block}/prune/kept" for layer in layers]
+        into = [f"blocks.{layer.block}/prune/into" for layer in layers if layer.merges]
+        if missing := {LOGITS, *kept, *into} - raw.keys():
             raise BundleError(
                 f"the engine of '{self.variant.name}' lacks {sorted(missing)}",
                 "all outputs of its plan",
                 "build the bundle again",
             )
-        return Outputs(raw[LOGITS][:count], tuple(raw[name][:count] for name in layers))
+        chosen = (tuple(raw[name][:count] for name in names) for names in (kept, into))
+        return Outputs(raw[LOGITS][:count], *chosen)
 
     def close(self) -> None:
         """Close every engine; the next call opens one again."""

@@ -62,6 +62,7 @@ CASES = {
         "qk-norm-layer-scale", layers=(LayerSpec(block=1, keep_ratio=0.6, iterations=30),), spec=replace(SPEC, batch=3)
     ),
     "wpr": Case(method="wpr", layers=(LayerSpec(block=1, keep_ratio=0.5, iterations=12),)),
+    "merging": Case(method="zero-tprune-merge", layers=BOTH),
     "other options": Case(
         layers=BOTH[:1],
         options=WprOptions(join="mean", boost_class_token=False, variance_min=0.05, variance_max=0.5),

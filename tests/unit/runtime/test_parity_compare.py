@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -184,3 +186,21 @@ def test_outputs_of_another_shape_fail(kept):
 def test_logits_of_another_shape_fail():
     with pytest.raises(ParityError, match="logits"):
         compare("keep-0.70 (cpu)", BLOCKS, Outputs(LOGITS[:, :-1], KEPT), reference())
+
+
+class TestMerging:
+    """Where tokens are merged, it matters also into which slots."""
+
+    INTO = tuple(np.zeros((len(LOGITS), 2), np.int32) for _ in KEPT)
+
+    def test_the_same_slots_pass_and_others_are_named(self) -> None:
+        wanted = replace(reference(), into=self.INTO)
+        assert compare("tome", BLOCKS, Outputs(LOGITS, KEPT, self.INTO), wanted).layers[0].identical == len(LOGITS)
+        other = (self.INTO[0], self.INTO[1].copy())
+        other[1][0, 1] = 1
+        with pytest.raises(ParityError, match=rf"blocks\.{BLOCKS[1]}/prune"):
+            compare("tome", BLOCKS, Outputs(LOGITS, KEPT, other), wanted)
+
+    def test_an_engine_without_them_is_refused(self) -> None:
+        with pytest.raises(ParityError, match="shapes"):
+            compare("tome", BLOCKS, Outputs(LOGITS, KEPT), replace(reference(), into=self.INTO))

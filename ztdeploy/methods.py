@@ -1,0 +1,58 @@
+"""The pruning methods, and what a schedule, the cost model and a bundle's reader must know of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ztdeploy.errors import ScheduleError, did_you_mean
+
+DEFAULT_METHOD = "zero-tprune"
+#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, and of those
+#: that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention are not counted.
+Work = Literal["page-rank", "halves", "partners", "merging"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Facts about a method, without importing it."""
+
+    layer: str  #: "module:Class" of its pruning layer
+    work: frozenset[Work] = frozenset()
+    merges: bool = False  #: tokens that go are merged into others that stay; else they are dropped
+    inside: bool = False  #: the layer stands between attention and MLP of its block; else behind the block
+    every_block: bool = False  #: a keep ratio alone means the same count in every block
+    needs_class_token: bool = False
+
+    @property
+    def only_by_similarity(self) -> bool:
+        """Whether at most one half of the tokens can go, each into or because of one of the other half."""
+        return "halves" in self.work and "page-rank" not in self.work
+
+
+METHODS: dict[str, Method] = {
+    "zero-tprune": Method("ztdeploy.pruning.zero_tprune:ZeroTPrune", frozenset({"page-rank", "halves"})),
+    "tome": Method(
+        "ztdeploy.pruning.tome:ToMe", frozenset({"halves", "merging"}), merges=True, inside=True, every_block=True
+    ),
+    "zero-tprune-merge": Method(
+        "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
+        frozenset({"page-rank", "halves", "partners", "merging"}),
+        merges=True,
+    ),
+    "ats": Method("ztdeploy.pruning.ats:AdaptiveSampling", needs_class_token=True),
+    "evit": Method("ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, needs_class_token=True),
+    "wpr": Method("ztdeploy.pruning.wpr_only:WprOnly", frozenset({"page-rank"})),
+    "random": Method("ztdeploy.pruning.random_drop:RandomDrop"),
+    "slice": Method("ztdeploy.pruning.slice_first:SliceFirst"),
+}
+
+
+def method_named(name: str) -> Method:
+    """
+    Raises:
+        ScheduleError: there is no such method.
+    """
+    if name not in METHODS:
+        raise ScheduleError(f"pruning method '{name}'", "a known method", did_you_mean(name, METHODS))
+    return METHODS[name]

@@ -1,0 +1,50 @@
+"""ToMe, bipartite soft matching: "Token Merging: Your ViT But Faster" (ICLR 2023, arXiv 2210.09461).
+
+Written from the paper's text. The tokens are cut into two groups by position, alternately. Each token of A is
+matched with the token of B whose key is the most similar; of the `r` most similar pairs, the token of A is merged
+into that of B. Prefix tokens are in neither group. The layer stands between attention and MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
+from ztdeploy.pruning.merging import MergingLayer, slot_of
+from ztdeploy.pruning.selection import ascending, complement, cut_gap, top_indices
+from ztdeploy.pruning.similarity import key_feature
+from ztdeploy.schedule import LayerPlan
+
+
+class ToMe(MergingLayer):
+    """Group A holds the even positions, group B the odd ones; tokens never change their order."""
+
+    needs_keys = True
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__(plan)
+        first = plan.prefix_tokens
+        self.start_a, self.start_b = first + first % 2, first + 1 - first % 2
+        self.merge = plan.tokens_in - plan.tokens_out
+
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
+        assert taps.keys is not None
+        feature = key_feature(taps.keys)
+        similarity = feature[:, self.start_a :: 2] @ feature[:, self.start_b :: 2].transpose(1, 2)
+        best = similarity.amax(-1)
+        pairs = ascending(top_indices(best, self.merge))
+        gone = self.start_a + 2 * pairs
+        partner = self.start_b + 2 * similarity.argmax(-1).gather(1, pairs)
+        if record is not None:
+            record.gap("similarity", cut_gap(best, self.merge))
+            record.gap("partner", partner_gap(similarity, pairs))
+        return Choice(complement(gone, feature.shape[1]), slot_of(partner, gone)), gone
+
+
+def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:
+    """How close another partner came, at the closest of the given rows: `[B, A, B']` and `[B, r]` to `[B]`."""
+    if similarity.shape[-1] < 2:
+        return similarity.new_full(similarity.shape[:1], torch.inf)
+    first, second = similarity.topk(2, dim=-1).values.unbind(-1)
+    return (first - second).gather(1, rows).amin(-1)
