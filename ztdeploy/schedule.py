@@ -130,7 +130,7 @@ def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pr
     """
     depth, patches = architecture.depth, architecture.patch_tokens
     plain = plan(wanted.model_copy(update={"method": DEFAULT_METHOD}), architecture)
-    target = gmacs(architecture, plain.tokens_per_block)
+    target = plan_gmacs(architecture, plain)
 
     def schedule(total: int) -> PruningSchedule:
         layers = []
@@ -337,8 +337,15 @@ def gmacs(
 
 
 def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
-    """The same for a plan."""
-    return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
+    """The same for the graph of a plan, in which dropped tokens go no further than their block's attention.
+
+    From the attention's projection on, the block works on those that stay (`graph.early_rows`): less than what papers
+    count, who let the whole block run first. That is `gmacs` of the plan's tokens.
+    """
+    d, mlp = architecture.embed_dim, architecture.mlp_dim
+    unread = sum(layer.tokens_in - layer.tokens_out for layer in token_plan.layers if not layer.merges)
+    counted = gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
+    return counted - unread * (d * d + 2 * d * mlp) / 1e9
 
 
 def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None = None) -> float:
