@@ -139,6 +139,23 @@ class Candidate(_Record):
     median_ms: float  #: at the profile's smallest batch
 
 
+class FidelityRecord(_Record):
+    """What pruning costs: an engine on images, against the dense engine of the same profile."""
+
+    created: str
+    data: str  #: what the images are called
+    data_sha256: str  #: of their names, contents and labels
+    images: int = Field(ge=1)
+    engine_sha256: str  #: of the engine that was evaluated
+    dense_sha256: str  #: and of the dense one
+    top1: float | None  #: share of images; None where they are not labelled
+    top5: float | None
+    dense_top1: float | None
+    change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
+    agreement: float  #: share of images with the dense engine's answer
+    kl: float  #: mean divergence from the dense engine's output, nats
+
+
 class EngineRecord(_Record):
     profile: Name
     backend: str
@@ -147,6 +164,7 @@ class EngineRecord(_Record):
     fingerprint: Fingerprint
     parity: ParityRecord | None = None  #: None: it has never run
     candidates: tuple[Candidate, ...] = ()  #: what was measured to choose it
+    fidelity: FidelityRecord | None = None  #: the last evaluation on images
 
     @property
     def files(self) -> list[str]:

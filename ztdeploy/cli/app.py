@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS = ("build", "run", "verify", "inspect", "bench", "sweep", "compare", "profiles", "models", "doctor", "quickstart")
+VERBS = ("build", "run", "verify", "inspect", "bench", "eval", "sweep", "compare")
+VERBS += ("profiles", "models", "doctor", "quickstart")
 
 
 def _version(wanted: bool) -> None:
