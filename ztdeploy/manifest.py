@@ -156,6 +156,38 @@ class FidelityRecord(_Record):
     kl: float  #: mean divergence from the dense engine's output, nats
 
 
+class GateLimits(_Record):
+    """What pruning may cost on the calibration images; None: anything."""
+
+    max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
+    min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with dense's answer
+    max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from dense, nats
+
+
+class GateRow(_Record):
+    """One pruned variant on the calibration images."""
+
+    variant: str
+    keep_ratio: float | None
+    method: str
+    drop: float | None  #: points of top-1 lost; None where the images are not labelled
+    agreement: float
+    kl: float
+    failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
+
+
+class GateRecord(_Record):
+    """What decided which variants are in the bundle."""
+
+    profile: Name
+    data: str  #: what the calibration images are called
+    data_sha256: str
+    images: int
+    limits: GateLimits
+    rows: tuple[GateRow, ...]
+    advice: tuple[str, ...]  #: which keep ratios pass, or might
+
+
 class EngineRecord(_Record):
     profile: Name
     backend: str
@@ -208,6 +240,7 @@ class Manifest(_Record):
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
     timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 

@@ -11,6 +11,7 @@ from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
+from ztdeploy.gate import Gate, apply_gate, check_gate
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, check_keep_ratio, read_schedule, uniform_schedule
 
@@ -38,6 +39,7 @@ class BuildRequest:
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
+    gate: Gate | None = None  #: ships only variants that cost little on calibration images
     cache: Path | None = None  #: folder of traces to take from and add to; None: everything is traced
 
 
@@ -67,6 +69,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         crop_pct=request.crop_pct,
     )
     schedules = schedules_of(request, profiles, model)
+    if request.gate is not None:
+        check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
     from ztdeploy.assembly import Assembly
     from ztdeploy.traces import TraceStore
 
@@ -95,6 +99,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
                 finalize_bundle(folder, progress, profile=profile.name)
+        if request.gate is not None:
+            apply_gate(folder, request.gate, progress)
     return read_bundle(request.out)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def test_a_limit_takes_classes_alike(uneven: EvalData) -> None:
 
 def test_a_limit_is_repeatable_grows_and_keeps_the_order(uneven: EvalData) -> None:
     sets = [limited(uneven, count).images for count in range(1, 17)]
-    for smaller, larger in zip(sets, sets[1:], strict=False):
+    for smaller, larger in pairwise(sets):
         assert set(smaller) < set(larger)
     assert all(list(images) == [image for image in uneven.images if image in images] for images in sets)
     assert limited(uneven, 6) == limited(uneven, 6)

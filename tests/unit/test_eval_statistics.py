@@ -82,7 +82,7 @@ def test_the_paired_interval_turns_where_the_score_does(found: tuple[int, int, i
 
 @given(pairs)
 def test_it_leaves_out_zero_where_mcnemars_test_rejects(found: tuple[int, int, int]) -> None:
-    gained, lost, same = found
+    gained, lost, _ = found
     statistic = (gained - lost) ** 2 / (gained + lost) if gained + lost else 0.0
     assert paired_interval(gained, lost, sum(found)).contains(0.0) == (statistic <= Z * Z)
 

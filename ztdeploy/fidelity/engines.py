@@ -8,7 +8,7 @@ spinning beside a busy one. Other runtimes take turns, while the other workers d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ class _Image:
 
 def in_order(
     items: Sequence[_Item], work: Callable[[_Item], _Result], workers: int, ahead: int = 2
-) -> Iterator[tuple[_Item, _Result]]:
+) -> Generator[tuple[_Item, _Result], None, None]:
     """Work on items in several threads, and give results in the items' order.
 
     At most `ahead` items per worker are under way or wait to be taken. Where the caller stops, or work fails, nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -201,7 +202,8 @@ def _answers(parts: Parts, request: EvalRequest, *, fresh: bool, progress: Progr
     if not todo:
         return joined([found[part] for part in range(len(parts))])
     progress("loading engines", before, total)
-    with Engines(parts.work) as engines:
+    # Whatever happens here, engines are closed behind the last worker that uses them.
+    with Engines(parts.work) as engines, ExitStack() as stack:
 
         def work(part: int) -> Answers:
             answers = engines.answer([image.path for image in parts.images(part)])
@@ -209,12 +211,12 @@ def _answers(parts: Parts, request: EvalRequest, *, fresh: bool, progress: Progr
             return answers
 
         pace, done, told = Pace(), before, -1
-        for part, answers in in_order(todo, work, parts.work.threads):
+        for part, answers in stack.enter_context(closing(in_order(todo, work, parts.work.threads))):
             _check_readable(parts, part, answers, request)
             found[part] = answers
             done += len(answers)
-            if (percent := 100 * done // total) // 5 != told:  # a line each, where nobody watches a bar
-                told = percent // 5
+            if (tenth := 10 * done // total) != told:  # a line each, where nobody watches a bar
+                told = tenth
                 progress(f"evaluating images{pace.left(done - before, total - done)}", done, total)
     return joined([found[part] for part in range(len(parts))])
 
