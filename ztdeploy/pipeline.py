@@ -11,11 +11,11 @@ from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
-from ztdeploy.gate import Gate, apply_gate, check_gate
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, PruningSchedule, check_keep_ratio, read_schedule, uniform_schedule
 
 if TYPE_CHECKING:
+    from ztdeploy.gate import Gate
     from ztdeploy.models.loading import LoadedModel
 
 #: Told before each step: what comes, how many steps are done, how many there are.
@@ -69,6 +69,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         crop_pct=request.crop_pct,
     )
     schedules = schedules_of(request, profiles, model)
+    from ztdeploy.gate import apply_gate, check_gate
+
     if request.gate is not None:
         check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
     from ztdeploy.assembly import Assembly
