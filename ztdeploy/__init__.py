@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 from ztdeploy.version import __version__
 
 if TYPE_CHECKING:
+    from ztdeploy.fidelity.evaluate import evaluate
     from ztdeploy.runtime.runner import BundleRunner, load
 
 #: Imported on first use: the command line must start without NumPy and the runtime.
-_LAZY = {"load": "ztdeploy.runtime.runner", "BundleRunner": "ztdeploy.runtime.runner"}
+_LAZY = {
+    "load": "ztdeploy.runtime.runner",
+    "BundleRunner": "ztdeploy.runtime.runner",
+    "evaluate": "ztdeploy.fidelity.evaluate",
+}
 
-__all__ = ["BundleRunner", "__version__", "load"]
+__all__ = ["BundleRunner", "__version__", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:

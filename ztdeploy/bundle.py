@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from ztdeploy.errors import BundleError, OutputError, did_you_mean
-from ztdeploy.manifest import SCHEMA_VERSION, FileRecord, Manifest, VariantRecord
+from ztdeploy.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
 from ztdeploy.processes import is_alive
 
 MANIFEST = "manifest.json"
@@ -63,6 +63,19 @@ class Bundle:
                     f"sha256 {record.sha256[:12]}...",
                     "copy or build the bundle again",
                 )
+
+    def engine_digest(self, engine: EngineRecord) -> str:
+        """The sha256 of all that decides what an engine answers: its own files, and the weights that it may share."""
+        hashes = [self.manifest.files[name].sha256 for name in (*engine.files, WEIGHTS_FILE)]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    def fidelity(self, variant: VariantRecord, profile: str) -> FidelityRecord | None:
+        """What is on record of a variant's engine, if the engine and the dense one still are those evaluated."""
+        engine, dense = variant.engines.get(profile), self.manifest.dense.engines.get(profile)
+        if engine is None or dense is None or engine.fidelity is None:
+            return None
+        now = (self.engine_digest(engine), self.engine_digest(dense))
+        return engine.fidelity if now == (engine.fidelity.engine_sha256, engine.fidelity.dense_sha256) else None
 
     def profile_name(self, wanted: str | None) -> str:
         """The profile to run: the one asked for, or the first that has engines."""

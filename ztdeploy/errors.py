@@ -10,6 +10,7 @@
     |   `-- OutputError                   the output folder exists, or cannot be written
     |-- BundleError                   4   a bundle is damaged, too new, or points outside itself
     |-- ParityError                   5   an engine does not reproduce its reference
+    |-- AccuracyError                 8   pruning costs more on the calibration images than was allowed
     `-- EnvironmentLacksError         6   something outside ztdeploy is missing
         |-- MissingExtraError             an optional extra is not installed
         |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
@@ -80,6 +81,10 @@ class BundleError(ZtdeployError):
 
 class ParityError(ZtdeployError):
     exit_code = 5
+
+
+class AccuracyError(ZtdeployError):
+    exit_code = 8
 
 
 class EnvironmentLacksError(ZtdeployError):

@@ -139,6 +139,55 @@ class Candidate(_Record):
     median_ms: float  #: at the profile's smallest batch
 
 
+class FidelityRecord(_Record):
+    """What pruning costs: an engine on images, against the dense engine of the same profile."""
+
+    created: str
+    data: str  #: what the images are called
+    data_sha256: str  #: of their names, contents and labels
+    images: int = Field(ge=1)
+    engine_sha256: str  #: of the engine that was evaluated
+    dense_sha256: str  #: and of the dense one
+    top1: float | None  #: share of images; None where they are not labelled
+    top5: float | None
+    dense_top1: float | None
+    change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
+    agreement: float  #: share of images with the dense engine's answer
+    kl: float  #: mean divergence from the dense engine's output, nats
+
+
+class GateLimits(_Record):
+    """What pruning may cost on the calibration images; None: anything."""
+
+    max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
+    min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with dense's answer
+    max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from dense, nats
+
+
+class GateRow(_Record):
+    """One pruned variant on the calibration images."""
+
+    variant: str
+    keep_ratio: float | None
+    method: str
+    drop: float | None  #: points of top-1 lost; None where the images are not labelled
+    agreement: float
+    kl: float
+    failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
+
+
+class GateRecord(_Record):
+    """What decided which variants are in the bundle."""
+
+    profile: Name
+    data: str  #: what the calibration images are called
+    data_sha256: str
+    images: int
+    limits: GateLimits
+    rows: tuple[GateRow, ...]
+    advice: tuple[str, ...]  #: which keep ratios pass, or might
+
+
 class EngineRecord(_Record):
     profile: Name
     backend: str
@@ -147,6 +196,7 @@ class EngineRecord(_Record):
     fingerprint: Fingerprint
     parity: ParityRecord | None = None  #: None: it has never run
     candidates: tuple[Candidate, ...] = ()  #: what was measured to choose it
+    fidelity: FidelityRecord | None = None  #: the last evaluation on images
 
     @property
     def files(self) -> list[str]:
@@ -198,6 +248,7 @@ class Manifest(_Record):
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
     blocks: dict[Name, BlocksRecord] = {}  #: by profile; what measures how time grows with tokens
+    gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
     timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 

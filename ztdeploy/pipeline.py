@@ -21,6 +21,7 @@ from ztdeploy.schedule import (
 )
 
 if TYPE_CHECKING:
+    from ztdeploy.gate import Gate
     from ztdeploy.models.loading import LoadedModel
 
 #: Told before each step: what comes, how many steps are done, how many there are.
@@ -44,6 +45,7 @@ class BuildRequest:
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
+    gate: Gate | None = None  #: ships only variants that cost little on calibration images
     cache: Path | None = None  #: folder of traces to take from and add to; None: everything is traced
 
 
@@ -73,6 +75,10 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         crop_pct=request.crop_pct,
     )
     schedules = schedules_of(request, profiles, model)
+    from ztdeploy.gate import apply_gate, check_gate
+
+    if request.gate is not None:
+        check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
     from ztdeploy.assembly import Assembly
     from ztdeploy.traces import TraceStore
 
@@ -101,6 +107,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
                 finalize_bundle(folder, progress, profile=profile.name)
+        if request.gate is not None:
+            apply_gate(folder, request.gate, progress)
     return read_bundle(request.out)
 
 

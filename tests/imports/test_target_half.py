@@ -32,7 +32,7 @@ HOST_MODULES = tuple(
 
 #: Makes modules unfindable for `import` and for `find_spec` alike, whatever finds them otherwise.
 HIDE = f"""
-import importlib, io, json, pkgutil, sys
+import importlib, io, json, os, pkgutil, sys
 from contextlib import redirect_stderr, redirect_stdout
 
 class Hiding:
@@ -83,6 +83,7 @@ report["verify"] = command("verify", bundle, "--json")
 report["inspect"] = command("inspect", bundle)
 quick = ("--duration", "0.05", "--rounds", "1", "--warmup", "0", "--no-details", "--out", "../swept", "--json")
 report["sweep"] = command("sweep", "--bundle", bundle, "--keep-ratios", "0.5", *quick)
+report["eval"] = command("eval", bundle, "-d", os.path.dirname(image), "--limit", "20", "--no-record", "--json")
 report["finalize"] = command("finalize", copy, "--json")
 report["verify finalized"] = command("verify", copy, "--json")
 report["profiles"] = command("profiles", "list", "--json")
@@ -102,7 +103,7 @@ def run_python(code: str, *arguments: str | Path, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
-        env={**shell, "PYTHONPATH": str(CHECKOUT)},
+        env={**shell, "PYTHONPATH": str(CHECKOUT), "ZTDEPLOY_CACHE": str(cwd.parent / "cache")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -183,6 +184,11 @@ def test_sweeping(report: dict[str, Any]) -> None:
     assert report["sweep"]["code"] == 0, report["sweep"]
     (run,) = json.loads(report["sweep"]["out"])["runs"]
     assert [one["variant"] for one in run["configurations"]] == ["dense", "keep-0.50"]
+
+
+def test_evaluating(report: dict[str, Any]) -> None:
+    assert report["eval"]["code"] == 0, report["eval"]
+    assert json.loads(report["eval"]["out"])["data"]["images"] == 20
 
 
 def test_listing_profiles_and_models(report: dict[str, Any]) -> None:

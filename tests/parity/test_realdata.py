@@ -248,3 +248,19 @@ def test_the_command_line_recognises_a_panda(bundle: Bundle, realdata: Path, tmp
         assert best["index"] == 388
         assert "panda" in best["name"]
         assert best["probability"] > 0.5
+
+
+def test_eval_counts_what_the_engines_say(bundle: Bundle, realdata: Path, tmp_path: Path) -> None:
+    """In fp32, a photograph or so may tip over between machines."""
+    report = ztdeploy.evaluate(bundle.root, realdata, cache=tmp_path / "cache")
+    dense, pruned = report.variants
+    assert dense.top1 is not None
+    assert pruned.top1 is not None
+    assert (report.data.images, report.data.classes) == (440, 44)
+    assert abs(dense.top1.count - 291) <= 1
+    assert pruned.against_dense is not None
+    change, agreement = pruned.against_dense.change, pruned.against_dense.agreement
+    assert change is not None
+    assert change.gained - change.lost == pruned.top1.count - dense.top1.count
+    assert change.interval.high < 0, "keep ratio 0.7 costs DeiT-Tiny something"
+    assert 0.7 < agreement.value < 0.9

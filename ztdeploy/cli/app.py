@@ -14,7 +14,8 @@ from ztdeploy.version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
-    "5 parity failed, 6 something is missing on this machine, 7 slower than the baseline, 130 interrupted."
+    "5 parity failed, 6 something is missing on this machine, 7 slower than the baseline, "
+    "8 pruning costs too much accuracy, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -27,7 +28,8 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS = ("build", "run", "verify", "inspect", "bench", "sweep", "compare", "profiles", "models", "doctor", "quickstart")
+VERBS: tuple[str, ...] = ("build", "run", "verify", "inspect", "bench", "eval", "sweep", "compare")
+VERBS += ("profiles", "models", "doctor", "quickstart")
 
 
 def _version(wanted: bool) -> None:

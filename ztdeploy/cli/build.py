@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.gate import Gate
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +35,16 @@ def build(
     crop_pct: Annotated[
         float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
     ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(help="Images that pruned variants are held against dense on: see 'eval --data'.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Points of top-1 that pruning may cost on them.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of them that must get dense's answer.")
+    ] = None,
+    max_kl: Annotated[float | None, typer.Option(min=0, help="Highest mean KL from dense on them, in nats.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -56,6 +69,7 @@ def build(
         image_size=image_size,
         batch=batch,
         crop_pct=crop_pct,
+        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl),
         force=force,
     )
     if weights == "random" and checkpoint is None:
@@ -66,13 +80,38 @@ def build(
         print_json(
             {
                 "bundle": str(bundle.root),
-                **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights"}),
+                **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights", "gates"}),
             }
         )
         return
-    from ztdeploy.cli.inspect import show_bundle
+    from ztdeploy.cli.inspect import show_bundle, show_fidelity
+    from ztdeploy.gate import gate_lines
 
     show_bundle(bundle)
-    for line in bundle.manifest.missing:
+    show_fidelity(bundle)
+    for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
+
+
+def _gate(
+    calib: Path | None, *, max_drop: float | None, min_agreement: float | None, max_kl: float | None
+) -> Gate | None:
+    """
+    Raises:
+        InputError: limits without images.
+    """
+    from math import isfinite
+
+    from ztdeploy.errors import InputError
+    from ztdeploy.gate import Gate
+    from ztdeploy.manifest import GateLimits
+
+    for option, value in {"--max-drop": max_drop, "--min-agreement": min_agreement, "--max-kl": max_kl}.items():
+        if value is not None and not isfinite(value):
+            raise InputError(f"{option} {value}", "a number", f"leave {option} out")
+        if value is not None and calib is None:
+            raise InputError(f"{option} {value:g} without --calib", "images to judge on", "give --calib DIR as well")
+    if calib is None:
+        return None
+    return Gate(calib, GateLimits(max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl))

@@ -35,6 +35,7 @@ def inspect(
         return
     show_bundle(opened)
     show_engines(opened)
+    show_fidelity(opened)
     show_blocks(opened, opened.variant(keep_ratio, variant))
 
 
@@ -110,6 +111,30 @@ def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
         what = "graph emulated" if graph.parity.emulated else "graph alone"
         return f"{what}: {graph.parity.judged:.0e} of {graph.parity.logit_tolerance:.0e}; never run"
     return "never run"
+
+
+def show_fidelity(bundle: Bundle) -> None:
+    """What evaluations on images found out, if there were any."""
+    rows = [
+        (
+            name,
+            variant.name,
+            f"{record.images} of {record.data} ({record.data_sha256[:8]})",
+            "-" if record.top1 is None else f"{100 * record.top1:.1f}",
+            "-" if record.change is None else f"{100 * record.change[0]:+.1f} to {100 * record.change[1]:+.1f}",
+            f"{100 * record.agreement:.1f}",
+            f"{record.kl:.4f}",
+            record.created[:10],
+        )
+        for name in bundle.manifest.profiles
+        for variant in bundle.manifest.variants
+        if (record := bundle.fidelity(variant, name)) is not None
+    ]
+    if not rows:
+        return
+    columns = [("profile", "left"), ("variant", "left"), ("images", "left"), ("top-1, in %", "right")]
+    columns += [("less dense, 95 % interval", "right"), ("same answer, in %", "right"), ("mean KL", "right")]
+    table("Evaluated on images", [*columns, ("on", "left")], rows, caption="mean KL: from dense, in nats")
 
 
 def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:

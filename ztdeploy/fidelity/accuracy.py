@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage
 from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.runner import BundleRunner
 
 _CHUNK = 32
@@ -44,12 +44,9 @@ def all_logits(runner: BundleRunner, pixels: NDArray[np.uint8]) -> NDArray[np.fl
 def accuracy(logits: NDArray[Any], dense: NDArray[Any], images: Sequence[LabelledImage]) -> Accuracy:
     """Score logits `[n, classes]` against labels, and against the dense engine's logits."""
     best = logits.argmax(-1)
-    p, q = softmax(dense), softmax(logits)
-    tiny = np.finfo(np.float64).tiny
-    kl = (p * (np.log(p + tiny) - np.log(q + tiny))).sum(-1)
     return Accuracy(
         images=len(images),
         correct=sum(int(index) in image.accepted for index, image in zip(best, images, strict=True)),
         agreement=float((best == dense.argmax(-1)).mean()),
-        kl=float(kl.mean()),
+        kl=float(kl_divergences(dense, logits).mean()),
     )

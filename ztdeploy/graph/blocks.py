@@ -34,6 +34,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     tokens = before.shape[1]
     cut = ir.Model(ir.convenience.extract(model.graph, [before], [after]), ir_version=model.ir_version)
     cut.producer_name, cut.graph.name = model.producer_name, "blocks"
+    _sort_initializers(cut.graph)
     if not isinstance(tokens, int) or not all(_free(node, tokens) for node in cut.graph):
         return None
     (start,), (end,) = cut.graph.inputs, cut.graph.outputs
@@ -46,6 +47,13 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     end.name = TOKENS_OUT
     ShapeInferencePass(data_prop=True)(cut)
     return cut if end.shape == shape else None
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    """Cutting leaves them in no particular order; the same model must give the same bytes."""
+    values = [graph.initializers.pop(name) for name in sorted(graph.initializers)]
+    for value in values:
+        graph.register_initializer(value)
 
 
 def _ends(graph: ir.Graph, scopes: tuple[str, ...]) -> tuple[ir.Value, ir.Value] | None:

@@ -16,7 +16,7 @@ from ztdeploy.manifest import VariantRecord
 from ztdeploy.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.measure.environment import Machine
 from ztdeploy.measure.plan import check_request
-from ztdeploy.measure.sweep_report import BundleUsed, SweepReport, SweepRequest, VariantFacts
+from ztdeploy.measure.sweep_report import BundleUsed, Fidelity, SweepReport, SweepRequest, VariantFacts
 from ztdeploy.runtime.runner import engine_of
 from ztdeploy.schedule import check_keep_ratio
 
@@ -179,7 +179,7 @@ def empty_report(
     failures: Sequence[Failure] = (),
 ) -> SweepReport:
     """All that is known before anything is measured."""
-    facts = [one for bundle in bundles for one in _facts(request, bundle)]
+    facts = [one for bundle in bundles for one in _facts(request, bundle, profile)]
     return SweepReport(
         progress="running",
         request=request,
@@ -191,7 +191,7 @@ def empty_report(
     )
 
 
-def _facts(request: SweepRequest, bundle: Bundle) -> list[VariantFacts]:
+def _facts(request: SweepRequest, bundle: Bundle, profile: str) -> list[VariantFacts]:
     return [
         VariantFacts(
             name=variant.name,
@@ -201,9 +201,24 @@ def _facts(request: SweepRequest, bundle: Bundle) -> list[VariantFacts]:
             gmacs=variant.gmacs,
             pruning_gmacs=variant.pruning_gmacs,
             tokens_per_block=variant.plan.tokens_per_block,
+            fidelity=_fidelity(bundle, variant, profile),
         )
         for variant in (bundle.manifest.dense, *chosen_variants(request, bundle))
     ]
+
+
+def _fidelity(bundle: Bundle, variant: VariantRecord, profile: str) -> Fidelity | None:
+    """What an evaluation of the very engine left in the manifest."""
+    record = bundle.fidelity(variant, profile)
+    if record is None:
+        return None
+    return Fidelity(
+        images=record.images,
+        agreement=record.agreement,
+        kl=record.kl,
+        top1=record.top1,
+        dense_top1=record.dense_top1,
+    )
 
 
 def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:

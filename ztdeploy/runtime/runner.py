@@ -181,16 +181,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         if name is None:
             return None
         self._check([name])
-        try:
-            names = self.bundle.path(name).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise BundleError(f"'{name}' is not text", "UTF-8, a class per line", "build the bundle again") from error
-        classes = self.bundle.manifest.model.architecture.num_classes
-        if len(names) != classes:
-            raise BundleError(
-                f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again"
-            )
-        return names
+        return class_names(self.bundle)
 
 
 def load(
@@ -224,6 +215,27 @@ def load(
     runner = BundleRunner(opened, profile=name, threads=wanted, memory=memory, verify=verify)
     runner.switch(keep_ratio, variant=variant)
     return runner
+
+
+def class_names(bundle: Bundle) -> list[str] | None:
+    """One per class of the model; None where the bundle has none.
+
+    Raises:
+        BundleError: not as many, or no text.
+    """
+    name = bundle.manifest.class_names
+    if name is None:
+        return None
+    try:
+        names = bundle.path(name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"'{name}' is not text", "UTF-8, a class per line", "build the bundle again") from error
+    classes = bundle.manifest.model.architecture.num_classes
+    if len(names) != classes:
+        raise BundleError(
+            f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again"
+        )
+    return names
 
 
 def runnable_profile(bundle: Bundle) -> str:

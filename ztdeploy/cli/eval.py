@@ -1,0 +1,176 @@
+"""ztdeploy eval"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.fidelity.eval_report import EvalReport, Mean, Share, VariantScore
+    from ztdeploy.measure.statistics import Interval
+
+RESUME = "what is evaluated so far is kept: the same command goes on with it"
+#: Images with the highest divergence that are shown per variant; the report has more.
+_WORST, _UNREADABLE = 3, 5
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval", help="Run a bundle's engines on images: accuracy, agreement and divergence against dense.")(
+        evaluate
+    )
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    seed: Annotated[int, typer.Option(help="Which images a limit takes.")] = 0,
+    keep_ratio: Annotated[
+        list[str] | None, typer.Option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
+    ] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per call. (default: the profile's smallest)")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads. (default: what the process may use)")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where answers are kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    from ztdeploy.fidelity.eval_report import EvalRequest, check_eval_path, write_eval
+    from ztdeploy.fidelity.evaluate import evaluate_bundle
+    from ztdeploy.fidelity.record import check_recordable
+    from ztdeploy.fidelity.record import record as write_record
+    from ztdeploy.measure.plan import parse_keep_ratios
+
+    ratios, every = parse_keep_ratios(keep_ratio or [])
+    request = EvalRequest(
+        bundle=bundle,
+        data=data,
+        limit=limit,
+        seed=seed,
+        keep_ratios=() if every else ratios,
+        profile=profile,
+        batch=batch,
+        threads=threads,
+        strict=strict,
+    )
+    if out is not None:
+        check_eval_path(out)
+    if record:
+        check_recordable(bundle)
+    try:
+        with progress_bar(not json) as progress:
+            report = evaluate_bundle(request, cache=cache, fresh=fresh, progress=progress, note=note)
+    except KeyboardInterrupt:
+        note(RESUME)
+        raise
+    if out is not None:
+        write_eval(report, out)
+    if record:
+        write_record(report, bundle)
+    if json:
+        typer.echo(report.model_dump_json())
+        return
+    show_eval(report)
+    if out is not None:
+        note(f"wrote {out}")
+
+
+def show_eval(report: EvalReport) -> None:
+    """Tables of what was found, and what to think of it."""
+    bundle, data = report.bundle, report.data
+    say(f"{Path(bundle.path).resolve().name}: {bundle.timm_name}, profile {bundle.profile}, {bundle.runtime}")
+    left_out = f", {data.ignored} other files ignored" if data.ignored else ""
+    say(f"{data.path}: {data.images} of {data.found} images ({data.rule}{left_out}); sha256 {data.digest[:12]}")
+    typer.echo()
+    if data.labelled:
+        _show_accuracy(report)
+    if len(report.variants) > 1:
+        _show_against_dense(report)
+        _show_worst(report)
+    for one in data.unreadable[:_UNREADABLE]:
+        warn(f"not counted: {one.reason}")
+    if len(data.unreadable) > _UNREADABLE:
+        warn(f"not counted: {len(data.unreadable) - _UNREADABLE} more images that cannot be read")
+    if bundle.weights == "random":
+        warn("the weights are random: predictions mean nothing")
+
+
+def _show_accuracy(report: EvalReport) -> None:
+    rows = [
+        (
+            score.variant,
+            *_share(score.top1),
+            *_share(score.top5),
+            *_change(score),
+        )
+        for score in report.variants
+    ]
+    interval = "95 % interval"
+    headings = ("top-1", interval, "top-5", interval, "top-1 less dense", interval, "gained", "lost")
+    table(
+        f"Accuracy on {report.data.images} images of {report.data.classes} classes, in %",
+        [("variant", "left"), *((heading, "right") for heading in headings)],
+        rows,
+        caption="gained, lost: images that only the variant, or only dense, has right",
+    )
+
+
+def _show_against_dense(report: EvalReport) -> None:
+    rows = [
+        (score.variant, f"{score.gmacs:.3g}", *_share(against.agreement), *_mean(against.kl))
+        for score in report.variants
+        if (against := score.against_dense) is not None
+    ]
+    headings = ("GMACs", "same answer, in %", "95 % interval", "mean KL, in nats", "95 % interval")
+    table(
+        f"Against the dense engine, on {report.data.images} images",
+        [("variant", "left"), *((heading, "right") for heading in headings)],
+        rows,
+    )
+
+
+def _show_worst(report: EvalReport) -> None:
+    rows = [
+        (
+            score.variant if place == 0 else "",
+            f"{one.kl:.3g}",
+            f"{one.dense.name} ({100 * one.dense.probability:.0f} %)",
+            f"{one.variant.name} ({100 * one.variant.probability:.0f} %)",
+            one.image,
+        )
+        for score in report.variants
+        if score.against_dense is not None
+        for place, one in enumerate(score.against_dense.worst[:_WORST])
+    ]
+    columns = [("variant", "left"), ("KL", "right"), ("dense says", "left"), ("it says", "left"), ("image", "left")]
+    table("Furthest from dense", columns, rows)
+
+
+def _interval(interval: Interval, scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    return f"{scale * interval.low:{sign}.{digits}f} to {scale * interval.high:{sign}.{digits}f}"
+
+
+def _share(share: Share | None) -> tuple[str, str]:
+    return ("-", "-") if share is None else (f"{100 * share.value:.1f}", _interval(share.interval))
+
+
+def _mean(mean: Mean) -> tuple[str, str]:
+    return f"{mean.value:.4f}", _interval(mean.interval, 1, 4)
+
+
+def _change(score: VariantScore) -> tuple[str, str, str, str]:
+    change = score.against_dense.change if score.against_dense is not None else None
+    if change is None:
+        return "", "", "", ""
+    return f"{100 * change.value:+.1f}", _interval(change.interval, sign="+"), f"{change.gained}", f"{change.lost}"

@@ -1,0 +1,166 @@
+"""Running several engines over many images: each image is decoded once, and goes through all of them at once.
+
+Where a runtime can be called from several threads, a worker decodes a few images and runs every engine on them by
+itself, each engine with one thread of its own. Nothing then waits for a decoder, and no idle engine keeps threads
+spinning beside a busy one. Other runtimes take turns, while the other workers decode.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztdeploy.backends.base import MemoryMode
+from ztdeploy.bundle import Bundle, sha256_of
+from ztdeploy.errors import ImageError, ParityError, printable
+from ztdeploy.fidelity.answers import BEST, Answers
+from ztdeploy.fidelity.divergence import kl_divergences, log_softmax
+from ztdeploy.runtime.images import read_image
+from ztdeploy.runtime.preprocess import resize_and_crop
+from ztdeploy.runtime.runner import BundleRunner, load
+
+#: Runtimes whose engines may be called from several threads at once.
+CONCURRENT = ("onnxruntime",)
+#: With more weights than that, all engines read one copy of them, which is slower.
+_MOST_WEIGHTS_BYTES = 2**30
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Which engines, and how they are called."""
+
+    bundle: Bundle  #: its files compared with their hashes already
+    variants: tuple[str, ...]  #: dense first
+    profile: str
+    batch: int  #: images per call
+    threads: int
+
+    @property
+    def concurrent(self) -> bool:
+        return self.bundle.manifest.profiles[self.profile].backend in CONCURRENT
+
+    @property
+    def memory(self) -> MemoryMode:
+        weights = [self.bundle.variant(name=name).graphs[self.profile].weights_bytes for name in self.variants]
+        return "shared" if sum(weights) > _MOST_WEIGHTS_BYTES and len(weights) > 1 else "speed"
+
+
+class Engines(AbstractContextManager["Engines"]):
+    """All engines of a workload, open."""
+
+    def __init__(self, work: Workload) -> None:
+        self.work = work
+        self._turn: AbstractContextManager[object] = nullcontext() if work.concurrent else Lock()
+        self._open = ExitStack()
+        self._runners: list[BundleRunner] = []
+        threads = 1 if work.concurrent else work.threads
+        with ExitStack() as opening:
+            for name in work.variants:
+                runner = load(
+                    work.bundle, variant=name, profile=work.profile, threads=threads, memory=work.memory, verify=False
+                )
+                self._runners.append(opening.enter_context(runner))
+            self._open = opening.pop_all()
+
+    def answer(self, paths: Sequence[Path]) -> Answers:
+        """Decode images and run all engines on them; an image that cannot be read is a problem in the answers.
+
+        Raises:
+            ParityError: an engine gives something else than numbers.
+        """
+        images = [self._decode(path) for path in paths]
+        readable = [index for index, image in enumerate(images) if isinstance(image, _Image)]
+        variants, classes = len(self._runners), self.work.bundle.manifest.model.architecture.num_classes
+        answers = Answers(
+            best=np.zeros((variants, len(paths), min(BEST, classes)), np.int32),
+            probability=np.zeros((variants, len(paths)), np.float32),
+            kl=np.zeros((variants, len(paths)), np.float64),
+            content=np.zeros((len(paths), 32), np.uint8),
+            problem=np.array(["" if isinstance(image, _Image) else image for image in images], np.str_),
+        )
+        good = [image for image in images if isinstance(image, _Image)]
+        if not good:
+            return answers
+        logits = self._logits(np.stack([image.pixels for image in good]))
+        self._check_numbers(logits, [paths[index] for index in readable])
+        for position, own in enumerate(logits):
+            # Of equal logits the first class is the best, as in argmax.
+            answers.best[position, readable] = np.argsort(-own, axis=-1, kind="stable")[:, :BEST]
+            answers.probability[position, readable] = np.exp(log_softmax(own).max(-1))
+            answers.kl[position, readable] = kl_divergences(logits[0], own) if position else 0.0
+        answers.content[readable] = np.stack([np.frombuffer(image.digest, np.uint8) for image in good])
+        return answers
+
+    def _decode(self, path: Path) -> _Image | str:
+        """The image, or what is wrong with it."""
+        try:
+            pixels = resize_and_crop(read_image(path), self.work.bundle.manifest.preprocess)
+            return _Image(pixels, bytes.fromhex(sha256_of(path)))
+        except (ImageError, OSError) as error:
+            return printable(str(error))
+
+    def _logits(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """`[n, classes]` of each engine; n at least 1."""
+        size = self.work.batch
+        with self._turn:
+            return [
+                np.concatenate([runner.infer(pixels[at : at + size]).logits for at in range(0, len(pixels), size)])
+                for runner in self._runners
+            ]
+
+    def _check_numbers(self, logits: Sequence[NDArray[np.float32]], paths: Sequence[Path]) -> None:
+        for name, own in zip(self.work.variants, logits, strict=True):
+            wrong = ~np.isfinite(own).all(-1)
+            if wrong.any():
+                path = paths[int(wrong.argmax())]
+                raise ParityError(
+                    f"the engine of '{name}' gives infinities or NaN for '{path}'",
+                    "finite logits",
+                    "build with a profile of precision fp32",
+                )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+
+@dataclass(frozen=True)
+class _Image:
+    pixels: NDArray[np.uint8]
+    digest: bytes  #: sha256 of the file
+
+
+def in_order(
+    items: Sequence[_Item], work: Callable[[_Item], _Result], workers: int, ahead: int = 2
+) -> Generator[tuple[_Item, _Result], None, None]:
+    """Work on items in several threads, and give results in the items' order.
+
+    At most `ahead` items per worker are under way or wait to be taken. Where the caller stops, or work fails, nothing
+    new is begun, and what is under way is waited for.
+    """
+    waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="evaluate") as pool:
+        try:
+            for item in items:
+                if len(waiting) == workers * ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+                waiting.append((item, pool.submit(work, item)))
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,144 @@
+"""What an evaluation says: records that are JSON on disk, with a schema version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ztdeploy.errors import OutputError
+from ztdeploy.measure.bench_report import BundleFacts, Record, holds_kind, write_text
+from ztdeploy.measure.statistics import Interval
+
+SCHEMA_VERSION: Literal[1] = 1
+KIND: Literal["ztdeploy-eval"] = "ztdeploy-eval"
+
+
+class EvalRequest(Record):
+    """What to evaluate. Empty tuples and None stand for the defaults that are described."""
+
+    bundle: Path
+    data: Path
+    limit: int | None = None  #: images, of every class alike; by default all
+    seed: int = 0  #: of the limit and of the bootstrap
+    keep_ratios: tuple[float, ...] = ()  #: by default all variants; dense comes by itself
+    profile: str | None = None  #: by default the first whose engines run here
+    batch: int | None = None  #: images per call; by default the profile's smallest
+    threads: int | None = None  #: by default what the profile says, within what the process may use
+    strict: bool = False  #: an image that cannot be read is an error
+
+
+class Unreadable(Record):
+    image: str
+    reason: str
+
+
+class DataFacts(Record):
+    """What the images were."""
+
+    name: str
+    path: str
+    rule: str  #: how images come by their labels, in words
+    labelled: bool
+    digest: str  #: sha256 of names, contents and accepted classes of all images that were evaluated
+    found: int  #: images there, before any limit
+    images: int  #: that were evaluated
+    classes: int | None  #: distinct labels among them
+    ignored: int  #: files that are no images by their names
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+class Share(Record):
+    """How many of the images; Wilson's interval."""
+
+    count: int
+    total: int
+    interval: Interval
+
+    @property
+    def value(self) -> float:
+        return self.count / self.total
+
+
+class Change(Record):
+    """Top-1 of a variant less that of dense, on the same images, as a share; Tango's interval."""
+
+    gained: int  #: images that only the variant has right
+    lost: int  #: images that only dense has right
+    value: float
+    interval: Interval
+
+
+class Mean(Record):
+    """Over all images; bootstrap interval."""
+
+    value: float
+    interval: Interval
+
+
+class Answer(Record):
+    index: int
+    name: str
+    probability: float
+
+
+class Apart(Record):
+    """An image on which the variant is far from dense."""
+
+    image: str
+    kl: float  #: nats
+    dense: Answer
+    variant: Answer
+    labels: tuple[str, ...]  #: what counts as right
+
+
+class AgainstDense(Record):
+    agreement: Share  #: images with dense's answer
+    kl: Mean  #: KL(dense || variant), nats
+    change: Change | None  #: where the images are labelled
+    worst: tuple[Apart, ...]  #: the images with the highest divergence, highest first
+
+
+class VariantScore(Record):
+    variant: str
+    keep_ratio: float | None
+    method: str
+    gmacs: float
+    engine_sha256: str
+    top1: Share | None  #: where the images are labelled
+    top5: Share | None  #: likewise, and where there are more than 5 classes
+    against_dense: AgainstDense | None  #: None for dense itself
+
+
+class EvalReport(Record):
+    kind: Literal["ztdeploy-eval"] = KIND
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: str
+    request: EvalRequest
+    bundle: BundleFacts
+    data: DataFacts
+    variants: tuple[VariantScore, ...]  #: dense first
+
+    @property
+    def dense(self) -> VariantScore:
+        return self.variants[0]
+
+
+def write_eval(report: EvalReport, out: Path) -> None:
+    """Write a report, whole or not at all, in place of an earlier one.
+
+    Raises:
+        OutputError: the file exists and is no such report, or cannot be written.
+    """
+    check_eval_path(out)
+    write_text(report.model_dump_json(indent=1) + "\n", out)
+
+
+def check_eval_path(out: Path) -> None:
+    """
+    Raises:
+        OutputError: a folder, or a file that is no report of ours, which is not to be overwritten.
+    """
+    if out.is_dir():
+        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
+    if out.exists() and not holds_kind(out, KIND):
+        raise OutputError(f"'{out}' exists and is no report of 'ztdeploy eval'", "a new file", "choose another --out")

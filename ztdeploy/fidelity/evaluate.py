@@ -1,0 +1,317 @@
+"""What pruning costs, on images and by the engines themselves: `evaluate` is the job on one screen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ztdeploy.bundle import Bundle, read_bundle
+from ztdeploy.cache import cache_folder, key_of
+from ztdeploy.errors import ImageError, InputError
+from ztdeploy.fidelity.answers import Answers, joined, keep_answers, kept_answers
+from ztdeploy.fidelity.data import EvalData, limited, read_data
+from ztdeploy.fidelity.engines import Engines, Workload, in_order
+from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, Unreadable, VariantScore
+from ztdeploy.fidelity.labels import LabelledImage
+from ztdeploy.fidelity.scoring import against_dense, hits, share
+from ztdeploy.manifest import VariantRecord
+from ztdeploy.measure.bench_report import BenchRequest, BundleFacts
+from ztdeploy.measure.pace import Pace
+from ztdeploy.measure.plan import plan_bench
+from ztdeploy.runtime.runner import class_names, engine_of
+
+#: Images that a worker takes at a time; what it found out about them is kept at once.
+CHUNK = 16
+Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """The progress of an evaluation that nobody watches."""
+
+
+def evaluate_bundle(
+    request: EvalRequest,
+    *,
+    cache: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+    note: Note = lambda _text: None,
+) -> EvalReport:
+    """Run the dense engine and others on images, and compare.
+
+    What is found out is kept as it comes, named after engines and images: after Ctrl-C or a kill, the same request
+    goes on.
+
+    Args:
+        cache: see `cache.cache_folder`.
+        fresh: run the engines again on what is kept.
+        progress: told how many images are done.
+        note: told what is worth knowing and no error.
+
+    Raises:
+        BundleError: damaged, or without such a variant or profile.
+        ImageError: no images, labels that do not fit the model, or, if strict, an image that cannot be read.
+        InputError: a value that makes no sense.
+        ParityError: an engine gives something else than numbers.
+        OutputError: the cache cannot be written.
+    """
+    bundle = read_bundle(request.bundle)
+    facts, work = plan(request, bundle)
+    bundle.verify_files([name for name in (bundle.manifest.class_names,) if name is not None])
+    data = read_data(request.data, class_names(bundle), bundle.manifest.model.architecture.num_classes)
+    chosen = limited(data, request.limit, request.seed)
+    parts = Parts(work, chosen, cache_folder(cache) / "evaluations")
+    answers = _answers(parts, request, fresh=fresh, progress=progress, note=note)
+    return report_of(request, facts, work, _facts(data, chosen, answers), chosen, answers)
+
+
+def evaluate(
+    bundle: str | Path,
+    data: str | Path,
+    *,
+    keep_ratios: Sequence[float] = (),
+    profile: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    threads: int | None = None,
+    strict: bool = False,
+    cache: str | Path | None = None,
+    fresh: bool = False,
+) -> EvalReport:
+    """Evaluate the engines of a bundle on images; the bundle is not changed. See `EvalRequest` and `evaluate_bundle`.
+
+    Example:
+        report = ztdeploy.evaluate("deit_s-cpu", "imagenet/val", limit=5000)
+        for score in report.variants:
+            print(score.variant, score.top1)
+
+    Raises:
+        ZtdeployError: see `evaluate_bundle`.
+    """
+    request = EvalRequest(
+        bundle=Path(bundle),
+        data=Path(data),
+        limit=limit,
+        seed=seed,
+        keep_ratios=tuple(keep_ratios),
+        profile=profile,
+        batch=batch,
+        threads=threads,
+        strict=strict,
+    )
+    return evaluate_bundle(request, cache=None if cache is None else Path(cache), fresh=fresh)
+
+
+def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
+    """Which engines run, each compared with its hash, dense first.
+
+    Raises:
+        BundleError: no such variant or profile, no engine, or a file that has changed.
+        EnvironmentLacksError: this machine can run none of the engines.
+        InputError: a value that makes no sense, or a model without a classifier.
+    """
+    if request.limit is not None and request.limit < 1:
+        raise InputError(f"--limit {request.limit}", "at least 1", "give for instance --limit 1000")
+    if not bundle.manifest.model.architecture.num_classes:
+        raise InputError(f"'{bundle.root}' has no classifier", "a model that names classes", "choose another bundle")
+    asked = BenchRequest(
+        bundle=bundle.root,
+        keep_ratios=request.keep_ratios,
+        all_variants=not request.keep_ratios,
+        profile=request.profile,
+        batches=() if request.batch is None else (request.batch,),
+        threads=() if request.threads is None else (request.threads,),
+    )
+    planned = plan_bench(asked, bundle)
+    entries = [entry.configuration for entry in planned.entries]
+    # Without a number of threads the runtime works on a GPU, and two threads keep it fed.
+    work = Workload(
+        bundle=bundle,
+        variants=tuple(entry.variant for entry in entries),
+        profile=planned.bundle.profile,
+        batch=entries[0].batch,
+        threads=entries[0].threads or 2,
+    )
+    return planned.bundle, work
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of an evaluation, a few at a time, and where what is known of them is kept."""
+
+    work: Workload
+    data: EvalData
+    folder: Path
+
+    def __len__(self) -> int:
+        return -(-len(self.data.images) // CHUNK)
+
+    def images(self, part: int) -> tuple[LabelledImage, ...]:
+        return self.data.images[part * CHUNK : (part + 1) * CHUNK]
+
+    def files(self) -> list[Path]:
+        """One per part, named after all that decides what is in it."""
+        base = key_of(
+            engines=[engine_digest(self.work, name) for name in self.work.variants],
+            preprocess=self.work.bundle.manifest.preprocess.model_dump(mode="json"),
+            batch=self.work.batch,
+            memory=self.work.memory,
+        )
+        return [self.folder / f"{self._key(base, part)}.npz" for part in range(len(self))]
+
+    def _key(self, base: str, part: int) -> str:
+        digest = hashlib.sha256(base.encode())
+        for image in self.images(part):
+            digest.update(f"\0{image.path.absolute()}\0{_stamp(image.path)}".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from what it was before, without reading it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def engine_digest(work: Workload, variant: str) -> str:
+    """What tells a variant's engine from all others."""
+    return work.bundle.engine_digest(engine_of(work.bundle, work.bundle.variant(name=variant), work.profile))
+
+
+def _answers(parts: Parts, request: EvalRequest, *, fresh: bool, progress: Progress, note: Note) -> Answers:
+    """Of all images; what is kept already is not run again."""
+    files, total, variants = parts.files(), len(parts.data.images), len(parts.work.variants)
+    found: dict[int, Answers] = {}
+    for part, file in enumerate(files):
+        kept = None if fresh else kept_answers(file, variants, len(parts.images(part)))
+        if kept is not None:
+            _check_readable(parts, part, kept, request)
+            found[part] = kept
+    before = sum(map(len, found.values()))
+    if before:
+        note(f"kept from before: {before} of {total} images; --fresh runs all again")
+    todo = [part for part in range(len(parts)) if part not in found]
+    if not todo:
+        return joined([found[part] for part in range(len(parts))])
+    progress("loading engines", before, total)
+    # Whatever happens here, engines are closed behind the last worker that uses them.
+    with Engines(parts.work) as engines, ExitStack() as stack:
+
+        def work(part: int) -> Answers:
+            answers = engines.answer([image.path for image in parts.images(part)])
+            keep_answers(answers, files[part])
+            return answers
+
+        pace, done, told = Pace(), before, -1
+        for part, answers in stack.enter_context(closing(in_order(todo, work, parts.work.threads))):
+            _check_readable(parts, part, answers, request)
+            found[part] = answers
+            done += len(answers)
+            if (tenth := 10 * done // total) != told:  # a line each, where nobody watches a bar
+                told = tenth
+                progress(f"evaluating images{pace.left(done - before, total - done)}", done, total)
+    return joined([found[part] for part in range(len(parts))])
+
+
+def _check_readable(parts: Parts, part: int, answers: Answers, request: EvalRequest) -> None:
+    if request.strict:
+        for problem in answers.problem[~answers.readable].tolist():
+            given = str(problem).partition("; expected ")[0]
+            raise ImageError(given, "images that can be read, as --strict asks", "repair or remove it")
+
+
+def _facts(data: EvalData, chosen: EvalData, answers: Answers) -> DataFacts:
+    readable = answers.readable.tolist()
+    images = [image for image, good in zip(chosen.images, readable, strict=True) if good]
+    unreadable = [
+        Unreadable(image=chosen.name_of(image), reason=str(problem))
+        for image, problem in zip(chosen.images, answers.problem.tolist(), strict=True)
+        if problem
+    ]
+    if not images:
+        raise ImageError(
+            f"none of {len(unreadable)} images of '{data.path}' can be read ({unreadable[0].reason})",
+            "images",
+            "check --data",
+        )
+    digest = hashlib.sha256()
+    for image, content in zip(images, answers.content[answers.readable], strict=True):
+        line = f"{chosen.name_of(image)}\0{content.tobytes().hex()}\0{sorted(image.accepted)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return DataFacts(
+        name=data.name,
+        path=str(data.path),
+        rule=data.rule,
+        labelled=data.labelled,
+        digest=digest.hexdigest(),
+        found=len(data.images),
+        images=len(images),
+        classes=len({image.accepted for image in images}) if data.labelled else None,
+        ignored=data.ignored,
+        unreadable=tuple(unreadable),
+    )
+
+
+def report_of(
+    request: EvalRequest, facts: BundleFacts, work: Workload, data: DataFacts, chosen: EvalData, answers: Answers
+) -> EvalReport:
+    """The report of images that were answered; those that could not be read count nowhere."""
+    good = answers.readable
+    images = [image for image, readable in zip(chosen.images, good.tolist(), strict=True) if readable]
+    answers = Answers(
+        best=answers.best[:, good],
+        probability=answers.probability[:, good],
+        kl=answers.kl[:, good],
+        content=answers.content[good],
+        problem=answers.problem[good],
+    )
+    scorer = _Scorer(work, answers, chosen, images, request.seed)
+    return EvalReport(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        request=request,
+        bundle=facts,
+        data=data,
+        variants=tuple(map(scorer.score, range(len(work.variants)))),
+    )
+
+
+class _Scorer:
+    """One variant after the other."""
+
+    def __init__(
+        self, work: Workload, answers: Answers, data: EvalData, images: Sequence[LabelledImage], seed: int
+    ) -> None:
+        self._work, self._answers, self._seed = work, answers, seed
+        self._accepted = [image.accepted for image in images] if data.labelled else None
+        self._images = [data.name_of(image) for image in images]
+        self._names = class_names(work.bundle)
+
+    def score(self, position: int) -> VariantScore:
+        name = self._work.variants[position]
+        record: VariantRecord = self._work.bundle.variant(name=name)
+        best, accepted = self._answers.best[position], self._accepted
+        top1 = None if accepted is None else share(hits(best[:, :1], accepted))
+        many = self._work.bundle.manifest.model.architecture.num_classes > best.shape[1]
+        return VariantScore(
+            variant=name,
+            keep_ratio=record.keep_ratio,
+            method=record.schedule.method if record.plan.layers else "dense",
+            gmacs=record.gmacs,
+            engine_sha256=engine_digest(self._work, name),
+            top1=top1,
+            top5=share(hits(best, accepted)) if accepted is not None and many else None,
+            against_dense=against_dense(self._answers, position, self._images, accepted, self._name_of, self._seed)
+            if position
+            else None,
+        )
+
+    def _name_of(self, index: int) -> str:
+        return self._names[index] if self._names else f"class {index}"

@@ -1,0 +1,163 @@
+"""Shipping only variants whose engines cost little on calibration images: the last step of a build."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ztdeploy.backends import backend_exists, why_not_run
+from ztdeploy.board_files import write_board_files
+from ztdeploy.bundle import Bundle, file_records, read_bundle, write_manifest
+from ztdeploy.bundle_readme import bundle_readme
+from ztdeploy.errors import AccuracyError, EnvironmentLacksError, InputError
+from ztdeploy.fidelity.data import read_data
+from ztdeploy.fidelity.eval_report import EvalRequest
+from ztdeploy.fidelity.evaluate import evaluate_bundle
+from ztdeploy.fidelity.judgement import judge
+from ztdeploy.fidelity.record import recorded
+from ztdeploy.manifest import GateLimits, GateRecord, Manifest, VariantRecord
+from ztdeploy.profile import HardwareProfile
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Images, and what pruning may cost on them."""
+
+    data: Path
+    limits: GateLimits
+
+
+def check_gate(
+    gate: Gate, profiles: Sequence[HardwareProfile], class_names: Sequence[str] | None, classes: int
+) -> None:
+    """Fail before anything is traced where no engine could be judged in the end.
+
+    Raises:
+        EnvironmentLacksError: no profile's engines can run on this machine.
+        ImageError: no calibration images, or labels that do not fit the model.
+        InputError: a limit on top-1, but no labels; or a model without a classifier.
+    """
+    if not classes:
+        raise InputError("--calib with a model without a classifier", "a model that names classes", "leave it out")
+    data = read_data(gate.data, class_names, classes)
+    if gate.limits.max_drop is not None and not data.labelled:
+        raise InputError(
+            f"--max-drop with '{gate.data}', which has no labels",
+            "a labels.json, or a folder per class",
+            "label the images, or use --min-agreement or --max-kl",
+        )
+    reasons = {profile.name: why_not_run(profile) for profile in profiles if backend_exists(profile.backend)}
+    if all(reason is not None for reason in reasons.values()):
+        raise EnvironmentLacksError(
+            f"--calib, but no engine can run here ({'; '.join(f'{name}: {why}' for name, why in reasons.items())})",
+            "a profile whose engines run on this machine",
+            "build with --profile cpu as well, or build on the device",
+        )
+
+
+def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
+    """Evaluate all engines of a bundle that run here; variants that cost too much go, with their files.
+
+    Args:
+        folder: a finished bundle that nobody else sees yet.
+
+    Raises:
+        AccuracyError: no pruned variant is left.
+        ImageError: no calibration image can be read.
+        ParityError: an engine gives something else than numbers.
+    """
+    bundle = read_bundle(folder)
+    manifest, gates = bundle.manifest, list[GateRecord]()
+    with tempfile.TemporaryDirectory() as answers:
+        for name in _judged(bundle):
+            request = EvalRequest(bundle=folder, data=gate.data, profile=name)
+            report = evaluate_bundle(request, cache=Path(answers), progress=progress)
+            manifest = recorded(Bundle(folder, manifest), report)
+            gates.append(judge(report, gate.limits))
+    failed = {row.variant for one in gates for row in one.rows if row.failed}
+    pruned = [variant.name for variant in manifest.variants if variant.plan.layers]
+    if pruned and failed.issuperset(pruned):
+        raise _none_left(gates)
+    manifest = manifest.model_copy(update={"gates": tuple(gates)})
+    if failed:
+        manifest = _without(folder, manifest, failed)
+    write_manifest(folder, manifest)
+
+
+def _judged(bundle: Bundle) -> list[str]:
+    """Profiles with engines that this machine runs."""
+    manifest = bundle.manifest
+    return [
+        name
+        for name, profile in manifest.profiles.items()
+        if name in manifest.dense.engines and why_not_run(profile) is None
+    ]
+
+
+def _none_left(gates: Sequence[GateRecord]) -> AccuracyError:
+    first = gates[0]
+    lines = [f"{row.variant}: {', '.join(row.failed)}" for one in gates for row in one.rows if row.failed]
+    advice = "; ".join(dict.fromkeys(line for one in gates for line in one.advice))
+    return AccuracyError(
+        f"no pruned variant passes on {first.images} images of '{first.data}' ({'; '.join(lines)})",
+        _in_words(first.limits),
+        f"prune less: {advice}" if advice else "prune less, or allow more",
+    )
+
+
+def _in_words(limits: GateLimits) -> str:
+    parts = []
+    if limits.max_drop is not None:
+        parts.append(f"top-1 at most {limits.max_drop:g} points below dense")
+    if limits.min_agreement is not None:
+        parts.append(f"agreement of at least {limits.min_agreement:g}")
+    if limits.max_kl is not None:
+        parts.append(f"a mean KL of at most {limits.max_kl:g}")
+    return ", ".join(parts)
+
+
+def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
+    """The manifest without some variants, whose files are removed, and what people read written anew."""
+    kept = [variant for variant in manifest.variants if variant.name not in names]
+    used = {file for variant in kept for file in _files(manifest, variant)}
+    for variant in manifest.variants:
+        for file in _files(manifest, variant) - used:
+            (folder / file).unlink(missing_ok=True)
+            used.add(file)
+    outputs = {name: file for name, file in manifest.golden.outputs.items() if name not in names}
+    changes = {
+        "variants": tuple(kept),
+        "golden": manifest.golden.model_copy(update={"outputs": outputs}),
+        "default_variant": manifest.default_variant if manifest.default_variant not in names else kept[0].name,
+    }
+    manifest = manifest.model_copy(update=changes)
+    (folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
+    write_board_files(folder, manifest)
+    return manifest.model_copy(update={"files": file_records(folder)})
+
+
+def _files(manifest: Manifest, variant: VariantRecord) -> set[str]:
+    """What a variant needs for itself."""
+    files = [graph.files for graph in variant.graphs.values()] + [engine.files for engine in variant.engines.values()]
+    return {manifest.golden.outputs[variant.name], *(file for some in files for file in some)}
+
+
+def gate_lines(manifest: Manifest) -> list[str]:
+    """What was left out, and why, for people."""
+    return [
+        line
+        for gate in manifest.gates
+        for line in (
+            *(
+                f"'{row.variant}' is not in the bundle: on {gate.images} images of '{gate.data}' "
+                f"({gate.profile}), {', '.join(row.failed)}"
+                for row in gate.rows
+                if row.failed
+            ),
+            *gate.advice,
+        )
+    ]
