@@ -1,7 +1,7 @@
 """Pruning overhead against `slice` of the same token counts, and speed-up against the ratio of GMACs.
 
     python -m benchmarks.overhead [--model deit_s] [--keep-ratio 0.7] [--batch 1] [--image-size 224]
-                                  [--rounds 12] [--duration 12]
+                                  [--rounds 60] [--duration 18]
 
 Each engine runs in a process of its own, they take turns, and ratios are taken round by round. Random weights
 are enough: with static shapes the time does not depend on the values.
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--image-size", type=int, help="pixels (default: the model's own)")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--duration", type=float, default=12.0, help="seconds per engine, over all rounds")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--duration", type=float, default=18.0, help="seconds per engine, over all rounds")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = build_pair(arguments.model, arguments.keep_ratio, arguments.image_size, Path(folder) / "bundle")

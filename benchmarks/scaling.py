@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[224, 384], help="pixels")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--keep-ratio", type=float, default=0.7)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--duration", type=float, default=12.0, help="seconds per engine, over all rounds")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--duration", type=float, default=18.0, help="seconds per engine, over all rounds")
     arguments = parser.parse_args()
     print(f"{describe_machine()}; keep ratio {arguments.keep_ratio:g}, {arguments.rounds} rounds\n\n{HEAD}", flush=True)
     for model in arguments.models:

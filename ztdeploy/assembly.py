@@ -77,7 +77,8 @@ class Assembly:
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
         self._cache = cache
         self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
-        self._specs = {profile.name: graph_spec(profile, batch) for profile in profiles}
+        tokens = model.adapter.architecture.tokens
+        self._specs = {profile.name: graph_spec(profile, batch, tokens) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
         self._contents: dict[tuple[str, GraphSpec], GraphContents] = {}
         self._plugin_files: dict[tuple[str, GraphSpec], tuple[Path, Path]] = {}
@@ -374,8 +375,13 @@ def with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) 
     return manifest.model_copy(update={"variants": variants})
 
 
-def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
-    """The graph that a profile asks for; without a dynamic axis, its smallest batch unless told otherwise."""
+def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> GraphSpec:
+    """The graph that a profile asks for; without a dynamic axis, its smallest batch unless told otherwise.
+
+    Args:
+        tokens: of the model's first block; no other has more.
+    """
+    fused = profile.fused_attention_from
     fixed = batch if batch is not None or profile.batch.dynamic else profile.batch.sizes[0]
     capabilities = profile.tensorrt.compute_capabilities if profile.tensorrt else ()
     return GraphSpec(
@@ -385,7 +391,7 @@ def graph_spec(profile: HardwareProfile, batch: int | None) -> GraphSpec:
         precision=profile.precision,
         turing=profile.backend == TENSORRT_RTX.name and "7.5" in capabilities,
         board=profile.backend == TENSORRT.name,
-        fused_attention_from=profile.fused_attention_from,
+        fused_attention_from=fused if fused is not None and fused <= tokens else None,
     )
 
 
