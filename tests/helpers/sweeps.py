@@ -102,7 +102,12 @@ def run(
         found += [measured(method, ratio, overhead) for method, overhead in methods.items()]
     pairs = [compare(one, found[0], seed=0) for one in found[1:]]
     template = read_report(TEMPLATE)
-    machine = {"processor": "Cortex-A76", "board": "Raspberry Pi 5 Model B Rev 1.0", "usable_cores": (0, 1, 2, 3)}
+    machine = {
+        "processor": "Cortex-A76",
+        "board": "Raspberry Pi 5 Model B Rev 1.0",
+        "usable_cores": (0, 1, 2, 3),
+        "cores_online": 4,
+    }
     clocks = {"governors": ("ondemand",), "highest_clock_mhz": 2400.0, "lowest_clock_mhz": 1500.0}
     bundle = {"model": "deit_s", "timm_name": "deit_small_patch16_224", "image_size": 224, "weights": "pretrained"}
     fields: dict[str, Any] = {
@@ -118,19 +123,33 @@ def run(
 
 def profile(method: str, ratio: float, *, batch: int = 1, threads: int | None = 4) -> OperatorProfile:
     parts = [Part(block=None, kind="linear", ms=1.2), Part(block=None, kind="norm", ms=0.2)]
-    kinds = {"linear": 2.4, "attention": 0.8, "norm": 0.12, "activation": 0.25, "elementwise": 0.1, "data movement": 0.07}
+    kinds = {
+        "linear": 2.4,
+        "attention": 0.8,
+        "norm": 0.12,
+        "activation": 0.25,
+        "elementwise": 0.1,
+        "data movement": 0.07,
+    }
     for block, count in enumerate(tokens(ratio)):
         parts += [Part(block=block, kind=kind, ms=ms * count / TOKENS) for kind, ms in kinds.items()]  # type: ignore[arg-type]
         if ratio < 1 and block in (2, 5, 8):
             parts.append(Part(block=block, kind="pruning", ms=0.1 if method == "slice" else 0.7))
     total = sum(part.ms for part in parts)
-    names = {"MatMul": (48, 0.62), "MultiHeadAttention": (12, 0.2), "LayerNormalization": (25, 0.04), "Gelu": (12, 0.07)}
+    names = {
+        "MatMul": (48, 0.62),
+        "MultiHeadAttention": (12, 0.2),
+        "LayerNormalization": (25, 0.04),
+        "Gelu": (12, 0.07),
+    }
     found = [OperatorTime(operator=name, count=count, ms=total * share) for name, (count, share) in names.items()]
     attention = [
         BlockAttention(
             block=block,
             fused=ratio == 1 or block not in (2, 5, 8),
-            operators=("MultiHeadAttention",) if ratio == 1 or block not in (2, 5, 8) else ("MatMul", "Softmax", "MatMul"),
+            operators=("MultiHeadAttention",)
+            if ratio == 1 or block not in (2, 5, 8)
+            else ("MatMul", "Softmax", "MatMul"),
             reason="" if ratio == 1 or block not in (2, 5, 8) else "the pruning layer behind it reads the matrix",
         )
         for block in range(BLOCKS)
@@ -155,7 +174,11 @@ def staircase(*, batch: int = 1, threads: int | None = 4) -> Staircase:
         for count in range(16, TOKENS + 1, 3)
     ]
     return Staircase(
-        image_size=224, batch=batch, threads=threads, points=tuple(points), treads=(64, 96, 112, 128, 144, 160, 176, 192)
+        image_size=224,
+        batch=batch,
+        threads=threads,
+        points=tuple(points),
+        treads=(64, 96, 112, 128, 144, 160, 176, 192),
     )
 
 

@@ -27,7 +27,20 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS = ("build", "run", "verify", "inspect", "bench", "sweep", "compare", "profiles", "models", "doctor", "quickstart")
+VERBS = (
+    "build",
+    "run",
+    "verify",
+    "inspect",
+    "bench",
+    "sweep",
+    "report",
+    "compare",
+    "profiles",
+    "models",
+    "doctor",
+    "quickstart",
+)
 
 
 def _version(wanted: bool) -> None:

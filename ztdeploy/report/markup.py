@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import Union
+from typing import TypeAlias
 
 from ztdeploy.errors import printable
 
@@ -18,13 +18,13 @@ class Markup(str):
     __slots__ = ()
 
 
-Child = Union[str, int, None, Iterable["Child"]]
+Child: TypeAlias = "str | int | Iterable[Child] | None"
 #: Elements that hold nothing; they are closed all the same, so that the page is well-formed XML as well.
 _EMPTY = frozenset({"meta", "br", "line", "rect", "circle", "path", "polyline", "use", "col"})
 
 
 def element(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
-    """One element: `element("td", "<b>", class_="num", data_value=3)` is `<td class="num" data-value="3">&lt;b&gt;</td>`.
+    """One element: `element("td", "<b>", data_value=3)` is `<td data-value="3">&lt;b&gt;</td>`.
 
     Args:
         tag: a name out of the source code, never out of a file.

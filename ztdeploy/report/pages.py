@@ -9,8 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ztdeploy.errors import InputError
+from ztdeploy.measure.any_report import read_any_report
 from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.entries import check_figures
+from ztdeploy.measure.sweep_folder import REPORT
 from ztdeploy.measure.sweep_report import SweepReport
 from ztdeploy.report.csv_table import csv_text
 from ztdeploy.report.markdown import markdown
@@ -46,6 +48,22 @@ def write_pages(report: SweepReport, folder: Path, *, least_agreement: float = L
     for name, text in texts.items():
         write_text(text, folder / name)
     return [folder / name for name in texts]
+
+
+def read_sweep(path: Path) -> tuple[SweepReport, Path]:
+    """A sweep's report and the folder that it lies in.
+
+    Args:
+        path: the folder, or the report itself.
+
+    Raises:
+        InputError: no report of a sweep, or a damaged one.
+    """
+    file = path / REPORT if path.is_dir() else path
+    report = read_any_report(file)
+    if not isinstance(report, SweepReport):
+        raise InputError(f"'{file}' is a report of 'ztdeploy bench'", "a sweep's", "give the folder of a sweep")
+    return report, file.parent
 
 
 def check_drawable(report: SweepReport) -> None:

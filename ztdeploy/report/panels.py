@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from ztdeploy.measure.sweep_report import Row, SweepReport, rows
+from ztdeploy.measure.sweep_report import Row, SweepReport, VariantFacts, rows
 
 Setting = tuple[int, int, "int | None"]
 
@@ -56,5 +56,9 @@ def panels(report: SweepReport) -> list[Panel]:
 
 def methods(report: SweepReport) -> tuple[str, ...]:
     """Those of pruned variants, in the report's order: what colours and shapes are given to."""
-    pruned = [one.method for one in report.variants if len(set(one.tokens_per_block)) > 1]
-    return tuple(dict.fromkeys(pruned))
+    return tuple(dict.fromkeys(one.method for one in report.variants if not is_dense(one)))
+
+
+def is_dense(variant: VariantFacts) -> bool:
+    """As `Row.dense` has it."""
+    return len(set(variant.tokens_per_block)) == 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ztdeploy.measure.sweep_report import Staircase, SweepReport, TokenStep
+from ztdeploy.report.panels import is_dense
 
 #: How many of its tokens a schedule may be asked to give up for a tread.
 _NEAR = 0.06
@@ -33,7 +34,7 @@ def token_counts(report: SweepReport, image_size: int) -> dict[int, tuple[str, .
 
 def snaps(report: SweepReport, staircase: Staircase) -> list[Snap]:
     """Numbers of tokens up to 6 % above a tread, where the tread is faster; dense's own number is not to be changed."""
-    pruned = {one.name for one in report.variants if len(set(one.tokens_per_block)) > 1}
+    pruned = {one.name for one in report.variants if not is_dense(one)}
     found = []
     for count, names in token_counts(report, staircase.image_size).items():
         below = max((tread for tread in staircase.treads if tread < count), default=None)

@@ -6,7 +6,7 @@ The rules, for each setting by itself:
 2. `slice` and `random` drop tokens without looking at them: they show what choosing costs, and are never recommended.
 3. Where fidelity is known: deploy the fastest variant that pays and whose answers agree with dense's on at least
    `least_agreement` of the images. Where none does: deploy dense.
-4. Where it is not known: recommend nothing. Name the fastest that pays and the mildest ratio that pays; fidelity decides.
+4. Where it is not known: recommend nothing. Name the fastest and the mildest ratio that pay; fidelity decides.
 5. Where nothing pays: pruning does not pay here, if every interval ends at 1 or below; otherwise no gain was shown.
 
 "Fastest" is the highest speed-up, which is taken round by round, and not the lowest latency, which machine noise moves.
@@ -50,15 +50,20 @@ def verdicts(report: SweepReport, least_agreement: float = LEAST_AGREEMENT) -> l
 
 
 def _verdict(panel: Panel, least_agreement: float) -> Verdict:
-    candidates = [row for row in panel.pruned if row.facts.method not in CONTROLS]
-    if not candidates:
+    choices = candidates(panel)
+    if not choices:
         return Verdict(panel, "unknown", "There is nothing to compare.", (_nothing(panel),))
-    paying = [row for row in candidates if compared(row).outcome == "faster"]
+    paying = [row for row in choices if compared(row).outcome == "faster"]
     if not paying:
-        return _no_gain(panel, candidates)
+        return _no_gain(panel, choices)
     if any(row.facts.fidelity for row in paying):
         return _by_fidelity(panel, paying, least_agreement)
     return _open(panel, paying)
+
+
+def candidates(panel: Panel) -> list[Row]:
+    """What may be deployed: not the controls."""
+    return [row for row in panel.pruned if row.facts.method not in CONTROLS]
 
 
 def compared(row: Row) -> Comparison:
@@ -71,13 +76,9 @@ def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
     known = [(row, row.facts.fidelity) for row in paying if row.facts.fidelity]
     good = [row for row, fidelity in known if fidelity.agreement >= least]
     if not good:
-        nearest, fidelity = max(known, key=lambda pair: pair[1].agreement)
-        return Verdict(
-            panel,
-            "dense",
-            f"Deploy dense: no variant that pays agrees with it on {percent(least)} of the images.",
-            (f"Nearest is {nearest.facts.name} with {percent(fidelity.agreement)}.", *_costs(panel, nearest)),
-        )
+        nearest = max(known, key=lambda pair: pair[1].agreement)[0]
+        headline = f"Deploy dense: no variant that pays agrees with it on {percent(least)} of the images."
+        return Verdict(panel, "dense", headline, (f"Nearest is {nearest.facts.name}.", *_costs(panel, nearest)))
     choice = max(good, key=lambda row: compared(row).speedup)
     fidelity = choice.facts.fidelity
     assert fidelity is not None
@@ -96,32 +97,34 @@ def _open(panel: Panel, paying: Sequence[Row]) -> Verdict:
     headline = f"Pruning pays here: {fastest.facts.name} is {_faster(fastest)} as fast as dense."
     lines = [_saves(panel, fastest)]
     if mildest is not fastest:
-        lines.append(f"The mildest that pays is {mildest.facts.name}: {_faster(mildest)}, {_latencies(panel, mildest)}.")
+        lines.append(
+            f"The mildest that pays is {mildest.facts.name}: {_faster(mildest)}, {_latencies(panel, mildest)}."
+        )
     lines += [*_overhead(panel, fastest), "Fidelity is not known, so nothing is recommended yet: run 'ztdeploy eval'."]
     return Verdict(panel, "open", headline, tuple(lines), fastest)
 
 
-def _no_gain(panel: Panel, candidates: Sequence[Row]) -> Verdict:
-    outcomes = [compared(row).outcome for row in candidates]
+def _no_gain(panel: Panel, choices: Sequence[Row]) -> Verdict:
+    outcomes = [compared(row).outcome for row in choices]
     if set(outcomes) == {"slower"}:
-        headline, decision = "Pruning does not pay here.", "no gain"
+        headline = "Pruning does not pay here."
     elif set(outcomes) == {"too few rounds"}:
-        headline, decision = "Too few rounds to say whether pruning pays here.", "unknown"
+        headline = "Too few rounds to say whether pruning pays here."
     else:
-        headline, decision = "No gain from pruning was shown here.", "no gain"
+        headline = "No gain from pruning was shown here."
     words: dict[Outcome, str] = {
         "slower": "no faster than dense, with the whole interval",
         "no difference shown": "not told apart from dense",
         "too few rounds": "measured in too few rounds for an interval",
     }
     counts = [f"{outcomes.count(outcome)} {text}" for outcome, text in words.items() if outcome in outcomes]
-    best = max(candidates, key=lambda row: compared(row).speedup)
+    best = max(choices, key=lambda row: compared(row).speedup)
     lines = (
-        f"Of {counted(len(candidates), 'variant')}: {'; '.join(counts)}.",
+        f"Of {counted(len(choices), 'variant')}: {'; '.join(counts)}.",
         f"The best is {best.facts.name}: {_faster(best)}, {_latencies(panel, best)}.",
         *_overhead(panel, best),
     )
-    return Verdict(panel, "no gain" if decision == "no gain" else "unknown", headline, lines)
+    return Verdict(panel, "unknown" if set(outcomes) == {"too few rounds"} else "no gain", headline, lines)
 
 
 def _nothing(panel: Panel) -> str:
@@ -149,7 +152,9 @@ def _latencies(panel: Panel, row: Row) -> str:
 def _faster(row: Row) -> str:
     """Such as "1.55x (1.52 to 1.58)"."""
     found = compared(row)
-    return f"{times(found.speedup, found.interval)} ({span(found.interval)})" if found.interval else times(found.speedup)
+    return (
+        f"{times(found.speedup, found.interval)} ({span(found.interval)})" if found.interval else times(found.speedup)
+    )
 
 
 def _costs(panel: Panel, row: Row) -> list[str]:

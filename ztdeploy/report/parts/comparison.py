@@ -12,7 +12,7 @@ from ztdeploy.report.parts.figure import figure, legend, plots
 from ztdeploy.report.parts.sheet import Cell, column, number, sheet
 from ztdeploy.report.plots.fidelity import pareto_plot
 from ztdeploy.report.plots.ratios import ideal_plot, latency_plot, speedup_plot
-from ztdeploy.report.plots.rounds import drift_plot, rounds_plot
+from ztdeploy.report.plots.rounds import rounds_plot
 from ztdeploy.report.plots.series import Series
 from ztdeploy.report.verdict import Verdict
 
@@ -39,13 +39,14 @@ def setting_section(report: SweepReport, panel: Panel, verdict: Verdict | None, 
             ),
             *_fidelity(panel, series, least_agreement),
             figure("Noise", "A dot per round; bar: 95 % interval; stroke: median.", rounds_plot(panel, series)),
-            figure("Was the machine steady?", "Dense, which runs in every group.", drift_plot(panel)),
         ),
         _table(panel, choice),
     )
 
 
 def _fidelity(panel: Panel, series: Series, least_agreement: float) -> list[Markup | None]:
+    if not any(row.facts.fidelity for row in panel.pruned):
+        return [_no_fidelity()] if panel.pruned else []
     return [
         figure(
             "Latency against answers lost",
@@ -60,6 +61,13 @@ def _fidelity(panel: Panel, series: Series, least_agreement: float) -> list[Mark
     ]
 
 
+def _no_fidelity() -> Markup:
+    """What would stand here, and how to get it."""
+    caption = element("figcaption", "Latency against fidelity", element("span", "What pruning costs in answers."))
+    text = "Not known: nothing was evaluated. 'ztdeploy eval' compares answers with dense's on images of your own."
+    return element("figure", caption, element("div", element("p", text), class_="blank"))
+
+
 def _table(panel: Panel, choice: Row | None) -> Markup | None:
     rows = panel.rows
     latencies = [row.measured.latency for row in rows]
@@ -68,13 +76,13 @@ def _table(panel: Panel, choice: Row | None) -> Markup | None:
         for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mad_ms")
     ]
     heads = ["variant", "method", "keep", "p50 ms", "p90", "p95", "p99", "MAD", "images/s"]
-    heads += ["speed-up", "95 % interval", "less work", "GMACs", "peak MB", "engine MB", "cold start ms", "calls"]
     known = any(row.facts.fidelity for row in rows)
+    heads += ["speed-up", "95 % interval", *(["agreement", "KL", "top-1"] if known else []), "less work", "GMACs"]
+    heads += ["peak MB", "engine MB", "cold start ms", "calls"]
     cells = []
     for position, row in enumerate(rows):
-        line = [*_names(row), *(found[position] for found in times_ms), *_rest(row)]
-        cells.append([*line, *(_fidelity_cells(row) if known else [])])
-    heads += ["agreement", "KL", "top-1", "images"] if known else []
+        figures = [found[position] for found in times_ms]
+        cells.append([*_names(row), *figures, *_speed(row), *(_fidelity_cells(row) if known else []), *_sizes(row)])
     chosen = next((position for position, row in enumerate(rows) if row is choice), None)
     return sheet(f"Every configuration at {panel.label}", heads, cells, chosen=chosen)
 
@@ -88,14 +96,20 @@ def _names(row: Row) -> list[Cell]:
     ]
 
 
-def _rest(row: Row) -> list[Cell]:
+def _speed(row: Row) -> list[Cell]:
     one, found = row.measured, row.comparison
-    cold = one.cold_start.total_ms if one.cold_start else None
     tone = _TONES.get(found.outcome, "doubt") if found else ""
     return [
         number(short(one.images_per_s, 4), one.images_per_s),
         number(times(found.speedup, found.interval) if found else "", found.speedup if found else None, tone),
         number(span(found.interval) if found else "", None),
+    ]
+
+
+def _sizes(row: Row) -> list[Cell]:
+    one, found = row.measured, row.comparison
+    cold = one.cold_start.total_ms if one.cold_start else None
+    return [
         number(times(found.work_ratio) if found else "", found.work_ratio if found else None),
         number(short(row.facts.gmacs), row.facts.gmacs),
         number(short(one.peak_rss_mb), one.peak_rss_mb),
@@ -112,12 +126,11 @@ def _failed(row: Row) -> str:
 def _fidelity_cells(row: Row) -> list[Cell]:
     found = row.facts.fidelity
     if found is None:
-        return [number("-", None) for _ in range(4)]
+        return [number("-", None) for _ in range(3)]
     return [
         number(percent(found.agreement), found.agreement),
         number(short(found.kl), found.kl),
         number(percent(found.top1), found.top1),
-        number(str(found.images), found.images),
     ]
 
 

@@ -6,28 +6,33 @@ from ztdeploy.measure.bench_report import BenchReport
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.sweep_report import SweepReport
 from ztdeploy.report.figures import short
-from ztdeploy.report.markup import Markup, element
+from ztdeploy.report.markup import Markup, element, fragment
+from ztdeploy.report.panels import panels
+from ztdeploy.report.parts.figure import beside, figure, plots
 from ztdeploy.report.parts.sheet import Cell, number, sheet
+from ztdeploy.report.plots.rounds import drift_plot
 from ztdeploy.report.trust import all_failures, warned
 
 NOTES = {
-    "Latency": "One call at a time: pixels in memory in, answers out. p50 to p99 are percentiles of all calls; one that the "
-    "number of calls cannot tell from the maximum is left out. MAD: half of the calls lie within it around p50.",
-    "Speed-up": "Dense and variant take turns in rounds. Per round, dense's median over the variant's; then the median of "
-    "the rounds. The interval is a bootstrap over rounds. It may differ from the ratio of two p50, which mixes rounds.",
-    "Less work": "GMACs of dense over those of the variant, pruning not counted: what the speed-up would be if only these "
-    "took time. Below the dashed line, something else does.",
-    "Controls": "'slice' keeps the first tokens and 'random' any; neither looks at them. They show what choosing costs, and "
-    "what it is worth. They are never recommended.",
-    "Recommendation": "The fastest variant whose interval lies above 1 and that agrees with dense often enough. Without "
-    "fidelity nothing is recommended: speed alone says nothing about answers.",
+    "Latency": "One call at a time: pixels in memory in, answers out. p50 to p99 are percentiles of all calls; one "
+    "that the number of calls cannot tell from the maximum is left out. Half of the calls lie within MAD around p50.",
+    "Speed-up": "Dense and variant take turns in rounds. Per round, dense's median over the variant's; then the median "
+    "of the rounds. The interval is a bootstrap over rounds. A ratio of two p50 may differ: it mixes rounds.",
+    "Less work": "GMACs of dense over those of the variant, pruning not counted: what the speed-up would be if only "
+    "these took time. Below the dashed line, something else does.",
+    "Controls": "'slice' keeps the first tokens and 'random' any; neither looks at them. They show what choosing "
+    "costs, and what it is worth. They are never recommended.",
+    "Recommendation": "The fastest variant whose interval lies above 1 and that agrees with dense often enough. "
+    "Without fidelity nothing is recommended: speed says nothing about answers.",
     "Cold start": "One start of a process up to its first answer. Peak: that process's resident memory at its highest.",
 }
 
 
 def failures_section(report: SweepReport) -> Markup | None:
     """None where nothing failed."""
-    found = [[Cell(one.message, kind="prose"), number(str(one.exit_code), one.exit_code)] for one in all_failures(report)]
+    found = [
+        [Cell(one.message, kind="prose"), number(str(one.exit_code), one.exit_code)] for one in all_failures(report)
+    ]
     table = sheet("What failed", ["what happened", "exit code"], found)
     return None if table is None else element("section", element("h2", "Failures"), table)
 
@@ -62,9 +67,19 @@ def machine_section(report: SweepReport) -> Markup | None:
     return element(
         "section",
         element("h2", "The machine"),
-        sheet("What the machine is", ["", ""], fixed),
-        sheet("How it was", ["", "before the first run", "after the last"], moving),
+        beside(
+            plots(*_steadiness(report)),
+            fragment(
+                sheet("What the machine is", ["", ""], fixed),
+                sheet("How it was", ["", "before the first run", "after the last"], moving),
+            ),
+        ),
     )
+
+
+def _steadiness(report: SweepReport) -> list[Markup | None]:
+    title = "Was it steady?"
+    return [figure(title, f"Dense at {one.label}, over all groups.", drift_plot(one)) for one in panels(report)]
 
 
 def _machine(machine: Machine) -> dict[str, str]:

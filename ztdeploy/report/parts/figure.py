@@ -19,6 +19,11 @@ def plots(*figures: Markup | None) -> Markup | None:
     return element("div", figures, class_="plots") if any(figures) else None
 
 
+def beside(drawn: Markup | None, table: Markup | None) -> Markup | None:
+    """A plot, and right of it what it is made of; below it on a narrow page."""
+    return element("div", drawn, element("div", table), class_="beside") if drawn and table else (drawn or table)
+
+
 def legend(keys: Sequence[tuple[Markup, str]]) -> Markup:
     """
     Args:

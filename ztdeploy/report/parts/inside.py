@@ -8,8 +8,8 @@ from itertools import groupby
 from ztdeploy.measure.sweep_report import OperatorProfile, Staircase, SweepReport, VariantFacts
 from ztdeploy.report.figures import percent, short
 from ztdeploy.report.markup import Markup, element
-from ztdeploy.report.panels import Setting, setting_label
-from ztdeploy.report.parts.figure import figure, legend, plots
+from ztdeploy.report.panels import Setting, is_dense, setting_label
+from ztdeploy.report.parts.figure import beside, figure, legend, plots
 from ztdeploy.report.parts.sheet import Cell, column, number, sheet
 from ztdeploy.report.plots.staircase import staircase_plot
 from ztdeploy.report.plots.time_spent import KINDS, blocks_plot, by_kind, highest_block, kind_key, kinds_plot
@@ -24,37 +24,40 @@ def tokens_section(report: SweepReport) -> Markup | None:
     if not report.variants:
         return None
     sizes = [(size, list(found)) for size, found in groupby(report.variants, key=lambda one: one.image_size)]
-    drawn = [figure(f"{size} px", "Keep ratio → tokens into the last block.", token_plot(found)) for size, found in sizes]
+    drawn = [
+        figure(f"{size} px", "Keep ratio → tokens into the last block.", token_plot(found)) for size, found in sizes
+    ]
     heads = ["variant", "method", "image", "GMACs", "of pruning", "tokens into each block"]
     return element(
         "section",
         element("h2", "Tokens"),
         element("p", "Fewer tokens into a block is what saves work.", class_="quiet"),
-        plots(*drawn),
-        sheet("Tokens of every variant", heads, [_token_cells(one) for one in report.variants]),
+        beside(plots(*drawn), sheet("Tokens of every variant", heads, [_token_cells(one) for one in report.variants])),
     )
 
 
 def _token_cells(one: VariantFacts) -> list[Cell]:
     return [
         Cell(one.name, heading=True),
-        Cell(one.method),
+        Cell("dense" if is_dense(one) else one.method),
         number(f"{one.image_size} px", one.image_size),
         number(short(one.gmacs), one.gmacs),
-        number(short(one.pruning_gmacs), one.pruning_gmacs),
+        number(short(one.pruning_gmacs, 2), one.pruning_gmacs),
         Cell(_runs(one.tokens_per_block)),
     ]
 
 
 def _runs(tokens: Sequence[int]) -> str:
-    """Such as "3 × 197, 2 × 138"."""
-    return ", ".join(f"{len(list(same))} × {count}" for count, same in groupby(tokens))
+    """Such as "3x 197, 2x 138"."""
+    return ", ".join(f"{len(list(same))}x {count}" for count, same in groupby(tokens))
 
 
 def time_section(report: SweepReport) -> Markup:
     title = element("h2", "Where the time goes")
     if not report.profiles:
-        return element("section", title, element("p", _why_no_details(report, "Operators were not timed"), class_="quiet"))
+        return element(
+            "section", title, element("p", _why_no_details(report, "Operators were not timed"), class_="quiet")
+        )
     used = {part.kind for profile in report.profiles for part in profile.parts}
     note = "By the runtime's own account. Timing every operator slows it down: read shares, not sums."
     return element(
@@ -125,14 +128,14 @@ def staircase_section(report: SweepReport) -> Markup:
         reason = _why_no_details(report, "The time of a block was not measured against its tokens")
         return element("section", title, element("p", reason, class_="quiet"))
     note = (
-        "How long one block takes with so many tokens. Where it jumps, a few tokens less are worth more than elsewhere. "
-        "Strokes at the bottom: numbers of tokens that variants give to their blocks; rings: those up to 6 % above a tread."
+        "How long one block takes with so many tokens. Where it jumps, a few less are worth more than elsewhere. "
+        "Strokes at the bottom: how many tokens variants give to their blocks; rings: those up to 6 % above a tread."
     )
     drawn = []
     for one in report.staircases:
         plot = staircase_plot(one, token_counts(report, one.image_size), snaps(report, one))
         drawn.append(figure(_label(one), f"{len(one.points)} numbers of tokens, {len(one.treads)} treads.", plot))
-    return element("section", title, element("p", note, class_="quiet"), plots(*drawn), _snaps(report))
+    return element("section", title, element("p", note, class_="quiet"), beside(plots(*drawn), _snaps(report)))
 
 
 def _snaps(report: SweepReport) -> Markup:

@@ -50,5 +50,5 @@ def sheet(
         element("tr", [cell.draw() for cell in cells], class_="chosen" if position == chosen else None)
         for position, cells in enumerate(rows)
     ]
-    table = element("table", element("thead", element("tr", top)), element("tbody", body))
+    table = element("table", element("thead", element("tr", top)) if any(heads) else None, element("tbody", body))
     return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)

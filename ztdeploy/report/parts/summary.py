@@ -10,7 +10,7 @@ from ztdeploy.report.identity import machine, model, subtitle, title
 from ztdeploy.report.markup import Markup, element, fragment
 from ztdeploy.report.panels import Panel, panels
 from ztdeploy.report.trust import limits
-from ztdeploy.report.verdict import Verdict, compared
+from ztdeploy.report.verdict import Verdict, candidates, compared
 
 
 def summary(report: SweepReport, verdicts: Sequence[Verdict]) -> Markup:
@@ -63,7 +63,7 @@ def _figures(found: Sequence[Panel]) -> list[Markup]:
         latency = dense[1].measured.latency
         where = f", {dense[0].label}" if several else ""
         cards.append(_card("Dense, p50", f"{short(latency.p50_ms)} ms", f"MAD {short(latency.mad_ms, 2)} ms{where}"))
-    pruned = [(panel, row) for panel in found for row in panel.pruned]
+    pruned = [(panel, row) for panel in found for row in candidates(panel)]
     if pruned:
         panel, row = max(pruned, key=lambda pair: compared(pair[1]).speedup)
         best = compared(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from ztdeploy.measure.sweep_report import Fidelity, Row
@@ -10,7 +11,7 @@ from ztdeploy.report.figures import percent, short
 from ztdeploy.report.markup import Markup
 from ztdeploy.report.panels import Panel
 from ztdeploy.report.plots.frame import HEIGHT, TOP, Frame, label, line, path, x_range, y_range
-from ztdeploy.report.plots.labels import Box, beside
+from ztdeploy.report.plots.labels import Box, along, beside
 from ztdeploy.report.plots.scale import linear
 from ztdeploy.report.plots.series import Series
 
@@ -45,7 +46,7 @@ def pareto_plot(panel: Panel, series: Series, cost: Cost, least_agreement: float
         marks.append(series.point(x(lost), y(ms), row.facts.method, text))
         ratio = row.facts.keep_ratio
         points.append((x(lost), y(ms), "" if ratio is None else f"{ratio:g}"))
-    placed = beside(points, Box(x.start, TOP, x.end, HEIGHT))
+    placed = beside(points, Box(x.start, TOP, x.end, HEIGHT), along([(x(lost), y(ms)) for lost, ms in stairs]))
     marks += [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in placed]
     return Frame(x, y, name, "ms per call").draw(f"Latency against fidelity ({cost}) at {panel.label}", marks)
 
@@ -62,7 +63,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Corners of a staircase through points: level until the next one, then down."""
     corners = list(points[:1])
-    for (_, before), (x, y) in zip(points, points[1:], strict=False):
+    for (_, before), (x, y) in pairwise(points):
         corners += [(x, before), (x, y)]
     return corners
 

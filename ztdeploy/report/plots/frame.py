@@ -36,7 +36,7 @@ class Frame:
         return svg(title, self.height, self._x_axis(), self._y_axis(), marks)
 
     def _y_axis(self) -> list[Markup]:
-        drawn = [label(LEFT, 13, self.y_name, "axis", anchor="start", dx=8 - LEFT)]
+        drawn = [label(0, 13, self.y_name, "axis", anchor="start")]
         for tick, text in zip(self.y.ticks, self.y.labels, strict=True):
             place = self.y(tick)
             if "y" in self.grid:
@@ -69,8 +69,8 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return element("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=kind)
 
 
-def label(x: float, y: float, text: str, kind: str, *, anchor: str = "middle", dx: float | None = None) -> Markup:
-    return element("text", text, x=float(x), y=float(y), dx=dx, text_anchor=anchor, class_=kind)
+def label(x: float, y: float, text: str, kind: str, *, anchor: str = "middle") -> Markup:
+    return element("text", text, x=float(x), y=float(y), text_anchor=anchor, class_=kind)
 
 
 def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
@@ -82,6 +82,16 @@ def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
 def box(x: float, y: float, width: float, height: float, kind: str, read_out: str | None = None) -> Markup:
     inner = () if read_out is None else (element("title", read_out),)
     return element("rect", *inner, x=float(x), y=float(y), width=float(width), height=float(height), class_=kind)
+
+
+def block_numbers(names: Sequence[str], x: Scale, base: float) -> list[Markup]:
+    """Names below the middles of columns that are each 1 wide, as many of them as fit; the last one always does."""
+    every = -(-len(names) * 22 // max(1, int(x.end - x.start)))
+    drawn = [
+        (place, name) for place, name in enumerate(names[:-1]) if place % every == 0 and place + every < len(names)
+    ]
+    drawn += [(len(names) - 1, name) for name in names[-1:]]
+    return [label(x(place + 0.5), base + 16, name, "tick") for place, name in drawn]
 
 
 def x_range() -> tuple[float, float]:

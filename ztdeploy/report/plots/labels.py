@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: About the width of one character, and the height of a line, of the smallest type in a plot.
 _CHARACTER, _LINE = 6.2, 12.0
@@ -54,6 +55,17 @@ def beside(points: Sequence[tuple[float, float, str]], area: Box, taken: Sequenc
     return placed
 
 
+def along(points: Sequence[tuple[float, float]], every: float = 5.0) -> list[Box]:
+    """Boxes along a line through points, for labels to keep off."""
+    boxes = []
+    for (x1, y1), (x2, y2) in pairwise(points):
+        count = 1 + int(max(abs(x2 - x1), abs(y2 - y1)) / every)
+        for step in range(count + 1):
+            x, y = x1 + (x2 - x1) * step / count, y1 + (y2 - y1) * step / count
+            boxes.append(Box(x - 2, y - 2, x + 2, y + 2))
+    return boxes
+
+
 def _candidates(x: float, y: float, text: str, width: float) -> list[tuple[Placed, Box]]:
     middle, half = y + 4, width / 2
     return [
@@ -69,7 +81,7 @@ def _room(left: float, baseline: float, width: float) -> Box:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places moved apart to at least `gap`, in their order, each as near to where it was as a sweep down and up gets it.
+    """Places moved apart to at least `gap`, in their order, each as near to where it was as they allow.
 
     Where they do not all fit between `low` and `high` they keep `gap` and run over `high`.
     """

@@ -12,7 +12,7 @@ from ztdeploy.report.figures import short, span, times
 from ztdeploy.report.markup import Markup
 from ztdeploy.report.panels import Panel
 from ztdeploy.report.plots.frame import HEIGHT, TOP, Frame, label, line, path, x_range, y_range
-from ztdeploy.report.plots.labels import Box, beside
+from ztdeploy.report.plots.labels import Box, along, beside
 from ztdeploy.report.plots.scale import Scale, linear, padded
 from ztdeploy.report.plots.series import Series
 from ztdeploy.report.verdict import compared
@@ -30,7 +30,7 @@ def latency_plot(panel: Panel, series: Series) -> Markup | None:
     if panel.dense is not None:
         place = y(_p50(panel.dense))
         marks += [line(x.start, place, x.end, place, "reference")]
-        marks += [label(x.end, place - 6, "dense", "note", anchor="end")]
+        marks += [_dense_label(place)]
     marks += _lines(panel, series, x, y, _p50, start=panel.dense)
     for row in drawn:
         low, high = spreads[row.facts.name]
@@ -48,7 +48,7 @@ def speedup_plot(panel: Panel, series: Series) -> Markup | None:
         return None
     x = _ratio_axis(drawn)
     y = linear([1.0, *_speeds(drawn)], *y_range())
-    marks = [line(x.start, y(1), x.end, y(1), "reference"), label(x.end, y(1) - 6, "dense", "note", anchor="end")]
+    marks = [line(x.start, y(1), x.end, y(1), "reference"), _dense_label(y(1))]
     marks += _lines(panel, series, x, y, lambda row: compared(row).speedup)
     for row in drawn:
         marks += _speed_mark(row, x(row.facts.keep_ratio or 0), y, series)
@@ -72,14 +72,15 @@ def ideal_plot(panel: Panel, series: Series) -> Markup | None:
         ratio = row.facts.keep_ratio
         points.append((place, y(compared(row).speedup), "" if ratio is None else f"{ratio:g}"))
     area = Box(x.start, TOP, x.end, HEIGHT)
-    ways = [Box(x(v) - 3, y(v) - 3, x(v) + 3, y(v) + 3) for v in _steps(x)]
-    marks += [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in beside(points, area, ways)]
+    diagonal = along([(x(x.low), y(y.low)), (x(x.high), y(y.high))])
+    marks += [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in beside(points, area, diagonal)]
     frame = Frame(x, y, "GMACs of dense over its own", "times as fast as dense")
     return frame.draw(f"Speed-up against less work at {panel.label}", marks)
 
 
-def _steps(scale: Scale, count: int = 40) -> list[float]:
-    return [scale.low + (scale.high - scale.low) * step / count for step in range(count + 1)]
+def _dense_label(place: float) -> Markup:
+    """Above the line that stands for dense, at its right end."""
+    return label(x_range()[1], place - 6, "dense", "note", anchor="end")
 
 
 def _ratio_axis(drawn: Sequence[Row]) -> Scale:

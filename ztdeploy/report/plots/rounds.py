@@ -36,7 +36,7 @@ def rounds_plot(panel: Panel, series: Series) -> Markup | None:
     ratios = [ratio for row in drawn for ratio in compared(row).ratios]
     x = linear([1.0, *ratios], _NAMES, WIDTH - RIGHT - 4)
     base = TOP + _ROW * len(drawn)
-    marks = [label(x.start, 13, "times as fast as dense, round by round", "axis", anchor="start", dx=8 - _NAMES)]
+    marks = [label(0, 13, "times as fast as dense", "axis", anchor="start")]
     for tick, text in zip(x.ticks, x.labels, strict=True):
         marks += [line(x(tick), TOP, x(tick), base, "grid"), label(x(tick), base + 16, text, "tick")]
     marks.append(line(x(1), TOP, x(1), base, "reference"))

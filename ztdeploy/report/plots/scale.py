@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: What a tick may be a multiple of, times a power of ten.
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -26,13 +27,9 @@ class Scale:
     @property
     def labels(self) -> tuple[str, ...]:
         """Of the ticks, with as many decimals as their distances need."""
-        gaps = [second - first for first, second in zip(self.ticks, self.ticks[1:], strict=False)]
+        gaps = [second - first for first, second in pairwise(self.ticks)]
         decimals = next((n for n in range(7) if all(_whole(10**n * gap) for gap in gaps)), 6) if gaps else 2
         return tuple(f"{tick:.{decimals}f}" for tick in self.ticks)
-
-    def at(self, ticks: Iterable[float]) -> Scale:
-        """The same scale with other ticks."""
-        return Scale(self.low, self.high, self.start, self.end, tuple(ticks))
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:

@@ -13,9 +13,7 @@ from ztdeploy.report.plots.scale import linear
 from ztdeploy.report.snapping import Snap, block_ms
 
 
-def staircase_plot(
-    staircase: Staircase, counts: Mapping[int, Sequence[str]], snaps: Sequence[Snap], wide: float = 1.0
-) -> Markup | None:
+def staircase_plot(staircase: Staircase, counts: Mapping[int, Sequence[str]], snaps: Sequence[Snap]) -> Markup | None:
     """Measured points, treads as thin lines, and a tick at the bottom for every number of tokens in use.
 
     Args:

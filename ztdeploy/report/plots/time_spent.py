@@ -10,7 +10,20 @@ from ztdeploy.measure.sweep_report import Kind, OperatorProfile, Part
 from ztdeploy.report.figures import percent, short
 from ztdeploy.report.markup import Markup, element
 from ztdeploy.report.panels import setting_label
-from ztdeploy.report.plots.frame import BOTTOM, RIGHT, TOP, WIDTH, Frame, box, label, line, svg, x_range, y_range
+from ztdeploy.report.plots.frame import (
+    BOTTOM,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Frame,
+    block_numbers,
+    box,
+    label,
+    line,
+    svg,
+    x_range,
+    y_range,
+)
 from ztdeploy.report.plots.scale import Scale, linear
 
 #: From the bottom of a stack to its top; pruning, which is what is asked about, stands apart at the end.
@@ -29,12 +42,14 @@ def kinds_plot(profiles: Sequence[OperatorProfile]) -> Markup | None:
         return None
     x = linear([0, *(sum(total.values()) for total in totals.values())], _NAMES, WIDTH - RIGHT - 4)
     base = TOP + _ROW * len(totals)
-    marks = [label(x.start, 13, "ms per call, by kind of operator", "axis", anchor="start", dx=8 - _NAMES)]
+    marks = [label(0, 13, "ms per call", "axis", anchor="start")]
     for tick, text in zip(x.ticks, x.labels, strict=True):
         marks += [line(x(tick), TOP, x(tick), base, "grid"), label(x(tick), base + 16, text, "tick")]
     for position, (name, total) in enumerate(totals.items()):
         middle = TOP + _ROW * (position + 0.5)
-        marks.append(label(_NAMES - 10, middle + 3.5, name if len(name) < 19 else f"{name[:17]}…", "tick", anchor="end"))
+        marks.append(
+            label(_NAMES - 10, middle + 3.5, name if len(name) < 19 else f"{name[:17]}…", "tick", anchor="end")
+        )
         marks += _bar(name, total, middle, x)
     return svg("Time of a call by kind of operator", base + BOTTOM - 16, marks)
 
@@ -70,11 +85,8 @@ def blocks_plot(profile: OperatorProfile, highest_ms: float) -> Markup | None:
     marks: list[Markup] = []
     for position, block in enumerate([*blocks, *([None] if None in columns else [])]):
         marks += _column(names[position], columns[block], start + step * position, step, y)
-    places = Scale(-0.5, len(names) - 0.5, start, end, ())
-    every = -(-len(names) * 22 // int(end - start))  # not every block's number fits
-    for position, name in enumerate(names):
-        if position % every == 0 or name == "rest":
-            marks.append(label(places(position), y.start + 16, name, "tick"))
+    places = Scale(0, len(names), start, end, ())
+    marks += block_numbers(names, places, y.start)
     where = setting_label(profile.image_size, profile.batch, profile.threads)
     return Frame(places, y, "block", "ms").draw(f"Time by block of {profile.variant} at {where}", marks)
 

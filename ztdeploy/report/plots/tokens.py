@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ztdeploy.measure.sweep_report import VariantFacts
 from ztdeploy.report.figures import counted
 from ztdeploy.report.markup import Markup, element
-from ztdeploy.report.plots.frame import HEIGHT, RIGHT, TOP, WIDTH, Frame, label, x_range, y_range
+from ztdeploy.report.panels import is_dense
+from ztdeploy.report.plots.frame import HEIGHT, RIGHT, TOP, WIDTH, Frame, block_numbers, label, x_range, y_range
 from ztdeploy.report.plots.labels import spread
 from ztdeploy.report.plots.scale import Scale, linear
 
@@ -28,15 +29,16 @@ def token_plot(variants: Sequence[VariantFacts]) -> Markup | None:
         return None
     blocks = max(map(len, schedules))
     start, end = x_range()
-    x = Scale(0, blocks, start, end - _NAMES, tuple(range(blocks)))
+    x = Scale(0, blocks, start, end - _NAMES, ())
     y = linear([0, *(count for tokens in schedules for count in tokens)], *y_range())
     ordered = sorted(schedules.items(), key=lambda pair: -sum(pair[0]))
     places = spread([y(tokens[-1]) for tokens, _ in ordered], 12.5, TOP, HEIGHT)
-    marks: list[Markup] = []
+    marks = block_numbers([str(block) for block in range(blocks)], x, y.start)
     for position, ((tokens, sharing), place) in enumerate(zip(ordered, places, strict=True)):
         marks += _staircase(tokens, sharing, place, x, y, shade=position / (len(ordered) - 1))
-    axis = Frame(_middles(x), y, "block", "tokens into each block")
-    return axis.draw(f"Tokens per block at {variants[0].image_size} px", marks)
+    return Frame(x, y, "block", "tokens into each block").draw(
+        f"Tokens per block at {variants[0].image_size} px", marks
+    )
 
 
 def _staircase(
@@ -44,7 +46,7 @@ def _staircase(
 ) -> list[Markup]:
     names = ", ".join(one.name for one in sharing)
     points = [(x(block + side), y(count)) for block, count in enumerate(tokens) for side in (0, 1)]
-    dense = len(set(tokens)) == 1
+    dense = is_dense(sharing[0])
     ratios = {one.keep_ratio for one in sharing}
     ratio = next(iter(ratios)) if len(ratios) == 1 else None
     text = "dense" if dense else f"{ratio:g}" if ratio is not None else sharing[0].name[:9]
@@ -60,9 +62,3 @@ def _staircase(
     )
     name = label(WIDTH - RIGHT - _NAMES + 12, place + 3.5, f"{text} → {tokens[-1]}", "note", anchor="start")
     return [line, leader, name]
-
-
-def _middles(x: Scale) -> Scale:
-    """Block numbers below the middle of their steps."""
-    shift = (x.end - x.start) / (x.high - x.low) / 2
-    return Scale(x.low, x.high, x.start + shift, x.end + shift, x.ticks)
