@@ -20,7 +20,7 @@ from typing import Literal
 
 from ztdeploy.measure.bench_report import Comparison, Outcome
 from ztdeploy.measure.sweep_report import Row, SweepReport
-from ztdeploy.report.figures import counted, percent, short, span, times
+from ztdeploy.report.figures import counted, decimals_for, fixed, percent, short, span, times
 from ztdeploy.report.panels import Panel, panels
 
 #: Share of images with dense's answer, from which on a variant may be recommended.
@@ -145,8 +145,13 @@ def _latencies(panel: Panel, row: Row) -> str:
     """Such as "12.3 ms a call instead of 20.1 ms"."""
     own, dense = row.measured.latency, panel.dense and panel.dense.measured.latency
     assert own is not None
-    beside = f" instead of {short(dense.p50_ms)} ms, {short(dense.p50_ms - own.p50_ms)} ms less" if dense else ""
-    return f"{short(own.p50_ms)} ms a call{beside}"
+    if not dense:
+        return f"{short(own.p50_ms)} ms a call"
+    decimals = decimals_for([own.p50_ms, dense.p50_ms])
+    less = round(dense.p50_ms, decimals) - round(own.p50_ms, decimals)  # as the two beside it read
+    word = "less" if less >= 0 else "more"
+    own_ms, dense_ms, by_ms = (fixed(one, decimals) for one in (own.p50_ms, dense.p50_ms, abs(less)))
+    return f"{own_ms} ms a call instead of {dense_ms} ms, {by_ms} ms {word}"
 
 
 def _faster(row: Row) -> str:
