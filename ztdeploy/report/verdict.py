@@ -149,9 +149,9 @@ def _latencies(panel: Panel, row: Row) -> str:
         return f"{short(own.p50_ms)} ms a call"
     decimals = decimals_for([own.p50_ms, dense.p50_ms])
     less = round(dense.p50_ms, decimals) - round(own.p50_ms, decimals)  # as the two beside it read
-    word = "less" if less >= 0 else "more"
+    word = "less" if less > 0 else "more"
     own_ms, dense_ms, by_ms = (fixed(one, decimals) for one in (own.p50_ms, dense.p50_ms, abs(less)))
-    return f"{own_ms} ms a call instead of {dense_ms} ms, {by_ms} ms {word}"
+    return f"{own_ms} ms a call instead of {dense_ms} ms" + (f", {by_ms} ms {word}" if less else "")
 
 
 def _faster(row: Row) -> str:

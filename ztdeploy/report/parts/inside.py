@@ -25,7 +25,8 @@ def tokens_section(report: SweepReport) -> Markup | None:
         return None
     sizes = [(size, list(found)) for size, found in groupby(report.variants, key=lambda one: one.image_size)]
     drawn = [
-        figure(f"{size} px", "Keep ratio → tokens into the last block.", token_plot(found)) for size, found in sizes
+        figure(f"{size} px", "Beside each line: keep ratio, tokens into the last block.", token_plot(found))
+        for size, found in sizes
     ]
     heads = ["variant", "method", "image", "GMACs", "of pruning", "tokens into each block"]
     return element(

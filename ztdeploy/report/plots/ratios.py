@@ -34,7 +34,7 @@ def latency_plot(panel: Panel, series: Series) -> Markup | None:
     marks += _lines(panel, series, x, y, _p50, start=panel.dense)
     for row in drawn:
         low, high = spreads[row.facts.name]
-        middle = x(row.facts.keep_ratio or 0)
+        middle = _across(row, x, series)
         text = f"{row.facts.name}: {short(_p50(row))} ms, half of the calls in {short(low)} to {short(high)} ms"
         marks += [_whisker(middle, y(low), y(high), row, series)]
         marks += [series.point(middle, y(_p50(row)), None if row.dense else row.facts.method, text)]
@@ -51,7 +51,7 @@ def speedup_plot(panel: Panel, series: Series) -> Markup | None:
     marks = [line(x.start, y(1), x.end, y(1), "reference"), _dense_label(y(1))]
     marks += _lines(panel, series, x, y, lambda row: compared(row).speedup)
     for row in drawn:
-        marks += _speed_mark(row, x(row.facts.keep_ratio or 0), y, series)
+        marks += _speed_mark(row, _across(row, x, series), y, series)
     return Frame(x, y, "keep ratio", "times as fast as dense").draw(
         f"Speed-up against keep ratio at {panel.label}", marks
     )
@@ -89,6 +89,10 @@ def _ratio_axis(drawn: Sequence[Row]) -> Scale:
     return padded([row.facts.keep_ratio or 0 for row in drawn], end, start)
 
 
+def _across(row: Row, x: Scale, series: Series) -> float:
+    return x(row.facts.keep_ratio or 0) + (0 if row.dense else series.aside(row.facts.method))
+
+
 def _lines(
     panel: Panel, series: Series, x: Scale, y: Scale, value: Callable[[Row], float], *, start: Row | None = None
 ) -> list[Markup]:
@@ -97,7 +101,7 @@ def _lines(
     drawn = []
     for method, found in groupby(rows, key=lambda row: row.facts.method):
         chain = [*([start] if start is not None and start.facts.keep_ratio is not None else []), *found]
-        points = [(x(row.facts.keep_ratio or 0), y(value(row))) for row in chain]
+        points = [(_across(row, x, series), y(value(row))) for row in chain]
         drawn.append(path(points, f"line {series.colour(method)}"))
     return drawn
 

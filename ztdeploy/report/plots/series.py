@@ -20,6 +20,10 @@ class Series:
     def colour(self, method: str) -> str:
         return f"c{self.methods.index(method) % _COLOURS}"
 
+    def aside(self, method: str) -> float:
+        """Pixels that keep methods of one keep ratio from hiding each other's whiskers."""
+        return 4.0 * (self.methods.index(method) - (len(self.methods) - 1) / 2)
+
     def point(self, x: float, y: float, method: str | None, read_out: str) -> Markup:
         """A mark with what it says on hovering; None for dense."""
         if method is None:

@@ -60,5 +60,5 @@ def _staircase(
         points=f"{points[-1][0] + 2:.2f},{points[-1][1]:.2f} {x.end + 8:.2f},{place:.2f}",
         class_="leader",
     )
-    name = label(WIDTH - RIGHT - _NAMES + 12, place + 3.5, f"{text} → {tokens[-1]}", "note", anchor="start")
+    name = label(WIDTH - RIGHT - _NAMES + 12, place + 3.5, f"{text}: {tokens[-1]}", "note", anchor="start")
     return [line, leader, name]
