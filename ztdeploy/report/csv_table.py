@@ -8,7 +8,6 @@ import io
 from ztdeploy.errors import printable
 from ztdeploy.measure.sweep_report import Row, SweepReport, rows
 
-Cell = "str | int | float | bool | None"
 #: What a spreadsheet takes for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@")
 
