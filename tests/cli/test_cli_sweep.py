@@ -15,8 +15,10 @@ import pytest
 import ztdeploy
 from ztdeploy.measure.sweep_folder import REPORT, read_previous
 from ztdeploy.measure.sweep_report import SweepReport, rows
+from ztdeploy.report.verdict import verdicts
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
+PAGES = ("report.html", "sweep.csv", "report.md")
 QUICK = ("--threads", "1", "--warmup", "0", "--duration", "0.2", "--rounds", "6", "--no-details")
 
 
@@ -61,6 +63,9 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
     assert "1 of 4, about " in done.stderr
     assert done.stderr.splitlines()[-1] == f"wrote {out.name}"
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "a bundle needs no cache"
+    assert {path.name for path in out.iterdir()} == {REPORT, *PAGES}
+    for verdict in verdicts(report):
+        assert f"{verdict.panel.label}: {verdict.headline}" in done.stdout
 
 
 def test_json(digits_bundle: Path, tmp_path: Path) -> None:
@@ -162,6 +167,7 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
         ]
         assert "Traceback" not in said
         assert "keep" in printed, "what was measured is shown"
+        assert "The sweep was interrupted" in (out / "report.html").read_text()
     else:
         assert (child.returncode, stopped.progress, stopped.runs[1].progress) == (-9, "running", "running")
     done = sweep(*arguments, cwd=tmp_path)
@@ -174,7 +180,7 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
     assert (report.progress, len(report.runs)) == ("complete", 2)
     assert report.runs[0] == stopped.runs[0]
     assert all(len(one.turns) == 6 for run in report.runs for one in run.configurations)
-    assert [path.name for path in out.iterdir()] == [REPORT]
+    assert {path.name for path in out.iterdir()} == {REPORT, *PAGES}
 
 
 def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

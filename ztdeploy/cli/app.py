@@ -28,8 +28,21 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS: tuple[str, ...] = ("build", "run", "verify", "inspect", "bench", "eval", "sweep", "compare")
-VERBS += ("profiles", "models", "doctor", "quickstart")
+VERBS: tuple[str, ...] = (
+    "build",
+    "run",
+    "verify",
+    "inspect",
+    "bench",
+    "eval",
+    "sweep",
+    "report",
+    "compare",
+    "profiles",
+    "models",
+    "doctor",
+    "quickstart",
+)
 
 
 def _version(wanted: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, table, warn
+from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.measure.sweep_report import Row, SweepReport, SweepRequest
@@ -63,6 +64,7 @@ def sweep(
 ) -> None:
     from ztdeploy.measure.plan import parse_counts
     from ztdeploy.measure.sweep_report import SweepRequest
+    from ztdeploy.report.pages import write_pages
     from ztdeploy.sweep import sweep as run_sweep
 
     request = SweepRequest(
@@ -94,15 +96,10 @@ def sweep(
         typer.echo(report.model_dump_json())
     else:
         show_sweep(report)
-    for path in (folder, *_write_pages(report, folder)):
+    for path in (*write_pages(report, folder), folder):
         if not json:
             note(f"wrote {path}")
     _leave(report)
-
-
-def _write_pages(report: SweepReport, folder: Path) -> list[Path]:
-    """CALL SITE of the pages beside the JSON, and of the verdict in words: nothing in this version makes them yet."""
-    return []
 
 
 def default_out(request: SweepRequest) -> Path:
@@ -144,22 +141,29 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def show_sweep(report: SweepReport) -> None:
-    """A table per image size, batch and number of threads, and how far to trust it."""
-    from itertools import groupby
+    """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
+    from ztdeploy.report.panels import panels
+    from ztdeploy.report.trust import warned
 
-    from ztdeploy.measure.sweep_report import rows
-
-    def setting(row: Row) -> tuple[int, int, int | None]:
-        return row.facts.image_size, row.measured.batch, row.measured.threads
-
-    for (size, batch, threads), found in groupby(rows(report), key=setting):
-        count = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
-        _show_setting(f"{size} px, batch {batch}{count}", list(found))
-    for caution in {one.kind: one for run in report.runs for one in run.warnings}.values():
-        warn(str(caution))
+    for panel in panels(report):
+        _show_setting(panel.label, panel.rows)
+    show_verdicts(report)
+    for one in warned(report):
+        warn(str(one.caution))
 
 
-def _show_setting(title: str, rows: list[Row]) -> None:
+def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> None:
+    """What to deploy, setting by setting, in words."""
+    from ztdeploy.errors import printable
+    from ztdeploy.report.verdict import LEAST_AGREEMENT, verdicts
+
+    found = verdicts(report, LEAST_AGREEMENT if least_agreement is None else least_agreement)
+    for one in found:
+        where = f"{one.panel.label}: " if len(found) > 1 else ""
+        say(printable(" ".join([where + one.headline, *one.sentences])))
+
+
+def _show_setting(title: str, rows: Sequence[Row]) -> None:
     cells = [
         [
             _ratio(row),

@@ -1,0 +1,32 @@
+"""ztdeploy report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ztdeploy.cli.output import note
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Write a sweep's page, table and Markdown again, and say what to deploy.")(report)
+
+
+def report(
+    sweep: Annotated[Path, typer.Argument(help="Folder of a sweep, or its sweep.json.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. (default: that of the sweep)")] = None,
+    least_agreement: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of images with dense's answer that a recommendation takes."),
+    ] = 0.95,
+) -> None:
+    from ztdeploy.cli.sweep import show_verdicts
+    from ztdeploy.report.pages import read_sweep, write_pages
+
+    found, folder = read_sweep(sweep)
+    written = write_pages(found, out or folder, least_agreement=least_agreement)
+    show_verdicts(found, least_agreement)
+    for path in written:
+        note(f"wrote {path}")

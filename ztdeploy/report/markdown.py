@@ -1,0 +1,63 @@
+"""A sweep as Markdown, for a pull request or a wiki. Pure; names come from files, so nothing of them is markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ztdeploy.errors import printable
+from ztdeploy.measure.compare_markdown import escape
+from ztdeploy.measure.sweep_report import Row, SweepReport
+from ztdeploy.report.figures import decimals_for, fixed, percent, short, span, times
+from ztdeploy.report.identity import subtitle, title
+from ztdeploy.report.panels import Panel, panels
+from ztdeploy.report.trust import all_failures, limits
+from ztdeploy.report.verdict import Verdict
+
+_COLUMNS = ("variant", "method", "keep", "p50, ms", "p90, ms", "images/s", "speed-up", "95 % interval", "less work")
+
+
+def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:
+    """The verdict first, then what limits trust, a table per setting, and failures."""
+    lines = [f"## {_text(title(report))}", "", _text(subtitle(report)), ""]
+    for verdict in verdicts:
+        where = f"{verdict.panel.label}: " if len(verdicts) > 1 else ""
+        lines += [f"**{_text(where + verdict.headline)}** {_text(' '.join(verdict.sentences))}", ""]
+    cautions = limits(report)
+    if cautions:
+        lines += ["How far to trust it:", "", *(f"- {_text(line)}" for line in cautions), ""]
+    for panel in panels(report):
+        lines += [*_table(panel), ""]
+    failures = all_failures(report)
+    if failures:
+        lines += ["Failures:", "", *(f"- {_text(one.message)}" for one in failures), ""]
+    return "\n".join(lines)
+
+
+def _table(panel: Panel) -> list[str]:
+    known = any(row.facts.fidelity for row in panel.rows)
+    columns = (*_COLUMNS, *(("agreement",) if known else ()))
+    rule = ["---", "---", *["---:"] * (len(columns) - 2)]
+    latencies = [row.measured.latency for row in panel.measured]
+    decimals = decimals_for([one.p50_ms for one in latencies if one])
+    lines = [f"### {panel.label}", "", f"| {' | '.join(columns)} |", f"| {' | '.join(rule)} |"]
+    return lines + [f"| {' | '.join(_cells(row, decimals, known))} |" for row in panel.rows]
+
+
+def _cells(row: Row, decimals: int, known: bool) -> list[str]:
+    one, found, fidelity = row.measured, row.comparison, row.facts.fidelity
+    return [
+        _text(row.facts.name),
+        "dense" if row.dense else _text(row.facts.method),
+        "-" if row.facts.keep_ratio is None else f"{row.facts.keep_ratio:.2f}",
+        fixed(one.latency.p50_ms if one.latency else None, decimals),
+        fixed(one.latency.p90_ms if one.latency else None, decimals),
+        short(one.images_per_s),
+        times(found.speedup, found.interval) if found else "",
+        span(found.interval) if found else "",
+        times(found.work_ratio) if found else "",
+        *([percent(fidelity.agreement if fidelity else None)] if known else []),
+    ]
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
