@@ -75,10 +75,13 @@ def compared(row: Row) -> Comparison:
 def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
     known = [(row, row.facts.fidelity) for row in paying if row.facts.fidelity]
     good = [row for row, fidelity in known if fidelity.agreement >= least]
+    unknown = len(paying) - len(known)
+    left_out = [f"Fidelity of {unknown} more that pay is not known."] if unknown else []
     if not good:
         nearest = max(known, key=lambda pair: pair[1].agreement)[0]
-        headline = f"Deploy dense: no variant that pays agrees with it on {percent(least)} of the images."
-        return Verdict(panel, "dense", headline, (f"Nearest is {nearest.facts.name}.", *_costs(panel, nearest)))
+        headline = f"Deploy dense: no variant that pays is known to agree with it on {percent(least)} of the images."
+        lines = (f"Nearest is {nearest.facts.name}.", *_costs(panel, nearest), *left_out)
+        return Verdict(panel, "dense", headline, lines)
     choice = max(good, key=lambda row: compared(row).speedup)
     fidelity = choice.facts.fidelity
     assert fidelity is not None
@@ -86,8 +89,6 @@ def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
         f"Deploy {choice.facts.name}: {_faster(choice)} as fast as dense, with its answer on "
         f"{percent(fidelity.agreement)} of {counted(fidelity.images, 'image')}."
     )
-    unknown = len(paying) - len(known)
-    left_out = [f"Fidelity of {unknown} more that pay is not known."] if unknown else []
     return Verdict(panel, "deploy", headline, (_saves(panel, choice), *_costs(panel, choice), *left_out), choice)
 
 
