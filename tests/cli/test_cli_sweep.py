@@ -147,7 +147,7 @@ def in_second_group(folder: Path) -> bool:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group, as from a terminal; a kill to the sweep alone, whose workers then end."""
-    arguments = ("--bundle", digits_bundle, *QUICK, "--duration", "0.6", "--out", "out")
+    arguments = ("--bundle", digits_bundle, *QUICK, "--batches", "1,2", "--duration", "0.6", "--out", "out")
     out = tmp_path / "out"
     child = start(*arguments, cwd=tmp_path)
     wait(lambda: in_second_group(out), child)
@@ -173,8 +173,8 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
     done = sweep(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done
     assert "kept from before: 1 of 2 groups" in done.stderr
-    assert "loading keep-0.50" in done.stderr
-    assert "loading keep-0.70" not in done.stderr, "the first group is not measured again"
+    assert "batch 2, 1 thread: loading keep-0.70" in done.stderr
+    assert "batch 1, 1 thread: loading" not in done.stderr, "the first group is not measured again"
     report = report_in(out)
     assert report is not None
     assert (report.progress, len(report.runs)) == ("complete", 2)

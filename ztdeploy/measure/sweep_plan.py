@@ -28,7 +28,7 @@ _START_S, _WATCH_S = 1.0, 0.6
 
 @dataclass(frozen=True)
 class Group:
-    """Configurations that take turns with one another: dense, and variants of one keep ratio."""
+    """Configurations that take turns with one another: dense, and as many others as wait beside it."""
 
     image_size: int
     dense: str
@@ -129,16 +129,27 @@ def plan_groups(request: SweepRequest, bundles: Sequence[Bundle], profile: str) 
 
 
 def _together(variants: Sequence[VariantRecord]) -> Iterator[tuple[str, ...]]:
-    """Names of variants that are compared with one another; the dense one needs a place as well."""
+    """Names of variants that take turns; the dense one needs a place as well.
+
+    All of one keep ratio stay together where they can, since they are compared with one another first; several ratios
+    share a group, so that dense is not measured anew for each.
+    """
 
     def same(variant: VariantRecord) -> tuple[float, str]:
         return (variant.keep_ratio, "") if variant.keep_ratio is not None else (0, variant.name)
 
+    room, waiting = MOST_AT_ONCE - 1, list[str]()
     for _, alike in groupby(variants, key=same):
         names = [variant.name for variant in alike]
-        parts = math.ceil(len(names) / (MOST_AT_ONCE - 1))
+        parts = math.ceil(len(names) / room)
         for part in range(parts):
-            yield tuple(names[part::parts])
+            own = names[part::parts]
+            if len(waiting) + len(own) > room:
+                yield tuple(waiting)
+                waiting = []
+            waiting += own
+    if waiting:
+        yield tuple(waiting)
 
 
 def _bench_request(

@@ -46,22 +46,32 @@ def with_methods(bundle: Bundle, *methods: str, ratios=(0.7, 0.5), extra=()) -> 
     return Bundle(bundle.root, manifest.model_copy(update={"variants": (*variants, manifest.dense)}))
 
 
-def test_a_group_is_one_keep_ratio_at_one_setting(bundle):
+def test_a_group_is_what_fits_beside_dense_at_one_setting(bundle):
     groups = plan_groups(REQUEST, [with_methods(bundle, "zero-tprune", "slice")], "cpu")
     found = [(one.request.batches, one.request.threads, one.configurations) for one in groups]
-    pairs = [("dense", f"keep-{ratio}", f"slice-keep-{ratio}") for ratio in ("0.70", "0.50")]
-    assert found == [((batch,), (count,), pair) for batch in (1, 8) for count in (1, 2) for pair in pairs]
+    names = ("dense", *(name for ratio in ("0.70", "0.50") for name in (f"keep-{ratio}", f"slice-keep-{ratio}")))
+    assert found == [((batch,), (count,), names) for batch in (1, 8) for count in (1, 2)]
     for group in groups:
         assert group.request.reference
         assert (group.request.duration_s, group.request.warmup_s, group.request.profile) == (2, 0, "cpu")
-    assert groups[0].label == "keep-0.70, slice-keep-0.70 at 32 px, batch 1, 1 thread"
-    assert "2 threads" in groups[2].label
+    label = "keep-0.70, slice-keep-0.70, keep-0.50, slice-keep-0.50 at 32 px, batch 1, 1 thread"
+    assert groups[0].label == label
+    assert "2 threads" in groups[1].label
+
+
+def test_methods_of_one_ratio_stay_together_where_they_fit(bundle):
+    many = with_methods(bundle, "zero-tprune", "slice", "random", ratios=(0.9, 0.7, 0.5))
+    groups = plan_groups(SweepRequest(model=None), [many], "cpu")
+    ratios = ("0.90", "0.70", "0.50")
+    assert [one.request.variants for one in groups] == [
+        (f"keep-{ratio}", f"slice-keep-{ratio}", f"random-keep-{ratio}") for ratio in ratios
+    ]
 
 
 def test_defaults(bundle):
     """The profile's smallest batch, and as many threads as `bench` chooses."""
     groups = plan_groups(SweepRequest(model=None), [bundle], "cpu")
-    assert [(one.request.batches, one.request.threads) for one in groups] == [((1,), ())] * 2
+    assert [(one.request.batches, one.request.threads) for one in groups] == [((1,), ())]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(5, [5]), (6, [3, 3]), (11, [4, 4, 3])])
@@ -77,13 +87,13 @@ def test_many_methods_are_split_evenly_each_part_with_dense(count, sizes, bundle
     assert empty_report(SweepRequest(model=None), [], "cpu", groups).planned == count + 1
 
 
-def test_schedules_without_a_keep_ratio_stand_alone(bundle):
+def test_schedules_without_a_keep_ratio_come_last(bundle):
     depth = bundle.manifest.model.architecture.depth
     own = [
         uniform_schedule(0.7, depth).model_copy(update={"name": name, "keep_ratio": None}) for name in ("mine", "yours")
     ]
     groups = plan_groups(SweepRequest(model=None), [with_methods(bundle, "slice", extra=own)], "cpu")
-    assert [one.request.variants for one in groups][-2:] == [("mine",), ("yours",)]
+    assert [one.request.variants for one in groups] == [("slice-keep-0.70", "slice-keep-0.50", "mine", "yours")]
 
 
 def test_dense_alone(bundle):

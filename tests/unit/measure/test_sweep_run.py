@@ -20,6 +20,12 @@ from ztdeploy.measure.sweep_report import SweepReport, SweepRequest, rows
 REQUEST = SweepRequest(model=None, batches=(1, 8), threads=(1,), duration_s=1)
 
 
+@pytest.fixture(autouse=True)
+def one_beside_dense(monkeypatch):
+    """Four groups of two are more to go wrong than two of three."""
+    monkeypatch.setattr("ztdeploy.measure.sweep_plan.MOST_AT_ONCE", 2)
+
+
 class Bench:
     """In place of `run_bench`: two rounds of made-up figures, or something else on the calls that a test names."""
 
