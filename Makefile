@@ -43,7 +43,7 @@ bench: setup
 
 # Versions that are known to work together, for every supported Python; no addresses in it.
 constraints: setup
-	$(BIN)/uv pip compile pyproject.toml --extra build --extra tensorrt-rtx --extra dev --extra tune --extra report --extra openvino --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --extra build --extra tensorrt-rtx --extra dev --extra tune --extra openvino --universal --python-version 3.10 \
 		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
 
 clean:

@@ -19,7 +19,8 @@ from helpers.processes import Done
 import ztdeploy
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "models", "doctor", "quickstart", "profiles")
+VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "sweep", "report", "compare")
+VERBS += ("models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 
 #: Runs command lines in forks of one process that has imported PyTorch already, which takes most of their time.
