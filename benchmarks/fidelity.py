@@ -66,8 +66,21 @@ class MergeByKeys(ZeroTPruneMerge):
 
 
 #: What no user can choose, and the method that it is a variation of.
-VARIATIONS = {"tome-by-tokens": ("tome", "ToMeByTokens"), "zero-tprune-merge-by-keys": ("zero-tprune-merge", "MergeByKeys")}
-ROWS = ("zero-tprune-merge", "zero-tprune-merge-by-keys", "tome", "tome-by-tokens", "zero-tprune", "wpr", "evit", "ats", "random")
+VARIATIONS = {
+    "tome-by-tokens": ("tome", "ToMeByTokens"),
+    "zero-tprune-merge-by-keys": ("zero-tprune-merge", "MergeByKeys"),
+}
+ROWS = (
+    "zero-tprune-merge",
+    "zero-tprune-merge-by-keys",
+    "tome",
+    "tome-by-tokens",
+    "zero-tprune",
+    "wpr",
+    "evit",
+    "ats",
+    "random",
+)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,10 @@ def default_schedule(
     Raises:
         ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
     """
-    uniform, facts = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset), method_named(method)
+    uniform, facts = (
+        uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset),
+        method_named(method),
+    )
     if facts.every_block:
         return constant_schedule(uniform, architecture)
     return late_schedule(uniform, architecture) if facts.late and preset == "default" else uniform
