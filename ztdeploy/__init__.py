@@ -15,6 +15,7 @@ from ztdeploy.version import __version__
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.evaluate import evaluate
+    from ztdeploy.finetune import prune
     from ztdeploy.runtime.runner import BundleRunner, load
 
 #: Imported on first use: the command line must start without NumPy and the runtime.
@@ -22,9 +23,10 @@ _LAZY = {
     "load": "ztdeploy.runtime.runner",
     "BundleRunner": "ztdeploy.runtime.runner",
     "evaluate": "ztdeploy.fidelity.evaluate",
+    "prune": "ztdeploy.finetune",
 }
 
-__all__ = ["BundleRunner", "__version__", "evaluate", "load"]
+__all__ = ["BundleRunner", "__version__", "evaluate", "load", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ class Method:
     merges: bool = False  #: tokens that go are merged into others that stay; else they are dropped
     inside: bool = False  #: the layer stands between attention and MLP of its block; else behind the block
     every_block: bool = False  #: a keep ratio alone means the same count in every block
+    late: bool = False  #: a keep ratio alone means more layers, the first as late as the ratio allows
     needs_class_token: bool = False
 
     @property
@@ -39,6 +40,7 @@ METHODS: dict[str, Method] = {
         "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
         frozenset({"page-rank", "halves", "partners", "merging"}),
         merges=True,
+        late=True,
     ),
     "ats": Method("ztdeploy.pruning.ats:AdaptiveSampling", needs_class_token=True),
     "evit": Method("ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, needs_class_token=True),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,14 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "default": DEFAULT_POSITIONS,
     "paper": (1 / 12, 3 / 12, 6 / 12, 9 / 12, 11 / 12),
 }
+#: Where the first layer of a late schedule may stand, in twelfths of the depth; another layer follows at each twelfth.
+LATE_STARTS = (4, 3, 2, 1)
+#: Of the tokens that enter each of these layers; where less would be kept, the first stands earlier (docs/method.md).
+LEAST_LATE_RATIO = 0.68
+
+
+#: How finely a keep ratio is varied until the cost fits.
+_RATIO_STEPS = 1 << 14
 
 
 class _Frozen(BaseModel):
@@ -119,8 +128,13 @@ def default_schedule(
     Raises:
         ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
     """
-    uniform = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset)
-    return constant_schedule(uniform, architecture) if method_named(method).every_block else uniform
+    uniform, facts = (
+        uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset),
+        method_named(method),
+    )
+    if facts.every_block:
+        return constant_schedule(uniform, architecture)
+    return late_schedule(uniform, architecture) if facts.late and preset == "default" else uniform
 
 
 def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
@@ -129,8 +143,6 @@ def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pr
     Each block loses at most half of its patch tokens. A total that the depth does not divide is spread evenly.
     """
     depth, patches = architecture.depth, architecture.patch_tokens
-    plain = plan(wanted.model_copy(update={"method": DEFAULT_METHOD}), architecture)
-    target = plan_gmacs(architecture, plain)
 
     def schedule(total: int) -> PruningSchedule:
         layers = []
@@ -142,12 +154,58 @@ def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pr
                 layers.append(LayerSpec(block=block + 1, drop=drop))
         return wanted.model_copy(update={"layers": tuple(layers)})
 
-    def cost(total: int) -> float:
-        return plan_gmacs(architecture, plan(schedule(total), architecture))
+    return schedule(_closest_in_cost(wanted, architecture, schedule, depth * patches))
 
-    totals = range(depth * patches)
-    after = bisect_left(totals, -target, key=lambda total: -cost(total))  # the cost falls as more tokens go
-    return schedule(min((max(0, after - 1), after), key=lambda total: abs(cost(total) - target)))
+
+def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """One share of the patch tokens kept behind each late block, at the cost of another schedule, as closely as
+    integers allow.
+
+    The first layer stands as late as it can with at least `LEAST_LATE_RATIO` kept by each. Behind the last block
+    nothing is left to save, so no layer stands there.
+    """
+    depth, patches = architecture.depth, architecture.patch_tokens
+    if not wanted.layers or depth < 2:
+        return wanted
+    share = wanted.layers[0].similarity_share
+
+    def schedule(blocks: Sequence[int], step: int) -> PruningSchedule:
+        layers, left = [], patches
+        for position, block in enumerate(blocks, 1):
+            kept = max(1, math.ceil(patches * (1 - step / _RATIO_STEPS) ** position))
+            if kept < left:
+                layers.append(LayerSpec(block=block, drop=left - kept, similarity_share=share))
+            left = kept
+        return wanted.model_copy(update={"layers": tuple(layers)})
+
+    found = wanted
+    for first in LATE_STARTS:
+        positions = [twelfth / 12 for twelfth in range(first, 12)]
+        candidate = partial(schedule, [block for block in blocks_at(positions, depth) if block < depth])
+        step = _closest_in_cost(wanted, architecture, candidate, _RATIO_STEPS)
+        found = candidate(step)
+        if 1 - step / _RATIO_STEPS >= LEAST_LATE_RATIO:
+            break
+    return found
+
+
+def _closest_in_cost(
+    wanted: PruningSchedule, architecture: Architecture, schedule: Callable[[int], PruningSchedule], steps: int
+) -> int:
+    """Of the schedules 0 to `steps` (not included), ever cheaper, the one closest to what the default method costs."""
+
+    def cost(layers: PruningSchedule) -> float:
+        return plan_gmacs(architecture, plan(layers, architecture))
+
+    target = cost(wanted.model_copy(update={"method": DEFAULT_METHOD}))
+    after = bisect_left(range(steps), -target, key=lambda step: -cost(schedule(step)))
+    nearest = (min(max(0, step), steps - 1) for step in (after - 1, after))
+    return min(nearest, key=lambda step: abs(cost(schedule(step)) - target))
+
+
+def blocks_at(positions: Sequence[float], depth: int) -> list[int]:
+    """The blocks, from 1, at fractions of the depth; half a block rounds up: behind 2, 3 and 5 of 6."""
+    return sorted({min(depth, max(1, math.floor(depth * position + 0.5))) for position in positions})
 
 
 def uniform_schedule(
@@ -163,8 +221,7 @@ def uniform_schedule(
         return PruningSchedule(name="dense", method=method, keep_ratio=1.0)
     if preset not in PRESETS:
         raise ScheduleError(f"preset '{preset}'", "a known preset", did_you_mean(preset, PRESETS))
-    # Half a block rounds up: a model of depth 6 is pruned behind blocks 2, 3 and 5.
-    blocks = sorted({min(depth, max(1, math.floor(depth * position + 0.5))) for position in PRESETS[preset]})
+    blocks = blocks_at(PRESETS[preset], depth)
     name = f"keep-{keep_ratio:.2f}" if round(keep_ratio, 2) == keep_ratio else f"keep-{keep_ratio:g}"
     if method != DEFAULT_METHOD:
         name = f"{method}-{name}"
@@ -365,7 +422,7 @@ def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan, method: str
 
 
 def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Work]) -> int:
-    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves, (N - k) k d for that of
+    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves, (N - k) k D for that of
     those that go to those that stay; (N - k) k D to merge.
     """
     n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
@@ -378,8 +435,7 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Wo
     if by_similarity:
         total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
     if "partners" in work:
-        kept = layer.tokens_out - layer.prefix_tokens
-        total += (n - layer.tokens_out) * kept * (architecture.embed_dim // architecture.num_heads)
+        total += (n - layer.tokens_out) * (layer.tokens_out - layer.prefix_tokens) * architecture.embed_dim
     if "merging" in work:
         total += (n - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
     return total

@@ -126,30 +126,39 @@ class TestZeroTPruneMerge:
         seed=seeds,
         prefix=st.sampled_from([0, 1, 2]),
         patches=st.integers(3, 17),
-        least=st.sampled_from([None, 0.0, 0.4]),
+        options=st.builds(
+            MergeOptions, feature=st.sampled_from(["tokens", "keys"]), least=st.sampled_from([None, 0.0, 0.4])
+        ),
         data=st.data(),
     )
     def test_each_that_goes_joins_the_most_similar_that_stays(
-        self, seed: int, prefix: int, patches: int, least: float | None, data: st.DataObject
+        self, seed: int, prefix: int, patches: int, options: MergeOptions, data: st.DataObject
     ) -> None:
         kept_patches = data.draw(st.integers(1, patches - 1))
         drop = data.draw(st.integers(0, min(patches // 2, patches - kept_patches)))
         plan = layer_plan(patches, kept_patches, prefix=prefix, similarity_drop=drop, iterations=3)
         generator = np.random.default_rng(seed)
         attention = random_attention(generator, 2, 3, plan.tokens_in)
-        keys = generator.normal(size=(2, 3, plan.tokens_in, 4))
-        taps, x = BlockTaps(torch.tensor(attention), torch.tensor(keys)), torch.zeros(2, plan.tokens_in, 3).double()
-        layer = ZeroTPruneMerge(plan, options=MergeOptions(least=least))
+        keys, tokens = (generator.normal(size=(2, 3, plan.tokens_in, 4)) for _ in range(2))
+        x = torch.tensor(tokens[:, 0])
+        taps, layer = BlockTaps(torch.tensor(attention), torch.tensor(keys)), ZeroTPruneMerge(plan, options=options)
         choice = layer(x, taps).choice
         plain = pruning_layer("zero-tprune", plan)
         assert torch.equal(choice.kept, plain(x, taps).choice.kept)
         for image in range(2):
             kept = choice.kept[image].tolist()
-            into, margin = reference.join_most_similar(keys[image], kept, prefix=prefix, least=least)
+            compared = keys[image] if options.feature == "keys" else tokens[image, :1]  # as those of a single head
+            into, margin = reference.join_most_similar(compared, kept, prefix=prefix, least=options.least)
             if margin < CLEAR:
                 event("inconclusive: two partners within rounding")
                 continue
             assert choice.into[image].tolist() == into
+
+    def test_by_default_tokens_themselves_are_compared(self) -> None:
+        layer = pruning_layer("zero-tprune-merge", layer_plan(4, 3))
+        assert isinstance(layer, ZeroTPruneMerge)
+        assert layer.options == MergeOptions(feature="tokens", least=None, proportional=True)
+        assert not layer.needs_keys, "the importance stage alone reads none either"
 
     @pytest.mark.parametrize("feature", ["keys", "all-keys", "tokens"])
     def test_similarity_may_be_of_other_features(self, feature: Any) -> None:

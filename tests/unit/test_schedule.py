@@ -420,6 +420,58 @@ class TestCost:
         token_plan = plan(one_layer(0.5), DEIT_S)
         assert pruning_gmacs(DEIT_S, token_plan, "slice") == pruning_gmacs(DEIT_S, token_plan, "random") == 0
 
+    def test_partners_are_sought_among_whole_tokens(self) -> None:
+        token_plan = plan(one_layer(0.5), DEIT_S)
+        more = pruning_gmacs(DEIT_S, token_plan, "zero-tprune-merge") - pruning_gmacs(DEIT_S, token_plan)
+        assert more == pytest.approx(98 * (98 + 99) * 384 / 1e9, rel=1e-9)
+
+
+class TestMergingLate:
+    """Zero-TPrune's merging variant: one ratio at late blocks, at the cost of the default method's schedule."""
+
+    def late(self, ratio: float, given: Architecture = DEIT_S) -> PruningSchedule:
+        return default_schedule(ratio, given, method="zero-tprune-merge")
+
+    @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
+    def test_costs_what_the_default_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
+        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12), DEIT_S))
+        assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(wanted, rel=0.001)
+
+    @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.6, 0.5])
+    def test_each_layer_keeps_the_same_share_and_never_too_little(self, ratio: float) -> None:
+        layers = plan(self.late(ratio), DEIT_S).layers
+        share = (layers[0].tokens_out - 1) / (layers[0].tokens_in - 1)
+        assert share >= 0.68
+        for layer in layers:
+            assert abs(layer.tokens_out - 1 - share * (layer.tokens_in - 1)) <= 1.5  # the share itself is rounded
+
+    @pytest.mark.parametrize(("ratio", "first"), [(0.95, 4), (0.7, 4), (0.65, 4), (0.6, 3), (0.5, 2), (0.3, 1)])
+    def test_starts_as_late_as_the_share_allows(self, ratio: float, first: int) -> None:
+        assert [layer.block for layer in self.late(ratio).layers] == list(range(first, 12))
+
+    def test_deit_s_at_keep_70(self) -> None:
+        schedule = self.late(0.7)
+        assert (schedule.name, schedule.keep_ratio) == ("zero-tprune-merge-keep-0.70", 0.7)
+        assert plan(schedule, DEIT_S).tokens_per_block == (*(197,) * 4, 155, 122, 96, 76, 60, 48, 38, 30)
+        assert {layer.similarity_share for layer in schedule.layers} == {0.5}
+
+    @given(depth=st.integers(1, 40), patches=st.integers(1, 400), percent=st.integers(1, 99))
+    def test_any_model_gets_a_schedule_that_fits_it(self, depth: int, patches: int, percent: int) -> None:
+        small = architecture(depth=depth, patches=patches)
+        token_plan = plan(self.late(percent / 100, small), small)
+        assert min(token_plan.tokens_per_block) >= 2
+        assert depth == 1 or all(layer.block + 1 < depth for layer in token_plan.layers), "nothing to save there"
+
+    def test_positions_scale_with_depth(self) -> None:
+        assert [layer.block for layer in self.late(0.7, architecture(depth=24)).layers] == list(range(8, 24, 2))
+
+    def test_a_preset_that_was_asked_for_is_taken(self) -> None:
+        schedule = default_schedule(0.7, DEIT_S, method="zero-tprune-merge", preset="paper")
+        assert schedule == uniform_schedule(0.7, 12, method="zero-tprune-merge", preset="paper")
+
+    def test_keep_1_is_the_dense_model(self) -> None:
+        assert self.late(1.0) == uniform_schedule(1.0, 12, method="zero-tprune-merge")
+
 
 class TestMergingInEveryBlock:
     """ToMe's schedule: a constant count, at the cost of the default method's schedule."""

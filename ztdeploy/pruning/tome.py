@@ -29,8 +29,7 @@ class ToMe(MergingLayer):
         self.merge = plan.tokens_in - plan.tokens_out
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
-        assert taps.keys is not None
-        feature = key_feature(taps.keys)
+        feature = self.feature(x, taps)
         similarity = feature[:, self.start_a :: 2] @ feature[:, self.start_b :: 2].transpose(1, 2)
         best = similarity.amax(-1)
         pairs = ascending(top_indices(best, self.merge))
@@ -40,6 +39,11 @@ class ToMe(MergingLayer):
             record.gap("similarity", cut_gap(best, self.merge))
             record.gap("partner", partner_gap(similarity, pairs))
         return Choice(complement(gone, feature.shape[1]), slot_of(partner, gone)), gone
+
+    def feature(self, x: Tensor, taps: BlockTaps) -> Tensor:
+        """What tokens are compared by, at unit length: `[B, N, f]`."""
+        assert taps.keys is not None
+        return key_feature(taps.keys)
 
 
 def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ztdeploy.schedule import LayerPlan
 class MergeOptions:
     """How a partner is found. Cosine similarity throughout."""
 
-    feature: Literal["keys", "all-keys", "tokens"] = "keys"  #: keys averaged over heads, or concatenated; or x itself
+    feature: Literal["keys", "all-keys", "tokens"] = "tokens"  #: x itself; or keys averaged over heads, or concatenated
     least: float | None = None  #: a token that is less similar to its partner is dropped; None: all are merged
     proportional: bool = True  #: later attention adds log(size)
 

@@ -1,0 +1,205 @@
+"""How much of a trained model's answers each method keeps, all at the same multiply-adds.
+
+    ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --half report
+
+The folder holds a trained DeiT-Tiny, `images/` and `labels.json`. Its photographs, sorted by file name, are cut in two:
+even places (0, 2, ...) are for choosing defaults (`tuning`), odd ones for reporting. Each method gets the schedule that
+a keep ratio alone means, at the ratio where the model's multiply-adds (`plan_gmacs`) are nearest to the target. All of
+it runs in PyTorch, fp32. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.machine import describe_machine
+from ztdeploy.fidelity.divergence import kl_divergences
+from ztdeploy.fidelity.labels import LabelledImage, read_labels
+from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
+from ztdeploy.measure.statistics import CONFIDENCE, Interval
+from ztdeploy.methods import METHODS
+from ztdeploy.models.adapter import ModelAdapter
+from ztdeploy.models.loading import LoadedModel, load_model
+from ztdeploy.pruning.layer import BlockTaps
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.pruning.similarity import unit_length
+from ztdeploy.pruning.tome import ToMe
+from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
+from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.preprocess import normalise
+from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+
+CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
+REFERENCE = "tome"  #: what divergences are divided by
+RESAMPLES, BATCH = 10_000, 20
+#: Keep ratios are tried in steps of this.
+STEP = 0.001
+Array = NDArray[np.float32]
+
+
+class ToMeByTokens(ToMe):
+    """ToMe that compares the tokens themselves, not their keys."""
+
+    needs_keys = False
+
+    def feature(self, x: Tensor, taps: BlockTaps) -> Tensor:
+        return unit_length(x)
+
+
+class MergeByKeys(ZeroTPruneMerge):
+    """Our merging with ToMe's feature."""
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__(plan, options=MergeOptions(feature="keys"))
+
+
+#: What no user can choose, and the method that it is a variation of.
+VARIATIONS = {
+    "tome-by-tokens": ("tome", "ToMeByTokens"),
+    "zero-tprune-merge-by-keys": ("zero-tprune-merge", "MergeByKeys"),
+}
+ROWS = (
+    "zero-tprune-merge",
+    "zero-tprune-merge-by-keys",
+    "tome",
+    "tome-by-tokens",
+    "zero-tprune",
+    "wpr",
+    "evit",
+    "ats",
+    "random",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's logits, and what they cost."""
+
+    schedule: PruningSchedule
+    share: float  #: of dense multiply-adds
+    logits: Array
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--half", choices=("tuning", "report"), default="report")
+    parser.add_argument("--saved", type=float, default=0.35, help="share of the dense model's multiply-adds")
+    parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
+    arguments = parser.parse_args()
+    folder = real_data()
+    loaded = load_model("deit_t", checkpoint=folder / CHECKPOINT, crop_pct=CROP_PCT)
+    photographs = half(read_labels(folder / "labels.json"), arguments.half)
+    images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
+    with variations():
+        dense = answers(loaded, default_schedule(1.0, loaded.adapter.architecture), images)
+        rows = {}
+        for method in dict.fromkeys((REFERENCE, *arguments.methods)):
+            schedule, share = at_cost(loaded.adapter, method, 1 - arguments.saved)
+            rows[method] = Row(schedule, share, answers(loaded, schedule, images))
+            print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
+    title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
+    print(f"{title}\n\n{table(rows, dense, photographs)}")
+
+
+def real_data() -> Path:
+    """The folder that ZTDEPLOY_REALDATA names; ends the process with a line where there is none."""
+    folder = Path(os.environ.get("ZTDEPLOY_REALDATA") or "nowhere")
+    if not (folder / CHECKPOINT).is_file() or not (folder / "labels.json").is_file():
+        sys.exit(f"error: ZTDEPLOY_REALDATA names no folder with {CHECKPOINT}, labels.json and images/; set it")
+    return folder
+
+
+def half(photographs: list[LabelledImage], name: str) -> list[LabelledImage]:
+    """Every second photograph by file name: those at even places are `tuning`, at odd ones `report`."""
+    return sorted(photographs, key=lambda one: one.path.name)[0 if name == "tuning" else 1 :: 2]
+
+
+@contextmanager
+def variations() -> Iterator[None]:
+    """The methods of `VARIATIONS` are in the table meanwhile."""
+    for name, (base, layer) in VARIATIONS.items():
+        METHODS[name] = replace(METHODS[base], layer=f"{ToMeByTokens.__module__}:{layer}")
+    try:
+        yield
+    finally:
+        for name in VARIATIONS:
+            del METHODS[name]
+
+
+def at_cost(adapter: ModelAdapter, method: str, share: float) -> tuple[PruningSchedule, float]:
+    """The default schedule at the keep ratio whose multiply-adds are nearest to a share of dense; and its share."""
+    architecture = adapter.architecture
+    dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
+
+    def schedule(step: int) -> PruningSchedule:
+        return default_schedule(round(step * STEP, 6), architecture, method=method)
+
+    def cost(step: int) -> float:
+        return plan_gmacs(architecture, plan(schedule(step), architecture)) / dense
+
+    steps = range(1, round(1 / STEP))
+    after = steps[bisect_left(steps, share, key=cost)]
+    step = min((after - 1, after), key=lambda candidate: abs(cost(candidate) - share))
+    return schedule(step), cost(step)
+
+
+def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Array:
+    """Logits `[n, classes]` of normalised images `[n, 3, S, S]`."""
+    with PrunedModel(loaded.adapter, schedule) as pruned, torch.inference_mode():
+        parts = [pruned(torch.from_numpy(images[i : i + BATCH]))[0].numpy() for i in range(0, len(images), BATCH)]
+    return np.concatenate(parts)
+
+
+def table(rows: dict[str, Row], dense: Array, photographs: list[LabelledImage]) -> str:
+    """Markdown, the smallest divergence first."""
+    divergences = {method: kl_divergences(dense, row.logits) for method, row in rows.items()}
+    lines = [
+        "| method | keep ratio | GMACs | KL from dense (nats) | KL / KL of ToMe | same top class as dense | right |",
+        "| --- | ---: | ---: | --- | --- | --- | ---: |",
+        f"| dense | 1 | 0 % | 0 | | | {correct(dense, photographs)} of {len(photographs)} |",
+    ]
+    for method in sorted(rows, key=lambda name: float(divergences[name].mean())):
+        row, kl = rows[method], divergences[method]
+        same = int((row.logits.argmax(-1) == dense.argmax(-1)).sum())
+        mean, agreement = mean_interval(kl, resamples=RESAMPLES), wilson_interval(same, len(kl))
+        ratio, spread = kl.mean() / divergences[REFERENCE].mean(), ratio_interval(kl, divergences[REFERENCE])
+        cells = (
+            method,
+            f"{row.schedule.keep_ratio:g}",
+            f"{100 * (row.share - 1):+.1f} %",
+            f"{kl.mean():.4f} ({mean.low:.4f} to {mean.high:.4f})",
+            "1" if method == REFERENCE else f"{ratio:.2f} ({spread.low:.2f} to {spread.high:.2f})",
+            f"{100 * same / len(kl):.1f} % ({100 * agreement.low:.1f} to {100 * agreement.high:.1f})",
+            f"{correct(row.logits, photographs)} of {len(photographs)}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def correct(logits: Array, photographs: list[LabelledImage]) -> int:
+    best = logits.argmax(-1)
+    return sum(int(index) in one.accepted for index, one in zip(best, photographs, strict=True))
+
+
+def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the ratio of two means over the same images `[n]`, which are drawn in pairs."""
+    drawn = np.random.default_rng(seed).integers(0, len(ours), (RESAMPLES, len(ours)))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(ours[drawn].mean(1) / theirs[drawn].mean(1), [tail, 100 - tail])
+    return Interval(low=float(low), high=float(high), confidence=CONFIDENCE)
+
+
+if __name__ == "__main__":
+    main()
