@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 #: One file per verb or group of verbs; each registers its commands on the application.
-VERBS: tuple[str, ...] = ("build", "run", "verify", "inspect", "bench", "eval", "sweep", "compare")
+VERBS: tuple[str, ...] = ("build", "run", "verify", "inspect", "bench", "eval", "show", "sweep", "compare")
 VERBS += ("profiles", "models", "doctor", "quickstart")
 
 
