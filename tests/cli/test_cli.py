@@ -19,7 +19,8 @@ from helpers.processes import Done
 import ztdeploy
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "models", "doctor", "quickstart", "profiles")
+VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "show", "sweep", "compare")
+VERBS += ("models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 
 #: Runs command lines in forks of one process that has imported PyTorch already, which takes most of their time.
@@ -164,6 +165,7 @@ def test_help_lists_every_verb_and_the_exit_codes(run: Run, tmp_path: Path) -> N
             "bench",
             "bundle --keep-ratio --variant --profile --batch --threads --warmup --duration --iterations --rounds --out",
         ),
+        ("show", "bundle images --out --keep-ratio --profile"),
         ("models", ""),
         ("doctor", ""),
         ("quickstart", "--out --force"),

@@ -14,7 +14,7 @@ from ztdeploy.fidelity.patches import GONE, LayerPatches
 
 #: Side of a tile in pixels, to the nearest multiple of its patches.
 _SIDE = 336
-_DIM, _DIMMED_SHARE = np.array((34.0, 38.0, 46.0)), 0.84
+_DIM, _DIMMED_SHARE = np.array((34.0, 38.0, 46.0)), 0.78
 _EDGE, _TINT_SHARE = np.array((236.0, 240.0, 245.0)), 0.6
 _FUSED = (70.0, 130.0, 220.0)
 
