@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.bundles import edit
 from helpers.processes import Done
 from PIL import Image
 
@@ -122,6 +123,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1), done
     assert words in done.error
     assert [path.name for path in tmp_path.iterdir()] == ["torn.png"]
+
+
+def test_a_bundle_without_a_pruned_variant(bundle_copy: Path, digit_images: list[Path], tmp_path: Path) -> None:
+    def only_dense(manifest: Any) -> None:
+        manifest["variants"] = [one for one in manifest["variants"] if one["name"] == "dense"]
+        manifest["default_variant"] = "dense"
+
+    done = show(edit(bundle_copy, only_dense), digit_images[0], "--out", "shown", cwd=tmp_path)
+    assert (done.code, done.out, len(done.err.splitlines())) == (3, "", 1), done
+    assert "only the dense variant" in done.error
+    assert not (tmp_path / "shown").exists()
+
+
+def test_a_folder_where_a_file_goes(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "shown" / "show.html").mkdir(parents=True)
+    done = show(digits_bundle, digit_images[0], "--out", "shown", cwd=tmp_path)
+    assert (done.code, done.out) == (3, "")
+    assert "is a folder" in done.error
 
 
 def test_no_image_and_no_out(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from ztdeploy.runtime.postprocess import Label
 
 DROPPING = "As it is: its token stays. Dimmed: its token was dropped."
 MERGING = (
-    "As it is: its token stays. Tinted: merged into another token, averaged and not lost; of the patches of one colour, "
-    "the one without tint is where that token is. Dimmed: dropped."
+    "As it is: its token stays. Tinted: merged into another token, averaged and not lost; of the patches of one "
+    "colour, the one without tint is where that token is. Dimmed: dropped."
 )
 FUSING = "As it is: its token stays. Tinted: averaged into one further token, which has no patch."
 

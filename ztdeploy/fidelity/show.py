@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ztdeploy.bundle import Bundle, disk_errors, read_bundle
+from ztdeploy.cache import write_whole
 from ztdeploy.errors import InputError, OutputError, ParityError
 from ztdeploy.fidelity.contact_sheet import contact_sheet
 from ztdeploy.fidelity.patches import LayerPatches, follow
@@ -76,23 +78,21 @@ def show_bundle(
     opened = read_bundle(bundle)
     variants = _pruned(opened, keep_ratios)
     grid = grid_of(opened.manifest.model.architecture.patch_tokens)
-    _check_folder(out)
+    sheets = _sheets(images, out)
+    _check_folder(out, [*sheets, out / PAGE])
     pixels = load_pixels(images, opened.manifest.preprocess)
     with load(opened, variant=opened.manifest.dense.name, profile=profile) as runner:
         outputs = [_run(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
-    shown = _shown(opened, variants, images, pixels, outputs, _sheets(images, out), grid)
+    shown = _shown(opened, variants, images, pixels, outputs, sheets, grid)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
 
 
 def _with_sheet(one: ShownImage) -> ShownImage:
-    partial = one.sheet.with_name(f".{one.sheet.name}.partial")
-    try:
-        contact_sheet(one).save(partial, "PNG")
-        partial.replace(one.sheet)
-    finally:
-        partial.unlink(missing_ok=True)
+    file = io.BytesIO()
+    contact_sheet(one).save(file, "PNG")
+    write_whole(one.sheet, file.getvalue())
     return one
 
 
@@ -128,7 +128,7 @@ def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]
     pruned = {variant.name: variant for variant in chosen if variant.plan.layers}
     if not pruned:
         raise InputError(
-            f"nothing of '{bundle.root}' to show, or only the dense variant",
+            f"only the dense variant of '{bundle.root}'",
             "a variant that prunes",
             "choose another --keep-ratio, or build one with --keep-ratio 0.7",
         )
@@ -147,12 +147,15 @@ def _run(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]
     return found
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(out: Path, files: Sequence[Path]) -> None:
     with disk_errors(out):
         nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
         if not nearest.is_dir():
             where = "is a file" if nearest == out else f"lies below the file '{nearest}'"
             raise OutputError(f"'{out}' {where}", "a folder", "choose another --out")
+        for file in files:
+            if file.is_dir():
+                raise OutputError(f"'{file}' is a folder", "a file to write", "choose another --out")
 
 
 def _sheets(images: Sequence[Path], out: Path) -> list[Path]:

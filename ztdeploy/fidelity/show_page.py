@@ -33,7 +33,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.25rem; margin: 0; overflo
 h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
 p { color: var(--faint); margin: .25rem 0; max-width: 75ch; }
 section { border-top: 2px solid var(--rule); margin-top: 2rem; padding-top: 1.25rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border-radius: 4px; }
 figcaption { color: var(--faint); font-size: .875rem; margin-top: .25rem; }
 table { border-collapse: collapse; margin: .75rem 0; } th { text-align: left; font-weight: 600; }
@@ -45,8 +45,9 @@ th, td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; } td span { color
 def write_page(path: Path, bundle: Bundle, images: Iterable[ShownImage]) -> Iterator[ShownImage]:
     """Write the page as images come, and hand them on; it takes its place when the last one is in it."""
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it might be a link to somewhere else
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:
             file.write(_HEAD + _top(bundle))
             for one in images:
                 file.write(_section(one))
