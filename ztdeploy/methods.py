@@ -20,6 +20,7 @@ class Method:
     layer: str  #: "module:Class" of its pruning layer
     work: frozenset[Work] = frozenset()
     merges: bool = False  #: tokens that go are merged into others that stay; else they are dropped
+    fuses: bool = False  #: all that go make one token, in a place that then is no patch's any more
     inside: bool = False  #: the layer stands between attention and MLP of its block; else behind the block
     every_block: bool = False  #: a keep ratio alone means the same count in every block
     late: bool = False  #: a keep ratio alone means more layers, the first as late as the ratio allows
@@ -43,7 +44,9 @@ METHODS: dict[str, Method] = {
         late=True,
     ),
     "ats": Method("ztdeploy.pruning.ats:AdaptiveSampling", needs_class_token=True),
-    "evit": Method("ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, needs_class_token=True),
+    "evit": Method(
+        "ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
+    ),
     "wpr": Method("ztdeploy.pruning.wpr_only:WprOnly", frozenset({"page-rank"})),
     "random": Method("ztdeploy.pruning.random_drop:RandomDrop"),
     "slice": Method("ztdeploy.pruning.slice_first:SliceFirst"),

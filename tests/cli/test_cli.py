@@ -19,7 +19,7 @@ from helpers.processes import Done
 import ztdeploy
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "sweep", "report", "compare")
+VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "show", "sweep", "report", "compare")
 VERBS += ("models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 
@@ -165,6 +165,7 @@ def test_help_lists_every_verb_and_the_exit_codes(run: Run, tmp_path: Path) -> N
             "bench",
             "bundle --keep-ratio --variant --profile --batch --threads --warmup --duration --iterations --rounds --out",
         ),
+        ("show", "bundle images --out --keep-ratio --profile"),
         ("models", ""),
         ("doctor", ""),
         ("quickstart", "--out --force"),

@@ -84,6 +84,7 @@ report["inspect"] = command("inspect", bundle)
 quick = ("--duration", "0.05", "--rounds", "1", "--warmup", "0", "--no-details", "--out", "../swept", "--json")
 report["sweep"] = command("sweep", "--bundle", bundle, "--keep-ratios", "0.5", *quick)
 report["eval"] = command("eval", bundle, "-d", os.path.dirname(image), "--limit", "20", "--no-record", "--json")
+report["show"] = command("show", bundle, image, "--out", "../shown", "--json")
 report["finalize"] = command("finalize", copy, "--json")
 report["verify finalized"] = command("verify", copy, "--json")
 report["profiles"] = command("profiles", "list", "--json")
@@ -189,6 +190,11 @@ def test_sweeping(report: dict[str, Any]) -> None:
 def test_evaluating(report: dict[str, Any]) -> None:
     assert report["eval"]["code"] == 0, report["eval"]
     assert json.loads(report["eval"]["out"])["data"]["images"] == 20
+
+
+def test_showing(report: dict[str, Any]) -> None:
+    assert report["show"]["code"] == 0, report["show"]
+    assert len(json.loads(report["show"]["out"])["images"][0]["variants"]) == 2
 
 
 def test_listing_profiles_and_models(report: dict[str, Any]) -> None:

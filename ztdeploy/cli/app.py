@@ -35,6 +35,7 @@ VERBS: tuple[str, ...] = (
     "inspect",
     "bench",
     "eval",
+    "show",
     "sweep",
     "report",
     "compare",

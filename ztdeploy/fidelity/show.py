@@ -1,0 +1,171 @@
+"""Shows what a bundle's engines look at: `show_bundle` is the job on one screen."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ztdeploy.bundle import Bundle, disk_errors, read_bundle
+from ztdeploy.cache import write_whole
+from ztdeploy.errors import InputError, OutputError, ParityError
+from ztdeploy.fidelity.contact_sheet import contact_sheet
+from ztdeploy.fidelity.patches import LayerPatches, follow
+from ztdeploy.fidelity.show_page import write_page
+from ztdeploy.fidelity.tiles import grid_of, layer_tile, plain_tile
+from ztdeploy.manifest import VariantRecord
+from ztdeploy.methods import METHODS
+from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.postprocess import Label, top_labels
+from ztdeploy.runtime.runner import BundleRunner, Outputs, class_names, load
+
+#: What `show` writes is told from everything else by its name, and only that is replaced.
+PAGE, SHEET_SUFFIX = "show.html", ".show.png"
+_CHUNK, _TOP = 16, 3
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One variant on one image."""
+
+    variant: VariantRecord
+    labels: tuple[Label, ...]
+    layers: tuple[LayerPatches, ...]
+    tiles: tuple[Image.Image, ...]  #: one per layer
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """One image with all that is drawn of it."""
+
+    image: Path
+    sheet: Path
+    depth: int  #: blocks of the model
+    plain: Image.Image
+    dense: VariantRecord
+    dense_labels: tuple[Label, ...]
+    seen: tuple[Seen, ...]
+
+
+def show_bundle(
+    bundle: str | Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    keep_ratios: Sequence[float] = (),
+    profile: str | None = None,
+) -> Iterator[ShownImage]:
+    """Write a contact sheet per image into `out`, and a page of all of them when the last one is taken.
+
+    Nothing is written before all images are read and all engines have run.
+
+    Args:
+        keep_ratios: which variants; by default all that prune.
+
+    Raises:
+        BundleError: damaged, or without such a variant, profile or engine.
+        ImageError: an image cannot be read.
+        InputError: no variant that prunes, or patches that are no square.
+        OutputError: `out` is a file, or cannot be written.
+        ParityError: an engine gives what cannot be right.
+    """
+    opened = read_bundle(bundle)
+    variants = _pruned(opened, keep_ratios)
+    grid = grid_of(opened.manifest.model.architecture.patch_tokens)
+    sheets = _sheets(images, out)
+    _check_folder(out, [*sheets, out / PAGE])
+    pixels = load_pixels(images, opened.manifest.preprocess)
+    with load(opened, variant=opened.manifest.dense.name, profile=profile) as runner:
+        outputs = [_run(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
+    shown = _shown(opened, variants, images, pixels, outputs, sheets, grid)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
+
+
+def _with_sheet(one: ShownImage) -> ShownImage:
+    file = io.BytesIO()
+    contact_sheet(one).save(file, "PNG")
+    write_whole(one.sheet, file.getvalue())
+    return one
+
+
+def _shown(
+    bundle: Bundle,
+    variants: Sequence[VariantRecord],
+    images: Sequence[Path],
+    pixels: NDArray[np.uint8],
+    outputs: Sequence[Outputs],
+    sheets: Sequence[Path],
+    grid: int,
+) -> Iterator[ShownImage]:
+    """One image after the other, so that only one's drawings are in memory."""
+    manifest, names = bundle.manifest, class_names(bundle)
+    top = _TOP if manifest.model.architecture.num_classes else 0
+    for index, (image, sheet) in enumerate(zip(images, sheets, strict=True)):
+        plain = plain_tile(pixels[index], grid)
+        seen = []
+        for variant, own in zip(variants, outputs[1:], strict=True):
+            kept, into = ([layer[index] for layer in layers] for layers in (own.kept, own.into))
+            method = METHODS.get(variant.schedule.method)
+            fuses = method is not None and method.fuses
+            layers = follow(variant.plan.layers, kept, into, grid * grid, fuses=fuses)
+            tiles = tuple(layer_tile(plain, layer, grid) for layer in layers)
+            seen.append(Seen(variant, top_labels(own.logits[index], names, top), layers, tiles))
+        labels = top_labels(outputs[0].logits[index], names, top)
+        depth = manifest.model.architecture.depth
+        yield ShownImage(image, sheet, depth, plain, manifest.dense, labels, tuple(seen))
+
+
+def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]:
+    chosen = [bundle.variant(ratio) for ratio in keep_ratios] if keep_ratios else list(bundle.manifest.variants)
+    pruned = {variant.name: variant for variant in chosen if variant.plan.layers}
+    if not pruned:
+        raise InputError(
+            f"only the dense variant of '{bundle.root}'",
+            "a variant that prunes",
+            "choose another --keep-ratio, or build one with --keep-ratio 0.7",
+        )
+    return list(pruned.values())
+
+
+def _run(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> Outputs:
+    runner.switch(variant=variant.name)
+    found = Outputs.joined([runner.infer(pixels[at : at + _CHUNK]) for at in range(0, len(pixels), _CHUNK)])
+    if not np.isfinite(found.logits).all():
+        raise ParityError(
+            f"the engine of '{variant.name}' gives infinities or NaN",
+            "finite logits",
+            "build with a profile of precision fp32",
+        )
+    return found
+
+
+def _check_folder(out: Path, files: Sequence[Path]) -> None:
+    with disk_errors(out):
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            where = "is a file" if nearest == out else f"lies below the file '{nearest}'"
+            raise OutputError(f"'{out}' {where}", "a folder", "choose another --out")
+        for file in files:
+            if file.is_dir():
+                raise OutputError(f"'{file}' is a folder", "a file to write", "choose another --out")
+
+
+def _sheets(images: Sequence[Path], out: Path) -> list[Path]:
+    """One name per image, of harmless characters, each different (where case does not matter as well)."""
+    names: list[str] = []
+    for image in images:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", image.stem).strip("-")[:80] or "image"
+        taken, count, name = {one.lower() for one in names}, 1, stem
+        while name.lower() in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    return [out / f"{name}{SHEET_SUFFIX}" for name in names]
