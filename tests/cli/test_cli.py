@@ -356,7 +356,7 @@ def test_verify_says_when_nothing_could_be_run(run: Run, digits_bundle: Path, tm
 
 
 def test_run(run: Run, digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
-    images = digit_images[::20]
+    images = digit_images[::10]
     text = run("run", digits_bundle, *images, "--top", "2", cwd=tmp_path)
     data = run("run", digits_bundle, *images, "--top", "2", "--keep-ratio", "0.5", "--json", cwd=tmp_path)
     assert (text.code, data.code, data.err) == (0, 0, "")

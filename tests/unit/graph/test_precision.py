@@ -319,11 +319,11 @@ class TestTuring:
 
 @pytest.mark.realdata
 class TestPhotographs:
-    """DeiT-Tiny with trained weights, keep ratio 0.7, 16 images.
+    """DeiT-Tiny with trained weights, keep ratio 0.7, 64 images.
 
-    ONNX Runtime's CPU provider computes fp16 in fp32 and rounds little but the weights: all kept sets are equal, logits
-    apart by 0.004 of 9.7. Rounded at every node, as on a GPU, 13 of 16 kept sets of the first layer are equal and the
-    median difference of logits is 0.011; hence the bounds.
+    ONNX Runtime's CPU provider computes fp16 in fp32 and rounds little but the weights: logits are apart by 0.004 of 9.7
+    where kept sets are equal. One image in six has a choice that is close enough to fall otherwise, which with few
+    images is a matter of luck.
     """
 
     @pytest.fixture(scope="class")
@@ -336,7 +336,7 @@ class TestPhotographs:
         checkpoint = realdata / "deit_tiny_patch16_224.fp16.safetensors"
         model = load_model("deit_t", checkpoint=checkpoint, crop_pct=0.875)
         photographs = sorted((realdata / "images").glob("*.jpg"))
-        image = load_pixels(photographs[:: len(photographs) // 16][:16], model.preprocess)
+        image = load_pixels(photographs[:: len(photographs) // 64][:64], model.preprocess)
         with PrunedModel(model.adapter, uniform_schedule(0.7, 12)) as module:
             traced = export_onnx(module, model.preprocess, SPEC)
         half = specialise(traced, replace(SPEC, precision="fp16"))
