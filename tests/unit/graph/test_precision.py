@@ -321,8 +321,8 @@ class TestTuring:
 class TestPhotographs:
     """DeiT-Tiny with trained weights, keep ratio 0.7, 64 images.
 
-    ONNX Runtime's CPU provider computes fp16 in fp32 and rounds little but the weights: logits are apart by 0.004 of 9.7
-    where kept sets are equal. One image in six has a choice that is close enough to fall otherwise, which with few
+    ONNX Runtime's CPU provider computes fp16 in fp32 and rounds little but the weights: logits are apart by 0.004 of
+    9.7 where kept sets are equal. One image in six has a choice that is close enough to fall otherwise, which with few
     images is a matter of luck.
     """
 
