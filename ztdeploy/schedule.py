@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
 from ztdeploy.methods import Method, Work, method_named
+from ztdeploy.options import MethodOptions
 from ztdeploy.toml import read_toml
 
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
@@ -83,6 +84,7 @@ class PruningSchedule(_Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     method: str = DEFAULT_METHOD
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None  #: the single number it was made from, if any
+    options: MethodOptions = MethodOptions()
     layers: tuple[LayerSpec, ...] = Field(default=(), alias="layer")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
