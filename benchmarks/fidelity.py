@@ -14,32 +14,25 @@ import argparse
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.methods import METHODS
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.pruning.layer import BlockTaps
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.similarity import unit_length
-from ztdeploy.pruning.tome import ToMe
-from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.schedule import PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
 
 CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
 REFERENCE = "tome"  #: what divergences are divided by
@@ -47,28 +40,10 @@ RESAMPLES, BATCH = 10_000, 20
 #: Keep ratios are tried in steps of this.
 STEP = 0.001
 Array = NDArray[np.float32]
-
-
-class ToMeByTokens(ToMe):
-    """ToMe that compares the tokens themselves, not their keys."""
-
-    needs_keys = False
-
-    def feature(self, x: Tensor, taps: BlockTaps) -> Tensor:
-        return unit_length(x)
-
-
-class MergeByKeys(ZeroTPruneMerge):
-    """Our merging with ToMe's feature."""
-
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan, options=MergeOptions(feature="keys"))
-
-
-#: What no user can choose, and the method that it is a variation of.
+#: Methods with an option away from its default, under names of their own.
 VARIATIONS = {
-    "tome-by-tokens": ("tome", "ToMeByTokens"),
-    "zero-tprune-merge-by-keys": ("zero-tprune-merge", "MergeByKeys"),
+    "tome-by-tokens": ("tome", MethodOptions(feature="tokens")),
+    "zero-tprune-merge-by-keys": ("zero-tprune-merge", MethodOptions(partner="keys")),
 }
 ROWS = (
     "zero-tprune-merge",
@@ -102,13 +77,12 @@ def main() -> None:
     loaded = load_model("deit_t", checkpoint=folder / CHECKPOINT, crop_pct=CROP_PCT)
     photographs = half(read_labels(folder / "labels.json"), arguments.half)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
-    with variations():
-        dense = answers(loaded, default_schedule(1.0, loaded.adapter.architecture), images)
-        rows = {}
-        for method in dict.fromkeys((REFERENCE, *arguments.methods)):
-            schedule, share = at_cost(loaded.adapter, method, 1 - arguments.saved)
-            rows[method] = Row(schedule, share, answers(loaded, schedule, images))
-            print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
+    dense = answers(loaded, default_schedule(1.0, loaded.adapter.architecture), images)
+    rows = {}
+    for method in dict.fromkeys((REFERENCE, *arguments.methods)):
+        schedule, share = at_cost(loaded.adapter, method, 1 - arguments.saved)
+        rows[method] = Row(schedule, share, answers(loaded, schedule, images))
+        print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
     title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
 
@@ -126,25 +100,15 @@ def half(photographs: list[LabelledImage], name: str) -> list[LabelledImage]:
     return sorted(photographs, key=lambda one: one.path.name)[0 if name == "tuning" else 1 :: 2]
 
 
-@contextmanager
-def variations() -> Iterator[None]:
-    """The methods of `VARIATIONS` are in the table meanwhile."""
-    for name, (base, layer) in VARIATIONS.items():
-        METHODS[name] = replace(METHODS[base], layer=f"{ToMeByTokens.__module__}:{layer}")
-    try:
-        yield
-    finally:
-        for name in VARIATIONS:
-            del METHODS[name]
-
-
 def at_cost(adapter: ModelAdapter, method: str, share: float) -> tuple[PruningSchedule, float]:
     """The default schedule at the keep ratio whose multiply-adds are nearest to a share of dense; and its share."""
     architecture = adapter.architecture
+    base, options = VARIATIONS.get(method, (method, DEFAULT_OPTIONS))
     dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
 
     def schedule(step: int) -> PruningSchedule:
-        return default_schedule(round(step * STEP, 6), architecture, method=method)
+        plain = default_schedule(round(step * STEP, 6), architecture, method=base)
+        return plain.model_copy(update={"options": options})
 
     def cost(step: int) -> float:
         return plan_gmacs(architecture, plan(schedule(step), architecture)) / dense
