@@ -124,17 +124,17 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) ->
     if not np.allclose(start, expected):
         raise _mismatch(scope, "an unknown start vector")
     survivors = [walk["survivors"]] if "survivors" in walk else []
-    variances = (VARIANCE_MIN, VARIANCE_MAX)  # nothing reads them where no head is filtered
+    low, high = VARIANCE_MIN, VARIANCE_MAX  # nothing reads them where no head is filtered
     if filter_heads:
         live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
         # The graph's limits are those of (1 + Var) / live, in single precision.
-        variances = tuple(round(read.number(found[limit]) * live - 1, 5) for limit in ("=low", "=high"))
+        low, high = (round(read.number(found[limit]) * live - 1, 5) for limit in ("=low", "=high"))
     attributes = {
         "iterations": walk["iterations"],
         "boost": int(boosted),
         "filter_heads": int(filter_heads),
-        "variance_min": variances[0],
-        "variance_max": variances[1],
+        "variance_min": low,
+        "variance_max": high,
         "root_mean_square": int(root_mean_square),
     }
     return _replace(graph, WEIGHTED_PAGE_RANK, scope, [_uncast(walk["attention"]), *survivors], scores, attributes)
