@@ -53,6 +53,11 @@ def sweep(
     details: Annotated[
         bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")
     ] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
     ] = None,
@@ -84,6 +89,8 @@ def sweep(
         rounds=rounds,
         warmup_s=warmup,
         details=details,
+        data=data,
+        limit=limit,
     )
     folder = out or default_out(request)
     try:
@@ -142,11 +149,15 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 def show_sweep(report: SweepReport) -> None:
     """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
+    from ztdeploy.errors import printable
+    from ztdeploy.report.identity import images
     from ztdeploy.report.panels import panels
     from ztdeploy.report.trust import warned
 
     for panel in panels(report):
         _show_setting(panel.label, panel.rows)
+    if images(report):
+        say(printable(f"Same answer as dense, KL from dense in nats, top-1: on {images(report)}"))
     show_verdicts(report)
     for one in warned(report):
         warn(str(one.caution))
@@ -164,6 +175,7 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
+    known = any(row.facts.fidelity for row in rows)
     cells = [
         [
             _ratio(row),
@@ -171,10 +183,12 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
             *_latency(row),
             *_speedup(row),
             f"{row.facts.gmacs:.3g}",
+            *(_fidelity(row) if known else []),
         ]
         for row in rows
     ]
-    headings = ("p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
+    headings = ["p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
+    headings += ["same answer", "KL", "top-1"] if known else []
     columns = [("keep", "right"), ("method", "left"), *((heading, "right") for heading in headings)]
     table(
         f"Latency, and speed-up over dense: {title}",
@@ -201,6 +215,13 @@ def _speedup(row: Row) -> list[str]:
         return ["", "", ""]
     interval = f"{found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "-"
     return [f"{found.speedup:.2f}x", interval, f"{found.work_ratio:.2f}x"]
+
+
+def _fidelity(row: Row) -> list[str]:
+    from ztdeploy.report.figures import percent, short
+
+    found = row.facts.fidelity
+    return [percent(found.agreement), short(found.kl), percent(found.top1)] if found else ["-", "-", "-"]
 
 
 def _leave(report: SweepReport) -> None:

@@ -21,6 +21,7 @@ class EvalRequest(Record):
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0  #: of the limit and of the bootstrap
     keep_ratios: tuple[float, ...] = ()  #: by default all variants; dense comes by itself
+    variants: tuple[str, ...] = ()  #: the same by name
     profile: str | None = None  #: by default the first whose engines run here
     batch: int | None = None  #: images per call; by default the profile's smallest
     threads: int | None = None  #: by default what the profile says, within what the process may use

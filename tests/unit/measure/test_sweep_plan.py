@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers.errors import refused
 from helpers.reports import run
@@ -210,8 +212,9 @@ def test_another_request_is_another_sweep(changes, words, bundle):
     asked = REQUEST.model_copy(update=changes)
     now = empty_report(asked, [bundle], "cpu", plan_groups(asked, [bundle], "cpu"))
     assert words in why_not_resumed(report, now, report.runs[0].machine)
-    details = report.model_copy(update={"request": REQUEST.model_copy(update={"details": False})})
-    assert why_not_resumed(report, details, report.runs[0].machine) is None, "what comes afterwards is no reason"
+    for beside in ({"details": False}, {"data": Path("digits"), "limit": 5}):
+        other = report.model_copy(update={"request": REQUEST.model_copy(update=beside)})
+        assert why_not_resumed(report, other, report.runs[0].machine) is None, "latencies are the same without it"
 
 
 @pytest.mark.parametrize(
