@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ztdeploy.cli.options import BatchesOption, CacheOption, LimitOption, ThreadsOption, WarmupOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def sweep(
     methods: Annotated[
         str | None, typer.Option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
     ] = None,
-    batches: Annotated[str | None, typer.Option(help="Images per call: 1,8. (default: the profile's smallest)")] = None,
+    batches: BatchesOption = None,
     image_sizes: Annotated[str | None, typer.Option(help="Sides of the input: 224,384. (default: the model's)")] = None,
-    threads: Annotated[str | None, typer.Option(help="Threads: 1,2. (default: what the process may use)")] = None,
+    threads: ThreadsOption = None,
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     crop_pct: Annotated[
@@ -49,7 +50,7 @@ def sweep(
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds.")] = 4.0,
     rounds: Annotated[int, typer.Option(help="How often configurations that are compared take turns.")] = 8,
-    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, before the first round.")] = 0.5,
+    warmup: WarmupOption = 0.5,
     details: Annotated[
         bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")
     ] = True,
@@ -57,13 +58,11 @@ def sweep(
         Path | None,
         typer.Option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    limit: LimitOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where what is built is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)")
-    ] = None,
+    cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
     json: JsonFlag = False,
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.errors import OutputError
-from ztdeploy.measure.bench_report import BundleFacts, Record, holds_kind, write_text
+from ztdeploy.measure.bench_report import BundleFacts, Record, write_text
+from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -137,9 +137,6 @@ def write_eval(report: EvalReport, out: Path) -> None:
 def check_eval_path(out: Path) -> None:
     """
     Raises:
-        OutputError: a folder, or a file that is no report of ours, which is not to be overwritten.
+        OutputError: see `check_overwritable`.
     """
-    if out.is_dir():
-        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
-    if out.exists() and not holds_kind(out, KIND):
-        raise OutputError(f"'{out}' exists and is no report of 'ztdeploy eval'", "a new file", "choose another --out")
+    check_overwritable(out, KIND, "ztdeploy eval")

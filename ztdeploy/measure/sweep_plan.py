@@ -255,6 +255,8 @@ def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
     files = {WEIGHTS_FILE}
     for variant in (bundle.manifest.dense, *chosen_variants(request, bundle)):
         files |= set(engine_of(bundle, variant, profile).files)
+    if profile in bundle.manifest.blocks:  # which the token staircase is measured on
+        files.add(bundle.manifest.blocks[profile].file)
     hashes = {name: bundle.manifest.files[name].sha256 for name in sorted(files)}
     return BundleUsed(
         image_size=bundle.manifest.preprocess.image_size,

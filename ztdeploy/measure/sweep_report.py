@@ -45,7 +45,7 @@ class BundleUsed(Record):
 
     image_size: int
     path: str
-    digest: str  #: of the engines and weights that were measured
+    digest: str  #: of the engines, the blocks and the weights that were measured
 
 
 class Fidelity(Record):

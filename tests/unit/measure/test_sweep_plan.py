@@ -201,6 +201,11 @@ def test_where_the_bundle_lies_does_not_matter_but_its_content_does(bundle, tmp_
     other = Bundle(tmp_path, moved.manifest.model_copy(update={"files": files}))
     reason = why_not_resumed(report, empty_report(REQUEST, [other], "cpu", groups), machine)
     assert reason == "its engines or weights were others"
+    blocks = moved.manifest.blocks["cpu"].file
+    files = {**moved.manifest.files, blocks: moved.manifest.files[blocks].model_copy(update={"sha256": "0" * 64})}
+    other = Bundle(tmp_path, moved.manifest.model_copy(update={"files": files}))
+    reason = why_not_resumed(report, empty_report(REQUEST, [other], "cpu", groups), machine)
+    assert reason == "its engines or weights were others", "the staircase is measured on the blocks"
 
 
 @pytest.mark.parametrize(
