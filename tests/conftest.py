@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.fake_device import FakeDevice, c_compiler, make_device
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,17 @@ def digit_images() -> list[Path]:
     from ztdeploy.models.catalogue import ASSETS
 
     return sorted((ASSETS / "digits" / "images").glob("*.png"))
+
+
+@pytest.fixture
+def slow_images(tmp_path: Path) -> Path:
+    """Images that take a while to decode: 128 names of one large file."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    Image.effect_noise((1600, 1600), 80).convert("RGB").save(folder / "000.jpg")
+    for index in range(1, 128):
+        (folder / f"{index:03d}.jpg").hardlink_to(folder / "000.jpg")
+    return folder
 
 
 @pytest.fixture(scope="session")

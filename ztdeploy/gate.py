@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ztdeploy.backends import backend_exists, why_not_run
+from ztdeploy.backends import backend_exists, first_that_runs, why_not_run
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import Bundle, file_records, read_bundle, write_manifest
 from ztdeploy.bundle_readme import bundle_readme
@@ -50,10 +50,10 @@ def check_gate(
             "a labels.json, or a folder per class",
             "label the images, or use --min-agreement or --max-kl",
         )
-    reasons = {profile.name: why_not_run(profile) for profile in profiles if backend_exists(profile.backend)}
-    if all(reason is not None for reason in reasons.values()):
+    found, reasons = first_that_runs(profile for profile in profiles if backend_exists(profile.backend))
+    if found is None:
         raise EnvironmentLacksError(
-            f"--calib, but no engine can run here ({'; '.join(f'{name}: {why}' for name, why in reasons.items())})",
+            f"--calib, but no engine can run here ({reasons})",
             "a profile whose engines run on this machine",
             "build with --profile cpu as well, or build on the device",
         )

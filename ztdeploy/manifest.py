@@ -217,7 +217,11 @@ class VariantRecord(_Record):
 
     @property
     def keep_ratio(self) -> float | None:
-        return self.schedule.keep_ratio
+        """What the variant is asked for by; 1 is what does not prune, whatever a schedule file says of itself."""
+        ratio = self.schedule.keep_ratio
+        if self.plan.layers:
+            return None if ratio == 1 else ratio
+        return 1.0 if ratio is None else ratio
 
 
 class GoldenRecord(_Record):

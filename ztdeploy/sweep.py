@@ -16,6 +16,7 @@ from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.bundle_cache import Unbuilt, buildable_bundle
 from ztdeploy.cache import cache_folder
 from ztdeploy.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
+from ztdeploy.fidelity.swept import check_images, with_fidelity
 from ztdeploy.measure.bench_report import Failure
 from ztdeploy.measure.details import measure_details, with_details_of
 from ztdeploy.measure.environment import read_machine, usable_cores
@@ -28,6 +29,7 @@ from ztdeploy.measure.sweep_plan import (
     kept_runs,
     plan_groups,
     why_not_resumed,
+    with_fidelity_of,
 )
 from ztdeploy.measure.sweep_report import SweepReport, SweepRequest
 from ztdeploy.pipeline import BuildRequest, Progress, check_backends, silent
@@ -57,27 +59,33 @@ def sweep(
     progress: Progress = silent,
     note: Note = lambda _text: None,
 ) -> SweepReport:
-    """Build, measure, and write `out/sweep.json` after every round.
+    """Build, evaluate on images where there are some, measure, and write `out/sweep.json` after every round.
 
     Args:
         out: a new folder, or that of an earlier sweep: with the same request, its complete groups are kept.
         cache: see `cache.cache_folder`.
-        fresh: measure everything again.
+        fresh: evaluate and measure everything again.
         note: told what is worth knowing and no error.
 
     Returns:
         The report; its `progress` is "interrupted" after Ctrl-C.
 
     Raises:
-        ZtdeployError: the request makes no sense, nothing can be built, or `out` is something else.
+        ZtdeployError: the request makes no sense, nothing can be built, `out` is something else, or what
+            `evaluate_bundle` raises.
     """
     check_sweep(request)
+    check_images(request)
+    caches = cache_folder(cache)
     with sweep_folder(out):
-        request, built = gather(request, cache_folder(cache), progress)
+        request, built = gather(request, caches, progress)
         groups = plan_groups(request, built.bundles, built.profile)
         start = empty_report(request, built.bundles, built.profile, groups, built.failures)
+        start = with_fidelity(
+            start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=progress, note=note
+        )
         earlier = _earlier(out, start, fresh=fresh, note=note)
-        start = with_details_of(start, earlier)
+        start = with_fidelity_of(with_details_of(start, earlier), earlier)
         kept = kept_runs(earlier, groups) if earlier else {}
         if kept:
             note(f"kept from before: {len(kept)} of {len(groups)} groups of configurations; --fresh measures all again")

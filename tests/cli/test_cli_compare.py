@@ -132,7 +132,7 @@ def test_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.CaptureFi
         (("old.json", "board.json"), ["not the same machine", "AMD EPYC -> Cortex-A76", "--any-machine"]),
         (("old.json", "batch8.json"), ["no configuration was measured in both", "--match"]),
         (("old.json", "few.json"), ["interval", "--rounds 6"]),
-        (("old.json", "thesis.json"), ["'thesis.json' is no report"]),
+        (("old.json", "thesis.json"), ["'thesis.json' is no report", "'ztdeploy bench --out' or 'ztdeploy sweep'"]),
         (("missing.json", "old.json"), ["'missing.json' cannot be read"]),
         (("old.json", "same.json", "--match", "colour"), ["--match 'colour'"]),
         (("old.json", "same.json", "--max-slowdown", "nan"), ["--max-slowdown nan"]),

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from helpers.bundles import edit
 from helpers.processes import Done
-from PIL import Image
 
 import ztdeploy
 from ztdeploy.bundle import read_bundle
@@ -234,17 +233,6 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
 
 
 # What is left of one that was stopped, and how it goes on.
-
-
-@pytest.fixture
-def slow_images(tmp_path: Path) -> Path:
-    """Images that take a while to decode: 128 names of one large file."""
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    Image.effect_noise((1600, 1600), 80).convert("RGB").save(folder / "000.jpg")
-    for index in range(1, 128):
-        (folder / f"{index:03d}.jpg").hardlink_to(folder / "000.jpg")
-    return folder
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])

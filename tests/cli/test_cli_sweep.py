@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +19,10 @@ import pytest
 import ztdeploy
 from ztdeploy.measure.sweep_folder import REPORT, read_previous
 from ztdeploy.measure.sweep_report import SweepReport, rows
+from ztdeploy.models.catalogue import ASSETS
 from ztdeploy.report.verdict import verdicts
 
+DIGITS = ASSETS / "digits"
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 PAGES = ("report.html", "sweep.csv", "report.md")
 QUICK = ("--threads", "1", "--warmup", "0", "--duration", "0.2", "--rounds", "6", "--no-details")
@@ -89,6 +95,9 @@ def test_json(digits_bundle: Path, tmp_path: Path) -> None:
         (("-m", "vit_digits", "-p", "cpu", "--methods", "slize"), 3, ["did you mean 'slice'?"]),
         (("-m", "vit_digits", "-p", "cpu", "--out", "thesis"), 3, ["something else than a sweep"]),
         (("--bundle", "thesis"), 4, ["manifest.json"]),
+        (("-m", "vit_digits", "-p", "cpu", "--data", "nowhere"), 3, ["'nowhere' does not exist"]),
+        (("-m", "vit_digits", "-p", "cpu", "--data", "thesis", "--limit", "0"), 3, ["--limit 0"]),
+        (("-m", "vit_digits", "-p", "cpu", "--limit", "5"), 3, ["--limit 5 without --data"]),
     ],
 )
 def test_refusals(
@@ -113,6 +122,100 @@ def test_refusals(
     assert line.startswith("error: ")
     assert all(word in line for word in words), line
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+# Images.
+
+
+def test_images_as_eval_takes_them(digits_bundle: Path, tmp_path: Path) -> None:
+    """The report's figures are those of `eval` on the same images; a second run takes all of it from what is there."""
+    arguments = ("--bundle", digits_bundle, *QUICK, "--keep-ratios", "0.5", "--out", "out")
+    done = sweep(*arguments, "--data", DIGITS, "--limit", "60", cwd=tmp_path)
+    assert done.returncode == 0, done
+    report = report_in(tmp_path / "out")
+    assert report is not None
+    evaluated = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratios=(0.5,), cache=tmp_path / "another")
+    assert [one.name for one in report.variants] == ["dense", "keep-0.50"]
+    for facts, score in zip(report.variants, evaluated.variants, strict=True):
+        found, against = facts.fidelity, score.against_dense
+        assert found is not None
+        assert score.top1 is not None
+        assert evaluated.dense.top1 is not None
+        assert (found.images, found.data_sha256, found.data) == (60, evaluated.data.digest, "digits")
+        assert (found.top1, found.dense_top1) == (score.top1.value, evaluated.dense.top1.value)
+        assert (found.agreement, found.kl) == ((against.agreement.value, against.kl.value) if against else (1.0, 0.0))
+        if against is not None:
+            assert against.change is not None
+            assert found.change == (against.change.interval.low, against.change.interval.high)
+    _check_pages(report, tmp_path / "out", done.stdout)
+    again = sweep(*arguments, "--data", DIGITS, "--limit", "60", cwd=tmp_path)
+    assert "kept from before: 60 of 60 images" in again.stderr
+    assert "kept from before: 1 of 1 groups" in again.stderr
+    plain = sweep(*arguments, cwd=tmp_path)
+    assert "kept from before: 1 of 1 groups" in plain.stderr, "images are no reason to measure again"
+    last = report_in(tmp_path / "out")
+    assert last is not None
+    assert last.variants == report.variants, "what is known of the same engines stays"
+    assert last.runs == report.runs
+
+
+def _check_pages(report: SweepReport, out: Path, printed: str) -> None:
+    """Every page shows the figures, and the verdict goes by them, once pruning pays, which no test can make it."""
+    pruned = report.variants[1].fidelity
+    assert pruned is not None
+    assert pruned.top1 is not None
+    agreement, top1 = f"{100 * pruned.agreement:.1f} %", f"{100 * pruned.top1:.1f} %"
+    images = f"60 images of 'digits' (sha256 {pruned.data_sha256[:8]})"
+    for text in (printed, (out / "report.md").read_text(), html.unescape((out / "report.html").read_text())):
+        assert all(word in text for word in (agreement, top1, images))
+    page = (out / "report.html").read_text()
+    for cost in ("disagreement", "kl", "top-1"):
+        assert f"Latency against fidelity ({cost})" in page
+    with (out / "sweep.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["fidelity_agreement"] for line in lines] == ["1.0", repr(pruned.agreement)]
+    assert [line["fidelity_top1"] for line in lines] == [repr(pruned.dense_top1), repr(pruned.top1)]
+    (run,) = report.runs
+    pays = tuple(one.model_copy(update={"outcome": "faster"}) for one in run.comparisons)
+    paying = report.model_copy(update={"runs": (run.model_copy(update={"comparisons": pays}),)})
+    assert [one.decision for one in verdicts(paying, pruned.agreement)] == ["deploy"]
+    assert [one.decision for one in verdicts(paying, pruned.agreement + 1e-6)] == ["dense"]
+
+
+def test_images_that_do_not_fit_are_refused_before_anything_is_measured(
+    digits_bundle: Path, digit_images: list[Path], tmp_path: Path
+) -> None:
+    for index in range(11):
+        (tmp_path / "many" / f"{index}").mkdir(parents=True)
+        shutil.copy(digit_images[0], tmp_path / "many" / f"{index}")
+    done = sweep("--bundle", digits_bundle, *QUICK, "--data", "many", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"error: 11 class folders, .*10 outputs.*; expected .*", line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_stopped_while_it_evaluates(digits_bundle: Path, slow_images: Path, tmp_path: Path) -> None:
+    arguments = ("--bundle", digits_bundle, *QUICK, "--keep-ratios", "0.5", "--data", slow_images, "--out", "out")
+    child, kept = start(*arguments, cwd=tmp_path), tmp_path / "cache" / "evaluations"
+    wait(lambda: bool(list(kept.glob("*.npz"))), child)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.splitlines()[-2:] == [
+        "what is built and measured so far is kept: the same command goes on with it",
+        "error: interrupted",
+    ]
+    assert not (tmp_path / "out").exists()
+    parts = len(list(kept.glob("*.npz")))
+    assert 1 <= parts < 8
+    done = sweep(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert f"kept from before: {16 * parts} of 128 images" in done.stderr
+    report = report_in(tmp_path / "out")
+    assert report is not None
+    assert all(one.fidelity is not None and one.fidelity.images == 128 for one in report.variants)
+    assert all(one.fidelity is not None and one.fidelity.top1 is None for one in report.variants)
 
 
 # What is left of one that was stopped, and how it goes on.

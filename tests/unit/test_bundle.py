@@ -701,3 +701,15 @@ def test_the_manifests_json_is_stable(digits_bundle):
     """Two reads and writes give the same bytes: manifests can be compared with diff."""
     text = (digits_bundle / MANIFEST).read_text()
     assert Manifest.model_validate_json(text).model_dump_json(indent=1, by_alias=True) + "\n" == text
+
+
+def test_what_prunes_is_not_dense_whatever_its_schedule_says(bundle_copy):
+    """A schedule file may say `keep_ratio = 1` above tables of layers that prune, or nothing at all and have none."""
+
+    def change(manifest):
+        for variant in manifest["variants"]:
+            variant["schedule"]["keep_ratio"] = 1.0 if variant["plan"]["layers"] else None
+
+    bundle = read_bundle(edit(bundle_copy, change))
+    assert [one.keep_ratio for one in bundle.manifest.variants] == [None, None, 1.0]
+    assert bundle.variant(keep_ratio=1.0) == bundle.manifest.dense

@@ -65,6 +65,31 @@ class TestTraining:
         assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "all_of_them"), [("zero-tprune", False), ("ats", False), ("zero-tprune-merge", True), ("evit", True)]
+)
+def test_gradients_reach_the_tokens_that_stay_and_those_that_are_merged(method: str, all_of_them: bool) -> None:
+    """At the pruning layer's own input: a token that is dropped there has no part in the loss any more."""
+    model, x, seen = tiny_vit(), images(4), list[torch.Tensor]()
+
+    def keep_gradient(_block: object, _inputs: object, tokens: torch.Tensor) -> None:
+        tokens.retain_grad()
+        seen.append(tokens)
+
+    model.blocks[1].register_forward_hook(keep_gradient)  # runs before the layer's own
+    schedule = PruningSchedule(name="one", method=method, layer=(LayerSpec(block=2, drop=6),))
+    with ztdeploy.prune(model, schedule) as pruned:
+        logits, kept, *_ = pruned.pruned(x)
+        F.cross_entropy(logits, LABELS).backward()
+    (tokens,) = seen
+    assert tokens.grad is not None
+    expected = torch.ones(4, 17, dtype=torch.bool)
+    if not all_of_them:
+        expected = torch.zeros(4, 17, dtype=torch.bool).scatter(1, kept, True)
+        assert expected.sum() == 4 * 11
+    assert torch.equal(tokens.grad.abs().amax(-1) > 0, expected)
+
+
 class TestModel:
     def test_saves_and_loads_what_the_model_itself_would(self) -> None:
         model, other, x = tiny_vit(0), tiny_vit(1), images(2)

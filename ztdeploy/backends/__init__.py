@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -67,3 +68,18 @@ def why_not_run(profile: HardwareProfile) -> str | None:
     except EnvironmentLacksError as error:
         return error.given
     return None
+
+
+def first_that_runs(profiles: Iterable[HardwareProfile]) -> tuple[HardwareProfile | None, str]:
+    """The first profile whose engines this machine can run, and what keeps it from running those before it.
+
+    Returns:
+        None where it can run none; the reasons in words, such as "jetson: no GPU; desktop: no GPU".
+    """
+    reasons = list[str]()
+    for profile in profiles:
+        reason = why_not_run(profile)
+        if reason is None:
+            return profile, "; ".join(reasons)
+        reasons.append(f"{profile.name}: {reason}")
+    return None, "; ".join(reasons)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import BatchesOption, BundleArgument, ProfileOption, ThreadsOption, WarmupOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -22,16 +23,16 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    bundle: BundleArgument,
     keep_ratio: Annotated[
         list[str] | None,
         typer.Option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
     ] = None,
     variant: Annotated[list[str] | None, typer.Option(help="The same by name; repeatable.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Images per call: 1,8. (default: the profile's smallest)")] = None,
-    threads: Annotated[str | None, typer.Option(help="Threads: 1,2. (default: what the process may use)")] = None,
-    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, before the first round.")] = 1.0,
+    profile: ProfileOption = None,
+    batch: BatchesOption = None,
+    threads: ThreadsOption = None,
+    warmup: WarmupOption = 1.0,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds. (default: 10)")
     ] = None,

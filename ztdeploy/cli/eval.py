@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -25,14 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    bundle: BundleArgument,
     data: Annotated[Path, typer.Option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
-    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Which images a limit takes.")] = 0,
-    keep_ratio: Annotated[
-        list[str] | None, typer.Option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
-    ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    keep_ratio: KeepRatiosOption = None,
+    profile: ProfileOption = None,
     batch: Annotated[int | None, typer.Option(help="Images per call. (default: the profile's smallest)")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads. (default: what the process may use)")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
@@ -40,9 +39,7 @@ def evaluate(
         bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
     ] = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where answers are kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)")
-    ] = None,
+    cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import BundleArgument, VariantOption
 from ztdeploy.cli.output import JsonFlag, print_json, table
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    bundle: BundleArgument,
     keep_ratio: Annotated[
         float | None, typer.Option("--keep-ratio", "-k", help="Show this variant block by block.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
+    variant: VariantOption = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.bundle import read_bundle

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import BundleArgument, ImagesArgument, ProfileOption, VariantOption
 from ztdeploy.cli.output import JsonFlag, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    bundle: BundleArgument,
+    images: ImagesArgument,
     keep_ratio: Annotated[
         float | None, typer.Option("--keep-ratio", "-k", help="Which variant. (default: the first built)")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="The same by name.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    variant: VariantOption = None,
+    profile: ProfileOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. (default: what the process may use)")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json: JsonFlag = False,

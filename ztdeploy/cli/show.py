@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOption, ProfileOption
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
@@ -25,13 +26,11 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    bundle: BundleArgument,
+    images: ImagesArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for show.html and a NAME.show.png per image.")],
-    keep_ratio: Annotated[
-        list[str] | None, typer.Option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
-    ] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    keep_ratio: KeepRatiosOption = None,
+    profile: ProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.fidelity.show import PAGE, show_bundle

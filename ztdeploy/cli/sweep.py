@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ztdeploy.cli.options import BatchesOption, CacheOption, LimitOption, ThreadsOption, WarmupOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def sweep(
     methods: Annotated[
         str | None, typer.Option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
     ] = None,
-    batches: Annotated[str | None, typer.Option(help="Images per call: 1,8. (default: the profile's smallest)")] = None,
+    batches: BatchesOption = None,
     image_sizes: Annotated[str | None, typer.Option(help="Sides of the input: 224,384. (default: the model's)")] = None,
-    threads: Annotated[str | None, typer.Option(help="Threads: 1,2. (default: what the process may use)")] = None,
+    threads: ThreadsOption = None,
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     crop_pct: Annotated[
@@ -49,16 +50,19 @@ def sweep(
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds.")] = 4.0,
     rounds: Annotated[int, typer.Option(help="How often configurations that are compared take turns.")] = 8,
-    warmup: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, before the first round.")] = 0.5,
+    warmup: WarmupOption = 0.5,
     details: Annotated[
         bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")
     ] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
+    ] = None,
+    limit: LimitOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where what is built is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)")
-    ] = None,
+    cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -84,6 +88,8 @@ def sweep(
         rounds=rounds,
         warmup_s=warmup,
         details=details,
+        data=data,
+        limit=limit,
     )
     folder = out or default_out(request)
     try:
@@ -142,11 +148,15 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 def show_sweep(report: SweepReport) -> None:
     """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
+    from ztdeploy.errors import printable
+    from ztdeploy.report.identity import images
     from ztdeploy.report.panels import panels
     from ztdeploy.report.trust import warned
 
     for panel in panels(report):
         _show_setting(panel.label, panel.rows)
+    if images(report):
+        say(printable(f"Same answer as dense, KL from dense in nats, top-1: on {images(report)}"))
     show_verdicts(report)
     for one in warned(report):
         warn(str(one.caution))
@@ -164,6 +174,7 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
+    known = any(row.facts.fidelity for row in rows)
     cells = [
         [
             _ratio(row),
@@ -171,10 +182,12 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
             *_latency(row),
             *_speedup(row),
             f"{row.facts.gmacs:.3g}",
+            *(_fidelity(row) if known else []),
         ]
         for row in rows
     ]
-    headings = ("p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
+    headings = ["p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
+    headings += ["same answer", "KL", "top-1"] if known else []
     columns = [("keep", "right"), ("method", "left"), *((heading, "right") for heading in headings)]
     table(
         f"Latency, and speed-up over dense: {title}",
@@ -201,6 +214,13 @@ def _speedup(row: Row) -> list[str]:
         return ["", "", ""]
     interval = f"{found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "-"
     return [f"{found.speedup:.2f}x", interval, f"{found.work_ratio:.2f}x"]
+
+
+def _fidelity(row: Row) -> list[str]:
+    from ztdeploy.report.figures import percent, short
+
+    found = row.facts.fidelity
+    return [percent(found.agreement), short(found.kl), percent(found.top1)] if found else ["-", "-", "-"]
 
 
 def _leave(report: SweepReport) -> None:

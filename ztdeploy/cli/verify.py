@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import BundleArgument, ProfileOption
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")] = None,
+    bundle: BundleArgument,
+    profile: ProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.runtime.verify import verify_bundle
@@ -51,7 +51,7 @@ def verify(
 
 
 def finalize(
-    bundle: Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")],
+    bundle: BundleArgument,
     profile: Annotated[
         str | None, typer.Option("--profile", "-p", help="For this one only. (default: all that can be built here)")
     ] = None,

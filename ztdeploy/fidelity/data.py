@@ -55,8 +55,7 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int) -> EvalData
     Raises:
         ImageError: nothing there, no images, both images and class folders, or a label that is no class of the model.
     """
-    if not path.exists():
-        raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check --data")
+    check_exists(path)
     if path.is_file():
         return _from_labels(path, path, classes)
     if (path / LABELS).is_file():
@@ -76,6 +75,15 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int) -> EvalData
             "check --data",
         )
     return _from_class_folders(path, folders, inside.ignored, names, classes) if folders else _flat(path, inside)
+
+
+def check_exists(path: Path) -> None:
+    """
+    Raises:
+        ImageError: there is nothing.
+    """
+    if not path.exists():
+        raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check --data")
 
 
 def _flat(path: Path, inside: Found) -> EvalData:

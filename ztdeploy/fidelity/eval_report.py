@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.errors import OutputError
-from ztdeploy.measure.bench_report import BundleFacts, Record, holds_kind, write_text
+from ztdeploy.measure.bench_report import BundleFacts, Record, write_text
+from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -21,6 +21,7 @@ class EvalRequest(Record):
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0  #: of the limit and of the bootstrap
     keep_ratios: tuple[float, ...] = ()  #: by default all variants; dense comes by itself
+    variants: tuple[str, ...] = ()  #: the same by name
     profile: str | None = None  #: by default the first whose engines run here
     batch: int | None = None  #: images per call; by default the profile's smallest
     threads: int | None = None  #: by default what the profile says, within what the process may use
@@ -136,9 +137,6 @@ def write_eval(report: EvalReport, out: Path) -> None:
 def check_eval_path(out: Path) -> None:
     """
     Raises:
-        OutputError: a folder, or a file that is no report of ours, which is not to be overwritten.
+        OutputError: see `check_overwritable`.
     """
-    if out.is_dir():
-        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
-    if out.exists() and not holds_kind(out, KIND):
-        raise OutputError(f"'{out}' exists and is no report of 'ztdeploy eval'", "a new file", "choose another --out")
+    check_overwritable(out, KIND, "ztdeploy eval")

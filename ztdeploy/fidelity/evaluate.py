@@ -116,14 +116,14 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         EnvironmentLacksError: this machine can run none of the engines.
         InputError: a value that makes no sense, or a model without a classifier.
     """
-    if request.limit is not None and request.limit < 1:
-        raise InputError(f"--limit {request.limit}", "at least 1", "give for instance --limit 1000")
+    check_limit(request.limit)
     if not bundle.manifest.model.architecture.num_classes:
         raise InputError(f"'{bundle.root}' has no classifier", "a model that names classes", "choose another bundle")
     asked = BenchRequest(
         bundle=bundle.root,
         keep_ratios=request.keep_ratios,
-        all_variants=not request.keep_ratios,
+        variants=request.variants,
+        all_variants=not request.keep_ratios and not request.variants,
         profile=request.profile,
         batches=() if request.batch is None else (request.batch,),
         threads=() if request.threads is None else (request.threads,),
@@ -139,6 +139,15 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         threads=entries[0].threads or 2,
     )
     return planned.bundle, work
+
+
+def check_limit(limit: int | None) -> None:
+    """
+    Raises:
+        InputError: not even one image.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}", "at least 1", "give for instance --limit 1000")
 
 
 @dataclass(frozen=True)

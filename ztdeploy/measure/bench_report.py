@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ztdeploy.bundle import disk_errors
-from ztdeploy.errors import InputError, OutputError
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.protocol import ColdStart
+from ztdeploy.measure.report_file import check_overwritable, kind_of, load_report, no_report, parse_report
 from ztdeploy.measure.statistics import Interval, Summary
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -180,49 +179,16 @@ def read_report(path: Path) -> BenchReport:
     Raises:
         InputError: not a report, damaged, or of another schema version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"report '{path}' cannot be read ({error})", "a file of 'ztdeploy bench'", "check it"
-        ) from error
-    if not _is_report(data):
-        raise InputError(f"'{path}' is no report", "a file that 'ztdeploy bench --out' wrote", "check the path")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"report '{path}' has schema version {data.get('schema_version')}",
-            f"version {SCHEMA_VERSION}",
-            "measure again with this ztdeploy, or install the one that wrote it",
-        )
-    try:
-        return BenchReport.model_validate(data)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(
-            f"report '{path}' is damaged at {where}: {error.errors()[0]['msg']}", "a report as written", "measure again"
-        ) from error
+    expected = "a file that 'ztdeploy bench --out' wrote"
+    data = load_report(path, expected)
+    if kind_of(data) != KIND:
+        raise no_report(data, path, expected)
+    return parse_report(data, path, "report", SCHEMA_VERSION, BenchReport)
 
 
 def check_report_path(out: Path) -> None:
     """
     Raises:
-        OutputError: a folder, or a file that is no report of ours, which is not to be overwritten.
+        OutputError: see `check_overwritable`.
     """
-    if out.is_dir():
-        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
-    if not out.exists():
-        return
-    if not holds_kind(out, KIND):
-        raise OutputError(f"'{out}' exists and is no report of 'ztdeploy bench'", "a new file", "choose another --out")
-
-
-def holds_kind(path: Path, kind: str) -> bool:
-    """Whether a file is a report of that kind, of whatever schema version."""
-    try:
-        return _is_report(json.loads(path.read_text(encoding="utf-8")), kind)
-    except (OSError, ValueError, RecursionError):
-        return False
-
-
-def _is_report(data: Any, kind: str = KIND) -> bool:
-    return isinstance(data, dict) and data.get("kind") == kind
+    check_overwritable(out, KIND, "ztdeploy bench")

@@ -11,7 +11,8 @@ from pathlib import Path
 from ztdeploy.bundle import disk_errors
 from ztdeploy.errors import InputError, OutputError
 from ztdeploy.measure.any_report import read_any_report
-from ztdeploy.measure.bench_report import holds_kind, write_text
+from ztdeploy.measure.bench_report import write_text
+from ztdeploy.measure.report_file import holds_kind
 from ztdeploy.measure.sweep_report import KIND, SweepReport
 
 REPORT = "sweep.json"

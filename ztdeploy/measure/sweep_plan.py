@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.errors import InputError, did_you_mean, printable
-from ztdeploy.manifest import VariantRecord
+from ztdeploy.manifest import FidelityRecord, VariantRecord
 from ztdeploy.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.measure.environment import Machine
 from ztdeploy.measure.plan import check_request
@@ -22,6 +22,8 @@ from ztdeploy.schedule import check_keep_ratio
 
 #: Processes that take turns with one another; each holds an engine in memory, and waits for all others.
 MOST_AT_ONCE = 6
+#: What a request asks for beside latencies, which stay the same without it.
+BESIDE = ("details", "data", "limit")
 #: About what starting a process takes, and looking at the machine before a group.
 _START_S, _WATCH_S = 1.0, 0.6
 
@@ -221,15 +223,31 @@ def _facts(request: SweepRequest, bundle: Bundle, profile: str) -> list[VariantF
 def _fidelity(bundle: Bundle, variant: VariantRecord, profile: str) -> Fidelity | None:
     """What an evaluation of the very engine left in the manifest."""
     record = bundle.fidelity(variant, profile)
-    if record is None:
-        return None
+    return None if record is None else fidelity_of(record)
+
+
+def fidelity_of(record: FidelityRecord) -> Fidelity:
+    """What a sweep says of an evaluation."""
     return Fidelity(
         images=record.images,
         agreement=record.agreement,
         kl=record.kl,
         top1=record.top1,
         dense_top1=record.dense_top1,
+        change=record.change,
+        data=record.data,
+        data_sha256=record.data_sha256,
     )
+
+
+def with_fidelity_of(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
+    """The report with what an earlier one, of the same engines, knows of variants that nothing is known of here."""
+    known = {(one.name, one.image_size): one.fidelity for one in earlier.variants} if earlier else {}
+    variants = [
+        one if one.fidelity else one.model_copy(update={"fidelity": known.get((one.name, one.image_size))})
+        for one in report.variants
+    ]
+    return report.model_copy(update={"variants": tuple(variants)})
 
 
 def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
@@ -237,6 +255,8 @@ def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
     files = {WEIGHTS_FILE}
     for variant in (bundle.manifest.dense, *chosen_variants(request, bundle)):
         files |= set(engine_of(bundle, variant, profile).files)
+    if profile in bundle.manifest.blocks:  # which the token staircase is measured on
+        files.add(bundle.manifest.blocks[profile].file)
     hashes = {name: bundle.manifest.files[name].sha256 for name in sorted(files)}
     return BundleUsed(
         image_size=bundle.manifest.preprocess.image_size,
@@ -250,7 +270,7 @@ def why_not_resumed(previous: SweepReport, now: SweepReport, machine: Machine) -
     asked = [
         name.removesuffix("_s").replace("_", " ")
         for name in SweepRequest.model_fields
-        if name != "details" and getattr(previous.request, name) != getattr(now.request, name)
+        if name not in BESIDE and getattr(previous.request, name) != getattr(now.request, name)
     ]
     if asked:
         return f"it was asked for with other values of {', '.join(asked)}"

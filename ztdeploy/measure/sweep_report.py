@@ -35,6 +35,8 @@ class SweepRequest(Record):
     duration_s: float = 4.0  #: per configuration, over all rounds
     rounds: int = 8
     details: bool = True  #: also profile operators and measure the token staircase
+    data: Path | None = None  #: images that the engines are evaluated on, as `eval` does; None: on none
+    limit: int | None = None  #: of these images, of every class alike; by default all
     seed: int = 0
 
 
@@ -43,7 +45,7 @@ class BundleUsed(Record):
 
     image_size: int
     path: str
-    digest: str  #: of the engines and weights that were measured
+    digest: str  #: of the engines, the blocks and the weights that were measured
 
 
 class Fidelity(Record):
@@ -54,6 +56,9 @@ class Fidelity(Record):
     kl: float  #: mean divergence of the outputs from the dense engine's, nats
     top1: float | None = None  #: where the images are labelled
     dense_top1: float | None = None
+    change: tuple[float, float] | None = None  #: 95 % interval of top1 less dense_top1
+    data: str = ""  #: what the images are called
+    data_sha256: str = ""  #: of their names, contents and labels
 
 
 class VariantFacts(Record):

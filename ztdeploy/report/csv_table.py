@@ -90,8 +90,10 @@ def _cold_start(row: Row) -> dict[str, object]:
 
 def _fidelity(row: Row) -> dict[str, object]:
     found = row.facts.fidelity
-    names = ("images", "agreement", "kl", "top1", "dense_top1")
-    return {f"fidelity_{name}": getattr(found, name) if found else None for name in names}
+    names = ("data", "data_sha256", "images", "agreement", "kl", "top1", "dense_top1")
+    figures = {f"fidelity_{name}": getattr(found, name) if found else None for name in names}
+    low, high = (found.change if found else None) or (None, None)
+    return {**figures, "fidelity_change_low": low, "fidelity_change_high": high}
 
 
 def _safe(value: object) -> object:

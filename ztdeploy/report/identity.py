@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ztdeploy.measure.bench_report import BenchReport
 from ztdeploy.measure.sweep_report import SweepReport
+from ztdeploy.report.figures import counted
 
 
 def title(report: SweepReport) -> str:
@@ -12,11 +13,23 @@ def title(report: SweepReport) -> str:
 
 
 def subtitle(report: SweepReport) -> str:
-    """Profile, runtime and day."""
+    """Profile, runtime, day, and images."""
     if not report.runs:
         return "Nothing was measured."
     run = report.runs[0]
-    return f"Profile {run.bundle.profile}, {run.bundle.runtime}, {run.before.at[:10]}"
+    answers = f"; answers on {images(report)}" if images(report) else ""
+    return f"Profile {run.bundle.profile}, {run.bundle.runtime}, {run.before.at[:10]}{answers}"
+
+
+def images(report: SweepReport) -> str:
+    """What fidelity was found out on, such as "360 images of 'digits' (sha256 1a2b3c4d)"; empty where nothing was."""
+    known = [one.fidelity for one in report.variants if one.fidelity]
+    return ", ".join(
+        dict.fromkeys(
+            counted(one.images, "image") + (f" of '{one.data}' (sha256 {one.data_sha256[:8]})" if one.data else "")
+            for one in known
+        )
+    )
 
 
 def model(report: SweepReport) -> str:

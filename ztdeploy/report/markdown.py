@@ -35,7 +35,7 @@ def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:
 
 def _table(panel: Panel) -> list[str]:
     known = any(row.facts.fidelity for row in panel.rows)
-    columns = (*_COLUMNS, *(("agreement",) if known else ()))
+    columns = (*_COLUMNS, *(("agreement", "KL", "top-1") if known else ()))
     rule = ["---", "---", *["---:"] * (len(columns) - 2)]
     latencies = [row.measured.latency for row in panel.measured]
     decimals = decimals_for([one.p50_ms for one in latencies if one])
@@ -44,7 +44,7 @@ def _table(panel: Panel) -> list[str]:
 
 
 def _cells(row: Row, decimals: int, known: bool) -> list[str]:
-    one, found, fidelity = row.measured, row.comparison, row.facts.fidelity
+    one, found = row.measured, row.comparison
     return [
         _text(row.facts.name),
         "dense" if row.dense else _text(row.facts.method),
@@ -55,8 +55,13 @@ def _cells(row: Row, decimals: int, known: bool) -> list[str]:
         times(found.speedup, found.interval) if found else "",
         span(found.interval) if found else "",
         times(found.work_ratio) if found else "",
-        *([percent(fidelity.agreement if fidelity else None)] if known else []),
+        *(_costs(row) if known else []),
     ]
+
+
+def _costs(row: Row) -> list[str]:
+    found = row.facts.fidelity
+    return [percent(found.agreement), short(found.kl), percent(found.top1)] if found else ["-"] * 3
 
 
 def _text(text: str) -> str:

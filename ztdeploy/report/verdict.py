@@ -101,7 +101,10 @@ def _open(panel: Panel, paying: Sequence[Row]) -> Verdict:
         lines.append(
             f"The mildest that pays is {mildest.facts.name}: {_faster(mildest)}, {_latencies(panel, mildest)}."
         )
-    lines += [*_overhead(panel, fastest), "Fidelity is not known, so nothing is recommended yet: run 'ztdeploy eval'."]
+    lines += [
+        *_overhead(panel, fastest),
+        "Fidelity is not known, so nothing is recommended yet: sweep again with --data.",
+    ]
     return Verdict(panel, "open", headline, tuple(lines), fastest)
 
 
@@ -170,6 +173,9 @@ def _costs(panel: Panel, row: Row) -> list[str]:
     text = f"It gives dense's answer on {percent(fidelity.agreement)} of the images, KL {short(fidelity.kl)} nats"
     if fidelity.top1 is not None and fidelity.dense_top1 is not None:
         text += f"; top-1 {percent(fidelity.top1)} instead of {percent(fidelity.dense_top1)}"
+        if fidelity.change is not None:
+            low, high = fidelity.change
+            text += f" ({100 * low:+.1f} to {100 * high:+.1f} points)"
     return [f"{text}.", *_overhead(panel, row)]
 
 

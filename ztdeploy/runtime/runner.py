@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
+from ztdeploy.backends import PLANNED, backend_exists, first_that_runs, get_backend
 from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
@@ -249,15 +249,14 @@ def runnable_profile(bundle: Bundle) -> str:
     with_engines = [name for name in profiles if any(name in variant.engines for variant in bundle.manifest.variants)]
     if not with_engines:
         return bundle.profile_name(None)  # which says what to do
-    reasons = {name: why_not_run(profiles[name]) for name in with_engines}
-    for name, reason in reasons.items():
-        if reason is None:
-            return name
-    raise EnvironmentLacksError(
-        f"no engine of {bundle.root} runs here: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}",
-        "a machine that one of its profiles describes",
-        "run it there, or build with --profile cpu as well",
-    )
+    found, reasons = first_that_runs(profiles[name] for name in with_engines)
+    if found is None:
+        raise EnvironmentLacksError(
+            f"no engine of {bundle.root} runs here: {reasons}",
+            "a machine that one of its profiles describes",
+            "run it there, or build with --profile cpu as well",
+        )
+    return found.name
 
 
 def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRecord:

@@ -442,6 +442,11 @@ def test_either_kind_is_read(tmp_path: Path):
         (text.replace('"planned":3', '"planned":"many"'), "damaged at planned"),
         (text[:-9], "cannot be read"),
         ("[]", "is no report"),
+        ('{"kind": ["ztdeploy-sweep"]}', "is no report"),
+        (
+            '{"kind": "ztdeploy-eval"}',
+            "a report of the kind 'ztdeploy-eval'; expected a report of 'ztdeploy bench --out'",
+        ),
         ("[" * 100_000, "cannot be read"),
     ):
         (tmp_path / "spoiled").write_text(spoiled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers.errors import refused
 from helpers.reports import run
@@ -199,6 +201,11 @@ def test_where_the_bundle_lies_does_not_matter_but_its_content_does(bundle, tmp_
     other = Bundle(tmp_path, moved.manifest.model_copy(update={"files": files}))
     reason = why_not_resumed(report, empty_report(REQUEST, [other], "cpu", groups), machine)
     assert reason == "its engines or weights were others"
+    blocks = moved.manifest.blocks["cpu"].file
+    files = {**moved.manifest.files, blocks: moved.manifest.files[blocks].model_copy(update={"sha256": "0" * 64})}
+    other = Bundle(tmp_path, moved.manifest.model_copy(update={"files": files}))
+    reason = why_not_resumed(report, empty_report(REQUEST, [other], "cpu", groups), machine)
+    assert reason == "its engines or weights were others", "the staircase is measured on the blocks"
 
 
 @pytest.mark.parametrize(
@@ -210,8 +217,9 @@ def test_another_request_is_another_sweep(changes, words, bundle):
     asked = REQUEST.model_copy(update=changes)
     now = empty_report(asked, [bundle], "cpu", plan_groups(asked, [bundle], "cpu"))
     assert words in why_not_resumed(report, now, report.runs[0].machine)
-    details = report.model_copy(update={"request": REQUEST.model_copy(update={"details": False})})
-    assert why_not_resumed(report, details, report.runs[0].machine) is None, "what comes afterwards is no reason"
+    for beside in ({"details": False}, {"data": Path("digits"), "limit": 5}):
+        other = report.model_copy(update={"request": REQUEST.model_copy(update=beside)})
+        assert why_not_resumed(report, other, report.runs[0].machine) is None, "latencies are the same without it"
 
 
 @pytest.mark.parametrize(

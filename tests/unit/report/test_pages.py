@@ -40,7 +40,7 @@ def hostile() -> SweepReport:
     report = sweeps.sweep(ratios=(0.7, 0.5))
     data = report.model_dump_json()
     quoted = EVIL.replace("\\", "\\\\").replace('"', '\\"').replace("\x1b", "\\u001b")
-    for name in ("keep-0.70", "Cortex-A76", "deit_s", "MatMul", "pretrained", "ondemand", "zero-tprune"):
+    for name in ("keep-0.70", "Cortex-A76", "deit_s", "MatMul", "pretrained", "ondemand", "zero-tprune", "photographs"):
         data = data.replace(f'"{name}"', f'"{quoted}{name}"')
     data = data.replace(f'"weights":"{quoted}pretrained","checkpoint"', '"weights":"pretrained","checkpoint"')
     return SweepReport.model_validate_json(data)
@@ -166,6 +166,11 @@ def test_markdown_holds_what_the_json_holds(tmp_path: Path) -> None:
         assert line[3] == f"{row.measured.latency.p50_ms:.1f}"
         if row.comparison is not None:
             assert line[6] == f"{row.comparison.speedup:.2f}x"
+        if row.facts.fidelity is not None:
+            assert row.facts.fidelity.top1 is not None
+            assert line[-3] == f"{100 * row.facts.fidelity.agreement:.1f} %"
+            assert float(line[-2]) == pytest.approx(row.facts.fidelity.kl, rel=0.01, abs=1e-4)
+            assert line[-1] == f"{100 * row.facts.fidelity.top1:.1f} %"
 
 
 def test_marks_stand_where_the_figures_are(tmp_path: Path) -> None:

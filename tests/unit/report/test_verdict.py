@@ -49,7 +49,7 @@ def test_without_fidelity_nothing_is_recommended() -> None:
     text = " ".join(found.sentences)
     assert "Deploy" not in found.headline + text
     assert "The mildest that pays is keep-0.90" in text
-    assert "ztdeploy eval" in text
+    assert "sweep again with --data" in text
 
 
 def test_controls_are_never_recommended() -> None:

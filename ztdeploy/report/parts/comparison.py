@@ -58,13 +58,18 @@ def _fidelity(panel: Panel, series: Series, least_agreement: float) -> list[Mark
             "Of outputs from dense's, which moves before answers change.",
             pareto_plot(panel, series, "kl", least_agreement),
         ),
+        figure(
+            "Latency against accuracy",
+            "Top-1 on labelled images, less than dense's; left of 0 it is more.",
+            pareto_plot(panel, series, "top-1", least_agreement),
+        ),
     ]
 
 
 def _no_fidelity() -> Markup:
     """What would stand here, and how to get it."""
     caption = element("figcaption", "Latency against fidelity", element("span", "What pruning costs in answers."))
-    text = "Not known: nothing was evaluated. 'ztdeploy eval' compares answers with dense's on images of your own."
+    text = "Not known: nothing was evaluated. '--data' compares answers with dense's on images of your own."
     return element("figure", caption, element("div", element("p", text), class_="blank"))
 
 

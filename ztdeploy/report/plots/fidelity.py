@@ -15,20 +15,30 @@ from ztdeploy.report.plots.labels import Box, along, beside
 from ztdeploy.report.plots.scale import linear
 from ztdeploy.report.plots.series import Series
 
-Cost = Literal["disagreement", "kl"]
-_COSTS: dict[Cost, tuple[str, Callable[[Fidelity], float]]] = {
+
+def _points_lost(fidelity: Fidelity) -> float | None:
+    """Of top-1; None where the images are not labelled."""
+    if fidelity.top1 is None or fidelity.dense_top1 is None:
+        return None
+    return 100 * (fidelity.dense_top1 - fidelity.top1)
+
+
+Cost = Literal["disagreement", "kl", "top-1"]
+_COSTS: dict[Cost, tuple[str, Callable[[Fidelity], float | None]]] = {
     "disagreement": ("% of answers that differ from dense's", lambda one: 100 * (1 - one.agreement)),
     "kl": ("KL divergence from dense, nats", lambda one: one.kl),
+    "top-1": ("top-1 below dense's, points", _points_lost),
 }
 
 
 def pareto_plot(panel: Panel, series: Series, cost: Cost, least_agreement: float) -> Markup | None:
-    """Latency against one measure of what is lost; dense loses nothing. None where no variant's fidelity is known."""
-    drawn = [(row, row.facts.fidelity) for row in panel.pruned if row.facts.fidelity]
+    """Latency against one measure of what is lost; dense loses nothing. None where no variant's is known."""
+    name, of = _COSTS[cost]
+    known = [(row, row.facts.fidelity) for row in panel.pruned if row.facts.fidelity]
+    drawn = [(row, fidelity, lost) for row, fidelity in known if (lost := of(fidelity)) is not None]
     if not drawn:
         return None
-    name, of = _COSTS[cost]
-    spots = [(of(fidelity), _p50(row)) for row, fidelity in drawn]
+    spots = [(lost, _p50(row)) for row, _, lost in drawn]
     dense = [(0.0, _p50(panel.dense))] if panel.dense else []
     x = linear([0.0, *(lost for lost, _ in spots)], *x_range())
     y = linear([0.0, *(ms for _, ms in [*spots, *dense])], *y_range())
@@ -41,8 +51,9 @@ def pareto_plot(panel: Panel, series: Series, cost: Cost, least_agreement: float
     if panel.dense is not None:
         marks.append(series.point(x(0), y(dense[0][1]), None, f"dense: {short(dense[0][1])} ms"))
     points = []
-    for (row, fidelity), (lost, ms) in zip(drawn, spots, strict=True):
+    for (row, fidelity, _), (lost, ms) in zip(drawn, spots, strict=True):
         text = f"{row.facts.name}: {short(ms)} ms, {percent(fidelity.agreement)} agree, KL {short(fidelity.kl)}"
+        text += "" if fidelity.top1 is None else f", top-1 {percent(fidelity.top1)}"
         marks.append(series.point(x(lost), y(ms), row.facts.method, text))
         ratio = row.facts.keep_ratio
         points.append((x(lost), y(ms), "" if ratio is None else f"{ratio:g}"))

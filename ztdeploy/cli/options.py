@@ -1,0 +1,26 @@
+"""Options and arguments that several commands have: declared once, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")]
+KeepRatiosOption = Annotated[
+    list[str] | None, typer.Option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
+]
+VariantOption = Annotated[str | None, typer.Option("--variant", help="The same by name.")]
+BatchesOption = Annotated[str | None, typer.Option(help="Images per call: 1,8. (default: the profile's smallest)")]
+ThreadsOption = Annotated[str | None, typer.Option(help="Threads: 1,2. (default: what the process may use)")]
+WarmupOption = Annotated[
+    float, typer.Option("--warmup", metavar="SECONDS", help="Per configuration, before the first round.")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many images, of every class alike.")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
+]

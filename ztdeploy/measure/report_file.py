@@ -1,0 +1,90 @@
+"""Reports as files: what kind one is of, whether it can be read, and whether it may be overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ztdeploy.errors import InputError, OutputError, printable
+
+_Report = TypeVar("_Report", bound=BaseModel)
+
+
+def load_report(path: Path, expected: str) -> Any:
+    """What JSON a file holds.
+
+    Args:
+        expected: what it should be, in words, such as "a file of 'ztdeploy bench'".
+
+    Raises:
+        InputError: there is no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"report '{path}' cannot be read ({error})", expected, "check the path") from error
+
+
+def kind_of(data: Any) -> str | None:
+    """What a report says that it is; None where it is no report of ours."""
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return kind if isinstance(kind, str) and kind.startswith("ztdeploy-") else None
+
+
+def no_report(data: Any, path: Path, expected: str) -> InputError:
+    """The error of a file that is not what was expected, which says what it is instead where that is known."""
+    kind = kind_of(data)
+    given = f"'{path}' is no report" if kind is None else printable(f"'{path}' is a report of the kind '{kind[:40]}'")
+    return InputError(given, expected, "check the path")
+
+
+def parse_report(data: Any, path: Path, what: str, version: int, model: type[_Report]) -> _Report:
+    """The report that a file holds, whose kind is known already.
+
+    Args:
+        data: what its JSON says.
+        what: what to call it, such as "sweep".
+        version: the schema version that is read.
+
+    Raises:
+        InputError: damaged, or of another schema version.
+    """
+    if data.get("schema_version") != version:
+        raise InputError(
+            f"{what} '{path}' has schema version {data.get('schema_version')}",
+            f"version {version}",
+            "measure again with this ztdeploy, or install the one that wrote it",
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(
+            f"{what} '{path}' is damaged at {where}: {error.errors()[0]['msg']}", "a report as written", "measure again"
+        ) from error
+
+
+def holds_kind(path: Path, kind: str) -> bool:
+    """Whether a file is a report of that kind, of whatever schema version."""
+    try:
+        return kind_of(load_report(path, kind)) == kind
+    except InputError:
+        return False
+
+
+def check_overwritable(out: Path, kind: str, command: str) -> None:
+    """
+    Args:
+        kind: of the report that is to be written there.
+        command: that writes such reports.
+
+    Raises:
+        OutputError: a folder, or a file that is no such report, which is not to be overwritten.
+    """
+    if out.is_dir():
+        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
+    if out.exists() and not holds_kind(out, kind):
+        raise OutputError(f"'{out}' exists and is no report of '{command}'", "a new file", "choose another --out")
