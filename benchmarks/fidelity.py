@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
+from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
 from ztdeploy.methods import METHODS
-from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.pruning.layer import BlockTaps
 from ztdeploy.pruning.pruned_model import PrunedModel
@@ -39,13 +39,11 @@ from ztdeploy.pruning.tome import ToMe
 from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule
 
 CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20
-#: Keep ratios are tried in steps of this.
-STEP = 0.001
 Array = NDArray[np.float32]
 
 
@@ -100,13 +98,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = real_data()
     loaded = load_model("deit_t", checkpoint=folder / CHECKPOINT, crop_pct=CROP_PCT)
+    architecture = loaded.adapter.architecture
     photographs = half(read_labels(folder / "labels.json"), arguments.half)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
     with variations():
-        dense = answers(loaded, default_schedule(1.0, loaded.adapter.architecture), images)
+        dense = answers(loaded, default_schedule(1.0, architecture), images)
         rows = {}
         for method in dict.fromkeys((REFERENCE, *arguments.methods)):
-            schedule, share = at_cost(loaded.adapter, method, 1 - arguments.saved)
+            make = partial(default_schedule, architecture=architecture, method=method)
+            schedule = at_cost(make, architecture, 1 - arguments.saved)
+            share = share_of_dense(schedule, architecture)
             rows[method] = Row(schedule, share, answers(loaded, schedule, images))
             print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
     title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
@@ -136,23 +137,6 @@ def variations() -> Iterator[None]:
     finally:
         for name in VARIATIONS:
             del METHODS[name]
-
-
-def at_cost(adapter: ModelAdapter, method: str, share: float) -> tuple[PruningSchedule, float]:
-    """The default schedule at the keep ratio whose multiply-adds are nearest to a share of dense; and its share."""
-    architecture = adapter.architecture
-    dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
-
-    def schedule(step: int) -> PruningSchedule:
-        return default_schedule(round(step * STEP, 6), architecture, method=method)
-
-    def cost(step: int) -> float:
-        return plan_gmacs(architecture, plan(schedule(step), architecture)) / dense
-
-    steps = range(1, round(1 / STEP))
-    after = steps[bisect_left(steps, share, key=cost)]
-    step = min((after - 1, after), key=lambda candidate: abs(cost(candidate) - share))
-    return schedule(step), cost(step)
 
 
 def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Array:
