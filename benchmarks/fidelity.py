@@ -11,19 +11,18 @@ it runs in PyTorch, fp32. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
 from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.fidelity.divergence import kl_divergences
@@ -41,7 +40,6 @@ from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
 from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule
 
-CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20
 Array = NDArray[np.float32]
@@ -112,19 +110,6 @@ def main() -> None:
             print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
     title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
-
-
-def real_data() -> Path:
-    """The folder that ZTDEPLOY_REALDATA names; ends the process with a line where there is none."""
-    folder = Path(os.environ.get("ZTDEPLOY_REALDATA") or "nowhere")
-    if not (folder / CHECKPOINT).is_file() or not (folder / "labels.json").is_file():
-        sys.exit(f"error: ZTDEPLOY_REALDATA names no folder with {CHECKPOINT}, labels.json and images/; set it")
-    return folder
-
-
-def half(photographs: list[LabelledImage], name: str) -> list[LabelledImage]:
-    """Every second photograph by file name: those at even places are `tuning`, at odd ones `report`."""
-    return sorted(photographs, key=lambda one: one.path.name)[0 if name == "tuning" else 1 :: 2]
 
 
 @contextmanager

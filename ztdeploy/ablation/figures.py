@@ -53,13 +53,16 @@ def table_figures(table: Table) -> Iterator[Figure]:
     staircase = any(row.step is not None for row in table.rows)
     compared = [row for row in table.rows if not staircase or row.step is not None]
     than = "the row above" if staircase else table.reference
-    rows = [_difference(row, row.step if staircase else row.difference) for row in compared]
-    plot = estimates_plot(
+    differences = [row.step if staircase else row.difference for row in compared]
+    if all(outcome(difference) in ("the same", "") for difference in differences):
+        return
+    rows = [_difference(row, difference) for row, difference in zip(compared, differences, strict=True)]
+    drawn = estimates_plot(
         f"Paired differences of KL: {table.title}", f"KL less that of {than}, nats", rows, reference=0.0
     )
-    if plot is not None:
+    if drawn is not None:
         text = "Paired by image. Orange: further from dense; green: nearer; grey: not shown."
-        yield Figure(f"{table.topic}-difference", f"Against {than}", text, plot, estimates_height(len(rows)))
+        yield Figure(f"{table.topic}-difference", f"Against {than}", text, drawn, estimates_height(len(rows)))
 
 
 def _kl(row: RowScore) -> Estimate:

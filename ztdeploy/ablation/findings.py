@@ -69,21 +69,21 @@ def convergence_findings(found: Convergence) -> tuple[str, ...]:
 
 
 def summary(report: AblateReport) -> tuple[str, ...]:
-    """Which topics matter on these images, which are not shown to, and how much chance is in that."""
+    """Which topics matter on these images, first of all; which are not shown to; and how much chance is in that."""
     matters, open_ = [], []
     for table in report.tables:
-        differences = [(row, row.difference) for row in table.rows if row.difference is not None]
+        differences = [(row.label, row.difference) for row in table.rows if row.difference is not None]
         shown = [pair for pair in differences if outcome(pair[1]) in ("higher", "lower")]
         if shown:
-            row, difference = max(shown, key=lambda pair: abs(pair[1].value))
-            matters.append(f"{table.topic} (most: {row.label}, {nats(difference)} against {table.reference})")
+            label, most = max(shown, key=lambda pair: abs(pair[1].value))
+            matters.append((table.topic, f"{table.topic}: {label} {nats(most)} against {table.reference}"))
         else:
             open_.append(table.topic)
-    sentences = []
-    if matters:
-        sentences.append(f"Shown to matter here: {'; '.join(matters)}.")
+    sentences = [f"Shown to matter here: {', '.join(topic for topic, _ in matters) or 'nothing'}."]
     if open_:
         sentences.append(f"Not shown to matter: {', '.join(open_)}.")
+    if matters:
+        sentences.append(f"The largest differences of KL, in nats: {'; '.join(most for _, most in matters)}.")
     return (*sentences, chance(report))
 
 
