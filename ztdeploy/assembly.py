@@ -132,6 +132,7 @@ class Assembly:
             golden=hashlib.sha256(self.pixels.tobytes()).hexdigest(),
             plan=token_plan.model_dump(),
             method=schedule.method if token_plan.layers else None,
+            options=schedule.options.model_dump() if token_plan.layers else None,
             spec=asdict(spec),
         )
 
@@ -307,7 +308,7 @@ class Assembly:
             schedule=schedule,
             plan=token_plan,
             gmacs=plan_gmacs(architecture, token_plan),
-            pruning_gmacs=pruning_gmacs(architecture, token_plan, schedule.method),
+            pruning_gmacs=pruning_gmacs(architecture, token_plan, schedule.method, schedule.options),
             graphs={profile.name: self._graph_record(schedule, profile) for profile in self.profiles},
             engines={p.name: self._engines[schedule.name, p.name] for p in self.buildable},
         )

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ztdeploy.errors import ScheduleError, did_you_mean
+from ztdeploy.options import MethodOptions
 
 DEFAULT_METHOD = "zero-tprune"
 #: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, and of those
 #: that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention are not counted.
 Work = Literal["page-rank", "halves", "partners", "merging"]
+
+_RANKING = frozenset({"start", "head_filter", "join"})
+_COMPARING = frozenset({"feature", "metric"})
+#: Those that say how the S-stage works, and nothing where it drops nothing.
+SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Method:
 
     layer: str  #: "module:Class" of its pruning layer
     work: frozenset[Work] = frozenset()
+    options: frozenset[str] = frozenset()  #: the names of those `MethodOptions` that it knows
     merges: bool = False  #: tokens that go are merged into others that stay; else they are dropped
     fuses: bool = False  #: all that go make one token, in a place that then is no patch's any more
     inside: bool = False  #: the layer stands between attention and MLP of its block; else behind the block
@@ -33,13 +40,23 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "zero-tprune": Method("ztdeploy.pruning.zero_tprune:ZeroTPrune", frozenset({"page-rank", "halves"})),
+    "zero-tprune": Method(
+        "ztdeploy.pruning.zero_tprune:ZeroTPrune",
+        frozenset({"page-rank", "halves"}),
+        _RANKING | SIMILARITY_OPTIONS,
+    ),
     "tome": Method(
-        "ztdeploy.pruning.tome:ToMe", frozenset({"halves", "merging"}), merges=True, inside=True, every_block=True
+        "ztdeploy.pruning.tome:ToMe",
+        frozenset({"halves", "merging"}),
+        _COMPARING | {"proportional"},
+        merges=True,
+        inside=True,
+        every_block=True,
     ),
     "zero-tprune-merge": Method(
         "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
         frozenset({"page-rank", "halves", "partners", "merging"}),
+        _RANKING | SIMILARITY_OPTIONS | {"partner", "least_similarity", "proportional"},
         merges=True,
         late=True,
     ),
@@ -47,7 +64,7 @@ METHODS: dict[str, Method] = {
     "evit": Method(
         "ztdeploy.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
     ),
-    "wpr": Method("ztdeploy.pruning.wpr_only:WprOnly", frozenset({"page-rank"})),
+    "wpr": Method("ztdeploy.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
     "random": Method("ztdeploy.pruning.random_drop:RandomDrop"),
     "slice": Method("ztdeploy.pruning.slice_first:SliceFirst"),
 }
@@ -61,3 +78,19 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise ScheduleError(f"pruning method '{name}'", "a known method", did_you_mean(name, METHODS))
     return METHODS[name]
+
+
+def check_options(name: str, options: MethodOptions) -> None:
+    """
+    Raises:
+        ScheduleError: an option is not at its default that the method does not know; no such method.
+    """
+    known = method_named(name).options
+    unknown = sorted(options.changed - known)
+    if unknown:
+        others = [other for other, method in METHODS.items() if options.changed <= method.options]
+        raise ScheduleError(
+            f"option {', '.join(unknown)} for method '{name}'",
+            f"of the method's own options: {', '.join(sorted(known)) or 'it has none'}",
+            f"remove it{f', or choose {others[0]}' if others else ''}",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,10 +24,11 @@ class MethodOptions(BaseModel):
     join: Join = "rms"  #: of heads; "rms" is EIR
     order: Order = "similarity-first"  #: I'-S-I, or the I-stage before the S-stage (which then ranks by its scores)
     #: Of the S-stage: who can go (group A), compared with whom (group B). The less important half, or the more
-    #: important one, or every other token, or a seeded random half, with the rest; or every token with every other.
+    #: important one, or every other token by importance, or a seeded random half by position, with the rest; or every
+    #: token with every other, the less important one of a pair to go.
     partition: Partition = "sequential"
-    feature: Feature = "keys"  #: of the S-stage: vectors averaged over heads, keys of all heads, or the tokens
-    metric: Metric = "cosine"  #: of the S-stage
+    feature: Feature = "keys"  #: that is compared: vectors averaged over heads, keys of all heads, or the tokens
+    metric: Metric = "cosine"  #: by which it is compared; distances count as negative similarities
     partner: Feature = "tokens"  #: by whose cosine a merged token finds its partner
     least_similarity: float | None = Field(default=None, ge=-1, le=1)  #: below it a token is dropped; None: all merge
     proportional: bool = True  #: attention behind a merge adds log(size)
@@ -36,3 +37,32 @@ class MethodOptions(BaseModel):
     def changed(self) -> frozenset[str]:
         """The options that are not at their default."""
         return frozenset(self.model_dump(exclude_defaults=True))
+
+    def __str__(self) -> str:
+        """Those options in words, `join = mean, metric = dot`; empty where there are none."""
+        return ", ".join(
+            f"{name} = {str(value).lower()}" for name, value in self.model_dump(exclude_defaults=True).items()
+        )
+
+    def most_similar(self, patches: int, dropped: int) -> int:
+        """How many of `patches` tokens can go by similarity where `dropped` go altogether."""
+        if self.partition == "full":  # all but the most important one
+            return min(dropped, patches - 1)
+        # With importance first, half of the `patches - dropped + r` tokens that are left for the S-stage.
+        return min(dropped, patches - dropped if self.order == "importance-first" else patches // 2)
+
+    def groups(self, live: int, prefix: int) -> tuple[int, int]:
+        """Between how many tokens similarities are computed in a layer with `live` tokens, prefix tokens among them."""
+        if self.partition == "full":
+            return live - prefix - 1, live - 1
+        half = (live - prefix) // 2
+        return half, live - half
+
+
+DEFAULT_OPTIONS = MethodOptions()
+
+
+def known_values(name: str) -> tuple[Any, ...]:
+    """The values that an option can have; empty where it is a number."""
+    annotation = MethodOptions.model_fields[name].annotation
+    return (True, False) if annotation is bool else tuple(v for v in get_args(annotation) if isinstance(v, str))

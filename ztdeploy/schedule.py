@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
-from ztdeploy.methods import Method, Work, method_named
-from ztdeploy.options import MethodOptions
+from ztdeploy.methods import SIMILARITY_OPTIONS, Method, check_options, method_named
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.toml import read_toml
 
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
@@ -84,7 +84,7 @@ class PruningSchedule(_Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     method: str = DEFAULT_METHOD
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None  #: the single number it was made from, if any
-    options: MethodOptions = MethodOptions()
+    options: MethodOptions = DEFAULT_OPTIONS
     layers: tuple[LayerSpec, ...] = Field(default=(), alias="layer")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -102,6 +102,7 @@ class LayerPlan(_Frozen):
     iterations: int  #: weighted-page-rank iterations of the I-stage
     inside: bool = False  #: between the block's attention and its MLP, which sees `tokens_out` tokens
     merges: bool = False  #: what goes is merged into what stays
+    compares_tokens: bool = False  #: who goes depends on the block's own tokens, all of which it then must compute
 
     @property
     def importance_drop(self) -> int:
@@ -199,7 +200,7 @@ def _closest_in_cost(
     def cost(layers: PruningSchedule) -> float:
         return plan_gmacs(architecture, plan(layers, architecture))
 
-    target = cost(wanted.model_copy(update={"method": DEFAULT_METHOD}))
+    target = cost(wanted.model_copy(update={"method": DEFAULT_METHOD, "options": DEFAULT_OPTIONS}))
     after = bisect_left(range(steps), -target, key=lambda step: -cost(schedule(step)))
     nearest = (min(max(0, step), steps - 1) for step in (after - 1, after))
     return min(nearest, key=lambda step: abs(cost(schedule(step)) - target))
@@ -284,9 +285,11 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
 
     Raises:
         ScheduleError: a block that the model does not have, blocks out of order, more tokens to go than there are or
-            than the method lets go, an unknown method, or one that needs a class token.
+            than the method lets go, an unknown method, or one that needs a class token; an option that the method does
+            not know, or that would change nothing.
     """
     method = method_named(schedule.method)
+    check_options(schedule.method, schedule.options)
     if schedule.layers and method.needs_class_token and not architecture.class_token:
         raise ScheduleError(
             f"method '{schedule.method}' for a model without a class token",
@@ -308,6 +311,13 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
         if kept < patches:
             layers.append(_layer_plan(schedule, method, spec, architecture, patches, kept))
         patches = kept
+    idle = sorted(schedule.options.changed & SIMILARITY_OPTIONS)
+    if idle and layers and not any(layer.similarity_drop for layer in layers):
+        raise ScheduleError(
+            f"schedule '{schedule.name}': option {', '.join(idle)}",
+            "a layer that drops something by similarity; else it changes nothing",
+            "raise similarity_share, or remove the option",
+        )
     counts, current = [], prefix + architecture.patch_tokens
     behind = {layer.block: layer.tokens_out for layer in layers}
     for block in range(architecture.depth):
@@ -336,22 +346,25 @@ def _layer_plan(
     patches: int,
     kept: int,
 ) -> LayerPlan:
-    name, dropped, group_a = schedule.name, patches - kept, patches // 2
-    if method.only_by_similarity and dropped > group_a:
+    name, dropped, options = schedule.name, patches - kept, schedule.options
+    most = options.most_similar(patches, dropped)
+    if method.only_by_similarity and dropped > most:
         raise ScheduleError(
             f"schedule '{name}', block {spec.block}: {dropped} of {patches} patch tokens to go",
-            f"at most {group_a}, for {schedule.method} takes each into one of the other half",
+            f"at most {most}, for {schedule.method} takes each into one of the other half",
             "spread them over more blocks",
         )
-    if spec.similarity_drop is not None and spec.similarity_drop > min(dropped, group_a):
+    if spec.similarity_drop is not None and spec.similarity_drop > most:
+        half = f"half of {patches} patch tokens" if options.order == "similarity-first" else f"the {kept} that stay"
+        limit = "" if options.partition == "full" else f"{half}, and "
         raise ScheduleError(
             f"schedule '{name}', block {spec.block}: similarity_drop {spec.similarity_drop}",
-            f"at most {min(dropped, group_a)} (half of {patches} patch tokens, and no more than the {dropped} dropped)",
+            f"at most {most} ({limit}no more than the {dropped} dropped)",
             "lower similarity_drop or keep_ratio",
         )
     explicit = spec.similarity_drop
-    # Only the less important half (group A) can go by similarity; what the share asks beyond it goes by importance.
-    drop = min(round(spec.similarity_share * dropped), group_a) if explicit is None else explicit
+    # Only one group of tokens can go by similarity; what the share asks beyond it goes by importance.
+    drop = min(round(spec.similarity_share * dropped), most) if explicit is None else explicit
     if method.only_by_similarity:
         drop = dropped
     return LayerPlan(
@@ -364,6 +377,7 @@ def _layer_plan(
         iterations=spec.iterations or default_iterations(spec.block, architecture.depth),
         inside=method.inside,
         merges=method.merges,
+        compares_tokens="halves" in method.work and drop > 0 and options.feature == "tokens",
     )
 
 
@@ -403,11 +417,13 @@ def gmacs(
 def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
     """The same for the graph of a plan, in which dropped tokens go no further than their block's attention.
 
-    From the attention's projection on, the block works on those that stay (`graph.early_rows`): less than what papers
-    count, who let the whole block run first. That is `gmacs` of the plan's tokens.
+    From the attention's projection on, the block works on those that stay (`graph.early_rows`), unless its tokens
+    decide who that is: less than what papers count, who let the whole block run first. That is `gmacs` of the plan's
+    tokens.
     """
     d, mlp = architecture.embed_dim, architecture.mlp_dim
-    unread = sum(layer.tokens_in - layer.tokens_out for layer in token_plan.layers if not layer.merges)
+    early = [layer for layer in token_plan.layers if not layer.merges and not layer.compares_tokens]
+    unread = sum(layer.tokens_in - layer.tokens_out for layer in early)
     counted = gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
     return counted - unread * (d * d + 2 * d * mlp) / 1e9
 
@@ -422,27 +438,45 @@ def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None 
     return (4 * n * d * d + 2 * n * n * d + 2 * m * d * mlp) / 1e9
 
 
-def pruning_gmacs(architecture: Architecture, token_plan: TokenPlan, method: str = DEFAULT_METHOD) -> float:
+def pruning_gmacs(
+    architecture: Architecture,
+    token_plan: TokenPlan,
+    method: str = DEFAULT_METHOD,
+    options: MethodOptions = DEFAULT_OPTIONS,
+) -> float:
     """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing."""
-    work = method_named(method).work
-    return sum(_layer_macs(architecture, layer, work) for layer in token_plan.layers) / 1e9
+    facts = method_named(method)
+    return sum(_layer_macs(architecture, layer, facts, options) for layer in token_plan.layers) / 1e9
 
 
-def _layer_macs(architecture: Architecture, layer: LayerPlan, work: frozenset[Work]) -> int:
-    """H N^2 per weighted-page-rank iteration; |A| |B| d for the similarity of the two halves, (N - k) k D for that of
-    those that go to those that stay; (N - k) k D to merge.
+def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
+    """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarity of two groups with features of length f,
+    (N - k) k f for that of those that go to those that stay; (N - k) k D to merge. Distances cost what products do.
     """
-    n, group_a = layer.tokens_in, (layer.tokens_in - layer.prefix_tokens) // 2
+    n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
+    widths = {"keys": architecture.embed_dim // architecture.num_heads, "tokens": architecture.embed_dim}
+    widths |= {"queries": widths["keys"], "values": widths["keys"], "all-keys": widths["tokens"]}
     by_similarity = "halves" in work and layer.similarity_drop > 0
-    by_importance = "halves" not in work or layer.importance_drop > 0
+    importance_first = by_similarity and options.order == "importance-first"
     total = 0
     if "page-rank" in work:
-        iterations = int(by_similarity) + layer.iterations * int(by_importance)
-        total += iterations * architecture.num_heads * n * n
+        total += _iterations(layer, method, options) * architecture.num_heads * n * n
     if by_similarity:
-        total += group_a * (n - group_a) * (architecture.embed_dim // architecture.num_heads)
+        live = n - layer.importance_drop if importance_first else n
+        group_a, group_b = options.groups(live, layer.prefix_tokens)
+        total += group_a * group_b * widths[options.feature]
     if "partners" in work:
-        total += (n - layer.tokens_out) * (layer.tokens_out - layer.prefix_tokens) * architecture.embed_dim
+        total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
     if "merging" in work:
-        total += (n - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
+        total += gone * layer.tokens_out * architecture.embed_dim
     return total
+
+
+def _iterations(layer: LayerPlan, method: Method, options: MethodOptions) -> int:
+    """Of weighted page rank, in both stages together; what nothing reads is not computed."""
+    by_similarity = "halves" in method.work and layer.similarity_drop > 0
+    by_importance = "halves" not in method.work or layer.importance_drop > 0
+    by_rank = by_similarity and options.partition != "random"
+    if options.order == "importance-first":
+        return layer.iterations * int(by_importance or by_rank)
+    return int(by_rank) + layer.iterations * int(by_importance)

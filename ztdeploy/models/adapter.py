@@ -13,11 +13,12 @@ from ztdeploy.schedule import Architecture
 
 
 class TapSink(Protocol):
-    """Where a block's attention matrix, keys and values are put during a forward pass."""
+    """Where a block's attention matrix, keys, values and queries are put during a forward pass."""
 
     attention: Tensor | None
     keys: Tensor | None
     values: Tensor | None
+    queries: Tensor | None
 
 
 class ModelAdapter(ABC):
@@ -82,8 +83,11 @@ class ModelAdapter(ABC):
         )
 
     @abstractmethod
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
-        """Make a block put what is asked for into the sink on every forward pass.
+    def tap(
+        self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
+    ) -> list[Callable[[], None]]:
+        """Make a block put what is asked for into the sink on every forward pass: keys and queries as attention
+        multiplies them, behind their norms where it has any.
 
         Returns:
             What undoes it, to be called in reverse order.

@@ -16,7 +16,7 @@ from ztdeploy.schedule import Architecture
 
 
 class VitAdapter(ModelAdapter):
-    """Reads the attention matrix where it enters `attn_drop`, keys behind `k_norm`, and values behind `qkv`."""
+    """Reads attention where it enters `attn_drop`, keys and queries behind their norms, and values behind `qkv`."""
 
     family = "vit"
     model: VisionTransformer
@@ -59,7 +59,9 @@ class VitAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.blocks)
 
-    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool) -> list[Callable[[], None]]:
+    def tap(
+        self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
+    ) -> list[Callable[[], None]]:
         module: Any = self.model.blocks[index].attn
         undo: list[Callable[[], None]] = []
         if attention:
@@ -84,6 +86,12 @@ class VitAdapter(ModelAdapter):
                 sink.values = parts[:, :, 2].transpose(1, 2)
 
             undo.append(module.qkv.register_forward_hook(take_values).remove)
+        if queries:
+
+            def take_queries(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                sink.queries = output
+
+            undo.append(module.q_norm.register_forward_hook(take_queries).remove)
         return undo
 
     def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Callable[[], None]]:
@@ -142,7 +150,7 @@ def _mlp_dim(mlp: nn.Module, embed_dim: int) -> int:
 
 def _missing(block: nn.Module) -> str:
     """The first part of a block that pruning needs and that is not there; empty when all are."""
-    for path in ("attn", "attn.attn_drop", "attn.k_norm", "attn.fused_attn", "attn.num_heads", "mlp"):
+    for path in ("attn", "attn.attn_drop", "attn.k_norm", "attn.q_norm", "attn.fused_attn", "attn.num_heads", "mlp"):
         target: Any = block
         for name in path.split("."):
             target = getattr(target, name, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ztdeploy.methods import METHODS, method_named
+from ztdeploy.methods import METHODS, check_options, method_named
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 
 if TYPE_CHECKING:
     from ztdeploy.pruning.layer import PruningLayer
@@ -19,8 +20,13 @@ def check_method(method: str) -> None:
     method_named(method)
 
 
-def pruning_layer(method: str, plan: LayerPlan) -> PruningLayer:
-    """The pruning layer of a method for one place in a model."""
+def pruning_layer(method: str, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> PruningLayer:
+    """The pruning layer of a method for one place in a model.
+
+    Raises:
+        ScheduleError: there is no such method, or it does not know an option.
+    """
+    check_options(method, options)
     module, _, name = method_named(method).layer.partition(":")
-    layer: PruningLayer = getattr(import_module(module), name)(plan)
+    layer: PruningLayer = getattr(import_module(module), name)(plan, options)
     return layer

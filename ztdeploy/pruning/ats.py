@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
 from ztdeploy.schedule import LayerPlan
 
@@ -41,8 +42,8 @@ class AdaptiveSampling(DroppingLayer):
     needs_attention = True
     needs_values = True
 
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
         self.select = KeepTopTokens(plan)
 
     def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder
 from ztdeploy.pruning.merging import MergingLayer
 from ztdeploy.pruning.selection import ascending, complement, cut_gap, top_indices
@@ -28,8 +29,8 @@ class EVit(MergingLayer):
     needs_attention = True
     proportional = False
 
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
         self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ztdeploy.options import DEFAULT_OPTIONS, Feature, MethodOptions
 from ztdeploy.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
 from ztdeploy.schedule import LayerPlan
 
@@ -20,6 +21,7 @@ class BlockTaps:
     keys: Tensor | None  #: `[B, H, N, d]`
     values: Tensor | None = None  #: `[B, H, N, d]`
     size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
+    queries: Tensor | None = None  #: `[B, H, N, d]`
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,17 @@ class PruningLayer(nn.Module):
     needs_attention = False
     needs_keys = False
     needs_values = False
+    needs_queries = False
 
-    def __init__(self, plan: LayerPlan) -> None:
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self.options = plan, options
+
+    def will_compare(self, feature: Feature) -> None:
+        """Ask for what a feature is made of."""
+        self.needs_keys = self.needs_keys or feature in ("keys", "all-keys")
+        self.needs_queries = self.needs_queries or feature == "queries"
+        self.needs_values = self.needs_values or feature == "values"
 
     @abstractmethod
     def forward(
@@ -81,7 +90,7 @@ class PruningLayer(nn.Module):
 
         Args:
             x: the block's tokens behind its MLP, or between attention and MLP.
-            taps: what the method asked for with `needs_attention`, `needs_keys` and `needs_values`.
+            taps: what the layer asked for with `needs_attention`, `needs_keys`, `needs_values`, `needs_queries`.
             record: where to leave the gaps at the cuts, if anybody wants them.
             forced: a choice to apply in place of the layer's own, which is made and told all the same: so another
                 implementation's choices can be replayed, and each layer be compared on identical input.

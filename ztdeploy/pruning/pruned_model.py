@@ -48,10 +48,11 @@ class _Tap:
         self.attention: Tensor | None = None
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self.queries: Tensor | None = None
 
     def take(self, size: Tensor | None) -> BlockTaps:
-        taps = BlockTaps(self.attention, self.keys, self.values, size)
-        self.attention = self.keys = self.values = None
+        taps = BlockTaps(self.attention, self.keys, self.values, size, self.queries)
+        self.attention = self.keys = self.values = self.queries = None
         return taps
 
 
@@ -79,7 +80,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         self._pass = _Pass()
         try:
             for layer_plan in self.token_plan.layers:
-                self._attach(adapter, layer_plan, pruning_layer(schedule.method, layer_plan).eval())
+                layer = pruning_layer(schedule.method, layer_plan, schedule.options).eval()
+                self._attach(adapter, layer_plan, layer)
             self._attach_bias(adapter)
         except ModelError:
             self.detach()
@@ -113,7 +115,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
         index, tap, position = layer_plan.block, _Tap(), len(self.layers)
         block = adapter.blocks[index]
-        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys, "values": layer.needs_values}
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys}
+        wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
         self._undo.extend(adapter.tap(index, tap, **wanted))
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))

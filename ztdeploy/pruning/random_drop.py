@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.layer import BlockTaps, DroppingLayer, Recorder
+from ztdeploy.pruning.selection import seeded_permutation
 from ztdeploy.schedule import LayerPlan
-
-SEED = 2305_17328
 
 
 class RandomDrop(DroppingLayer):
@@ -16,11 +16,10 @@ class RandomDrop(DroppingLayer):
 
     choice: Tensor
 
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan)
-        generator = torch.Generator().manual_seed(SEED + plan.block)
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
         patches = plan.tokens_in - plan.prefix_tokens
-        shuffled = plan.prefix_tokens + torch.randperm(patches, generator=generator)
+        shuffled = plan.prefix_tokens + seeded_permutation(patches, plan.block)
         kept = torch.cat([torch.arange(plan.prefix_tokens), shuffled[: plan.tokens_out - plan.prefix_tokens]])
         self.register_buffer("choice", kept.sort().values, persistent=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SEED = 2305_17328
+
 
 def top_indices(scores: Tensor, k: int) -> Tensor:
     """Indices of the `k` largest scores, best first; ties go to the lower index.
@@ -54,3 +56,8 @@ def cut_gap(scores: Tensor, k: int) -> Tensor:
         return scores.new_full(scores.shape[:1], torch.inf)
     ordered = torch.sort(scores, dim=-1, descending=True).values
     return ordered[:, k - 1] - ordered[:, k]
+
+
+def seeded_permutation(count: int, place: int) -> Tensor:
+    """`[count]` int64, always the same for a place; nobody else's random numbers are touched."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_SEED + place))

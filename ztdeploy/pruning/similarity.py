@@ -1,8 +1,9 @@
 """The S-stage of Zero-TPrune (arXiv 2305.17328): drop near-duplicates among the less important tokens.
 
-Tokens are ordered by their I' scores and cut into two groups: A, the less important half of the prunable
-tokens, and B, everything else. For each token of A the most similar token of B is found; of the `r` most
-similar pairs, the token of A is dropped. Only the A x B half of the similarities is ever computed.
+Tokens are ordered by their scores and cut into two groups: A, the less important half of the prunable tokens, and B,
+everything else; or otherwise, as `MethodOptions.partition` says. For each token of A the most similar token of B is
+found; of the `r` most similar pairs, the token of A is dropped. Only the A x B part of the similarities is ever
+computed.
 """
 
 from __future__ import annotations
@@ -10,53 +11,115 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, Partition
+from ztdeploy.pruning.features import comparable, similarities, vectors
 from ztdeploy.pruning.layer import ProtectPrefix, Recorder
-from ztdeploy.pruning.selection import cut_gap, gather_tokens, top_indices
+from ztdeploy.pruning.selection import cut_gap, gather_tokens, seeded_permutation, top_indices
 from ztdeploy.schedule import LayerPlan
 
-_EPSILON = 1e-12
 
-
-def key_feature(keys: Tensor) -> Tensor:
-    """The key vector averaged over heads, at unit length: `[B, H, N, d]` to `[B, N, d]`."""
-    return unit_length(keys.mean(1))
-
-
-def unit_length(feature: Tensor) -> Tensor:
-    """Each vector along the last axis at length 1; a zero vector stays one."""
-    length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
-    return feature / length.clamp_min(_EPSILON)
-
-
-def survivors_of(order: Tensor, best_similarity: Tensor, drop: int) -> Tensor:
+def survivors_of(order: Tensor, group_a: Tensor, best_similarity: Tensor, drop: int) -> Tensor:
     """1 for every token but the `drop` tokens of group A with the highest similarity: `[B, N]`.
 
     Args:
-        order: `[B, N]`, tokens by importance; its tail is group A.
-        best_similarity: `[B, |A|]`, in the order of that tail.
+        order: `[B, N]`, all tokens.
+        group_a: `[B, |A|]`, some of them.
+        best_similarity: `[B, |A|]`, in the same order.
     """
-    group_a = order[:, -best_similarity.shape[-1] :]
     dropped = group_a.gather(1, top_indices(best_similarity, drop))
     return torch.ones_like(order, dtype=best_similarity.dtype).scatter(1, dropped, 0.0)
 
 
-class SimilarityDrop(nn.Module):
-    """I' scores `[B, N]` and keys `[B, H, N, d]` to survivors `[B, N]` (1 stays, 0 goes)."""
+def group_positions(partition: Partition, plan: LayerPlan) -> tuple[Tensor, Tensor]:
+    """Where groups A and B stand, ascending: among the tokens by importance; for "random", as they come.
 
-    def __init__(self, plan: LayerPlan) -> None:
+    Prefix tokens, which always come first, belong to B.
+    """
+    every, patches = torch.arange(plan.tokens_in), torch.arange(plan.prefix_tokens, plan.tokens_in)
+    half = len(patches) // 2
+    if partition == "full":
+        return patches[1:], every[:-1]
+    group_a = {
+        "sequential": patches[len(patches) - half :],
+        "important": patches[:half],
+        "alternate": patches[1::2],
+        "random": patches[seeded_permutation(len(patches), plan.block)[:half].sort().values],
+    }[partition]
+    return group_a, every[~torch.isin(every, group_a)]
+
+
+class Positions(nn.Module):
+    """Columns of `[B, N, ...]` at fixed positions: a slice where it can be, from the end where it reaches it."""
+
+    indices: Tensor
+
+    def __init__(self, positions: Tensor, tokens: int) -> None:
         super().__init__()
-        self.group_a = (plan.tokens_in - plan.prefix_tokens) // 2
-        self.drop, self.protect = plan.similarity_drop, ProtectPrefix(plan)
+        first, last = int(positions[0]), int(positions[-1])
+        neighbours = last - first + 1 == len(positions)
+        self.slice = slice(first or None, None if last == tokens - 1 else last + 1) if neighbours else None
+        self.register_buffer("indices", positions, persistent=False)
 
-    def forward(self, scores: Tensor, keys: Tensor, record: Recorder | None = None) -> Tensor:
-        tokens = scores.shape[1]
-        ranked = self.protect(scores)
-        order = top_indices(ranked, tokens)
-        feature = gather_tokens(key_feature(keys), order)
-        group_b = tokens - self.group_a
-        similarity = feature[:, group_b:] @ feature[:, :group_b].transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.indices) if self.slice is None else x[:, self.slice]
+
+
+class SimilarityDrop(nn.Module):
+    """Scores `[B, N]` and what features are made of to survivors `[B, N]` (1 stays, 0 goes)."""
+
+    earlier: Tensor
+
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        """
+        Args:
+            plan: its `tokens_in` are those that the stage chooses among.
+        """
+        super().__init__()
+        self.options, self.drop, self.protect = options, plan.similarity_drop, ProtectPrefix(plan)
+        group_a, group_b = group_positions(options.partition, plan)
+        self.group_a, self.group_b = Positions(group_a, plan.tokens_in), Positions(group_b, plan.tokens_in)
+        if options.partition == "full":
+            self.register_buffer("earlier", group_b < group_a.unsqueeze(1), persistent=False)
+
+    def forward(
+        self, scores: Tensor | None, source: Tensor, record: Recorder | None = None, left: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            scores: by which tokens are ordered; None where the partition asks for no order.
+            source: `[B, H, M, d]` or `[B, M, D]`, see `features.source_of`.
+            left: `[B, N]` int64, ascending: which of the M tokens these are; None: all.
+        """
+        order = self._order(scores, source, record, left)
+        feature = comparable(vectors(self.options.feature, source), self.options.metric)
+        if self.options.partition != "random":
+            feature = gather_tokens(feature, order if left is None else left.gather(1, order))
+        elif left is not None:
+            feature = gather_tokens(feature, left)
+        similarity = similarities(self.group_a(feature), self.group_b(feature), self.options.metric)
+        if self.options.partition == "full":
+            similarity = similarity.masked_fill(~self.earlier, -torch.inf)
         best = similarity.amax(-1)
         if record is not None:
-            record.gap("rank", cut_gap(ranked, group_b))
             record.gap("similarity", cut_gap(best, self.drop))
-        return survivors_of(order, best, self.drop)
+        return survivors_of(order, self.group_a(order), best, self.drop)
+
+    def _order(self, scores: Tensor | None, source: Tensor, record: Recorder | None, left: Tensor | None) -> Tensor:
+        """All tokens, prefix tokens first, then by importance; as they come where chance decides: `[B, N]`."""
+        if self.options.partition == "random":
+            tokens = source.shape[-2] if left is None else left.shape[1]
+            return torch.arange(tokens, device=source.device).expand(source.shape[0], -1)
+        assert scores is not None
+        ranked = self.protect(scores)
+        if record is not None:
+            record.gap("rank", self._rank_gap(ranked))
+        return top_indices(ranked, scores.shape[1])
+
+    def _rank_gap(self, ranked: Tensor) -> Tensor:
+        """How close a token is to standing elsewhere, as far as it matters: between the halves, or to the next one."""
+        tokens, prefix = ranked.shape[1], self.protect.prefix_tokens
+        half = (tokens - prefix) // 2
+        if self.options.partition in ("sequential", "important"):
+            return cut_gap(ranked, tokens - half if self.options.partition == "sequential" else prefix + half)
+        ordered = torch.sort(ranked[:, prefix:], dim=-1, descending=True).values
+        return (ordered[:, :-1] - ordered[:, 1:]).amin(-1)

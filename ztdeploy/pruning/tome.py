@@ -10,27 +10,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.pruning.features import comparable, similarities, source_of, vectors
 from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
 from ztdeploy.pruning.merging import MergingLayer, slot_of
 from ztdeploy.pruning.selection import ascending, complement, cut_gap, top_indices
-from ztdeploy.pruning.similarity import key_feature
 from ztdeploy.schedule import LayerPlan
 
 
 class ToMe(MergingLayer):
     """Group A holds the even positions, group B the odd ones; tokens never change their order."""
 
-    needs_keys = True
-
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
+        self.proportional = options.proportional
+        self.will_compare(options.feature)
         first = plan.prefix_tokens
         self.start_a, self.start_b = first + first % 2, first + 1 - first % 2
         self.merge = plan.tokens_in - plan.tokens_out
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
-        feature = self.feature(x, taps)
-        similarity = feature[:, self.start_a :: 2] @ feature[:, self.start_b :: 2].transpose(1, 2)
+        metric, source = self.options.metric, source_of(self.options.feature, x, taps)
+        feature = comparable(vectors(self.options.feature, source), metric)
+        similarity = similarities(feature[:, self.start_a :: 2], feature[:, self.start_b :: 2], metric)
         best = similarity.amax(-1)
         pairs = ascending(top_indices(best, self.merge))
         gone = self.start_a + 2 * pairs
@@ -39,11 +41,6 @@ class ToMe(MergingLayer):
             record.gap("similarity", cut_gap(best, self.merge))
             record.gap("partner", partner_gap(similarity, pairs))
         return Choice(complement(gone, feature.shape[1]), slot_of(partner, gone)), gone
-
-    def feature(self, x: Tensor, taps: BlockTaps) -> Tensor:
-        """What tokens are compared by, at unit length: `[B, N, f]`."""
-        assert taps.keys is not None
-        return key_feature(taps.keys)
 
 
 def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:

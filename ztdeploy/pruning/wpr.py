@@ -7,12 +7,10 @@ are filtered by variance (VHF), the others joined so that informative regions st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from ztdeploy.options import MethodOptions
 from ztdeploy.pruning.layer import Recorder
 
 #: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
@@ -20,17 +18,8 @@ from ztdeploy.pruning.layer import Recorder
 RESCALE_EVERY = 10
 #: What a filtered head counts in `ranking_of`: nothing beside one that passes, all where none does.
 FILTERED = 1e-20
-
-
-@dataclass(frozen=True)
-class WprOptions:
-    """What the paper leaves open or ablates. The defaults are the method as published."""
-
-    boost_class_token: bool = True  #: start with the class token's entry multiplied by sqrt(N)
-    filter_heads: bool = True  #: VHF
-    variance_min: float = 0.01
-    variance_max: float = 0.7
-    join: Literal["rms", "mean"] = "rms"  #: "rms" is EIR
+#: VHF: a head counts whose scores, on the mean-1 scale, have a variance within these.
+VARIANCE_MIN, VARIANCE_MAX = 0.01, 0.7
 
 
 def start_vector(tokens: int, *, boost_class_token: bool) -> Tensor:
@@ -75,18 +64,18 @@ def _propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Ten
     return scores
 
 
-def head_filter(variance: Tensor, options: WprOptions) -> Tensor:
+def head_filter(variance: Tensor) -> Tensor:
     """VHF: 1 for the heads that count, `[B, H]`. Where no head of an image passes, all count."""
-    passes = ((variance >= options.variance_min) & (variance <= options.variance_max)).to(variance.dtype)
+    passes = ((variance >= VARIANCE_MIN) & (variance <= VARIANCE_MAX)).to(variance.dtype)
     return torch.where(passes.sum(-1, keepdim=True) > 0, passes, 1.0)
 
 
-def filter_gap(variance: Tensor, options: WprOptions) -> Tensor:
+def filter_gap(variance: Tensor) -> Tensor:
     """How far the closest head of each image is from being filtered otherwise: `[B, H]` to `[B]`."""
-    return torch.minimum((variance - options.variance_min).abs(), (variance - options.variance_max).abs()).amin(-1)
+    return torch.minimum((variance - VARIANCE_MIN).abs(), (variance - VARIANCE_MAX).abs()).amin(-1)
 
 
-def join_heads(scores: Tensor, live_tokens: int, options: WprOptions, record: Recorder | None = None) -> Tensor:
+def join_heads(scores: Tensor, live_tokens: int, options: MethodOptions, record: Recorder | None = None) -> Tensor:
     """VHF and EIR: `[B, H, N]` raw scores to one score per token, `[B, N]`, on the mean-1 scale.
 
     Args:
@@ -96,12 +85,12 @@ def join_heads(scores: Tensor, live_tokens: int, options: WprOptions, record: Re
     """
     scaled = scores / (scores.sum(-1, keepdim=True) / live_tokens).clamp_min(torch.finfo(scores.dtype).tiny)
     squared = scaled * scaled
-    if options.filter_heads:
+    if options.head_filter:
         # The mean over the live tokens is 1 by scaling, so the variance is the mean square less 1.
         variance = squared.sum(-1) / live_tokens - 1
-        weights = head_filter(variance, options)
+        weights = head_filter(variance)
         if record is not None:
-            record.gap("heads", filter_gap(variance, options))
+            record.gap("heads", filter_gap(variance))
     else:
         weights = torch.ones_like(scores[..., 0])
     # sum_h eta_h v_h / sum_h eta_h, as one row-vector product per image.
@@ -110,7 +99,7 @@ def join_heads(scores: Tensor, live_tokens: int, options: WprOptions, record: Re
     return joined.sqrt() if options.join == "rms" else joined
 
 
-def ranking_of(scores: Tensor, live_tokens: int, options: WprOptions) -> Tensor:
+def ranking_of(scores: Tensor, live_tokens: int, options: MethodOptions) -> Tensor:
     """What ranks tokens as `join_heads` does, with half as many operators: `[B, H, 1, N]` raw scores to `[B, N]`.
 
     What all tokens of an image have in common changes no ranking: the mean, the number of heads, the square root.
@@ -119,9 +108,9 @@ def ranking_of(scores: Tensor, live_tokens: int, options: WprOptions) -> Tensor:
     shares = scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     squared = shares * shares
     joined = squared if options.join == "rms" else shares
-    if options.filter_heads:
+    if options.head_filter:
         # Shares sum to 1 over the live tokens, so the sum of their squares is (1 + Var) / live.
-        low, high = ((1 + bound) / live_tokens for bound in (options.variance_min, options.variance_max))
+        low, high = ((1 + bound) / live_tokens for bound in (VARIANCE_MIN, VARIANCE_MAX))
         energy = squared.sum(-1, keepdim=True)
         passes = (energy.clamp(low, high) == energy).to(scores.dtype)
         joined = joined * passes.clamp_min(FILTERED)
@@ -134,11 +123,11 @@ class WeightedPageRank(nn.Module):
     start: Tensor
 
     def __init__(
-        self, tokens: int, live_tokens: int, iterations: int, *, class_token: bool, options: WprOptions
+        self, tokens: int, live_tokens: int, iterations: int, *, class_token: bool, options: MethodOptions
     ) -> None:
         super().__init__()
         self.live_tokens, self.iterations, self.options = live_tokens, iterations, options
-        boost = class_token and options.boost_class_token
+        boost = class_token and options.start == "boosted"
         self.register_buffer("start", start_vector(tokens, boost_class_token=boost), persistent=False)
 
     def forward(self, attention: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.zero_tprune import ZeroTPrune
 from ztdeploy.schedule import LayerPlan
 
@@ -9,5 +10,5 @@ from ztdeploy.schedule import LayerPlan
 class WprOnly(ZeroTPrune):
     """Whatever the schedule's similarity share, everything that goes, goes by importance."""
 
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan.model_copy(update={"similarity_drop": 0}))
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan.model_copy(update={"similarity_drop": 0}), options)
