@@ -110,7 +110,7 @@ def _rankings(adapter: ModelAdapter, images: Tensor, kept: int) -> tuple[NDArray
     undo: list[Callable[[], None]] = []
     try:
         for block, sink in enumerate(sinks):
-            undo += adapter.tap(block, sink, attention=True, keys=False, values=False)
+            undo += adapter.tap(block, sink, attention=True, keys=False, values=False, queries=False)
         with torch.inference_mode():
             adapter.model(images)
     finally:
@@ -124,6 +124,7 @@ class _RankingSink:
 
     keys: Tensor | None = None
     values: Tensor | None = None
+    queries: Tensor | None = None
     overlap: NDArray[np.float64]
     correlation: NDArray[np.float64]
 

@@ -53,7 +53,7 @@ def _section(table: Table, folder: str) -> list[str]:
         f"less {_text(table.reference)}",
         *(["against the row above"] if staircase else []),
     ]
-    heads += ["agreement, %", *(["top-1, %", "less dense, points"] if labelled else []), "GMACs"]
+    heads += ["agreement, %", *(["top-1, %", "less dense, points"] if labelled else []), "keep", "GMACs"]
     rows = [_cells(row, table, labelled=labelled, staircase=staircase) for row in table.rows]
     return [*lines, *_table(heads, rows), "", *_images(list(table_figures(table)), folder)]
 
@@ -67,7 +67,8 @@ def _cells(row: RowScore, table: Table, *, labelled: bool, staircase: bool) -> l
     cells.append(_both(share_words(row.agreement)))
     if labelled:
         cells += [share_words(row.top1)[0], _both(change_words(row.change))]
-    return [*cells, f"{row.gmacs:.4g}"]
+    ratio = row.schedule.keep_ratio
+    return [*cells, "" if ratio is None else f"{ratio:g}", f"{row.gmacs:.4g}"]
 
 
 def _convergence(found: Convergence, folder: str) -> list[str]:

@@ -71,7 +71,7 @@ def _sheet(table: Table) -> Markup | None:
     interval = "95 % interval"
     heads = ["", "KL, nats", interval, f"less {table.reference}", interval]
     heads += ["against the row above", interval] if staircase else []
-    heads += ["agreement, %", interval, *(["top-1, %", "less dense", interval] if labelled else []), "GMACs"]
+    heads += ["agreement, %", interval, *(["top-1, %", "less dense", interval] if labelled else []), "keep", "GMACs"]
     rows = [_cells(row, labelled=labelled, staircase=staircase) for row in table.rows]
     chosen = next(position for position, row in enumerate(table.rows) if row.label == table.reference)
     return sheet(table.title, heads, rows, chosen=chosen)
@@ -91,7 +91,8 @@ def _cells(row: RowScore, *, labelled: bool, staircase: bool) -> list[Cell]:
             number(change, row.change.value if row.change else None),
             number(interval, None),
         ]
-    return [*cells, number(short(row.gmacs, 4), row.gmacs)]
+    ratio = row.schedule.keep_ratio
+    return [*cells, number("" if ratio is None else f"{ratio:g}", ratio), number(short(row.gmacs, 4), row.gmacs)]
 
 
 def _mean(mean: Mean | None, sign: str) -> list[Cell]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS
 from ztdeploy.pruning.selection import top_indices
-from ztdeploy.pruning.wpr import WprOptions, join_heads, start_vector
+from ztdeploy.pruning.wpr import join_heads, start_vector
 
 #: After which iterations a ranking is compared with the one after the last of them.
 ITERATIONS = (1, 2, 3, 5, 10, 20, 30, 50)
 
 
-def rankings(attention: Tensor, *, class_token: bool, options: WprOptions = WprOptions()) -> Tensor:  # noqa: B008
-    """Scores after each of `ITERATIONS`, all tokens taking part: `[B, H, N, N]` to `[T, B, N]`.
+def rankings(attention: Tensor, *, class_token: bool) -> Tensor:
+    """Scores after each of `ITERATIONS`, all tokens taking part, no option changed: `[B, H, N, N]` to `[T, B, N]`.
 
     The recurrence `s <- A^T s` runs once. Nothing is scaled on the way: rows of `A` sum to 1, so the sum of `s` stays.
     """
     tokens = attention.shape[-1]
-    boost = class_token and options.boost_class_token
-    scores = start_vector(tokens, boost_class_token=boost).to(attention).expand(*attention.shape[:2], 1, tokens)
+    scores = start_vector(tokens, boost_class_token=class_token).to(attention).expand(*attention.shape[:2], 1, tokens)
     joined = []
     for iteration in range(1, ITERATIONS[-1] + 1):
         scores = scores @ attention
         if iteration in ITERATIONS:
-            joined.append(join_heads(scores.squeeze(2), tokens, options))
+            joined.append(join_heads(scores.squeeze(2), tokens, DEFAULT_OPTIONS))
     return torch.stack(joined)
 
 

@@ -65,7 +65,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
     chosen = limited(data, request.limit, request.seed)
     target = _share(request, architecture)
     found = bases(architecture, target)
-    tables = topics(found, architecture.depth, request.only)
+    tables = topics(found, request.only)
     rows = list({row.key: row for table in tables for row in table.rows}.values())
     keep_ratio = found.plain.keep_ratio
     assert keep_ratio is not None

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 from ztdeploy.ablation.topic_names import Topic
-from ztdeploy.equal_cost import at_cost
+from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.options import Feature, MethodOptions, Metric, Partition
 from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, iterations_by_position, uniform_schedule
 
@@ -48,6 +48,19 @@ class Bases:
     plain: PruningSchedule  #: the default method and schedule
     merging: PruningSchedule  #: zero-tprune-merge with its own layers
     merging_there: PruningSchedule  #: zero-tprune-merge where the plain one's layers stand
+    architecture: Architecture
+    share: float  #: of dense's multiply-adds
+
+    def varied(self, base: PruningSchedule, **options: Any) -> PruningSchedule:
+        """A base with options. Where these change what it costs, another keep ratio makes up for it."""
+        made = with_options(base, **options)
+        if share_of_dense(made, self.architecture) == share_of_dense(base, self.architecture):
+            return made
+
+        def make(keep_ratio: float) -> PruningSchedule:
+            return with_options(default_schedule(keep_ratio, self.architecture, method=base.method), **options)
+
+        return at_cost(make, self.architecture, self.share)
 
 
 def bases(architecture: Architecture, share: float) -> Bases:
@@ -64,21 +77,23 @@ def bases(architecture: Architecture, share: float) -> Bases:
         plain=at(partial(default_schedule, architecture=architecture)),
         merging=at(partial(default_schedule, architecture=architecture, method=merge)),
         merging_there=at(partial(uniform_schedule, depth=architecture.depth, method=merge)),
+        architecture=architecture,
+        share=share,
     )
 
 
-def topics(found: Bases, depth: int, only: Sequence[Topic] = ()) -> list[TopicRows]:
+def topics(found: Bases, only: Sequence[Topic] = ()) -> list[TopicRows]:
     """The tables, in their order; by default all."""
     made = {
         "contribution": partial(_contribution, found),
-        "partition": partial(_partition, found.plain),
-        "feature": partial(_feature, found.plain),
-        "metric": partial(_metric, found.plain),
-        "iterations": partial(_iterations, found.plain, depth),
-        "order": partial(_order, found.plain),
+        "partition": partial(_partition, found),
+        "feature": partial(_feature, found),
+        "metric": partial(_metric, found),
+        "iterations": partial(_iterations, found.plain, found.architecture.depth),
+        "order": partial(_order, found),
         "share": partial(_share, found.plain),
-        "start": partial(_start, found.plain),
-        "merge": partial(_merge, found.merging),
+        "start": partial(_start, found),
+        "merge": partial(_merge, found),
     }
     return [make() for topic, make in made.items() if not only or topic in only]
 
@@ -121,36 +136,37 @@ def _contribution(found: Bases) -> TopicRows:
     )
 
 
-def _partition(plain: PruningSchedule) -> TopicRows:
+def _partition(found: Bases) -> TopicRows:
     names: tuple[Partition, ...] = get_args(Partition)
     return TopicRows(
         "partition",
         "Partition of the S-stage",
         "Which tokens can go because they are similar to another one?",
         "sequential",
-        tuple(Row(name, with_options(plain, partition=name)) for name in names),
+        tuple(Row(name, found.varied(found.plain, partition=name)) for name in names),
     )
 
 
-def _feature(plain: PruningSchedule) -> TopicRows:
+def _feature(found: Bases) -> TopicRows:
     names: tuple[Feature, ...] = get_args(Feature)
     return TopicRows(
         "feature",
         "Feature of the S-stage",
-        "By which vectors are tokens compared?",
+        "By which vectors are tokens compared? Those of the tokens are known only behind the block, which then has to "
+        "compute all of them: at equal cost fewer stay.",
         "keys",
-        tuple(Row(name, with_options(plain, feature=name)) for name in names),
+        tuple(Row(name, found.varied(found.plain, feature=name)) for name in names),
     )
 
 
-def _metric(plain: PruningSchedule) -> TopicRows:
+def _metric(found: Bases) -> TopicRows:
     names: tuple[Metric, ...] = get_args(Metric)
     return TopicRows(
         "metric",
         "Metric of the S-stage",
         "How are the vectors of two tokens compared?",
         "cosine",
-        tuple(Row(name, with_options(plain, metric=name)) for name in names),
+        tuple(Row(name, found.varied(found.plain, metric=name)) for name in names),
     )
 
 
@@ -170,13 +186,13 @@ def _iterations(plain: PruningSchedule, depth: int) -> TopicRows:
     )
 
 
-def _order(plain: PruningSchedule) -> TopicRows:
+def _order(found: Bases) -> TopicRows:
     return TopicRows(
         "order",
         "Order of the stages",
         "Does it matter that near-duplicates go before the important tokens are chosen?",
         "I'-S-I",
-        (Row("I'-S-I", plain), Row("I-S", with_options(plain, order="importance-first"))),
+        (Row("I'-S-I", found.plain), Row("I-S", found.varied(found.plain, order="importance-first"))),
     )
 
 
@@ -191,17 +207,17 @@ def _share(plain: PruningSchedule) -> TopicRows:
     )
 
 
-def _start(plain: PruningSchedule) -> TopicRows:
+def _start(found: Bases) -> TopicRows:
     return TopicRows(
         "start",
         "Start of the ranking",
         "Does the class token's head start of sqrt(N) matter?",
         "boosted",
-        (Row("boosted", plain), Row("uniform", with_options(plain, start="uniform"))),
+        (Row("boosted", found.plain), Row("uniform", found.varied(found.plain, start="uniform"))),
     )
 
 
-def _merge(merging: PruningSchedule) -> TopicRows:
+def _merge(found: Bases) -> TopicRows:
     partners: tuple[Feature, ...] = get_args(Feature)
     default = MethodOptions().partner
     return TopicRows(
@@ -210,12 +226,16 @@ def _merge(merging: PruningSchedule) -> TopicRows:
         "How is a merged token's partner found, and what must later attention know?",
         "default",
         (
-            Row("default", merging),
-            *(Row(f"partner by {name}", with_options(merging, partner=name)) for name in partners if name != default),
+            Row("default", found.merging),
             *(
-                Row(f"drop below {least:g}", with_options(merging, least_similarity=least))
+                Row(f"partner by {name}", found.varied(found.merging, partner=name))
+                for name in partners
+                if name != default
+            ),
+            *(
+                Row(f"drop below {least:g}", found.varied(found.merging, least_similarity=least))
                 for least in LEAST_SIMILARITIES
             ),
-            Row("not proportional", with_options(merging, proportional=False)),
+            Row("not proportional", found.varied(found.merging, proportional=False)),
         ),
     )

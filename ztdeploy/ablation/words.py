@@ -18,6 +18,7 @@ NOTES: Mapping[str, str] = {
     "against the mean of all random draws.",
     "agreement": "Images whose top class is dense's; Wilson's score interval.",
     "top-1 less dense": "On the same images; Tango's score interval.",
+    "keep": "The keep ratio that gives this cost, with the schedule that it means for the method.",
     "GMACs": "What the exported graph computes, pruning layers not counted.",
 }
 
