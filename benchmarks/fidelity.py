@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
@@ -29,42 +25,20 @@ from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.methods import METHODS
 from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.pruning.layer import BlockTaps
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.similarity import unit_length
-from ztdeploy.pruning.tome import ToMe
-from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import LayerPlan, PruningSchedule, default_schedule
+from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
 
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20
 Array = NDArray[np.float32]
-
-
-class ToMeByTokens(ToMe):
-    """ToMe that compares the tokens themselves, not their keys."""
-
-    needs_keys = False
-
-    def feature(self, x: Tensor, taps: BlockTaps) -> Tensor:
-        return unit_length(x)
-
-
-class MergeByKeys(ZeroTPruneMerge):
-    """Our merging with ToMe's feature."""
-
-    def __init__(self, plan: LayerPlan) -> None:
-        super().__init__(plan, options=MergeOptions(feature="keys"))
-
-
-#: What no user can choose, and the method that it is a variation of.
+#: Methods with an option away from its default, under names of their own.
 VARIATIONS = {
-    "tome-by-tokens": ("tome", "ToMeByTokens"),
-    "zero-tprune-merge-by-keys": ("zero-tprune-merge", "MergeByKeys"),
+    "tome-by-tokens": ("tome", MethodOptions(feature="tokens")),
+    "zero-tprune-merge-by-keys": ("zero-tprune-merge", MethodOptions(partner="keys")),
 }
 ROWS = (
     "zero-tprune-merge",
@@ -99,29 +73,26 @@ def main() -> None:
     architecture = loaded.adapter.architecture
     photographs = half(read_labels(folder / "labels.json"), arguments.half)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
-    with variations():
-        dense = answers(loaded, default_schedule(1.0, architecture), images)
-        rows = {}
-        for method in dict.fromkeys((REFERENCE, *arguments.methods)):
-            make = partial(default_schedule, architecture=architecture, method=method)
-            schedule = at_cost(make, architecture, 1 - arguments.saved)
-            share = share_of_dense(schedule, architecture)
-            rows[method] = Row(schedule, share, answers(loaded, schedule, images))
-            print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
+    dense = answers(loaded, default_schedule(1.0, architecture), images)
+    rows = {}
+    for method in dict.fromkeys((REFERENCE, *arguments.methods)):
+        schedule = schedule_at(method, architecture, 1 - arguments.saved)
+        share = share_of_dense(schedule, architecture)
+        rows[method] = Row(schedule, share, answers(loaded, schedule, images))
+        print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
     title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
 
 
-@contextmanager
-def variations() -> Iterator[None]:
-    """The methods of `VARIATIONS` are in the table meanwhile."""
-    for name, (base, layer) in VARIATIONS.items():
-        METHODS[name] = replace(METHODS[base], layer=f"{ToMeByTokens.__module__}:{layer}")
-    try:
-        yield
-    finally:
-        for name in VARIATIONS:
-            del METHODS[name]
+def schedule_at(method: str, architecture: Architecture, share: float) -> PruningSchedule:
+    """The schedule of a method or a variation, at a share of dense's multiply-adds."""
+    base, options = VARIATIONS.get(method, (method, DEFAULT_OPTIONS))
+
+    def make(keep_ratio: float) -> PruningSchedule:
+        schedule = default_schedule(keep_ratio, architecture, method=base)
+        return schedule.model_copy(update={"options": options})
+
+    return at_cost(make, architecture, share)
 
 
 def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Array:

@@ -47,6 +47,7 @@ from ztdeploy.manifest import (
 from ztdeploy.models.catalogue import sample_images
 from ztdeploy.models.loading import LoadedModel
 from ztdeploy.parity import prove, reference_outputs
+from ztdeploy.plugins import unknown_options
 from ztdeploy.profile import HardwareProfile
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.images import read_image
@@ -169,7 +170,7 @@ class Assembly:
         self._weights.write(self.folder / WEIGHTS_FILE)
         boards = {self._specs[profile.name] for profile in self.profiles if profile.backend == TENSORRT.name}
         for schedule in self.schedules:
-            for spec in boards:
+            for spec in () if self._plain_for(schedule) else boards:
                 plain = self._graph_path(schedule, spec)
                 library, ahead = (plain.with_name(f"{plain.stem}.{kind}.onnx") for kind in ("plugins", "aot"))
                 if insert_plugin_nodes(plain, library) and insert_plugin_nodes(plain, ahead, ahead_of_time=True):
@@ -284,12 +285,29 @@ class Assembly:
             variants=variants,
             golden=golden,
             blocks=self._blocks,
-            missing=tuple(line for profile in self.profiles if (line := what_is_missing(profile)) is not None),
+            missing=self._missing(),
             files={},
         )
         (self.folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
         write_board_files(self.folder, manifest)
         return manifest.model_copy(update={"files": file_records(self.folder)})
+
+    def _missing(self) -> tuple[str, ...]:
+        lines = [line for profile in self.profiles if (line := what_is_missing(profile)) is not None]
+        boards = [profile.name for profile in self.profiles if profile.backend == TENSORRT.name]
+        lines += [
+            f"profile '{name}': variant '{schedule.name}' has plain operators only: the plugins do not know its option"
+            f" {', '.join(foreign)}"
+            for name in boards
+            for schedule in self.schedules
+            if (foreign := self._plain_for(schedule))
+        ]
+        return tuple(lines)
+
+    def _plain_for(self, schedule: PruningSchedule) -> tuple[str, ...]:
+        """The options that keep plugins out of a variant's graphs."""
+        layers = plan(schedule, self.model.adapter.architecture).layers
+        return unknown_options(schedule.method, schedule.options) if layers else ()
 
     @cached_property
     def golden_sources(self) -> list[Path]:
@@ -329,6 +347,7 @@ class Assembly:
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
             plugin_file=library,
             ahead_of_time_file=ahead,
+            plain_for=self._plain_for(schedule) if profile.backend == TENSORRT.name else (),
             opset=spec.opset,
             image_input=spec.image_input,
             batch=spec.batch,

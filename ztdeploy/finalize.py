@@ -146,7 +146,11 @@ class Workshop:
 
     def _plugins(self, job: Job) -> Plugins | None:
         """The compiled plugins, if the graph has plugin nodes and this machine can compile any."""
-        if job.variant.graphs[job.profile].plugin_file is None:
+        graph = job.variant.graphs[job.profile]
+        if graph.plain_for:
+            known = f"the plugins do not know its option {', '.join(graph.plain_for)}"
+            self.notes.append(f"{job.label}: plain operators only: {known}")
+        if graph.plugin_file is None:
             return None
         if job.profile not in self._compiled:
             self._compiled[job.profile] = self._compile(job.profile)

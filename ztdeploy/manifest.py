@@ -100,6 +100,7 @@ class GraphRecord(_Record):
     file: BundlePath
     plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
     ahead_of_time_file: BundlePath | None = None  #: likewise, with nodes for plugins that come as PTX
+    plain_for: tuple[str, ...] = ()  #: the options that it has no such twins for, since no plugin knows them
     opset: int
     image_input: ImageInput
     batch: Annotated[int, Field(ge=1)] | None

@@ -13,6 +13,9 @@ Partition = Literal["sequential", "important", "alternate", "random", "full"]
 Feature = Literal["keys", "all-keys", "queries", "values", "tokens"]
 Metric = Literal["cosine", "dot", "euclidean", "manhattan"]
 
+#: VHF: a head counts whose scores, on the mean-1 scale, have a variance within these. No option.
+VARIANCE_MIN, VARIANCE_MAX = 0.01, 0.7
+
 
 class MethodOptions(BaseModel):
     """The `[options]` of a schedule. Which of them a method knows stands in `ztdeploy.methods`."""

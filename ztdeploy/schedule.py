@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
 from ztdeploy.methods import SIMILARITY_OPTIONS, Method, check_options, method_named
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
 from ztdeploy.toml import read_toml
 
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
@@ -262,13 +262,7 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
     try:
         schedule = PruningSchedule.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ScheduleError(
-            f"schedule file '{path}': {where}: {first['msg']} (got {str(first['input'])[:60]})",
-            "[[layer]] tables with block, keep_ratio or drop, perhaps similarity_share, similarity_drop, iterations",
-            f"correct {where}",
-        ) from error
+        raise _schedule_error(path, error.errors()[0]) from error
     if schedule.keep_ratio not in (None, 1) and not schedule.layers:
         raise ScheduleError(
             f"schedule file '{path}' has a keep_ratio and no [[layer]]",
@@ -276,6 +270,28 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
             "add [[layer]] tables, or leave the file out and give --keep-ratio",
         )
     return schedule
+
+
+def _schedule_error(path: Path, first: Mapping[str, Any]) -> ScheduleError:
+    """What pydantic found first, in words."""
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["loc"][:1] == ("options",) and len(first["loc"]) > 1:
+        name, value = str(first["loc"][1]), str(first["input"])[:60]
+        if name not in MethodOptions.model_fields:
+            hint = did_you_mean(name, MethodOptions.model_fields)
+            return ScheduleError(f"schedule file '{path}': unknown option '{name}'", "an option that there is", hint)
+        known = [str(value).lower() for value in known_values(name)]
+        return ScheduleError(
+            f"schedule file '{path}': option {name} = {value}",
+            f"one of {', '.join(known)}" if known else "a cosine, from -1 to 1",
+            did_you_mean(value, known) if known else f"correct {where}",
+        )
+    return ScheduleError(
+        f"schedule file '{path}': {where}: {first['msg']} (got {str(first['input'])[:60]})",
+        "[[layer]] tables with block, keep_ratio or drop, perhaps similarity_share, similarity_drop, iterations;"
+        " perhaps [options]",
+        f"correct {where}",
+    )
 
 
 def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:

@@ -7,6 +7,7 @@ token of A comes first is taken, and of equally similar partners the first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,13 +34,15 @@ class Merge:
         return [self.kept.index(self.partner[token]) for token in sorted(self.partner)]
 
 
-def tome(keys: Array, *, prefix: int, count: int) -> Merge:
+def tome(
+    keys: Array, *, prefix: int, count: int, alike: Callable[[Array, Array], float] = cosine, scale: float = 1.0
+) -> Merge:
     """Bipartite soft matching of `[H, N, d]` keys: `count` tokens of A are merged into tokens of B."""
     feature = key_features(keys)
     tokens = range(len(feature))
     group_a = [token for token in tokens if token >= prefix and token % 2 == 0]
     group_b = [token for token in tokens if token >= prefix and token % 2 == 1]
-    similar = {a: [cosine(feature[a], feature[b]) for b in group_b] for a in group_a}
+    similar = {a: [alike(feature[a], feature[b]) / scale for b in group_b] for a in group_a}
     edges = sorted(group_a, key=lambda a: (-max(similar[a]), a))[:count]
     partner = {a: group_b[int(np.argmax(similar[a]))] for a in edges}
     margins = {

@@ -13,12 +13,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.models.vit import VitAdapter
+from ztdeploy.options import MethodOptions
 from ztdeploy.pruning import pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
 from ztdeploy.pruning.merging import merge_tokens, slot_of
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.pruning.selection import complement
-from ztdeploy.pruning.zero_tprune_merge import MergeOptions, ZeroTPruneMerge
+from ztdeploy.pruning.zero_tprune_merge import ZeroTPruneMerge
 from ztdeploy.schedule import default_schedule
 
 SETTINGS = settings(deadline=None, max_examples=60)
@@ -127,12 +128,14 @@ class TestZeroTPruneMerge:
         prefix=st.sampled_from([0, 1, 2]),
         patches=st.integers(3, 17),
         options=st.builds(
-            MergeOptions, feature=st.sampled_from(["tokens", "keys"]), least=st.sampled_from([None, 0.0, 0.4])
+            MethodOptions,
+            partner=st.sampled_from(["tokens", "keys"]),
+            least_similarity=st.sampled_from([None, 0.0, 0.4]),
         ),
         data=st.data(),
     )
     def test_each_that_goes_joins_the_most_similar_that_stays(
-        self, seed: int, prefix: int, patches: int, options: MergeOptions, data: st.DataObject
+        self, seed: int, prefix: int, patches: int, options: MethodOptions, data: st.DataObject
     ) -> None:
         kept_patches = data.draw(st.integers(1, patches - 1))
         drop = data.draw(st.integers(0, min(patches // 2, patches - kept_patches)))
@@ -141,14 +144,14 @@ class TestZeroTPruneMerge:
         attention = random_attention(generator, 2, 3, plan.tokens_in)
         keys, tokens = (generator.normal(size=(2, 3, plan.tokens_in, 4)) for _ in range(2))
         x = torch.tensor(tokens[:, 0])
-        taps, layer = BlockTaps(torch.tensor(attention), torch.tensor(keys)), ZeroTPruneMerge(plan, options=options)
+        taps, layer = BlockTaps(torch.tensor(attention), torch.tensor(keys)), ZeroTPruneMerge(plan, options)
         choice = layer(x, taps).choice
         plain = pruning_layer("zero-tprune", plan)
         assert torch.equal(choice.kept, plain(x, taps).choice.kept)
         for image in range(2):
             kept = choice.kept[image].tolist()
-            compared = keys[image] if options.feature == "keys" else tokens[image, :1]  # as those of a single head
-            into, margin = reference.join_most_similar(compared, kept, prefix=prefix, least=options.least)
+            compared = keys[image] if options.partner == "keys" else tokens[image, :1]  # as those of a single head
+            into, margin = reference.join_most_similar(compared, kept, prefix=prefix, least=options.least_similarity)
             if margin < CLEAR:
                 event("inconclusive: two partners within rounding")
                 continue
@@ -157,7 +160,7 @@ class TestZeroTPruneMerge:
     def test_by_default_tokens_themselves_are_compared(self) -> None:
         layer = pruning_layer("zero-tprune-merge", layer_plan(4, 3))
         assert isinstance(layer, ZeroTPruneMerge)
-        assert layer.options == MergeOptions(feature="tokens", least=None, proportional=True)
+        assert layer.options.partner == "tokens"
         assert not layer.needs_keys, "the importance stage alone reads none either"
 
     @pytest.mark.parametrize("feature", ["keys", "all-keys", "tokens"])
@@ -173,7 +176,7 @@ class TestZeroTPruneMerge:
         keys[0, :, 3] = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
         x = torch.eye(5).unsqueeze(0).clone()
         x[0, 3] = x[0, 4]
-        choice = ZeroTPruneMerge(plan, options=MergeOptions(feature=feature))(x, BlockTaps(attention, keys)).choice
+        choice = ZeroTPruneMerge(plan, MethodOptions(partner=feature))(x, BlockTaps(attention, keys)).choice
         assert choice.kept.tolist() == [[0, 1, 2, 3]]
         assert choice.into.tolist() == [[{"keys": 1, "all-keys": 2, "tokens": 3}[feature]]]
 

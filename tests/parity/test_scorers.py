@@ -15,13 +15,14 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning import pruning_layer
+from ztdeploy.pruning.features import unit_length, vectors
 from ztdeploy.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
-from ztdeploy.pruning.similarity import SimilarityDrop, key_feature
+from ztdeploy.pruning.similarity import SimilarityDrop
 from ztdeploy.pruning.wpr import (
     WeightedPageRank,
-    WprOptions,
     head_filter,
     join_heads,
     propagate,
@@ -171,23 +172,17 @@ class TestPropagate:
 
 
 class TestHeadFilter:
-    OPTIONS = WprOptions()
-
     def test_the_limits_themselves_pass(self) -> None:
         variance = double([[0.01, 0.7, 0.00999, 0.70001, 0.3]])
-        assert head_filter(variance, self.OPTIONS).tolist() == [[1, 1, 0, 0, 1]]
+        assert head_filter(variance).tolist() == [[1, 1, 0, 0, 1]]
 
     def test_all_heads_count_for_the_image_where_none_passes_and_for_that_alone(self) -> None:
         variance = double([[0.001, 5.0], [0.5, 5.0], [0.0, 0.0]])
-        assert head_filter(variance, self.OPTIONS).tolist() == [[1, 1], [1, 0], [1, 1]]
-
-    def test_other_limits(self) -> None:
-        options = WprOptions(variance_min=1.0, variance_max=2.0)
-        assert head_filter(double([[0.5, 1.5, 2.5]]), options).tolist() == [[0, 1, 0]]
+        assert head_filter(variance).tolist() == [[1, 1], [1, 0], [1, 1]]
 
     @given(st.lists(st.floats(0, 2), min_size=1, max_size=6))
     def test_is_the_twins(self, variance: list[float]) -> None:
-        weights = head_filter(double([variance]), self.OPTIONS)[0]
+        weights = head_filter(double([variance]))[0]
         assert torch.nonzero(weights).flatten().tolist() == reference.heads_that_count(np.array(variance))
 
 
@@ -213,7 +208,7 @@ class TestJoinHeads:
         live = [sorted(generator.permutation(tokens)[dropped:].tolist()) for _ in range(2)]
         for image in range(2):
             scores[image][:, [token for token in range(tokens) if token not in live[image]]] = 0
-        options = WprOptions(filter_heads=filter_heads, join="mean" if mean else "rms")
+        options = MethodOptions(head_filter=filter_heads, join="mean" if mean else "rms")
         ours = join_heads(double(scores), tokens - dropped, options).numpy()
         assert ours.shape == (2, tokens)
         for image in range(2):
@@ -225,23 +220,23 @@ class TestJoinHeads:
 
     def test_a_token_that_matters_much_to_one_head_beats_one_that_matters_a_little_to_both(self) -> None:
         scores = double([[[1.8, 1.2, 0.6, 0.4], [0.6, 1.2, 1.2, 1.0]]])
-        rms, mean = (join_heads(scores, 4, WprOptions(join=join))[0] for join in ("rms", "mean"))
+        rms, mean = (join_heads(scores, 4, MethodOptions(join=join))[0] for join in ("rms", "mean"))
         assert mean[0] == mean[1]
         assert rms[0] > rms[1]
 
     def test_scores_are_free_of_scale_head_by_head(self) -> None:
         scores = double([[[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]])
         scaled = scores * double([1e-6, 1e6]).view(1, 2, 1)
-        torch.testing.assert_close(join_heads(scaled, 3, WprOptions()), join_heads(scores, 3, WprOptions()))
+        torch.testing.assert_close(join_heads(scaled, 3, DEFAULT_OPTIONS), join_heads(scores, 3, DEFAULT_OPTIONS))
 
     def test_a_head_that_piles_up_is_filtered_out(self) -> None:
         good, border = [1.2, 1.0, 0.9, 0.9, 1.4, 0.6], [0.0, 0.0, 0.0, 0.0, 0.0, 6.0]
-        both = join_heads(double([[good, border]]), 6, WprOptions())
+        both = join_heads(double([[good, border]]), 6, DEFAULT_OPTIONS)
         torch.testing.assert_close(both, double([good]))
 
     def test_one_head_is_its_own_score(self) -> None:
         scores = double([[[1.0, 2.0, 5.0]]])
-        torch.testing.assert_close(join_heads(scores, 3, WprOptions())[0], scores[0, 0] * 3 / 8)
+        torch.testing.assert_close(join_heads(scores, 3, DEFAULT_OPTIONS)[0], scores[0, 0] * 3 / 8)
 
 
 class TestWeightedPageRank:
@@ -249,7 +244,7 @@ class TestWeightedPageRank:
     @given(case=cases())
     def test_is_the_twins(self, case: Case) -> None:
         tokens, plan = case.plan.tokens_in, case.plan
-        wpr = WeightedPageRank(tokens, tokens, plan.iterations, class_token=plan.class_token, options=WprOptions())
+        wpr = WeightedPageRank(tokens, tokens, plan.iterations, class_token=plan.class_token, options=DEFAULT_OPTIONS)
         ours = wpr(double(case.attention)).numpy()
         start = reference.start_vector(tokens, class_token=plan.class_token)
         for image, attention in enumerate(case.attention):
@@ -261,14 +256,14 @@ class TestWeightedPageRank:
 
     def test_the_class_token_is_boosted_only_where_there_is_one_and_it_is_wanted(self) -> None:
         def start(*, class_token: bool, boost: bool) -> list[float]:
-            options = WprOptions(boost_class_token=boost)
+            options = MethodOptions(start="boosted" if boost else "uniform")
             return WeightedPageRank(4, 4, 1, class_token=class_token, options=options).start.tolist()
 
         assert start(class_token=True, boost=True) == [2, 1, 1, 1]
         assert start(class_token=True, boost=False) == start(class_token=False, boost=True) == [1, 1, 1, 1]
 
     def test_its_buffers_are_not_part_of_a_checkpoint(self) -> None:
-        assert not WeightedPageRank(4, 4, 1, class_token=True, options=WprOptions()).state_dict()
+        assert not WeightedPageRank(4, 4, 1, class_token=True, options=DEFAULT_OPTIONS).state_dict()
 
 
 class TestSimilarityDrop:
@@ -322,7 +317,7 @@ class TestSimilarityDrop:
 
     def test_the_feature_is_the_mean_over_heads_at_unit_length(self) -> None:
         keys = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-        feature = key_feature(keys)
+        feature = unit_length(vectors("keys", keys))
         for image in range(2):
             expected = reference.key_features(keys[image].numpy())
             expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
@@ -330,7 +325,7 @@ class TestSimilarityDrop:
 
     def test_a_zero_key_is_no_nan(self) -> None:
         keys = torch.zeros(1, 2, 5, 3)
-        assert torch.equal(key_feature(keys), torch.zeros(1, 5, 3))
+        assert torch.equal(unit_length(vectors("keys", keys)), torch.zeros(1, 5, 3))
         survivors = SimilarityDrop(layer_plan(4, 3, similarity_drop=1))(torch.ones(1, 5), keys)
         assert survivors.sum() == 4
 
@@ -595,7 +590,7 @@ class TestExtremes:
         attention = popularity * np.exp(0.2 * generator.normal(size=(4, 3, tokens, tokens)))
         attention /= attention.sum(-1, keepdims=True)
         survivors = torch.tensor([[float(token in live) for token in range(tokens)]] * 4)
-        wpr = WeightedPageRank(tokens, len(live), 30, class_token=True, options=WprOptions())
+        wpr = WeightedPageRank(tokens, len(live), 30, class_token=True, options=DEFAULT_OPTIONS)
         ours = wpr(torch.tensor(attention).half(), survivors.half())
         assert ours.dtype == torch.float16
         assert ours.isfinite().all()
@@ -654,7 +649,7 @@ class TestRankingOf:
         scores = double(np.exp(spread * generator.normal(size=(2, heads, tokens))))
         scores[..., ::5] = 0.0  # dropped
         live = int((scores[0, 0] > 0).sum())
-        options = WprOptions(join=join, filter_heads=filter_heads)
+        options = MethodOptions(join=join, head_filter=filter_heads)
         expected, found = join_heads(scores, live, options), ranking_of(scores.unsqueeze(2), live, options)
         torch.testing.assert_close(
             found / found.amax(-1, keepdim=True),
@@ -663,5 +658,5 @@ class TestRankingOf:
 
     def test_where_no_head_passes_all_count(self) -> None:
         flat = double([[[1.0, 1.0, 1.0, 1.0001], [1.0, 1.0001, 1.0, 1.0]]])
-        order = ranking_of(flat.unsqueeze(2), 4, WprOptions())[0].argsort(descending=True, stable=True)
+        order = ranking_of(flat.unsqueeze(2), 4, DEFAULT_OPTIONS)[0].argsort(descending=True, stable=True)
         assert sorted(order[:2].tolist()) == [1, 3]

@@ -48,7 +48,7 @@ def show_bundle(bundle: Bundle) -> None:
         rows.append(
             (
                 variant.name + (" *" if variant.name == manifest.default_variant else ""),
-                variant.schedule.method if variant.plan.layers else "-",
+                _method(variant),
                 _counts(list(dict.fromkeys(tokens))),
                 f"{variant.gmacs:.3f}",
                 f"{manifest.dense.gmacs / variant.gmacs:.2f}x",
@@ -74,6 +74,14 @@ def show_bundle(bundle: Bundle) -> None:
         rows,
         caption="* default; parity: largest logit difference to PyTorch",
     )
+
+
+def _method(variant: VariantRecord) -> str:
+    """And the options that are not at their default."""
+    schedule = variant.schedule
+    if not variant.plan.layers:
+        return "-"
+    return f"{schedule.method} ({schedule.options})" if schedule.options.changed else schedule.method
 
 
 def _counts(tokens: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from onnx.numpy_helper import to_array
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ztdeploy.errors import ModelError
+from ztdeploy.options import VARIANCE_MAX, VARIANCE_MIN
 from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
 
 G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belongs to --json
@@ -25,7 +26,8 @@ G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belong
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
 #: second output.
 Pattern = Any
-_JOINED = ("ReduceSum", ("Mul", "?joined", ("Clip", "?passes", "#")), "#")
+_JOINED = ("ReduceSum", "?summed", "#")
+_FILTERED = ("Mul", "?joined", ("Clip", "?passes", "#"))
 _PASSES = ("Cast", ("Equal", ("Clip", "?energy", "=low", "=high"), "?energy"))
 _ENERGY = ("ReduceSum", ("Mul", "?shares", "?shares"), "#")
 _SHARES = ("Div", "?scores", ("Clip", ("ReduceSum", "?scores", "#"), "#"))
@@ -100,13 +102,20 @@ class _Reader:
 def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) -> str:
     found: dict[str, gs.Tensor] = {}
     _match(scope, scores, _JOINED, found)
+    weighted = _producer(found["?summed"], "Mul")
+    filter_heads = weighted is not None and _producer(weighted.inputs[1], "Clip") is not None
+    if filter_heads:
+        _match(scope, found["?summed"], _FILTERED, found)
+    else:
+        found["?joined"] = found["?summed"]
     root_mean_square = _producer(found["?joined"], "Mul") is not None
     if root_mean_square:
         _match(scope, found["?joined"], ("Mul", "?shares", "?shares"), found)
     else:
         found["?shares"] = found["?joined"]
-    for name, pattern in (("?passes", _PASSES), ("?energy", _ENERGY), ("?shares", _SHARES)):
+    for name, pattern in (("?passes", _PASSES), ("?energy", _ENERGY)) if filter_heads else ():
         _match(scope, found[name], pattern, found)
+    _match(scope, found["?shares"], _SHARES, found)
     walk = _walk(scope, found["?scores"])
     start = read(walk["start"]).reshape(-1)
     boosted = not math.isclose(start[0], 1.0)
@@ -115,14 +124,17 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) ->
     if not np.allclose(start, expected):
         raise _mismatch(scope, "an unknown start vector")
     survivors = [walk["survivors"]] if "survivors" in walk else []
-    live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
+    low, high = VARIANCE_MIN, VARIANCE_MAX  # nothing reads them where no head is filtered
+    if filter_heads:
+        live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
+        # The graph's limits are those of (1 + Var) / live, in single precision.
+        low, high = (round(read.number(found[limit]) * live - 1, 5) for limit in ("=low", "=high"))
     attributes = {
         "iterations": walk["iterations"],
         "boost": int(boosted),
-        "filter_heads": 1,
-        # The graph's limits are those of (1 + Var) / live, in single precision.
-        "variance_min": round(read.number(found["=low"]) * live - 1, 5),
-        "variance_max": round(read.number(found["=high"]) * live - 1, 5),
+        "filter_heads": int(filter_heads),
+        "variance_min": low,
+        "variance_max": high,
         "root_mean_square": int(root_mean_square),
     }
     return _replace(graph, WEIGHTED_PAGE_RANK, scope, [_uncast(walk["attention"]), *survivors], scores, attributes)

@@ -48,25 +48,18 @@ def group_positions(partition: Partition, plan: LayerPlan) -> tuple[Tensor, Tens
     return group_a, every[~torch.isin(every, group_a)]
 
 
-class Positions(nn.Module):
-    """Columns of `[B, N, ...]` at fixed positions: a slice where it can be, from the end where it reaches it."""
-
-    indices: Tensor
-
-    def __init__(self, positions: Tensor, tokens: int) -> None:
-        super().__init__()
-        first, last = int(positions[0]), int(positions[-1])
-        neighbours = last - first + 1 == len(positions)
-        self.slice = slice(first or None, None if last == tokens - 1 else last + 1) if neighbours else None
-        self.register_buffer("indices", positions, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.indices) if self.slice is None else x[:, self.slice]
+def as_slice(positions: Tensor, tokens: int) -> slice | None:
+    """The same positions as a slice, where they are neighbours; with an open end where they reach the last token."""
+    first, last = int(positions[0]), int(positions[-1])
+    neighbours = last - first + 1 == len(positions)
+    return slice(first, None if last == tokens - 1 else last + 1) if neighbours else None
 
 
 class SimilarityDrop(nn.Module):
     """Scores `[B, N]` and what features are made of to survivors `[B, N]` (1 stays, 0 goes)."""
 
+    indices_a: Tensor
+    indices_b: Tensor
     earlier: Tensor
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
@@ -77,7 +70,10 @@ class SimilarityDrop(nn.Module):
         super().__init__()
         self.options, self.drop, self.protect = options, plan.similarity_drop, ProtectPrefix(plan)
         group_a, group_b = group_positions(options.partition, plan)
-        self.group_a, self.group_b = Positions(group_a, plan.tokens_in), Positions(group_b, plan.tokens_in)
+        self.size_a = len(group_a)
+        self.slice_a, self.slice_b = (as_slice(group, plan.tokens_in) for group in (group_a, group_b))
+        self.register_buffer("indices_a", group_a if self.slice_a is None else None, persistent=False)
+        self.register_buffer("indices_b", group_b if self.slice_b is None else None, persistent=False)
         if options.partition == "full":
             self.register_buffer("earlier", group_b < group_a.unsqueeze(1), persistent=False)
 
@@ -96,13 +92,25 @@ class SimilarityDrop(nn.Module):
             feature = gather_tokens(feature, order if left is None else left.gather(1, order))
         elif left is not None:
             feature = gather_tokens(feature, left)
-        similarity = similarities(self.group_a(feature), self.group_b(feature), self.options.metric)
+        one, other = self._groups(feature)
+        similarity = similarities(one, other, self.options.metric)
         if self.options.partition == "full":
             similarity = similarity.masked_fill(~self.earlier, -torch.inf)
         best = similarity.amax(-1)
         if record is not None:
             record.gap("similarity", cut_gap(best, self.drop))
-        return survivors_of(order, self.group_a(order), best, self.drop)
+        return survivors_of(order, self._group_a(order), best, self.drop)
+
+    def _groups(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all tokens in order, `[B, N, f]`, those of group A and those of group B."""
+        one = feature[:, self.slice_a] if self.slice_a else feature.index_select(1, self.indices_a)
+        return one, feature[:, self.slice_b] if self.slice_b else feature.index_select(1, self.indices_b)
+
+    def _group_a(self, order: Tensor) -> Tensor:
+        """`[B, |A|]`"""
+        if self.options.partition in ("sequential", "full"):
+            return order[:, -self.size_a :]
+        return order[:, self.slice_a] if self.slice_a else order.index_select(1, self.indices_a)
 
     def _order(self, scores: Tensor | None, source: Tensor, record: Recorder | None, left: Tensor | None) -> Tensor:
         """All tokens, prefix tokens first, then by importance; as they come where chance decides: `[B, N]`."""

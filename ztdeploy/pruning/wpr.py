@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.options import MethodOptions
+from ztdeploy.options import VARIANCE_MAX, VARIANCE_MIN, MethodOptions
 from ztdeploy.pruning.layer import Recorder
 
 #: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
@@ -18,8 +18,6 @@ from ztdeploy.pruning.layer import Recorder
 RESCALE_EVERY = 10
 #: What a filtered head counts in `ranking_of`: nothing beside one that passes, all where none does.
 FILTERED = 1e-20
-#: VHF: a head counts whose scores, on the mean-1 scale, have a variance within these.
-VARIANCE_MIN, VARIANCE_MAX = 0.01, 0.7
 
 
 def start_vector(tokens: int, *, boost_class_token: bool) -> Tensor:

@@ -24,11 +24,18 @@ from ztdeploy.errors import ModelError
 from ztdeploy.export import GraphSpec, export_onnx, specialise
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.shared_weights import SharedWeights
+from ztdeploy.methods import METHODS
 from ztdeploy.models.vit import VitAdapter
-from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
+from ztdeploy.plugins import (
+    NAMESPACE,
+    SIMILARITY_PRUNE,
+    VERSION,
+    WEIGHTED_PAGE_RANK,
+    WEIGHTED_PAGE_RANK_ALL,
+    unknown_options,
+)
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.wpr import WprOptions
-from ztdeploy.pruning.zero_tprune import ZeroTPrune
 from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule, uniform_schedule
 
 SPEC = GraphSpec(20, "uint8", None)
@@ -43,7 +50,7 @@ class Case:
     method: str = "zero-tprune"
     layers: tuple[LayerSpec, ...] = BOTH
     spec: GraphSpec = SPEC
-    options: WprOptions = WprOptions()  # noqa: RUF009 - frozen
+    options: MethodOptions = DEFAULT_OPTIONS
     patch_size: int = 8
     image_size: int = 32
 
@@ -65,7 +72,11 @@ CASES = {
     "merging": Case(method="zero-tprune-merge", layers=BOTH),
     "other options": Case(
         layers=BOTH[:1],
-        options=WprOptions(join="mean", boost_class_token=False, variance_min=0.05, variance_max=0.5),
+        options=MethodOptions(join="mean", start="uniform", feature="values"),
+    ),
+    "no head is filtered": Case(layers=BOTH[:1], options=MethodOptions(head_filter=False, feature="queries")),
+    "no head is filtered, mean": Case(
+        method="zero-tprune-merge", layers=BOTH[:1], options=MethodOptions(head_filter=False, join="mean")
     ),
     "1025 tokens": Case(layers=(LayerSpec(block=1, keep_ratio=0.7, iterations=11),), patch_size=2, image_size=64),
 }
@@ -76,8 +87,7 @@ FP32_AND_FP16 = ("fp32", "fp16")
 def traced(case: Case) -> tuple[ir.Model, tuple[LayerPlan, ...]]:
     arguments, _ = VARIANTS[case.variant]
     model = tiny_vit(depth=3, patch_size=case.patch_size, image_size=case.image_size, **arguments)
-    schedule = PruningSchedule(name="test", method=case.method, layers=case.layers)
-    defaults, ZeroTPrune.__init__.__defaults__ = ZeroTPrune.__init__.__defaults__, (case.options,)
+    schedule = PruningSchedule(name="test", method=case.method, layers=case.layers, options=case.options)
     gc.disable()  # a third of an export's time goes into looking for garbage
     try:
         with PrunedModel(VitAdapter(model, case.image_size), schedule) as module:
@@ -85,7 +95,6 @@ def traced(case: Case) -> tuple[ir.Model, tuple[LayerPlan, ...]]:
             return export_onnx(module, preprocess, case.spec), module.token_plan.layers
     finally:
         gc.enable()
-        ZeroTPrune.__init__.__defaults__ = defaults
 
 
 def write(model: ir.Model, folder: Path) -> Path:
@@ -116,10 +125,10 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def expected_nodes(case: Case, plans: tuple[LayerPlan, ...]) -> dict[str, dict[str, Any]]:
     """Read off the plan: which nodes there are, and what each says."""
     page_rank = {
-        "boost": int(VARIANTS[case.variant][0].get("class_token", True) and case.options.boost_class_token),
-        "filter_heads": 1,
-        "variance_min": pytest.approx(case.options.variance_min),
-        "variance_max": pytest.approx(case.options.variance_max),
+        "boost": int(VARIANTS[case.variant][0].get("class_token", True) and case.options.start == "boosted"),
+        "filter_heads": int(case.options.head_filter),
+        "variance_min": pytest.approx(0.01),
+        "variance_max": pytest.approx(0.7),
         "root_mean_square": int(case.options.join == "rms"),
     }
     labels = {"plugin_version": VERSION.encode(), "plugin_namespace": NAMESPACE.encode()}
@@ -247,12 +256,33 @@ class TestOthers:
         assert names == []
         assert not out.exists()
 
-    def test_heads_that_are_not_filtered_are_refused(self, tmp_path: Path) -> None:
-        """A choice that no command can make; the subgraph is another one, and the plugin would filter."""
-        case = Case(layers=BOTH[:1], options=WprOptions(filter_heads=False))
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"metric": "dot"},
+            {"feature": "all-keys"},
+            {"partition": "full"},
+            {"partition": "important"},
+            {"partition": "random"},
+            {"order": "importance-first"},
+        ],
+        ids=str,
+    )
+    def test_what_no_kernel_computes_is_refused_and_known_beforehand(
+        self, options: dict[str, Any], tmp_path: Path
+    ) -> None:
+        case = Case(layers=BOTH[:1], options=MethodOptions.model_validate(options))
         plain = plain_graph(case, "fp32", tmp_path)
-        refused(lambda: with_plugins(plain), "'blocks.0/prune/rank'", kind=ModelError)
+        assert unknown_options(case.method, case.options) == tuple(options)
+        refused(lambda: with_plugins(plain), "'blocks.0/prune/", kind=ModelError)
         assert not (tmp_path / "graph.plugins.onnx").exists()
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_option_that_keeps_plugins_out_is_the_methods(self, method: str) -> None:
+        for name in METHODS[method].options & MethodOptions.model_fields.keys():
+            for value in known_values(name):
+                assert set(unknown_options(method, MethodOptions(**{name: value}))) <= {name}
+        assert unknown_options("tome", MethodOptions(metric="dot")) == (), "it has no plugins that could be missed"
 
     def test_bf16_leaves_the_inputs_fp32(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         """No kernel takes bf16."""
