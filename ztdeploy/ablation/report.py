@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
+from ztdeploy.ablation.request import AblateRequest
 from ztdeploy.ablation.topic_names import Topic
 from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.measure.environment import Machine
-from ztdeploy.models.catalogue import WeightsSource
 from ztdeploy.schedule import PruningSchedule
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-ablate"] = "ztdeploy-ablate"
-
-
-class AblateRequest(Record):
-    """What to compare, and on what."""
-
-    model: str
-    data: Path
-    weights: WeightsSource = "pretrained"
-    checkpoint: Path | None = None
-    image_size: int | None = None
-    crop_pct: float | None = None
-    limit: int | None = None  #: images, of every class alike; by default all
-    seed: int = 0  #: of the limit, the bootstrap and what is dropped at random
-    saved: float | None = None  #: share of dense's multiply-adds; by default 0.35
-    keep_ratio: float | None = None  #: in place of `saved`: that of the default schedule, whose cost then holds for all
-    only: tuple[Topic, ...] = ()  #: by default all
 
 
 class ModelFacts(Record):

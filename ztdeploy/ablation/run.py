@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.ablation.answers import Part, answer, joined
-from ztdeploy.ablation.report import AblateReport, AblateRequest, ModelFacts
+from ztdeploy.ablation.report import AblateReport, ModelFacts
+from ztdeploy.ablation.request import SAVED, AblateRequest, check_request
 from ztdeploy.ablation.scoring import Scorer
 from ztdeploy.ablation.topics import Row, bases, topics
 from ztdeploy.equal_cost import share_of_dense
@@ -25,9 +26,8 @@ from ztdeploy.measure.environment import Machine, installed_versions, read_machi
 from ztdeploy.measure.pace import Pace
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import Architecture, check_keep_ratio, default_schedule, gmacs
+from ztdeploy.schedule import Architecture, default_schedule, gmacs
 
-SAVED = 0.35
 #: Images that go through the model at once.
 BATCH = 16
 #: What a schedule may be off the cost that was asked for, as a share of dense.
@@ -85,27 +85,6 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
         tables=tuple(scorer.table(table) for table in tables),
         convergence=None if kept is None else scorer.convergence(kept),
     )
-
-
-def check_request(request: AblateRequest) -> None:
-    """What can be told before PyTorch is imported.
-
-    Raises:
-        InputError: a value that makes no sense.
-        ScheduleError: a keep ratio out of range.
-    """
-    if request.limit is not None and request.limit < 1:
-        raise InputError(f"--limit {request.limit}", "at least 1", "give for instance --limit 1000")
-    if request.seed < 0:
-        raise InputError(f"--seed {request.seed}", "at least 0", "give for instance --seed 1")
-    if request.saved is not None and request.keep_ratio is not None:
-        raise InputError("--saved as well as --keep-ratio", "one of them: both say what all rows cost", "drop one")
-    if request.saved is not None and not 0 < request.saved < 1:
-        raise InputError(f"--saved {request.saved:g}", "a share between 0 and 1", "give for instance --saved 0.35")
-    if request.keep_ratio is not None:
-        check_keep_ratio(request.keep_ratio)
-        if request.keep_ratio == 1:
-            raise InputError("--keep-ratio 1", "a ratio that prunes", "give for instance --keep-ratio 0.7")
 
 
 def _share(request: AblateRequest, architecture: Architecture) -> float:

@@ -44,15 +44,9 @@ def ablate(
 ) -> None:
     if weights not in ("pretrained", "random"):
         raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
-    topics = _topics(only)
+    from ztdeploy.ablation.folder import check_folder, write_ablation
+    from ztdeploy.ablation.request import AblateRequest, check_request
     from ztdeploy.errors import MissingExtraError
-
-    try:
-        from ztdeploy.ablation.folder import check_folder, write_ablation
-        from ztdeploy.ablation.report import AblateRequest
-        from ztdeploy.ablation.run import ablate as run
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "build", "an ablation") from error
 
     request = AblateRequest(
         model=model,
@@ -65,10 +59,15 @@ def ablate(
         seed=seed,
         saved=saved,
         keep_ratio=keep_ratio,
-        only=topics,
+        only=_topics(only),
     )
     folder = out or Path(f"{model}-ablation")
+    check_request(request)
     check_folder(folder)
+    try:
+        from ztdeploy.ablation.run import ablate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "build", "an ablation") from error
     with progress_bar(not json) as progress:
         report = run(request, progress)
     page, *_ = write_ablation(report, folder)
