@@ -104,6 +104,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
         (("--seed", "-1"), 3, "at least 0"),
         (("--saved", "0.95"), 3, "the nearest is 0."),
         (("--weights", "good"), 2, "neither 'pretrained' nor 'random'"),
+        (("--preset", "late"), 2, "neither 'default' nor 'paper'"),
         (("--checkpoint", "nowhere.safetensors"), 3, "nowhere.safetensors"),
         (("--out", "diary"), 3, "something else than an ablation"),
         (("--data", "nowhere"), 3, "does not exist"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ztdeploy.ablation.topic_names import Topic
 from ztdeploy.errors import InputError
@@ -11,6 +12,7 @@ from ztdeploy.models.catalogue import WeightsSource
 from ztdeploy.schedule import check_keep_ratio
 
 SAVED = 0.35
+Preset = Literal["default", "paper"]
 
 
 class AblateRequest(Record):
@@ -26,6 +28,7 @@ class AblateRequest(Record):
     seed: int = 0  #: of the limit, the bootstrap and what is dropped at random
     saved: float | None = None  #: share of dense's multiply-adds; by default 0.35
     keep_ratio: float | None = None  #: in place of `saved`: that of the default schedule, whose cost then holds for all
+    preset: Preset = "default"  #: where layers stand, see `schedule.PRESETS`
     only: tuple[Topic, ...] = ()  #: by default all
 
 

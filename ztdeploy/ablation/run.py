@@ -64,7 +64,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
     data = read_data(request.data, model.class_names, architecture.num_classes)
     chosen = limited(data, request.limit, request.seed)
     target = _share(request, architecture)
-    found = bases(architecture, target)
+    found = bases(architecture, target, request.preset)
     tables = topics(found, request.only)
     rows = list({row.key: row for table in tables for row in table.rows}.values())
     keep_ratio = found.plain.keep_ratio
@@ -94,9 +94,10 @@ def _share(request: AblateRequest, architecture: Architecture) -> float:
         InputError: no schedule saves as much, or as little.
     """
     if request.keep_ratio is not None:
-        return share_of_dense(default_schedule(request.keep_ratio, architecture), architecture)
+        schedule = default_schedule(request.keep_ratio, architecture, preset=request.preset)
+        return share_of_dense(schedule, architecture)
     saved = SAVED if request.saved is None else request.saved
-    reached = 1 - share_of_dense(bases(architecture, 1 - saved).plain, architecture)
+    reached = 1 - share_of_dense(bases(architecture, 1 - saved, request.preset).plain, architecture)
     if abs(reached - saved) > _NEAR:
         raise InputError(
             f"--saved {saved:g}", f"what the default schedule reaches; the nearest is {reached:.2f}", "change --saved"

@@ -46,10 +46,11 @@ class Bases:
     """What rows are variations of, at the cost that is asked for."""
 
     plain: PruningSchedule  #: the default method and schedule
-    merging: PruningSchedule  #: zero-tprune-merge with its own layers
+    merging: PruningSchedule  #: zero-tprune-merge with the layers that it has by default
     merging_there: PruningSchedule  #: zero-tprune-merge where the plain one's layers stand
     architecture: Architecture
     share: float  #: of dense's multiply-adds
+    preset: str = "default"  #: where layers stand
 
     def varied(self, base: PruningSchedule, **options: Any) -> PruningSchedule:
         """A base with options. Where these change what it costs, another keep ratio makes up for it."""
@@ -58,15 +59,17 @@ class Bases:
             return made
 
         def make(keep_ratio: float) -> PruningSchedule:
-            return with_options(default_schedule(keep_ratio, self.architecture, method=base.method), **options)
+            schedule = default_schedule(keep_ratio, self.architecture, method=base.method, preset=self.preset)
+            return with_options(schedule, **options)
 
         return at_cost(make, self.architecture, self.share)
 
 
-def bases(architecture: Architecture, share: float) -> Bases:
+def bases(architecture: Architecture, share: float, preset: str = "default") -> Bases:
     """
     Args:
         share: of the dense model's multiply-adds.
+        preset: where layers stand, see `schedule.PRESETS`.
     """
 
     def at(make: Callable[[float], PruningSchedule]) -> PruningSchedule:
@@ -74,11 +77,12 @@ def bases(architecture: Architecture, share: float) -> Bases:
 
     merge = "zero-tprune-merge"
     return Bases(
-        plain=at(partial(default_schedule, architecture=architecture)),
-        merging=at(partial(default_schedule, architecture=architecture, method=merge)),
-        merging_there=at(partial(uniform_schedule, depth=architecture.depth, method=merge)),
+        plain=at(partial(default_schedule, architecture=architecture, preset=preset)),
+        merging=at(partial(default_schedule, architecture=architecture, method=merge, preset=preset)),
+        merging_there=at(partial(uniform_schedule, depth=architecture.depth, method=merge, preset=preset)),
         architecture=architecture,
         share=share,
+        preset=preset,
     )
 
 
@@ -130,7 +134,8 @@ def _contribution(found: Bases) -> TopicRows:
             Row("+ VHF", ranked),
             Row("+ S-stage", found.plain),
             Row("+ merging", found.merging_there),
-            Row("+ late layers", found.merging),
+            # With a preset, its own layers are the preset's.
+            *([Row("+ late layers", found.merging)] if found.merging.layers != found.merging_there.layers else []),
         ),
         cumulative=True,
     )

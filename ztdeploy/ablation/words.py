@@ -29,10 +29,11 @@ def title(report: AblateReport) -> str:
 
 def subtitle(report: AblateReport) -> str:
     """Weights, images, cost and day."""
+    where = "" if report.request.preset == "default" else f", layers as in the preset '{report.request.preset}'"
     labels = "labelled" if report.data.labelled else "unlabelled"
     return (
         f"{report.model.timm_name}, weights: {report.model.origin}; {report.data.images} {labels} images of "
-        f"'{report.data.name}'; all rows at {100 * (report.share - 1):+.0f} % GMACs; {report.created[:10]}"
+        f"'{report.data.name}'; all rows at {100 * (report.share - 1):+.0f} % GMACs{where}; {report.created[:10]}"
     )
 
 

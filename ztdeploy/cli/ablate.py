@@ -11,6 +11,7 @@ from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.ablation.report import AblateReport, Table
+    from ztdeploy.ablation.request import Preset
     from ztdeploy.ablation.topic_names import Topic
     from ztdeploy.models.catalogue import WeightsSource
 
@@ -29,6 +30,7 @@ def ablate(
     keep_ratio: Annotated[
         float | None, typer.Option("--keep-ratio", "-k", help="Instead: what this keep ratio saves by default.")
     ] = None,
+    preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     only: Annotated[
         str | None, typer.Option(help="Some tables, with commas: contribution,partition,feature,metric,...")
     ] = None,
@@ -44,6 +46,8 @@ def ablate(
 ) -> None:
     if weights not in ("pretrained", "random"):
         raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    if preset not in ("default", "paper"):
+        raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     from ztdeploy.ablation.folder import check_folder, write_ablation
     from ztdeploy.ablation.request import AblateRequest, check_request
     from ztdeploy.errors import MissingExtraError
@@ -59,6 +63,7 @@ def ablate(
         seed=seed,
         saved=saved,
         keep_ratio=keep_ratio,
+        preset=cast("Preset", preset),
         only=_topics(only),
     )
     folder = out or Path(f"{model}-ablation")

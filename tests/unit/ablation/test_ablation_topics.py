@@ -78,3 +78,10 @@ def test_some_tables() -> None:
     assert [table.topic for table in FOUND] == list(TOPICS)
     chosen = topics(bases(SMALL, 0.65), ("start", "order"))
     assert [table.topic for table in chosen] == ["order", "start"]
+
+
+def test_the_papers_positions() -> None:
+    (table,) = topics(bases(SMALL, 0.7, "paper"), ("contribution",))
+    for row in table.rows:
+        assert [layer.block for layer in row.schedule.layers] == [1, 2, 3, 5, 6]
+    assert table.rows[-1].label == "+ merging", "without late layers there is no row for them"
