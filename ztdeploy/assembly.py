@@ -293,6 +293,7 @@ class Assembly:
         return manifest.model_copy(update={"files": file_records(self.folder)})
 
     def _missing(self) -> tuple[str, ...]:
+        """What the bundle lacks, in plain words."""
         lines = [line for profile in self.profiles if (line := what_is_missing(profile)) is not None]
         boards = [profile.name for profile in self.profiles if profile.backend == TENSORRT.name]
         lines += [

@@ -326,6 +326,30 @@ def test_inspect(run: Run, digits_bundle: Path, tmp_path: Path) -> None:
         assert re.search(rf"^ ?blocks\.{block} ", text.out, re.MULTILINE)
 
 
+def test_options_are_built_and_shown_and_said_to_keep_plugins_out(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "dot.toml").write_text(f"{LAYER}[options]\nmetric = 'dot'\n")
+    (tmp_path / "mean.toml").write_text(f"{LAYER}[options]\njoin = 'mean'\nhead_filter = false\n")
+    arguments = ("-m", "vit_digits", "-p", "cpu", "-p", "jetson-orin", "--out", "bundle")
+    built = run("build", *arguments, "--schedule", "dot.toml", "--schedule", "mean.toml", cwd=tmp_path)
+    assert built.code == 0, built.err
+    said = "profile 'jetson-orin': variant 'dot' has plain operators only: the plugins do not know its option metric"
+    (line,) = [line for line in built.err.splitlines() if "plain operators only" in line]
+    assert line == f"warning: {said}"
+    shown = run("inspect", "bundle", cwd=tmp_path)
+    assert "zero-tprune (metric = dot)" in shown.out
+    assert "zero-tprune (head_filter = false, join = mean)" in shown.out
+    assert shown.out.count("no plugins (option metric)") == 1
+    manifest = run("inspect", "bundle", "--json", cwd=tmp_path).json()
+    assert said in manifest["missing"]
+    variants = {variant["name"]: variant for variant in manifest["variants"]}
+    assert variants["dot"]["schedule"]["options"]["metric"] == "dot"
+    graphs = {name: variant["graphs"]["jetson-orin"] for name, variant in variants.items()}
+    assert [graphs[name]["plain_for"] for name in ("dot", "mean", "dense")] == [["metric"], [], []]
+    assert graphs["dot"]["plugin_file"] is None
+    assert graphs["mean"]["plugin_file"] is not None
+    assert variants["dot"]["graphs"]["cpu"]["plain_for"] == []
+
+
 def test_inspect_another_variant(run: Run, digits_bundle: Path, tmp_path: Path) -> None:
     by_ratio = run("inspect", digits_bundle, "--keep-ratio", "0.5", cwd=tmp_path)
     assert "keep-0.50, block by block" in by_ratio.out
@@ -491,6 +515,7 @@ def test_bad_profiles(run: Run, profile: str, text: str | None, words: list[str]
 
 # Bad input to a build, found after it.
 
+LAYER = "[[layer]]\nblock = 3\nkeep_ratio = 0.5\n"
 GOOD = ("-m", "vit_digits", "-p", "cpu", "-o", "out")
 
 
@@ -524,6 +549,9 @@ def test_bad_requests(arguments: tuple[str, ...], words: list[str], run: Run, tm
         ("[[layer]]\nblock = 3\nkeep_ratio = 0.5\nsimilarity_drop = 60\n", ["similarity_drop 60", "at most 32"]),
         ("[[layer]]\nblock = 3\nkeep_ratio = 0.5\nkeep = 1\n", ["layer.0.keep"]),
         ("method = 'slise'\n[[layer]]\nblock = 3\nkeep_ratio = 0.5\n", ["'slise'", "did you mean 'slice'?"]),
+        (f"{LAYER}[options]\nmetrik = 'dot'\n", ["unknown option 'metrik'", "did you mean 'metric'?"]),
+        (f"{LAYER}[options]\nmetric = 'dod'\n", ["option metric = dod", "cosine, dot", "did you mean 'dot'?"]),
+        (f"{LAYER}[options]\npartner = 'keys'\n", ["option partner", "metric", "choose zero-tprune-merge"]),
         ("name = 'dense'\n[[layer]]\nblock = 3\nkeep_ratio = 0.5\n", ["two variants named 'dense'"]),
         ("[[layer\n", ["cannot be read"]),
         (None, ["cannot be read", "No such file"]),

@@ -588,6 +588,23 @@ def test_plugins_that_fail_cost_nothing_but_a_note(
     assert not [name for name in listed(bundle) if "with-plugins" in name]
 
 
+def test_an_option_that_no_plugin_knows_is_noted_where_plugins_could_be_had(
+    bundle: Path, fake_device: FakeDevice
+) -> None:
+    def plain(manifest: Any) -> None:
+        for variant in manifest["variants"]:
+            graph = variant["graphs"][PROFILE]
+            if graph["plugin_file"] is not None:
+                graph |= {"plugin_file": None, "ahead_of_time_file": None, "plain_for": ["metric"]}
+
+    found = run_finalize(fake_device, edit(bundle, plain))
+    assert found.done.code == 0, found.done.err
+    (note,) = found.done.json()["notes"]
+    assert "plain operators only" in note
+    assert "option metric" in note
+    assert found.engine(PRUNED).fingerprint.plugins is None
+
+
 # -------------------- Python of the board
 
 

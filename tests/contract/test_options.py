@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +13,7 @@ import pytest
 import torch
 from helpers import reference, reference_merging
 from helpers.models import IMAGE_SIZE, PREPROCESS, images, layer_plan, random_attention, variant
+from helpers.options import case_name, diagonal, values_of
 from helpers.reference_options import Shown, alike, decide, scale
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from ztdeploy.export import GraphSpec, export_onnx, specialise
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.methods import METHODS
 from ztdeploy.models.vit import VitAdapter
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning import pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
 from ztdeploy.pruning.pruned_model import PrunedModel
@@ -35,30 +35,12 @@ SETTINGS = settings(deadline=None, max_examples=60)
 HEADS, WIDTH, EMBED = 3, 4, 5
 #: Scores of two implementations agree to this in double and single precision; closer calls are inconclusive.
 CLEAR, CLOSE = 1e-6, 2e-4
-LEAST = 0.4  #: a least similarity that some pairs have and others lack
 TUNABLE = [method for method in METHODS if METHODS[method].options]
 KINDS = ("attention", "keys", "values", "queries")
 
 
-def values_of(name: str) -> tuple[Any, ...]:
-    return known_values(name) or (None, LEAST)
-
-
-def diagonal(method: str) -> list[MethodOptions]:
-    """Every value of every option of a method at least once, in as few combinations as that takes."""
-    values = {name: values_of(name) for name in sorted(METHODS[method].options)}
-    most = max(len(one) for one in values.values())
-    return [
-        MethodOptions(**{name: one[(number + 1) % len(one)] for name, one in values.items()}) for number in range(most)
-    ]
-
-
 #: An export takes seconds, so that one stands for a value of each option.
 CASES = [(method, options) for method in TUNABLE for options in diagonal(method)]
-
-
-def case_name(case: Any) -> str:
-    return case if isinstance(case, str) else str(case).replace(" = ", "=").replace(", ", "-") or "defaults"
 
 
 def any_options(method: str) -> st.SearchStrategy[MethodOptions]:

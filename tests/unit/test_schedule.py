@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ztdeploy.errors import ScheduleError
+from ztdeploy.options import MethodOptions
 from ztdeploy.schedule import (
     Architecture,
+    LayerPlan,
     LayerSpec,
     PruningSchedule,
     TokenPlan,
@@ -270,6 +273,9 @@ iterations = 2
 """
 
 
+LAYER = "[[layer]]\nblock = 3\nkeep_ratio = 0.7\n"
+
+
 class TestReading:
     def test_toml(self, tmp_path: Path) -> None:
         path = tmp_path / "My Schedule.toml"
@@ -361,6 +367,37 @@ class TestReading:
         assert caught.value.fix == f"correct {where}"
         assert str(path) in caught.value.given
 
+    def test_options(self, tmp_path: Path) -> None:
+        path = tmp_path / "options.toml"
+        path.write_text(f'method = "zero-tprune"\n{LAYER}[options]\nmetric = "dot"\nhead_filter = false\n')
+        options = read_schedule(path).options
+        assert options == MethodOptions(metric="dot", head_filter=False)
+        assert options.changed == {"metric", "head_filter"}
+        assert str(options) == "head_filter = false, metric = dot"
+
+    @pytest.mark.parametrize(
+        ("content", "given", "expected", "fix"),
+        [
+            ('metrik = "dot"', "unknown option 'metrik'", "an option", "did you mean 'metric'?"),
+            ('zzz = "dot"', "unknown option 'zzz'", "an option", "choose from: feature, head_filter"),
+            ('metric = "dots"', "option metric = dots", "cosine, dot, euclidean, manhattan", "did you mean 'dot'?"),
+            ("metric = 3", "option metric = 3", "cosine, dot, euclidean, manhattan", "choose from: cosine"),
+            ('head_filter = "no idea"', "option head_filter = no idea", "one of true, false", "choose from"),
+            ("least_similarity = 2", "option least_similarity = 2", "-1 to 1", "correct options.least_similarity"),
+        ],
+    )
+    def test_a_wrong_option_is_named_with_the_nearest_right_one(
+        self, tmp_path: Path, content: str, given: str, expected: str, fix: str
+    ) -> None:
+        path = tmp_path / "wrong.toml"
+        path.write_text(f"{LAYER}[options]\n{content}\n")
+        with pytest.raises(ScheduleError) as caught:
+            read_schedule(path)
+        assert given in caught.value.given
+        assert str(path) in caught.value.given
+        assert expected in caught.value.expected
+        assert fix in caught.value.fix
+
     @pytest.mark.parametrize("content", ["[1, 2]", "null", "3", '"text"'])
     def test_json_that_is_no_object_is_refused(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "wrong.json"
@@ -424,6 +461,70 @@ class TestCost:
         token_plan = plan(one_layer(0.5), DEIT_S)
         more = pruning_gmacs(DEIT_S, token_plan, "zero-tprune-merge") - pruning_gmacs(DEIT_S, token_plan)
         assert more == pytest.approx(98 * (98 + 99) * 384 / 1e9, rel=1e-9)
+
+
+class TestOptions:
+    """What options change about counts and costs."""
+
+    def layer(self, options: MethodOptions, keep_ratio: float = 0.5, **spec: Any) -> LayerPlan:
+        schedule = one_layer(keep_ratio, **spec).model_copy(update={"options": options})
+        return plan(schedule, DEIT_S).layers[0]
+
+    def macs(self, options: MethodOptions, method: str = "zero-tprune") -> int:
+        """Of one layer of 197 tokens that drops 49 by similarity and 49 by importance, with 4 iterations."""
+        schedule = one_layer(0.5, iterations=4).model_copy(update={"options": options, "method": method})
+        return round(1e9 * pruning_gmacs(DEIT_S, plan(schedule, DEIT_S), method, options))
+
+    def test_importance_first_leaves_the_similarity_stage_half_of_fewer_tokens(self) -> None:
+        first = MethodOptions(order="importance-first")
+        assert self.layer(first, 0.3, similarity_share=0.25).similarity_drop == 34
+        assert self.layer(first, 0.3).similarity_drop == 59, "as many as stay, though half of those that go are 68"
+        assert self.layer(MethodOptions(), 0.3, similarity_share=1.0).similarity_drop == 98
+        with pytest.raises(ScheduleError, match="at most 59"):
+            self.layer(first, 0.3, similarity_drop=60)
+
+    def test_without_groups_all_can_go_by_similarity(self) -> None:
+        full = MethodOptions(partition="full")
+        assert self.layer(full, 0.3, similarity_share=1.0).similarity_drop == 137
+        assert self.layer(full, 0.3, similarity_drop=137).similarity_drop == 137
+        with pytest.raises(ScheduleError, match=r"at most 137 \(no more than the 137 dropped\)"):
+            self.layer(full, 0.3, similarity_drop=138)
+
+    @given(patches=st.integers(2, 60), data=st.data())
+    def test_every_group_holds_enough_tokens(self, patches: int, data: st.DataObject) -> None:
+        options = data.draw(st.builds(MethodOptions, order=..., partition=...))
+        small, kept = architecture(patches=patches), data.draw(st.integers(1, patches - 1))
+        drop = data.draw(st.integers(1, max(1, options.most_similar(patches, patches - kept))))
+        spec = LayerSpec(block=1, drop=patches - kept, similarity_drop=drop)
+        (layer,) = plan(PruningSchedule(name="test", options=options, layers=(spec,)), small).layers
+        live = layer.tokens_in - (layer.importance_drop if options.order == "importance-first" else 0)
+        group_a, group_b = options.groups(live, layer.prefix_tokens)
+        assert layer.similarity_drop <= group_a
+        assert 0 < group_b <= live
+
+    def test_the_cost_of_each(self) -> None:
+        n, ranking, default = 197, 6 * 197 * 197, 5 * 6 * 197 * 197 + 98 * 99 * 64
+        assert self.macs(MethodOptions()) == default
+        for same in ({"metric": "manhattan"}, {"feature": "values"}, {"partition": "important"}, {"join": "mean"}):
+            assert self.macs(MethodOptions.model_validate(same)) == default
+        for wide in ("all-keys", "tokens"):
+            assert self.macs(MethodOptions(feature=wide)) == default + 98 * 99 * (384 - 64)
+        assert self.macs(MethodOptions(partition="full")) == 5 * ranking + 195 * 196 * 64
+        assert self.macs(MethodOptions(partition="random")) == default - ranking, "chance asks for no ranking"
+        live = n - 49
+        first = MethodOptions(order="importance-first")
+        assert self.macs(first) == 4 * ranking + 73 * (live - 73) * 64, "one ranking serves both"
+        merge = "zero-tprune-merge"
+        fewer = self.macs(MethodOptions(), merge) - self.macs(MethodOptions(partner="keys"), merge)
+        assert fewer == 98 * 98 * (384 - 64)
+
+    def test_a_block_whose_tokens_decide_computes_all_of_them(self) -> None:
+        by_keys, by_tokens = (
+            plan(one_layer(0.5).model_copy(update={"options": MethodOptions(feature=feature)}), DEIT_S)
+            for feature in ("keys", "tokens")
+        )
+        assert plan_gmacs(DEIT_S, by_tokens) == gmacs(DEIT_S, by_tokens.tokens_per_block)
+        assert plan_gmacs(DEIT_S, by_keys) < plan_gmacs(DEIT_S, by_tokens)
 
 
 class TestMergingLate:

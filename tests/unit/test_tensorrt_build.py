@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import pytest
 from helpers.errors import refused
+from helpers.options import case_name, diagonal
 
 from ztdeploy.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.backends.tensorrt import build as building
@@ -22,6 +23,7 @@ from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ProfileError, ZtdeployError
 from ztdeploy.manifest import GraphRecord
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions, read_profile
 from ztdeploy.pruning import METHODS
 
@@ -333,14 +335,20 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
     adapter, traces = VitAdapter(inner, model.preprocess.image_size), dict[Any, ir.Model]()
 
     def make(
-        method: str = "zero-tprune", *, batch: int | None = None, precision: Any = "fp32", turing: bool = False
+        method: str = "zero-tprune",
+        *,
+        batch: int | None = None,
+        precision: Any = "fp32",
+        turing: bool = False,
+        options: MethodOptions = DEFAULT_OPTIONS,
     ) -> Any:
-        spec = GraphSpec(20, "uint8", batch, precision, turing)
+        spec, key = GraphSpec(20, "uint8", batch, precision, turing), (method, batch, options)
         layers = (LayerSpec(block=1, keep_ratio=0.7), LayerSpec(block=2, keep_ratio=0.7))
-        if (method, batch) not in traces:
-            with PrunedModel(adapter, PruningSchedule(name="test", method=method, layers=layers)) as module:
-                traces[method, batch] = export_onnx(module, model.preprocess, spec.traced)
-        return ir.serde.serialize_model(specialise(traces[method, batch], spec))
+        if key not in traces:
+            schedule = PruningSchedule(name="test", method=method, options=options, layers=layers)
+            with PrunedModel(adapter, schedule) as module:
+                traces[key] = export_onnx(module, model.preprocess, spec.traced)
+        return ir.serde.serialize_model(specialise(traces[key], spec))
 
     return make
 
@@ -388,6 +396,17 @@ def test_the_graph_of_every_method_builds_for_all_gpus_of_the_shipped_profile(
     assert shipped.tensorrt is not None
     assert shipped.tensorrt.compute_capabilities == RTX_CAPABILITIES
     built, _ = build(rtx, digits(method, precision="fp16", turing=True), tmp_path, shipped)
+    assert built.file.stat().st_size > 0
+
+
+@pytest.mark.parametrize("options", diagonal("zero-tprune-merge"), ids=case_name)
+def test_the_graph_of_every_value_of_every_option_builds(
+    rtx: Any, digits: Any, options: MethodOptions, tmp_path: Path
+) -> None:
+    """Of the method that knows all of them, for the GPU that takes least and for a newer one."""
+    assert METHODS["zero-tprune-merge"].options == set(MethodOptions.model_fields)
+    graph = digits("zero-tprune-merge", precision="fp16", turing=True, options=options)
+    built, _ = build(rtx, graph, tmp_path, profile(capabilities=("7.5", "8.9")))
     assert built.file.stat().st_size > 0
 
 

@@ -106,6 +106,8 @@ def show_engines(bundle: Bundle) -> None:
             megabytes = "" if engine is None else f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
             if engine is not None and engine.fingerprint.plugins is not None:
                 bound += f", plugins ({plugin_kind(engine.fingerprint.plugins)})"
+            if graph.plain_for:
+                bound += f", no plugins (option {', '.join(graph.plain_for)})"
             rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(graph, engine)))
     columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("MB", "right")]
     columns += [("bound to", "left"), ("proof", "left")]

@@ -37,14 +37,17 @@ def group_positions(partition: Partition, plan: LayerPlan) -> tuple[Tensor, Tens
     """
     every, patches = torch.arange(plan.tokens_in), torch.arange(plan.prefix_tokens, plan.tokens_in)
     half = len(patches) // 2
-    if partition == "full":
-        return patches[1:], every[:-1]
-    group_a = {
-        "sequential": patches[len(patches) - half :],
-        "important": patches[:half],
-        "alternate": patches[1::2],
-        "random": patches[seeded_permutation(len(patches), plan.block)[:half].sort().values],
-    }[partition]
+    match partition:
+        case "full":
+            return patches[1:], every[:-1]
+        case "sequential":
+            group_a = patches[len(patches) - half :]
+        case "important":
+            group_a = patches[:half]
+        case "alternate":
+            group_a = patches[1::2]
+        case "random":
+            group_a = patches[seeded_permutation(len(patches), plan.block)[:half].sort().values]
     return group_a, every[~torch.isin(every, group_a)]
 
 

@@ -1,0 +1,27 @@
+"""Which options and values the tests of methods run through, read off `MethodOptions` itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ztdeploy.methods import METHODS
+from ztdeploy.options import MethodOptions, known_values
+
+LEAST = 0.4  #: a least similarity that some pairs have and others lack
+
+
+def values_of(name: str) -> tuple[Any, ...]:
+    return known_values(name) or (None, LEAST)
+
+
+def diagonal(method: str) -> list[MethodOptions]:
+    """Every value of every option of a method at least once, in as few combinations as that takes."""
+    values = {name: values_of(name) for name in sorted(METHODS[method].options)}
+    most = max(len(one) for one in values.values())
+    return [
+        MethodOptions(**{name: one[(number + 1) % len(one)] for name, one in values.items()}) for number in range(most)
+    ]
+
+
+def case_name(case: Any) -> str:
+    return case if isinstance(case, str) else str(case).replace(" = ", "=").replace(", ", "-") or "defaults"
