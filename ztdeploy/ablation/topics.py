@@ -65,20 +65,22 @@ class Bases:
         return at_cost(make, self.architecture, self.share)
 
 
-def bases(architecture: Architecture, share: float, preset: str = "default") -> Bases:
+def bases(architecture: Architecture, share: float, preset: str = "default", keep_ratio: float | None = None) -> Bases:
     """
     Args:
         share: of the dense model's multiply-adds.
         preset: where layers stand, see `schedule.PRESETS`.
+        keep_ratio: of the default schedule, where it is what decides the share.
     """
+    default = partial(default_schedule, architecture=architecture, preset=preset)
 
     def at(make: Callable[[float], PruningSchedule]) -> PruningSchedule:
         return at_cost(make, architecture, share)
 
     merge = "zero-tprune-merge"
     return Bases(
-        plain=at(partial(default_schedule, architecture=architecture, preset=preset)),
-        merging=at(partial(default_schedule, architecture=architecture, method=merge, preset=preset)),
+        plain=at(default) if keep_ratio is None else default(keep_ratio),
+        merging=at(partial(default, method=merge)),
         merging_there=at(partial(uniform_schedule, depth=architecture.depth, method=merge, preset=preset)),
         architecture=architecture,
         share=share,
