@@ -38,7 +38,8 @@ def by_block_plot(
     x = Scale(0, blocks, start, end - _NAMES, ())
     known = [value for curve in curves for value in curve.values]
     y = linear([*known, *([] if reference is None else [reference[0]])], *y_range())
-    places = spread([y(curve.values[-1]) for curve in curves], _LINE, TOP, HEIGHT)
+    # From the last one, so that of curves that meet the later one's name stands higher.
+    places = spread([y(curve.values[-1]) for curve in reversed(curves)], _LINE, TOP, HEIGHT)[::-1]
     marks = block_numbers([str(block + 1) for block in range(blocks)], x, y.start)
     if reference is not None:
         level = y(reference[0])

@@ -18,7 +18,9 @@ def standalone(plot: Markup, width: float, height: float) -> str:
         width, height: its size, in its own units.
     """
     across, down = width + 2 * _MARGIN, height + 2 * _MARGIN
-    inner = Markup(plot.replace("<svg ", f'<svg x="{_MARGIN:g}" y="{_MARGIN:g}" ', 1))
+    place = f'x="{_MARGIN:g}" y="{_MARGIN:g}" width="{width:g}" height="{height:g}"'
+    inner = Markup(plot.replace("<svg ", f"<svg {place} ", 1))
+    # Not every viewer lets a style sheet size an inner drawing, and those that do must not take a page's size for it.
     sizes = Markup(f"svg{{{_FONT}}}.plot{{width:{width:g}px;height:{height:g}px}}")
     drawn = element(
         "svg",
