@@ -403,10 +403,10 @@ def test_the_graph_of_every_method_builds_for_all_gpus_of_the_shipped_profile(
 def test_the_graph_of_every_value_of_every_option_builds(
     rtx: Any, digits: Any, options: MethodOptions, tmp_path: Path
 ) -> None:
-    """Of the method that knows all of them, for the GPU that takes least and for a newer one."""
+    """Of the method that knows all of them, for the GPU that takes least."""
     assert METHODS["zero-tprune-merge"].options == set(MethodOptions.model_fields)
     graph = digits("zero-tprune-merge", precision="fp16", turing=True, options=options)
-    built, _ = build(rtx, graph, tmp_path, profile(capabilities=("7.5", "8.9")))
+    built, _ = build(rtx, graph, tmp_path, profile(capabilities=("7.5",)))
     assert built.file.stat().st_size > 0
 
 
