@@ -41,12 +41,12 @@ def ablate(*arguments: str | Path, cwd: Path) -> Done:
 
 
 def test_tables_and_files(tmp_path: Path) -> None:
-    done = ablate("--data", DIGITS, "--limit", 24, "--only", "order,contribution", "--keep-ratio", 0.6, cwd=tmp_path)
+    done = ablate("--data", DIGITS, "--limit", 12, "--only", "order,contribution", "--keep-ratio", 0.6, cwd=tmp_path)
     assert done.code == 0, done
     out = tmp_path / "vit_digits-ablation"
     report = AblateReport.model_validate_json((out / "ablation.json").read_text())
     assert [table.topic for table in report.tables] == ["contribution", "order"]
-    assert (report.data.images, report.keep_ratio, report.convergence) == (24, 0.6, None)
+    assert (report.data.images, report.keep_ratio, report.convergence) == (12, 0.6, None)
     for table in report.tables:
         assert table.title in done.out
         for row in table.rows:
@@ -57,13 +57,13 @@ def test_tables_and_files(tmp_path: Path) -> None:
     names |= {"contribution.svg", "contribution-difference.svg", "order.svg", "order-difference.svg"}
     assert {path.name for path in out.iterdir()} == names
     assert "in PyTorch" in done.out
-    assert "only 24 images" in done.err
+    assert "only 12 images" in done.err
     assert done.err.splitlines()[-1] == "wrote vit_digits-ablation; open vit_digits-ablation/ablation.html"
 
 
 def test_without_labels_and_with_a_damaged_image(tmp_path: Path, digit_images: list[Path]) -> None:
     (tmp_path / "photographs").mkdir()
-    for image in digit_images[:20]:
+    for image in digit_images[:10]:
         shutil.copy(image, tmp_path / "photographs")
     (tmp_path / "photographs" / "000.png").write_bytes(b"no image")
     arguments = ("--data", "photographs", "--only", "iterations", "--out", "found", "--json")
@@ -71,7 +71,7 @@ def test_without_labels_and_with_a_damaged_image(tmp_path: Path, digit_images: l
     assert (done.code, done.err) == (0, ""), done
     report = AblateReport.model_validate_json(done.out)
     assert report == AblateReport.model_validate_json((tmp_path / "found" / "ablation.json").read_text())
-    assert report.data.images == 20
+    assert report.data.images == 10
     assert [one.image for one in report.data.unreadable] == ["000.png"]
     assert all(row.top1 is None and row.change is None for row in report.tables[0].rows)
     assert report.convergence is not None
