@@ -11,34 +11,29 @@ it runs in PyTorch, fp32. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from bisect import bisect_left
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
+from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
 
-CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20
-#: Keep ratios are tried in steps of this.
-STEP = 0.001
 Array = NDArray[np.float32]
 #: Methods with an option away from its default, under names of their own.
 VARIATIONS = {
@@ -75,48 +70,29 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = real_data()
     loaded = load_model("deit_t", checkpoint=folder / CHECKPOINT, crop_pct=CROP_PCT)
+    architecture = loaded.adapter.architecture
     photographs = half(read_labels(folder / "labels.json"), arguments.half)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
-    dense = answers(loaded, default_schedule(1.0, loaded.adapter.architecture), images)
+    dense = answers(loaded, default_schedule(1.0, architecture), images)
     rows = {}
     for method in dict.fromkeys((REFERENCE, *arguments.methods)):
-        schedule, share = at_cost(loaded.adapter, method, 1 - arguments.saved)
+        schedule = schedule_at(method, architecture, 1 - arguments.saved)
+        share = share_of_dense(schedule, architecture)
         rows[method] = Row(schedule, share, answers(loaded, schedule, images))
         print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
     title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
 
 
-def real_data() -> Path:
-    """The folder that ZTDEPLOY_REALDATA names; ends the process with a line where there is none."""
-    folder = Path(os.environ.get("ZTDEPLOY_REALDATA") or "nowhere")
-    if not (folder / CHECKPOINT).is_file() or not (folder / "labels.json").is_file():
-        sys.exit(f"error: ZTDEPLOY_REALDATA names no folder with {CHECKPOINT}, labels.json and images/; set it")
-    return folder
-
-
-def half(photographs: list[LabelledImage], name: str) -> list[LabelledImage]:
-    """Every second photograph by file name: those at even places are `tuning`, at odd ones `report`."""
-    return sorted(photographs, key=lambda one: one.path.name)[0 if name == "tuning" else 1 :: 2]
-
-
-def at_cost(adapter: ModelAdapter, method: str, share: float) -> tuple[PruningSchedule, float]:
-    """The default schedule at the keep ratio whose multiply-adds are nearest to a share of dense; and its share."""
-    architecture = adapter.architecture
+def schedule_at(method: str, architecture: Architecture, share: float) -> PruningSchedule:
+    """The schedule of a method or a variation, at a share of dense's multiply-adds."""
     base, options = VARIATIONS.get(method, (method, DEFAULT_OPTIONS))
-    dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
 
-    def schedule(step: int) -> PruningSchedule:
-        plain = default_schedule(round(step * STEP, 6), architecture, method=base)
-        return plain.model_copy(update={"options": options})
+    def make(keep_ratio: float) -> PruningSchedule:
+        schedule = default_schedule(keep_ratio, architecture, method=base)
+        return schedule.model_copy(update={"options": options})
 
-    def cost(step: int) -> float:
-        return plan_gmacs(architecture, plan(schedule(step), architecture)) / dense
-
-    steps = range(1, round(1 / STEP))
-    after = steps[bisect_left(steps, share, key=cost)]
-    step = min((after - 1, after), key=lambda candidate: abs(cost(candidate) - share))
-    return schedule(step), cost(step)
+    return at_cost(make, architecture, share)
 
 
 def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Array:

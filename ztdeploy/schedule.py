@@ -403,10 +403,15 @@ def default_iterations(block: int, depth: int) -> int:
     The ranking itself settles later (30 iterations in the first blocks), but what that changes about the kept tokens
     does not show in the outputs; docs/method.md has the measurement.
     """
+    return iterations_by_position(block, depth, (5, 3, 1))
+
+
+def iterations_by_position(block: int, depth: int, counts: tuple[int, int, int]) -> int:
+    """Of three counts the first in the first quarter of the blocks, the last in the last quarter, else the second."""
     position = block / depth
     if position <= 0.25:
-        return 5
-    return 1 if position >= 0.75 else 3
+        return counts[0]
+    return counts[2] if position >= 0.75 else counts[1]
 
 
 def gmacs(

@@ -27,7 +27,18 @@ HOST_LIBRARIES = (
     "sklearn",
 )
 HOST_MODULES = tuple(
-    f"ztdeploy.{name}" for name in ("models", "pruning", "graph", "export", "assembly", "parity", "bundle_readme")
+    f"ztdeploy.{name}"
+    for name in (
+        "models",
+        "pruning",
+        "graph",
+        "export",
+        "assembly",
+        "parity",
+        "bundle_readme",
+        "ablation",
+        "prefix_cache",
+    )
 )
 
 #: Makes modules unfindable for `import` and for `find_spec` alike, whatever finds them otherwise.

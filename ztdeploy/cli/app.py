@@ -37,6 +37,7 @@ VERBS: tuple[str, ...] = (
     "eval",
     "show",
     "sweep",
+    "ablate",
     "report",
     "compare",
     "profiles",

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.backends.base import MemoryMode
-from ztdeploy.bundle import Bundle, sha256_of
-from ztdeploy.errors import ImageError, ParityError, printable
+from ztdeploy.bundle import Bundle
+from ztdeploy.errors import ParityError
 from ztdeploy.fidelity.answers import BEST, Answers
+from ztdeploy.fidelity.decoding import Decoded, decode
 from ztdeploy.fidelity.divergence import kl_divergences, log_softmax
-from ztdeploy.runtime.images import read_image
-from ztdeploy.runtime.preprocess import resize_and_crop
 from ztdeploy.runtime.runner import BundleRunner, load
 
 #: Runtimes whose engines may be called from several threads at once.
@@ -80,17 +79,18 @@ class Engines(AbstractContextManager["Engines"]):
         Raises:
             ParityError: an engine gives something else than numbers.
         """
-        images = [self._decode(path) for path in paths]
-        readable = [index for index, image in enumerate(images) if isinstance(image, _Image)]
+        preprocess = self.work.bundle.manifest.preprocess
+        images = [decode(path, preprocess) for path in paths]
+        readable = [index for index, image in enumerate(images) if isinstance(image, Decoded)]
         variants, classes = len(self._runners), self.work.bundle.manifest.model.architecture.num_classes
         answers = Answers(
             best=np.zeros((variants, len(paths), min(BEST, classes)), np.int32),
             probability=np.zeros((variants, len(paths)), np.float32),
             kl=np.zeros((variants, len(paths)), np.float64),
             content=np.zeros((len(paths), 32), np.uint8),
-            problem=np.array(["" if isinstance(image, _Image) else image for image in images], np.str_),
+            problem=np.array(["" if isinstance(image, Decoded) else image for image in images], np.str_),
         )
-        good = [image for image in images if isinstance(image, _Image)]
+        good = [image for image in images if isinstance(image, Decoded)]
         if not good:
             return answers
         logits = self._logits(np.stack([image.pixels for image in good]))
@@ -102,14 +102,6 @@ class Engines(AbstractContextManager["Engines"]):
             answers.kl[position, readable] = kl_divergences(logits[0], own) if position else 0.0
         answers.content[readable] = np.stack([np.frombuffer(image.digest, np.uint8) for image in good])
         return answers
-
-    def _decode(self, path: Path) -> _Image | str:
-        """The image, or what is wrong with it."""
-        try:
-            pixels = resize_and_crop(read_image(path), self.work.bundle.manifest.preprocess)
-            return _Image(pixels, bytes.fromhex(sha256_of(path)))
-        except (ImageError, OSError) as error:
-            return printable(str(error))
 
     def _logits(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """`[n, classes]` of each engine; n at least 1."""
@@ -135,12 +127,6 @@ class Engines(AbstractContextManager["Engines"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
-
-
-@dataclass(frozen=True)
-class _Image:
-    pixels: NDArray[np.uint8]
-    digest: bytes  #: sha256 of the file
 
 
 def in_order(

@@ -14,8 +14,9 @@ from ztdeploy.cache import cache_folder, key_of
 from ztdeploy.errors import ImageError, InputError
 from ztdeploy.fidelity.answers import Answers, joined, keep_answers, kept_answers
 from ztdeploy.fidelity.data import EvalData, limited, read_data
+from ztdeploy.fidelity.data_facts import data_facts
 from ztdeploy.fidelity.engines import Engines, Workload, in_order
-from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, Unreadable, VariantScore
+from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, VariantScore
 from ztdeploy.fidelity.labels import LabelledImage
 from ztdeploy.fidelity.scoring import against_dense, hits, share
 from ztdeploy.manifest import VariantRecord
@@ -67,7 +68,8 @@ def evaluate_bundle(
     chosen = limited(data, request.limit, request.seed)
     parts = Parts(work, chosen, cache_folder(cache) / "evaluations")
     answers = _answers(parts, request, fresh=fresh, progress=progress, note=note)
-    return report_of(request, facts, work, _facts(data, chosen, answers), chosen, answers)
+    found = data_facts(data, chosen, [one.tobytes() for one in answers.content], answers.problem.tolist())
+    return report_of(request, facts, work, found, chosen, answers)
 
 
 def evaluate(
@@ -235,38 +237,6 @@ def _check_readable(parts: Parts, part: int, answers: Answers, request: EvalRequ
         for problem in answers.problem[~answers.readable].tolist():
             given = str(problem).partition("; expected ")[0]
             raise ImageError(given, "images that can be read, as --strict asks", "repair or remove it")
-
-
-def _facts(data: EvalData, chosen: EvalData, answers: Answers) -> DataFacts:
-    readable = answers.readable.tolist()
-    images = [image for image, good in zip(chosen.images, readable, strict=True) if good]
-    unreadable = [
-        Unreadable(image=chosen.name_of(image), reason=str(problem))
-        for image, problem in zip(chosen.images, answers.problem.tolist(), strict=True)
-        if problem
-    ]
-    if not images:
-        raise ImageError(
-            f"none of {len(unreadable)} images of '{data.path}' can be read ({unreadable[0].reason})",
-            "images",
-            "check --data",
-        )
-    digest = hashlib.sha256()
-    for image, content in zip(images, answers.content[answers.readable], strict=True):
-        line = f"{chosen.name_of(image)}\0{content.tobytes().hex()}\0{sorted(image.accepted)}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return DataFacts(
-        name=data.name,
-        path=str(data.path),
-        rule=data.rule,
-        labelled=data.labelled,
-        digest=digest.hexdigest(),
-        found=len(data.images),
-        images=len(images),
-        classes=len({image.accepted for image in images}) if data.labelled else None,
-        ignored=data.ignored,
-        unreadable=tuple(unreadable),
-    )
 
 
 def report_of(

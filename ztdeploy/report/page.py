@@ -1,13 +1,13 @@
-"""The HTML page: one file, no script, no network; a policy in it forbids both, whatever a name may hold."""
+"""The HTML page of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 
 from ztdeploy.measure.sweep_report import SweepReport
+from ztdeploy.report.document import document
 from ztdeploy.report.identity import title
-from ztdeploy.report.markup import Markup, element, fragment
+from ztdeploy.report.markup import element
 from ztdeploy.report.panels import panels
 from ztdeploy.report.parts.comparison import setting_section, unmeasured
 from ztdeploy.report.parts.evidence import failures_section, machine_section, notes_section, warnings_section
@@ -15,8 +15,6 @@ from ztdeploy.report.parts.inside import staircase_section, time_section, tokens
 from ztdeploy.report.parts.summary import summary
 from ztdeploy.report.verdict import Verdict
 from ztdeploy.version import __version__
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(report: SweepReport, verdicts: Sequence[Verdict], least_agreement: float) -> str:
@@ -37,18 +35,4 @@ def page(report: SweepReport, verdicts: Sequence[Verdict], least_agreement: floa
         notes_section(),
         element("footer", f"Written by ztdeploy {__version__} from sweep.json, which holds every single sample."),
     )
-    return f"<!DOCTYPE html>\n{element('html', _head(report), element('body', main), lang='en')}\n"
-
-
-def _head(report: SweepReport) -> Markup:
-    return element(
-        "head",
-        fragment(
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("meta", name="color-scheme", content="light dark"),
-            element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-            element("title", title(report)),
-            element("style", Markup(files("ztdeploy.report").joinpath("style.css").read_text(encoding="utf-8"))),
-        ),
-    )
+    return document(title(report), main)

@@ -1,0 +1,50 @@
+"""One half of the photographs as a data set of its own: what `ztdeploy eval` and `ztdeploy ablate` take with --data.
+
+    ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.halves tuning OUT
+
+Writes OUT/labels.json, and a link to the photographs beside it. Sorted by file name, those at even places are the
+tuning half, on which defaults are chosen, and those at odd ones the report half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from ztdeploy.fidelity.labels import LabelledImage, read_labels
+
+CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("half", choices=("tuning", "report"))
+    parser.add_argument("out", type=Path, help="a folder that is not there yet")
+    arguments = parser.parse_args()
+    folder = real_data()
+    chosen = half(read_labels(folder / "labels.json"), arguments.half)
+    entries = [{"file": one.path.name, "indices": sorted(one.accepted)} for one in chosen]
+    arguments.out.mkdir(parents=True)
+    (arguments.out / "images").symlink_to((folder / "images").resolve(), target_is_directory=True)
+    (arguments.out / "labels.json").write_text(json.dumps(entries), encoding="utf-8")
+    print(f"{len(entries)} photographs in {arguments.out}")
+
+
+def real_data() -> Path:
+    """The folder that ZTDEPLOY_REALDATA names; ends the process with a line where there is none."""
+    folder = Path(os.environ.get("ZTDEPLOY_REALDATA") or "nowhere")
+    if not (folder / CHECKPOINT).is_file() or not (folder / "labels.json").is_file():
+        sys.exit(f"error: ZTDEPLOY_REALDATA names no folder with {CHECKPOINT}, labels.json and images/; set it")
+    return folder
+
+
+def half(photographs: list[LabelledImage], name: str) -> list[LabelledImage]:
+    """Every second photograph by file name: those at even places are `tuning`, at odd ones `report`."""
+    return sorted(photographs, key=lambda one: one.path.name)[0 if name == "tuning" else 1 :: 2]
+
+
+if __name__ == "__main__":
+    main()

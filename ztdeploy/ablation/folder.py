@@ -1,0 +1,58 @@
+"""The folder that an ablation writes: JSON, Markdown, a page, plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ztdeploy.ablation.figures import CONVERGENCE, figures
+from ztdeploy.ablation.markdown import markdown
+from ztdeploy.ablation.page import page
+from ztdeploy.ablation.report import KIND, AblateReport
+from ztdeploy.ablation.topic_names import TOPICS
+from ztdeploy.bundle import disk_errors
+from ztdeploy.errors import OutputError
+from ztdeploy.measure.bench_report import holds_kind, write_text
+
+REPORT, PAGE, MARKDOWN = "ablation.json", "ablation.html", "ablation.md"
+
+
+def check_folder(out: Path) -> None:
+    """
+    Raises:
+        OutputError: a file, or a folder with something else than an ablation in it.
+    """
+    with disk_errors(out):
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir() or (out.exists() and not out.is_dir()):
+            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
+        if out.exists() and any(out.iterdir()) and not holds_kind(out / REPORT, KIND):
+            raise OutputError(
+                f"'{out}' exists and holds something else than an ablation", "a new folder", "choose another --out"
+            )
+
+
+def write_ablation(report: AblateReport, out: Path) -> list[Path]:
+    """Write everything, each file whole or not at all, in place of earlier ones; the report itself comes first.
+
+    Returns:
+        The files' paths, the page first.
+
+    Raises:
+        OutputError: see `check_folder`; or a file cannot be written.
+    """
+    check_folder(out)
+    drawn = figures(report)
+    texts = {
+        REPORT: report.model_dump_json(indent=1) + "\n",
+        PAGE: page(report),
+        MARKDOWN: markdown(report),
+        **{one.file: one.document() for one in drawn},
+    }
+    with disk_errors(out):
+        for topic in (*TOPICS, *CONVERGENCE):  # of an earlier ablation that had more of them
+            for name in (f"{topic}.svg", f"{topic}-difference.svg"):
+                if name not in texts:
+                    (out / name).unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_text(text, out / name)
+    return [out / PAGE, *(out / name for name in texts if name != PAGE)]

@@ -1,0 +1,165 @@
+"""The ablation itself: `ablate` is the job on one screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztdeploy.ablation.answers import Part, answer, joined
+from ztdeploy.ablation.report import AblateReport, ModelFacts
+from ztdeploy.ablation.request import SAVED, AblateRequest, check_request
+from ztdeploy.ablation.scoring import Scorer
+from ztdeploy.ablation.topics import Row, bases, topics
+from ztdeploy.equal_cost import share_of_dense
+from ztdeploy.errors import InputError
+from ztdeploy.fidelity.data import EvalData, limited, read_data
+from ztdeploy.fidelity.data_facts import data_facts
+from ztdeploy.fidelity.decoding import Decoded, decode
+from ztdeploy.fidelity.eval_report import DataFacts
+from ztdeploy.fidelity.scoring import hits, share
+from ztdeploy.measure.environment import Machine, installed_versions, read_machine, usable_cores
+from ztdeploy.measure.pace import Pace
+from ztdeploy.models.loading import LoadedModel, load_model
+from ztdeploy.runtime.preprocess import normalise
+from ztdeploy.schedule import Architecture, default_schedule, gmacs
+
+#: Images that go through the model at once.
+BATCH = 16
+#: What a schedule may be off the cost that was asked for, as a share of dense.
+_NEAR = 0.01
+Progress = Callable[[str, int, int], None]
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """The progress of an ablation that nobody watches."""
+
+
+def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
+    """Compare the method's options on a model and images, in PyTorch, all at the same multiply-adds.
+
+    Raises:
+        ImageError: no images that can be read, or labels that do not fit the model.
+        InputError: a value that makes no sense.
+        ModelError: an unknown model, one without a classifier, or one that cannot be pruned.
+        ParityError: the model gives infinities or NaN.
+        ScheduleError: a keep ratio out of range.
+    """
+    check_request(request)
+    progress(f"loading {request.model}", 0, 1)
+    model = load_model(
+        request.model,
+        weights=request.weights,
+        checkpoint=request.checkpoint,
+        image_size=request.image_size,
+        crop_pct=request.crop_pct,
+    )
+    architecture = model.adapter.architecture
+    if not architecture.num_classes:
+        raise InputError(f"model '{request.model}' has no classifier", "a model that names classes", "choose another")
+    data = read_data(request.data, model.class_names, architecture.num_classes)
+    chosen = limited(data, request.limit, request.seed)
+    target = _share(request, architecture)
+    found = bases(architecture, target, request.preset, request.keep_ratio)
+    tables = topics(found, request.only)
+    rows = list({row.key: row for table in tables for row in table.rows}.values())
+    keep_ratio = found.plain.keep_ratio
+    assert keep_ratio is not None
+    ranked = any(table.topic == "iterations" for table in tables)
+    kept = math.ceil(keep_ratio * architecture.patch_tokens) if ranked else None
+    facts, answers, accepted = _Answers(model, rows, chosen, request.seed, kept, progress).all(data)
+    scorer = Scorer(architecture, {row.key: place for place, row in enumerate(rows)}, answers, accepted, request.seed)
+    return AblateReport(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        request=request,
+        model=_model_facts(model),
+        machine=_machine(),
+        data=facts,
+        share=target,
+        keep_ratio=keep_ratio,
+        dense_top1=None if accepted is None else share(hits(answers.dense[:, None], accepted)),
+        tables=tuple(scorer.table(table) for table in tables),
+        convergence=None if kept is None else scorer.convergence(kept),
+    )
+
+
+def _share(request: AblateRequest, architecture: Architecture) -> float:
+    """Of dense's multiply-adds that all rows shall have.
+
+    Raises:
+        InputError: no schedule saves as much, or as little.
+    """
+    if request.keep_ratio is not None:
+        schedule = default_schedule(request.keep_ratio, architecture, preset=request.preset)
+        return share_of_dense(schedule, architecture)
+    saved = SAVED if request.saved is None else request.saved
+    reached = 1 - share_of_dense(bases(architecture, 1 - saved, request.preset).plain, architecture)
+    if abs(reached - saved) > _NEAR:
+        raise InputError(
+            f"--saved {saved:g}", f"what the default schedule reaches; the nearest is {reached:.2f}", "change --saved"
+        )
+    return 1 - saved
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """All images, a few at a time, through all rows; one that cannot be read counts nowhere."""
+
+    model: LoadedModel
+    rows: list[Row]
+    chosen: EvalData
+    seed: int
+    kept: int | None
+    progress: Progress
+
+    def all(self, data: EvalData) -> tuple[DataFacts, Part, list[frozenset[int]] | None]:
+        """What the images were, what was answered, and what counts as right, of those that can be read."""
+        content: list[bytes] = []
+        problem: list[str] = []
+        parts: list[Part] = []
+        pace = Pace()
+        for start in range(0, len(self.chosen.images), BATCH):
+            images = [decode(one.path, self.model.preprocess) for one in self.chosen.images[start : start + BATCH]]
+            content += [one.digest if isinstance(one, Decoded) else b"" for one in images]
+            problem += ["" if isinstance(one, Decoded) else one for one in images]
+            pixels = [one.pixels for one in images if isinstance(one, Decoded)]
+            if pixels:
+                parts.append(self._part(np.stack(pixels), start, pace))
+        facts = data_facts(data, self.chosen, content, problem)
+        good = [one.accepted for one, wrong in zip(self.chosen.images, problem, strict=True) if not wrong]
+        return facts, joined(parts), good if data.labelled else None
+
+    def _part(self, pixels: NDArray[np.uint8], start: int, pace: Pace) -> Part:
+        total = len(self.chosen.images)
+        self.progress(f"pruning in {len(self.rows)} ways{pace.left(start, total - start)}", start, total)
+        return answer(
+            self.model.adapter,
+            self.rows,
+            normalise(pixels, self.model.preprocess),
+            first_image=start,
+            seed=self.seed,
+            kept=self.kept,
+        )
+
+
+def _model_facts(model: LoadedModel) -> ModelFacts:
+    architecture = model.adapter.architecture
+    return ModelFacts(
+        name=model.name,
+        timm_name=model.timm_name,
+        weights=model.weights_source,
+        origin=model.weights_origin,
+        sha256=model.weights_sha256,
+        depth=architecture.depth,
+        tokens=architecture.tokens,
+        dense_gmacs=gmacs(architecture, (architecture.tokens,) * architecture.depth),
+    )
+
+
+def _machine() -> Machine:
+    machine = read_machine(usable_cores())
+    return machine.model_copy(update={"versions": {**machine.versions, **installed_versions("torch", "timm")}})

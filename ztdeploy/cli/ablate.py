@@ -1,0 +1,144 @@
+"""ztdeploy ablate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.ablation.report import AblateReport, Table
+    from ztdeploy.ablation.request import Preset
+    from ztdeploy.ablation.topic_names import Topic
+    from ztdeploy.models.catalogue import WeightsSource
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Which options of the method matter for a model and images; in PyTorch, no bundle needed.")(ablate)
+
+
+def ablate(
+    model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
+    saved: Annotated[
+        float | None, typer.Option(help="Share of dense's multiply-adds that all rows save. (default: 0.35)")
+    ] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option("--keep-ratio", "-k", help="Instead: what this keep ratio saves by default.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
+    only: Annotated[
+        str | None, typer.Option(help="Some tables, with commas: contribution,partition,feature,metric,...")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
+    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the limit and of what is random.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    if weights not in ("pretrained", "random"):
+        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    if preset not in ("default", "paper"):
+        raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
+    from ztdeploy.ablation.folder import check_folder, write_ablation
+    from ztdeploy.ablation.request import AblateRequest, check_request
+    from ztdeploy.errors import MissingExtraError
+
+    request = AblateRequest(
+        model=model,
+        data=data,
+        weights=cast("WeightsSource", weights),
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        limit=limit,
+        seed=seed,
+        saved=saved,
+        keep_ratio=keep_ratio,
+        preset=cast("Preset", preset),
+        only=_topics(only),
+    )
+    folder = out or Path(f"{model}-ablation")
+    check_request(request)
+    check_folder(folder)
+    try:
+        from ztdeploy.ablation.run import ablate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "build", "an ablation") from error
+    with progress_bar(not json) as progress:
+        report = run(request, progress)
+    page, *_ = write_ablation(report, folder)
+    if json:
+        typer.echo(report.model_dump_json())
+        return
+    show_ablation(report)
+    note(f"wrote {folder}; open {page}")
+
+
+def _topics(only: str | None) -> tuple[Topic, ...]:
+    """
+    Raises:
+        InputError: no such table.
+    """
+    if only is None:
+        return ()
+    from ztdeploy.ablation.topic_names import TOPICS
+    from ztdeploy.errors import InputError, did_you_mean
+
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in TOPICS:
+            raise InputError(f"--only {name}", "names of tables, with commas between", did_you_mean(name, TOPICS))
+    if not names:
+        raise InputError(f"--only '{only}'", f"some of: {', '.join(TOPICS)}", "leave --only out for all")
+    return tuple(cast("Topic", name) for name in dict.fromkeys(names))
+
+
+def show_ablation(report: AblateReport) -> None:
+    """What was found, in words and tables."""
+    from ztdeploy.ablation.findings import summary
+    from ztdeploy.ablation.words import HOST_HALF, cautions, subtitle, title
+
+    say(title(report))
+    say(subtitle(report))
+    say(HOST_HALF)
+    typer.echo()
+    for one in report.tables:
+        _show_table(one)
+    if report.convergence is not None:
+        for sentence in report.convergence.findings:
+            say(sentence)
+        typer.echo()
+    for sentence in summary(report):
+        say(sentence)
+    for line in cautions(report):
+        warn(line[:1].lower() + line[1:].rstrip("."))
+
+
+def _show_table(one: Table) -> None:
+    from ztdeploy.ablation.words import change_words, mean_words, share_words
+
+    labelled = any(row.top1 is not None for row in one.rows)
+    staircase = any(row.step is not None for row in one.rows)
+    interval = "95 % interval"
+    heads = ["KL, nats", "less the row above" if staircase else f"less {one.reference}", interval, "agreement, %"]
+    heads += ["top-1, %", "less dense", interval] if labelled else []
+    rows = [
+        (
+            row.label,
+            mean_words(row.kl)[0],
+            *mean_words(row.step if staircase else row.difference, "+"),
+            share_words(row.agreement)[0],
+            *((share_words(row.top1)[0], *change_words(row.change)) if labelled else ()),
+        )
+        for row in one.rows
+    ]
+    table(one.title, [("", "left"), *((head, "right") for head in heads)], rows)
