@@ -40,13 +40,21 @@ def survivors_of(order: Tensor, best_similarity: Tensor, drop: int) -> Tensor:
     return torch.ones_like(order, dtype=best_similarity.dtype).scatter(1, dropped, 0.0)
 
 
+class Pairs(nn.Module):
+    """Who is the most similar to whom. A module, so that what is computed for notes alone has a scope of its own."""
+
+    def forward(self, group: Tensor, others: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens `[B, A]` and `[B, A']`, and their similarities `[B, A, A']`, to `group` and `partner` of a note."""
+        return group, others.gather(1, similarity.argmax(-1))
+
+
 class SimilarityDrop(nn.Module):
     """I' scores `[B, N]` and keys `[B, H, N, d]` to survivors `[B, N]` (1 stays, 0 goes)."""
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
         self.group_a = (plan.tokens_in - plan.prefix_tokens) // 2
-        self.drop, self.protect = plan.similarity_drop, ProtectPrefix(plan)
+        self.drop, self.protect, self.pairs = plan.similarity_drop, ProtectPrefix(plan), Pairs()
 
     def forward(self, scores: Tensor, keys: Tensor, record: Recorder | None = None) -> Tensor:
         tokens = scores.shape[1]
@@ -56,7 +64,10 @@ class SimilarityDrop(nn.Module):
         group_b = tokens - self.group_a
         similarity = feature[:, group_b:] @ feature[:, :group_b].transpose(1, 2)
         best = similarity.amax(-1)
+        survivors = survivors_of(order, best, self.drop)
         if record is not None:
             record.gap("rank", cut_gap(ranked, group_b))
             record.gap("similarity", cut_gap(best, self.drop))
-        return survivors_of(order, best, self.drop)
+            group, nearest = self.pairs(order[:, group_b:], order[:, :group_b], similarity)
+            record.note(survivors=survivors, group=group, partner=nearest, similarity=best)
+        return survivors

@@ -34,7 +34,10 @@ class ZeroTPrune(DroppingLayer):
         survivors: Tensor | None = None
         if self.plan.similarity_drop:
             assert taps.keys is not None
-            survivors = self.similarity(self.rank(taps.attention, None, record), taps.keys, record)
+            rank = self.rank(taps.attention, None, record)
+            survivors = self.similarity(rank, taps.keys, record)
+            if record is not None:
+                record.note(rank=rank)
             if not self.plan.importance_drop:
                 kept: Tensor = self.select(survivors)
                 return kept
