@@ -124,9 +124,7 @@ def example_input(spec: GraphSpec, image_size: int) -> Tensor:
     return torch.randn(batch, 3, image_size, image_size)
 
 
-def export_onnx(
-    pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False
-) -> ir.Model:
+def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
     """Trace the module and clean the graph up; the same module gives the same bytes.
 
     Args:
@@ -137,7 +135,10 @@ def export_onnx(
     """
     notes: dict[str, None] = {}  # of the last time that it was traced
     module = Deployable(
-        pruned, preprocess, spec.image_input, notes=(lambda names: notes.update(dict.fromkeys(names))) if noted else None
+        pruned,
+        preprocess,
+        spec.image_input,
+        notes=(lambda names: notes.update(dict.fromkeys(names))) if noted else None,
     ).eval()
     outputs = [OUTPUT, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
