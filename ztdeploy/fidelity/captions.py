@@ -22,6 +22,8 @@ MERGING = (
 )
 FUSING = "As it is: its token stays. Tinted: averaged into one further token, which has no patch."
 
+#: Keys beside the maps of importance.
+ALIKE, UNIMPORTANT, BEFORE = "like another one", "among the least important", "gone at an earlier layer"
 LEAST, MOST = "least important", "most important"
 
 UNEXPLAINED = (
@@ -47,11 +49,11 @@ def legend(seen: Seen) -> str:
     if not reasons:
         return FUSING if fuses else MERGING if merges else DROPPING
     parts = [FUSING if fuses else MERGING] if merges else ["As it is: its token stays. Dark: gone at an earlier layer."]
-    mark = "dot: it went at this layer" if merges else "dropped at this layer"
+    mark = " dot: merged" if merges else ": dropped"
     if any(one.by_similarity for one in reasons):
-        parts.append(f"Blue{' ' if merges else ', '}{mark} because another one is like it.")
+        parts.append(f"Blue{mark} at this layer, because it is like another one.")
     if any(one.by_importance for one in reasons):
-        parts.append(f"Orange{' ' if merges else ', '}{mark} as one of the least important.")
+        parts.append(f"Orange{mark} at this layer, as one of the least important.")
     if any(one.pairs for one in reasons):
         parts.append(f"Lines lead from the {DRAWN_PAIRS} most similar of them to what they are like.")
     if any(one.has_importance for one in reasons):

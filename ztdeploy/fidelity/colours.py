@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 #: Dropped by similarity, and by importance: told apart in all common kinds of colour blindness.
-SIMILAR, UNIMPORTANT = (70, 150, 255), (255, 140, 40)
+SIMILAR_COLOUR, UNIMPORTANT_COLOUR = (70, 150, 255), (255, 140, 40)
 #: No token is there any more.
 NOTHING = (34, 38, 46)
 

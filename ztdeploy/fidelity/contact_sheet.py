@@ -13,8 +13,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ztdeploy.errors import printable
-from ztdeploy.fidelity.captions import LEAST, MOST, answers, heading, layer_caption, legend, reason_caption
-from ztdeploy.fidelity.colours import importance_colour
+from ztdeploy.fidelity.captions import (
+    ALIKE,
+    BEFORE,
+    LEAST,
+    MOST,
+    UNIMPORTANT,
+    answers,
+    heading,
+    layer_caption,
+    legend,
+    reason_caption,
+)
+from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.show import Seen, ShownImage
@@ -87,7 +98,7 @@ def _row(sheet: _Sheet, one: ShownImage, seen: Seen, across: int) -> None:
             if drawn is not None:
                 _tile(sheet, drawn, column, [])
         if any(drawn is not None for _, drawn in maps):
-            _scale(sheet, side)
+            _key(sheet, side, dots=any(layer.plan.merges for layer in seen.layers))
             sheet.y += side + _GAP
     column = round(max(ImageFont.load_default(size=_TEXT).getlength(name) for name in ("dense", seen.variant.name)))
     for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels)):
@@ -110,14 +121,20 @@ def _tile(sheet: _Sheet, tile: Image.Image, column: int, captions: Sequence[str]
     sheet.y = top
 
 
-def _scale(sheet: _Sheet, side: int) -> None:
-    """The colours of importance, upright at the right edge of the first column; the sheet's position stays."""
+def _key(sheet: _Sheet, side: int, *, dots: bool) -> None:
+    """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
     top, width = sheet.y, 24
+    draw, font = ImageDraw.Draw(sheet.picture), ImageFont.load_default(size=18)
     colours = importance_colour(np.linspace(1, 0, side)).round().astype(np.uint8)
     x = _GAP + side - width
     sheet.picture.paste(Image.fromarray(np.repeat(colours[:, None], width, 1)), (x, top))
-    font = ImageFont.load_default(size=18)
     for text, y in ((MOST, top), (LEAST, top + side - 24)):
         sheet.y = y
         sheet.write(text, x=x - 10 - round(font.getlength(text)), size=18, colour=_FAINT)
+    keys = [(ALIKE, SIMILAR_COLOUR), (UNIMPORTANT, UNIMPORTANT_COLOUR), *([] if dots else [(BEFORE, NOTHING)])]
+    for place, (text, colour) in enumerate(keys):
+        sheet.y = top + side // 2 + round((place - len(keys) / 2) * 34)
+        box = (_GAP, sheet.y + 2, _GAP + 18, sheet.y + 20)
+        (draw.ellipse if dots else draw.rectangle)(box, colour)
+        sheet.write(text, x=_GAP + 28, size=18, colour=_FAINT)
     sheet.y = top

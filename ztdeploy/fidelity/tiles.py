@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ztdeploy.errors import InputError
-from ztdeploy.fidelity.colours import NOTHING, SIMILAR, UNIMPORTANT, importance_colour, importance_shares
+from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour, importance_shares
 from ztdeploy.fidelity.patches import GONE, LayerPatches
 from ztdeploy.fidelity.reasons import LayerReasons, Pair
 
@@ -100,7 +100,9 @@ def _why(reasons: LayerReasons | None) -> dict[int, tuple[int, int, int]]:
     """The colour of the reason for which a patch went."""
     if reasons is None:
         return {}
-    return dict.fromkeys(reasons.by_importance, UNIMPORTANT) | dict.fromkeys(reasons.by_similarity, SIMILAR)
+    return dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR) | dict.fromkeys(
+        reasons.by_similarity, SIMILAR_COLOUR
+    )
 
 
 def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArray[np.float64]:
@@ -134,7 +136,7 @@ def _draw_over(
             draw.line((*middle(pair.patch), *middle(pair.partner)), colour, max(1, round(width)))
     for pair in drawn:
         assert pair.partner is not None
-        dot(pair.patch, size / 7, SIMILAR, (255, 255, 255))
+        dot(pair.patch, size / 7, SIMILAR_COLOUR, (255, 255, 255))
         dot(pair.partner, size / 5, (255, 255, 255), (16, 20, 28))
     smooth = layer.resize(tile.size, Image.Resampling.LANCZOS)
     tile.paste(smooth, (0, 0), smooth)

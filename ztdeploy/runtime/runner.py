@@ -33,9 +33,8 @@ class Outputs:
     logits: NDArray[np.float32]  #: `[B, classes]`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer `[B, k]`, indices into the tokens entering that layer
     into: tuple[NDArray[np.int32], ...] = ()  #: per merging layer `[B, N - k]`: the slots of the others
-    more: Mapping[str, NDArray[Any]] = field(
-        default_factory=dict
-    )  #: `[B, n]` each: what a graph with notes gives besides
+    #: `[B, n]` each, by name: what a graph with notes gives besides
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
