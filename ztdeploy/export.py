@@ -133,13 +133,9 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     Returns:
         An ONNX model whose initialisers still live in memory, shared with the module's parameters.
     """
-    notes: dict[str, None] = {}  # of the last time that it was traced
-    module = Deployable(
-        pruned,
-        preprocess,
-        spec.image_input,
-        notes=(lambda names: notes.update(dict.fromkeys(names))) if noted else None,
-    ).eval()
+    notes: dict[str, None] = {}  # a module may be traced more than once
+    tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
+    module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
     outputs = [OUTPUT, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter():

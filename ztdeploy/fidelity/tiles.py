@@ -100,9 +100,8 @@ def _why(reasons: LayerReasons | None) -> dict[int, tuple[int, int, int]]:
     """The colour of the reason for which a patch went."""
     if reasons is None:
         return {}
-    return dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR) | dict.fromkeys(
-        reasons.by_similarity, SIMILAR_COLOUR
-    )
+    unimportant = dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR)
+    return unimportant | dict.fromkeys(reasons.by_similarity, SIMILAR_COLOUR)
 
 
 def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArray[np.float64]:
