@@ -51,6 +51,11 @@ class Recorder:
     gaps: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)  #: see `note`
 
+    @property
+    def scores(self) -> Tensor | None:
+        """What the tokens that stay were ranked by, `[B, N]`."""
+        return self.notes.get("importance")
+
     def gap(self, stage: str, values: Tensor) -> None:
         """Note the gap of a stage, `[B]`; the smaller one where a stage reports twice."""
         self.gaps[stage] = torch.minimum(self.gaps[stage], values) if stage in self.gaps else values
