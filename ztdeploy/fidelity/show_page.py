@@ -14,8 +14,18 @@ from PIL import Image
 
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import printable
-from ztdeploy.fidelity.captions import LEAST, MOST, heading, layer_caption, legend, position, reason_caption
-from ztdeploy.fidelity.colours import importance_colour
+from ztdeploy.fidelity.captions import (
+    ALIKE,
+    LEAST,
+    MOST,
+    UNIMPORTANT,
+    heading,
+    layer_caption,
+    legend,
+    position,
+    reason_caption,
+)
+from ztdeploy.fidelity.colours import SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
 from ztdeploy.fidelity.tiles import grid_of
 
 if TYPE_CHECKING:
@@ -42,8 +52,9 @@ figure { margin: 0; } figure img { width: 100%; height: auto; display: block; bo
 .over { position: relative; } .over + .over, .over + img { margin-top: .5rem; }
 .over svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .over rect { fill: transparent; } .over rect:hover { stroke: #fff; stroke-width: .12; }
-.scale { display: flex; align-items: center; gap: .6rem; color: var(--faint); font-size: .875rem; margin: .75rem 0; }
-.scale span { height: .75rem; flex: 0 1 16rem; border-radius: 3px; }
+.key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; color: var(--faint); font-size: .875rem; margin: .75rem 0; }
+.key span { display: flex; align-items: center; gap: .5rem; } .key i { width: .9rem; height: .9rem; border-radius: 3px; }
+.key i.scale { width: 10rem; }
 details { color: var(--faint); font-size: .875rem; } summary { cursor: pointer; }
 details div { max-height: 18rem; overflow: auto; } details th, details td { padding-right: .9rem; white-space: nowrap; }
 .doubt { border-left: 3px solid #d98324; padding-left: .75rem; }
@@ -98,10 +109,9 @@ def _row(one: ShownImage, seen: Seen) -> str:
         for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels))
         if labels
     )
-    scale = _scale() if any(drawn is not None for drawn in seen.maps) else ""
     doubt = f'<p class="doubt">{_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
     return (
-        f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{scale}'
+        f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
         f"<table>{rows}</table>\n<p>{_text(legend(seen))}</p>\n{doubt}"
     )
 
@@ -146,14 +156,27 @@ def _pairs(reasons: LayerReasons | None, grid: int) -> str:
     return f"<details><summary>{count}</summary><div><table>{head}{rows}</table></div></details>"
 
 
-def _scale() -> str:
-    """The colours of importance."""
-    colours = importance_colour(np.linspace(0, 1, 9)).round().astype(int)
-    stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
-    return (
-        f'<div class="scale">{_text(LEAST)}<span style="background: linear-gradient(to right, {stops})"></span>'
-        f"{_text(MOST)}</div>\n"
+def _key(seen: Seen) -> str:
+    """What the colours of patches mean, and those of importance, as far as they are used."""
+    reasons = [one for one in seen.reasons if one is not None]
+    used = (
+        (ALIKE, SIMILAR_COLOUR, any(one.by_similarity for one in reasons)),
+        (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
     )
+    parts = [
+        f'<span><i style="background: {_css(colour)}"></i>{_text(words)}</span>'
+        for words, colour, wanted in used
+        if wanted
+    ]
+    if any(one.has_importance for one in reasons):
+        stops = ", ".join(_css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
+        ramp = f'<i class="scale" style="background: linear-gradient(to right, {stops})"></i>'
+        parts.append(f"<span>{_text(LEAST)}{ramp}{_text(MOST)}</span>")
+    return f'<div class="key">{"".join(parts)}</div>\n' if parts else ""
+
+
+def _css(colour: Iterable[float]) -> str:
+    return f"rgb({' '.join(str(round(float(part))) for part in colour)})"
 
 
 def _labels(labels: tuple[Label, ...]) -> str:
