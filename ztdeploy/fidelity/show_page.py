@@ -53,7 +53,8 @@ figure { margin: 0; } figure img { width: 100%; height: auto; display: block; bo
 .over svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .over rect { fill: transparent; } .over rect:hover { stroke: #fff; stroke-width: .12; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; color: var(--faint); font-size: .875rem; margin: .75rem 0; }
-.key span { display: flex; align-items: center; gap: .5rem; } .key i { width: .9rem; height: .9rem; border-radius: 3px; }
+.key span { display: flex; align-items: center; gap: .5rem; }
+.key i { width: .9rem; height: .9rem; border-radius: 3px; }
 .key i.scale { width: 10rem; }
 details { color: var(--faint); font-size: .875rem; } summary { cursor: pointer; }
 details div { max-height: 18rem; overflow: auto; } details th, details td { padding-right: .9rem; white-space: nowrap; }
