@@ -104,8 +104,10 @@ def _reasons(reasons: LayerReasons | None) -> dict[str, Any]:
 
 
 def _gone(seen: Seen) -> str:
-    known = [f"{len(one.by_similarity)}+{len(one.by_importance)}" if one else "-" for one in seen.reasons]
-    return ", ".join(known)
+    """Over all layers, as far as it is known."""
+    known = [reasons for reasons in seen.reasons if reasons is not None]
+    counts = (sum(len(one.by_similarity) for one in known), sum(len(one.by_importance) for one in known))
+    return f"{counts[0]} + {counts[1]}" if known else "-"
 
 
 def _labels(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
