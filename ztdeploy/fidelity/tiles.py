@@ -129,14 +129,15 @@ def _draw_over(
     for patch, colour in marks.items():
         dot(patch, size / 6, colour, (20, 22, 26))
     drawn = [pair for pair in pairs if pair.partner is not None][:DRAWN_PAIRS]
-    for width, colour in ((size / 7, (16, 20, 28, 200)), (size / 16, (255, 255, 255, 255))):
+    wide, thin = min(size / 7, 4 * _SMOOTH), min(size / 16, 2 * _SMOOTH)
+    for width, colour in ((wide, (16, 20, 28, 200)), (thin, (255, 255, 255, 255))):
         for pair in drawn:
             assert pair.partner is not None
             draw.line((*middle(pair.patch), *middle(pair.partner)), colour, max(1, round(width)))
     for pair in drawn:
         assert pair.partner is not None
-        dot(pair.patch, size / 7, SIMILAR_COLOUR, (255, 255, 255))
-        dot(pair.partner, size / 5, (255, 255, 255), (16, 20, 28))
+        dot(pair.patch, min(size / 7, 4 * _SMOOTH), SIMILAR_COLOUR, (255, 255, 255))
+        dot(pair.partner, min(size / 5, 6 * _SMOOTH), (255, 255, 255), (16, 20, 28))
     smooth = layer.resize(tile.size, Image.Resampling.LANCZOS)
     tile.paste(smooth, (0, 0), smooth)
 
