@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -169,6 +170,21 @@ def test_a_graph_with_notes_that_has_changed(bundle_copy: Path, digit_images: li
     assert (done.code, done.out, len(done.err.splitlines())) == (4, "", 1), done
     assert "has changed since the build" in done.error
     assert not (tmp_path / "shown").exists()
+
+
+def test_a_graph_with_notes_that_cannot_be_run_here(
+    bundle_copy: Path, digit_images: list[Path], tmp_path: Path
+) -> None:
+    name = str(read_bundle(bundle_copy).variant(0.7).graphs["cpu"].notes_file)
+    (bundle_copy / name).write_bytes(b"no graph")
+
+    def listed(manifest: Any) -> None:
+        manifest["files"][name] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "bytes": 8}
+
+    done = show(edit(bundle_copy, listed), digit_images[0], "-k", "0.7", "--out", "shown", cwd=tmp_path)
+    assert done.code == 0, done
+    assert "Why patches went is not known: ONNX Runtime" in done.err
+    assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
 
 
 def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_a_method_that_goes_by_similarity_alone() -> None:
     assert found.pairs == (Pair(15, 13, 0.5), Pair(14, 0, 0.25))
 
 
+def test_whose_place_a_fused_token_takes_has_gone_as_well() -> None:
+    layer = plan(0, 17, 10, merges=True)
+    stay, into = np.arange(10, dtype=np.int32)[None], np.full((1, 7), 4, np.int32)
+    layers = follow([layer], [stay[0]], [into[0]], PATCHES, fuses=True)
+    more = {"blocks.0/prune/importance": np.linspace(1, 2, 17)[None]}
+    noted = Outputs(np.zeros((1, 3), np.float32), (stay,), (into,), more)
+    (found,) = reasons_of(variant_of("evit", layer), layers, noted, 0, 1)
+    assert found is not None
+    assert (found.by_similarity, found.by_importance) == ((), (3, *range(9, 16)))
+    assert found.importance[0] == pytest.approx(
+        more["blocks.0/prune/importance"][0, 1] / np.mean(np.linspace(1, 2, 17)[1:])
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -98,7 +98,7 @@ def _row(sheet: _Sheet, one: ShownImage, seen: Seen, across: int) -> None:
             if drawn is not None:
                 _tile(sheet, drawn, column, [])
         if any(drawn is not None for _, drawn in maps):
-            _key(sheet, side, dots=any(layer.plan.merges for layer in seen.layers))
+            _key(sheet, side, seen)
             sheet.y += side + _GAP
     column = round(max(ImageFont.load_default(size=_TEXT).getlength(name) for name in ("dense", seen.variant.name)))
     for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels)):
@@ -121,7 +121,7 @@ def _tile(sheet: _Sheet, tile: Image.Image, column: int, captions: Sequence[str]
     sheet.y = top
 
 
-def _key(sheet: _Sheet, side: int, *, dots: bool) -> None:
+def _key(sheet: _Sheet, side: int, seen: Seen) -> None:
     """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
     top, width = sheet.y, 24
     draw, font = ImageDraw.Draw(sheet.picture), ImageFont.load_default(size=18)
@@ -131,7 +131,13 @@ def _key(sheet: _Sheet, side: int, *, dots: bool) -> None:
     for text, y in ((MOST, top), (LEAST, top + side - 24)):
         sheet.y = y
         sheet.write(text, x=x - 10 - round(font.getlength(text)), size=18, colour=_FAINT)
-    keys = [(ALIKE, SIMILAR_COLOUR), (UNIMPORTANT, UNIMPORTANT_COLOUR), *([] if dots else [(BEFORE, NOTHING)])]
+    reasons, dots = [one for one in seen.reasons if one], any(layer.plan.merges for layer in seen.layers)
+    used = (
+        (ALIKE, SIMILAR_COLOUR, any(one.by_similarity for one in reasons)),
+        (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
+        (BEFORE, NOTHING, not dots and len(seen.layers) > 1),
+    )
+    keys = [(text, colour) for text, colour, wanted in used if wanted]
     for place, (text, colour) in enumerate(keys):
         sheet.y = top + side // 2 + round((place - len(keys) / 2) * 34)
         box = (_GAP, sheet.y + 2, _GAP + 18, sheet.y + 20)

@@ -76,7 +76,7 @@ def reasons_of(
     for index, layer in enumerate(layers):
         notes = _notes(layer.plan, noted.more, image) if index < agreed else {}
         stay = noted.kept[index][image]
-        found.append(_reasons(notes, stay, own, holder, _ranks_by_squares(variant)) if notes else None)
+        found.append(_reasons(notes, stay, own, holder, layer.own, _ranks_by_squares(variant)) if notes else None)
         own, holder = layer.own, layer.holder
     return tuple(found)
 
@@ -86,21 +86,24 @@ def _reasons(
     stay: NDArray[Any],
     own: NDArray[np.int64],
     holder: NDArray[np.int64],
+    own_after: NDArray[np.int64],
     squares: bool,
 ) -> LayerReasons:
     """
     Args:
         own, holder: as of `LayerPatches`, of the tokens that entered the layer.
+        own_after: of those that left it.
         squares: importance is noted as a square.
     """
     gone = np.setdiff1d(np.arange(len(own)), stay)
     alike = gone[_went_by_similarity(notes, gone)]
-    pairs = tuple(_pairs(notes, alike, own))
+    by_similarity = set(own[alike].tolist()) - {GONE}
+    lost = set(own.tolist()) - set(own_after.tolist())  # with the one in whose place a fused token is
     return LayerReasons(
-        by_similarity=_places(own, alike),
-        by_importance=_places(own, np.setdiff1d(gone, alike)),
+        by_similarity=tuple(sorted(by_similarity)),
+        by_importance=tuple(sorted(lost - by_similarity - {GONE})),
         importance=_importance(notes, own, holder, squares),
-        pairs=pairs,
+        pairs=tuple(_pairs(notes, alike, own)),
     )
 
 
@@ -135,10 +138,6 @@ def _importance(
     mean = np.nanmean(scores[own != GONE]) if np.isfinite(scores[own != GONE]).any() else 0.0
     scores = scores / mean if mean > 0 else scores
     return np.where(holder == GONE, np.nan, scores[holder])
-
-
-def _places(own: NDArray[np.int64], tokens: NDArray[np.int64]) -> tuple[int, ...]:
-    return tuple(sorted(int(place) for place in own[tokens] if place != GONE))
 
 
 def _ranks_by_squares(variant: VariantRecord) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from ztdeploy.backends import get_backend
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, read_bundle
 from ztdeploy.cache import write_whole
-from ztdeploy.errors import InputError, OutputError, ParityError
+from ztdeploy.errors import BundleError, InputError, OutputError, ParityError
 from ztdeploy.fidelity.captions import UNEXPLAINED, disagreement
 from ztdeploy.fidelity.contact_sheet import contact_sheet
 from ztdeploy.fidelity.patches import LayerPatches, follow
@@ -52,7 +52,8 @@ class _Found:
 
     variant: VariantRecord
     engine: Outputs
-    noted: Outputs | None  #: the same graph with more outputs; None: the bundle has none
+    noted: Outputs | None  #: the same graph with more outputs
+    unexplained: str | None = None  #: why there are none, where the method would have reasons
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _seen(found: _Found, index: int, plain: Image.Image, grid: int, labels: tupl
     method = METHODS.get(variant.schedule.method)
     layers = follow(plans, kept, into, grid * grid, fuses=method is not None and method.fuses)
     reasons: tuple[LayerReasons | None, ...] = (None,) * len(layers)
-    doubt = UNEXPLAINED if method is not None and method.decides_by_image else None
+    doubt = found.unexplained
     if found.noted is not None:
         agreed = agreed_layers(found.engine, found.noted, index)
         reasons = reasons_of(variant, layers, found.noted, index, agreed)
@@ -168,12 +169,17 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
     engine = _run(runner, pixels)
     notes = runner.graph.notes_file
     if notes is None:
-        return _Found(variant, engine, None)
+        method = METHODS.get(variant.schedule.method)
+        return _Found(variant, engine, None, UNEXPLAINED if method is not None and method.decides_by_image else None)
     runner.bundle.verify_files([notes, WEIGHTS_FILE])
     insight = get_backend("onnxruntime").insight
     assert insight is not None
     runner.close()  # one of them in memory at a time
-    runner.adopt(variant.name, insight.load_graph(runner.bundle.path(notes), threads=runner.threads))
+    try:
+        graph = insight.load_graph(runner.bundle.path(notes), threads=runner.threads)
+    except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
+        return _Found(variant, engine, None, f"Why patches went is not known: {error.given}.")
+    runner.adopt(variant.name, graph)
     noted = _run(runner, pixels)
     runner.close()
     return _Found(variant, engine, noted)
