@@ -178,7 +178,7 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
     try:
         graph = insight.load_graph(runner.bundle.path(notes), threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
-        return _Found(variant, engine, None, f"Why patches went is not known: {error.given}.")
+        return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")
     runner.adopt(variant.name, graph)
     noted = _run(runner, pixels)
     runner.close()
