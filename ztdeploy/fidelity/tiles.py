@@ -108,7 +108,7 @@ def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArra
     """A dimmed patch with some of the image left, and the reason's colour."""
     grey = pixels.mean(-1, keepdims=True)
     rest = 1 - _GREY_SHARE - _REASON_SHARE
-    return grey * _GREY_SHARE + np.array(colour) * _REASON_SHARE + _DIM * rest
+    return np.asarray(grey * _GREY_SHARE + np.array(colour) * _REASON_SHARE + _DIM * rest)
 
 
 def _draw_over(
@@ -130,10 +130,10 @@ def _draw_over(
         dot(patch, size / 6, colour, (20, 22, 26))
     drawn = [pair for pair in pairs if pair.partner is not None][:DRAWN_PAIRS]
     wide, thin = min(size / 7, 4 * _SMOOTH), min(size / 16, 2 * _SMOOTH)
-    for width, colour in ((wide, (16, 20, 28, 200)), (thin, (255, 255, 255, 255))):
+    for width, ink in ((wide, (16, 20, 28, 200)), (thin, (255, 255, 255, 255))):
         for pair in drawn:
             assert pair.partner is not None
-            draw.line((*middle(pair.patch), *middle(pair.partner)), colour, max(1, round(width)))
+            draw.line((*middle(pair.patch), *middle(pair.partner)), ink, max(1, round(width)))
     for pair in drawn:
         assert pair.partner is not None
         dot(pair.patch, min(size / 7, 4 * _SMOOTH), SIMILAR_COLOUR, (255, 255, 255))

@@ -141,10 +141,10 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
                 "all outputs of its plan",
                 "build the bundle again",
             )
-        chosen = [tuple(raw[name][:count] for name in names) for names in (kept, into)]
         others = {name: values for name, values in raw.items() if name not in {LOGITS, *kept, *into}}
         more = {name: values[:count] for name, values in others.items() if values.ndim == 2}
-        return Outputs(raw[LOGITS][:count], *chosen, more)
+        stays, slots = (tuple(raw[name][:count] for name in names) for names in (kept, into))
+        return Outputs(raw[LOGITS][:count], stays, slots, more)
 
     def close(self) -> None:
         """Close every engine; the next call opens one again."""
