@@ -148,13 +148,16 @@ def _pairs(reasons: LayerReasons | None, grid: int) -> str:
     if reasons is None or not reasons.pairs:
         return ""
     rows = "".join(
-        f"<tr><td>{_text(position(pair.patch, grid))}</td><td>{_text(position(pair.partner, grid))}</td>"
-        f"<td>{pair.similarity:.3f}</td></tr>"
+        f"<tr><td>{_cell(pair.patch, grid)}</td><td>{_cell(pair.partner, grid)}</td><td>{pair.similarity:.3f}</td></tr>"
         for pair in reasons.pairs
     )
-    head = "<tr><th>went</th><th>is like</th><th>similarity</th></tr>"
+    head = "<tr><th>row, column</th><th>is like</th><th>similarity</th></tr>"
     count = f"{len(reasons.pairs)} similar pair{'s' if len(reasons.pairs) > 1 else ''}"
     return f"<details><summary>{count}</summary><div><table>{head}{rows}</table></div></details>"
+
+
+def _cell(patch: int | None, grid: int) -> str:
+    return "no patch" if patch is None else f"{patch // grid + 1}, {patch % grid + 1}"
 
 
 def _key(seen: Seen) -> str:
