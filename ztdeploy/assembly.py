@@ -26,6 +26,7 @@ from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
+from ztdeploy.graph.notes import notes_of, without_notes
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.shared_weights import SharedWeights
@@ -83,6 +84,7 @@ class Assembly:
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
         self._contents: dict[tuple[str, GraphSpec], GraphContents] = {}
         self._plugin_files: dict[tuple[str, GraphSpec], tuple[Path, Path]] = {}
+        self._noted: dict[tuple[str, GraphSpec], Path] = {}
         self._blocks: dict[str, BlocksRecord] = {}
         for name in ("graphs", "golden"):
             (folder / name).mkdir()
@@ -111,7 +113,7 @@ class Assembly:
 
     def _trace(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
         with PrunedModel(self.model.adapter, schedule) as pruned:
-            graphs = {spec: export_onnx(pruned, self.model.preprocess, spec) for spec in specs}
+            graphs = {spec: export_onnx(pruned, self.model.preprocess, spec, noted=True) for spec in specs}
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
         blocks = [layer.block for layer in pruned.token_plan.layers]
@@ -137,14 +139,19 @@ class Assembly:
             spec=asdict(spec),
         )
 
-    def _take(self, schedule: PruningSchedule, spec: GraphSpec, graph: ir.Model) -> None:
+    def _take(self, schedule: PruningSchedule, spec: GraphSpec, noted: ir.Model) -> None:
+        graph = without_notes(noted)
         if any(self._specs[profile.name] == spec and profile.backend in FLAVOURS for profile in self.profiles):
             check_tensorrt(graph)
         depth = self.model.adapter.architecture.depth
         self._contents[schedule.name, spec] = contents_of(graph, depth)
         if not plan(schedule, self.model.adapter.architecture).layers:
             self._take_blocks(spec, graph)  # before its initialisers get other names
-        self._weights.add(self._graph_path(schedule, spec), graph)
+        path = self._graph_path(schedule, spec)
+        self._weights.add(path, graph)
+        if notes_of(noted) and spec.precision != "bf16":  # ONNX Runtime has next to no kernels for bf16 on a CPU
+            self._noted[schedule.name, spec] = path.with_name(f"_notes.{path.name}")  # no variant's name
+            self._weights.add(self._noted[schedule.name, spec], noted)
 
     def _take_blocks(self, spec: GraphSpec, dense: ir.Model) -> None:
         """Keep some middle blocks alone for the profiles whose runtime can measure them, if they can be cut out."""
@@ -344,8 +351,10 @@ class Assembly:
         contents = self._contents[schedule.name, spec]
         twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == TENSORRT.name else None
         library, ahead = (path.relative_to(self.folder).as_posix() for path in twins) if twins else (None, None)
+        noted = self._noted.get((schedule.name, spec))
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
+            notes_file=None if noted is None else noted.relative_to(self.folder).as_posix(),
             plugin_file=library,
             ahead_of_time_file=ahead,
             plain_for=self._plain_for(schedule) if profile.backend == TENSORRT.name else (),

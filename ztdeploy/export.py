@@ -67,9 +67,21 @@ class Deployable(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, pruned: PrunedModel, preprocess: PreprocessSpec, image_input: ImageInput) -> None:
+    def __init__(
+        self,
+        pruned: PrunedModel,
+        preprocess: PreprocessSpec,
+        image_input: ImageInput,
+        *,
+        notes: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            notes: is told the names of the notes, which then are outputs as well; a call, since tracing gives a module
+                its attributes back.
+        """
         super().__init__()
-        self.pruned, self.image_input = pruned, image_input
+        self.pruned, self.image_input, self.notes = pruned, image_input, notes
         deviation = torch.tensor(preprocess.std).view(1, 3, 1, 1)
         mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
@@ -82,8 +94,12 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """`image` is uint8 `[B, S, S, 3]`, or fp32 `[B, 3, S, S]` already normalised."""
         tensor = self.normalise(image) if self.image_input == "uint8" else image
-        output, *choices = self.pruned(tensor)
-        return (output, *(indices.to(torch.int32) for indices in choices))
+        if self.notes is None:
+            (output, *choices), notes = self.pruned(tensor), dict[str, Tensor]()
+        else:
+            (output, *choices), notes = self.pruned.noted(tensor)
+            self.notes(notes)
+        return (output, *(indices.to(torch.int32) for indices in choices), *notes.values())
 
 
 def kept_name(block: int) -> str:
@@ -108,13 +124,18 @@ def example_input(spec: GraphSpec, image_size: int) -> Tensor:
     return torch.randn(batch, 3, image_size, image_size)
 
 
-def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec) -> ir.Model:
+def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
     """Trace the module and clean the graph up; the same module gives the same bytes.
+
+    Args:
+        noted: what the pruning layers note becomes outputs as well, behind the ordinary ones; see `graph.notes`.
 
     Returns:
         An ONNX model whose initialisers still live in memory, shared with the module's parameters.
     """
-    module = Deployable(pruned, preprocess, spec.image_input).eval()
+    notes: dict[str, None] = {}  # a module may be traced more than once
+    tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
+    module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
     outputs = [OUTPUT, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter():
@@ -131,6 +152,8 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
         )
     assert program is not None
     model = program.model
+    for value, name in zip(model.graph.outputs[len(outputs) :], notes, strict=True):
+        value.name = name
     apply_passes(model)
     return model
 

@@ -101,6 +101,8 @@ class GraphRecord(_Record):
     plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
     ahead_of_time_file: BundlePath | None = None  #: likewise, with nodes for plugins that come as PTX
     plain_for: tuple[str, ...] = ()  #: the options that it has no such twins for, since no plugin knows them
+    #: the same graph, with what its pruning layers decide by as further outputs: what `show` runs beside an engine
+    notes_file: BundlePath | None = None
     opset: int
     image_input: ImageInput
     batch: Annotated[int, Field(ge=1)] | None
@@ -114,7 +116,8 @@ class GraphRecord(_Record):
     @property
     def files(self) -> list[str]:
         """The graph and its twins."""
-        return [file for file in (self.file, self.plugin_file, self.ahead_of_time_file) if file is not None]
+        twins = (self.plugin_file, self.ahead_of_time_file, self.notes_file)
+        return [self.file, *(file for file in twins if file is not None)]
 
     def source(self, plugins: str | None) -> str | None:
         """The file that an engine with such plugins is built from; None where the graph has no such twin."""

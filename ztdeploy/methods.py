@@ -34,6 +34,11 @@ class Method:
     needs_class_token: bool = False
 
     @property
+    def decides_by_image(self) -> bool:
+        """Whether which tokens go depends on the image."""
+        return bool(self.work) or self.needs_class_token
+
+    @property
     def only_by_similarity(self) -> bool:
         """Whether at most one half of the tokens can go, each into or because of one of the other half."""
         return "halves" in self.work and "page-rank" not in self.work

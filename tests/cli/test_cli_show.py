@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.bundles import edit
 from helpers.processes import Done
 from PIL import Image
 
 import ztdeploy
+from ztdeploy.bundle import read_bundle
 
+NOTES = ("importance", "survivors", "group", "partner", "similarity")
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 
 
@@ -65,7 +69,7 @@ def test_what_is_written_and_said(digits_bundle: Path, digit_images: list[Path],
         assert [seen["variant"] for seen in one["variants"]] == ["keep-0.70", "keep-0.50"]
     page = Page((tmp_path / "shown" / "show.html").read_text())
     assert "script" not in page.tags
-    assert len(page.images) == 2 * 2 * 4
+    assert len(page.images) == 2 * 2 * (1 + 2 * 3), "the input, and per layer what stays and a map"
     for image in page.images:
         assert set(image) == {"src", "alt"}
         kind, data = str(image["src"]).split(",", 1)
@@ -84,6 +88,105 @@ def test_kept_patches_are_the_runners(digits_bundle: Path, digit_images: list[Pa
     assert seen["labels"][0]["index"] == said.labels[0].index
 
 
+def test_reasons_are_those_of_pytorch(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
+    from ztdeploy.export import Deployable
+    from ztdeploy.models.loading import load_model
+    from ztdeploy.pruning.pruned_model import PrunedModel
+    from ztdeploy.runtime.inputs import load_pixels
+
+    images = digit_images[2:6]
+    found = show(digits_bundle, *images, "-k", "0.7", "-o", "shown", "--json", cwd=tmp_path).json()
+    model = load_model("vit_digits")
+    schedule = read_bundle(digits_bundle).variant(0.7).schedule
+    with PrunedModel(model.adapter, schedule) as pruned, torch.no_grad():
+        pixels = torch.from_numpy(load_pixels(images, model.preprocess))
+        (_, *kept), notes = pruned.noted(Deployable(pruned, model.preprocess, "uint8").normalise(pixels))
+    for index, one in enumerate(found["images"]):
+        ((seen,), places) = one["variants"], [None, *range(64)]
+        assert seen["doubt"] is None
+        for layer, stay in zip(seen["layers"], kept, strict=True):
+            own = {note: notes[f"blocks.{layer['block']}/prune/{note}"][index].tolist() for note in NOTES}
+            gone = set(range(len(places))) - set(stay[index].tolist())
+            alike = {token for token in gone if own["survivors"][token] == 0}
+            assert layer["dropped_by_similarity"] == sorted(places[token] for token in alike)
+            assert layer["dropped_by_importance"] == sorted(places[token] for token in gone - alike)
+            pairs = {places[a]: (places[b], s) for a, b, s in zip(own["group"], own["partner"], own["similarity"])}  # noqa: B905
+            assert [patch for patch, _, _ in layer["pairs"]] == sorted(
+                layer["dropped_by_similarity"], key=lambda patch: -pairs[patch][1]
+            )
+            for patch, partner, similarity in layer["pairs"]:
+                assert (partner, pytest.approx(similarity, abs=1e-4)) == pairs[patch]
+            ranked = {p: own["importance"][t] for t, p in enumerate(places) if p is not None and t not in alike}
+            mean = sum(ranked.values()) / len(ranked)
+            shown = {patch: value for patch, value in enumerate(layer["importance"]) if value is not None}
+            assert shown == {patch: pytest.approx(value / mean, rel=2e-3) for patch, value in ranked.items()}
+            places = [places[token] for token in stay[index].tolist()]
+
+
+def test_a_bundle_of_an_older_version(bundle_copy: Path, digit_images: list[Path], tmp_path: Path) -> None:
+    def without_notes(manifest: Any) -> None:
+        for variant in manifest["variants"]:
+            for graph in variant["graphs"].values():
+                del graph["notes_file"]
+
+    edit(bundle_copy, without_notes)
+    done = show(bundle_copy, digit_images[0], "--out", "shown", cwd=tmp_path)
+    assert done.code == 0, done
+    assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
+    assert "keep-0.70 and 1 more: Why patches went" in done.err
+    page = (tmp_path / "shown" / "show.html").read_text()
+    assert page.count("build it again with this version") == 2
+    assert len(Page(page).images) == 2 * 4
+    found = show(bundle_copy, digit_images[0], "--out", "shown", "--json", cwd=tmp_path).json()
+    layer = found["images"][0]["variants"][0]["layers"][0]
+    assert len(layer["kept_patches"]) == 45
+    assert [layer[key] for key in ("dropped_by_similarity", "dropped_by_importance", "pairs", "importance")] == [
+        None
+    ] * 4
+
+
+def test_a_graph_that_chooses_otherwise_explains_nothing(
+    bundle_copy: Path, digit_images: list[Path], tmp_path: Path
+) -> None:
+    def of_the_other(manifest: Any) -> None:
+        graphs = {variant["name"]: variant["graphs"]["cpu"] for variant in manifest["variants"]}
+        graphs["keep-0.70"]["notes_file"] = graphs["keep-0.50"]["notes_file"]
+
+    edit(bundle_copy, of_the_other)
+    found = show(bundle_copy, digit_images[0], "-k", "0.7", "--out", "shown", "--json", cwd=tmp_path).json()
+    (seen,) = found["images"][0]["variants"]
+    assert seen["doubt"].startswith("From block 3 on there are no reasons")
+    assert [layer["pairs"] for layer in seen["layers"]] == [None] * 3
+    with ztdeploy.load(bundle_copy, keep_ratio=0.7) as runner:
+        kept = runner(digit_images[0])[0].kept
+    assert [layer["kept_patches"] for layer in seen["layers"]] == [sorted(layer.tolist()) for layer in kept]
+    assert "From block 3 on there are no reasons" in (tmp_path / "shown" / "show.html").read_text()
+
+
+def test_a_graph_with_notes_that_has_changed(bundle_copy: Path, digit_images: list[Path], tmp_path: Path) -> None:
+    noted = bundle_copy / str(read_bundle(bundle_copy).variant(0.7).graphs["cpu"].notes_file)
+    noted.write_bytes(noted.read_bytes()[:-1])
+    done = show(bundle_copy, digit_images[0], "--out", "shown", cwd=tmp_path)
+    assert (done.code, done.out, len(done.err.splitlines())) == (4, "", 1), done
+    assert "has changed since the build" in done.error
+    assert not (tmp_path / "shown").exists()
+
+
+def test_a_graph_with_notes_that_cannot_be_run_here(
+    bundle_copy: Path, digit_images: list[Path], tmp_path: Path
+) -> None:
+    name = str(read_bundle(bundle_copy).variant(0.7).graphs["cpu"].notes_file)
+    (bundle_copy / name).write_bytes(b"no graph")
+
+    def listed(manifest: Any) -> None:
+        manifest["files"][name] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "bytes": 8}
+
+    done = show(edit(bundle_copy, listed), digit_images[0], "-k", "0.7", "--out", "shown", cwd=tmp_path)
+    assert done.code == 0, done
+    assert "Why patches went is not known: ONNX Runtime" in done.err
+    assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
+
+
 def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "shown"
     out.mkdir()
@@ -92,7 +195,7 @@ def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Pat
     for _ in range(2):
         done = show(digits_bundle, digit_images[0], "--out", out, cwd=tmp_path)
         assert done.code == 0, done
-    assert re.search(r"keep-0\.70 .* 45, 32, 23", done.out)
+    assert re.search(r"keep-0\.70 .* 45, 32, 23 +2\d \+ 2\d", done.out)
     assert done.err.endswith("show.html and 1 PNG\n")
     assert {path.name for path in out.iterdir()} == {"notes.txt", "show.html", f"{digit_images[0].stem}.show.png"}
     assert (out / "notes.txt").read_text() == "mine"

@@ -11,7 +11,8 @@ from ztdeploy.ablation.report import KIND, AblateReport
 from ztdeploy.ablation.topic_names import TOPICS
 from ztdeploy.bundle import disk_errors
 from ztdeploy.errors import OutputError
-from ztdeploy.measure.bench_report import holds_kind, write_text
+from ztdeploy.measure.bench_report import write_text
+from ztdeploy.measure.report_file import holds_kind
 
 REPORT, PAGE, MARKDOWN = "ablation.json", "ablation.html", "ablation.md"
 

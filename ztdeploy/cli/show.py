@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +12,14 @@ from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOptio
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
+    from ztdeploy.fidelity.reasons import LayerReasons
     from ztdeploy.fidelity.show import Seen
     from ztdeploy.runtime.postprocess import Label
 
 HELP = """Draw which patches of images the engines keep, layer by layer: a PNG per image, and a page of all.
 
-Whether a patch went by similarity or by importance, and how important it was, is not among the engines' outputs, and
-not shown.
+Told apart are those that went by similarity, with what they are like, and those that went by importance, with a map
+of it. Both come from the bundle's graphs with notes, as far as these choose what the engines do.
 """
 
 
@@ -38,6 +40,7 @@ def show(
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
     rows, found = [], []
+    doubts: dict[str, list[str]] = {}
     with progress_bar(not json and len(images) > 1) as progress:
         shown = show_bundle(bundle, images, out, keep_ratios=() if every else ratios, profile=profile)
         for done, one in enumerate(shown, 1):
@@ -52,12 +55,17 @@ def show(
             )
             for seen in one.seen:
                 kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
-                rows.append((one.sheet.name, seen.variant.name, _best(one.dense_labels), _best(seen.labels), kept))
+                answers = _best(one.dense_labels), _best(seen.labels)
+                rows.append((one.sheet.name, seen.variant.name, *answers, kept, _gone(seen)))
+                if seen.doubt is not None:
+                    doubts.setdefault(seen.doubt, []).append(f"{one.sheet.name}, {seen.variant.name}")
     if json:
         print_json({"page": str(out / PAGE), "images": found})
         return
-    columns = ("sheet", "variant", "dense says", "it says", "patches kept per layer")
+    columns = ("sheet", "variant", "dense says", "it says", "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
+    for doubt, where in doubts.items():
+        note(f"{where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {doubt}")
     note(f"wrote {out / PAGE} and {len(found)} PNG")
 
 
@@ -66,6 +74,7 @@ def _variant(seen: Seen) -> dict[str, Any]:
         "variant": seen.variant.name,
         "method": seen.variant.schedule.method,
         "labels": _labels(seen.labels),
+        "doubt": seen.doubt,
         "layers": [
             {
                 "block": layer.plan.block,
@@ -73,10 +82,31 @@ def _variant(seen: Seen) -> dict[str, Any]:
                 "tokens_out": layer.plan.tokens_out,
                 "kept_patches": layer.kept.tolist(),
                 "merged_patches": [group.tolist() for group in layer.groups],
+                **_reasons(reasons),
             }
-            for layer in seen.layers
+            for layer, reasons in zip(seen.layers, seen.reasons, strict=True)
         ],
     }
+
+
+def _reasons(reasons: LayerReasons | None) -> dict[str, Any]:
+    """The same keys in any case; null where nothing is known."""
+    if reasons is None:
+        return dict.fromkeys(("dropped_by_similarity", "dropped_by_importance", "pairs", "importance"))
+    importance = [round(float(value), 6) if isfinite(value) else None for value in reasons.importance]
+    return {
+        "dropped_by_similarity": list(reasons.by_similarity),
+        "dropped_by_importance": list(reasons.by_importance),
+        "pairs": [[pair.patch, pair.partner, round(pair.similarity, 6)] for pair in reasons.pairs],
+        "importance": importance if reasons.has_importance else None,
+    }
+
+
+def _gone(seen: Seen) -> str:
+    """Over all layers, as far as it is known."""
+    known = [reasons for reasons in seen.reasons if reasons is not None]
+    counts = (sum(len(one.by_similarity) for one in known), sum(len(one.by_importance) for one in known))
+    return f"{counts[0]} + {counts[1]}" if known else "-"
 
 
 def _labels(labels: tuple[Label, ...]) -> list[dict[str, Any]]:

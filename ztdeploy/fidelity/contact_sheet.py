@@ -1,15 +1,31 @@
-"""One PNG per image: a row per variant, with the input, a tile per pruning layer, and what the engines answer."""
+"""One PNG per image: a row per variant, with the input, a tile per pruning layer with the importance that it went by
+below, and what the engines answer.
+"""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ztdeploy.errors import printable
-from ztdeploy.fidelity.captions import answers, heading, layer_caption, legend
+from ztdeploy.fidelity.captions import (
+    ALIKE,
+    BEFORE,
+    LEAST,
+    MOST,
+    UNIMPORTANT,
+    answers,
+    heading,
+    layer_caption,
+    legend,
+    reason_caption,
+)
+from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.show import Seen, ShownImage
@@ -57,7 +73,7 @@ def contact_sheet(one: ShownImage) -> Image.Image:
     across = min(_ACROSS, max(len(seen.tiles) for seen in one.seen))
     lines = sum(-(-len(seen.tiles) // across) for seen in one.seen)
     width = (across + 1) * (side + _GAP) + _GAP
-    height = 200 + lines * (side + 60) + len(one.seen) * 340  # cut to what is used in the end
+    height = 200 + lines * (2 * side + 110) + len(one.seen) * 480  # cut to what is used in the end
     sheet = _Sheet(Image.new("RGB", (width, height), _PAPER))
     sheet.write(one.image.name, size=_TITLE)
     for seen in one.seen:
@@ -69,25 +85,62 @@ def contact_sheet(one: ShownImage) -> Image.Image:
 def _row(sheet: _Sheet, one: ShownImage, seen: Seen, across: int) -> None:
     sheet.write(heading(seen.variant, one.dense), size=22)
     sheet.y += 6
-    _tile(sheet, one.plain, 0, "what the model sees")
+    side = one.plain.height
+    _tile(sheet, one.plain, 0, ["what the model sees"])
     for first in range(0, len(seen.tiles), across):
-        for place in range(first, min(first + across, len(seen.tiles))):
-            caption = layer_caption(seen.layers[place], one.depth)
-            _tile(sheet, seen.tiles[place], place - first + 1, caption)
-        sheet.y += one.plain.height + 44
+        places = range(first, min(first + across, len(seen.tiles)))
+        for column, place in enumerate(places, 1):
+            lines = (layer_caption(seen.layers[place], one.depth), reason_caption(seen.reasons[place]))
+            _tile(sheet, seen.tiles[place], column, [line for line in lines if line])
+        sheet.y += side + (70 if any(seen.reasons[place] for place in places) else 44)
+        maps = [(column, seen.maps[place]) for column, place in enumerate(places, 1)]
+        for column, drawn in maps:
+            if drawn is not None:
+                _tile(sheet, drawn, column, [])
+        if any(drawn is not None for _, drawn in maps):
+            _key(sheet, side, seen)
+            sheet.y += side + _GAP
     column = round(max(ImageFont.load_default(size=_TEXT).getlength(name) for name in ("dense", seen.variant.name)))
     for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels)):
         top = sheet.y
         sheet.write(name, colour=_FAINT)
         sheet.y = top
         sheet.write(answers(labels), x=2 * _GAP + column)
-    sheet.write_wrapped(legend(seen.variant))
+    sheet.write_wrapped(legend(seen))
+    if seen.doubt is not None:
+        sheet.write_wrapped(seen.doubt)
 
 
-def _tile(sheet: _Sheet, tile: Image.Image, column: int, caption: str) -> None:
-    """A tile with its caption below; the sheet's position stays."""
+def _tile(sheet: _Sheet, tile: Image.Image, column: int, captions: Sequence[str]) -> None:
+    """A tile with its captions below; the sheet's position stays."""
     x, top = _GAP + column * (tile.width + _GAP), sheet.y
     sheet.picture.paste(tile, (x, top))
     sheet.y = top + tile.height + 6
-    sheet.write(caption, x=x, size=18, colour=_FAINT)
+    for caption in captions:
+        sheet.write(caption, x=x, size=18, colour=_FAINT)
+    sheet.y = top
+
+
+def _key(sheet: _Sheet, side: int, seen: Seen) -> None:
+    """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
+    top, width = sheet.y, 24
+    draw, font = ImageDraw.Draw(sheet.picture), ImageFont.load_default(size=18)
+    colours = importance_colour(np.linspace(1, 0, side)).round().astype(np.uint8)
+    x = _GAP + side - width
+    sheet.picture.paste(Image.fromarray(np.repeat(colours[:, None], width, 1)), (x, top))
+    for text, y in ((MOST, top), (LEAST, top + side - 24)):
+        sheet.y = y
+        sheet.write(text, x=x - 10 - round(font.getlength(text)), size=18, colour=_FAINT)
+    reasons, dots = [one for one in seen.reasons if one], any(layer.plan.merges for layer in seen.layers)
+    used = (
+        (ALIKE, SIMILAR_COLOUR, any(one.by_similarity for one in reasons)),
+        (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
+        (BEFORE, NOTHING, not dots and len(seen.layers) > 1),
+    )
+    keys = [(text, colour) for text, colour, wanted in used if wanted]
+    for place, (text, colour) in enumerate(keys):
+        sheet.y = top + side // 2 + round((place - len(keys) / 2) * 34)
+        box = (_GAP, sheet.y + 2, _GAP + 18, sheet.y + 20)
+        (draw.ellipse if dots else draw.rectangle)(box, colour)
+        sheet.write(text, x=_GAP + 28, size=18, colour=_FAINT)
     sheet.y = top

@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ztdeploy.bundle import Bundle, disk_errors, read_bundle
+from ztdeploy.backends import get_backend
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, read_bundle
 from ztdeploy.cache import write_whole
-from ztdeploy.errors import InputError, OutputError, ParityError
+from ztdeploy.errors import BundleError, InputError, OutputError, ParityError
+from ztdeploy.fidelity.captions import UNEXPLAINED, disagreement
 from ztdeploy.fidelity.contact_sheet import contact_sheet
 from ztdeploy.fidelity.patches import LayerPatches, follow
+from ztdeploy.fidelity.reasons import LayerReasons, agreed_layers, reasons_of
 from ztdeploy.fidelity.show_page import write_page
-from ztdeploy.fidelity.tiles import grid_of, layer_tile, plain_tile
+from ztdeploy.fidelity.tiles import grid_of, importance_tile, layer_tile, plain_tile
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
 from ztdeploy.runtime.inputs import load_pixels
@@ -37,7 +40,20 @@ class Seen:
     variant: VariantRecord
     labels: tuple[Label, ...]
     layers: tuple[LayerPatches, ...]
-    tiles: tuple[Image.Image, ...]  #: one per layer
+    reasons: tuple[LayerReasons | None, ...]  #: one per layer, as are the next two
+    tiles: tuple[Image.Image, ...]
+    maps: tuple[Image.Image | None, ...]  #: of importance
+    doubt: str | None  #: why some reasons are missing
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one variant makes of all images."""
+
+    variant: VariantRecord
+    engine: Outputs
+    noted: Outputs | None  #: the same graph with more outputs
+    unexplained: str | None = None  #: why there are none, where the method would have reasons
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,8 @@ def show_bundle(
     _check_folder(out, [*sheets, out / PAGE])
     pixels = load_pixels(images, opened.manifest.preprocess)
     with load(opened, variant=opened.manifest.dense.name, profile=profile) as runner:
-        outputs = [_run(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
-    shown = _shown(opened, variants, images, pixels, outputs, sheets, grid)
+        found = [_find(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
+    shown = _shown(opened, images, pixels, found, sheets, grid)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
@@ -98,29 +114,41 @@ def _with_sheet(one: ShownImage) -> ShownImage:
 
 def _shown(
     bundle: Bundle,
-    variants: Sequence[VariantRecord],
     images: Sequence[Path],
     pixels: NDArray[np.uint8],
-    outputs: Sequence[Outputs],
+    found: Sequence[_Found],
     sheets: Sequence[Path],
     grid: int,
 ) -> Iterator[ShownImage]:
     """One image after the other, so that only one's drawings are in memory."""
     manifest, names = bundle.manifest, class_names(bundle)
     top = _TOP if manifest.model.architecture.num_classes else 0
+    dense, *pruned = found
     for index, (image, sheet) in enumerate(zip(images, sheets, strict=True)):
         plain = plain_tile(pixels[index], grid)
-        seen = []
-        for variant, own in zip(variants, outputs[1:], strict=True):
-            kept, into = ([layer[index] for layer in layers] for layers in (own.kept, own.into))
-            method = METHODS.get(variant.schedule.method)
-            fuses = method is not None and method.fuses
-            layers = follow(variant.plan.layers, kept, into, grid * grid, fuses=fuses)
-            tiles = tuple(layer_tile(plain, layer, grid) for layer in layers)
-            seen.append(Seen(variant, top_labels(own.logits[index], names, top), layers, tiles))
-        labels = top_labels(outputs[0].logits[index], names, top)
-        depth = manifest.model.architecture.depth
-        yield ShownImage(image, sheet, depth, plain, manifest.dense, labels, tuple(seen))
+        seen = tuple(_seen(one, index, plain, grid, top_labels(one.engine.logits[index], names, top)) for one in pruned)
+        labels = top_labels(dense.engine.logits[index], names, top)
+        yield ShownImage(image, sheet, manifest.model.architecture.depth, plain, manifest.dense, labels, seen)
+
+
+def _seen(found: _Found, index: int, plain: Image.Image, grid: int, labels: tuple[Label, ...]) -> Seen:
+    variant, plans = found.variant, found.variant.plan.layers
+    kept, into = ([layer[index] for layer in layers] for layers in (found.engine.kept, found.engine.into))
+    method = METHODS.get(variant.schedule.method)
+    layers = follow(plans, kept, into, grid * grid, fuses=method is not None and method.fuses)
+    reasons: tuple[LayerReasons | None, ...] = (None,) * len(layers)
+    doubt = found.unexplained
+    if found.noted is not None:
+        agreed = agreed_layers(found.engine, found.noted, index)
+        reasons = reasons_of(variant, layers, found.noted, index, agreed)
+        doubt = disagreement(plans[agreed].block) if agreed < len(plans) else None
+    both = list(zip(layers, reasons, strict=True))
+    tiles = tuple(layer_tile(plain, layer, grid, why) for layer, why in both)
+    maps = tuple(
+        importance_tile(plain.width, layer, grid, why) if why is not None and why.has_importance else None
+        for layer, why in both
+    )
+    return Seen(variant, labels, layers, reasons, tiles, maps, doubt)
 
 
 def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]:
@@ -135,12 +163,33 @@ def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]
     return list(pruned.values())
 
 
-def _run(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> Outputs:
+def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> _Found:
+    """Run a variant's engine, and where the bundle has it its graph with notes."""
     runner.switch(variant=variant.name)
+    engine = _run(runner, pixels)
+    notes = runner.graph.notes_file
+    if notes is None:
+        method = METHODS.get(variant.schedule.method)
+        return _Found(variant, engine, None, UNEXPLAINED if method is not None and method.decides_by_image else None)
+    runner.bundle.verify_files([notes, WEIGHTS_FILE])
+    insight = get_backend("onnxruntime").insight
+    assert insight is not None
+    runner.close()  # one of them in memory at a time
+    try:
+        graph = insight.load_graph(runner.bundle.path(notes), threads=runner.threads)
+    except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
+        return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")
+    runner.adopt(variant.name, graph)
+    noted = _run(runner, pixels)
+    runner.close()
+    return _Found(variant, engine, noted)
+
+
+def _run(runner: BundleRunner, pixels: NDArray[np.uint8]) -> Outputs:
     found = Outputs.joined([runner.infer(pixels[at : at + _CHUNK]) for at in range(0, len(pixels), _CHUNK)])
     if not np.isfinite(found.logits).all():
         raise ParityError(
-            f"the engine of '{variant.name}' gives infinities or NaN",
+            f"the engine of '{runner.variant.name}' gives infinities or NaN",
             "finite logits",
             "build with a profile of precision fp32",
         )

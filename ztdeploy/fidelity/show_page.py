@@ -9,13 +9,27 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import printable
-from ztdeploy.fidelity.captions import heading, layer_caption, legend
+from ztdeploy.fidelity.captions import (
+    ALIKE,
+    LEAST,
+    MOST,
+    UNIMPORTANT,
+    heading,
+    layer_caption,
+    legend,
+    position,
+    reason_caption,
+)
+from ztdeploy.fidelity.colours import SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
+from ztdeploy.fidelity.tiles import grid_of
 
 if TYPE_CHECKING:
+    from ztdeploy.fidelity.reasons import LayerReasons, Pair
     from ztdeploy.fidelity.show import Seen, ShownImage
     from ztdeploy.runtime.postprocess import Label
 
@@ -35,6 +49,16 @@ p { color: var(--faint); margin: .25rem 0; max-width: 75ch; }
 section { border-top: 2px solid var(--rule); margin-top: 2rem; padding-top: 1.25rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border-radius: 4px; }
+.over { position: relative; } .over + .over, .over + img { margin-top: .5rem; }
+.over svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.over rect { fill: transparent; } .over rect:hover { stroke: #fff; stroke-width: .12; }
+.key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; color: var(--faint); font-size: .875rem; margin: .75rem 0; }
+.key span { display: flex; align-items: center; gap: .5rem; }
+.key i { width: .9rem; height: .9rem; border-radius: 3px; }
+.key i.scale { width: 10rem; }
+details { color: var(--faint); font-size: .875rem; } summary { cursor: pointer; }
+details div { max-height: 18rem; overflow: auto; } details th, details td { padding-right: .9rem; white-space: nowrap; }
+.doubt { border-left: 3px solid #d98324; padding-left: .75rem; }
 figcaption { color: var(--faint); font-size: .875rem; margin-top: .25rem; }
 table { border-collapse: collapse; margin: .75rem 0; } th { text-align: left; font-weight: 600; }
 th, td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; } td span { color: var(--faint); }
@@ -79,27 +103,92 @@ def _section(one: ShownImage) -> str:
 
 
 def _row(one: ShownImage, seen: Seen) -> str:
-    tiles = _figure(one.plain, "what the model sees") + "".join(
-        _figure(tile, layer_caption(layer, one.depth)) for tile, layer in zip(seen.tiles, seen.layers, strict=True)
-    )
+    tiles = f"<figure>{_image(one.plain, 'what the model sees')}<figcaption>what the model sees</figcaption></figure>\n"
+    tiles += "".join(_layer(one, seen, place) for place in range(len(seen.layers)))
     rows = "".join(
         f"<tr><th>{_text(name)}</th>{_labels(labels)}</tr>"
         for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels))
         if labels
     )
+    doubt = f'<p class="doubt">{_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
     return (
-        f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n'
-        f"<table>{rows}</table>\n<p>{_text(legend(seen.variant))}</p>\n"
+        f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
+        f"<table>{rows}</table>\n<p>{_text(legend(seen))}</p>\n{doubt}"
     )
+
+
+def _layer(one: ShownImage, seen: Seen, place: int) -> str:
+    layer, reasons, drawn = seen.layers[place], seen.reasons[place], seen.maps[place]
+    caption, grid = layer_caption(layer, one.depth), grid_of(len(layer.holder))
+    pictures = f'<div class="over">{_image(seen.tiles[place], caption)}{_titles(reasons, grid)}</div>'
+    if drawn is not None:
+        pictures += _image(drawn, f"importance at {caption}")
+    why = reason_caption(reasons)
+    words = _text(caption) + (f"<br>{_text(why)}" if why is not None else "")
+    return f"<figure>{pictures}<figcaption>{words}</figcaption>{_pairs(reasons, grid)}</figure>\n"
+
+
+def _titles(reasons: LayerReasons | None, grid: int) -> str:
+    """What the pointer says on the patches that went by similarity."""
+    if reasons is None or not reasons.pairs:
+        return ""
+    marks = "".join(
+        f'<rect x="{pair.patch % grid}" y="{pair.patch // grid}" width="1" height="1">'
+        f"<title>{_text(_words(pair, grid))}</title></rect>"
+        for pair in reasons.pairs
+    )
+    return f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true">{marks}</svg>'
+
+
+def _words(pair: Pair, grid: int) -> str:
+    return f"{position(pair.patch, grid)} is like {position(pair.partner, grid)}: {pair.similarity:.3f}"
+
+
+def _pairs(reasons: LayerReasons | None, grid: int) -> str:
+    if reasons is None or not reasons.pairs:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_cell(pair.patch, grid)}</td><td>{_cell(pair.partner, grid)}</td><td>{pair.similarity:.3f}</td></tr>"
+        for pair in reasons.pairs
+    )
+    head = "<tr><th>row, column</th><th>is like</th><th>similarity</th></tr>"
+    count = f"{len(reasons.pairs)} similar pair{'s' if len(reasons.pairs) > 1 else ''}"
+    return f"<details><summary>{count}</summary><div><table>{head}{rows}</table></div></details>"
+
+
+def _cell(patch: int | None, grid: int) -> str:
+    return "no patch" if patch is None else f"{patch // grid + 1}, {patch % grid + 1}"
+
+
+def _key(seen: Seen) -> str:
+    """What the colours of patches mean, and those of importance, as far as they are used."""
+    reasons = [one for one in seen.reasons if one is not None]
+    used = (
+        (ALIKE, SIMILAR_COLOUR, any(one.by_similarity for one in reasons)),
+        (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
+    )
+    parts = [
+        f'<span><i style="background: {_css(colour)}"></i>{_text(words)}</span>'
+        for words, colour, wanted in used
+        if wanted
+    ]
+    if any(one.has_importance for one in reasons):
+        stops = ", ".join(_css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
+        ramp = f'<i class="scale" style="background: linear-gradient(to right, {stops})"></i>'
+        parts.append(f"<span>{_text(LEAST)}{ramp}{_text(MOST)}</span>")
+    return f'<div class="key">{"".join(parts)}</div>\n' if parts else ""
+
+
+def _css(colour: Iterable[float]) -> str:
+    return f"rgb({' '.join(str(round(float(part))) for part in colour)})"
 
 
 def _labels(labels: tuple[Label, ...]) -> str:
     return "".join(f"<td>{_text(one.name)} <span>{100 * one.probability:.1f} %</span></td>" for one in labels)
 
 
-def _figure(tile: Image.Image, caption: str) -> str:
+def _image(tile: Image.Image, words: str) -> str:
     file = io.BytesIO()
     tile.save(file, "JPEG", quality=90, subsampling=0)
     data = base64.b64encode(file.getvalue()).decode()
-    text = _text(caption)
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>\n'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{_text(words)}">'

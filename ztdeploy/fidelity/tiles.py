@@ -1,4 +1,7 @@
-"""Draws one pruning layer's patches onto the image: kept ones as they are, dropped ones dimmed, merged ones tinted."""
+"""Draws one pruning layer's patches onto the image: kept ones as they are, dropped ones dimmed, merged ones tinted.
+
+Where it is known why patches went, those that this layer let go are told apart by colour; and the importance of all.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,23 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ztdeploy.errors import InputError
+from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour, importance_shares
 from ztdeploy.fidelity.patches import GONE, LayerPatches
+from ztdeploy.fidelity.reasons import LayerReasons, Pair
 
 #: Side of a tile in pixels, to the nearest multiple of its patches.
 _SIDE = 336
-_DIM, _DIMMED_SHARE = np.array((34.0, 38.0, 46.0)), 0.78
+_DIM, _DIMMED_SHARE = np.array(NOTHING, np.float64), 0.78
+_GREY_SHARE, _REASON_SHARE = 0.3, 0.45
 _EDGE, _TINT_SHARE = np.array((236.0, 240.0, 245.0)), 0.6
 _FUSED = (70.0, 130.0, 220.0)
+#: Pairs that are drawn; more of them hide each other.
+DRAWN_PAIRS = 10
+#: Lines are drawn so many times larger, and then smoothed.
+_SMOOTH = 3
 
 
 def grid_of(patches: int) -> int:
@@ -40,13 +50,19 @@ def plain_tile(pixels: NDArray[np.uint8], grid: int) -> Image.Image:
     )
 
 
-def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int) -> Image.Image:
-    """A plain tile with one layer's patches. Those that stay keep their pixels, but for a group's outline."""
+def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int, reasons: LayerReasons | None = None) -> Image.Image:
+    """A plain tile with one layer's patches. Those that stay keep their pixels, but for a group's outline.
+
+    Args:
+        reasons: colours the patches that went at this layer (or marks them, where they were merged), and draws a line
+            to the partner of those that were the most similar.
+    """
     pixels = np.asarray(plain).astype(np.float64)
     cell = len(pixels) // grid
     stays, groups = layer.stays, _group_of(layer)
     dimmed = pixels.mean(-1, keepdims=True) * (1 - _DIMMED_SHARE) + _DIM * _DIMMED_SHARE
     line = max(1, cell // 12)
+    why = _why(reasons)
     for patch in range(grid * grid):
         box = _box(patch, grid, cell)
         colour = None if groups[patch] == GONE else _colour(layer, int(groups[patch]))
@@ -54,13 +70,76 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int) -> Image.Imag
             grey = pixels[box].mean(-1, keepdims=True)
             pixels[box] = grey * (1 - _TINT_SHARE) + colour * _TINT_SHARE
         elif colour is None and not stays[patch]:
-            pixels[box] = dimmed[box]
+            pixels[box] = _tinted(pixels[box], why[patch]) if patch in why else dimmed[box]
         if colour is not None:
             _outline(pixels[box], _open_sides(groups, patch, grid), line, colour * 0.75)
         elif not stays[patch]:
             # Where what stays begins: visible on dark photographs as well.
             _outline(pixels[box], _open_sides(stays, patch, grid), max(1, line // 2), _EDGE)
+    tile = Image.fromarray(pixels.round().astype(np.uint8))
+    if reasons is not None:
+        _draw_over(tile, cell, grid, {patch: why[patch] for patch in why if groups[patch] != GONE}, reasons.pairs)
+    return tile
+
+
+def importance_tile(side: int, layer: LayerPatches, grid: int, reasons: LayerReasons) -> Image.Image:
+    """The importance of what a layer ranked, by rank; a line runs around what stays."""
+    cell, stays = side // grid, layer.stays
+    colours = importance_colour(np.nan_to_num(importance_shares(reasons.importance)))
+    colours[~np.isfinite(reasons.importance)] = NOTHING
+    pixels = np.zeros((side, side, 3))
+    for patch in range(grid * grid):
+        box = _box(patch, grid, cell)
+        pixels[box] = colours[patch]
+        if not stays[patch]:
+            _outline(pixels[box], _open_sides(stays, patch, grid), max(1, cell // 16), _EDGE)
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _why(reasons: LayerReasons | None) -> dict[int, tuple[int, int, int]]:
+    """The colour of the reason for which a patch went."""
+    if reasons is None:
+        return {}
+    unimportant = dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR)
+    return unimportant | dict.fromkeys(reasons.by_similarity, SIMILAR_COLOUR)
+
+
+def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArray[np.float64]:
+    """A dimmed patch with some of the image left, and the reason's colour."""
+    grey = pixels.mean(-1, keepdims=True)
+    rest = 1 - _GREY_SHARE - _REASON_SHARE
+    return np.asarray(grey * _GREY_SHARE + np.array(colour) * _REASON_SHARE + _DIM * rest)
+
+
+def _draw_over(
+    tile: Image.Image, cell: int, grid: int, marks: dict[int, tuple[int, int, int]], pairs: tuple[Pair, ...]
+) -> None:
+    """Marks in the middle of patches, and lines between those of the first pairs, smoothed, in place."""
+    layer = Image.new("RGBA", (tile.width * _SMOOTH, tile.height * _SMOOTH), (0, 0, 0, 0))
+    draw, size = ImageDraw.Draw(layer), cell * _SMOOTH
+
+    def middle(patch: int) -> tuple[float, float]:
+        row, column = divmod(patch, grid)
+        return (column + 0.5) * size, (row + 0.5) * size
+
+    def dot(patch: int, radius: float, colour: tuple[int, int, int], outline: tuple[int, int, int]) -> None:
+        x, y = middle(patch)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour, outline, max(1, size // 24))
+
+    for patch, colour in marks.items():
+        dot(patch, size / 6, colour, (20, 22, 26))
+    drawn = [pair for pair in pairs if pair.partner is not None][:DRAWN_PAIRS]
+    wide, thin = min(size / 7, 4 * _SMOOTH), min(size / 16, 2 * _SMOOTH)
+    for width, ink in ((wide, (16, 20, 28, 200)), (thin, (255, 255, 255, 255))):
+        for pair in drawn:
+            assert pair.partner is not None
+            draw.line((*middle(pair.patch), *middle(pair.partner)), ink, max(1, round(width)))
+    for pair in drawn:
+        assert pair.partner is not None
+        dot(pair.patch, min(size / 7, 4 * _SMOOTH), SIMILAR_COLOUR, (255, 255, 255))
+        dot(pair.partner, min(size / 5, 6 * _SMOOTH), (255, 255, 255), (16, 20, 28))
+    smooth = layer.resize(tile.size, Image.Resampling.LANCZOS)
+    tile.paste(smooth, (0, 0), smooth)
 
 
 def _box(patch: int, grid: int, cell: int) -> tuple[slice, slice]:

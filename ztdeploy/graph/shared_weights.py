@@ -30,6 +30,7 @@ class SharedWeights:
         self._tensors: dict[str, ir.TensorProtocol] = {}
         self._names: dict[str, str] = {}
         self._offsets: dict[str, int] = {}
+        self._digests: dict[int, tuple[ir.TensorProtocol, str]] = {}  #: by identity: graphs share their tensors
 
     def add(self, path: Path, model: ir.Model) -> None:
         """Take a graph whose file will be `path`, which must lie beside the weights file.
@@ -46,18 +47,20 @@ class SharedWeights:
             self._write_graph(path, model, weights)
         self._weights = weights
         self._graphs.clear()
+        self._digests.clear()
 
     def attach(self, path: Path, model: ir.Model) -> None:
         """Write one more graph against the weights file; tensors that it does not hold stay inside the graph."""
-        names = {value: self._names.get(_digest(value.const_value)) for value in _large_initializers(model)}
+        names = {value: self._names.get(self._digest(value)) for value in _large_initializers(model)}
         _rename_initializers(model, {value: name for value, name in names.items() if name is not None})
         self._write_graph(path, model, self._weights)
+        self._digests.clear()
 
     def _write_graph(self, path: Path, model: ir.Model, weights: Path) -> None:
         assert path.parent == weights.parent, "external data must lie beside the graph"
         for value in _large_initializers(model):
             name = value.name or ""
-            if self._names.get(_digest(value.const_value)) == name:
+            if self._names.get(self._digest(value)) == name:
                 value.const_value = self._external(weights, name)
             else:
                 assert value.const_value is not None
@@ -67,7 +70,7 @@ class SharedWeights:
     def _intern(self, value: ir.Value) -> str:
         tensor = value.const_value
         assert tensor is not None
-        key = _digest(tensor)
+        key = self._digest(value)
         if key not in self._names:
             name = value.name or "weight"
             unique, number = name, 1
@@ -76,6 +79,13 @@ class SharedWeights:
                 unique = f"{name}.{number}"
             self._names[key], self._tensors[unique] = unique, tensor
         return self._names[key]
+
+    def _digest(self, value: ir.Value) -> str:
+        tensor = value.const_value
+        assert tensor is not None
+        if id(tensor) not in self._digests:
+            self._digests[id(tensor)] = tensor, _digest(tensor)
+        return self._digests[id(tensor)][1]
 
     def _write_tensors(self, weights: Path) -> dict[str, int]:
         """Largest first, as the safetensors library does, so that the big ones are well aligned."""
@@ -142,8 +152,7 @@ def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None
             graph.register_initializer(value)
 
 
-def _digest(tensor: ir.TensorProtocol | None) -> str:
-    assert tensor is not None
+def _digest(tensor: ir.TensorProtocol) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(_raw(tensor))
     return digest.hexdigest()

@@ -58,6 +58,8 @@ class AdaptiveSampling(DroppingLayer):
             record.gap("samples", sample_gap(cumulative, samples))
         ranked = torch.where(sampled(cumulative, samples), torch.inf, share * share.shape[1])
         kept: Tensor = self.select(torch.nn.functional.pad(ranked, (prefix, 0)), None, record)
+        if record is not None:
+            record.note(importance=scores)  # without the infinities of what was sampled
         return kept
 
 

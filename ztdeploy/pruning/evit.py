@@ -35,12 +35,13 @@ class EVit(MergingLayer):
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
         assert taps.attention is not None
-        ranked = self.protect(class_attention(taps.attention))
+        scores = class_attention(taps.attention)
+        ranked = self.protect(scores)
         kept = ascending(top_indices(ranked, self.keep))
         gone = complement(kept, x.shape[1])
         fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
         if record is not None:
-            record.scores = ranked
+            record.note(importance=scores)
             record.gap("importance", cut_gap(ranked, self.keep))
             record.gap("fused", cut_gap(ranked, self.keep - 1))
         return Choice(kept, fused.expand(-1, gone.shape[1])), gone

@@ -48,14 +48,30 @@ class Reduction:
 
 @dataclass
 class Recorder:
-    """Collects, outside any exported graph, how clear-cut the decisions of a layer were."""
+    """Collects what a layer decided by, and outside any exported graph how clear-cut that was."""
 
     gaps: dict[str, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
+    notes: dict[str, Tensor] = field(default_factory=dict)  #: see `note`
+
+    @property
+    def scores(self) -> Tensor | None:
+        """What the tokens that stay were ranked by, `[B, N]`."""
+        return self.notes.get("importance")
 
     def gap(self, stage: str, values: Tensor) -> None:
         """Note the gap of a stage, `[B]`; the smaller one where a stage reports twice."""
         self.gaps[stage] = torch.minimum(self.gaps[stage], values) if stage in self.gaps else values
+
+    def note(self, **values: Tensor) -> None:
+        """Note what a decision rests on, to be shown. What a layer can note, all of tokens that entered it:
+
+        - `importance`: `[B, N]`, what the tokens that stay were ranked by; not negative, of any scale
+        - `rank`: `[B, N]`, likewise, what decided who may go by similarity
+        - `survivors`: `[B, N]`, 0 for the tokens that go by similarity, and for no others
+        - `group`, `partner`, `similarity`: `[B, A]` each; tokens that might have gone by similarity, the token that
+          each is the most similar to, and how similar
+        """
+        self.notes |= values
 
     def smallest_gap(self, images: int) -> Tensor:
         """`[B]`: the closest call among the stages; infinite for a method that compares nothing."""
@@ -146,6 +162,6 @@ class KeepTopTokens(nn.Module):
             # A live token's score may underflow to the 0 of a dropped one; it must still outrank it.
             ranked = torch.where(survivors > 0, ranked, -1.0)
         if record is not None:
-            record.scores = scores
+            record.note(importance=scores)
             record.gap("importance", cut_gap(ranked, self.keep))
         return ascending(top_indices(ranked, self.keep))

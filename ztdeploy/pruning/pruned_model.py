@@ -93,6 +93,18 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         output = self.model(images)
         return (output, *(tensor for choice in self._pass.choices for tensor in choice.tensors))
 
+    def noted(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The same as `forward`, and what the layers note on the way (`Recorder.note`), as `blocks.2/prune/NOTE`."""
+        self._pass = state = _Pass(records=[])
+        output = self.model(images)
+        outputs = (output, *(tensor for choice in state.choices for tensor in choice.tensors))
+        self._pass = _Pass()
+        return outputs, {
+            f"blocks.{layer.block}/{CHILD}/{note}": tensor
+            for layer, record in zip(self.token_plan.layers, state.records or [], strict=True)
+            for note, tensor in record.notes.items()
+        }
+
     def replay(self, images: Tensor, choices: Sequence[Choice] | None = None) -> Replay:
         """Run with the given choices applied at each layer, recording this implementation's own."""
         self._pass = state = _Pass(records=[], forced=choices)

@@ -58,6 +58,25 @@ def as_slice(positions: Tensor, tokens: int) -> slice | None:
     return slice(first, None if last == tokens - 1 else last + 1) if neighbours else None
 
 
+class Pairs(nn.Module):
+    """Who is the most similar to whom. A module, so that what is computed for notes alone has a scope of its own."""
+
+    def forward(
+        self, group: Tensor, others: Tensor, similarity: Tensor, survivors: Tensor, left: Tensor | None, tokens: int
+    ) -> dict[str, Tensor]:
+        """Notes, see `Recorder.note`, of the `tokens` that entered the layer.
+
+        Args:
+            group, others: `[B, A]` and `[B, A']`, and their similarities `[B, A, A']`.
+            survivors: `[B, N]`, of the tokens `left [B, N]` that the stage chose among; None: all.
+        """
+        partner, similarity = others.gather(1, similarity.argmax(-1)), similarity.amax(-1)
+        if left is not None:
+            group, partner = left.gather(1, group), left.gather(1, partner)
+            survivors = survivors.new_ones(survivors.shape[0], tokens).scatter(1, left, survivors)
+        return {"survivors": survivors, "group": group, "partner": partner, "similarity": similarity}
+
+
 class SimilarityDrop(nn.Module):
     """Scores `[B, N]` and what features are made of to survivors `[B, N]` (1 stays, 0 goes)."""
 
@@ -72,6 +91,7 @@ class SimilarityDrop(nn.Module):
         """
         super().__init__()
         self.options, self.drop, self.protect = options, plan.similarity_drop, ProtectPrefix(plan)
+        self.pairs = Pairs()
         group_a, group_b = group_positions(options.partition, plan)
         self.size_a = len(group_a)
         self.slice_a, self.slice_b = (as_slice(group, plan.tokens_in) for group in (group_a, group_b))
@@ -100,9 +120,13 @@ class SimilarityDrop(nn.Module):
         if self.options.partition == "full":
             similarity = similarity.masked_fill(~self.earlier, -torch.inf)
         best = similarity.amax(-1)
+        group_a = self._group_a(order)
+        survivors = survivors_of(order, group_a, best, self.drop)
         if record is not None:
             record.gap("similarity", cut_gap(best, self.drop))
-        return survivors_of(order, self._group_a(order), best, self.drop)
+            group_b = order[:, self.slice_b] if self.slice_b else order.index_select(1, self.indices_b)
+            record.note(**self.pairs(group_a, group_b, similarity, survivors, left, source.shape[-2]))
+        return survivors
 
     def _groups(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Of all tokens in order, `[B, N, f]`, those of group A and those of group B."""

@@ -8,7 +8,7 @@ into that of B. Prefix tokens are in neither group. The layer stands between att
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.features import comparable, similarities, source_of, vectors
@@ -28,6 +28,7 @@ class ToMe(MergingLayer):
         first = plan.prefix_tokens
         self.start_a, self.start_b = first + first % 2, first + 1 - first % 2
         self.merge = plan.tokens_in - plan.tokens_out
+        self.pairs = PairsByPosition(self.start_a, self.start_b)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
         metric, source = self.options.metric, source_of(self.options.feature, x, taps)
@@ -37,10 +38,25 @@ class ToMe(MergingLayer):
         pairs = ascending(top_indices(best, self.merge))
         gone = self.start_a + 2 * pairs
         partner = self.start_b + 2 * similarity.argmax(-1).gather(1, pairs)
+        choice = Choice(complement(gone, feature.shape[1]), slot_of(partner, gone))
         if record is not None:
             record.gap("similarity", cut_gap(best, self.merge))
             record.gap("partner", partner_gap(similarity, pairs))
-        return Choice(complement(gone, feature.shape[1]), slot_of(partner, gone)), gone
+            group, nearest = self.pairs(similarity)
+            record.note(group=group, partner=nearest, similarity=best)
+        return choice, gone
+
+
+class PairsByPosition(nn.Module):
+    """Between every other token and the rest: `[B, A, A']` similarities to `group` and `partner` of a note."""
+
+    def __init__(self, start_a: int, start_b: int) -> None:
+        super().__init__()
+        self.start_a, self.start_b = start_a, start_b
+
+    def forward(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        group = self.start_a + 2 * torch.arange(similarity.shape[1], device=similarity.device)
+        return group.expand(similarity.shape[0], -1), self.start_b + 2 * similarity.argmax(-1)
 
 
 def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:

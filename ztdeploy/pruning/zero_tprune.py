@@ -49,6 +49,8 @@ class ZeroTPrune(DroppingLayer):
         if self.plan.similarity_drop:
             scores = self._scores(self.rank, taps, None, record)
             survivors = self.similarity(scores, source_of(self.options.feature, x, taps), record)
+            if record is not None and scores is not None:
+                record.note(rank=scores)
             if not self.plan.importance_drop:
                 kept: Tensor = self.select(survivors)
                 return kept

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,8 @@ class Outputs:
     logits: NDArray[np.float32]  #: `[B, classes]`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer `[B, k]`, indices into the tokens entering that layer
     into: tuple[NDArray[np.int32], ...] = ()  #: per merging layer `[B, N - k]`: the slots of the others
+    #: `[B, n]` each, by name: what a graph with notes gives besides
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
@@ -41,7 +43,8 @@ class Outputs:
             tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
             for name in ("kept", "into")
         )
-        return cls(np.concatenate([part.logits for part in parts]), kept, into)
+        more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
+        return cls(np.concatenate([part.logits for part in parts]), kept, into, more)
 
 
 class BundleRunner(AbstractContextManager["BundleRunner"]):
@@ -138,8 +141,10 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
                 "all outputs of its plan",
                 "build the bundle again",
             )
-        chosen = (tuple(raw[name][:count] for name in names) for names in (kept, into))
-        return Outputs(raw[LOGITS][:count], *chosen)
+        others = {name: values for name, values in raw.items() if name not in {LOGITS, *kept, *into}}
+        more = {name: values[:count] for name, values in others.items() if values.ndim == 2}
+        stays, slots = (tuple(raw[name][:count] for name in names) for names in (kept, into))
+        return Outputs(raw[LOGITS][:count], stays, slots, more)
 
     def close(self) -> None:
         """Close every engine; the next call opens one again."""
