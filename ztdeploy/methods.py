@@ -9,12 +9,14 @@ from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.options import MethodOptions
 
 DEFAULT_METHOD = "zero-tprune"
-#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, and of those
-#: that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention are not counted.
-Work = Literal["page-rank", "halves", "partners", "merging"]
+#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, or of all to
+#: all, and of those that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention
+#: are not counted.
+Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
 
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
+_PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent"})
 #: Those that say how the S-stage works, and nothing where it drops nothing.
 SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
 
@@ -61,7 +63,14 @@ METHODS: dict[str, Method] = {
     "zero-tprune-merge": Method(
         "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
         frozenset({"page-rank", "halves", "partners", "merging"}),
-        _RANKING | SIMILARITY_OPTIONS | {"partner", "least_similarity", "proportional"},
+        _RANKING | SIMILARITY_OPTIONS | _PARTNERS,
+        merges=True,
+        late=True,
+    ),
+    "novelty-merge": Method(
+        "ztdeploy.pruning.novelty_merge:NoveltyMerge",
+        frozenset({"page-rank", "distances", "partners", "merging"}),
+        _PARTNERS,
         merges=True,
         late=True,
     ),

@@ -35,6 +35,8 @@ class MethodOptions(BaseModel):
     partner: Feature = "tokens"  #: by whose cosine a merged token finds its partner
     least_similarity: float | None = Field(default=None, ge=-1, le=1)  #: below it a token is dropped; None: all merge
     proportional: bool = True  #: attention behind a merge adds log(size)
+    #: attention behind a merge takes what was averaged as shorter, the more its parts differ (`MergingLayer.coherent`)
+    coherent: bool = True
 
     @property
     def changed(self) -> frozenset[str]:

@@ -383,14 +383,15 @@ def _layer_plan(
     drop = min(round(spec.similarity_share * dropped), most) if explicit is None else explicit
     if method.only_by_similarity:
         drop = dropped
+    one_stage = "distances" in method.work
     return LayerPlan(
         block=spec.block - 1,
         tokens_in=architecture.prefix_tokens + patches,
         tokens_out=architecture.prefix_tokens + kept,
         prefix_tokens=architecture.prefix_tokens,
         class_token=architecture.class_token,
-        similarity_drop=drop,
-        iterations=spec.iterations or default_iterations(spec.block, architecture.depth),
+        similarity_drop=0 if one_stage else drop,
+        iterations=1 if one_stage else spec.iterations or default_iterations(spec.block, architecture.depth),
         inside=method.inside,
         merges=method.merges,
         compares_tokens="halves" in method.work and drop > 0 and options.feature == "tokens",
@@ -467,7 +468,8 @@ def pruning_gmacs(
 
 def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
     """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarity of two groups with features of length f,
-    (N - k) k f for that of those that go to those that stay; (N - k) k D to merge. Distances cost what products do.
+    (N - k) k f for that of those that go to those that stay; (N - k) k D to merge; N^2 D for the distances of all
+    tokens. Distances cost what products do.
     """
     n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
     widths = {"keys": architecture.embed_dim // architecture.num_heads, "tokens": architecture.embed_dim}
@@ -481,6 +483,8 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, op
         live = n - layer.importance_drop if importance_first else n
         group_a, group_b = options.groups(live, layer.prefix_tokens)
         total += group_a * group_b * widths[options.feature]
+    if "distances" in work:
+        total += n * n * architecture.embed_dim
     if "partners" in work:
         total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
     if "merging" in work:

@@ -477,10 +477,10 @@ class TestPrunedModel:
         assert fingerprint(model) == before
 
 
-def attention_by_hand(block: Any, x: Tensor, size: Tensor) -> Tensor:
-    """The block's attention branch, with `log(size)` added to the logits of every key."""
+def attention_by_hand(block: Any, x: Tensor, size: Tensor, coherence: Tensor) -> Tensor:
+    """The block's attention branch: `log(size)` is added to the logits of every key; incoherent tokens are shorter."""
     batch, tokens, width = x.shape
-    qkv = block.attn.qkv(block.norm1(x)).view(batch, tokens, 3, 3, 16)
+    qkv = block.attn.qkv(block.norm1(x) * coherence[..., None] ** 0.5).view(batch, tokens, 3, 3, 16)
     query, key, value = (qkv[:, :, part].transpose(1, 2) for part in range(3))
     logits = block.attn.q_norm(query) @ block.attn.k_norm(key).transpose(-1, -2) / 16**0.5
     weights = (logits + size.log().view(batch, 1, 1, tokens)).softmax(-1)
@@ -490,21 +490,29 @@ def attention_by_hand(block: Any, x: Tensor, size: Tensor) -> Tensor:
 def merged_by_hand(model: Any, tokens: Tensor, choices: list[Tensor], method: str) -> Tensor:
     """What the blocks make of `[B, N, D]`, where the layers of blocks 1 and 2 merge as told."""
     by_block, size = {1: choices[:2], 2: choices[2:]}, torch.ones(tokens.shape[:2])
+    coherence, coherent = torch.ones_like(size), "coherent" in METHODS[method].options
     for index, block in enumerate(model.blocks):
-        tokens = tokens + attention_by_hand(block, tokens, size)
+        tokens = tokens + attention_by_hand(block, tokens, size, coherence)
         if METHODS[method].inside and index in by_block:
-            tokens, size = all_merged(tokens, size, *by_block[index])
+            tokens, size, coherence = all_merged(tokens, size, coherence, *by_block[index])
         tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         if not METHODS[method].inside and index in by_block:
-            tokens, size = all_merged(tokens, size, *by_block[index])
+            tokens, size, coherence = all_merged(tokens, size, coherence, *by_block[index])
+        coherence = coherence if coherent else torch.ones_like(size)
     return tokens
 
 
-def all_merged(tokens: Tensor, size: Tensor, kept: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-    images = [
-        merged(x.numpy(), sizes.numpy(), ints(stay.numpy()), ints(slots.numpy()))
-        for x, sizes, stay, slots in zip(tokens, size, kept, into, strict=True)
-    ]
+def all_merged(
+    tokens: Tensor, size: Tensor, coherence: Tensor, kept: Tensor, into: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, sizes and coherence of every image after merging."""
+    images = []
+    for x, sizes, shares, *choice in zip(tokens, size, coherence, kept, into, strict=True):
+        stay, slots = (ints(indices.numpy()) for indices in choice)
+        averages, total = merged(x.numpy(), sizes.numpy(), stay, slots)
+        lengths = np.linalg.norm(x.numpy(), axis=1, keepdims=True) / shares.numpy()[:, None]
+        mean_length, _ = merged(lengths, sizes.numpy(), stay, slots)
+        images.append((averages, total, np.linalg.norm(averages, axis=1) / mean_length[:, 0]))
     return tuple(torch.tensor(np.stack(parts), dtype=torch.float32) for parts in zip(*images, strict=True))  # type: ignore[return-value]
 
 

@@ -67,6 +67,35 @@ def join_most_similar(
     return slots, margin
 
 
+def novelty(
+    x: Array, attention: Array, size: Array, *, prefix: int, class_token: bool, keep: int
+) -> tuple[list[int], float]:
+    """Which of `x [N, D]` stay, prefix tokens among the `keep`, and how close the calls were.
+
+    A token's loss: importance times size times squared distance to the nearest more important patch token. Importance
+    is the root mean square over heads of what `[H, N, N]` attention gives in one step, the class token's vote counting
+    N times, each head's mean being 1. Distances are measured in the longest distance from the mean token.
+    """
+    tokens = range(len(x))
+    votes = [len(x) if class_token and token == 0 else 1 for token in tokens]
+    per_head = [[sum(votes[i] * head[i, j] for i in tokens) for j in tokens] for head in attention]
+    scaled = [[value / np.mean(head) for value in head] for head in per_head]
+    importance = [np.sqrt(np.mean([head[token] ** 2 for head in scaled])) for token in tokens]
+    longest = max(np.linalg.norm(token - x.mean(0)) for token in x)
+    apart = [[float(((x[i] - x[j]) ** 2).sum()) / longest**2 for j in tokens] for i in tokens]
+    margin, loss = np.inf, {}
+    for i in tokens[prefix:]:
+        rivals = [j for j in tokens[prefix:] if importance[j] > importance[i]]
+        nearest = min((apart[i][j] for j in rivals), default=np.inf)
+        loss[i] = importance[i] * size[i] * nearest
+        near = [abs(importance[i] - importance[j]) for j in tokens[prefix:] if j != i and apart[i][j] <= nearest]
+        margin = min([margin, *near])
+    order = sorted(loss, key=lambda token: (-loss[token], token))
+    count = keep - prefix
+    margin = min(margin, loss[order[count - 1]] - loss[order[count]])
+    return [*range(prefix), *sorted(order[:count])], margin
+
+
 def merged(x: Array, size: Array, kept: list[int], into: list[int]) -> tuple[Array, Array]:
     """Tokens `[N, D]` and sizes `[N]` after merging: size-weighted means; a slot of -1 drops its token."""
     gone = [token for token in range(len(x)) if token not in kept]

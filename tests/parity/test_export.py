@@ -67,6 +67,8 @@ CASES = [
     Case("tome", "qk-norm-layer-scale", 18, "float32", 2),
     Case("zero-tprune-merge", "distilled", 20, "uint8", None),
     Case("zero-tprune-merge", "average-pool", 22, "float32", 1),
+    Case("novelty-merge", "registers", 20, "uint8", None),
+    Case("novelty-merge", "average-pool", 18, "float32", 1),
     Case("ats", "registers", 20, "uint8", None),
     Case("evit", "class-token", 22, "float32", None),
     Case("random", "registers-only", 20, "uint8", None),
@@ -298,6 +300,7 @@ class TestGraph:
         scored = {node.name.rpartition("/")[0] for node in exported.proto.graph.node if node.op_type == "TopK"}
         expected = {"zero-tprune": {"/similarity", "/select"}, "wpr": {"/select"}, "tome": {""}, "evit": {""}}
         expected |= {"zero-tprune-merge": {"/similarity", "/select", ""}, "ats": {"/select"}}
+        expected |= {"novelty-merge": {"/select", ""}}
         stages = expected.get(exported.case.method, set())
         assert scored == {f"blocks.{block}/prune{stage}" for block in (1, 2) for stage in stages}
 
@@ -311,7 +314,7 @@ class TestGraph:
             assert counts["Softmax"] == 1
             assert counts["LayerNormalization"] == (4 if "qk-norm" in exported.case.variant else 2)
 
-    @pytest.mark.parametrize("method", ["tome", "zero-tprune-merge"])
+    @pytest.mark.parametrize("method", ["tome", "zero-tprune-merge", "novelty-merge"])
     def test_merging_scatters_no_sums_and_biases_only_what_comes_after(self, method: str) -> None:
         """No attention is biased while all sizes are 1, and the residual is added once."""
         exported = export(next(case for case in CASES if case.method == method))

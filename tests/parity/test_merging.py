@@ -16,7 +16,7 @@ from ztdeploy.models.vit import VitAdapter
 from ztdeploy.options import MethodOptions
 from ztdeploy.pruning import pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
-from ztdeploy.pruning.merging import merge_tokens, slot_of
+from ztdeploy.pruning.merging import Averages, coherence_of, slot_of
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.pruning.selection import complement
 from ztdeploy.pruning.zero_tprune_merge import ZeroTPruneMerge
@@ -54,10 +54,13 @@ class TestParts:
         size = generator.integers(1, 9, tokens).astype(np.float64) if sized else np.ones(tokens)
         choice = Choice(torch.tensor([kept]), torch.tensor([into], dtype=torch.int64))
         weight = torch.tensor(size[None]) if sized else None
-        ours, ours_size = merge_tokens(torch.tensor(x[None]), choice, complement(choice.kept, tokens), weight)
+        averages = Averages(torch.tensor(x[None]), choice, complement(choice.kept, tokens), weight)
+        ours, ours_size = averages.of_tokens(torch.tensor(x[None])), averages.total
         theirs, theirs_size = reference.merged(x, size, kept, into)
         np.testing.assert_allclose(ours[0], theirs, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(ours_size[0], theirs_size)
+        of_numbers = averages.of_numbers(torch.tensor(x[None, :, 0]))
+        np.testing.assert_allclose(of_numbers[0], theirs[:, 0], rtol=1e-12, atol=1e-12)
         if -1 not in into:
             assert ours_size.sum() == size.sum()
             np.testing.assert_allclose(ours_size[0] @ ours[0].double(), size @ x, atol=1e-9)
@@ -65,9 +68,9 @@ class TestParts:
     def test_a_large_slot_stays_in_the_range_of_half_precision(self) -> None:
         x = torch.full((1, 197, 2), 60000.0, dtype=torch.float16)
         choice = Choice(torch.tensor([[0]]), torch.zeros(1, 196, dtype=torch.int64))
-        tokens, size = merge_tokens(x, choice, complement(choice.kept, 197), None)
-        assert size.item() == 197
-        assert tokens.isfinite().all()
+        averages = Averages(x, choice, complement(choice.kept, 197), None)
+        assert averages.total.item() == 197
+        assert averages.of_tokens(x).isfinite().all()
 
 
 class TestToMe:
@@ -179,6 +182,90 @@ class TestZeroTPruneMerge:
         choice = ZeroTPruneMerge(plan, MethodOptions(partner=feature))(x, BlockTaps(attention, keys)).choice
         assert choice.kept.tolist() == [[0, 1, 2, 3]]
         assert choice.into.tolist() == [[{"keys": 1, "all-keys": 2, "tokens": 3}[feature]]]
+
+
+class TestNoveltyMerge:
+    @SETTINGS
+    @given(
+        seed=seeds,
+        prefix=st.sampled_from([0, 1, 2, 5]),
+        patches=st.integers(2, 17),
+        sized=st.booleans(),
+        data=st.data(),
+    )
+    def test_who_would_be_missed_least_goes(
+        self, seed: int, prefix: int, patches: int, sized: bool, data: st.DataObject
+    ) -> None:
+        plan = layer_plan(patches, data.draw(st.integers(1, patches - 1)), prefix=prefix)
+        generator = np.random.default_rng(seed)
+        attention = random_attention(generator, 2, 3, plan.tokens_in)
+        x = generator.normal(size=(2, plan.tokens_in, 4))
+        size = generator.integers(1, 9, (2, plan.tokens_in)).astype(np.float64) if sized else None
+        taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size))
+        layer, record = pruning_layer("novelty-merge", plan), Recorder()
+        choice = layer.double()(torch.tensor(x), taps, record).choice
+        for image in range(2):
+            sizes = np.ones(plan.tokens_in) if size is None else size[image]
+            kept, margin = reference.novelty(
+                x[image], attention[image], sizes, prefix=prefix, class_token=plan.class_token, keep=plan.tokens_out
+            )
+            if margin < CLEAR:
+                event("inconclusive: two scores within rounding")
+                continue
+            assert choice.kept[image].tolist() == kept
+            into, margin = reference.join_most_similar(x[image][None], kept, prefix=prefix)
+            if margin >= CLEAR:
+                assert choice.into[image].tolist() == into
+            noted = record.notes
+            assert set(noted["group"][image].tolist()) == set(range(plan.tokens_in)) - set(kept)
+            assert noted["survivors"][image].nonzero().flatten().tolist() == kept
+
+    def test_a_twin_goes_before_a_token_that_is_alone_and_matters_less(self) -> None:
+        """Ranked by importance alone, token 4 would go."""
+        attention = torch.full((1, 1, 5, 5), 0.2)
+        attention[..., 1:] = torch.tensor([0.3, 0.25, 0.2, 0.05])
+        x = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [-1.0, -1.0]]])
+        choice = pruning_layer("novelty-merge", layer_plan(4, 3))(x, BlockTaps(attention, None)).choice
+        assert choice.kept.tolist() == [[0, 1, 3, 4]]
+        assert choice.into.tolist() == [[1]]
+
+
+class TestCoherence:
+    def test_an_average_is_as_coherent_as_it_is_long(self) -> None:
+        """Two at a right angle keep 1 / sqrt(2) of their length; a third one like their mean then adds to it."""
+        x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])
+        choice, gone = Choice(torch.tensor([[0, 2]]), torch.tensor([[0]])), torch.tensor([[1]])
+        averages = Averages(x, choice, gone, None)
+        tokens = averages.of_tokens(x)
+        coherence = coherence_of(x, None, tokens, averages)
+        torch.testing.assert_close(coherence, torch.tensor([[0.5**0.5, 1.0]]))
+        again, last = Choice(torch.tensor([[0]]), torch.tensor([[0]])), torch.tensor([[1]])
+        averages = Averages(tokens, again, last, averages.total)
+        merged = coherence_of(tokens, coherence, averages.of_tokens(tokens), averages)
+        torch.testing.assert_close(merged, torch.tensor([[0.5**0.5 / ((2 + 0.5**0.5) / 3)]]))
+
+    def test_opposites_and_nothing_at_all_stay_finite(self) -> None:
+        x = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]])
+        averages = Averages(x, Choice(torch.tensor([[0, 2]]), torch.tensor([[0]])), torch.tensor([[1]]), None)
+        coherence = coherence_of(x, None, averages.of_tokens(x), averages)
+        assert coherence.isfinite().all()
+        assert (coherence > 0).all()
+
+    @pytest.mark.parametrize(
+        ("method", "scaled"), [("novelty-merge", True), ("zero-tprune-merge", True), ("tome", False)]
+    )
+    def test_it_is_the_option_that_decides(self, method: str, scaled: bool) -> None:
+        plan = layer_plan(6, 4)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 7, 4, generator=generator)
+        taps = BlockTaps(torch.full((1, 2, 7, 7), 1 / 7), torch.randn(1, 2, 7, 3, generator=generator))
+        reduction = pruning_layer(method, plan)(x, taps)
+        assert (reduction.scale is not None) is scaled
+        if scaled:
+            torch.testing.assert_close(reduction.scale[..., 0] ** 2, reduction.coherence)
+            off = pruning_layer(method, plan, MethodOptions(coherent=False))(x, taps)
+            assert off.scale is off.coherence is None
+            assert torch.equal(off.tokens, reduction.tokens)
 
 
 class TestEVit:

@@ -83,6 +83,14 @@ class ModelAdapter(ABC):
         )
 
     @abstractmethod
+    def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        """Have what enters a block's attention, behind its norm, multiplied: by `[B, N, 1]`, or None for nothing.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+        """
+
+    @abstractmethod
     def tap(
         self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
     ) -> list[Callable[[], None]]:

@@ -141,6 +141,15 @@ class VitAdapter(ModelAdapter):
 
         return [module.register_forward_pre_hook(add_bias, with_kwargs=True).remove]
 
+    def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        module: Any = self.model.blocks[index].attn
+
+        def multiply(_attention: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            value = scale()
+            return inputs if value is None else (inputs[0] * value, *inputs[1:])
+
+        return [module.register_forward_pre_hook(multiply).remove]
+
 
 def _mlp_dim(mlp: nn.Module, embed_dim: int) -> int:
     """The hidden width of a two-layer MLP with as many multiply-adds; the same for plain MLPs, right for gated ones."""

@@ -22,6 +22,7 @@ class BlockTaps:
     values: Tensor | None = None  #: `[B, H, N, d]`
     size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
     queries: Tensor | None = None  #: `[B, H, N, d]`
+    coherence: Tensor | None = None  #: `[B, N]`: its length, as a share of the mean of its parts'; None: 1 for each
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Reduction:
     choice: Choice  #: the layer's own, also where another one was forced
     size: Tensor | None = None  #: `[B, k]`, where later layers and attention must know it
     bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which all later attention adds to its logits
+    coherence: Tensor | None = None  #: `[B, k]`
+    scale: Tensor | None = None  #: `[B, k, 1]`, which the normalised input of all later attention is multiplied with
 
 
 @dataclass

@@ -7,6 +7,7 @@ attention pays each token the attention of all that it stands for: `softmax(q k^
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,31 +15,57 @@ from torch import Tensor
 from ztdeploy.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.pruning.selection import complement, gather_tokens
 
+_EPSILON = 1e-12
+#: Opposites average to nothing; what is left of them still has a direction.
+_LEAST_COHERENCE = 0.05
 
-def merge_tokens(x: Tensor, choice: Choice, gone: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Each slot's weighted average, and its total weight.
+
+class Averages:
+    """Weighted averages over the tokens of each slot; `total [B, k]` is what a slot weighs.
 
     Args:
-        x: `[B, N, D]`.
+        like: of the tokens' type, on their device: `[B, N, ...]`.
         choice: what stays, and what goes into which slot; a slot of -1 is none: that token is dropped.
         gone: the tokens that do not stay, ascending, `[B, N - k]`.
         weight: `[B, N]`, positive; None is 1 for all.
-
-    Returns:
-        `[B, k, D]` and `[B, k]`. A slot that nothing is merged into holds its token unchanged, bit by bit.
     """
-    assert choice.into is not None
-    kept = choice.kept
-    slots = torch.arange(kept.shape[1], device=x.device)
-    member = (choice.into.unsqueeze(-1) == slots).to(x.dtype)  # [B, N - k, k]
-    if weight is None:
-        weight = x.new_ones(x.shape[:2])
-    of_kept, of_gone = weight.gather(1, kept), weight.gather(1, gone)
-    total = of_kept + (of_gone.unsqueeze(1) @ member).squeeze(1)
-    # Shares of a slot sum to 1, so that no sum leaves the range of its tokens: half precision might not hold it.
-    share = member * of_gone.unsqueeze(-1) / total.unsqueeze(1)
-    own = gather_tokens(x, kept) * (of_kept / total).unsqueeze(-1)
-    return own + share.transpose(1, 2) @ gather_tokens(x, gone), total
+
+    def __init__(self, like: Tensor, choice: Choice, gone: Tensor, weight: Tensor | None) -> None:
+        assert choice.into is not None
+        self.kept, self.gone = choice.kept, gone
+        slots = torch.arange(self.kept.shape[1], device=like.device)
+        member = (choice.into.unsqueeze(-1) == slots).to(like.dtype)  # [B, N - k, k]
+        if weight is None:
+            weight = like.new_ones(like.shape[:2])
+        of_kept, of_gone = weight.gather(1, self.kept), weight.gather(1, gone)
+        self.total = of_kept + (of_gone.unsqueeze(1) @ member).squeeze(1)
+        # Shares of a slot sum to 1, so that no sum leaves the range of its tokens: half precision might not hold it.
+        self.share = member * of_gone.unsqueeze(-1) / self.total.unsqueeze(1)
+        self.own_share = of_kept / self.total
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token unchanged, bit by bit."""
+        own = gather_tokens(x, self.kept) * self.own_share.unsqueeze(-1)
+        average: Tensor = own + self.share.transpose(1, 2) @ gather_tokens(x, self.gone)
+        return average
+
+    def of_numbers(self, values: Tensor) -> Tensor:
+        """`[B, N]` to `[B, k]`."""
+        own = values.gather(1, self.kept) * self.own_share
+        return own + (values.gather(1, self.gone).unsqueeze(1) @ self.share).squeeze(1)
+
+
+def coherence_of(x: Tensor, before: Tensor | None, tokens: Tensor, averages: Averages) -> Tensor:
+    """The length of each slot's average as a share of the mean length of all that was ever merged into it: `[B, k]`.
+
+    Args:
+        x: `[B, N, D]`, before they were averaged to `tokens [B, k, D]`.
+        before: their own coherence, `[B, N]`; None is 1 for all.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    parts = averages.of_numbers(lengths if before is None else lengths / before)
+    share: Tensor = torch.linalg.vector_norm(tokens, dim=-1) / parts.clamp_min(_EPSILON)
+    return share.clamp(_LEAST_COHERENCE, 1.0)
 
 
 def slot_of(token: Tensor, gone: Tensor) -> Tensor:
@@ -51,6 +78,11 @@ class MergingLayer(PruningLayer):
     """A method whose tokens go into others."""
 
     proportional = True  #: later attention must know how much each token stands for
+    #: Later attention must know how well. The average of tokens that differ is shorter than they are, and adds up to
+    #: less; but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of
+    #: its parts. Attention's normalised input is multiplied with the root of it: the share itself would be right in the
+    #: next block, but with each block an average becomes more of a token of its own (docs/method.md).
+    coherent = False
 
     @abstractmethod
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
@@ -63,10 +95,15 @@ class MergingLayer(PruningLayer):
         applied = choice
         if forced is not None:
             applied, gone = forced, complement(forced.kept, x.shape[1])
-        tokens, size = merge_tokens(x, applied, gone, self.weights(taps))
-        if not self.proportional:
-            return Reduction(tokens, choice)
-        return Reduction(tokens, choice, size, size.log()[:, None, None, :])
+        averages = Averages(x, applied, gone, self.weights(taps))
+        reduction = Reduction(averages.of_tokens(x), choice)
+        if self.proportional:
+            size = averages.total
+            reduction = replace(reduction, size=size, bias=size.log()[:, None, None, :])
+        if self.coherent:
+            coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
+            reduction = replace(reduction, coherence=coherence, scale=coherence.sqrt().unsqueeze(-1))
+        return reduction
 
     def weights(self, taps: BlockTaps) -> Tensor | None:
         """What each token weighs in an average: by default its size, `[B, N]`; None is 1 for all."""

@@ -39,6 +39,8 @@ class _Pass:
     forced: Sequence[Choice] | None = None
     size: Tensor | None = None  #: `[B, N]`: how many tokens each of the present ones stands for
     bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
+    coherence: Tensor | None = None  #: `[B, N]`: how much of their parts' length averaged tokens have kept
+    scale: Tensor | None = None  #: `[B, N, 1]`: what attention multiplies its input with for it
 
 
 class _Tap:
@@ -50,8 +52,8 @@ class _Tap:
         self.values: Tensor | None = None
         self.queries: Tensor | None = None
 
-    def take(self, size: Tensor | None) -> BlockTaps:
-        taps = BlockTaps(self.attention, self.keys, self.values, size, self.queries)
+    def take(self, size: Tensor | None, coherence: Tensor | None) -> BlockTaps:
+        taps = BlockTaps(self.attention, self.keys, self.values, size, self.queries, coherence)
         self.attention = self.keys = self.values = self.queries = None
         return taps
 
@@ -138,9 +140,10 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state = self._pass
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
-            reduction: Reduction = layer(x, tap.take(state.size), record, forced)
+            reduction: Reduction = layer(x, tap.take(state.size, state.coherence), record, forced)
             state.choices.append(reduction.choice)
             state.size, state.bias = reduction.size, reduction.bias
+            state.coherence, state.scale = reduction.coherence, reduction.scale
             if state.records is not None and record is not None:
                 state.records.append(record)
             return reduction.tokens
@@ -151,7 +154,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x)).remove)
 
     def _attach_bias(self, adapter: ModelAdapter) -> None:
-        """Behind the first merge, every attention must know how much each token stands for."""
+        """Behind the first merge, every attention must know how much each token stands for, and how well."""
         merging = [layer.block for layer in self.token_plan.layers if layer.merges]
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._pass.bias))
+            self._undo.extend(adapter.scale(index, lambda: self._pass.scale))

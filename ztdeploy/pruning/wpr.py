@@ -20,14 +20,14 @@ RESCALE_EVERY = 10
 FILTERED = 1e-20
 
 
-def start_vector(tokens: int, *, boost_class_token: bool) -> Tensor:
-    """The start of the iteration, `[N]` fp32: uniform, the class token's entry (index 0) times sqrt(N).
+def start_vector(tokens: int, *, boost_class_token: bool, boost: float | None = None) -> Tensor:
+    """The start of the iteration, `[N]` fp32: uniform, the class token's entry (index 0) times sqrt(N), or `boost`.
 
     Scaled to 1, not to 1/N: the ranking is free of scale, and small numbers would underflow in half precision.
     """
     start = torch.ones(tokens)
     if boost_class_token:
-        start[0] = tokens**0.5
+        start[0] = tokens**0.5 if boost is None else boost
     return start
 
 
@@ -121,12 +121,19 @@ class WeightedPageRank(nn.Module):
     start: Tensor
 
     def __init__(
-        self, tokens: int, live_tokens: int, iterations: int, *, class_token: bool, options: MethodOptions
+        self,
+        tokens: int,
+        live_tokens: int,
+        iterations: int,
+        *,
+        class_token: bool,
+        options: MethodOptions,
+        boost: float | None = None,
     ) -> None:
         super().__init__()
         self.live_tokens, self.iterations, self.options = live_tokens, iterations, options
-        boost = class_token and options.start == "boosted"
-        self.register_buffer("start", start_vector(tokens, boost_class_token=boost), persistent=False)
+        boosted = class_token and options.start == "boosted"
+        self.register_buffer("start", start_vector(tokens, boost_class_token=boosted, boost=boost), persistent=False)
 
     def forward(self, attention: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
         scores = _propagate(attention, self.start, self.iterations, survivors)
