@@ -38,11 +38,16 @@ Array = NDArray[np.float32]
 #: Methods with an option away from its default, under names of their own.
 VARIATIONS = {
     "tome-by-tokens": ("tome", MethodOptions(feature="tokens")),
-    "zero-tprune-merge-by-keys": ("zero-tprune-merge", MethodOptions(partner="keys")),
+    "zero-tprune-merge-full-length": ("zero-tprune-merge", MethodOptions(coherent=False)),
+    "novelty-merge-full-length": ("novelty-merge", MethodOptions(coherent=False)),
+    "novelty-merge-by-keys": ("novelty-merge", MethodOptions(partner="keys")),
 }
 ROWS = (
+    "novelty-merge",
+    "novelty-merge-full-length",
+    "novelty-merge-by-keys",
     "zero-tprune-merge",
-    "zero-tprune-merge-by-keys",
+    "zero-tprune-merge-full-length",
     "tome",
     "tome-by-tokens",
     "zero-tprune",

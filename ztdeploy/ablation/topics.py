@@ -244,5 +244,7 @@ def _merge(found: Bases) -> TopicRows:
                 for least in LEAST_SIMILARITIES
             ),
             Row("not proportional", found.varied(found.merging, proportional=False)),
+            Row("full length", found.varied(found.merging, coherent=False)),
+            Row("novelty-merge", found.varied(found.merging.model_copy(update={"method": "novelty-merge"}))),
         ),
     )
