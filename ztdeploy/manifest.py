@@ -80,16 +80,19 @@ class LayerParity(_Record):
 
 
 class ParityRecord(_Record):
-    """An engine, or a graph, against the PyTorch reference on the same real images."""
+    """An engine, or a graph, against the fp32 PyTorch reference, or against what its graph must give, on real images."""
 
     images: int
     max_logit_difference: float
     median_logit_difference: float  #: over the images, of each one's largest
     logit_tolerance: float | None  #: None where nothing is judged
-    gap_tolerance: float | None  #: None in half precision, where a cut decides by less than rounding
+    gap_tolerance: float | None  #: None below fp32, where a cut decides by less than rounding
     layers: tuple[LayerParity, ...]
     replayed: bool = True  #: whether the reference kept the same tokens; else the median is judged, not the largest
-    emulated: bool = False  #: an fp32 graph that rounds where half precision would
+    emulated: bool = False  #: of a graph that spells out in wider types what the precision rounds
+    against: Literal["pytorch", "graph"] = "pytorch"  #: an int8 engine is held against its graph, with exact products
+    agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
+    kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
 
     @property
     def judged(self) -> float:
@@ -111,7 +114,7 @@ class GraphRecord(_Record):
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]
     parity: ParityRecord | None = None  #: run by ONNX Runtime at build time, where no engine of it could be
-    drift: ParityRecord | None = None  #: half precision against fp32, each on its own choices: what is to be expected
+    drift: ParityRecord | None = None  #: below fp32: against fp32, each on its own choices: what is to be expected
 
     @property
     def files(self) -> list[str]:
