@@ -80,7 +80,7 @@ class LayerParity(_Record):
 
 
 class ParityRecord(_Record):
-    """An engine, or a graph, against the fp32 PyTorch reference, or against what its graph must give, on real images."""
+    """An engine, or a graph, against fp32 PyTorch or against what its graph must give, on the same real images."""
 
     images: int
     max_logit_difference: float
@@ -147,7 +147,7 @@ class Candidate(_Record):
 
 
 class FidelityRecord(_Record):
-    """What pruning costs: an engine on images, against the dense engine of the same profile."""
+    """What pruning costs: an engine on images, against the dense engine of the same profile, or of an fp32 one."""
 
     created: str
     data: str  #: what the images are called
@@ -155,6 +155,7 @@ class FidelityRecord(_Record):
     images: int = Field(ge=1)
     engine_sha256: str  #: of the engine that was evaluated
     dense_sha256: str  #: and of the dense one
+    dense_profile: Name | None = None  #: whose that is; None: the same
     top1: float | None  #: share of images; None where they are not labelled
     top5: float | None
     dense_top1: float | None
@@ -187,6 +188,7 @@ class GateRecord(_Record):
     """What decided which variants are in the bundle."""
 
     profile: Name
+    dense_profile: Name | None = None  #: whose dense engine variants were held against; None: the same
     data: str  #: what the calibration images are called
     data_sha256: str
     images: int

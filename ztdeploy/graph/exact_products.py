@@ -27,6 +27,8 @@ def with_exact_products(typed: ir.Model) -> ir.Model:
         centred = new_node("Sub", [left, offset], node, "centred")
         product = new_node("MatMul", [centred.outputs[0], right], node, "product")
         replace_node(
-            model.graph, node, [*doubles, centred, product, new_node("Cast", product.outputs, node, "sum", cast_to(_INTEGER))]
+            model.graph,
+            node,
+            [*doubles, centred, product, new_node("Cast", product.outputs, node, "sum", cast_to(_INTEGER))],
         )
     return model
