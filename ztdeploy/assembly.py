@@ -248,7 +248,8 @@ class Assembly:
             if other.file == graph.file and name != profile.name:
                 if other.parity is not None:
                     return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
-                if name in variant.engines and why_not_run(manifest.profiles[name]) is None:
+                proved = name in variant.engines and why_not_run(manifest.profiles[name]) is None
+                if proved and graph.precision == "fp32":  # below, the drift is still to be found out
                     return graph
         file = self.folder / graph.file
         if graph.precision == "fp32":

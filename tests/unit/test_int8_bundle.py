@@ -32,10 +32,12 @@ def built(out: Path, *arguments: str) -> Bundle:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """fp32 and int8, judged on images."""
+    """fp32, and int8 for two profiles with the same graph, judged on images."""
     folder = tmp_path_factory.mktemp("int8") / "both"
+    twin = folder.with_name("twin.toml")
+    twin.write_text('title = "T"\nbackend = "onnxruntime"\nprecision = "int8"\nthreads = 1\n[batch]\nsizes = [1, 8]\n')
     gate = ("--calib", str(DIGITS), "--min-agreement", "0.9")
-    return built(folder, "-p", "cpu", "-p", "cpu-int8", "-k", "0.6", *gate)
+    return built(folder, "-p", "cpu", "-p", "cpu-int8", "-p", str(twin), "-k", "0.6", *gate)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,8 @@ def test_engines_are_proved_against_their_graphs_and_graphs_against_pytorch(both
         assert drift.agreement == 1
         assert drift.kl is not None
         assert 0 < drift.kl < 0.1
+        assert variant.graphs["twin"] == graph, "proved once for both"
+        assert variant.engines["twin"].parity is not None
         assert variant.engines["cpu"].parity is not None
         assert variant.engines["cpu"].parity.against == "pytorch"
         assert variant.graphs["cpu"].drift is None
@@ -129,7 +133,7 @@ def test_the_graph_with_notes_chooses_as_the_engine_does(alone: Bundle) -> None:
 
 def test_the_gate_holds_int8_against_dense_in_fp32_where_there_is_one(both: Bundle) -> None:
     gates = {gate.profile: gate for gate in both.manifest.gates}
-    assert {name: gate.dense_profile for name, gate in gates.items()} == {"cpu": None, "cpu-int8": "cpu"}
+    assert {name: gate.dense_profile for name, gate in gates.items()} == {"cpu": None, "cpu-int8": "cpu", "twin": "cpu"}
     assert [row.variant for row in gates["cpu-int8"].rows] == ["keep-0.60"]
     fp32_dense = both.engine_digest(both.manifest.dense.engines["cpu"])
     for variant in both.manifest.variants:
