@@ -26,6 +26,7 @@ from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
+from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.notes import notes_of, without_notes
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.rounding import with_rounding
@@ -47,9 +48,9 @@ from ztdeploy.manifest import (
 )
 from ztdeploy.models.catalogue import sample_images
 from ztdeploy.models.loading import LoadedModel
-from ztdeploy.parity import prove, reference_outputs
+from ztdeploy.parity import prove, prove_products, reference_outputs
 from ztdeploy.plugins import unknown_options
-from ztdeploy.profile import HardwareProfile
+from ztdeploy.profile import HardwareProfile, Int8Options
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
@@ -203,7 +204,7 @@ class Assembly:
 
     def prove(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
         """Add what proves a variant for a profile: its engine's parity; its graph's where no engine can run here, and
-        in half precision always, since the graph's drift is what engines are held against later.
+        below fp32 always, since the graph's drift is what engines are held against later.
 
         Raises:
             ParityError: PyTorch is not reproduced.
@@ -213,11 +214,32 @@ class Assembly:
         runs = engine is not None and why_not_run(profile) is None
         changes: dict[str, object] = {}
         if engine is not None and runs:
-            parity, _ = self._compare(manifest, variant, profile, None)
+            parity = self._prove_engine(manifest, variant, profile)
             changes["engines"] = {**variant.engines, profile.name: engine.model_copy(update={"parity": parity})}
         if not runs or graph.precision != "fp32":
             changes["graphs"] = {**variant.graphs, profile.name: self._prove_graph(manifest, variant, profile)}
         return with_variant(manifest, variant, **changes)
+
+    def _prove_engine(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> ParityRecord:
+        """An int8 engine against its graph, which `_prove_graph` holds against PyTorch; any other against PyTorch."""
+        if variant.graphs[profile.name].precision != "int8":
+            return self._compare(manifest, variant, profile, None)[0]
+        threads = usable_threads(profile.threads)
+        bundle = Bundle(self.folder, manifest)
+        with (
+            self._emulation(variant.graphs[profile.name]) as exact,
+            BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner,
+        ):
+            return prove_products(runner, variant, graph_runner(exact, threads), self.pixels)
+
+    @contextmanager
+    def _emulation(self, graph: GraphRecord) -> Iterator[Path]:
+        """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
+        spell_out = with_exact_products if graph.precision == "int8" else with_rounding
+        with scratch_folder(self.folder) as scratch:
+            file = scratch / "emulation.onnx"
+            ir.save(spell_out(ir.load(self.folder / graph.file)), file, external_data="emulation.weights")
+            yield file
 
     def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
         """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
@@ -226,16 +248,15 @@ class Assembly:
             if other.file == graph.file and name != profile.name:
                 if other.parity is not None:
                     return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
-                if name in variant.engines and why_not_run(manifest.profiles[name]) is None:
+                proved = name in variant.engines and why_not_run(manifest.profiles[name]) is None
+                if proved and graph.precision == "fp32":  # below, the drift is still to be found out
                     return graph
         file = self.folder / graph.file
         if graph.precision == "fp32":
             parity, _ = self._compare(manifest, variant, profile, file)
             return graph.model_copy(update={"parity": parity})
-        with scratch_folder(self.folder) as scratch:
-            rounded = scratch / "rounded.onnx"
-            ir.save(with_rounding(ir.load(file)), rounded, external_data="rounded.weights")
-            parity, drift = self._compare(manifest, variant, profile, rounded, emulated=True)
+        with self._emulation(graph) as emulation:
+            parity, drift = self._compare(manifest, variant, profile, emulation, emulated=True)
         if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
             parity, _ = self._compare(manifest, variant, profile, file)
         return graph.model_copy(update={"parity": parity, "drift": drift})
@@ -255,7 +276,7 @@ class Assembly:
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
         with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
             if graph is not None:
-                runner.adopt(variant.name, OnnxRuntimeRunner(open_session(graph, session_options(threads)), []))
+                runner.adopt(variant.name, graph_runner(graph, threads))
             module = Deployable(pruned, self.model.preprocess, "uint8")
             records = prove(runner, variant, pruned, module, self.pixels, with_drift=emulated)
         parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
@@ -384,6 +405,11 @@ class Assembly:
         return "classes.txt"
 
 
+def graph_runner(graph: Path, threads: int) -> OnnxRuntimeRunner:
+    """Runs a graph in an engine's stead."""
+    return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
+
+
 def builds_anywhere(profile: HardwareProfile) -> bool:
     """Whether engines for the profile can be built by another machine than the one that runs them."""
     return backend_exists(profile.backend) and get_backend(profile.backend).built_where == "anywhere"
@@ -422,6 +448,7 @@ def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> Grap
         turing=profile.backend == TENSORRT_RTX.name and "7.5" in capabilities,
         board=profile.backend == TENSORRT.name,
         fused_attention_from=fused if fused is not None and fused <= tokens else None,
+        int8=(profile.int8 or Int8Options()) if profile.precision == "int8" else None,
     )
 
 

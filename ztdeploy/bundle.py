@@ -71,8 +71,11 @@ class Bundle:
 
     def fidelity(self, variant: VariantRecord, profile: str) -> FidelityRecord | None:
         """What is on record of a variant's engine, if the engine and the dense one still are those evaluated."""
-        engine, dense = variant.engines.get(profile), self.manifest.dense.engines.get(profile)
-        if engine is None or dense is None or engine.fidelity is None:
+        engine = variant.engines.get(profile)
+        if engine is None or engine.fidelity is None:
+            return None
+        dense = self.manifest.dense.engines.get(engine.fidelity.dense_profile or profile)
+        if dense is None:
             return None
         now = (self.engine_digest(engine), self.engine_digest(dense))
         return engine.fidelity if now == (engine.fidelity.engine_sha256, engine.fidelity.dense_sha256) else None

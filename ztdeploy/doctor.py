@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
+from ztdeploy.backends.processor import DOT_PRODUCTS, cpu_features, what_int8_lacks
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
@@ -50,6 +51,7 @@ def examine() -> list[Finding]:
     """Look at the machine; imports nothing heavier than its runtimes. A probe that fails is a finding, too."""
     probes = {
         "processor": _processor,
+        "int8 engines": _int8,
         "memory": _memory,
         "disk": _disk,
         "backend onnxruntime": _onnxruntime,
@@ -78,27 +80,30 @@ def _safely(subject: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def _processor() -> Finding:
-    features = set()
+    features = cpu_features()
     model = platform.processor()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                features |= set(value.split())
-            elif key.strip() == "model name":
+            if key.strip() == "model name":
                 model = value.strip()
     except OSError:
         pass
-    known = [
-        name
-        for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp")
-        if name in features
-    ]
+    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "asimd", *DOT_PRODUCTS) if name in features]
     return Finding(
         "processor",
         "ok",
         f"{model or platform.machine()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}",
     )
+
+
+def _int8() -> Finding:
+    features = cpu_features()
+    lacking = what_int8_lacks(features)
+    if lacking is not None:
+        return Finding("int8 engines", "note", lacking, "take the profile cpu; docs/precision.md says more")
+    found = " ".join(sorted(features.intersection(DOT_PRODUCTS)))
+    return Finding("int8 engines", "ok" if found else "note", found or "no SIMD flags read")
 
 
 def _memory() -> Finding:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ztdeploy.graph import apply_passes
 from ztdeploy.graph.board import for_old_parsers
 from ztdeploy.graph.fused_attention import fuse_attention
+from ztdeploy.graph.int8 import to_int8
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.graph.static_shapes import check_static_shapes
 from ztdeploy.graph.turing import without_fp32_products
 from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
-from ztdeploy.profile import Precision
+from ztdeploy.profile import Int8Options, Precision
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerPlan
 
@@ -40,11 +41,12 @@ class GraphSpec:
     turing: bool = False  #: must compile for compute capability 7.5
     board: bool = False  #: must be read by the oldest TensorRT that boards have
     fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
+    int8: Int8Options | None = None  #: of precision int8
 
     @property
     def traced(self) -> GraphSpec:
         """The spec of the trace that the graph is made from."""
-        return replace(self, precision="fp32", turing=False, board=False, fused_attention_from=None)
+        return replace(self, precision="fp32", turing=False, board=False, fused_attention_from=None, int8=None)
 
     def label(self, others: Iterable[GraphSpec]) -> str:
         """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
@@ -55,6 +57,7 @@ class GraphSpec:
             "precision": self.precision,
             "turing": "turing" if self.turing else "",
             "board": "board" if self.board else "",
+            "int8": self.int8.label if self.int8 else "",
             "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
         }
         differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
@@ -162,7 +165,7 @@ def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
     """The graph that a spec asks for, from the fp32 trace, which stays as it is."""
     if spec == spec.traced:
         return traced
-    model = to_precision(traced, spec.precision) if spec.precision != "fp32" else traced.clone()
+    model = _typed(traced, spec)
     if spec.turing:
         without_fp32_products(model)
     if spec.board:
@@ -171,6 +174,15 @@ def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
         fuse_attention(model, spec.fused_attention_from)
     check_static_shapes(model)
     return model
+
+
+def _typed(traced: ir.Model, spec: GraphSpec) -> ir.Model:
+    """A copy of the trace in the spec's precision."""
+    if spec.precision == "fp32":
+        return traced.clone()
+    if spec.precision == "int8":
+        return to_int8(traced, spec.int8 or Int8Options())
+    return to_precision(traced, spec.precision)
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -62,6 +62,8 @@ def check_gate(
 def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
     """Evaluate all engines of a bundle that run here; variants that cost too much go, with their files.
 
+    Engines are held against the dense one of their profile; int8 ones against dense in fp32 where the bundle has it.
+
     Args:
         folder: a finished bundle that nobody else sees yet.
 
@@ -74,7 +76,8 @@ def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
     manifest, gates = bundle.manifest, list[GateRecord]()
     with tempfile.TemporaryDirectory() as answers:
         for name in _judged(bundle):
-            request = EvalRequest(bundle=folder, data=gate.data, profile=name)
+            reference = _fp32_profile(manifest, name)
+            request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
             report = evaluate_bundle(request, cache=Path(answers), progress=progress)
             manifest = recorded(Bundle(folder, manifest), report)
             gates.append(judge(report, gate.limits))
@@ -96,6 +99,22 @@ def _judged(bundle: Bundle) -> list[str]:
         for name, profile in manifest.profiles.items()
         if name in manifest.dense.engines and why_not_run(profile) is None
     ]
+
+
+def _fp32_profile(manifest: Manifest, name: str) -> str | None:
+    """The profile whose dense engine an int8 engine is held against: one in fp32 for the same runtime, if there is one.
+
+    Against dense in int8, what int8 costs by itself would count for nothing.
+    """
+    own = manifest.profiles[name]
+    if own.precision != "int8":
+        return None
+    fit = (
+        other
+        for other, profile in manifest.profiles.items()
+        if (profile.precision, profile.backend) == ("fp32", own.backend) and other in manifest.dense.engines
+    )
+    return next(fit, None)
 
 
 def _none_left(gates: Sequence[GateRecord]) -> AccuracyError:
@@ -146,6 +165,10 @@ def _files(manifest: Manifest, variant: VariantRecord) -> set[str]:
     return {manifest.golden.outputs[variant.name], *(file for some in files for file in some)}
 
 
+def _held_against(gate: GateRecord) -> str:
+    return gate.profile if gate.dense_profile is None else f"{gate.profile}, against dense of {gate.dense_profile}"
+
+
 def gate_lines(manifest: Manifest) -> list[str]:
     """What was left out, and why, for people."""
     return [
@@ -154,7 +177,7 @@ def gate_lines(manifest: Manifest) -> list[str]:
         for line in (
             *(
                 f"'{row.variant}' is not in the bundle: on {gate.images} images of '{gate.data}' "
-                f"({gate.profile}), {', '.join(row.failed)}"
+                f"({_held_against(gate)}), {', '.join(row.failed)}"
                 for row in gate.rows
                 if row.failed
             ),

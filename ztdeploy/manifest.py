@@ -80,16 +80,19 @@ class LayerParity(_Record):
 
 
 class ParityRecord(_Record):
-    """An engine, or a graph, against the PyTorch reference on the same real images."""
+    """An engine, or a graph, against fp32 PyTorch or against what its graph must give, on the same real images."""
 
     images: int
     max_logit_difference: float
     median_logit_difference: float  #: over the images, of each one's largest
     logit_tolerance: float | None  #: None where nothing is judged
-    gap_tolerance: float | None  #: None in half precision, where a cut decides by less than rounding
+    gap_tolerance: float | None  #: None below fp32, where a cut decides by less than rounding
     layers: tuple[LayerParity, ...]
     replayed: bool = True  #: whether the reference kept the same tokens; else the median is judged, not the largest
-    emulated: bool = False  #: an fp32 graph that rounds where half precision would
+    emulated: bool = False  #: of a graph that spells out in wider types what the precision rounds
+    against: Literal["pytorch", "graph"] = "pytorch"  #: an int8 engine is held against its graph, with exact products
+    agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
+    kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
 
     @property
     def judged(self) -> float:
@@ -111,7 +114,7 @@ class GraphRecord(_Record):
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]
     parity: ParityRecord | None = None  #: run by ONNX Runtime at build time, where no engine of it could be
-    drift: ParityRecord | None = None  #: half precision against fp32, each on its own choices: what is to be expected
+    drift: ParityRecord | None = None  #: below fp32: against fp32, each on its own choices: what is to be expected
 
     @property
     def files(self) -> list[str]:
@@ -144,7 +147,7 @@ class Candidate(_Record):
 
 
 class FidelityRecord(_Record):
-    """What pruning costs: an engine on images, against the dense engine of the same profile."""
+    """What pruning costs: an engine on images, against the dense engine of the same profile, or of an fp32 one."""
 
     created: str
     data: str  #: what the images are called
@@ -152,6 +155,7 @@ class FidelityRecord(_Record):
     images: int = Field(ge=1)
     engine_sha256: str  #: of the engine that was evaluated
     dense_sha256: str  #: and of the dense one
+    dense_profile: Name | None = None  #: whose that is; None: the same
     top1: float | None  #: share of images; None where they are not labelled
     top5: float | None
     dense_top1: float | None
@@ -184,6 +188,7 @@ class GateRecord(_Record):
     """What decided which variants are in the bundle."""
 
     profile: Name
+    dense_profile: Name | None = None  #: whose dense engine variants were held against; None: the same
     data: str  #: what the calibration images are called
     data_sha256: str
     images: int

@@ -8,12 +8,45 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ztdeploy.backends.base import Runner
+from ztdeploy.errors import ParityError
 from ztdeploy.export import Deployable
 from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.parity import Reference, compare, measure_drift
 from ztdeploy.runtime.runner import BundleRunner, Outputs
+
+
+def prove_products(
+    runner: BundleRunner, variant: VariantRecord, exact: Runner, pixels: NDArray[np.uint8]
+) -> ParityRecord:
+    """Hold an int8 engine against its graph with exact products, on the pixels as a batch and the first image alone.
+
+    Everything else is the same on both sides, so that the same tokens are kept, and logits agree as in fp32.
+
+    Args:
+        exact: runs that graph; it is closed.
+
+    Raises:
+        ParityError: this CPU's integer kernels give other sums.
+    """
+    runner.switch(variant=variant.name)
+    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    runner.adopt(variant.name, exact)
+    expected = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    blocks = [layer.block for layer in variant.plan.layers]
+    no_ties = tuple(np.full(len(expected.logits), np.inf) for _ in blocks)
+    reference = Reference(expected.logits, expected.kept, no_ties, replayed=False, into=expected.into)
+    try:
+        parity = compare(f"{variant.name} ({runner.profile})", blocks, actual, reference)
+    except ParityError as error:
+        raise ParityError(
+            f"integer products on this CPU are not exact: {error.given}",
+            "what the graph gives with exact ones",
+            "set weight_bits = 7 under [int8] in the profile, or build where the CPU has VNNI",
+        ) from error
+    return parity.model_copy(update={"against": "graph"})
 
 
 def reference_outputs(

@@ -41,6 +41,21 @@ class TensorRtOptions(_Table):
     compute_capabilities: tuple[str, ...] = ()  #: such as "8.7"; empty means the device that builds
 
 
+class Int8Options(_Table):
+    """What only precision int8 needs to know; see docs/precision.md for what each costs."""
+
+    #: Blocks ahead of this one stay fp32. From behind the first pruning layer on, its choice is that of fp32.
+    from_block: int = Field(default=0, ge=0)
+    #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them.
+    weight_bits: Literal[7, 8] = 8
+
+    @property
+    def label(self) -> str:
+        """What is not at its default, to name files after: `from-4-w7`."""
+        parts = {"from_block": f"from-{self.from_block}", "weight_bits": f"w{self.weight_bits}"}
+        return "-".join(part for name, part in parts.items() if getattr(self, name) != getattr(Int8Options(), name))
+
+
 class HardwareProfile(_Table):
     """One target: its runtime, and the graph that suits it."""
 
@@ -57,6 +72,7 @@ class HardwareProfile(_Table):
     #: ONNX Runtime: blocks of at least so many tokens compute attention in one operator of its own; None: none do.
     fused_attention_from: int | None = Field(default=None, ge=1)
     tensorrt: TensorRtOptions | None = None
+    int8: Int8Options | None = None  #: None: the defaults
 
     @field_validator("keep_ratios")
     @classmethod
@@ -72,6 +88,13 @@ class HardwareProfile(_Table):
         if tokens is not None and info.data.get("backend") != "onnxruntime":
             raise ValueError("only the backend onnxruntime has this operator")
         return tokens
+
+    @field_validator("int8")
+    @classmethod
+    def _has_integers(cls, options: Int8Options | None, info: ValidationInfo) -> Int8Options | None:
+        if options is not None and info.data.get("precision") != "int8":
+            raise ValueError("only precision int8 has such options")
+        return options
 
 
 def profile_folder() -> Path:
@@ -142,6 +165,6 @@ def override_keep_ratios(profile: HardwareProfile, keep_ratios: tuple[float, ...
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {"batch": BatchSizes, "tensorrt": TensorRtOptions}
+    tables: dict[str, type[BaseModel]] = {"batch": BatchSizes, "tensorrt": TensorRtOptions, "int8": Int8Options}
     table = tables.get(str(location[-1]), HardwareProfile) if location else HardwareProfile
     return list(table.model_fields)

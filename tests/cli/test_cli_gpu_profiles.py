@@ -193,7 +193,7 @@ def test_without_engines_for_this_machine_nothing_runs(gpu_only: Path, digit_ima
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"precision": '"int8"', "capabilities": '["8.6"]'}, ["int8", "calibrated"]),
+        ({"precision": '"int8"', "capabilities": '["8.6"]'}, ["int8", "precision fp32 or fp16 or bf16"]),
         ({"capabilities": '["8.66"]'}, ["'8.66'", "did you mean '8.6'?"]),
         ({"capabilities": '["8.7"]'}, ["8.7", "the backend tensorrt"]),
         ({"precision": '"fp32"', "capabilities": '["7.5"]'}, ["fp32", "7.5"]),

@@ -21,6 +21,7 @@ from ztdeploy.plugins.ptx import INSTALL
 SUBJECTS = [
     "python",
     "processor",
+    "int8 engines",
     "memory",
     "disk",
     "backend onnxruntime",

@@ -256,3 +256,16 @@ def test_fused_attention_is_onnx_runtimes_alone(toml):
     other = 'title = "A test"\nbackend = "tensorrt"\n'
     refused(toml("fused_attention_from = 400\n", head=other), "fused_attention_from", "onnxruntime")
     refused(toml("fused_attention_from = 0\n"), "fused_attention_from")
+
+
+# -------------------- int8
+
+
+def test_int8_options_are_for_int8_alone(toml):
+    profile = read_profile(toml('precision = "int8"\n[int8]\nfrom_block = 3\nweight_bits = 7\n'))
+    assert (profile.int8.from_block, profile.int8.weight_bits) == (3, 7)
+    assert read_profile(toml('precision = "int8"\n')).int8 is None
+    refused(toml("[int8]\nfrom_block = 3\n"), "int8", "only precision int8")
+    refused(toml('precision = "int8"\n[int8]\nweight_bits = 4\n'), "int8.weight_bits", "got 4")
+    refused(toml('precision = "int8"\n[int8]\nfrom_block = -1\n'), "int8.from_block", "got -1")
+    refused(toml('precision = "int8"\n[int8]\nfrom_blok = 1\n'), "from_blok", "did you mean 'from_block'?")

@@ -197,12 +197,6 @@ def check_precision(backend: Backend, profile: HardwareProfile) -> None:
     Raises:
         ProfileError: the profile asks for a precision that the backend has no engines for.
     """
-    if profile.precision == "int8":
-        raise ProfileError(
-            f"profile '{profile.name}' asks for int8, and nothing was calibrated",
-            f"precision {' or '.join(backend.precisions)}",
-            "set 'precision' in the profile",
-        )
     if profile.precision not in backend.precisions:
         raise ProfileError(
             f"profile '{profile.name}' asks for {profile.precision} with the backend {backend.name}",

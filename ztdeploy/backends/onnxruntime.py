@@ -29,7 +29,7 @@ class OnnxRuntimeBackend:
 
     name, suffix = "onnxruntime", ".onnx"
     built_where: BuiltWhere = "anywhere"
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
 
     @property
     def insight(self) -> Insight | None:

@@ -84,12 +84,15 @@ def build(
             }
         )
         return
-    from ztdeploy.cli.inspect import show_bundle, show_fidelity
+    from ztdeploy.backends.processor import int8_warning
+    from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
     from ztdeploy.gate import gate_lines
 
     show_bundle(bundle)
+    show_drift(bundle)
     show_fidelity(bundle)
-    for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing):
+    slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
+    for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
 

@@ -32,6 +32,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Which images a limit takes.")] = 0,
     keep_ratio: KeepRatiosOption = None,
     profile: ProfileOption = None,
+    against: Annotated[
+        str | None, typer.Option(help="Profile whose dense engine all are held against. (default: the same)")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per call. (default: the profile's smallest)")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads. (default: what the process may use)")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
@@ -57,6 +60,7 @@ def evaluate(
         seed=seed,
         keep_ratios=() if every else ratios,
         profile=profile,
+        dense_profile=against,
         batch=batch,
         threads=threads,
         strict=strict,
@@ -106,7 +110,7 @@ def show_eval(report: EvalReport) -> None:
 def _show_accuracy(report: EvalReport) -> None:
     rows = [
         (
-            score.variant,
+            score.variant if score.profile is None else f"{score.variant} ({score.profile})",
             *_share(score.top1),
             *_share(score.top5),
             *_change(score),

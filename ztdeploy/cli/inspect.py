@@ -35,6 +35,7 @@ def inspect(
         return
     show_bundle(opened)
     show_engines(opened)
+    show_drift(opened)
     show_fidelity(opened)
     show_blocks(opened, opened.variant(keep_ratio, variant))
 
@@ -72,7 +73,7 @@ def show_bundle(bundle: Bundle) -> None:
             ("parity", "right"),
         ],
         rows,
-        caption="* default; parity: largest logit difference to PyTorch",
+        caption="* default; parity: largest logit difference to PyTorch, of an int8 engine to its graph",
     )
 
 
@@ -111,7 +112,12 @@ def show_engines(bundle: Bundle) -> None:
             rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(graph, engine)))
     columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("MB", "right")]
     columns += [("bound to", "left"), ("proof", "left")]
-    table("Engines", columns, rows, caption="proof: logit difference to PyTorch on the golden images")
+    table(
+        "Engines",
+        columns,
+        rows,
+        caption="proof: logit difference to PyTorch on the golden images, of an int8 engine to its graph",
+    )
 
 
 def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
@@ -123,11 +129,36 @@ def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
     return "never run"
 
 
+def show_drift(bundle: Bundle) -> None:
+    """How far graphs below fp32 are from fp32 by their precision alone, if there are any."""
+    rows = [
+        (
+            profile,
+            variant.name,
+            graph.precision,
+            ", ".join(f"{100 * layer.overlap:.1f}" for layer in graph.drift.layers) or "-",
+            "-" if graph.drift.agreement is None else f"{100 * graph.drift.agreement:.0f}",
+            "-" if graph.drift.kl is None else f"{graph.drift.kl:.4f}",
+            f"{graph.drift.median_logit_difference:.0e}",
+        )
+        for profile in bundle.manifest.profiles
+        for variant in bundle.manifest.variants
+        if (graph := variant.graphs[profile]).drift is not None
+    ]
+    if not rows:
+        return
+    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("same tokens, in %", "left")]
+    columns += [("same answer, in %", "right"), ("mean KL", "right"), ("logits, median", "right")]
+    images = len(bundle.manifest.golden.images)
+    caption = f"against fp32 with tokens of its own, on the {images} golden images; same tokens: by pruning layer"
+    table("Drift by precision", columns, rows, caption=caption)
+
+
 def show_fidelity(bundle: Bundle) -> None:
     """What evaluations on images found out, if there were any."""
     rows = [
         (
-            name,
+            name if record.dense_profile is None else f"{name} (dense: {record.dense_profile})",
             variant.name,
             f"{record.images} of {record.data} ({record.data_sha256[:8]})",
             "-" if record.top1 is None else f"{100 * record.top1:.1f}",

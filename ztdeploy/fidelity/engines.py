@@ -45,6 +45,10 @@ class Workload:
     profile: str
     batch: int  #: images per call
     threads: int
+    dense_profile: str | None = None  #: whose engine the first one is; None: the same. Else dense comes twice
+
+    def profile_of(self, position: int) -> str:
+        return self.dense_profile if self.dense_profile is not None and not position else self.profile
 
     @property
     def concurrent(self) -> bool:
@@ -52,7 +56,10 @@ class Workload:
 
     @property
     def memory(self) -> MemoryMode:
-        weights = [self.bundle.variant(name=name).graphs[self.profile].weights_bytes for name in self.variants]
+        weights = [
+            self.bundle.variant(name=name).graphs[self.profile_of(position)].weights_bytes
+            for position, name in enumerate(self.variants)
+        ]
         return "shared" if sum(weights) > _MOST_WEIGHTS_BYTES and len(weights) > 1 else "speed"
 
 
@@ -66,9 +73,14 @@ class Engines(AbstractContextManager["Engines"]):
         self._runners: list[BundleRunner] = []
         threads = 1 if work.concurrent else work.threads
         with ExitStack() as opening:
-            for name in work.variants:
+            for position, name in enumerate(work.variants):
                 runner = load(
-                    work.bundle, variant=name, profile=work.profile, threads=threads, memory=work.memory, verify=False
+                    work.bundle,
+                    variant=name,
+                    profile=work.profile_of(position),
+                    threads=threads,
+                    memory=work.memory,
+                    verify=False,
                 )
                 self._runners.append(opening.enter_context(runner))
             self._open = opening.pop_all()

@@ -25,6 +25,7 @@ class EvalRequest(Record):
     profile: str | None = None  #: by default the first whose engines run here
     batch: int | None = None  #: images per call; by default the profile's smallest
     threads: int | None = None  #: by default what the profile says, within what the process may use
+    dense_profile: str | None = None  #: whose dense engine all are held against; by default the same profile's
     strict: bool = False  #: an image that cannot be read is an error
 
 
@@ -101,6 +102,7 @@ class AgainstDense(Record):
 
 class VariantScore(Record):
     variant: str
+    profile: str | None = None  #: of a dense engine of another profile
     keep_ratio: float | None
     method: str
     gmacs: float

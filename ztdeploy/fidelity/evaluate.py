@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ztdeploy.bundle import Bundle, read_bundle
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.cache import cache_folder, key_of
 from ztdeploy.errors import ImageError, InputError
 from ztdeploy.fidelity.answers import Answers, joined, keep_answers, kept_answers
@@ -132,15 +132,29 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
     )
     planned = plan_bench(asked, bundle)
     entries = [entry.configuration for entry in planned.entries]
+    other = _other_dense(request.dense_profile, bundle, planned.bundle.profile)
     # Without a number of threads the runtime works on a GPU, and two threads keep it fed.
     work = Workload(
         bundle=bundle,
-        variants=tuple(entry.variant for entry in entries),
+        variants=(*((bundle.manifest.dense.name,) if other else ()), *(entry.variant for entry in entries)),
         profile=planned.bundle.profile,
         batch=entries[0].batch,
         threads=entries[0].threads or 2,
+        dense_profile=other,
     )
     return planned.bundle, work
+
+
+def _other_dense(wanted: str | None, bundle: Bundle, profile: str) -> str | None:
+    """The other profile whose dense engine is the reference, compared with its hash; None where there is none.
+
+    Raises:
+        BundleError: no such profile or engine, or a file that has changed.
+    """
+    if wanted is None or bundle.profile_name(wanted) == profile:
+        return None
+    bundle.verify_files([*engine_of(bundle, bundle.manifest.dense, wanted).files, WEIGHTS_FILE])
+    return wanted
 
 
 def check_limit(limit: int | None) -> None:
@@ -169,7 +183,7 @@ class Parts:
     def files(self) -> list[Path]:
         """One per part, named after all that decides what is in it."""
         base = key_of(
-            engines=[engine_digest(self.work, name) for name in self.work.variants],
+            engines=[engine_digest(self.work, position) for position in range(len(self.work.variants))],
             preprocess=self.work.bundle.manifest.preprocess.model_dump(mode="json"),
             batch=self.work.batch,
             memory=self.work.memory,
@@ -192,9 +206,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def engine_digest(work: Workload, variant: str) -> str:
-    """What tells a variant's engine from all others."""
-    return work.bundle.engine_digest(engine_of(work.bundle, work.bundle.variant(name=variant), work.profile))
+def engine_digest(work: Workload, position: int) -> str:
+    """What tells an engine of a workload from all others."""
+    variant = work.bundle.variant(name=work.variants[position])
+    return work.bundle.engine_digest(engine_of(work.bundle, variant, work.profile_of(position)))
 
 
 def _answers(parts: Parts, request: EvalRequest, *, fresh: bool, progress: Progress, note: Note) -> Answers:
@@ -281,10 +296,11 @@ class _Scorer:
         many = self._work.bundle.manifest.model.architecture.num_classes > best.shape[1]
         return VariantScore(
             variant=name,
+            profile=None if position else self._work.dense_profile,
             keep_ratio=record.keep_ratio,
             method=record.schedule.method if record.plan.layers else "dense",
             gmacs=record.gmacs,
-            engine_sha256=engine_digest(self._work, name),
+            engine_sha256=engine_digest(self._work, position),
             top1=top1,
             top5=share(hits(best, accepted)) if accepted is not None and many else None,
             against_dense=against_dense(self._answers, position, self._images, accepted, self._name_of, self._seed)

@@ -11,9 +11,10 @@ from ztdeploy.manifest import GateLimits, GateRecord, GateRow
 
 def judge(report: EvalReport, limits: GateLimits) -> GateRecord:
     """Hold every pruned variant of a report against the limits: the figures themselves, not their intervals."""
-    rows = [_row(score, limits) for score in report.variants if score.against_dense is not None]
+    rows = [_row(score, limits) for score in report.variants if score.method != "dense"]
     return GateRecord(
         profile=report.bundle.profile,
+        dense_profile=report.dense.profile,
         data=report.data.name,
         data_sha256=report.data.digest,
         images=report.data.images,

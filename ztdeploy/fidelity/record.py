@@ -40,7 +40,7 @@ def record(report: EvalReport, root: Path) -> Bundle:
 
 def recorded(bundle: Bundle, report: EvalReport) -> Manifest:
     """The manifest with the figures in it."""
-    scores = {score.variant: score for score in report.variants}
+    scores = {score.variant: score for score in report.variants if score.profile is None}
     variants = tuple(
         _with_record(bundle, variant, report, scores[variant.name]) if variant.name in scores else variant
         for variant in bundle.manifest.variants
@@ -74,6 +74,7 @@ def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:
         images=report.data.images,
         engine_sha256=score.engine_sha256,
         dense_sha256=dense.engine_sha256,
+        dense_profile=dense.profile,
         top1=None if score.top1 is None else score.top1.value,
         top5=None if score.top5 is None else score.top5.value,
         dense_top1=None if dense.top1 is None else dense.top1.value,

@@ -21,13 +21,15 @@ from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
 from ztdeploy.profile import Precision
 from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.runner import BundleRunner, Outputs
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
-LOGIT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
+#: In int8, the range of what one call is given sets the steps of all its activations.
+LOGIT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}
 #: Scores have mean 1 and similarities lie in [-1, 1]; thirty fp32 iterations move either by far less.
 GAP_TOLERANCE = 1e-5
-#: A half-precision engine on its own choices: how many times the drift of its graph, as run at build time, is allowed,
+#: An engine below fp32 on its own choices: how many times the drift of its graph, as run at build time, is allowed,
 #: and how much smaller a share of the reference's tokens.
 DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
 
@@ -94,7 +96,7 @@ def compare(
 
 
 def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: Reference) -> ParityRecord:
-    """How far half precision moves a graph from the fp32 reference, each keeping the tokens of its own choice.
+    """How far its precision moves a graph from the fp32 reference, each keeping the tokens of its own choice.
 
     Raises:
         ParityError: logits that are no numbers.
@@ -115,13 +117,15 @@ def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: 
         gap_tolerance=None,
         layers=tuple(layers),
         replayed=False,
+        agreement=float((actual.logits.argmax(-1) == reference.logits.argmax(-1)).mean()),
+        kl=float(_divergences(reference.logits, actual.logits).mean()),
     )
 
 
 def compare_drift(
     name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, graph: GraphRecord
 ) -> ParityRecord:
-    """Hold a half-precision engine against the fp32 reference, knowing how far its graph drifts by itself.
+    """Hold an engine below fp32 against the fp32 reference, knowing how far its graph drifts by itself.
 
     A token that falls the other way can move one image's logits far; hence the median image is judged.
 
@@ -138,7 +142,7 @@ def compare_drift(
         if layer.overlap < wanted:
             raise ParityError(
                 f"{name}: pruning layer blocks.{layer.block}/prune keeps {layer.overlap:.2f} of the reference's tokens",
-                f"at least {wanted:.2f}, as half precision alone explains",
+                f"at least {wanted:.2f}, as its precision alone explains",
                 "report it with the model and tool versions",
             )
     if found.median_logit_difference > tolerance:
@@ -153,6 +157,14 @@ def _logit_differences(name: str, actual: Outputs, reference: Reference, toleran
     if not np.isfinite(differences).all() or not np.isfinite(_scale(reference)):
         raise _logits_error(name, "differ", float(differences.max()), tolerance)
     return differences
+
+
+def _divergences(reference: NDArray[Any], actual: NDArray[Any]) -> NDArray[np.float64]:
+    """KL of each image's answer from the reference's, `[B]`, nats."""
+    wanted, given = softmax(reference), softmax(actual)
+    tiny = np.finfo(np.float64).tiny
+    result: NDArray[np.float64] = (wanted * np.log(np.maximum(wanted, tiny) / np.maximum(given, tiny))).sum(-1)
+    return np.maximum(result, 0)
 
 
 def _logits_error(name: str, what: str, difference: float, tolerance: float) -> ParityError:

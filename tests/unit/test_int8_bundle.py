@@ -1,0 +1,221 @@
+"""Bundles with int8 engines: what proves them, what their weights take, and what the gate holds them against."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from ztdeploy.backends.processor import cpu_features, int8_warning, what_int8_lacks
+from ztdeploy.backends.weights_file import map_weights
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.cli.app import run
+from ztdeploy.errors import ParityError
+from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.parity import prove_products
+from ztdeploy.profile import Int8Options, read_profile
+from ztdeploy.runtime.parity import golden_pixels
+from ztdeploy.runtime.runner import Outputs, load
+from ztdeploy.runtime.verify import verify_bundle
+
+DIGITS = ASSETS / "digits"
+
+
+def built(out: Path, *arguments: str) -> Bundle:
+    assert run(["build", "-m", "vit_digits", "-o", str(out), *arguments]) == 0
+    return read_bundle(out)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """fp32, and int8 for two profiles with the same graph, judged on images."""
+    folder = tmp_path_factory.mktemp("int8") / "both"
+    twin = folder.with_name("twin.toml")
+    twin.write_text('title = "T"\nbackend = "onnxruntime"\nprecision = "int8"\nthreads = 1\n[batch]\nsizes = [1, 8]\n')
+    gate = ("--calib", str(DIGITS), "--min-agreement", "0.9")
+    return built(folder, "-p", "cpu", "-p", "cpu-int8", "-p", str(twin), "-k", "0.6", *gate)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("int8") / "alone"
+    return built(folder, "-p", "cpu-int8", "-k", "0.6", "-k", "0.8", "--calib", str(DIGITS))
+
+
+def test_engines_are_proved_against_their_graphs_and_graphs_against_pytorch(both: Bundle) -> None:
+    for variant in both.manifest.variants:
+        engine, graph = variant.engines["cpu-int8"], variant.graphs["cpu-int8"]
+        assert engine.parity is not None
+        assert (engine.parity.against, engine.parity.images) == ("graph", 5)
+        assert all(layer.identical == 5 for layer in engine.parity.layers)
+        assert engine.parity.max_logit_difference <= (engine.parity.logit_tolerance or 0) < 1e-2
+        assert graph.parity is not None
+        assert (graph.parity.against, graph.parity.emulated, graph.parity.replayed) == ("pytorch", True, True)
+        drift = graph.drift
+        assert drift is not None
+        assert [layer.block for layer in drift.layers] == [layer.block for layer in variant.plan.layers]
+        assert all(0.5 < layer.overlap <= 1 for layer in drift.layers)
+        assert drift.agreement == 1
+        assert drift.kl is not None
+        assert 0 < drift.kl < 0.1
+        assert variant.graphs["twin"] == graph, "proved once for both"
+        assert variant.engines["twin"].parity is not None
+        assert variant.engines["cpu"].parity is not None
+        assert variant.engines["cpu"].parity.against == "pytorch"
+        assert variant.graphs["cpu"].drift is None
+    verify_bundle(both.root, None, lambda *_: None)
+
+
+def test_what_is_recorded_of_drift_is_what_the_engines_show(both: Bundle) -> None:
+    """Both engines on the golden images: tokens of the first layer that both keep, and how far the answers are."""
+    variant, pixels = both.manifest.variants[0], golden_pixels(both)
+    pixels = np.concatenate([pixels, pixels[:1]])
+    outputs = {}
+    for profile in ("cpu", "cpu-int8"):
+        with load(both, variant=variant.name, profile=profile, threads=1) as runner:
+            outputs[profile] = Outputs.joined([runner.infer(pixels[:4]), runner.infer(pixels[4:])])
+    single, integers = outputs["cpu"], outputs["cpu-int8"]
+    drift = variant.graphs["cpu-int8"].drift
+    assert drift is not None
+    shared = [
+        len(set(one.tolist()) & set(other.tolist())) / len(one)
+        for one, other in zip(single.kept[0], integers.kept[0], strict=True)
+    ]
+    assert drift.layers[0].overlap == pytest.approx(np.mean(shared))
+    p, q = (np.exp(one.logits) / np.exp(one.logits).sum(-1, keepdims=True) for one in (single, integers))
+    assert drift.kl == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=0.05)
+
+
+def test_weights_of_linear_layers_are_stored_once_and_in_int8_alone(alone: Bundle) -> None:
+    tensors = map_weights(alone.root / WEIGHTS_FILE)
+    architecture = alone.manifest.model.architecture
+    integers = {name: tensor for name, tensor in tensors.items() if tensor.dtype == np.int8}
+    assert len(integers) == 4 * architecture.depth
+    width = architecture.embed_dim
+    assert sum(map(np.size, integers.values())) == 12 * architecture.depth * width**2
+    assert max(np.size(tensor) for tensor in tensors.values() if tensor.dtype != np.int8) < width**2
+    assert {variant.name for variant in alone.manifest.variants} == {"keep-0.60", "keep-0.80", "dense"}
+    for variant in alone.manifest.variants:
+        assert variant.graphs["cpu-int8"].weights_bytes < 0.4 * 4 * 12 * architecture.depth * width**2
+
+
+def test_engines_use_fused_kernels_and_share_one_copy_of_the_weights(alone: Bundle) -> None:
+    import onnx
+
+    engine = alone.manifest.variants[0].engines["cpu-int8"]
+    operators = [node.op_type for node in onnx.load(alone.path(engine.file), load_external_data=False).graph.node]
+    depth = alone.manifest.model.architecture.depth
+    assert operators.count("DynamicQuantizeMatMul") + operators.count("MatMulIntegerToFloat") == 4 * depth
+    assert "MatMulInteger" not in operators
+    pixels = golden_pixels(alone)
+    logits = {}
+    for memory in ("speed", "shared"):
+        with load(alone, keep_ratio=0.6, memory=memory, threads=1) as runner:
+            logits[memory] = runner.infer(pixels).logits
+    np.testing.assert_array_equal(logits["speed"], logits["shared"])
+
+
+def test_the_graph_with_notes_chooses_as_the_engine_does(alone: Bundle) -> None:
+    variant, pixels = alone.manifest.variants[0], golden_pixels(alone)
+    notes = variant.graphs["cpu-int8"].notes_file
+    assert notes is not None
+    session = ort.InferenceSession(str(alone.path(notes)), providers=["CPUExecutionProvider"])
+    names = [f"blocks.{layer.block}/prune/kept" for layer in variant.plan.layers]
+    with load(alone, variant=variant.name, threads=1) as runner:
+        kept = runner.infer(pixels).kept
+    for one, other in zip(session.run(names, {"image": pixels}), kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_gate_holds_int8_against_dense_in_fp32_where_there_is_one(both: Bundle) -> None:
+    gates = {gate.profile: gate for gate in both.manifest.gates}
+    assert {name: gate.dense_profile for name, gate in gates.items()} == {"cpu": None, "cpu-int8": "cpu", "twin": "cpu"}
+    assert [row.variant for row in gates["cpu-int8"].rows] == ["keep-0.60"]
+    fp32_dense = both.engine_digest(both.manifest.dense.engines["cpu"])
+    for variant in both.manifest.variants:
+        record = both.fidelity(variant, "cpu-int8")
+        assert record is not None
+        assert (record.dense_profile, record.dense_sha256) == ("cpu", fp32_dense)
+        assert record.engine_sha256 == both.engine_digest(variant.engines["cpu-int8"])
+    own = both.fidelity(both.manifest.dense, "cpu-int8")
+    assert own is not None
+    assert own.kl > 0, "what int8 costs by itself"
+
+
+def test_alone_it_is_held_against_its_own_dense(alone: Bundle) -> None:
+    (gate,) = alone.manifest.gates
+    assert (gate.dense_profile, [row.variant for row in gate.rows]) == (None, ["keep-0.60", "keep-0.80"])
+    own = alone.fidelity(alone.manifest.dense, "cpu-int8")
+    assert own is not None
+    assert (own.kl, own.dense_profile) == (0, None)
+
+
+def test_inspect_and_eval_say_against_what(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(both.root)]) == 0
+    said = capsys.readouterr().out
+    assert "Drift by precision" in said
+    assert "cpu-int8 (dense: cpu)" in said
+    data = ["--data", str(DIGITS), "--limit", "20", "--no-record"]
+    assert run(["eval", str(both.root), *data, "--profile", "cpu-int8", "--against", "cpu"]) == 0
+    assert "dense (cpu)" in capsys.readouterr().out
+    assert run(["eval", str(both.root), *data, "--against", "cpux"]) != 0
+    assert "did you mean 'cpu'?" in capsys.readouterr().err
+
+
+class _Stub:
+    """As much of a BundleRunner as the proof takes: an engine, and then what it is held against."""
+
+    profile = "cpu-int8"
+
+    def __init__(self, engine: Outputs, exact: Outputs) -> None:
+        self._outputs = {None: engine, "exact": exact}
+        self._adopted: str | None = None
+
+    def switch(self, *, variant: str) -> None:
+        pass
+
+    def adopt(self, _variant: str, _runner: Any) -> None:
+        self._adopted = "exact"
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        out = self._outputs[self._adopted]
+        count = len(pixels)
+        return Outputs(out.logits[:count], tuple(k[:count] for k in out.kept), tuple(i[:count] for i in out.into))
+
+
+@pytest.mark.parametrize("wrong", ["logits", "kept"])
+def test_sums_that_are_not_exact_are_refused(both: Bundle, wrong: str) -> None:
+    variant, pixels = both.manifest.variants[0], golden_pixels(both)
+    with load(both, variant=variant.name, profile="cpu-int8", threads=1) as runner:
+        right = runner.infer(pixels)
+    logits, kept = right.logits.copy(), [layer.copy() for layer in right.kept]
+    if wrong == "logits":
+        logits[1, 0] += 0.01 * math.ceil(np.abs(logits).max())
+    else:
+        kept[1][2, -1] += 1
+    engine = Outputs(logits, tuple(kept), right.into)
+    parity = prove_products(_Stub(right, right), variant, None, pixels)  # type: ignore[arg-type]
+    assert parity.max_logit_difference == 0
+    with pytest.raises(ParityError, match="integer products on this CPU are not exact") as caught:
+        prove_products(_Stub(engine, right), variant, None, pixels)  # type: ignore[arg-type]
+    assert "weight_bits = 7" in caught.value.fix
+
+
+def test_what_a_processor_lacks(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2\nmodel name\t: X\n\nprocessor: 1\nFeatures : asimd\n")
+    assert cpu_features(cpuinfo) == {"fpu", "avx2", "asimd"}
+    assert cpu_features(tmp_path / "none") == frozenset()
+    assert what_int8_lacks(frozenset()) is None
+    for enough in ("avx512_vnni", "avx_vnni", "asimddp"):
+        assert what_int8_lacks(frozenset({"avx2", enough})) is None
+    assert "overflow 16 bits" in (what_int8_lacks(frozenset({"avx2"})) or "")
+    narrow = what_int8_lacks(frozenset({"avx2"}), Int8Options(weight_bits=7)) or ""
+    assert "gain little" in narrow
+    assert "overflow" not in narrow
+    assert int8_warning(read_profile("cpu"), frozenset({"avx2"})) is None
+    assert "profile 'cpu-int8'" in (int8_warning(read_profile("cpu-int8"), frozenset({"avx2"})) or "")
