@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
+from ztdeploy.backends.cpu_features import cpu_flags
+from ztdeploy.backends.openvino import computes_bf16, load_openvino
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
@@ -53,6 +55,7 @@ def examine() -> list[Finding]:
         "memory": _memory,
         "disk": _disk,
         "backend onnxruntime": _onnxruntime,
+        "backend openvino": _openvino,
         "building bundles": _host_half,
         "gpu": _gpu,
         "backend tensorrt-rtx": _tensorrt_rtx,
@@ -78,14 +81,12 @@ def _safely(subject: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def _processor() -> Finding:
-    features = set()
+    features = cpu_flags()
     model = platform.processor()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                features |= set(value.split())
-            elif key.strip() == "model name":
+            if key.strip() == "model name":
                 model = value.strip()
     except OSError:
         pass
@@ -128,6 +129,18 @@ def _onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("backend onnxruntime", "missing", str(error), "pip install ztdeploy")
     return Finding("backend onnxruntime", "ok", f"{ort.__version__} with {', '.join(ort.get_available_providers())}")
+
+
+def _openvino() -> Finding:
+    subject = "backend openvino"
+    try:
+        version_here = load_openvino().__version__
+    except MissingExtraError:
+        return Finding(subject, "note", "not installed", "pip install 'ztdeploy[openvino]'")
+    except EnvironmentLacksError as error:
+        return Finding(subject, "missing", error.given, error.fix)
+    precisions = "fp32 and bf16" if computes_bf16() else "fp32; this processor does not compute in bf16"
+    return Finding(subject, "ok", f"{version_here.partition('-')[0]}; {precisions}")
 
 
 def _gpu() -> Finding:

@@ -1,0 +1,21 @@
+"""What the processor can do, as the kernel lists it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Any of these computes products of bf16.
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Names of instruction sets, such as "avx2" or "asimd"; none where the system lists none."""
+    flags = set[str]()
+    try:
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    except OSError:
+        pass
+    return frozenset(flags)
