@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
-from ztdeploy.backends.cpu_features import cpu_flags
-from ztdeploy.backends.openvino import computes_bf16, load_openvino
+from ztdeploy.backends.cpu_features import computes_bf16, cpu_flags
+from ztdeploy.backends.openvino import load_openvino
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: Any of these computes products of bf16.
+#: Instruction sets with products of bf16.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -19,3 +19,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     except OSError:
         pass
     return frozenset(flags)
+
+
+def computes_bf16() -> bool:
+    """Whether products of bf16 are computed as such; OpenVINO by itself says so wherever it can emulate them."""
+    return bool(cpu_flags() & BF16_FLAGS)

@@ -31,7 +31,7 @@ from ztdeploy.backends.base import (
     check_fingerprint,
     check_precision,
 )
-from ztdeploy.backends.cpu_features import BF16_FLAGS, cpu_flags
+from ztdeploy.backends.cpu_features import BF16_FLAGS, computes_bf16
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError
 from ztdeploy.manifest import Fingerprint, GraphRecord
@@ -150,7 +150,7 @@ def load_openvino() -> Any:
 def check_processor(precision: Precision) -> None:
     """
     Raises:
-        EnvironmentLacksError: bf16 on a processor without it, or where OpenVINO was told not to use it.
+        EnvironmentLacksError: bf16 on a processor without it.
     """
     if precision == "bf16" and not computes_bf16():
         raise EnvironmentLacksError(
@@ -158,15 +158,6 @@ def check_processor(precision: Precision) -> None:
             f"one with {' or '.join(sorted(BF16_FLAGS))}",
             "use a profile of precision fp32, such as cpu-openvino",
         )
-
-
-def computes_bf16() -> bool:
-    """Whether bf16 is computed as such here; OpenVINO alone also says so where it would emulate it.
-
-    Raises:
-        EnvironmentLacksError: OpenVINO is not here.
-    """
-    return bool(cpu_flags() & BF16_FLAGS) and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_engine(path: Path) -> OpenVinoEngine:
