@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu_runtimes [--model deit_s] [--keep-ratio 0.7] [--batch 1,8] [--threads 2]
 
-Random weights: with static shapes the time does not depend on the values. What cannot run here is named with the reason.
+Random weights: with static shapes the time does not depend on them. What cannot run here is named with the reason.
 """
 
 from __future__ import annotations

@@ -109,20 +109,20 @@ class OpenVinoBackend:
                 "an engine of this bundle's graph",
                 f"run: ztdeploy finalize {weights.parent.parent}",
             )
-        return OpenVinoRunner(compile_graph(graph, threads))
+        return OpenVinoRunner(*compile_graph(graph, threads))
 
 
 class OpenVinoRunner:
     """A compiled graph with one request; one call at a time."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, outputs: list[str]) -> None:
         self._request: Any = compiled.create_infer_request()
-        self._outputs = [output.get_any_name() for output in compiled.outputs]
+        self._outputs = outputs
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._request is not None, "the runner is closed"
         found = self._request.infer(dict(feeds), share_inputs=True)  # results are copies
-        return {name: found[name] for name in self._outputs}
+        return {name: found[position] for position, name in enumerate(self._outputs)}
 
     def close(self) -> None:
         self._request = None
@@ -174,8 +174,11 @@ def read_engine(path: Path) -> OpenVinoEngine:
         ) from error
 
 
-def compile_graph(graph: Path, threads: int) -> Any:
+def compile_graph(graph: Path, threads: int) -> tuple[Any, list[str]]:
     """A compiled graph for one call at a time, in so many threads.
+
+    Returns:
+        With it the names of its outputs: compiling adds those of other values to the one that the graph gives each.
 
     Raises:
         BundleError: OpenVINO refuses the graph.
@@ -188,7 +191,9 @@ def compile_graph(graph: Path, threads: int) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     try:
-        return _core().compile_model(str(graph), "CPU", options)
+        model = _core().read_model(str(graph))
+        names = [output.get_any_name() for output in model.outputs]
+        return _core().compile_model(model, "CPU", options), names
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
         raise BundleError(
