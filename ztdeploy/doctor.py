@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
-from ztdeploy.backends.processor import DOT_PRODUCTS, cpu_features, what_int8_lacks
+from ztdeploy.backends.openvino import load_openvino
+from ztdeploy.backends.processor import DOT_PRODUCTS, computes_bf16, cpu_features, what_int8_lacks
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
@@ -55,6 +56,7 @@ def examine() -> list[Finding]:
         "memory": _memory,
         "disk": _disk,
         "backend onnxruntime": _onnxruntime,
+        "backend openvino": _openvino,
         "building bundles": _host_half,
         "gpu": _gpu,
         "backend tensorrt-rtx": _tensorrt_rtx,
@@ -133,6 +135,18 @@ def _onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("backend onnxruntime", "missing", str(error), "pip install ztdeploy")
     return Finding("backend onnxruntime", "ok", f"{ort.__version__} with {', '.join(ort.get_available_providers())}")
+
+
+def _openvino() -> Finding:
+    subject = "backend openvino"
+    try:
+        version_here = load_openvino().__version__
+    except MissingExtraError:
+        return Finding(subject, "note", "not installed", "pip install 'ztdeploy[openvino]'")
+    except EnvironmentLacksError as error:
+        return Finding(subject, "missing", error.given, error.fix)
+    precisions = "fp32 and bf16" if computes_bf16() else "fp32; this processor does not compute in bf16"
+    return Finding(subject, "ok", f"{version_here.partition('-')[0]}; {precisions}")
 
 
 def _gpu() -> Finding:

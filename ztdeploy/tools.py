@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ztdeploy.version import __version__
 
 TOOLS: tuple[str, ...] = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
-TOOLS += ("onnx-graphsurgeon", "tensorrt", "tensorrt-rtx-cu13-libs")
+TOOLS += ("onnx-graphsurgeon", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs")
 
 
 def tool_versions() -> dict[str, str]:

@@ -83,6 +83,10 @@ def expected(
         how = {"alike": lambda a, b: alike(a, b, options.metric), "scale": scale(feature, options.metric)}
         merge = reference_merging.tome(feature[None], prefix=prefix, count=plan.tokens_in - plan.tokens_out, **how)
         return merge.kept, merge.into, merge.margin
+    if method == "novelty-merge":
+        how = {"prefix": prefix, "class_token": plan.class_token, "keep": plan.tokens_out}
+        kept, margin = reference_merging.novelty(one.tokens, one.attention, np.ones(plan.tokens_in), **how)
+        return kept, *partners_of(one, kept, plan, options, margin)
     decision = decide(
         one,
         options,
@@ -95,10 +99,17 @@ def expected(
     )
     if not METHODS[method].merges:
         return decision.kept, None, decision.margin
-    into, margin = reference_merging.join_most_similar(
-        one.feature(options.partner)[None], decision.kept, prefix=prefix, least=options.least_similarity
+    return decision.kept, *partners_of(one, decision.kept, plan, options, decision.margin)
+
+
+def partners_of(
+    one: Shown, kept: list[int], plan: LayerPlan, options: MethodOptions, margin: float
+) -> tuple[list[int], float]:
+    """The slots of those that are not kept, and the margin with theirs."""
+    into, closest = reference_merging.join_most_similar(
+        one.feature(options.partner)[None], kept, prefix=plan.prefix_tokens, least=options.least_similarity
     )
-    return decision.kept, into, min(margin, decision.margin)
+    return into, min(closest, margin)
 
 
 @st.composite
@@ -193,7 +204,7 @@ class TestLayer:
         seed = data.draw(st.integers(0, 2**32 - 1))
         seen = shown(seed, plan)
         factor = np.full(plan.tokens_in, 2.0 ** data.draw(st.integers(-12, 12)))
-        if options.metric == "cosine":
+        if options.metric == "cosine" and "distances" not in METHODS[method].work:
             factor = 2.0 ** np.random.default_rng(seed).integers(-6, 7, plan.tokens_in)
         scaled = [
             Shown(

@@ -25,6 +25,7 @@ SUBJECTS = [
     "memory",
     "disk",
     "backend onnxruntime",
+    "backend openvino",
     "building bundles",
     "gpu",
     "backend tensorrt-rtx",
@@ -99,6 +100,36 @@ def test_no_gpu_is_no_fault(machine: Have) -> None:
     found = finding("gpu")
     assert (found.state, found.found) == ("note", "no NVIDIA driver here")
     assert "not to build" in found.remedy
+
+
+# -------------------- OpenVINO
+
+
+@pytest.mark.parametrize(("bf16", "words"), [(True, "2026.4.1; fp32 and bf16"), (False, "does not compute in bf16")])
+def test_openvino_says_in_which_precisions_it_computes_here(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "load_openvino", lambda: SimpleNamespace(__version__="2026.4.1-22982-e213a147"))
+    monkeypatch.setattr(doctor, "computes_bf16", lambda: bf16)
+    found = finding("backend openvino")
+    assert found.state == "ok"
+    assert words in found.found
+    assert "22982" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "remedy"),
+    [
+        (MissingExtraError("openvino", "openvino", "the backend openvino"), "note", "pip install 'ztdeploy[openvino]'"),
+        (BROKEN, "missing", "run: pip install --force-reinstall"),
+    ],
+)
+def test_without_openvino_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, error: EnvironmentLacksError, state: str, remedy: str
+) -> None:
+    monkeypatch.setattr(doctor, "load_openvino", raising(error))
+    found = finding("backend openvino")
+    assert (found.state, found.remedy) == (state, remedy)
 
 
 # -------------------- TensorRT-RTX

@@ -47,9 +47,9 @@ def exports(monkeypatch) -> list[int]:
     """Counts traces: the number of pruning layers of each."""
     found, export = [], ztdeploy.assembly.export_onnx
 
-    def counting(pruned, *arguments):
+    def counting(pruned, *arguments, **named):
         found.append(len(pruned.token_plan.layers))
-        return export(pruned, *arguments)
+        return export(pruned, *arguments, **named)
 
     monkeypatch.setattr(ztdeploy.assembly, "export_onnx", counting)
     return found

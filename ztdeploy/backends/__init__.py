@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "ztdeploy.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "ztdeploy.backends.openvino:OpenVinoBackend",
     "tensorrt": "ztdeploy.backends.tensorrt.backend:TensorRtBackend",
     "tensorrt-rtx": "ztdeploy.backends.tensorrt.backend:TensorRtRtxBackend",
 }
 
 #: Backends that profiles may name and that this version cannot build engines for yet.
-PLANNED: dict[str, str] = {
-    "openvino": "OpenVINO engines",
-}
+PLANNED: dict[str, str] = {}
 
 
 def backend_exists(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from ztdeploy.errors import ProfileError
+from ztdeploy.errors import EngineMismatchError, ProfileError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
 
@@ -202,4 +202,24 @@ def check_precision(backend: Backend, profile: HardwareProfile) -> None:
             f"profile '{profile.name}' asks for {profile.precision} with the backend {backend.name}",
             f"precision {' or '.join(backend.precisions)}",
             "set 'precision' in the profile, or choose another backend",
+        )
+
+
+def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> None:
+    """For engines that hold on every CPU: the device is not compared.
+
+    Raises:
+        EngineMismatchError: another runtime version, or another graph.
+    """
+    if built.graph_sha256 != here.graph_sha256:
+        raise EngineMismatchError(
+            f"engine '{engine.name}' was built from another graph",
+            "an engine of this bundle's graph",
+            f"run: ztdeploy finalize {engine.parent.parent}",
+        )
+    if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
+        raise EngineMismatchError(
+            f"engine '{engine.name}' was built by {built.runtime} {built.runtime_version}",
+            f"{here.runtime} {here.runtime_version}, which is installed here",
+            f"run: ztdeploy finalize {engine.parent.parent}",
         )

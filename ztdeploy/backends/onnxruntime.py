@@ -10,10 +10,19 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.backends.base import Array, BuiltEngine, BuiltWhere, Insight, MemoryMode, Plugins, check_precision
+from ztdeploy.backends.base import (
+    Array,
+    BuiltEngine,
+    BuiltWhere,
+    Insight,
+    MemoryMode,
+    Plugins,
+    check_fingerprint,
+    check_precision,
+)
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
-from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError
+from ztdeploy.errors import BundleError, EnvironmentLacksError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
 
@@ -148,26 +157,6 @@ def current_fingerprint(graph_sha256: str) -> Fingerprint:
         runtime_version=ort.__version__,
         device=f"cpu-{platform.machine()}",
     )
-
-
-def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> None:
-    """The device is not compared: "extended" graphs hold on every CPU.
-
-    Raises:
-        EngineMismatchError: another runtime version, or another graph.
-    """
-    if built.graph_sha256 != here.graph_sha256:
-        raise EngineMismatchError(
-            f"engine '{engine.name}' was built from another graph",
-            "an engine of this bundle's graph",
-            f"run: ztdeploy finalize {engine.parent.parent}",
-        )
-    if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
-        raise EngineMismatchError(
-            f"engine '{engine.name}' was built by {built.runtime} {built.runtime_version}",
-            f"{here.runtime} {here.runtime_version}, which is installed here",
-            f"run: ztdeploy finalize {engine.parent.parent}",
-        )
 
 
 def share_initializers(options: ort.SessionOptions, weights: Path) -> list[Any]:

@@ -15,10 +15,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.backends.base import NodeRun, ProfiledCall
+from ztdeploy.backends.base import NodeRun, ProfiledCall, check_fingerprint
 from ztdeploy.backends.onnxruntime import (
     OnnxRuntimeRunner,
-    check_fingerprint,
     current_fingerprint,
     open_session,
     session_options,

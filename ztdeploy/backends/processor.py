@@ -1,4 +1,4 @@
-"""What the processor has to say about 8-bit products."""
+"""What the processor has for products of 8-bit integers and of bf16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ztdeploy.profile import HardwareProfile, Int8Options
 
 #: Instructions that sum products of 8-bit integers in 32 bits.
 DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+#: Those that sum products of bf16 in fp32.
+BF16_PRODUCTS = frozenset({"avx512_bf16", "amx_bf16"})
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -20,6 +22,11 @@ def cpu_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
         return frozenset()
     pairs = [line.partition(":") for line in lines]
     return frozenset(word for key, _, value in pairs if key.strip() in ("flags", "Features") for word in value.split())
+
+
+def computes_bf16() -> bool:
+    """Whether products of bf16 are computed as such; OpenVINO by itself says so wherever it can emulate them."""
+    return bool(cpu_features() & BF16_PRODUCTS)
 
 
 def what_int8_lacks(features: frozenset[str], options: Int8Options | None = None) -> str | None:

@@ -119,7 +119,7 @@ def read_machine(
         system=table(root / "etc/os-release", "=").get("PRETTY_NAME") or platform.system(),
         kernel=text(root / "proc/sys/kernel/osrelease") or platform.release(),
         python=platform.python_version(),
-        versions={"ztdeploy": __version__, **installed_versions("numpy", "onnxruntime", "tensorrt")},
+        versions={"ztdeploy": __version__, **installed_versions("numpy", "onnxruntime", "openvino", "tensorrt")},
         jetson=read_jetson(root),
         gpus=read_gpus(root, ask_gpu),
     )

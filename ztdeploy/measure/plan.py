@@ -177,7 +177,7 @@ def _planned(
 
 
 def _reads_shared_weights(engine: EngineRecord) -> bool:
-    return engine.backend == "onnxruntime" and engine.weights is None
+    return engine.backend in THREADED and engine.weights is None
 
 
 def _verify(bundle: Bundle, variants: Sequence[VariantRecord], profile: str) -> None:

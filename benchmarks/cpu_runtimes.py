@@ -1,0 +1,84 @@
+"""The runtimes that a bundle has CPU engines for, on the same variants, in the same run, taking turns.
+
+    python -m benchmarks.cpu_runtimes [--model deit_s] [--keep-ratio 0.7] [--batch 1,8] [--threads 2]
+
+Random weights: with static shapes the time does not depend on them. What cannot run here is named with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+from benchmarks.turns import Timed, time_in_turns
+from ztdeploy.backends.threads import usable_threads
+from ztdeploy.bundle import Bundle, read_bundle
+from ztdeploy.measure.latency import Configuration
+from ztdeploy.measure.plan import parse_counts
+from ztdeploy.pipeline import BuildRequest, build
+
+PROFILES = ("cpu", "cpu-openvino", "cpu-openvino-bf16")
+METHODS = ("zero-tprune", "slice")
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = arguments.bundle and read_bundle(arguments.bundle)
+        bundle = bundle or _build(arguments.model, arguments.keep_ratio, Path(folder) / "bundle")
+        print(f"{describe_machine()}, {arguments.threads} threads, {bundle.manifest.model.name}")
+        for batch in parse_counts(arguments.batch, "--batch"):
+            subjects = engines(bundle, batch, arguments.threads)
+            timed = time_in_turns(subjects, rounds=arguments.rounds, seconds=arguments.duration)
+            print(f"\nBatch {batch}, {arguments.rounds} rounds\n\n{table(subjects, timed)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_s")
+    parser.add_argument("--keep-ratio", type=float, default=0.7)
+    parser.add_argument("--batch", default="1,8")
+    parser.add_argument("--threads", type=int, default=usable_threads())
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--duration", type=float, default=10.0, help="seconds per engine, over all rounds")
+    parser.add_argument("--bundle", type=Path, help="one with these profiles, instead of a fresh one")
+    return parser.parse_args()
+
+
+def _build(model: str, keep_ratio: float, out: Path) -> Bundle:
+    request = BuildRequest(
+        model=model, profiles=PROFILES, keep_ratios=(keep_ratio,), methods=METHODS, weights="random", out=out
+    )
+    return build(request)
+
+
+def engines(bundle: Bundle, batch: int, threads: int) -> list[Configuration]:
+    """Of each variant one per profile; dense comes first, each profile's engines in the order of `PROFILES`."""
+    variants = sorted(bundle.manifest.variants, key=lambda one: -one.gmacs)
+    return [Configuration(bundle.root, one.name, name, threads, batch) for one in variants for name in PROFILES]
+
+
+def table(subjects: Sequence[Configuration], timed: Sequence[Timed]) -> str:
+    """Markdown; speed-ups are over the dense engine of the same profile, and over the first profile's same variant."""
+    found = {(one.variant, one.profile): own for one, own in zip(subjects, timed, strict=True)}
+    dense = subjects[0].variant
+    lines = [
+        "| variant | profile | median ms | over its dense | over cpu | 95 % interval |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for (variant, profile), own in found.items():
+        if own.reason:
+            lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | |")
+            continue
+        over_dense, _ = own.speedup_over(found[dense, profile])
+        over_cpu, interval = own.speedup_over(found[variant, PROFILES[0]])
+        span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+        lines.append(f"| {variant} | {profile} | {own.median_ms:.2f} | {over_dense:.3f}x | {over_cpu:.3f}x | {span} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""CPU engines of OpenVINO: it compiles the bundle's own graph each time that an engine is opened.
+
+An engine is a short file that names its graph, which lies beside the weights that both graph and engine read: nothing
+is stored twice. What OpenVINO compiles is not kept: on two cores opening a DeiT-S takes 0.3 s, and would take 0.1 s
+from a cache that holds another copy of the weights for each engine.
+
+The precision is that of the graph's types. OpenVINO is told to compute in fp32, which leaves the types as they are: by
+itself it would compute everything in bf16 wherever it can, the ranking of tokens as well. A processor without bf16
+would be given fp32 kernels for a bf16 graph, and is refused instead.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ztdeploy.backends.base import (
+    Array,
+    BuiltEngine,
+    BuiltWhere,
+    Insight,
+    MemoryMode,
+    Plugins,
+    check_fingerprint,
+    check_precision,
+)
+from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
+from ztdeploy.bundle import sha256_of
+from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError
+from ztdeploy.manifest import Fingerprint, GraphRecord
+from ztdeploy.profile import HardwareProfile, Precision
+
+MODULE = "openvino"
+_ENGINE_LIMIT = 4096
+
+
+class OpenVinoEngine(BaseModel):
+    """What is in an engine's file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
+    precision: Precision
+
+
+class OpenVinoBackend:
+    """Engines run on any CPU that has their precision; they stay bound to OpenVINO's version."""
+
+    name, suffix = "openvino", ".openvino.json"
+    built_where: BuiltWhere = "anywhere"
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    insight: Insight | None = None
+
+    def check_profile(self, profile: HardwareProfile) -> None:
+        check_precision(self, profile)
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        self.check_profile(profile)
+        load_openvino()
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        load_openvino()
+        check_processor(profile.precision)
+
+    def plugin_library(self) -> Plugins:
+        raise EnvironmentLacksError("plugins for OpenVINO", "a TensorRT profile", "use the plain graph")
+
+    ahead_of_time_plugins = plugin_library
+
+    def build(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: Plugins | None = None,
+        timing_cache: Path | None = None,
+    ) -> BuiltEngine:
+        engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision)
+        out.write_text(engine.model_dump_json() + "\n", encoding="utf-8")
+        return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
+
+    def load(
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
+    ) -> OpenVinoRunner:
+        """See `base.Backend`. OpenVINO packs the weights for its kernels in either memory mode."""
+        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        content = read_engine(engine)
+        check_processor(content.precision)
+        graph = weights.parent / content.graph
+        if not graph.is_file() or sha256_of(graph) != graph_sha256:
+            raise EngineMismatchError(
+                f"engine '{engine.name}' names '{content.graph}', which is not the graph that it was built from",
+                "an engine of this bundle's graph",
+                f"run: ztdeploy finalize {weights.parent.parent}",
+            )
+        return OpenVinoRunner(*compile_graph(graph, threads))
+
+
+class OpenVinoRunner:
+    """A compiled graph with one request; one call at a time."""
+
+    def __init__(self, compiled: Any, outputs: list[str]) -> None:
+        self._request: Any = compiled.create_infer_request()
+        self._outputs = outputs
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert self._request is not None, "the runner is closed"
+        found = self._request.infer(dict(feeds), share_inputs=True)  # results are copies
+        return {name: found[position] for position, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        self._request = None
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        EnvironmentLacksError: it is, but its libraries cannot be loaded.
+    """
+    if find_spec(MODULE) is None:
+        raise MissingExtraError(MODULE, "openvino", "the backend openvino")
+    try:
+        return import_module(MODULE)
+    except (ImportError, OSError) as error:
+        raise EnvironmentLacksError(
+            f"'{MODULE}' cannot be loaded ({error})",
+            "its libraries beside it",
+            "run: pip install --force-reinstall 'ztdeploy[openvino]'",
+        ) from error
+
+
+def check_processor(precision: Precision) -> None:
+    """
+    Raises:
+        EnvironmentLacksError: bf16 on a processor without it.
+    """
+    if precision == "bf16" and not computes_bf16():
+        raise EnvironmentLacksError(
+            "this processor does not compute in bf16",
+            f"one with {' or '.join(sorted(BF16_PRODUCTS))}",
+            "use a profile of precision fp32, such as cpu-openvino",
+        )
+
+
+def read_engine(path: Path) -> OpenVinoEngine:
+    """
+    Raises:
+        BundleError: the file is not an engine of this backend.
+    """
+    try:
+        with path.open("rb") as file:
+            return OpenVinoEngine.model_validate_json(file.read(_ENGINE_LIMIT))
+    except (OSError, ValidationError) as error:
+        raise BundleError(
+            f"'{path}' is not an OpenVINO engine", "a file as built", f"run: ztdeploy finalize {path.parent.parent}"
+        ) from error
+
+
+def compile_graph(graph: Path, threads: int) -> tuple[Any, list[str]]:
+    """A compiled graph for one call at a time, in so many threads.
+
+    Returns:
+        With it the names of its outputs: compiling adds those of other values to the one that the graph gives each.
+
+    Raises:
+        BundleError: OpenVINO refuses the graph.
+    """
+    openvino = load_openvino()
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        model = _core().read_model(str(graph))
+        names = [output.get_any_name() for output in model.outputs]
+        return _core().compile_model(model, "CPU", options), names
+    except RuntimeError as error:
+        reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
+        raise BundleError(
+            f"OpenVINO {openvino.__version__} refuses '{graph}': {' '.join(reasons)[:200]}",
+            "a graph that it can load",
+            "run 'ztdeploy verify' on the bundle, or build it again",
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return load_openvino().Core()
+
+
+def current_fingerprint(graph_sha256: str) -> Fingerprint:
+    return Fingerprint(
+        graph_sha256=graph_sha256,
+        runtime=OpenVinoBackend.name,
+        runtime_version=load_openvino().__version__.partition("-")[0],
+        device=f"cpu-{platform.machine()}",
+    )
