@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.architectures import SMALL
 from ztdeploy.ablation.answers import Part
 from ztdeploy.ablation.ranking import ITERATIONS
 from ztdeploy.ablation.report import AblateReport, AblateRequest, ModelFacts
@@ -15,19 +16,6 @@ from ztdeploy.ablation.topics import bases, topics
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.fidelity.scoring import hits, share
 from ztdeploy.measure.environment import read_machine
-from ztdeploy.schedule import Architecture
-
-SMALL = Architecture(
-    depth=6,
-    embed_dim=64,
-    num_heads=2,
-    mlp_dim=256,
-    patch_tokens=49,
-    prefix_tokens=1,
-    class_token=True,
-    patch_dim=48,
-    num_classes=10,
-)
 
 
 def report(

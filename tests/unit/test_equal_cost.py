@@ -5,21 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from helpers.architectures import DEIT_TINY
 
 from ztdeploy.equal_cost import at_cost, share_of_dense
-from ztdeploy.schedule import Architecture, default_schedule, gmacs, plan, plan_gmacs
-
-DEIT_TINY = Architecture(
-    depth=12,
-    embed_dim=192,
-    num_heads=3,
-    mlp_dim=768,
-    patch_tokens=196,
-    prefix_tokens=1,
-    class_token=True,
-    patch_dim=768,
-    num_classes=1000,
-)
+from ztdeploy.schedule import default_schedule, gmacs, plan, plan_gmacs
 
 
 def share(ratio: float, method: str = "zero-tprune") -> float:

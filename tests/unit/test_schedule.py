@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.architectures import DEIT_S
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -30,18 +31,6 @@ from ztdeploy.schedule import (
     pruning_gmacs,
     read_schedule,
     uniform_schedule,
-)
-
-DEIT_S = Architecture(
-    depth=12,
-    embed_dim=384,
-    num_heads=6,
-    mlp_dim=1536,
-    patch_tokens=196,
-    prefix_tokens=1,
-    class_token=True,
-    patch_dim=768,
-    num_classes=1000,
 )
 
 

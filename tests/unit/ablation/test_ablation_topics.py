@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from helpers.architectures import SMALL
 
 from ztdeploy.ablation.topic_names import TOPICS
 from ztdeploy.ablation.topics import TopicRows, bases, topics
 from ztdeploy.equal_cost import share_of_dense
 from ztdeploy.options import MethodOptions
-from ztdeploy.schedule import Architecture
 
-SMALL = Architecture(
-    depth=6,
-    embed_dim=64,
-    num_heads=2,
-    mlp_dim=256,
-    patch_tokens=49,
-    prefix_tokens=1,
-    class_token=True,
-    patch_dim=48,
-    num_classes=10,
-)
 FOUND = topics(bases(SMALL, 0.65))
 
 
