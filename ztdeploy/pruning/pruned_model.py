@@ -41,6 +41,7 @@ class _Pass:
     bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
     coherence: Tensor | None = None  #: `[B, N]`: how much of their parts' length averaged tokens have kept
     scale: Tensor | None = None  #: `[B, N, 1]`: what attention multiplies its input with for it
+    places: Tensor | None = None  #: `[B, N]`: which of the image's tokens the present ones are; None: all of them
 
 
 class _Tap:
@@ -85,6 +86,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 layer = pruning_layer(schedule.method, layer_plan, schedule.options).eval()
                 self._attach(adapter, layer_plan, layer)
             self._attach_bias(adapter)
+            self._attach_places(adapter)
         except ModelError:
             self.detach()
             raise
@@ -144,6 +146,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state.choices.append(reduction.choice)
             state.size, state.bias = reduction.size, reduction.bias
             state.coherence, state.scale = reduction.coherence, reduction.scale
+            kept = reduction.choice.kept if forced is None else forced.kept
+            state.places = kept if state.places is None else state.places.gather(1, kept)
             if state.records is not None and record is not None:
                 state.records.append(record)
             return reduction.tokens
@@ -159,3 +163,9 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._pass.bias))
             self._undo.extend(adapter.scale(index, lambda: self._pass.scale))
+
+    def _attach_places(self, adapter: ModelAdapter) -> None:
+        """Behind the first layer, what blocks are given for each place must be given for the places that are left."""
+        layers = [layer.block for layer in self.token_plan.layers] if adapter.has_positions else []
+        for index in range(layers[0] + 1, len(adapter.blocks)) if layers else ():
+            self._undo.extend(adapter.follow(index, lambda: self._pass.places))
