@@ -43,6 +43,7 @@ class BuildRequest:
     checkpoint: Path | None = None
     image_size: int | None = None
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
+    class_names: Path | None = None  #: a file that names the classes of a head of one's own
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
@@ -73,6 +74,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         checkpoint=request.checkpoint,
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        class_names=request.class_names,
     )
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.gate import apply_gate, check_gate

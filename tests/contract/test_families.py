@@ -6,7 +6,6 @@ import gc
 import importlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np

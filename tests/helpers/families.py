@@ -9,9 +9,9 @@ from typing import Any
 
 import timm
 import torch
-from helpers.models import randomised
 from torch import Tensor, nn
 
+from helpers.models import randomised
 from ztdeploy.models import adapt
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.lvvit_module import SIZES, LvVit

@@ -29,6 +29,7 @@ def build(
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
@@ -69,6 +70,7 @@ def build(
         image_size=image_size,
         batch=batch,
         crop_pct=crop_pct,
+        class_names=class_names,
         gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl),
         force=force,
     )

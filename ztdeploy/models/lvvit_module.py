@@ -84,6 +84,8 @@ class LvVit(nn.Module):
     """Images `[B, 3, S, S]` to logits `[B, classes]`: the class token's, and half of the highest among the patches'."""
 
     num_prefix_tokens = 1
+    #: What timm's models say of how images are prepared.
+    pretrained_cfg: dict[str, object]
 
     def __init__(
         self,
@@ -148,7 +150,6 @@ def make_lvvit(name: str, image_size: int | None = None, num_classes: int = 1000
         img_size=image_size or 224,
         num_classes=num_classes,
     )
-    #: As timm's models say it of themselves.
     model.pretrained_cfg = {
         "input_size": (3, 224, 224),
         "crop_pct": sizes.crop_pct,

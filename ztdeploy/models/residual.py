@@ -103,7 +103,7 @@ class ResidualAdapter(ModelAdapter):
 
         So whatever the branch holds (norm, LayerScale, drop path) is the block's own, and nothing is computed twice.
         """
-        block = self.model.blocks[index]
+        block: Any = self.model.blocks[index]
         if type(block) is not self.plain_block:
             raise ModelError(
                 f"method that works between attention and MLP, for blocks of type {type(block).__name__}",
