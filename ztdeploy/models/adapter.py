@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
+from ztdeploy.preprocess_spec import Output
 from ztdeploy.schedule import Architecture
 
 
@@ -25,10 +26,20 @@ class ModelAdapter(ABC):
     """A model whose blocks can be reached. One subclass per family, one line in `models.FAMILIES`."""
 
     family: str
+    output: Output = "logits"
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model, self.image_size = model, image_size
         self.architecture = self.describe()
+
+    def give(self, output: Output) -> None:
+        """Have the model give something else, in place.
+
+        Raises:
+            ModelError: it has no such output.
+        """
+        if output != "logits":
+            raise ModelError(f"output '{output}' of a model of family {self.family}", "logits", "leave --output out")
 
     @classmethod
     @abstractmethod

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
 from ztdeploy.models import adapt, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
-from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.preprocess_spec import Output, PreprocessSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,12 @@ class LoadedModel:
     weights_sha256: str
     entry: CatalogueEntry | None
 
+    @property
+    def output(self) -> Output:
+        """What it gives; a model without a head gives embeddings."""
+        given, classes = self.adapter.output, self.adapter.architecture.num_classes
+        return given if classes or given != "logits" else "embedding"
+
 
 def load_model(
     name: str,
@@ -49,6 +55,7 @@ def load_model(
     image_size: int | None = None,
     crop_pct: float | None = None,
     class_names: Path | None = None,
+    output: Output = "logits",
 ) -> LoadedModel:
     """Create a model and fill it with weights.
 
@@ -59,6 +66,7 @@ def load_model(
         image_size: side of the input in pixels, where it shall differ from the model's own.
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
         class_names: a file with a name for each class.
+        output: what the model shall give.
 
     Raises:
         InputError: the class names are not as many as the classes.
@@ -89,6 +97,7 @@ def load_model(
         origin = _load(model, state, checkpoint, name)
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
+    adapter.give(output)
     if class_names is not None:
         names = read_class_names(class_names, adapter.architecture.num_classes)
     return LoadedModel(

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter, TapSink
 from ztdeploy.models.hooks import Undo, change_option, on_input, on_output, switch
+from ztdeploy.preprocess_spec import Output
 from ztdeploy.schedule import Architecture
 
 
 class ResidualAdapter(ModelAdapter):
     """Models with `blocks` and `patch_embed`, whose blocks have `norm1`, `attn`, `drop_path1` and `mlp`."""
 
-    model: Any
+    model: Any  # whichever class of timm
     #: Blocks whose attention and MLP can be told apart from outside.
     plain_block: ClassVar[type[nn.Module]]
     #: The name under which attention takes what is added to its logits.
@@ -51,6 +52,12 @@ class ResidualAdapter(ModelAdapter):
             patch_dim=self.patch_dim(),
             num_classes=model.num_classes,
         )
+
+    def give(self, output: Output) -> None:
+        self.output = output
+        if output != "logits":
+            self.model.reset_classifier(0)
+            self.architecture = self.architecture.model_copy(update={"num_classes": 0})
 
     @abstractmethod
     def check_blocks(self) -> None:
