@@ -130,6 +130,7 @@ class Assembly:
         return key_of(
             timm_name=self.model.timm_name,
             family=self.model.adapter.family,
+            output=self.model.adapter.output,
             architecture=self.model.adapter.architecture.model_dump(),
             weights=self.model.weights_sha256,
             preprocess=self.model.preprocess.model_dump(mode="json"),
@@ -304,6 +305,7 @@ class Assembly:
                 timm_name=self.model.timm_name,
                 family=self.model.adapter.family,
                 architecture=self.model.adapter.architecture,
+                output=self.model.output,
             ),
             weights=weights,
             preprocess=self.model.preprocess,

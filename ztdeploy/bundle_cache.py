@@ -103,6 +103,8 @@ def bundle_key(request: BuildRequest) -> str:
         weights=request.weights if request.checkpoint is None else _file_key(request.checkpoint),
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        class_names=None if request.class_names is None else _file_key(request.class_names),
+        output=request.output,
         batch=request.batch,
         methods=request.methods,
         keep_ratios=request.keep_ratios,

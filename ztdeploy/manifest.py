@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
+from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
@@ -47,6 +47,7 @@ class ModelRecord(_Record):
     timm_name: str
     family: str
     architecture: Architecture
+    output: Output = "logits"
 
 
 class WeightsRecord(_Record):

@@ -11,6 +11,7 @@ from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
+from ztdeploy.preprocess_spec import Output
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
     DEFAULT_METHOD,
@@ -43,6 +44,8 @@ class BuildRequest:
     checkpoint: Path | None = None
     image_size: int | None = None
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
+    class_names: Path | None = None  #: a file that names the classes of a head of one's own
+    output: Output = "logits"
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
@@ -73,6 +76,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         checkpoint=request.checkpoint,
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        class_names=request.class_names,
+        output=request.output,
     )
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.gate import apply_gate, check_gate

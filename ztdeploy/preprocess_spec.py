@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ImageInput = Literal["float32", "uint8"]
+#: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
+#: patches `[B, P, D]`, row by row of the grid.
+Output = Literal["logits", "embedding", "features"]
 _Positive = Annotated[float, Field(gt=0)]
 
 

@@ -51,22 +51,33 @@ def tiny_vit(
     """
     kind = VisionTransformerDistilled if distilled else VisionTransformer
     sizes = {"img_size": image_size, "patch_size": patch_size, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
-    model = kind(**sizes, depth=depth, **arguments)
+    return randomised(kind(**sizes, depth=depth, **arguments), seed)
+
+
+def randomised(model: Any, seed: int = 0) -> Any:
+    """In evaluation mode, with every parameter drawn anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("gamma"):
+            if "gamma" in name:
                 parameter.copy_(0.5 + 0.2 * noise)
-            elif "norm" in name and name.endswith("weight"):
+            elif ("norm" in name or ".bn" in name) and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
+            elif name.startswith("rope"):
+                parameter.add_(0.1 * noise)
+            elif name.endswith("bias_table"):
+                parameter.copy_(noise)
             elif parameter.dim() >= 2 and "token" not in name and "pos_embed" not in name:
                 fan_in = parameter[0].numel()
                 parameter.copy_(noise * (1.5 / fan_in**0.5))
             else:
                 parameter.copy_(0.5 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return model.eval()
 
 

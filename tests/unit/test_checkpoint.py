@@ -291,7 +291,7 @@ def test_an_unknown_tag_of_a_known_model_is_the_models_error(weights, no_hub):
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_a_family_that_cannot_be_pruned_is_refused(name):
-    refused(lambda: load_model(name, weights="random"), "a model of class", "vit", kind=ModelError)
+    refused(lambda: load_model(name, weights="random"), "cannot be pruned", "vit", kind=ModelError)
 
 
 @pytest.mark.parametrize("size", [100, 225, 8, 0, -16, 4112])
@@ -317,7 +317,8 @@ def test_an_impossible_crop_is_refused(crop_pct):
 def test_every_short_name_is_a_model_that_timm_knows():
     import timm
 
-    assert all(entry.shipped is not None or timm.is_model(entry.timm_name) for entry in CATALOGUE.values())
+    by_timm = [entry for entry in CATALOGUE.values() if entry.shipped is None and entry.family != "lvvit"]
+    assert all(timm.is_model(entry.timm_name) for entry in by_timm)
 
 
 # -------------------- without a hub

@@ -29,6 +29,8 @@ def build(
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
+    output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
@@ -52,6 +54,8 @@ def build(
         raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
+    if output not in ("logits", "embedding", "features"):
+        raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
     from ztdeploy.schedule import DEFAULT_METHOD
@@ -69,6 +73,8 @@ def build(
         image_size=image_size,
         batch=batch,
         crop_pct=crop_pct,
+        class_names=class_names,
+        output=cast(Literal["logits", "embedding", "features"], output),
         gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl),
         force=force,
     )

@@ -2,21 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from ztdeploy.cli.output import JsonFlag, print_json, table
 
+if TYPE_CHECKING:
+    from ztdeploy.models.check import ModelCheck
+
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Models with short names; any timm VisionTransformer works by its own name.")(models)
+    app.command(help="Models that can be pruned, by family; and whether one can, with the reason.")(models)
 
 
-def models(json: JsonFlag = False) -> None:
-    from ztdeploy.models.catalogue import CATALOGUE
-
-    rows = [(name, entry.timm_name, entry.about) for name, entry in CATALOGUE.items()]
-    if json:
-        print_json([dict(zip(("name", "timm_name", "about"), row, strict=True)) for row in rows])
+def models(
+    search: Annotated[str | None, typer.Argument(help="Part of a name or description.")] = None,
+    check: Annotated[
+        str | None, typer.Option(help="Say what can be done with a model: any name that timm knows.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="With --check: side of the input.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    if check is not None:
+        _check(check, image_size, json=json)
         return
-    caption = "Any other timm VisionTransformer works by its timm name, for instance vit_small_patch14_dinov2."
-    table("Models", [("name", "left"), ("timm name", "left"), ("about", "left")], rows, caption=caption)
+    rows = _listed(search or "")
+    if json:
+        print_json([dict(zip(("family", "name", "timm_name", "about"), row, strict=True)) for row in rows])
+        return
+    columns = [("family", "left"), ("name", "left"), ("timm name", "left"), ("about", "left")]
+    title = f"Models with '{search}'" if search else "Models"
+    caption = (
+        "Most models of timm's modules vision_transformer, deit, eva and beit work by their timm names:"
+        " 'ztdeploy models PART' searches them, 'ztdeploy models --check NAME' says what is possible."
+    )
+    table(title, columns, rows, caption=caption)
+
+
+def _listed(search: str) -> list[tuple[str, str, str, str]]:
+    """Short names; where something is searched for, timm's as well."""
+    from ztdeploy.models.catalogue import CATALOGUE, MODULES
+
+    rows = [(entry.family, name, entry.timm_name, entry.about) for name, entry in CATALOGUE.items()]
+    if search and find_spec("timm") is not None:
+        import timm
+
+        known = {entry.timm_name for entry in CATALOGUE.values()}
+        for family, modules in MODULES.items():
+            names = [name for module in modules for name in timm.list_models(module=module) if name not in known]
+            rows += [(family, name, name, "") for name in names]
+    order = list(dict.fromkeys(row[0] for row in rows))
+    found = [row for row in rows if search.lower() in " ".join(row).lower()]
+    return sorted(found, key=lambda row: order.index(row[0]))
+
+
+def _check(name: str, image_size: int | None, *, json: bool) -> None:
+    """
+    Raises:
+        ModelError: it can't be pruned; printed as JSON first where that was asked for.
+    """
+    from ztdeploy.errors import ModelError
+    from ztdeploy.models.check import check_model
+
+    try:
+        found = check_model(name, image_size)
+    except ModelError as error:
+        if not json:
+            raise
+        print_json({"name": name, "supported": False, "reason": error.given, "fix": error.fix})
+        raise typer.Exit(error.exit_code) from error
+    if json:
+        print_json({"supported": True, **asdict(found), "architecture": found.architecture.model_dump()})
+        return
+    table(f"{name} can be pruned", [("", "left"), ("", "left")], _facts(found))
+
+
+def _facts(found: ModelCheck) -> list[tuple[str, str]]:
+    from ztdeploy.methods import METHODS
+
+    sizes, dense, pruned = found.architecture, found.gmacs, found.pruned_gmacs
+    kind = "class token among them" if sizes.class_token else "no class token that the head reads"
+    prefix = f"{sizes.prefix_tokens} prefix tokens, {kind}" if sizes.prefix_tokens else "no prefix tokens"
+    others = [method for method in METHODS if method not in found.methods]
+    output = f"{sizes.num_classes} numbers" if sizes.num_classes else f"an embedding of {sizes.embed_dim} numbers"
+    return [
+        ("family", found.family),
+        ("timm name", found.timm_name),
+        ("image", f"{found.image_size} x {found.image_size} pixels"),
+        ("tokens", f"{sizes.tokens}: {sizes.patch_tokens} patches, {prefix}"),
+        ("blocks", f"{sizes.depth}, {sizes.embed_dim} wide, {sizes.num_heads} heads; layers can stand behind each"),
+        ("keep ratio 0.7", f"prunes behind blocks {', '.join(map(str, found.layers))}"),
+        ("GMACs", f"{dense:.2f} dense, {pruned:.2f} at keep ratio 0.7 ({pruned / dense - 1:+.0%})"),
+        ("output", output),
+        ("methods", "all" if not others else f"all but {', '.join(others)}"),
+    ]

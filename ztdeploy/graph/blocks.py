@@ -35,7 +35,9 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     cut = ir.Model(ir.convenience.extract(model.graph, [before], [after]), ir_version=model.ir_version)
     cut.producer_name, cut.graph.name = model.producer_name, "blocks"
     _sort_initializers(cut.graph)
-    if not isinstance(tokens, int) or not all(_free(node, tokens) for node in cut.graph):
+    if not isinstance(tokens, int) or _has_constants_for_each_token(cut.graph, tokens):
+        return None
+    if not all(_free(node, tokens) for node in cut.graph):
         return None
     (start,), (end,) = cut.graph.inputs, cut.graph.outputs
     shape = ir.Shape(["batch", "tokens", before.shape[2]])
@@ -70,6 +72,12 @@ def _ends(graph: ir.Graph, scopes: tuple[str, ...]) -> tuple[ir.Value, ir.Value]
     if any(shape is None or shape.rank() != 3 for shape in shapes) or before.shape != after.shape:
         return None
     return before, after
+
+
+def _has_constants_for_each_token(graph: ir.Graph, tokens: int) -> bool:
+    """Whether it holds a bias of attention, or a table of positions; weights have two axes, of any length."""
+    shapes = (value.shape for value in graph.initializers.values())
+    return any(shape is not None and shape.rank() > 2 and tokens in (shape[-1], shape[-2]) for shape in shapes)
 
 
 def _free(node: ir.Node, tokens: int) -> bool:

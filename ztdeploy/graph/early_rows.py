@@ -63,8 +63,11 @@ def _works_row_by_row(picker: ir.Node) -> set[ir.Node]:
 
 
 def _row_by_row(node: ir.Node, tokens: ir.Value) -> bool:
-    output = node.outputs[0]
-    if len(node.outputs) != 1 or _rank(output) != 3 or not _has_rows(output, tokens):
+    if not all(_has_rows(output, tokens) for output in node.outputs):
+        return False
+    if node.op_type == "Split":  # the halves of a gated MLP
+        return node.attributes.get_int("axis", 0) in (-1, 2)
+    if len(node.outputs) != 1:
         return False
     if node.op_type == "MatMul":
         weight = node.inputs[1]
@@ -89,9 +92,9 @@ def _move(graph: ir.Graph, picker: ir.Node, behind: set[ir.Node]) -> None:
                     early[value] = _pick(graph, picker, value)
                 node.replace_input_with(position, early[value])
     for node in behind:
-        shape = node.outputs[0].shape
-        assert shape is not None
-        node.outputs[0].shape = ir.Shape([*kept[:2], shape[2]])
+        for output in node.outputs:
+            assert output.shape is not None
+            output.shape = ir.Shape([*kept[:2], output.shape[2]])
     ir.convenience.replace_all_uses_with(picker.outputs[0], tokens, replace_graph_outputs=True)
     graph.remove(picker, safe=True)
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ztdeploy.errors import ModelError
+from ztdeploy.models.refusals import refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 #: Model families: one file and one line each; the first that accepts a model adapts it.
 FAMILIES: dict[str, str] = {
     "vit": "ztdeploy.models.vit:VitAdapter",
+    "eva": "ztdeploy.models.eva:EvaAdapter",
+    "beit": "ztdeploy.models.beit:BeitAdapter",
+    "lvvit": "ztdeploy.models.lvvit:LvVitAdapter",
 }
 
 
@@ -22,7 +26,7 @@ def adapt(model: nn.Module, image_size: int) -> ModelAdapter:
     """The adapter of a model's family.
 
     Raises:
-        ModelError: no family accepts it.
+        ModelError: no family accepts it, with the reason.
     """
     for target in FAMILIES.values():
         module, _, attribute = target.partition(":")
@@ -30,8 +34,13 @@ def adapt(model: nn.Module, image_size: int) -> ModelAdapter:
         if family.accepts(model):
             adapter: ModelAdapter = family(model, image_size)
             return adapter
-    raise ModelError(
-        f"a model of class {type(model).__name__}",
+    raise refused(f"a model of class {type(model).__name__}", type(model).__module__)
+
+
+def refused(what: str, module: str) -> ModelError:
+    """That a model of one of timm's modules is of no family, and why."""
+    return ModelError(
+        f"{what} cannot be pruned: {refusal(module)}",
         f"one of the families {', '.join(FAMILIES)}",
         "run 'ztdeploy models'",
     )

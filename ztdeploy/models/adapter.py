@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
+from ztdeploy.preprocess_spec import Output
 from ztdeploy.schedule import Architecture
 
 
@@ -25,10 +26,20 @@ class ModelAdapter(ABC):
     """A model whose blocks can be reached. One subclass per family, one line in `models.FAMILIES`."""
 
     family: str
+    output: Output = "logits"
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model, self.image_size = model, image_size
         self.architecture = self.describe()
+
+    def give(self, output: Output) -> None:
+        """Have the model give something else, in place.
+
+        Raises:
+            ModelError: it has no such output.
+        """
+        if output != "logits":
+            raise ModelError(f"output '{output}' of a model of family {self.family}", "logits", "leave --output out")
 
     @classmethod
     @abstractmethod
@@ -82,6 +93,24 @@ class ModelAdapter(ABC):
             "choose a method that drops tokens, such as zero-tprune",
         )
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether blocks are given, beside tokens, something with a part for each place of the image."""
+        return False
+
+    def follow(self, index: int, places: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        """Have what a block is given for each place gathered, per image, for the tokens that are present.
+
+        Args:
+            index: the block, from 0.
+            places: which of the image's tokens enter the block, prefix tokens included: `[B, k]` int64, ascending;
+                None where all do.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+        """
+        return []
+
     @abstractmethod
     def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
         """Have what enters a block's attention, behind its norm, multiplied: by `[B, N, 1]`, or None for nothing.
@@ -94,8 +123,8 @@ class ModelAdapter(ABC):
     def tap(
         self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
     ) -> list[Callable[[], None]]:
-        """Make a block put what is asked for into the sink on every forward pass: keys and queries as attention
-        multiplies them, behind their norms where it has any.
+        """Make a block put what is asked for into the sink on every forward pass: keys and queries behind
+        their norms where it has any, and in front of a rotation by their places.
 
         Returns:
             What undoes it, to be called in reverse order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import warnings
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from ztdeploy.errors import CheckpointError
 
 _PICKLED = {".pth", ".pt", ".bin", ".tar"}
-#: Keys under which training scripts nest the parameters.
-_NESTED = ("model", "state_dict", "module")
+#: Keys under which training scripts nest the parameters; averaged ones first, which are those that get published.
+_NESTED = ("model_ema", "state_dict_ema", "ema", "model", "state_dict", "module")
 _LISTED = 5
 
 
@@ -101,7 +102,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings():
+        # A script's options, which DeiT and its descendants save as well, are a plain container.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about pickle protocols, in torch's own words
             data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -116,15 +118,17 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch.load fails in many ways on damaged files, with no common base
         raise _corrupt(path, error) from error
-    for key in _NESTED:
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-            break
+    while (key := _nested_key(data)) is not None:
+        data = data[key]
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise CheckpointError(
             f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
         )
     return {str(name): tensor for name, tensor in data.items()}
+
+
+def _nested_key(data: Any) -> str | None:
+    return next((key for key in _NESTED if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:

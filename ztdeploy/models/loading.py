@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ztdeploy.errors import MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
-from ztdeploy.models import adapt
-from ztdeploy.models.catalogue import CATALOGUE, CatalogueEntry, WeightsSource
-from ztdeploy.preprocess_spec import PreprocessSpec
+from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
+from ztdeploy.models import adapt, refused
+from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
+from ztdeploy.preprocess_spec import Output, PreprocessSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ztdeploy.models.adapter import ModelAdapter
 
@@ -40,6 +40,12 @@ class LoadedModel:
     weights_sha256: str
     entry: CatalogueEntry | None
 
+    @property
+    def output(self) -> Output:
+        """What it gives; a model without a head gives embeddings."""
+        given, classes = self.adapter.output, self.adapter.architecture.num_classes
+        return given if classes or given != "logits" else "embedding"
+
 
 def load_model(
     name: str,
@@ -48,6 +54,8 @@ def load_model(
     checkpoint: Path | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
+    class_names: Path | None = None,
+    output: Output = "logits",
 ) -> LoadedModel:
     """Create a model and fill it with weights.
 
@@ -57,44 +65,97 @@ def load_model(
         checkpoint: a file that takes the place of `weights`.
         image_size: side of the input in pixels, where it shall differ from the model's own.
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
+        class_names: a file with a name for each class.
+        output: what the model shall give.
 
     Raises:
+        InputError: the class names are not as many as the classes.
         ModelError: unknown, or of a family that cannot be pruned soundly.
         CheckpointError: the file is unusable or does not fit.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
-    from ztdeploy.models.checkpoint import load_strictly, parameters_sha256, read_checkpoint
+    from ztdeploy.models.checkpoint import parameters_sha256, read_checkpoint
+    from ztdeploy.models.class_names import read_class_names
+    from ztdeploy.models.layouts import classes_of, unwrapped
 
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
-    state = read_checkpoint(checkpoint) if checkpoint is not None else None  # before the slow part: it may be unusable
+    # Before the slow part, for it may be unusable.
+    state = unwrapped(read_checkpoint(checkpoint)) if checkpoint is not None else None
     shipped = entry.shipped if entry else None
     if shipped is not None and state is None and weights == "pretrained":
         state, checkpoint = read_checkpoint(shipped / "model.safetensors"), shipped / "model.safetensors"
         source = "shipped"
     else:
         source = "checkpoint" if state is not None else weights
-    model, config, class_names = _create(name, timm_name, shipped, image_size, pretrained=source == "pretrained")
+    classes = None if state is None else classes_of(state)
+    model, config, names = _create(name, timm_name, shipped, image_size, classes, pretrained=source == "pretrained")
+    origin = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
     if state is not None:
         assert checkpoint is not None
-        load_strictly(model, state, checkpoint)
-    origin = (
-        checkpoint.name if checkpoint is not None else timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
-    )
+        origin = _load(model, state, checkpoint, name)
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
+    adapter.give(output)
+    if class_names is not None:
+        names = read_class_names(class_names, adapter.architecture.num_classes)
     return LoadedModel(
         name=name,
         timm_name=timm_name,
         adapter=adapter,
         preprocess=preprocess,
-        class_names=class_names if class_names and len(class_names) == adapter.architecture.num_classes else None,
+        class_names=names if names and len(names) == adapter.architecture.num_classes else None,
         weights_source=source,
         weights_origin=origin,
         weights_sha256=parameters_sha256(model),
         entry=entry,
     )
+
+
+def sketch(name: str, image_size: int | None = None) -> nn.Module:
+    """A model by its name without any values in it, made in no time.
+
+    Raises:
+        ModelError: unknown, of no family, or timm cannot make it at that size.
+    """
+    import torch
+
+    _need_host_half()
+    entry = CATALOGUE.get(name)
+    timm_name, shipped = (entry.timm_name, entry.shipped) if entry else (name, None)
+    with torch.device("meta"):
+        return _create(name, timm_name, shipped, image_size, None, pretrained=False)[0].eval()
+
+
+def sketched_size(model: nn.Module) -> int:
+    """The side of the square image that a model is made for."""
+    embed: Any = model.patch_embed
+    return int(embed.grid_size[0] * embed.patch_size[0])
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, name: str) -> str:
+    """Fill a model with a checkpoint.
+
+    Returns:
+        Where the weights come from, with what was changed about them.
+
+    Raises:
+        CheckpointError: it does not fit; names the model that it does fit, where one is found.
+    """
+    from ztdeploy.models.checkpoint import load_strictly
+    from ztdeploy.models.layouts import fitted
+    from ztdeploy.models.siblings import sibling_of
+
+    found, remark = fitted(state, model)
+    try:
+        load_strictly(model, found, checkpoint)
+    except CheckpointError as error:
+        sibling = sibling_of(state, name)
+        if sibling is None:
+            raise
+        raise CheckpointError(error.given, error.expected, f"it is of '{sibling}': give --model {sibling}") from error
+    return f"{checkpoint.name}, {remark}" if remark else checkpoint.name
 
 
 def _need_host_half() -> None:
@@ -106,12 +167,18 @@ def _need_host_half() -> None:
 
 
 def _create(
-    name: str, timm_name: str, shipped: Path | None, image_size: int | None, *, pretrained: bool
+    name: str, timm_name: str, shipped: Path | None, image_size: int | None, classes: int | None, *, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any], tuple[str, ...] | None]:
-    """The model, its preprocessing in timm's words, and its class names."""
+    """The model, its preprocessing in timm's words, and its class names.
+
+    Args:
+        classes: of the head, where they are not as many as the model was published with.
+    """
     import timm
     import torch
     from timm.data import resolve_model_data_config
+
+    from ztdeploy.models.lvvit_module import SIZES
 
     torch.manual_seed(RANDOM_SEED)
     if shipped is not None:
@@ -126,11 +193,17 @@ def _create(
 
         config = {**facts["preprocessing"], "input_size": (3, facts["architecture"]["img_size"])}
         return VisionTransformer(**facts["architecture"]), config, tuple(facts["classes"])
+    if timm_name in SIZES:
+        return _create_own(timm_name, image_size, classes, pretrained=pretrained)
     if not timm.is_model(timm_name):
         near = did_you_mean(name, [*CATALOGUE, *timm.list_models("*vit*"), *timm.list_models("*deit*")])
         fix = near if near.startswith("did you mean") else "run 'ztdeploy models'"  # timm knows hundreds
         raise ModelError(f"model '{name}'", "a short name or a name that timm knows", fix)
-    arguments: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    module = timm.model_entrypoint(timm_name).__module__
+    if module.rpartition(".")[2] not in {one for modules in MODULES.values() for one in modules}:
+        raise refused(f"model '{name}'", module)
+    given = {"img_size": image_size, "num_classes": classes}
+    arguments: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on names that have moved
@@ -144,6 +217,28 @@ def _create(
             "change --model or --image-size",
         ) from error
     return model, resolve_model_data_config(model), _imagenet_names(model)
+
+
+def _create_own(
+    name: str, image_size: int | None, classes: int | None, *, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any], tuple[str, ...] | None]:
+    """LV-ViT, of which no hub has weights."""
+    from ztdeploy.models.lvvit_module import make_lvvit
+
+    if pretrained:
+        raise WeightsUnavailableError(
+            f"pretrained weights of '{name}' are on no model hub",
+            "its published checkpoint",
+            "give --checkpoint FILE, or --weights random to measure latency only",
+        )
+    if image_size is not None and (image_size <= 0 or image_size % 16):
+        raise ModelError(
+            f"image size {image_size} with patches of 16 x 16",
+            f"a multiple of 16, such as {max(1, round(image_size / 16)) * 16}",
+            "change --image-size",
+        )
+    model = make_lvvit(name, image_size, classes if classes is not None else 1000)
+    return model, dict(model.pretrained_cfg), _imagenet_names(model)
 
 
 def _download(timm_name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -15,6 +15,7 @@ from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.pruning import check_method, pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
+from ztdeploy.pruning.restoring import StandIns, restored
 from ztdeploy.schedule import LayerPlan, PruningSchedule, TokenPlan, plan
 
 #: The name under which a pruning layer becomes a child of its block; it shows in the names of the ONNX nodes.
@@ -41,6 +42,8 @@ class _Pass:
     bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
     coherence: Tensor | None = None  #: `[B, N]`: how much of their parts' length averaged tokens have kept
     scale: Tensor | None = None  #: `[B, N, 1]`: what attention multiplies its input with for it
+    places: Tensor | None = None  #: `[B, N]`: which of the image's tokens the present ones are; None: all of them
+    stand_ins: Tensor | None = None  #: `[B, N]`: for each of the image's tokens, the present one that stands for it
 
 
 class _Tap:
@@ -60,7 +63,7 @@ class _Tap:
 
 class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     """Images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module. Where a method merges, each `kept`
-    is followed by its `into`.
+    is followed by its `into`. The output is the model's; or features of all patches, where the adapter was told so.
 
     The given model is changed in place by hooks, and only where a pruning layer stands: that block gives up
     fused attention if the layer reads its attention matrix. Behind a merge, attention gets a bias. `detach()`, or
@@ -76,6 +79,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
             )
         self.model = adapter.model
+        self._restores, self._prefix = adapter.output == "features", adapter.architecture.prefix_tokens
         self.token_plan: TokenPlan = plan(schedule, adapter.architecture)
         self.layers: list[PruningLayer] = []
         self._undo: list[Any] = []
@@ -85,6 +89,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 layer = pruning_layer(schedule.method, layer_plan, schedule.options).eval()
                 self._attach(adapter, layer_plan, layer)
             self._attach_bias(adapter)
+            self._attach_places(adapter)
         except ModelError:
             self.detach()
             raise
@@ -92,13 +97,13 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """`images` as the model takes them, `[B, 3, S, S]`."""
         self._pass = _Pass()
-        output = self.model(images)
+        output = self._output(images)
         return (output, *(tensor for choice in self._pass.choices for tensor in choice.tensors))
 
     def noted(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The same as `forward`, and what the layers note on the way (`Recorder.note`), as `blocks.2/prune/NOTE`."""
         self._pass = state = _Pass(records=[])
-        output = self.model(images)
+        output = self._output(images)
         outputs = (output, *(tensor for choice in state.choices for tensor in choice.tensors))
         self._pass = _Pass()
         return outputs, {
@@ -111,9 +116,16 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         """Run with the given choices applied at each layer, recording this implementation's own."""
         self._pass = state = _Pass(records=[], forced=choices)
         with torch.no_grad():
-            output = self.model(images)
+            output = self._output(images)
         self._pass = _Pass()
         return Replay(output=output, choices=state.choices, records=state.records or [])
+
+    def _output(self, images: Tensor) -> Tensor:
+        if not self._restores:
+            output: Tensor = self.model(images)
+            return output
+        model: Any = self.model
+        return restored(model.forward_features(images), self._pass.stand_ins, self._prefix)
 
     def detach(self) -> None:
         """Leave the wrapped model as it was."""
@@ -129,9 +141,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
         index, tap, position = layer_plan.block, _Tap(), len(self.layers)
         block = adapter.blocks[index]
-        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys}
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or self._restores}
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
         self._undo.extend(adapter.tap(index, tap, **wanted))
+        stand_ins = StandIns(layer_plan.prefix_tokens)
+        layer.add_module("restore", stand_ins)
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))
         self.layers.append(layer)
@@ -140,10 +154,17 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state = self._pass
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
-            reduction: Reduction = layer(x, tap.take(state.size, state.coherence), record, forced)
+            taps = tap.take(state.size, state.coherence)
+            reduction: Reduction = layer(x, taps, record, forced)
             state.choices.append(reduction.choice)
             state.size, state.bias = reduction.size, reduction.bias
             state.coherence, state.scale = reduction.coherence, reduction.scale
+            applied = reduction.choice if forced is None else forced
+            state.places = applied.kept if state.places is None else state.places.gather(1, applied.kept)
+            if self._restores:
+                assert taps.keys is not None
+                slots = stand_ins(taps.keys, applied)
+                state.stand_ins = slots if state.stand_ins is None else slots.gather(1, state.stand_ins)
             if state.records is not None and record is not None:
                 state.records.append(record)
             return reduction.tokens
@@ -159,3 +180,9 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._pass.bias))
             self._undo.extend(adapter.scale(index, lambda: self._pass.scale))
+
+    def _attach_places(self, adapter: ModelAdapter) -> None:
+        """Behind the first layer, what blocks are given for each place must be given for the places that are left."""
+        layers = [layer.block for layer in self.token_plan.layers] if adapter.has_positions else []
+        for index in range(layers[0] + 1, len(adapter.blocks)) if layers else ():
+            self._undo.extend(adapter.follow(index, lambda: self._pass.places))

@@ -153,7 +153,8 @@ def compare_drift(
 def _logit_differences(name: str, actual: Outputs, reference: Reference, tolerance: float) -> NDArray[np.floating[Any]]:
     """The largest difference of each image, `[B]`; NaN is no parity, nor is a reference that overflowed."""
     with np.errstate(invalid="ignore"):  # infinite on both sides
-        differences: NDArray[np.floating[Any]] = np.abs(actual.logits - reference.logits).max(-1)
+        differences: NDArray[np.floating[Any]] = np.abs(actual.logits - reference.logits)
+        differences = differences.reshape(len(differences), -1).max(-1)
     if not np.isfinite(differences).all() or not np.isfinite(_scale(reference)):
         raise _logits_error(name, "differ", float(differences.max()), tolerance)
     return differences

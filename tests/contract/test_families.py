@@ -1,0 +1,341 @@
+"""Every model family, proved on timm's models by name: nothing is lost around the blocks, or beside the tokens."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from helpers.families import MEMBERS, adapter_of, chained, images_for, member, only
+from helpers.models import PREPROCESS
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor
+
+from ztdeploy.errors import ModelError
+from ztdeploy.export import GraphSpec, export_onnx
+from ztdeploy.graph.tensorrt_lint import check_tensorrt
+from ztdeploy.models import FAMILIES, adapt
+from ztdeploy.models.adapter import ModelAdapter
+from ztdeploy.models.beit import BeitAdapter
+from ztdeploy.models.eva import EvaAdapter
+from ztdeploy.models.refusals import REFUSED
+from ztdeploy.models.vit import VitAdapter
+from ztdeploy.pruning.layer import Choice
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.schedule import LayerSpec, PruningSchedule, plan, uniform_schedule
+
+DENSE = uniform_schedule(1.0, 3)
+#: Two layers, so that what is left of what was left is gathered as well.
+PRUNED = PruningSchedule(
+    name="pruned", layers=(LayerSpec(block=1, keep_ratio=0.7, iterations=2), LayerSpec(block=2, keep_ratio=0.7))
+)
+#: A member of each family whose tokens carry something for their places.
+POSITIONAL = ["eva02_tiny_patch14_224", "vit_base_patch16_rope_mixed_224", "beit_base_patch16_224"]
+
+#: Their graphs hold nothing that another's does not.
+ALIKE = {
+    "vit_base_patch32_224",
+    "vit_base_patch16_clip_224",
+    "vit_base_patch16_siglip_gap_224",
+    "vit_so400m_patch16_siglip_256",
+    "vit_small_patch14_dinov2",
+    "eva_large_patch14_196",
+    "eva_giant_patch14_224",
+    "eva02_large_patch14_clip_224",
+    "beitv2_base_patch16_224",
+}
+
+every = pytest.mark.parametrize("name", MEMBERS)
+graphs = pytest.mark.parametrize("name", [name for name in MEMBERS if name not in ALIKE])
+
+
+@cache
+def outputs(name: str, method: str = "zero-tprune") -> tuple[Tensor, list[Tensor]]:
+    """What the pruned model gives for three images, and what is left of them behind each layer."""
+    with PrunedModel(adapter_of(name), schedule(method)) as pruned, torch.no_grad():
+        replay = pruned.replay(images_for(name))
+    return replay.output, chained([choice.kept for choice in replay.choices])
+
+
+def schedule(method: str) -> PruningSchedule:
+    return PRUNED.model_copy(update={"method": method})
+
+
+def expected(name: str, places: list[Tensor]) -> Tensor:
+    """The same without removing a token."""
+    model = member(name)
+    with only(model, dict(enumerate(places))), torch.no_grad():
+        output: Tensor = model(images_for(name))
+    return output
+
+
+def test_there_are_enough_of_them_and_one_of_every_family() -> None:
+    assert len(MEMBERS) >= 25
+    assert {facts.family for facts in MEMBERS.values()} == set(FAMILIES)
+
+
+@every
+class TestEachModel:
+    def test_its_sizes_are_told(self, name: str) -> None:
+        adapter, facts = adapter_of(name), MEMBERS[name]
+        found = adapter.architecture
+        assert adapter.family == facts.family
+        assert (found.prefix_tokens, found.patch_tokens, found.class_token) == (facts.prefix, 25, facts.class_token)
+        tokens: list[Tensor] = []
+        adapter.blocks[0].register_forward_pre_hook(lambda _block, inputs: tokens.append(inputs[0]))
+        with torch.no_grad():
+            adapter.model(images_for(name, 1))
+        assert tokens[0].shape == (1, found.tokens, found.embed_dim)
+
+    def test_dense_is_timm_itself(self, name: str) -> None:
+        model, images = member(name), images_for(name)
+        with torch.no_grad():
+            before = model(images)
+            with PrunedModel(adapt(model, MEMBERS[name].image_size), DENSE) as pruned:
+                assert torch.equal(pruned(images)[0], before)
+            with PrunedModel(adapt(model, MEMBERS[name].image_size), PRUNED) as pruned:
+                assert not torch.allclose(pruned(images)[0], before, atol=1e-3)
+            assert torch.equal(model(images), before)  # all hooks are gone
+
+    def test_pruned_is_as_if_the_tokens_that_went_were_nobodys_to_see(self, name: str) -> None:
+        output, places = outputs(name)
+        prefix = torch.arange(MEMBERS[name].prefix)
+        assert all(torch.equal(left[:, : len(prefix)], prefix.expand(len(left), -1)) for left in places)
+        assert len({tuple(image.tolist()) for image in places[-1]}) == 3  # images differ in what they keep
+        torch.testing.assert_close(output, expected(name, places), rtol=1e-4, atol=1e-4)
+
+    def test_taps_are_what_attention_works_with(self, name: str) -> None:
+        adapter = adapter_of(name)
+        sink, block = _Sink(), adapter.blocks[1]
+        module: Any = block.attn
+        seen: dict[str, Any] = {}
+        adapter.tap(1, sink, attention=True, keys=True, values=True, queries=True)
+        module.proj.register_forward_pre_hook(lambda _module, inputs: seen.update(joined=inputs[0]))
+        module.register_forward_pre_hook(
+            lambda _module, inputs, options: seen.update(x=inputs[0], **options), with_kwargs=True
+        )
+        with torch.no_grad():
+            adapter.model(images_for(name))
+            assert sink.attention is not None
+            assert sink.values is not None
+            torch.testing.assert_close(_softmax(module, sink, seen), sink.attention, rtol=1e-4, atol=1e-5)
+            joined = (
+                module.norm((sink.attention @ sink.values).transpose(1, 2).flatten(2))
+                if hasattr(module, "norm")
+                else (sink.attention @ sink.values).transpose(1, 2).flatten(2)
+            )
+            if getattr(module, "gate", None) is not None:
+                joined = joined * module.gate(seen["x"]).sigmoid()
+        torch.testing.assert_close(joined, seen["joined"], rtol=1e-4, atol=1e-5)
+
+
+@graphs
+class TestEachGraph:
+    """An export takes seconds, so there is one layer where nothing has to follow twice."""
+
+    def test_it_keeps_the_same_tokens_and_gives_the_same(self, name: str) -> None:
+        model = graph_of(name)
+        check_tensorrt(model)
+        with PrunedModel(adapter_of(name, **short(name)), layers_of(name)) as pruned, torch.no_grad():
+            replay = pruned.replay(images_for(name))
+        reference, places = replay.output, chained([choice.kept for choice in replay.choices])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        data = ir.serde.serialize_model(model).SerializeToString()
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        logits, *kept = session.run(None, {"image": images_for(name).numpy()})
+        found = chained([torch.from_numpy(indices).long() for indices in kept])
+        for graph, torchs in zip(found, places, strict=True):
+            assert torch.equal(graph, torchs)
+        np.testing.assert_allclose(logits, reference.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def short(name: str) -> dict[str, int]:
+    return {} if name in POSITIONAL else {"depth": 2}
+
+
+def layers_of(name: str) -> PruningSchedule:
+    return PRUNED if name in POSITIONAL else PRUNED.model_copy(update={"layers": PRUNED.layers[:1]})
+
+
+@cache
+def graph_of(name: str) -> ir.Model:
+    facts = MEMBERS[name]
+    size = PREPROCESS.model_copy(update={"image_size": facts.image_size, "resize": facts.image_size})
+    gc.disable()  # the exporter makes millions of objects; looking for garbage among them is a third of the time
+    try:
+        with PrunedModel(adapter_of(name, **short(name)), layers_of(name)) as pruned:
+            return export_onnx(pruned, size, GraphSpec(20, "float32", None))
+    finally:
+        gc.enable()
+
+
+class _Sink:
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    queries: Tensor | None = None
+
+
+def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
+    """Attention from what was tapped: turned by rotary angles, plus a relative bias, where a model has these."""
+    assert sink.queries is not None
+    assert sink.keys is not None
+    queries, keys = sink.queries, sink.keys.repeat_interleave(sink.queries.shape[1] // sink.keys.shape[1], 1)
+    if (angles := seen.get("rope")) is not None:
+        prefix, half = module.num_prefix_tokens, module.rotate_half
+        queries, keys = (
+            torch.cat([part[:, :, :prefix], apply_rot_embed_cat(part[:, :, prefix:], angles, half=half)], 2)
+            for part in (queries, keys)
+        )
+    logits = queries @ keys.transpose(2, 3) * module.scale
+    if getattr(module, "relative_position_bias_table", None) is not None:
+        logits = logits + module.relative_position_bias_table[module.relative_position_index].permute(2, 0, 1)
+    return logits.softmax(-1)
+
+
+# -------------------- merging, and layers inside of blocks
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", *POSITIONAL, "vit_small_patch16_dinov3", "lvvit_s"])
+@pytest.mark.parametrize("method", ["zero-tprune-merge", "tome", "novelty-merge"])
+def test_methods_that_merge_reach_every_family(name: str, method: str) -> None:
+    dense = member(name)(images_for(name))
+    spread = PruningSchedule(
+        name="spread", method=method, layers=(LayerSpec(block=1, drop=8), LayerSpec(block=2, drop=5))
+    )
+    adapter = adapter_of(name)
+    with PrunedModel(adapter, spread) as pruned, torch.no_grad():
+        output = pruned(images_for(name))[0]
+        replay = pruned.replay(images_for(name))
+    assert output.isfinite().all()
+    assert not torch.allclose(output, dense, atol=1e-3)
+    # Told to merge nothing, it drops: then it must give what is left of the tokens, in their places.
+    choices = [
+        Choice(choice.kept, torch.full_like(choice.into, -1)) for choice in replay.choices if choice.into is not None
+    ]
+    with PrunedModel(adapter, spread) as pruned:
+        dropped = pruned.replay(images_for(name), choices).output
+    places = chained([choice.kept for choice in choices])
+    if method == "zero-tprune-merge":  # tome decides inside of the block: its dropped tokens are seen by attention
+        torch.testing.assert_close(dropped, expected(name, places), rtol=1e-4, atol=1e-4)
+
+
+# -------------------- what is wrong is noticed
+
+
+def shifted(adapter: ModelAdapter, by: int) -> ModelAdapter:
+    facts = adapter.architecture
+    adapter.architecture = facts.model_copy(
+        update={"prefix_tokens": facts.prefix_tokens + by, "patch_tokens": facts.patch_tokens - by}
+    )
+    return adapter
+
+
+@pytest.mark.parametrize(("name", "by"), [("deit_small_distilled_patch16_224", -1), ("vit_small_patch14_dinov2", 1)])
+def test_a_prefix_that_is_off_by_one_is_noticed(name: str, by: int) -> None:
+    """Either a prefix token goes for some image, or a patch that nothing may drop is kept for all."""
+    adapter = shifted(adapter_of(name), by)
+    with PrunedModel(adapter, PRUNED) as pruned, torch.no_grad():
+        choices = pruned.replay(images_for(name, 16)).choices
+    kept = chained([choice.kept for choice in choices])[-1]
+    true = MEMBERS[name].prefix
+    first = (kept[:, :true] == torch.arange(true)).all(1)
+    next_one = (kept == true).any(1)
+    assert not first.all() or next_one.all()
+    with PrunedModel(adapter_of(name), PRUNED) as pruned, torch.no_grad():
+        right = chained([choice.kept for choice in pruned.replay(images_for(name, 16)).choices])[-1]
+    assert (right[:, :true] == torch.arange(true)).all()
+    assert not (right == true).any(1).all()
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+@pytest.mark.parametrize("wrong", ["not-gathered", "off-by-one", "same-for-all-images"])
+def test_places_that_do_not_follow_the_tokens_are_noticed(
+    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family: Any = EvaAdapter if MEMBERS[name].family == "eva" else BeitAdapter
+    original = family.follow
+
+    def follow(self: ModelAdapter, index: int, places: Callable[[], Tensor | None]) -> Any:
+        def damaged() -> Tensor | None:
+            present = places()
+            if present is None:
+                return None
+            first = present.new_tensor(range(present.shape[1]))
+            by_one = torch.cat([present[:, :1], (present[:, 1:] - 1).clamp_min(1)], 1)
+            damages = {"not-gathered": first.expand_as(present), "off-by-one": by_one}
+            return damages.get(wrong, present[:1].expand_as(present))
+
+        return original(self, index, damaged)
+
+    monkeypatch.setattr(family, "follow", follow)
+    with PrunedModel(adapter_of(name), PRUNED) as pruned, torch.no_grad():
+        replay = pruned.replay(images_for(name))
+    places = chained([choice.kept for choice in replay.choices])
+    assert not torch.allclose(replay.output, expected(name, places), rtol=1e-3, atol=1e-3)
+
+
+# -------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", "windows"),
+        ("mvitv2_tiny", "grid"),
+        ("hiera_tiny_224", "grid"),
+        ("cait_xxs24_224", "talking heads"),
+        ("xcit_nano_12_p16_224", "channels"),
+        ("vit_relpos_small_patch16_224", "bias"),
+        ("samvit_base_patch16", "windows"),
+        ("resnet18", "no plain vision transformer"),
+        ("vit_small_patch16_18x2_224", "blocks lack attn"),
+        ("vit_dwee_patch16_reg1_gap_256", "DiffAttention"),
+        ("vit_pwee_patch16_reg1_gap_256", "blocks lack attn"),
+    ],
+)
+def test_what_cannot_be_pruned_soundly_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ModelError, match=reason):
+        adapt(model, 224)
+
+
+def test_every_refusal_is_about_a_module_of_timm() -> None:
+    for module in REFUSED:
+        importlib.import_module(f"timm.models.{module}")
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_224", "vit_small_patch16_dinov3", "beit_base_patch16_224", "lvvit_s"]
+)
+def test_an_image_that_patches_do_not_divide_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="multiple of 16"):
+        adapt(member(name), 100)
+
+
+def test_a_class_token_that_the_head_leaves_out_ranks_nothing() -> None:
+    for name in ("eva_large_patch14_196", "beit_base_patch16_224", "vit_small_patch16_dinov3"):
+        facts = adapter_of(name).architecture
+        assert not facts.class_token
+        with pytest.raises(Exception, match="class token"):
+            plan(schedule("ats"), facts)
+    assert isinstance(adapter_of("eva_large_patch14_196"), VitAdapter)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256"])
+def test_attention_pooling_works_with_a_single_patch(name: str) -> None:
+    last = PruningSchedule(name="last", layers=(LayerSpec(block=2, keep_ratio=0.01),))
+    with PrunedModel(adapter_of(name), last) as pruned, torch.no_grad():
+        output, kept = pruned(images_for(name))
+    assert kept.shape == (3, MEMBERS[name].prefix + 1)
+    assert output.isfinite().all()

@@ -1,0 +1,155 @@
+"""timm's models by name, but small, with weights that let nothing be ignored; and what a pruned one must give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from helpers.models import randomised
+from ztdeploy.models import adapt
+from ztdeploy.models.adapter import ModelAdapter
+from ztdeploy.models.lvvit_module import SIZES, LvVit
+
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a family, by its name, and what is known about it without our adapters."""
+
+    family: str
+    prefix: int  #: how many prefix tokens it has
+    class_token: bool  #: whether its head reads a class token
+    patch: int = 16
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int:
+        return 5 * self.patch  # an odd side: what is wrong by a row or column shows
+
+
+def _vit(prefix: int, *, class_token: bool = False, patch: int = 16, **arguments: Any) -> Member:
+    return Member("vit", prefix, class_token, patch, arguments)
+
+
+def _eva(prefix: int, *, class_token: bool = False, patch: int = 16, **arguments: Any) -> Member:
+    return Member("eva", prefix, class_token, patch, arguments)
+
+
+MEMBERS: dict[str, Member] = {
+    # plain, AugReg, DeiT
+    "vit_base_patch16_224": _vit(1, class_token=True),
+    "vit_base_patch32_224": _vit(1, class_token=True, patch=32),
+    "deit_tiny_patch16_224": _vit(1, class_token=True),
+    "deit_small_distilled_patch16_224": _vit(2, class_token=True),
+    "deit3_small_patch16_224": _vit(1, class_token=True),
+    "flexivit_small": _vit(1, class_token=True),
+    "vit_base_patch16_rpn_224": _vit(0),
+    # MAE and others whose average is normalised; without class token; with registers
+    "eva_large_patch14_196": _vit(1, patch=14),
+    "vit_medium_patch16_gap_256": _vit(0),
+    "vit_base_patch16_reg4_gap_256": _vit(4),
+    "vit_so150m_patch16_reg4_map_256": _vit(4),
+    "beit3_base_patch16_224": _vit(1),
+    # CLIP, SigLIP, SigLIP 2 and other towers
+    "vit_base_patch16_clip_224": _vit(1, class_token=True),
+    "vit_base_patch16_clip_quickgelu_224": _vit(1, class_token=True),
+    "vit_base_patch16_siglip_224": _vit(0),
+    "vit_base_patch16_siglip_gap_224": _vit(0),
+    "vit_so400m_patch16_siglip_256": _vit(0),
+    "aimv2_large_patch14_224": _vit(0, patch=14),
+    "vit_intern300m_patch14_448": _vit(1, class_token=True, patch=14),
+    "vit_base_patch16_radio_v3": _vit(8, class_token=True),
+    # DINOv2
+    "vit_small_patch14_dinov2": _vit(1, class_token=True, patch=14),
+    "vit_small_patch14_reg4_dinov2": _vit(5, class_token=True, patch=14),
+    "vit_giant_patch14_dinov2": _vit(1, class_token=True, patch=14),
+    # EVA, EVA-02, DINOv3, RoPE ViT, Perception Encoder, Sapiens
+    "eva_giant_patch14_224": _eva(1, patch=14),
+    "eva02_tiny_patch14_224": _eva(1, patch=14),
+    "eva02_base_patch16_clip_224": _eva(1, class_token=True),
+    "eva02_large_patch14_clip_224": _eva(1, class_token=True, patch=14),
+    "vit_small_patch16_dinov3": _eva(5),
+    "vit_small_patch16_dinov3_qkvb": _eva(5),
+    "vit_base_patch16_rope_224": _eva(1, class_token=True),
+    "vit_base_patch16_rope_mixed_224": _eva(1, class_token=True),
+    "vit_pe_core_tiny_patch16_384": _eva(1),
+    "vit_pe_spatial_tiny_patch16_512": _eva(1),
+    "vit_base_patch16_sapiens2": _eva(9, class_token=True, num_kv_heads=1),
+    # BEiT
+    "beit_base_patch16_224": Member("beit", 1, class_token=False),
+    "beitv2_base_patch16_224": Member("beit", 1, class_token=False),
+    # LV-ViT
+    "lvvit_s": Member("lvvit", 1, class_token=True),
+}
+
+
+def member(name: str, seed: int = 0, **arguments: Any) -> Any:
+    """A small model of that name, every parameter drawn anew."""
+    facts = MEMBERS[name]
+    given = {**SMALL, "img_size": facts.image_size, **facts.arguments, **arguments}
+    torch.manual_seed(seed)  # rotary frequencies of some are drawn
+    model: Any = LvVit(damping=SIZES[name].damping, **given) if name in SIZES else timm.create_model(name, **given)
+    return randomised(model, seed)
+
+
+def adapter_of(name: str, seed: int = 0, **arguments: Any) -> ModelAdapter:
+    return adapt(member(name, seed, **arguments), MEMBERS[name].image_size)
+
+
+def images_for(name: str, batch: int = 3, seed: int = 0) -> Tensor:
+    """fp32 `[B, 3, S, S]`."""
+    size = MEMBERS[name].image_size
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def chained(kept: Sequence[Tensor]) -> list[Tensor]:
+    """Per pruning layer, which of the image's tokens are left behind it."""
+    places: list[Tensor] = []
+    for indices in kept:
+        places.append(places[-1].gather(1, indices) if places else indices)
+    return places
+
+
+@contextmanager
+def only(model: Any, behind: dict[int, Tensor]) -> Iterator[None]:
+    """Behind each block, the tokens that are not among `behind[block]` (`[B, k]`, of the image's) are nobody's to see.
+
+    No token is removed, no table is gathered: all keep their places, while attention to those that are gone is taken
+    out and the rest scaled up to 1. Only what the head reads is picked in the end.
+    """
+    gone, undo = {}, []
+    present: Tensor | None = None
+    for index in range(len(model.blocks)):
+        if present is not None:
+            gone[index] = present
+        present = behind.get(index, present)
+
+    def see(index: int) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            seen = torch.zeros(inputs[0].shape[0], inputs[0].shape[-1]).scatter(1, gone[index], 1.0)
+            left = inputs[0] * seen[:, None, None, :]
+            return (left / left.sum(-1, keepdim=True),)
+
+        return hook
+
+    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        assert present is not None
+        return (inputs[0].gather(1, present.unsqueeze(-1).expand(-1, -1, inputs[0].shape[-1])),)
+
+    for index in gone:
+        attention = model.blocks[index].attn
+        attention.fused_attn = False
+        undo.append(attention.attn_drop.register_forward_pre_hook(see(index)))
+    undo.append(model.norm.register_forward_pre_hook(pick))
+    try:
+        yield
+    finally:
+        for handle in undo:
+            handle.remove()
