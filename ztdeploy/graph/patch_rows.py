@@ -13,8 +13,8 @@ _SINGLE, _LONG = ir.DataType.FLOAT, ir.DataType.INT64
 def patch_product(graph: ir.Graph) -> tuple[ir.Node, ir.Value] | None:
     """Put a MatMul in the place of the convolution that cuts uint8 pixels `[B, S, S, 3]` into patches.
 
-    A patch's pixels lie `[row, column, channel]`; of `(p a + c) W + b`, the normalisation by a and c goes into weights and
-    bias.
+    A patch's pixels lie `[row, column, channel]`; of `(p a + c) W + b`, the normalisation by a and c goes into
+    weights and bias.
 
     Returns:
         The MatMul, whose first input is meant to hold the pixels' values, and the pixels themselves, uint8
@@ -27,7 +27,9 @@ def patch_product(graph: ir.Graph) -> tuple[ir.Node, ir.Value] | None:
     weight, bias = (_array(value) for value in convolution.inputs[1:3])
     out, channels, side, _ = weight.shape
     assert image.shape is not None
-    grid = int(image.shape[1]) // side
+    height = image.shape[1]
+    assert isinstance(height, int)
+    grid = height // side
     factor, offset = (_array(value).reshape(1, channels, 1, 1) for value in (scale, shift))
     rows = (weight * factor).transpose(2, 3, 1, 0).reshape(-1, out).astype(np.float32)
     moved = (bias + (weight * offset).sum((1, 2, 3))).astype(np.float32)

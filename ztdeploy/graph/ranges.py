@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,8 +56,8 @@ def _joined(ranges: list[tuple[float, float]], method: Calibration) -> tuple[flo
     return float(np.mean(lows)), float(np.mean(highs))
 
 
-def _range(values: NDArray[np.generic], method: Calibration) -> tuple[float, float]:
+def _range(values: NDArray[Any], method: Calibration) -> tuple[float, float]:
     if method == "min-max":
-        return float(values.min()), float(values.max())  # type: ignore[attr-defined]
+        return float(values.min()), float(values.max())
     low, high = np.quantile(values, [TAIL, 1 - TAIL])
     return float(low), float(high)

@@ -62,8 +62,8 @@ def to_static_int8(model: ir.Model, options: Int8Options, ranges: Ranges) -> ir.
 
 
 def within_int8(model: ir.Model, options: Int8Options) -> Callable[[ir.Node], bool]:
-    """Which nodes of an int8 graph compute in the type of `options.rest`: those of blocks that stay as they are, and the
-    products and softmax of attention where no pruning layer reads it."""
+    """Which nodes of an int8 graph compute in the type of `options.rest`: those of blocks that stay as they are, and
+    the products and softmax of attention where no pruning layer reads it."""
     ranked = {str(node.name).split("/")[0] for node in model.graph if node.op_type == "Softmax" and is_ranked(node)}
 
     def within(node: ir.Node) -> bool:
