@@ -24,14 +24,17 @@ from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
+from ztdeploy.calibration import CalibrationImages, built_in_images
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.notes import notes_of, without_notes
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
+from ztdeploy.graph.ranges import measure_ranges
 from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.shared_weights import SharedWeights
 from ztdeploy.graph.stable_names import PRUNE
+from ztdeploy.graph.static_int8 import Ranges
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.manifest import (
     SCHEMA_VERSION,
@@ -76,8 +79,14 @@ class Assembly:
         *,
         batch: int | None,
         cache: TraceStore | None = None,
+        calibration: CalibrationImages | None = None,
     ) -> None:
+        """
+        Args:
+            calibration: what int8 ranges come from where they are not dynamic; None: the golden images.
+        """
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
+        self.calibration = calibration or built_in_images(self.golden_sources)
         self._cache = cache
         self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
         tokens = model.adapter.architecture.tokens
@@ -95,10 +104,26 @@ class Assembly:
         specs = list(dict.fromkeys(self._specs.values()))
         traces = self._traces(schedule, list(dict.fromkeys(spec.traced for spec in specs)))
         # All are made before any is written: writing renames what is inside.
-        for spec, graph in [(spec, specialise(traces[spec.traced].graph, spec)) for spec in specs]:
+        ranges = self._ranges(specs, traces)
+        graphs = [(spec, specialise(traces[spec.traced].graph, spec, ranges.get(spec))) for spec in specs]
+        for spec, graph in graphs:
             self._take(schedule, spec, graph)
         reference = next(iter(traces.values())).reference
         np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **reference)
+
+    def _ranges(self, specs: list[GraphSpec], traces: dict[GraphSpec, Trace]) -> dict[GraphSpec, Ranges]:
+        """What the specs need whose int8 ranges come from calibration images; each trace is watched once per method."""
+        threads = usable_threads(0)
+        found, ranges = dict[tuple[GraphSpec, str], Ranges](), dict[GraphSpec, Ranges]()
+        for spec in specs:
+            if spec.int8 is None or not spec.int8.static:
+                continue
+            traced, method = spec.traced, spec.int8.ranges
+            if (traced, method) not in found:
+                batches = self.calibration.batches(traced, self.model.preprocess)
+                found[traced, method] = measure_ranges(traces[traced].graph, batches, method, threads=threads)
+            ranges[spec] = found[traced, method]
+        return ranges
 
     def _traces(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
         """One trace per spec; what the cache holds is not traced again."""
@@ -151,7 +176,7 @@ class Assembly:
             self._take_blocks(spec, graph)  # before its initialisers get other names
         path = self._graph_path(schedule, spec)
         self._weights.add(path, graph)
-        if notes_of(noted) and spec.precision != "bf16":  # ONNX Runtime has next to no kernels for bf16 on a CPU
+        if notes_of(noted) and runs_in_onnxruntime(spec):
             self._noted[schedule.name, spec] = path.with_name(f"_notes.{path.name}")  # no variant's name
             self._weights.add(self._noted[schedule.name, spec], noted)
 
@@ -222,8 +247,11 @@ class Assembly:
         return with_variant(manifest, variant, **changes)
 
     def _prove_engine(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> ParityRecord:
-        """An int8 engine against its graph, which `_prove_graph` holds against PyTorch; any other against PyTorch."""
-        if variant.graphs[profile.name].precision != "int8":
+        """An int8 engine of ONNX Runtime against its graph, which `_prove_graph` holds against PyTorch; any other
+        against PyTorch, given its tokens below fp32. With static ranges fp32 operators between the integer ones differ
+        in the last bit from one runtime to another, so that now and then a value falls to the next step."""
+        spec = self._specs[profile.name]
+        if spec.int8 is None or spec.int8.static:
             return self._compare(manifest, variant, profile, None)[0]
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
@@ -236,10 +264,12 @@ class Assembly:
     @contextmanager
     def _emulation(self, graph: GraphRecord) -> Iterator[Path]:
         """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
-        spell_out = with_exact_products if graph.precision == "int8" else with_rounding
         with scratch_folder(self.folder) as scratch:
             file = scratch / "emulation.onnx"
-            ir.save(spell_out(ir.load(self.folder / graph.file)), file, external_data="emulation.weights")
+            model = ir.load(self.folder / graph.file)
+            if graph.precision == "int8":
+                model = with_exact_products(model)
+            ir.save(with_rounding(model), file, external_data="emulation.weights")
             yield file
 
     def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
@@ -327,6 +357,11 @@ class Assembly:
         lines = [line for profile in self.profiles if (line := what_is_missing(profile)) is not None]
         boards = [profile.name for profile in self.profiles if profile.backend == TENSORRT.name]
         lines += [
+            f"profile '{name}': its int8 ranges come from {self.calibration.origin}; from yours with --calib FOLDER"
+            for name, spec in self._specs.items()
+            if spec.int8 is not None and spec.int8.static and not self.calibration.given
+        ]
+        lines += [
             f"profile '{name}': variant '{schedule.name}' has plain operators only: the plugins do not know its option"
             f" {', '.join(foreign)}"
             for name in boards
@@ -385,6 +420,7 @@ class Assembly:
             image_input=spec.image_input,
             batch=spec.batch,
             precision=spec.precision,
+            calibration=self.calibration.origin if spec.int8 is not None and spec.int8.static else None,
             weights_bytes=contents.weights_bytes,
             operators=contents.operators,
             nodes=contents.nodes,
@@ -410,6 +446,12 @@ class Assembly:
 def graph_runner(graph: Path, threads: int) -> OnnxRuntimeRunner:
     """Runs a graph in an engine's stead."""
     return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
+
+
+def runs_in_onnxruntime(spec: GraphSpec) -> bool:
+    """Whether ONNX Runtime computes what an engine of the graph does: it has next to no kernels for bf16 on a CPU, and
+    with static int8 other steps than another runtime now and then."""
+    return spec.precision != "bf16" and not (spec.int8 is not None and spec.int8.static)
 
 
 def builds_anywhere(profile: HardwareProfile) -> bool:

@@ -20,6 +20,7 @@ from ztdeploy.graph.board import for_old_parsers
 from ztdeploy.graph.fused_attention import fuse_attention
 from ztdeploy.graph.int8 import to_int8
 from ztdeploy.graph.precision import to_precision
+from ztdeploy.graph.static_int8 import Ranges, to_static_int8, within_int8
 from ztdeploy.graph.static_shapes import check_static_shapes
 from ztdeploy.graph.turing import without_fp32_products
 from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
@@ -161,11 +162,15 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     return model
 
 
-def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
-    """The graph that a spec asks for, from the fp32 trace, which stays as it is."""
+def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
+    """The graph that a spec asks for, from the fp32 trace, which stays as it is.
+
+    Args:
+        ranges: what int8 activations that are not dynamic need.
+    """
     if spec == spec.traced:
         return traced
-    model = _typed(traced, spec)
+    model = _typed(traced, spec, ranges)
     if spec.turing:
         without_fp32_products(model)
     if spec.board:
@@ -176,12 +181,18 @@ def specialise(traced: ir.Model, spec: GraphSpec) -> ir.Model:
     return model
 
 
-def _typed(traced: ir.Model, spec: GraphSpec) -> ir.Model:
+def _typed(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None) -> ir.Model:
     """A copy of the trace in the spec's precision."""
     if spec.precision == "fp32":
         return traced.clone()
     if spec.precision == "int8":
-        return to_int8(traced, spec.int8 or Int8Options())
+        options = spec.int8 or Int8Options()
+        if options.static:
+            assert ranges is not None, "static ranges have to be measured first"
+            model = to_static_int8(traced, options, ranges)
+        else:
+            model = to_int8(traced, options)
+        return to_precision(model, options.rest, within=within_int8(model, options))
     return to_precision(traced, spec.precision)
 
 

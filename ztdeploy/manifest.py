@@ -111,6 +111,7 @@ class GraphRecord(_Record):
     image_input: ImageInput
     batch: Annotated[int, Field(ge=1)] | None
     precision: Precision = "fp32"
+    calibration: str | None = None  #: the images that int8 ranges come from, in words; None where they are dynamic
     weights_bytes: int = Field(ge=0)
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]

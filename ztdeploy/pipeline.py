@@ -22,6 +22,7 @@ from ztdeploy.schedule import (
 )
 
 if TYPE_CHECKING:
+    from ztdeploy.calibration import CalibrationImages
     from ztdeploy.gate import Gate
     from ztdeploy.models.loading import LoadedModel
 
@@ -89,7 +90,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
 
     cache = None if request.cache is None else TraceStore(request.cache)
     with new_bundle_folder(request.out, force=request.force) as folder:
-        work = Assembly(folder, model, profiles, schedules, batch=request.batch, cache=cache)
+        images = calibration_images(request, model)
+        work = Assembly(folder, model, profiles, schedules, batch=request.batch, cache=cache, calibration=images)
         total, done = len(schedules) * (1 + len(work.buildable) + len(profiles)) + 1, 0
         for schedule in schedules:
             progress(f"exporting {schedule.name}", done, total)
@@ -115,6 +117,17 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
         if request.gate is not None:
             apply_gate(folder, request.gate, progress)
     return read_bundle(request.out)
+
+
+def calibration_images(request: BuildRequest, model: LoadedModel) -> CalibrationImages | None:
+    """Those that the gate judges on, as many as ranges need; None where there is no gate."""
+    from ztdeploy.calibration import chosen_images
+    from ztdeploy.fidelity.data import read_data
+
+    if request.gate is None:
+        return None
+    data = read_data(request.gate.data, model.class_names, model.adapter.architecture.num_classes)
+    return chosen_images([image.path for image in data.images], data.name)
 
 
 def check_backends(profiles: list[HardwareProfile]) -> None:

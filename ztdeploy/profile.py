@@ -14,6 +14,7 @@ from ztdeploy.schedule import check_keep_ratio
 from ztdeploy.toml import read_toml
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Calibration = Literal["min-max", "percentile"]
 
 
 class _Table(BaseModel):
@@ -48,11 +49,23 @@ class Int8Options(_Table):
     from_block: int = Field(default=0, ge=0)
     #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them.
     weight_bits: Literal[7, 8] = 8
+    #: "dynamic": their range is taken while they run. Else it comes from calibration images: "uint8" with a zero point,
+    #: "int8" without one.
+    activations: Literal["dynamic", "uint8", "int8"] = "dynamic"
+    ranges: Calibration = "min-max"  #: how they come from those images, unless activations are dynamic
+    #: What blocks that stay as they are compute in, and the attention of the others where no pruning layer reads it.
+    rest: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def static(self) -> bool:
+        """Whether ranges come from calibration images."""
+        return self.activations != "dynamic"
 
     @property
     def label(self) -> str:
         """What is not at its default, to name files after: `from-4-w7`."""
         parts = {"from_block": f"from-{self.from_block}", "weight_bits": f"w{self.weight_bits}"}
+        parts |= {name: getattr(self, name) for name in ("activations", "ranges", "rest")}
         return "-".join(part for name, part in parts.items() if getattr(self, name) != getattr(Int8Options(), name))
 
 

@@ -19,9 +19,11 @@ from ztdeploy.backends import get_backend, openvino, processor
 from ztdeploy.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph
 from ztdeploy.backends.processor import computes_bf16, cpu_features
 from ztdeploy.bundle import WEIGHTS_FILE, read_bundle, sha256_of
+from ztdeploy.cli.app import run
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError, MissingExtraError, ProfileError
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.profile import HardwareProfile, read_profile
+from ztdeploy.runtime.runner import load
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
@@ -102,9 +104,19 @@ def test_a_broken_installation_is_to_be_installed_again(monkeypatch):
     refused(openvino.load_openvino, "libopenvino.so", "--force-reinstall", kind=EnvironmentLacksError)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_precisions_without_engines(precision):
-    refused(lambda: OpenVinoBackend().check_profile(profile(precision)), precision, "fp32 or bf16", kind=ProfileError)
+def test_fp16_has_no_engines():
+    refused(lambda: OpenVinoBackend().check_profile(profile("fp16")), "fp16", "fp32 or bf16", kind=ProfileError)
+
+
+def test_int8_takes_ranges_from_images_here_and_none_in_onnxruntime():
+    dynamic, static = (read_profile(name) for name in ("cpu-int8", "cpu-openvino-int8"))
+    for one, other in ((dynamic, static), (static, dynamic)):
+        get_backend(one.backend).check_profile(one)
+        swapped = one.model_copy(update={"int8": other.int8})
+        words = ("other int8 activations", one.backend, "'activations' under [int8]")
+        refused(
+            lambda one=one, swapped=swapped: get_backend(one.backend).check_profile(swapped), *words, kind=ProfileError
+        )
 
 
 @needs_openvino
@@ -227,3 +239,32 @@ def test_blocks_compute_in_bf16_and_pruning_layers_in_fp32(typed):
     assert set(pruning) == {"f32"}
     assert set(blocks) == {"bf16"}
     assert blocks["bf16"] >= 4 * 12
+
+
+@needs_openvino
+def test_linear_layers_are_computed_in_integers(tmp_path):
+    """By OpenVINO's own account, whatever stands around them; a batch gives what its images give alone."""
+    bundle = tmp_path / "bundle"
+    assert run(["build", "-m", "vit_digits", "-p", "cpu-openvino-int8", "-k", "0.7", "-o", str(bundle)]) == 0
+    opened = read_bundle(bundle)
+    variant = opened.variant(name="keep-0.70")
+    graph, engine = variant.graphs["cpu-openvino-int8"], variant.engines["cpu-openvino-int8"]
+    assert graph.calibration == "4 built-in images"
+    assert any("--calib" in line for line in opened.manifest.missing)
+    assert graph.parity is not None
+    assert graph.drift is not None
+    assert engine.parity is not None
+    assert engine.parity.replayed
+    for alone in (True, False):
+        kinds = Counter[str]()
+        for node in compile_graph(opened.path(graph.file), 1, alone=alone)[0].get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            if facts["layerType"].astype(str) == "FullyConnected" and "Quantized" not in facts["layerType"].astype(str):
+                kinds[facts["runtimePrecision"].astype(str)] += 1
+        assert kinds["u8"] >= 4 * opened.manifest.model.architecture.depth
+        assert kinds["f32"] <= 1, "the classifier"
+    pixels = np.load(bundle / "golden" / "pixels.npy")
+    with load(opened, variant=variant.name, profile="cpu-openvino-int8", threads=1) as runner:
+        together = runner.infer(pixels).logits
+        each = np.concatenate([runner.infer(pixels[i : i + 1]).logits for i in range(len(pixels))])
+    assert np.abs(together - each).max() < 0.05 * np.abs(together).max()

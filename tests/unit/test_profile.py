@@ -265,6 +265,8 @@ def test_int8_options_are_for_int8_alone(toml):
     profile = read_profile(toml('precision = "int8"\n[int8]\nfrom_block = 3\nweight_bits = 7\n'))
     assert (profile.int8.from_block, profile.int8.weight_bits) == (3, 7)
     assert read_profile(toml('precision = "int8"\n')).int8 is None
+    static = read_profile(toml('precision = "int8"\n[int8]\nactivations = "uint8"\nrest = "bf16"\n')).int8
+    assert (static.static, static.label) == (True, "uint8-bf16")
     refused(toml("[int8]\nfrom_block = 3\n"), "int8", "only precision int8")
     refused(toml('precision = "int8"\n[int8]\nweight_bits = 4\n'), "int8.weight_bits", "got 4")
     refused(toml('precision = "int8"\n[int8]\nfrom_block = -1\n'), "int8.from_block", "got -1")

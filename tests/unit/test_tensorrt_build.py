@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from helpers.errors import refused
@@ -24,7 +25,7 @@ from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ProfileError, ZtdeployError
 from ztdeploy.manifest import GraphRecord
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions, read_profile
+from ztdeploy.profile import BatchSizes, HardwareProfile, Int8Options, TensorRtOptions, read_profile
 from ztdeploy.pruning import METHODS
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
@@ -325,6 +326,7 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
     import onnx_ir as ir
 
     from ztdeploy.export import GraphSpec, export_onnx, specialise
+    from ztdeploy.graph.ranges import measure_ranges
     from ztdeploy.models.loading import load_model
     from ztdeploy.models.vit import VitAdapter
     from ztdeploy.pruning.pruned_model import PrunedModel
@@ -342,14 +344,19 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
         precision: Any = "fp32",
         turing: bool = False,
         options: MethodOptions = DEFAULT_OPTIONS,
+        int8: Int8Options | None = None,
     ) -> Any:
-        spec, key = GraphSpec(20, "uint8", batch, precision, turing), (method, batch, options)
+        spec = GraphSpec(20, "uint8", batch, precision, turing, int8=int8)
+        key = (method, batch, options)
         layers = (LayerSpec(block=1, keep_ratio=0.7), LayerSpec(block=2, keep_ratio=0.7))
         if key not in traces:
             schedule = PruningSchedule(name="test", method=method, options=options, layers=layers)
             with PrunedModel(adapter, schedule) as module:
                 traces[key] = export_onnx(module, model.preprocess, spec.traced)
-        return ir.serde.serialize_model(specialise(traces[key], spec))
+        side = model.preprocess.image_size
+        noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+        ranges = measure_ranges(traces[key], [noise], "min-max", threads=1) if int8 is not None else None
+        return ir.serde.serialize_model(specialise(traces[key], spec, ranges))
 
     return make
 
@@ -398,6 +405,19 @@ def test_the_graph_of_every_method_builds_for_all_gpus_of_the_shipped_profile(
     assert shipped.tensorrt.compute_capabilities == RTX_CAPABILITIES
     built, _ = build(rtx, digits(method, precision="fp16", turing=True), tmp_path, shipped)
     assert built.file.stat().st_size > 0
+
+
+def test_the_graph_of_a_pruned_model_builds_in_int8(rtx: Any, digits: Any, tmp_path: Path) -> None:
+    """Pairs of QuantizeLinear and DequantizeLinear, symmetric as TensorRT wants them; weights are stored as integers."""
+    model = digits(precision="int8", int8=Int8Options(activations="int8"))
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    sizes = []
+    for name, graph in (("int8", model), ("fp32", digits())):
+        folder = tmp_path / name
+        folder.mkdir()
+        built, _ = build(rtx, graph, folder, profile(precision="fp32"))
+        sizes.append(built.file.stat().st_size)
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 @pytest.mark.parametrize("options", diagonal("zero-tprune-merge"), ids=case_name)

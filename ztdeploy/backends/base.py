@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.errors import EngineMismatchError, ProfileError
 from ztdeploy.manifest import Fingerprint, GraphRecord
-from ztdeploy.profile import HardwareProfile, Precision
+from ztdeploy.profile import HardwareProfile, Int8Options, Precision
 
 #: "speed": each open engine repacks its weights for its kernels. "shared": all open engines read one copy.
 MemoryMode = Literal["speed", "shared"]
@@ -202,6 +202,23 @@ def check_precision(backend: Backend, profile: HardwareProfile) -> None:
             f"profile '{profile.name}' asks for {profile.precision} with the backend {backend.name}",
             f"precision {' or '.join(backend.precisions)}",
             "set 'precision' in the profile, or choose another backend",
+        )
+
+
+def check_activations(backend: Backend, profile: HardwareProfile, *, static: bool) -> None:
+    """
+    Args:
+        static: whether the backend's int8 engines have ranges from calibration images; if not, dynamic ones.
+
+    Raises:
+        ProfileError: the profile asks for int8 activations of the other kind.
+    """
+    if profile.precision == "int8" and (profile.int8 or Int8Options()).static != static:
+        wanted = "int8.activations uint8 or int8" if static else "int8.activations dynamic"
+        raise ProfileError(
+            f"profile '{profile.name}' asks for other int8 activations than the backend {backend.name} has",
+            wanted,
+            "set 'activations' under [int8] in the profile, or choose another backend",
         )
 
 

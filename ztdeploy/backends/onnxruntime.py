@@ -17,6 +17,7 @@ from ztdeploy.backends.base import (
     Insight,
     MemoryMode,
     Plugins,
+    check_activations,
     check_fingerprint,
     check_precision,
 )
@@ -48,6 +49,7 @@ class OnnxRuntimeBackend:
 
     def check_profile(self, profile: HardwareProfile) -> None:
         check_precision(self, profile)
+        check_activations(self, profile, static=False)
 
     def check_can_build(self, profile: HardwareProfile) -> None:
         self.check_profile(profile)

@@ -12,8 +12,8 @@ would be given fp32 kernels for a bf16 graph, and is refused instead.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from ztdeploy.backends.base import (
     Insight,
     MemoryMode,
     Plugins,
+    check_activations,
     check_fingerprint,
     check_precision,
 )
@@ -55,11 +56,12 @@ class OpenVinoBackend:
 
     name, suffix = "openvino", ".openvino.json"
     built_where: BuiltWhere = "anywhere"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
     insight: Insight | None = None
 
     def check_profile(self, profile: HardwareProfile) -> None:
         check_precision(self, profile)
+        check_activations(self, profile, static=True)
 
     def check_can_build(self, profile: HardwareProfile) -> None:
         self.check_profile(profile)
@@ -109,23 +111,39 @@ class OpenVinoBackend:
                 "an engine of this bundle's graph",
                 f"run: ztdeploy finalize {weights.parent.parent}",
             )
-        return OpenVinoRunner(*compile_graph(graph, threads))
+        return OpenVinoRunner(*compile_graph(graph, threads, alone=True), partial(compile_graph, graph, threads))
 
 
 class OpenVinoRunner:
     """A compiled graph with one request; one call at a time."""
 
-    def __init__(self, compiled: Any, outputs: list[str]) -> None:
+    def __init__(
+        self, compiled: Any, outputs: list[str], more: Callable[[], tuple[Any, list[str]]] | None = None
+    ) -> None:
+        """
+        Args:
+            compiled: for any batch, or for one image alone where there is `more`.
+            more: compiles it for any batch, when the first one comes.
+        """
         self._request: Any = compiled.create_infer_request()
-        self._outputs = outputs
+        self._outputs, self._more = outputs, more
+        self._alone = more is not None and compiled.inputs[0].partial_shape[0] == 1
+        self._any: Any = None
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._request is not None, "the runner is closed"
-        found = self._request.infer(dict(feeds), share_inputs=True)  # results are copies
+        found = self._request_for(feeds).infer(dict(feeds), share_inputs=True)  # results are copies
         return {name: found[position] for position, name in enumerate(self._outputs)}
 
+    def _request_for(self, feeds: Mapping[str, Array]) -> Any:
+        if not self._alone or self._more is None or len(next(iter(feeds.values()))) == 1:
+            return self._request
+        if self._any is None:
+            self._any = self._more()[0].create_infer_request()
+        return self._any
+
     def close(self) -> None:
-        self._request = None
+        self._request = self._any = None
 
 
 def load_openvino() -> Any:
@@ -174,8 +192,12 @@ def read_engine(path: Path) -> OpenVinoEngine:
         ) from error
 
 
-def compile_graph(graph: Path, threads: int) -> tuple[Any, list[str]]:
+def compile_graph(graph: Path, threads: int, *, alone: bool = False) -> tuple[Any, list[str]]:
     """A compiled graph for one call at a time, in so many threads.
+
+    Args:
+        alone: for a batch of one where the graph takes any: with all shapes known, OpenVINO fuses more, and a call of
+            DeiT-S in int8 takes a tenth less.
 
     Returns:
         With it the names of its outputs: compiling adds those of other values to the one that the graph gives each.
@@ -193,6 +215,12 @@ def compile_graph(graph: Path, threads: int) -> tuple[Any, list[str]]:
     try:
         model = _core().read_model(str(graph))
         names = [output.get_any_name() for output in model.outputs]
+        if alone:
+            for source in model.inputs:
+                shape = source.partial_shape
+                if shape[0].is_dynamic:
+                    shape[0] = 1
+                    model.reshape({source.get_any_name(): shape})
         return _core().compile_model(model, "CPU", options), names
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]

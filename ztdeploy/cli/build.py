@@ -38,7 +38,8 @@ def build(
         float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
     ] = None,
     calib: Annotated[
-        Path | None, typer.Option(help="Images that pruned variants are held against dense on: see 'eval --data'.")
+        Path | None,
+        typer.Option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(min=0, max=100, help="Points of top-1 that pruning may cost on them.")

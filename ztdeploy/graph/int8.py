@@ -43,7 +43,7 @@ def to_int8(model: ir.Model, options: Int8Options) -> ir.Model:
     """
     typed = model.clone()
     inputs: dict[ir.Value, ir.Node] = {}
-    for node in [node for node in typed.graph if _is_linear_of_block(node, options.from_block)]:
+    for node in linear_layers(typed.graph, options.from_block):
         value = node.inputs[0]
         assert value is not None
         if value not in inputs:
@@ -61,6 +61,11 @@ def quantised(
     scales = (np.abs(weight).max(0) / largest).astype(np.float32)
     scales[scales == 0] = 1  # of a column of zeros
     return np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8), scales
+
+
+def linear_layers(graph: ir.Graph, from_block: int) -> list[ir.Node]:
+    """The products of tokens with constant matrices inside blocks, but outside their pruning layers."""
+    return [node for node in graph if _is_linear_of_block(node, from_block)]
 
 
 def _is_linear_of_block(node: ir.Node, from_block: int) -> bool:
@@ -94,7 +99,7 @@ def _replace(graph: ir.Graph, node: ir.Node, dynamic: ir.Node, largest: int) -> 
     integers, scale, zero = dynamic.outputs
     weight = node.inputs[1]
     assert weight is not None
-    rows, columns = _weight(graph, weight, largest)
+    rows, columns = int8_weight(graph, weight, largest)
     product = new_node("MatMulInteger", [integers, rows, zero], node, "int8")
     single = new_node("Cast", product.outputs, node, "single", cast_to(_SINGLE))
     scales = new_node("Mul", [scale, columns], node, "scales")
@@ -105,7 +110,7 @@ def _replace(graph: ir.Graph, node: ir.Node, dynamic: ir.Node, largest: int) -> 
     replace_node(graph, node, [product, single, scales, scaled])
 
 
-def _weight(graph: ir.Graph, weight: ir.Value, largest: int) -> tuple[ir.Value, ir.Value]:
+def int8_weight(graph: ir.Graph, weight: ir.Value, largest: int) -> tuple[ir.Value, ir.Value]:
     """The integers and scales of a weight as initialisers; blocks that share the weight share them."""
     name, tensor, shape = f"{weight.name}.int8", weight.const_value, weight.shape
     assert tensor is not None

@@ -32,12 +32,13 @@ MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeez
 MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
 
 
-def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
+def to_precision(model: ir.Model, precision: Precision, *, within: Callable[[ir.Node], bool] | None = None) -> ir.Model:
     """A copy of an fp32 graph with the given types inside; inputs and outputs keep theirs.
 
     Args:
         model: named by `stable_names`, with static shapes. It is not changed; weights are cast when they are read.
         precision: "fp16" or "bf16"; "fp32" gives the graph itself.
+        within: which nodes may compute in it at all; None: all.
 
     Raises:
         ModelError: a weight is out of the type's range; a large one when it is read.
@@ -46,7 +47,7 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
         return model
     typed = model.clone()
     casts = _Casts(typed.graph)
-    choose = _chooser(typed.graph, LOW[precision])
+    choose = _chooser(typed.graph, LOW[precision], within or (lambda _node: True))
     for node in list(typed.graph):
         target = choose(node)
         if target is None:
@@ -64,7 +65,9 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
     return typed
 
 
-def _chooser(graph: ir.Graph, low: ir.DataType) -> Callable[[ir.Node], ir.DataType | None]:
+def _chooser(
+    graph: ir.Graph, low: ir.DataType, within: Callable[[ir.Node], bool]
+) -> Callable[[ir.Node], ir.DataType | None]:
     """Which type a node computes in; None for one that leaves the choice to nobody."""
     first = next((node for node in graph if node.op_type in _CONTRACTIONS), None)
     ahead = _ancestors(first) if first is not None else set()
@@ -79,9 +82,9 @@ def _chooser(graph: ir.Graph, low: ir.DataType) -> Callable[[ir.Node], ir.DataTy
         moved = {value.dtype for value in floats if not value.is_initializer()}
         if node.op_type in MOVES and moved:
             return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
-        if _in_pruning_layer(node) or not _takes(node, low, opset):
+        if _in_pruning_layer(node) or not within(node) or not _takes(node, low, opset):
             return ir.DataType.FLOAT
-        if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and _is_ranked(node):
+        if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and is_ranked(node):
             return ir.DataType.FLOAT
         return None if node.op_type == "Cast" else low
 
@@ -167,7 +170,7 @@ def _in_pruning_layer(node: ir.Node) -> bool:
     return "/prune/" in (node.name or "")
 
 
-def _is_ranked(node: ir.Node) -> bool:
+def is_ranked(node: ir.Node) -> bool:
     """Whether a pruning layer reads what the node computes."""
     return any(_in_pruning_layer(user) for user in node.outputs[0].consumers())
 
