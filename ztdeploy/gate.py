@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ztdeploy.backends import backend_exists, first_that_runs, why_not_run
 from ztdeploy.board_files import write_board_files
@@ -29,6 +30,10 @@ class Gate:
 
     data: Path
     limits: GateLimits
+
+
+#: What is done with a finished bundle that nobody else sees yet.
+Judge = Callable[[Path, Gate, Progress], None]
 
 
 def check_gate(
@@ -59,13 +64,16 @@ def check_gate(
         )
 
 
-def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
+def apply_gate(
+    folder: Path, gate: Gate, progress: Progress, known: Mapping[str, GateRecord] = MappingProxyType({})
+) -> None:
     """Evaluate all engines of a bundle that run here; variants that cost too much go, with their files.
 
     Engines are held against the dense one of their profile; int8 ones against dense in fp32 where the bundle has it.
 
     Args:
         folder: a finished bundle that nobody else sees yet.
+        known: by profile: what is judged already.
 
     Raises:
         AccuracyError: no pruned variant is left.
@@ -73,9 +81,9 @@ def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
         ParityError: an engine gives something else than numbers.
     """
     bundle = read_bundle(folder)
-    manifest, gates = bundle.manifest, list[GateRecord]()
+    manifest, gates = bundle.manifest, list(known.values())
     with tempfile.TemporaryDirectory() as answers:
-        for name in _judged(bundle):
+        for name in (name for name in _judged(bundle) if name not in known):
             reference = _fp32_profile(manifest, name)
             request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
             report = evaluate_bundle(request, cache=Path(answers), progress=progress)
@@ -84,7 +92,7 @@ def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
     failed = {row.variant for one in gates for row in one.rows if row.failed}
     pruned = [variant.name for variant in manifest.variants if variant.plan.layers]
     if pruned and failed.issuperset(pruned):
-        raise _none_left(gates)
+        raise none_left(gates)
     manifest = manifest.model_copy(update={"gates": tuple(gates)})
     if failed:
         manifest = _without(folder, manifest, failed)
@@ -117,7 +125,8 @@ def _fp32_profile(manifest: Manifest, name: str) -> str | None:
     return next(fit, None)
 
 
-def _none_left(gates: Sequence[GateRecord]) -> AccuracyError:
+def none_left(gates: Sequence[GateRecord]) -> AccuracyError:
+    """That no pruned variant is within limits, and what might be."""
     first = gates[0]
     lines = [f"{row.variant}: {', '.join(row.failed)}" for one in gates for row in one.rows if row.failed]
     advice = "; ".join(dict.fromkeys(line for one in gates for line in one.advice))

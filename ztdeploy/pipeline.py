@@ -21,7 +21,7 @@ from ztdeploy.schedule import (
 )
 
 if TYPE_CHECKING:
-    from ztdeploy.gate import Gate
+    from ztdeploy.gate import Gate, Judge
     from ztdeploy.models.loading import LoadedModel
 
 #: Told before each step: what comes, how many steps are done, how many there are.
@@ -53,8 +53,11 @@ def silent(_what: str, _done: int, _total: int) -> None:
     """The progress of a build that nobody watches."""
 
 
-def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
+def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:
     """Trace, prune, export, build engines, prove parity, and write one bundle.
+
+    Args:
+        judge: what is done with the finished folder where there is a gate; by default `gate.apply_gate`.
 
     Raises:
         ZtdeployError: see `ztdeploy.errors`; nothing is left behind at `request.out`.
@@ -108,7 +111,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
             if profile not in work.buildable and why_not_build(profile) is None:
                 finalize_bundle(folder, progress, profile=profile.name)
         if request.gate is not None:
-            apply_gate(folder, request.gate, progress)
+            (judge or apply_gate)(folder, request.gate, progress)
     return read_bundle(request.out)
 
 

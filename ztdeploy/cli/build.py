@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ztdeploy.gate import Gate
 
 
+#: Of the manifest.
+JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
+
+
 def register(app: typer.Typer) -> None:
     app.command(help="Trace, prune, export, build engines, prove them, and write one bundle.")(build)
 
@@ -30,6 +34,10 @@ def build(
     schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
     crop_pct: Annotated[
@@ -52,6 +60,9 @@ def build(
         raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
+    if precision not in (None, "auto"):
+        raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
+    from ztdeploy.auto_precision import build_fastest
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
     from ztdeploy.schedule import DEFAULT_METHOD
@@ -75,22 +86,25 @@ def build(
     if weights == "random" and checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
     with progress_bar(not json) as progress:
-        bundle = build_bundle(request, progress)
+        bundle = build_fastest(request, progress) if precision == "auto" else build_bundle(request, progress)
     if json:
         print_json(
             {
                 "bundle": str(bundle.root),
-                **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights", "gates"}),
+                **bundle.manifest.model_dump(mode="json", include=JSON),
             }
         )
         return
     from ztdeploy.backends.processor import int8_warning
     from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
+    from ztdeploy.cli.precision import show_choices, show_ranges
     from ztdeploy.gate import gate_lines
 
     show_bundle(bundle)
     show_drift(bundle)
     show_fidelity(bundle)
+    show_choices(bundle)
+    show_ranges(bundle)
     slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
     for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
         warn(line)
