@@ -16,7 +16,7 @@ from ztdeploy.backends import why_not_build, why_not_run
 from ztdeploy.backends.processor import cpu_features, what_int8_lacks
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import Bundle, check_output, read_bundle, write_manifest
-from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError, ModelError, ParityError, ZtdeployError
+from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError, ModelError, ParityError
 from ztdeploy.fidelity.eval_report import EvalReport, EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge, judged_rows
@@ -55,29 +55,31 @@ def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
 
     Raises:
         AccuracyError: no pruned variant passes in fp32.
-        EnvironmentLacksError: a profile asked for cannot run here, so that nothing can be held against it.
+        EnvironmentLacksError: a profile with candidates cannot run here, so that nothing can be held against it.
         InputError: no calibration images, or no profile with candidates.
         ZtdeployError: what `pipeline.build` raises.
     """
-    if request.gate is None:
-        raise InputError("--precision auto without --calib", "images to judge candidates on", "give --calib DIR as well")
-    sources = {read_profile(source).name: source for source in request.profiles}
-    slates = [slate_of(read_profile(source)) for source in sources.values() if read_profile(source).candidates]
+    gate = request.gate
+    if gate is None:
+        raise InputError(
+            "--precision auto without --calib", "images to judge candidates on", "give --calib DIR as well"
+        )
+    asked = {(profile := read_profile(source)).name: (source, profile) for source in request.profiles}
+    slates = [slate_of(profile) for _, profile in asked.values() if profile.candidates]
     if not slates:
         raise InputError(
-            f"--precision auto with the profiles {', '.join(sources)}, which have no candidates",
+            f"--precision auto with {', '.join(asked)}, which has no candidates",
             "a profile with the key 'candidates', such as cpu",
             "leave --precision out, or choose another profile",
         )
     check_output(request.out, force=request.force)
-    for slate in slates:
-        sources |= {read_profile(source).name: source for source in slate.asked.candidates}
-    request = replace(request, keep_ratios=_keep_ratios(request))
+    sources = {read_profile(source).name: source for slate in slates for source in slate.asked.candidates}
+    sources |= {name: source for name, (source, _) in asked.items()}
+    request = replace(request, keep_ratios=_keep_ratios(request, [profile for _, profile in asked.values()]))
     with tempfile.TemporaryDirectory(prefix="ztdeploy-auto-") as scratch:
         request = replace(request, cache=request.cache or Path(scratch) / "traces")
         trial, failed = _trial(request, slates, sources, Path(scratch) / "trial", progress)
-        choices = {slate.asked.name: _choose(slate, trial, failed, request.gate, progress) for slate in slates}
-        asked = [read_profile(source).name for source in request.profiles]
+        choices = {slate.asked.name: _choose(slate, trial, failed, gate, progress) for slate in slates}
         shipped = dict.fromkeys(choices[name].record.shipped if name in choices else name for name in asked)
         final = replace(request, profiles=tuple(sources[name] for name in shipped))
         return build(final, progress, partial(_settle, choices=list(choices.values())))
@@ -111,11 +113,11 @@ def _why_not_tried(profile: HardwareProfile, asked: HardwareProfile) -> str | No
     return why_not_build(profile) or why_not_run(profile) or (lacking and f"this processor has {lacking}")
 
 
-def _keep_ratios(request: BuildRequest) -> tuple[float, ...]:
+def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tuple[float, ...]:
     """Those of the request, or of the profiles asked for: what their candidates say does not matter."""
     if request.keep_ratios or request.schedules:
         return request.keep_ratios
-    return tuple(dict.fromkeys(ratio for source in request.profiles for ratio in read_profile(source).keep_ratios))
+    return tuple(dict.fromkeys(ratio for profile in asked for ratio in profile.keep_ratios))
 
 
 def _trial(
@@ -154,48 +156,31 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
         AccuracyError: no pruned variant of the profile asked for passes.
         ParityError: its engine gives something else than numbers.
     """
-    reasons, asked, manifest = {**slate.lacking, **failed}, slate.asked.name, trial.manifest
-    reports = dict[str, EvalReport]()
-    with tempfile.TemporaryDirectory() as answers:
-        for name in (one.name for one in slate.profiles if one.name not in reasons):
-            request = EvalRequest(bundle=trial.root, data=gate.data, profile=name, dense_profile=asked)
-            try:
-                reports[name] = evaluate_bundle(request, cache=Path(answers), progress=progress)
-            except ParityError as error:
-                if name == asked:
-                    raise
-                reasons[name] = error.given
+    reports, reasons = _evaluated(slate, trial, gate, {**slate.lacking, **failed}, progress)
+    asked = slate.asked.name
     in_fp32 = judge(reports[asked], gate.limits)
-    passing = [row.variant for row in in_fp32.rows if not row.failed]
-    if in_fp32.rows and not passing:
-        raise none_left([in_fp32])
-    timed = next((one.name for one in manifest.variants if one.name in passing), manifest.dense.name)
-    batch = manifest.dense.graphs[asked].batch or min(slate.asked.batch.sizes)
-    measured = measure_latency(
-        [Configuration(trial.root, timed, name, batch=batch) for name in reports],
-        rounds=ROUNDS,
-        iterations=ITERATIONS,
-        progress=progress,
-    )
-    rows = {name: judged_rows(report, gate.limits) for name, report in reports.items()}
+    variant, batch = _timed(trial, in_fp32), trial.manifest.dense.graphs[asked].batch or slate.asked.batch.sizes[0]
+    configurations = [Configuration(trial.root, variant, name, batch=batch) for name in reports]
+    measured = measure_latency(configurations, rounds=ROUNDS, iterations=ITERATIONS, progress=progress)
+    rows = {name: tuple(judged_rows(report, gate.limits)) for name, report in reports.items()}
     contenders = [
         Contender(
             profile=name,
-            precision=manifest.profiles[name].precision,
+            precision=trial.manifest.profiles[name].precision,
             misses=() if name == asked else misses(rows[name], in_fp32.rows, gate.limits),
             rounds_ms=tuple(map(tuple, one.rounds_ms)),
         )
         for name, one in zip(reports, measured, strict=True)
     ]
-    why = dict(zip(reports, choose(contenders), strict=True))
     timings = {one.profile: timing(one, contenders[0]) for one in contenders}
-    shipped = next(name for name, reason in why.items() if reason is None)
+    why = {**reasons, **dict(zip(reports, choose(contenders), strict=True))}
+    shipped = next(name for name in reports if why[name] is None)
     record = ChoiceRecord(
         asked=asked,
         shipped=shipped,
         processor=processor_name(Path("/")),
         threads=usable_threads(slate.asked.threads),
-        variant=timed,
+        variant=variant,
         batch=batch,
         rounds=ROUNDS,
         data=in_fp32.data,
@@ -207,14 +192,55 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
                 profile=one.name,
                 backend=one.backend,
                 precision=one.precision,
-                reason=reasons[one.name] if one.name in reasons else why[one.name],
-                rows=tuple(rows.get(one.name, ())),
+                reason=why[one.name],
+                rows=rows.get(one.name, ()),
                 timing=timings.get(one.name),
             )
             for one in slate.profiles
         ),
     )
     return Choice(record, judge(reports[shipped], gate.limits))
+
+
+def _evaluated(
+    slate: Slate, trial: Bundle, gate: Gate, reasons: Mapping[str, str], progress: Progress
+) -> tuple[dict[str, EvalReport], dict[str, str]]:
+    """What engines answer, against dense of the profile asked for.
+
+    Args:
+        reasons: why some profiles have no engines.
+
+    Returns:
+        Reports by profile, and the reasons with those of engines that give something else than numbers.
+
+    Raises:
+        ParityError: the profile asked for is one of these.
+    """
+    reports, reasons = dict[str, EvalReport](), dict(reasons)
+    with tempfile.TemporaryDirectory() as answers:
+        for name in (one.name for one in slate.profiles if one.name not in reasons):
+            progress(f"judging {name}", 0, 1)
+            request = EvalRequest(bundle=trial.root, data=gate.data, profile=name, dense_profile=slate.asked.name)
+            try:
+                reports[name] = evaluate_bundle(request, cache=Path(answers), progress=progress)
+            except ParityError as error:
+                if name == slate.asked.name:
+                    raise
+                reasons[name] = error.given
+    return reports, reasons
+
+
+def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
+    """The variant that the bundle will run by default; dense where that is all there is.
+
+    Raises:
+        AccuracyError: no pruned variant passes.
+    """
+    passing = [row.variant for row in in_fp32.rows if not row.failed]
+    if in_fp32.rows and not passing:
+        raise none_left([in_fp32])
+    default, dense = trial.manifest.default_variant, trial.manifest.dense.name
+    return default if default in (*passing, dense) else passing[0]
 
 
 def _settle(folder: Path, gate: Gate, progress: Progress, *, choices: Sequence[Choice]) -> None:

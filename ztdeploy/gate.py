@@ -13,7 +13,7 @@ from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import Bundle, file_records, read_bundle, write_manifest
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.errors import AccuracyError, EnvironmentLacksError, InputError
-from ztdeploy.fidelity.data import read_data
+from ztdeploy.fidelity.data import EvalData, read_data
 from ztdeploy.fidelity.eval_report import EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge
@@ -38,11 +38,11 @@ Judge = Callable[[Path, Gate, Progress], None]
 
 def check_gate(
     gate: Gate, profiles: Sequence[HardwareProfile], class_names: Sequence[str] | None, classes: int
-) -> None:
+) -> EvalData:
     """Fail before anything is traced where no engine could be judged in the end.
 
     Raises:
-        EnvironmentLacksError: no profile's engines can run on this machine.
+        EnvironmentLacksError: no profile's engines can run on this machine, and there is nothing else to find out.
         ImageError: no calibration images, or labels that do not fit the model.
         InputError: a limit on top-1, but no labels; or a model without a classifier.
     """
@@ -56,12 +56,14 @@ def check_gate(
             "label the images, or use --min-agreement or --max-kl",
         )
     found, reasons = first_that_runs(profile for profile in profiles if backend_exists(profile.backend))
-    if found is None:
+    probed = gate.limits == GateLimits() and any(profile.precision == "fp16" for profile in profiles)
+    if found is None and not probed:
         raise EnvironmentLacksError(
             f"--calib, but no engine can run here ({reasons})",
             "a profile whose engines run on this machine",
             "build with --profile cpu as well, or build on the device",
         )
+    return data
 
 
 def apply_gate(

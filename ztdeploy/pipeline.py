@@ -11,6 +11,7 @@ from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
+from ztdeploy.manifest import CalibrationRecord, Manifest, RangeRecord
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
     DEFAULT_METHOD,
@@ -21,6 +22,7 @@ from ztdeploy.schedule import (
 )
 
 if TYPE_CHECKING:
+    from ztdeploy.fidelity.data import EvalData
     from ztdeploy.gate import Gate, Judge
     from ztdeploy.models.loading import LoadedModel
 
@@ -80,8 +82,11 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.gate import apply_gate, check_gate
 
+    evidence = None
     if request.gate is not None:
-        check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        data = check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        progress("looking at calibration images", 0, 1)
+        evidence = _look_at(data, model, schedules, profiles)
     from ztdeploy.assembly import Assembly
     from ztdeploy.traces import TraceStore
 
@@ -106,13 +111,45 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
                 draft = work.prove(draft, schedule, profile)
                 done += 1
-        write_manifest(folder, draft)
+        write_manifest(folder, draft if evidence is None else evidence.added_to(draft))
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
                 finalize_bundle(folder, progress, profile=profile.name)
         if request.gate is not None:
             (judge or apply_gate)(folder, request.gate, progress)
     return read_bundle(request.out)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What calibration images say before anything is built."""
+
+    calibration: CalibrationRecord
+    ranges: dict[str, RangeRecord]  #: by variant
+
+    def added_to(self, manifest: Manifest) -> Manifest:
+        variants = tuple(
+            variant.model_copy(update={"fp16_range": self.ranges.get(variant.name)}) for variant in manifest.variants
+        )
+        return manifest.model_copy(update={"calibration": self.calibration, "variants": variants})
+
+
+def _look_at(
+    data: EvalData, model: LoadedModel, schedules: list[PruningSchedule], profiles: list[HardwareProfile]
+) -> _Evidence:
+    """
+    Raises:
+        ImageError: nothing can be judged on these images.
+        ModelError: an fp16 profile, and values that fp16 cannot hold.
+    """
+    from ztdeploy.calibration import look_at
+    from ztdeploy.overflow import check_range, probe
+
+    seen, ranges = look_at(data, model.preprocess), dict[str, RangeRecord]()
+    if any(profile.precision == "fp16" for profile in profiles):
+        ranges = probe(model, schedules, seen.pixels, data.name)
+        check_range(ranges, profiles)
+    return _Evidence(seen.record, ranges)
 
 
 def check_backends(profiles: list[HardwareProfile]) -> None:

@@ -50,7 +50,9 @@ def misses(rows: Sequence[GateRow], asked: Sequence[GateRow], limits: GateLimits
         most = MOST_LOST_BY_DENSE if row.method == "dense" else MOST_LOST
         if expected - row.agreement > most:
             lost = 100 * (expected - row.agreement)
-            found.append(f"{row.variant}: agreement is {lost:.1f} points below fp32's, at most {100 * most:g} are allowed")
+            found.append(
+                f"{row.variant}: agreement is {lost:.1f} points below fp32's, at most {100 * most:g} are allowed"
+            )
     return tuple(found)
 
 
@@ -76,7 +78,9 @@ def choose(contenders: Sequence[Contender]) -> list[str | None]:
             best = position
     for position, reason in enumerate(reasons):
         if reason is None and position != best:
-            reasons[position] = f"{contenders[best].profile} is faster: {_in_words(contenders[best], contenders[position])}"
+            reasons[position] = (
+                f"{contenders[best].profile} is faster: {_in_words(contenders[best], contenders[position])}"
+            )
     return reasons
 
 

@@ -106,7 +106,8 @@ def build(
     show_choices(bundle)
     show_ranges(bundle)
     slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
-    for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
+    seen = bundle.manifest.calibration
+    for line in (*(seen.cautions if seen else ()), *gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
 
