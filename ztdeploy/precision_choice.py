@@ -46,10 +46,9 @@ def misses(rows: Sequence[GateRow], asked: Sequence[GateRow], limits: GateLimits
         return tuple(f"{row.variant}: {text}" for row in judged for text in row.failed)
     found = []
     for row in judged:
-        expected = fp32.get(row.variant, 1.0)
         most = MOST_LOST_BY_DENSE if row.method == "dense" else MOST_LOST
-        if expected - row.agreement > most:
-            lost = 100 * (expected - row.agreement)
+        lost = round(100 * (fp32.get(row.variant, 1.0) - row.agreement), 6)
+        if lost > 100 * most:
             found.append(
                 f"{row.variant}: agreement is {lost:.1f} points below fp32's, at most {100 * most:g} are allowed"
             )

@@ -60,11 +60,11 @@ def load_model(
 
     Raises:
         ModelError: unknown, or of a family that cannot be pruned soundly.
-        CheckpointError: the file is unusable or does not fit.
+        CheckpointError: the file is unusable or does not fit, or a downloaded tensor holds NaN.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
-    from ztdeploy.models.checkpoint import load_strictly, parameters_sha256, read_checkpoint
+    from ztdeploy.models.checkpoint import check_finite, load_strictly, parameters_sha256, read_checkpoint
 
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
@@ -79,6 +79,8 @@ def load_model(
     if state is not None:
         assert checkpoint is not None
         load_strictly(model, state, checkpoint)
+    elif source == "pretrained":
+        check_finite(dict(model.named_parameters()), timm_name)
     origin = (
         checkpoint.name if checkpoint is not None else timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
     )
