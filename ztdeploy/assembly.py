@@ -24,7 +24,6 @@ from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
-from ztdeploy.calibration import CalibrationImages, built_in_images
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.exact_products import with_exact_products
@@ -55,6 +54,7 @@ from ztdeploy.parity import prove, prove_products, reference_outputs
 from ztdeploy.plugins import unknown_options
 from ztdeploy.profile import HardwareProfile, Int8Options
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.range_images import CalibrationImages, built_in_images
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner

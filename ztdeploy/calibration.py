@@ -1,47 +1,85 @@
-"""The images that ranges of int8 activations come from."""
+"""What calibration images are, looked at before anything is built: what nobody could judge on is refused or said."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.export import GraphSpec
+from ztdeploy.errors import ImageError
+from ztdeploy.fidelity.data import EvalData, limited
+from ztdeploy.fidelity.decoding import Decoded, decode
+from ztdeploy.manifest import CalibrationRecord
 from ztdeploy.preprocess_spec import PreprocessSpec
-from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.preprocess import normalise
 
-#: More move ranges little; they are spread evenly over those that were given.
-MOST_IMAGES, BATCH = 64, 8
+#: Images that are decoded, of every class as many: a second's work.
+MOST = 256
+#: With fewer, one image is more than five points of agreement.
+FEW = 20
 
 
 @dataclass(frozen=True)
-class CalibrationImages:
-    """Some images, and whose they are."""
+class Seen:
+    """Some of the images, and what there is to say of them."""
 
-    paths: tuple[Path, ...]
-    origin: str  #: in words, such as "64 images of 'photos'"
-    given: bool  #: by the user, not the ones that ship with ztdeploy
-
-    def batches(self, spec: GraphSpec, preprocess: PreprocessSpec) -> Iterator[NDArray[np.generic]]:
-        """As a graph of that spec takes them; no more than one batch is decoded at a time."""
-        size = spec.batch or BATCH
-        for start in range(0, len(self.paths), size):
-            pixels = load_pixels(self.paths[start : start + size], preprocess)
-            if spec.batch is not None:  # copies fill the last one up, and change no range
-                pixels = np.concatenate([pixels, np.repeat(pixels[-1:], spec.batch - len(pixels), axis=0)])
-            yield pixels if spec.image_input == "uint8" else normalise(pixels, preprocess)
+    paths: tuple[Path, ...]  #: of those that can be read
+    pixels: NDArray[np.uint8]  #: `[n, S, S, 3]` of the same
+    record: CalibrationRecord
 
 
-def chosen_images(paths: Sequence[Path], name: str) -> CalibrationImages:
-    """At most `MOST_IMAGES` of a user's images."""
-    step = -(-len(paths) // MOST_IMAGES)
-    chosen = tuple(paths[::step])
-    return CalibrationImages(chosen, f"{len(chosen)} images of '{name}'", given=True)
+def look_at(data: EvalData, spec: PreprocessSpec) -> Seen:
+    """Decode at most `MOST` images.
+
+    Raises:
+        ImageError: none of these can be read, or each is of one colour.
+    """
+    chosen = limited(data, MOST)
+    images = [decode(image.path, spec) for image in chosen.images]
+    good, wrong = [one for one in images if isinstance(one, Decoded)], [one for one in images if isinstance(one, str)]
+    if not good:
+        raise ImageError(
+            f"none of {len(wrong)} images of '{data.path}' can be read ({wrong[0]})", "images", "check --calib"
+        )
+    plain = sum(_is_plain(one.pixels) for one in good)
+    if plain == len(good):
+        raise ImageError(
+            f"{_each(plain)} of '{data.path}' is of one colour, which tells nothing of what pruning or precision costs",
+            "images like those that the model will see",
+            "check --calib",
+        )
+    cautions = _cautions(data.name, len({one.digest for one in good}), len(good), plain, wrong)
+    record = CalibrationRecord(data=data.name, images=len(data.images), looked_at=len(images), cautions=cautions)
+    paths = tuple(image.path for image, one in zip(chosen.images, images, strict=True) if isinstance(one, Decoded))
+    return Seen(paths, np.stack([one.pixels for one in good]), record)
 
 
-def built_in_images(paths: Sequence[Path]) -> CalibrationImages:
-    return CalibrationImages(tuple(paths), f"{len(paths)} built-in images", given=False)
+def _is_plain(pixels: NDArray[np.uint8]) -> bool:
+    return bool((pixels == pixels[:1, :1]).all())
+
+
+def _each(count: int) -> str:
+    return "the only image" if count == 1 else f"each of {count} images"
+
+
+def _cautions(name: str, distinct: int, good: int, plain: int, wrong: list[str]) -> tuple[str, ...]:
+    found = []
+    if distinct == 1:
+        copies = "" if good == 1 else f", {good} times"
+        found.append(
+            f"'{name}' holds a single image{copies}: it passes every gate or none, by chance, and other images may get "
+            "other answers; give some hundred"
+        )
+    elif distinct < FEW:
+        found.append(f"'{name}' holds {distinct} different images: each is {100 / good:.1f} points; give some hundred")
+    if plain:
+        found.append(
+            f"{plain} of {good} images of '{name}' are of one colour: engines agree on them whatever pruning or "
+            "precision costs; remove them"
+        )
+    if wrong:
+        found.append(
+            f"{len(wrong)} of {good + len(wrong)} images of '{name}' cannot be read and do not count ({wrong[0]})"
+        )
+    return tuple(found)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ztdeploy.backends import backend_exists, first_that_runs, why_not_run
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import Bundle, file_records, read_bundle, write_manifest
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.errors import AccuracyError, EnvironmentLacksError, InputError
-from ztdeploy.fidelity.data import read_data
+from ztdeploy.fidelity.data import EvalData, read_data
 from ztdeploy.fidelity.eval_report import EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge
@@ -31,13 +32,17 @@ class Gate:
     limits: GateLimits
 
 
+#: What is done with a finished bundle that nobody else sees yet.
+Judge = Callable[[Path, Gate, Progress], None]
+
+
 def check_gate(
     gate: Gate, profiles: Sequence[HardwareProfile], class_names: Sequence[str] | None, classes: int
-) -> None:
+) -> EvalData:
     """Fail before anything is traced where no engine could be judged in the end.
 
     Raises:
-        EnvironmentLacksError: no profile's engines can run on this machine.
+        EnvironmentLacksError: no profile's engines can run on this machine, and there is nothing else to find out.
         ImageError: no calibration images, or labels that do not fit the model.
         InputError: a limit on top-1, but no labels; or a model without a classifier.
     """
@@ -51,21 +56,26 @@ def check_gate(
             "label the images, or use --min-agreement or --max-kl",
         )
     found, reasons = first_that_runs(profile for profile in profiles if backend_exists(profile.backend))
-    if found is None:
+    probed = gate.limits == GateLimits() and any(profile.precision == "fp16" for profile in profiles)
+    if found is None and not probed:
         raise EnvironmentLacksError(
             f"--calib, but no engine can run here ({reasons})",
             "a profile whose engines run on this machine",
             "build with --profile cpu as well, or build on the device",
         )
+    return data
 
 
-def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
+def apply_gate(
+    folder: Path, gate: Gate, progress: Progress, known: Mapping[str, GateRecord] = MappingProxyType({})
+) -> None:
     """Evaluate all engines of a bundle that run here; variants that cost too much go, with their files.
 
     Engines are held against the dense one of their profile; int8 ones against dense in fp32 where the bundle has it.
 
     Args:
         folder: a finished bundle that nobody else sees yet.
+        known: by profile: what is judged already.
 
     Raises:
         AccuracyError: no pruned variant is left.
@@ -73,9 +83,9 @@ def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
         ParityError: an engine gives something else than numbers.
     """
     bundle = read_bundle(folder)
-    manifest, gates = bundle.manifest, list[GateRecord]()
+    manifest, gates = bundle.manifest, list(known.values())
     with tempfile.TemporaryDirectory() as answers:
-        for name in _judged(bundle):
+        for name in (name for name in _judged(bundle) if name not in known):
             reference = _fp32_profile(manifest, name)
             request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
             report = evaluate_bundle(request, cache=Path(answers), progress=progress)
@@ -84,7 +94,7 @@ def apply_gate(folder: Path, gate: Gate, progress: Progress) -> None:
     failed = {row.variant for one in gates for row in one.rows if row.failed}
     pruned = [variant.name for variant in manifest.variants if variant.plan.layers]
     if pruned and failed.issuperset(pruned):
-        raise _none_left(gates)
+        raise none_left(gates)
     manifest = manifest.model_copy(update={"gates": tuple(gates)})
     if failed:
         manifest = _without(folder, manifest, failed)
@@ -117,7 +127,8 @@ def _fp32_profile(manifest: Manifest, name: str) -> str | None:
     return next(fit, None)
 
 
-def _none_left(gates: Sequence[GateRecord]) -> AccuracyError:
+def none_left(gates: Sequence[GateRecord]) -> AccuracyError:
+    """That no pruned variant is within limits, and what might be."""
     first = gates[0]
     lines = [f"{row.variant}: {', '.join(row.failed)}" for one in gates for row in one.rows if row.failed]
     advice = "; ".join(dict.fromkeys(line for one in gates for line in one.advice))

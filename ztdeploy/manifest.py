@@ -199,6 +199,70 @@ class GateRecord(_Record):
     advice: tuple[str, ...]  #: which keep ratios pass, or might
 
 
+class TimingRecord(_Record):
+    """One candidate's engine, timed in turns with the others, each in a process of its own."""
+
+    median_ms: float  #: over all calls
+    interval: tuple[float, float]  #: 95 %, of the median of the rounds' medians
+    speedup: float  #: over the profile asked for: the median of the rounds' ratios
+    speedup_interval: tuple[float, float]  #: 95 %
+
+
+class CandidateRecord(_Record):
+    """A profile that might have been shipped in the place of the one asked for, or that one itself."""
+
+    profile: Name
+    backend: str
+    precision: Precision
+    reason: str | None  #: why it is not in the bundle; None: it is
+    rows: tuple[GateRow, ...] = ()  #: its variants on the calibration images, dense as well; empty: it never ran
+    timing: TimingRecord | None = None  #: None: it never ran
+
+
+class ChoiceRecord(_Record):
+    """Which of a profile's candidates is in the bundle: what `build --precision auto` found out on one machine."""
+
+    asked: Name
+    shipped: Name
+    processor: str
+    threads: int
+    variant: str  #: that was timed
+    batch: int
+    rounds: int
+    data: str  #: what the calibration images are called
+    data_sha256: str
+    images: int
+    limits: GateLimits  #: where all are None, candidates are held against fp32, see docs/precision.md
+    candidates: tuple[CandidateRecord, ...]  #: the profile asked for first, then the less risky first
+
+
+class CalibrationRecord(_Record):
+    """What the build saw of its calibration images before anything was built."""
+
+    data: str  #: what they are called
+    images: int  #: that are there
+    looked_at: int = Field(ge=1)  #: decoded, of every class as many
+    cautions: tuple[str, ...]  #: what makes judgements on them worth less
+
+
+class BlockRange(_Record):
+    """The largest magnitudes of what fp16 would hold of one block."""
+
+    block: int
+    residual: float  #: of the tokens, ahead of the block, behind attention and behind the MLP
+    attention: float  #: of what its linear layers give
+    logits: float  #: of attention, scaled, ahead of softmax
+    mlp: float  #: of what goes into its linear layers and what they give
+
+
+class RangeRecord(_Record):
+    """Whether fp16 can hold what a variant computes, by PyTorch in fp32 on calibration images."""
+
+    data: str
+    images: int = Field(ge=1)
+    blocks: tuple[BlockRange, ...]
+
+
 class EngineRecord(_Record):
     profile: Name
     backend: str
@@ -224,6 +288,7 @@ class VariantRecord(_Record):
     pruning_gmacs: float
     graphs: dict[Name, GraphRecord]  #: by profile name
     engines: dict[Name, EngineRecord]  #: by profile name
+    fp16_range: RangeRecord | None = None  #: where the build was given calibration images and an fp16 profile
 
     @property
     def keep_ratio(self) -> float | None:
@@ -264,6 +329,8 @@ class Manifest(_Record):
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
     blocks: dict[Name, BlocksRecord] = {}  #: by profile; what measures how time grows with tokens
     gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
+    choices: tuple[ChoiceRecord, ...] = ()  #: of `build --precision auto`
+    calibration: CalibrationRecord | None = None  #: where the build was given calibration images
     timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 

@@ -11,6 +11,7 @@ from ztdeploy.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.errors import ScheduleError
 from ztdeploy.finalize import finalize_bundle
+from ztdeploy.manifest import CalibrationRecord, Manifest, RangeRecord
 from ztdeploy.preprocess_spec import Output
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
@@ -22,9 +23,10 @@ from ztdeploy.schedule import (
 )
 
 if TYPE_CHECKING:
-    from ztdeploy.calibration import CalibrationImages
-    from ztdeploy.gate import Gate
+    from ztdeploy.fidelity.data import EvalData
+    from ztdeploy.gate import Gate, Judge
     from ztdeploy.models.loading import LoadedModel
+    from ztdeploy.range_images import CalibrationImages
 
 #: Told before each step: what comes, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -57,8 +59,11 @@ def silent(_what: str, _done: int, _total: int) -> None:
     """The progress of a build that nobody watches."""
 
 
-def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
+def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:
     """Trace, prune, export, build engines, prove parity, and write one bundle.
+
+    Args:
+        judge: what is done with the finished folder where there is a gate; by default `gate.apply_gate`.
 
     Raises:
         ZtdeployError: see `ztdeploy.errors`; nothing is left behind at `request.out`.
@@ -83,14 +88,17 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.gate import apply_gate, check_gate
 
+    evidence = None
     if request.gate is not None:
-        check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        data = check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        progress("looking at calibration images", 0, 1)
+        evidence = _look_at(data, model, schedules, profiles)
     from ztdeploy.assembly import Assembly
     from ztdeploy.traces import TraceStore
 
     cache = None if request.cache is None else TraceStore(request.cache)
     with new_bundle_folder(request.out, force=request.force) as folder:
-        images = calibration_images(request, model)
+        images = None if evidence is None else evidence.images
         work = Assembly(folder, model, profiles, schedules, batch=request.batch, cache=cache, calibration=images)
         total, done = len(schedules) * (1 + len(work.buildable) + len(profiles)) + 1, 0
         for schedule in schedules:
@@ -110,24 +118,47 @@ def build(request: BuildRequest, progress: Progress = silent) -> Bundle:
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
                 draft = work.prove(draft, schedule, profile)
                 done += 1
-        write_manifest(folder, draft)
+        write_manifest(folder, draft if evidence is None else evidence.added_to(draft))
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
                 finalize_bundle(folder, progress, profile=profile.name)
         if request.gate is not None:
-            apply_gate(folder, request.gate, progress)
+            (judge or apply_gate)(folder, request.gate, progress)
     return read_bundle(request.out)
 
 
-def calibration_images(request: BuildRequest, model: LoadedModel) -> CalibrationImages | None:
-    """Those that the gate judges on, as many as ranges need; None where there is no gate."""
-    from ztdeploy.calibration import chosen_images
-    from ztdeploy.fidelity.data import read_data
+@dataclass(frozen=True)
+class _Evidence:
+    """What calibration images say before anything is built."""
 
-    if request.gate is None:
-        return None
-    data = read_data(request.gate.data, model.class_names, model.adapter.architecture.num_classes)
-    return chosen_images([image.path for image in data.images], data.name)
+    calibration: CalibrationRecord
+    ranges: dict[str, RangeRecord]  #: by variant
+    images: CalibrationImages  #: for the ranges of int8 activations
+
+    def added_to(self, manifest: Manifest) -> Manifest:
+        variants = tuple(
+            variant.model_copy(update={"fp16_range": self.ranges.get(variant.name)}) for variant in manifest.variants
+        )
+        return manifest.model_copy(update={"calibration": self.calibration, "variants": variants})
+
+
+def _look_at(
+    data: EvalData, model: LoadedModel, schedules: list[PruningSchedule], profiles: list[HardwareProfile]
+) -> _Evidence:
+    """
+    Raises:
+        ImageError: nothing can be judged on these images.
+        ModelError: an fp16 profile, and values that fp16 cannot hold.
+    """
+    from ztdeploy.calibration import look_at
+    from ztdeploy.overflow import check_range, probe
+    from ztdeploy.range_images import chosen_images
+
+    seen, ranges = look_at(data, model.preprocess), dict[str, RangeRecord]()
+    if any(profile.precision == "fp16" for profile in profiles):
+        ranges = probe(model, schedules, seen.pixels, data.name)
+        check_range(ranges, profiles)
+    return _Evidence(seen.record, ranges, chosen_images(seen.paths, data.name))
 
 
 def check_backends(profiles: list[HardwareProfile]) -> None:

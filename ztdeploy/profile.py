@@ -86,6 +86,8 @@ class HardwareProfile(_Table):
     fused_attention_from: int | None = Field(default=None, ge=1)
     tensorrt: TensorRtOptions | None = None
     int8: Int8Options | None = None  #: None: the defaults
+    #: What `build --precision auto` may ship instead, where it is faster: other profiles, named as for `--profile`.
+    candidates: tuple[str, ...] = ()
 
     @field_validator("keep_ratios")
     @classmethod
@@ -108,6 +110,13 @@ class HardwareProfile(_Table):
         if options is not None and info.data.get("precision") != "int8":
             raise ValueError("only precision int8 has such options")
         return options
+
+    @field_validator("candidates")
+    @classmethod
+    def _is_the_reference(cls, candidates: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if candidates and info.data.get("precision") != "fp32":
+            raise ValueError("only a profile of precision fp32 has candidates, which are held against it")
+        return candidates
 
 
 def profile_folder() -> Path:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import ztdeploy
+
+CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
+_HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
 
 
 @dataclass(frozen=True)
@@ -23,3 +32,24 @@ class Done:
         """The one line that says what is wrong."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
         return line
+
+
+def run_ztdeploy(*arguments: str | Path, cwd: Path, first: str = "", hidden: str = "") -> Done:
+    """`ztdeploy ARGUMENTS` in a process of its own, that runs a statement first and lacks the modules in `hidden`."""
+    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
+    paths = [str(_HIDING), str(CHECKOUT)] if hidden else [str(CHECKOUT)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{first}\nfrom ztdeploy.cli import main\nmain()", *map(str, arguments)],
+        cwd=cwd,
+        env={
+            **shell,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "FAKE_HIDDEN": hidden,
+            "ZTDEPLOY_CACHE": str(cwd / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ztdeploy.gate import Gate
 
 
+#: Of the manifest.
+JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
+
+
 def register(app: typer.Typer) -> None:
     app.command(help="Trace, prune, export, build engines, prove them, and write one bundle.")(build)
 
@@ -32,6 +36,10 @@ def build(
     class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
     crop_pct: Annotated[
@@ -57,6 +65,9 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     if output not in ("logits", "embedding", "features"):
         raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
+    if precision not in (None, "auto"):
+        raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
+    from ztdeploy.auto_precision import build_fastest
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
     from ztdeploy.schedule import DEFAULT_METHOD
@@ -82,24 +93,28 @@ def build(
     if weights == "random" and checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
     with progress_bar(not json) as progress:
-        bundle = build_bundle(request, progress)
+        bundle = build_fastest(request, progress) if precision == "auto" else build_bundle(request, progress)
     if json:
         print_json(
             {
                 "bundle": str(bundle.root),
-                **bundle.manifest.model_dump(mode="json", include={"variants", "missing", "weights", "gates"}),
+                **bundle.manifest.model_dump(mode="json", include=JSON),
             }
         )
         return
     from ztdeploy.backends.processor import int8_warning
     from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
+    from ztdeploy.cli.precision import show_choices, show_ranges
     from ztdeploy.gate import gate_lines
 
     show_bundle(bundle)
     show_drift(bundle)
     show_fidelity(bundle)
+    show_choices(bundle)
+    show_ranges(bundle)
     slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
-    for line in (*gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
+    seen = bundle.manifest.calibration
+    for line in (*(seen.cautions if seen else ()), *gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
 

@@ -28,6 +28,7 @@ def inspect(
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.bundle import read_bundle
+    from ztdeploy.cli.precision import show_choices, show_ranges
 
     opened = read_bundle(bundle)
     if json:
@@ -37,6 +38,8 @@ def inspect(
     show_engines(opened)
     show_drift(opened)
     show_fidelity(opened)
+    show_choices(opened)
+    show_ranges(opened)
     show_blocks(opened, opened.variant(keep_ratio, variant))
 
 

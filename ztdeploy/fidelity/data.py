@@ -72,7 +72,7 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int) -> EvalData
         raise ImageError(
             f"'{path}' holds no images ({inside.ignored} other files)",
             "image files, or a folder of them per class",
-            "check --data",
+            "check the folder",
         )
     return _from_class_folders(path, folders, inside.ignored, names, classes) if folders else _flat(path, inside)
 
@@ -83,7 +83,7 @@ def check_exists(path: Path) -> None:
         ImageError: there is nothing.
     """
     if not path.exists():
-        raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check --data")
+        raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check the folder")
 
 
 def _flat(path: Path, inside: Found) -> EvalData:

@@ -36,7 +36,7 @@ def data_facts(data: EvalData, chosen: EvalData, content: Sequence[bytes], probl
         raise ImageError(
             f"none of {len(unreadable)} images of '{data.path}' can be read ({unreadable[0].reason})",
             "images",
-            "check --data",
+            "check the folder",
         )
     return DataFacts(
         name=data.name,

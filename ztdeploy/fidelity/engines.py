@@ -52,7 +52,8 @@ class Workload:
 
     @property
     def concurrent(self) -> bool:
-        return self.bundle.manifest.profiles[self.profile].backend in CONCURRENT
+        profiles = self.bundle.manifest.profiles
+        return all(profiles[self.profile_of(position)].backend in CONCURRENT for position in range(len(self.variants)))
 
     @property
     def memory(self) -> MemoryMode:

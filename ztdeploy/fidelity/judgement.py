@@ -11,7 +11,7 @@ from ztdeploy.manifest import GateLimits, GateRecord, GateRow
 
 def judge(report: EvalReport, limits: GateLimits) -> GateRecord:
     """Hold every pruned variant of a report against the limits: the figures themselves, not their intervals."""
-    rows = [_row(score, limits) for score in report.variants if score.method != "dense"]
+    rows = [row for row in judged_rows(report, limits) if row.method != "dense"]
     return GateRecord(
         profile=report.bundle.profile,
         dense_profile=report.dense.profile,
@@ -22,6 +22,11 @@ def judge(report: EvalReport, limits: GateLimits) -> GateRecord:
         rows=tuple(rows),
         advice=tuple(advice(rows, limits)),
     )
+
+
+def judged_rows(report: EvalReport, limits: GateLimits) -> list[GateRow]:
+    """Every variant that was held against dense: also another profile's dense engine."""
+    return [_row(score, limits) for score in report.variants if score.against_dense is not None]
 
 
 def _row(score: VariantScore, limits: GateLimits) -> GateRow:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 f"tensor '{name}' of '{path}' is sparse or without values", "dense tensors", "save it with its values"
             )
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    check_finite(state, str(path))
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
-                f"tensor '{name}' of '{path}' holds NaN or infinity", "finite numbers", "use an intact checkpoint"
+                f"tensor '{name}' of '{where}' holds NaN or infinity", "finite numbers", "use an intact checkpoint"
             )
-    return state
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -71,11 +71,11 @@ def load_model(
     Raises:
         InputError: the class names are not as many as the classes.
         ModelError: unknown, or of a family that cannot be pruned soundly.
-        CheckpointError: the file is unusable or does not fit.
+        CheckpointError: the file is unusable or does not fit, or a downloaded tensor holds NaN.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
-    from ztdeploy.models.checkpoint import parameters_sha256, read_checkpoint
+    from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_checkpoint
     from ztdeploy.models.class_names import read_class_names
     from ztdeploy.models.layouts import classes_of, unwrapped
 
@@ -95,6 +95,8 @@ def load_model(
     if state is not None:
         assert checkpoint is not None
         origin = _load(model, state, checkpoint, name)
+    elif source == "pretrained":
+        check_finite(dict(model.named_parameters()), timm_name)
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
     adapter.give(output)
