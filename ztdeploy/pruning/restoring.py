@@ -1,4 +1,4 @@
-"""Features for every place of the grid, though tokens were pruned: each place has those of what stands for it."""
+"""Features for every place of the grid, though tokens were pruned: each place has those of what stands for it.
 
 A token that goes is stood for by the patch token that stays whose keys, averaged over heads, are the most alike; one
 that is merged, by what it is merged into.
