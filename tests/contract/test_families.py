@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,19 @@ from helpers.models import PREPROCESS
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
+from ztdeploy.backends import get_backend
+from ztdeploy.backends.tensorrt.flavours import TENSORRT_RTX
 from ztdeploy.errors import ModelError
 from ztdeploy.export import GraphSpec, export_onnx
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
+from ztdeploy.manifest import GraphRecord
 from ztdeploy.models import FAMILIES, adapt
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.beit import BeitAdapter
 from ztdeploy.models.eva import EvaAdapter
 from ztdeploy.models.refusals import REFUSED
 from ztdeploy.models.vit import VitAdapter
+from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerSpec, PruningSchedule, plan, uniform_schedule
@@ -200,6 +205,38 @@ def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
     if getattr(module, "relative_position_bias_table", None) is not None:
         logits = logits + module.relative_position_bias_table[module.relative_position_index].permute(2, 0, 1)
     return logits.softmax(-1)
+
+
+# -------------------- TensorRT
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "beit_base_patch16_224", "lvvit_s"]
+)
+def test_tensorrt_builds_an_engine_of_each_family(name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(TENSORRT_RTX.module) is None:
+        pytest.skip("TensorRT-RTX is not installed: pip install 'ztdeploy[tensorrt-rtx]'")
+    graph = tmp_path / "graph.onnx"
+    ir.save(graph_of(name).clone(), graph)
+    record = GraphRecord(
+        file="graphs/graph.onnx",
+        opset=20,
+        image_input="float32",
+        batch=None,
+        weights_bytes=graph.stat().st_size,
+        operators={},
+        nodes=(),
+    )
+    profile = HardwareProfile(
+        name="mine",
+        title="Mine",
+        backend="tensorrt-rtx",
+        precision="fp32",
+        batch=BatchSizes(sizes=(1,)),
+        tensorrt=TensorRtOptions(workspace_mib=256, compute_capabilities=("8.6",)),
+    )
+    built = get_backend("tensorrt-rtx").build(graph, record, profile, tmp_path / "out.engine")
+    assert built.file.stat().st_size > 0
 
 
 # -------------------- merging, and layers inside of blocks

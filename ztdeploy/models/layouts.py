@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ztdeploy.models.transformers_names import renamed
@@ -47,13 +46,9 @@ def fitted(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor
     if _other_patches(state, own):
         return state, ""
     try:
-        filtered = _filter_of(model)(dict(state), model)
+        return _filter_of(model)(dict(state), model), remark
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError):
         return state, ""  # not what the filter takes it for; what does not fit is then told by name
-    head = own.get("head.bias")
-    if head is not None and "head.bias" not in filtered and "head.weight" in filtered:
-        filtered["head.bias"] = torch.zeros_like(head)  # projections of image-text models have none
-    return filtered, remark
 
 
 def _other_patches(state: dict[str, Tensor], own: dict[str, Tensor]) -> bool:

@@ -19,7 +19,7 @@ from ztdeploy.schedule import Architecture
 class ResidualAdapter(ModelAdapter):
     """Models with `blocks` and `patch_embed`, whose blocks have `norm1`, `attn`, `drop_path1` and `mlp`."""
 
-    model: Any  # whichever class of timm
+    model: Any
     #: Blocks whose attention and MLP can be told apart from outside.
     plain_block: ClassVar[type[nn.Module]]
     #: The name under which attention takes what is added to its logits.
@@ -111,9 +111,10 @@ class ResidualAdapter(ModelAdapter):
         So whatever the branch holds (norm, LayerScale, drop path) is the block's own, and nothing is computed twice.
         """
         block: Any = self.model.blocks[index]
-        if type(block) is not self.plain_block:
+        kind: type[nn.Module] = type(block)
+        if kind is not self.plain_block:
             raise ModelError(
-                f"method that works between attention and MLP, for blocks of type {type(block).__name__}",
+                f"method that works between attention and MLP, for blocks of type {kind.__name__}",
                 f"a plain {self.plain_block.__name__}",
                 "choose a method that prunes behind blocks, such as zero-tprune",
             )

@@ -53,6 +53,8 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in rules:
             new = pattern.sub(replacement, new, count=1) if pattern.match(new) else new
         result[new] = tensor
+    if "visual_projection.weight" in state:  # which has no bias, where timm's head has one
+        result["head.bias"] = torch.zeros(result["head.weight"].shape[0])
     return _as_tokens(_pooling(_joined(result)))
 
 

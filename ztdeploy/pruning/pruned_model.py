@@ -145,7 +145,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
         self._undo.extend(adapter.tap(index, tap, **wanted))
         stand_ins = StandIns(layer_plan.prefix_tokens)
-        layer.add_module("restore", stand_ins)
+        if self._restores:
+            layer.add_module("restore", stand_ins)
         block.add_module(CHILD, layer)
         self._undo.append(lambda: delattr(block, CHILD))
         self.layers.append(layer)
