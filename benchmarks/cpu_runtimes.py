@@ -20,7 +20,14 @@ from ztdeploy.measure.latency import Configuration
 from ztdeploy.measure.plan import parse_counts
 from ztdeploy.pipeline import BuildRequest, build
 
-PROFILES = ("cpu", "cpu-openvino", "cpu-openvino-bf16")
+PROFILES = (
+    "cpu",
+    "cpu-int8",
+    "cpu-openvino",
+    "cpu-openvino-bf16",
+    "cpu-openvino-int8",
+    "cpu-openvino-mixed",
+)
 METHODS = ("zero-tprune", "slice")
 
 
@@ -44,7 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=usable_threads())
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--duration", type=float, default=10.0, help="seconds per engine, over all rounds")
-    parser.add_argument("--bundle", type=Path, help="one with these profiles, instead of a fresh one")
+    parser.add_argument("--bundle", type=Path, help="one with some of these profiles, instead of a fresh one")
     return parser.parse_args()
 
 
@@ -58,25 +65,29 @@ def _build(model: str, keep_ratio: float, out: Path) -> Bundle:
 def engines(bundle: Bundle, batch: int, threads: int) -> list[Configuration]:
     """Of each variant one per profile; dense comes first, each profile's engines in the order of `PROFILES`."""
     variants = sorted(bundle.manifest.variants, key=lambda one: -one.gmacs)
-    return [Configuration(bundle.root, one.name, name, threads, batch) for one in variants for name in PROFILES]
+    names = [name for name in PROFILES if name in bundle.manifest.profiles]
+    return [Configuration(bundle.root, one.name, name, threads, batch) for one in variants for name in names]
 
 
 def table(subjects: Sequence[Configuration], timed: Sequence[Timed]) -> str:
-    """Markdown; speed-ups are over the dense engine of the same profile, and over the first profile's same variant."""
+    """Markdown; speed-ups are over the dense engine of the same profile, and over the first profile's same variant and
+    its dense engine, with an interval."""
     found = {(one.variant, one.profile): own for one, own in zip(subjects, timed, strict=True)}
     dense = subjects[0].variant
     lines = [
-        "| variant | profile | median ms | over its dense | over cpu | 95 % interval |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| variant | profile | median ms | over its dense | over cpu | over dense cpu | 95 % interval |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for (variant, profile), own in found.items():
         if own.reason:
-            lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | |")
+            lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | | |")
             continue
         over_dense, _ = own.speedup_over(found[dense, profile])
-        over_cpu, interval = own.speedup_over(found[variant, PROFILES[0]])
+        over_cpu, _ = own.speedup_over(found[variant, PROFILES[0]])
+        overall, interval = own.speedup_over(found[dense, PROFILES[0]])
         span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-        lines.append(f"| {variant} | {profile} | {own.median_ms:.2f} | {over_dense:.3f}x | {over_cpu:.3f}x | {span} |")
+        ratios = " | ".join(f"{ratio:.3f}x" for ratio in (over_dense, over_cpu, overall))
+        lines.append(f"| {variant} | {profile} | {own.median_ms:.2f} | {ratios} | {span} |")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError, MissingE
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.profile import HardwareProfile, read_profile
 from ztdeploy.runtime.runner import load
+from ztdeploy.runtime.verify import verify_bundle
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
@@ -259,7 +260,7 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
         kinds = Counter[str]()
         for node in compile_graph(opened.path(graph.file), 1, alone=alone)[0].get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            if facts["layerType"].astype(str) == "FullyConnected" and "Quantized" not in facts["layerType"].astype(str):
+            if facts["layerType"].astype(str).startswith("FullyConnected"):
                 kinds[facts["runtimePrecision"].astype(str)] += 1
         assert kinds["u8"] >= 4 * opened.manifest.model.architecture.depth
         assert kinds["f32"] <= 1, "the classifier"
@@ -268,3 +269,5 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
         together = runner.infer(pixels).logits
         each = np.concatenate([runner.infer(pixels[i : i + 1]).logits for i in range(len(pixels))])
     assert np.abs(together - each).max() < 0.05 * np.abs(together).max()
+    verified = verify_bundle(bundle, None, lambda *_: None)
+    assert set(verified.variants) == {"keep-0.70", "dense"}

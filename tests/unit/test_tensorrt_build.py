@@ -408,7 +408,7 @@ def test_the_graph_of_every_method_builds_for_all_gpus_of_the_shipped_profile(
 
 
 def test_the_graph_of_a_pruned_model_builds_in_int8(rtx: Any, digits: Any, tmp_path: Path) -> None:
-    """Pairs of QuantizeLinear and DequantizeLinear, symmetric as TensorRT wants them; weights stored as integers."""
+    """Pairs of QuantizeLinear and DequantizeLinear, symmetric as TensorRT wants them; weights stay integers."""
     model = digits(precision="int8", int8=Int8Options(activations="int8"))
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
     sizes = []

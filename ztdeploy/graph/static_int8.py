@@ -24,7 +24,7 @@ from ztdeploy.profile import Int8Options
 #: By the name of a value: the smallest and the largest number that it holds.
 Ranges = Mapping[str, tuple[float, float]]
 _SINGLE = ir.DataType.FLOAT
-_ATTENTION = {"Mul", "MatMul", "Softmax"}
+_ATTENTION = {"Add", "Mul", "MatMul", "Softmax"}
 _AXIS = (ir.AttrInt64("axis", 1),)
 
 
@@ -73,9 +73,15 @@ def within_int8(model: ir.Model, options: Int8Options) -> Callable[[ir.Node], bo
             return False
         if int(number) < options.from_block:
             return True
-        return block not in ranked and scopes[0] == "attn" and len(scopes) == 2 and node.op_type in _ATTENTION
+        return block not in ranked and scopes[0] == "attn" and len(scopes) == 2 and _is_of_attention(node)
 
     return within
+
+
+def _is_of_attention(node: ir.Node) -> bool:
+    """The scaling of queries, both products, what merging adds, softmax; not what merging multiplies tokens by."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node.op_type in _ATTENTION and (node.op_type != "Mul" or (maker is not None and maker.op_type == "Gather"))
 
 
 def scale_and_zero(low: float, high: float, options: Int8Options) -> tuple[float, int]:
