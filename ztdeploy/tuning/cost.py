@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.measure.sweep_report import Staircase
-from ztdeploy.schedule import Architecture, PruningSchedule, plan, plan_gmacs
+from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan, plan, plan_gmacs
 
 
 class GmacsCost(Record):
@@ -29,16 +29,17 @@ class GmacsCost(Record):
 class LatencyCost(Record):
     """A call in milliseconds, of one machine, one profile and one precision.
 
-    `ends + sum over blocks of block(tokens) + sum over pruning layers of (layer + pair * N^2) +
-    behind * (blocks behind the first merge)`: `block` is a staircase's; the rest is fitted to a few engines.
+    `ends + scale * (sum over blocks of block(tokens)) + sum over pruning layers of (layer + pair * N^2)`. `block` is
+    the staircase's, of a few blocks alone; the rest is fitted to whole engines.
     """
 
     kind: Literal["latency"] = "latency"
     staircase: Staircase
     ends_ms: float  #: in front of the first block and behind the last
+    scale: float = 1.0  #: of a block in a whole engine to one alone
     layer_ms: dict[str, float] = Field(default={})  #: by method: of a pruning layer, whatever its size
     pair_ns: dict[str, float] = Field(default={})  #: by method: of each pair of the tokens that enter it
-    fitted: int = 0  #: engines that the last three rest on
+    fitted: int = 0  #: engines that these rest on
     worst_fit: float = 0.0  #: the largest relative error on those
 
     @property
@@ -47,20 +48,30 @@ class LatencyCost(Record):
 
     def of(self, schedule: PruningSchedule, architecture: Architecture) -> float:
         found = plan(schedule, architecture)
-        blocks = sum(
-            block_ms(self.staircase, seen + share * (inner - seen))
-            for seen, inner, share in (
-                (seen, inner, _MLP_SHARE)
-                for seen, inner in zip(found.tokens_per_block, found.mlp_tokens_per_block, strict=True)
-            )
-        )
-        each, pair = self.layer_ms.get(schedule.method, 0.0), self.pair_ns.get(schedule.method, 0.0)
-        layers = sum(each + pair * 1e-6 * layer.tokens_in**2 for layer in found.layers)
-        return self.ends_ms + blocks + layers
+        blocks, layers, pairs = features(found, self.staircase)
+        own = self.layer_ms.get(schedule.method, 0.0) * layers
+        own += self.pair_ns.get(schedule.method, 0.0) * 1e-6 * pairs
+        return self.ends_ms + self.scale * blocks + own
 
 
-#: Of a block's time, what its MLP takes where it sees fewer tokens than its attention: about two thirds.
-_MLP_SHARE = 2 / 3
+#: Of a block's time, what lies behind its attention: about two thirds.
+_BEHIND_ATTENTION = 2 / 3
+
+
+def features(found: TokenPlan, staircase: Staircase) -> tuple[float, float, float]:
+    """What a call's time is made of: its blocks alone in ms, pruning layers, pairs of tokens that enter those."""
+    early = {
+        layer.block: layer.tokens_out
+        for layer in found.layers
+        if layer.inside or not (layer.merges or layer.compares_tokens)  # as `plan_gmacs` has it
+    }
+    blocks = 0.0
+    for block, tokens in enumerate(found.tokens_per_block):
+        behind = early.get(block, tokens)
+        blocks += (1 - _BEHIND_ATTENTION) * block_ms(staircase, tokens)
+        blocks += _BEHIND_ATTENTION * block_ms(staircase, behind)
+    return blocks, float(len(found.layers)), float(sum(layer.tokens_in**2 for layer in found.layers))
+
 
 Cost: TypeAlias = Annotated[GmacsCost | LatencyCost, Field(discriminator="kind")]
 

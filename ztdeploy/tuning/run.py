@@ -13,7 +13,6 @@ from pydantic import TypeAdapter
 
 from ztdeploy.ablation.run import machine_facts, model_facts
 from ztdeploy.cache import cache_folder
-from ztdeploy.equal_cost import share_of_dense
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.data import EvalData
 from ztdeploy.models.loading import LoadedModel, load_model
@@ -24,7 +23,7 @@ from ztdeploy.tuning.folder import tune_folder
 from ztdeploy.tuning.identity import check_same, identity
 from ztdeploy.tuning.images import Half, Judge, decode_half, read_halves
 from ztdeploy.tuning.pool import run_workers
-from ztdeploy.tuning.report import TuneReport
+from ztdeploy.tuning.report import Compared, Measured, TuneReport
 from ztdeploy.tuning.request import TuneRequest, check_request
 from ztdeploy.tuning.results import Results
 from ztdeploy.tuning.search import Search, latest_first
@@ -86,6 +85,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
             progress("comparing on the report half", request.trials, request.trials)
             results = Results(request, study, search, Judge(subject.model, subject.reported(), search.latest))
             trials, compared = results.trials(), results.compared()
+            measured = _measured(request, search, compared, cache_folder(cache), progress)
             return TuneReport(
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 request=request.model_copy(update={"storage": request.storage and without_password(request.storage)}),
@@ -101,6 +101,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
                 importances=results.importances(),
                 compared=compared,
                 dense_top1=results.dense_top1,
+                measured=measured,
                 notes=notes,
             )
 
@@ -223,6 +224,11 @@ def _best(study: Study) -> str:
     return f", KL {min(values):.4f} so far" if values else ""
 
 
-def saved(schedule: PruningSchedule, architecture: Architecture) -> float:
-    """The share of dense's multiply-adds that a schedule saves."""
-    return 1 - share_of_dense(schedule, architecture)
+def _measured(
+    request: TuneRequest, search: Search, compared: tuple[Compared, ...], cache: Path, progress: Progress
+) -> tuple[Measured, ...]:
+    if request.budget is None or not request.budget.in_time:
+        return ()
+    from ztdeploy.tuning.latency import measure_winners
+
+    return measure_winners(request, [one.tuned.schedule for one in compared], search.price, cache, progress)
