@@ -27,7 +27,9 @@ def build(
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
-    schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
+    schedule: Annotated[
+        list[Path] | None, typer.Option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
@@ -54,6 +56,7 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
+    from ztdeploy.profile import schedule_path
     from ztdeploy.schedule import DEFAULT_METHOD
 
     request = BuildRequest(
@@ -61,7 +64,7 @@ def build(
         profiles=tuple(profile),
         out=out or Path(f"{model}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
-        schedules=tuple(schedule or ()),
+        schedules=tuple(map(schedule_path, schedule or ())),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
         weights=cast(Literal["pretrained", "random"], weights),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ztdeploy.bundle import disk_errors
-from ztdeploy.errors import InputError, OutputError
+from ztdeploy.errors import OutputError
 from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.report_file import holds_kind
 from ztdeploy.tuning.figures import figures
@@ -22,15 +22,24 @@ SCHEDULES = "schedules"
 
 
 @contextmanager
-def tune_folder(out: Path, *, own_study: bool) -> Iterator[None]:
-    """Make the folder, and keep every other search from writing there; one that is refused leaves nothing new behind.
+def tune_folder(out: Path, *, own_study: bool) -> Iterator[Callable[[], None]]:
+    """Make the folder, and keep every other search from writing there; one that ends before it has begun leaves nothing
+    new behind.
+
+    Yields:
+        What to call once there is a study worth keeping.
 
     Raises:
         OutputError: see `check_folder`; or another search is writing there right now.
     """
     check_folder(out)
     existed = out.exists()
-    fresh = own_study and not (out / STUDY).exists()
+    unbegun = own_study and not (out / STUDY).exists()
+
+    def begun() -> None:
+        nonlocal unbegun
+        unbegun = False
+
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
@@ -38,16 +47,14 @@ def tune_folder(out: Path, *, own_study: bool) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            fresh = False
+            begun()  # by the other one
             raise OutputError(
                 f"another search is writing to '{out}'", "a folder of its own", "wait for it, or choose another --out"
             ) from error
-        yield
-    except InputError:
-        if fresh:
-            (out / STUDY).unlink(missing_ok=True)
-        raise
+        yield begun
     finally:
+        if unbegun:
+            (out / STUDY).unlink(missing_ok=True)
         os.close(descriptor)
         if not existed:
             with suppress(OSError):  # it is not empty, as a rule

@@ -66,44 +66,55 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
     """
     check_request(request)
     progress(f"loading {request.model}", 0, 1)
-    subject = Subject.load(request)
-    with tune_folder(out, own_study=request.storage is None):
+    subject, caches = Subject.load(request), cache_folder(cache)
+    with tune_folder(out, own_study=request.storage is None) as begun:
         url = storage_url(request, out)
         study = open_study(url, request)
         with storage_errors(url):
-            wanted = identity(request, subject.model, subject.tuning.facts)
-            if IDENTITY not in study.user_attrs and study.get_trials(deepcopy=False) == []:
-                cost = _cost(request, subject, cache_folder(cache), progress)
-                _check_reachable(request, subject.architecture, cost)
-                study.set_user_attr(COST, cost.model_dump(mode="json"))
-                study.set_user_attr(IDENTITY, wanted)
-            check_same(study.user_attrs.get(IDENTITY), wanted, request.study)
-            search = subject.search_of(study)
-            if not study.get_trials(deepcopy=False):
-                search.enqueue_starts(study)
+            search = _begin(study, request, subject, caches, progress)
+            begun()
             notes = _make_trials(study, search, request, url, progress)
             progress("comparing on the report half", request.trials, request.trials)
             results = Results(request, study, search, Judge(subject.model, subject.reported(), search.latest))
-            trials, compared = results.trials(), results.compared()
-            measured = _measured(request, search, compared, cache_folder(cache), progress)
-            return TuneReport(
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                request=request.model_copy(update={"storage": request.storage and without_password(request.storage)}),
-                storage=without_password(url) if request.storage else "",
-                model=model_facts(subject.model),
-                machine=machine_facts(),
-                tuning_data=subject.tuning.facts,
-                report_data=results.judge.facts,
-                dense_cost=search.dense,
-                unit=search.cost.unit,
-                cost=search.cost,
-                trials=trials,
-                importances=results.importances(),
-                compared=compared,
-                dense_top1=results.dense_top1,
-                measured=measured,
-                notes=notes,
-            )
+            trials, compared, mattered = results.trials(), results.compared(), results.importances()
+        return TuneReport(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            request=request.model_copy(update={"storage": request.storage and without_password(request.storage)}),
+            storage=without_password(url) if request.storage else "",
+            model=model_facts(subject.model),
+            machine=machine_facts(),
+            tuning_data=subject.tuning.facts,
+            report_data=results.judge.facts,
+            dense_cost=search.dense,
+            unit=search.cost.unit,
+            cost=search.cost,
+            trials=trials,
+            importances=mattered,
+            compared=compared,
+            dense_top1=results.dense_top1,
+            measured=_measured(request, search, compared, caches, progress),
+            notes=notes,
+        )
+
+
+def _begin(study: Study, request: TuneRequest, subject: Subject, cache: Path, progress: Progress) -> Search:
+    """What the study searches: written into a new one, read from one that is there.
+
+    Raises:
+        InputError: the budget cannot be kept, or the study is of another search.
+        ZtdeployError: a budget in time, and nothing can be measured.
+    """
+    wanted = identity(request, subject.model, subject.tuning.facts)
+    if IDENTITY not in study.user_attrs and not study.get_trials(deepcopy=False):
+        cost = _cost(request, subject, cache, progress)
+        _check_reachable(request, subject.architecture, cost)
+        study.set_user_attr(COST, cost.model_dump(mode="json"))
+        study.set_user_attr(IDENTITY, wanted)
+    check_same(study.user_attrs.get(IDENTITY), wanted, request.study)
+    search = subject.search_of(study)
+    if not study.get_trials(deepcopy=False):
+        search.enqueue_starts(study)
+    return search
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turn what a database says into one line.
 
     Raises:
-        EnvironmentLacksError: it cannot be reached, or its driver is not installed.
+        EnvironmentLacksError: it cannot be reached.
         InputError: no such kind of database.
     """
     shown = without_password(url)
@@ -66,12 +66,6 @@ def storage_errors(url: str) -> Iterator[None]:
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise InputError(
             f"--storage {shown}", "a database's URL, such as sqlite:///study.db", "correct --storage"
-        ) from error
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            f"--storage {shown} needs the module '{error.name or 'of its driver'}', which is not installed",
-            "the database's driver",
-            f"run: pip install {error.name or 'DRIVER'}",
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
@@ -85,17 +79,12 @@ def open_study(url: str, request: TuneRequest) -> Study:
     """The study of that name, made where there is none.
 
     Raises:
-        EnvironmentLacksError: the storage cannot be reached.
+        EnvironmentLacksError: the storage cannot be reached, or its driver is not installed.
         InputError: the URL is none, or the study has other objectives.
     """
     quiet()
     with storage_errors(url):
-        storage = RDBStorage(
-            url,
-            heartbeat_interval=_BEAT_S,
-            grace_period=_GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
+        storage = _storage(url)
         goals = ["minimize"] if request.budget is not None else ["minimize", "minimize"]
         study = optuna.create_study(
             storage=storage,
@@ -110,6 +99,23 @@ def open_study(url: str, request: TuneRequest) -> Study:
             f"study '{request.study}' was made for another kind of budget", "the same one", "give another --study"
         )
     return study
+
+
+def _storage(url: str) -> RDBStorage:
+    try:
+        return RDBStorage(
+            url,
+            heartbeat_interval=_BEAT_S,
+            grace_period=_GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except ImportError as error:
+        driver = error.name or "of its driver"
+        raise EnvironmentLacksError(
+            f"--storage {without_password(url)} needs the module '{driver}', which is not installed",
+            "the database's driver",
+            "install it with pip",
+        ) from error
 
 
 def _pruner(request: TuneRequest) -> BasePruner:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from helpers.ablations import SMALL
 from helpers.errors import refused
+
 from ztdeploy.errors import InputError
 from ztdeploy.measure.sweep_report import Staircase, TokenStep
 from ztdeploy.schedule import PruningSchedule, default_schedule, plan, plan_gmacs

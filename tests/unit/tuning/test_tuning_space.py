@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from helpers.ablations import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.ablations import SMALL
 from ztdeploy.options import MethodOptions
 from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
 from ztdeploy.tuning.request import TUNABLE
