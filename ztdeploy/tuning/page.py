@@ -68,7 +68,7 @@ def _cells(score: Score, one: Compared) -> list[Cell]:
         Cell(score.schedule.name if tuned else score.label, heading=True),
         number(short(score.gmacs, 4), score.gmacs),
         number(percent(one.share), one.share),
-        number(f"{score.tuning_kl:.4f}", score.tuning_kl),
+        number("" if score.tuning_kl is None else f"{score.tuning_kl:.4f}", score.tuning_kl),
         number(f"{score.kl.value:.4f}", score.kl.value),
         number(f"{interval.low:.4f} to {interval.high:.4f}", None),
         number(percent(score.agreement.value), score.agreement.value),

@@ -35,13 +35,13 @@ class TrialRecord(Record):
 
 
 class Score(Record):
-    """A schedule on the report half; beside it, its KL on the tuning half."""
+    """A schedule on the report half; beside it, its KL on the tuning half, where a trial was made of it."""
 
     label: str
     schedule: PruningSchedule
     cost: float
     gmacs: float
-    tuning_kl: float
+    tuning_kl: float | None
     kl: Mean
     agreement: Share
     top1: Share | None

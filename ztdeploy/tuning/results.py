@@ -43,6 +43,7 @@ class Results:
         """
         self.request, self.study, self.search, self.judge = request, study, search, judge
         self._answers: dict[tuple[str, bool], Answers] = {}
+        self._best_start = 0
 
     def trials(self) -> tuple[TrialRecord, ...]:
         found = self.study.get_trials(deepcopy=False)
@@ -98,12 +99,7 @@ class Results:
             tuned = self.search.fitted(point.model_copy(update={"first": 1}), limit, name)
         assert tuned is not None
         price = self.search.price(tuned)
-        presets = [
-            found
-            for start in starts(self.search.methods, self.search.architecture.depth, self.search.latest)
-            if (found := self.search.fitted(start, limit, "preset")) is not None
-        ]
-        preset = min(presets, key=lambda one: float(self._of(one, tuning=True).kl.mean()))
+        preset = self._preset(limit, searched=searched)
         tome = self._tome(tuned)
         ours = self._of(tuned)
         return Compared(
@@ -116,6 +112,32 @@ class Results:
             to_preset=ratio(ours.kl, self._of(preset).kl),
             to_tome=ratio(ours.kl, self._of(tome).kl),
         )
+
+    def _preset(self, limit: float, *, searched: bool) -> PruningSchedule:
+        """The best of the presets on the tuning half; at costs that were not searched, the one that was best there."""
+        found = {
+            place: schedule
+            for place, start in enumerate(
+                starts(self.search.methods, self.search.architecture.depth, self.search.latest)
+            )
+            if (schedule := self.search.fitted(start, limit, "preset")) is not None
+        }
+        if not searched and self._best_start in found:
+            return found[self._best_start]
+        best = min(found, key=lambda place: self._tuning_kl(found[place]))
+        if searched:
+            self._best_start = best
+        return found[best]
+
+    def _tuning_kl(self, schedule: PruningSchedule) -> float:
+        """As a trial has found it, where there was one."""
+        trial = self._trial_of(schedule)
+        return float(self._of(schedule, tuning=True).kl.mean()) if trial is None else float(trial.user_attrs[KL])
+
+    def _trial_of(self, schedule: PruningSchedule) -> FrozenTrial | None:
+        wanted = schedule.model_copy(update={"name": "tuned"}).model_dump(mode="json", by_alias=True)
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return next((one for one in complete if one.user_attrs.get(SCHEDULE) == wanted), None)
 
     def _tome(self, tuned: PruningSchedule) -> PruningSchedule:
         """ToMe at the multiply-adds of what was found."""
@@ -130,14 +152,14 @@ class Results:
         return self._answers[key]
 
     def _score(self, label: str, schedule: PruningSchedule) -> Score:
-        answers, tuning = self._of(schedule), self._of(schedule, tuning=True)
+        answers, trial = self._of(schedule), self._trial_of(schedule)
         right = self._right(answers.best)
         return Score(
             label=label,
             schedule=schedule,
             cost=self.search.price(schedule),
             gmacs=plan_gmacs(self.search.architecture, plan(schedule, self.search.architecture)),
-            tuning_kl=float(tuning.kl.mean()),
+            tuning_kl=None if trial is None else float(trial.user_attrs[KL]),
             kl=Mean(value=float(answers.kl.mean()), interval=mean_interval(answers.kl, seed=self.request.seed)),
             agreement=share(answers.best == answers.dense),
             top1=None if right is None else share(right),
