@@ -135,6 +135,17 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in profile_folder().glob("*.toml"))
 
 
+def schedule_names() -> list[str]:
+    """Schedules that are shipped beside the profiles; their files say where they come from."""
+    return sorted(path.stem for path in (profile_folder() / "schedules").glob("*.toml"))
+
+
+def schedule_path(given: Path) -> Path:
+    """The file of a shipped schedule by its name, or any other path as it is."""
+    shipped = profile_folder() / "schedules" / f"{given}.toml"
+    return shipped if str(given) in schedule_names() and not given.exists() else given
+
+
 def read_profile(name: str) -> HardwareProfile:
     """Read a shipped profile by name, or any profile by the path of its TOML file.
 

@@ -76,8 +76,8 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
     return AblateReport(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         request=request,
-        model=_model_facts(model),
-        machine=_machine(),
+        model=model_facts(model),
+        machine=machine_facts(),
         data=facts,
         share=target,
         keep_ratio=keep_ratio,
@@ -146,7 +146,7 @@ class _Answers:
         )
 
 
-def _model_facts(model: LoadedModel) -> ModelFacts:
+def model_facts(model: LoadedModel) -> ModelFacts:
     architecture = model.adapter.architecture
     return ModelFacts(
         name=model.name,
@@ -160,6 +160,6 @@ def _model_facts(model: LoadedModel) -> ModelFacts:
     )
 
 
-def _machine() -> Machine:
+def machine_facts() -> Machine:
     machine = read_machine(usable_cores())
     return machine.model_copy(update={"versions": {**machine.versions, **installed_versions("torch", "timm")}})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ztdeploy.ablation.report import AblateReport
 from ztdeploy.fidelity.eval_report import Change, Mean, Share
+from ztdeploy.measure.environment import Machine
 
 HOST_HALF = "Computed in PyTorch, fp32: options decide which tokens stay, not how an engine computes."
 #: Below it, hardly any difference can be shown.
@@ -50,7 +51,10 @@ def cautions(report: AblateReport) -> list[str]:
 
 
 def machine_line(report: AblateReport) -> str:
-    machine = report.machine
+    return machine_words(report.machine)
+
+
+def machine_words(machine: Machine) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if name != "onnxruntime")
     return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
 

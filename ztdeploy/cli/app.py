@@ -38,6 +38,7 @@ VERBS: tuple[str, ...] = (
     "show",
     "sweep",
     "ablate",
+    "tune",
     "report",
     "compare",
     "profiles",

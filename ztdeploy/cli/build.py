@@ -31,7 +31,9 @@ def build(
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
     preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
-    schedule: Annotated[list[Path] | None, typer.Option(help="Schedule file (TOML, JSON); repeatable.")] = None,
+    schedule: Annotated[
+        list[Path] | None, typer.Option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
     class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
@@ -70,6 +72,7 @@ def build(
     from ztdeploy.auto_precision import build_fastest
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.pipeline import build as build_bundle
+    from ztdeploy.profile import schedule_path
     from ztdeploy.schedule import DEFAULT_METHOD
 
     request = BuildRequest(
@@ -77,7 +80,7 @@ def build(
         profiles=tuple(profile),
         out=out or Path(f"{model}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
-        schedules=tuple(schedule or ()),
+        schedules=tuple(map(schedule_path, schedule or ())),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
         weights=cast(Literal["pretrained", "random"], weights),

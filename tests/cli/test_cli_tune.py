@@ -1,0 +1,200 @@
+"""`ztdeploy tune` as people meet it: what it says, writes, survives and refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers.processes import Done
+from optuna.trial import TrialState
+
+import ztdeploy
+from ztdeploy.bundle import read_bundle
+from ztdeploy.cli.app import run
+from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.tuning.report import TuneReport
+
+CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
+DIGITS = ASSETS / "digits"
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ztdeploy", "tune", "--model", "vit_digits", *map(str, arguments)],
+        cwd=cwd,
+        # The model is tiny.
+        env={**shell, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "ZTDEPLOY_CACHE": str(cwd / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def tune(*arguments: str | Path, cwd: Path) -> Done:
+    process = start("--data", DIGITS, "--limit", 60, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=180)
+    return Done(process.returncode, out, err)
+
+
+def report_of(folder: Path) -> TuneReport:
+    return TuneReport.model_validate_json((folder / "tune.json").read_text())
+
+
+def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
+    done = tune("--budget", "reduction=0.4", "--trials", 14, "--max-drop", 50, cwd=tmp_path)
+    assert done.code == 0, done
+    report = report_of(tmp_path / "vit_digits-tuning")
+    found = report.winner
+    assert len(report.trials) == 14
+    assert found.tuned.cost <= 0.6 * report.dense_cost < 1.05 * found.tuned.cost
+    complete = [one.kl for one in report.trials if one.state == "complete" and one.kl is not None]
+    assert found.tuned.tuning_kl == pytest.approx(min(complete), rel=1e-4, abs=1e-9)
+    assert found.preset.tuning_kl is not None
+    assert min(complete) <= found.preset.tuning_kl, "presets are among the trials"
+    assert (report.tuning_data.images, report.report_data.images) == (30, 30)
+    assert report.tuning_data.digest != report.report_data.digest
+    assert f"{found.tuned.kl.value:.4f}" in done.out
+    assert "only 30 images to report on" in done.err
+    wrote = "wrote vit_digits-tuning; open vit_digits-tuning/tune.html; next: ztdeploy build --model vit_digits "
+    assert done.err.splitlines()[-1].startswith(wrote)
+    file = tmp_path / "vit_digits-tuning" / "schedules" / f"{found.name}.toml"
+    bundle = tmp_path / "bundle"
+    arguments = ["--model", "vit_digits", "--profile", "cpu", "--schedule", str(file), "--out", str(bundle)]
+    assert run(["build", *arguments]) == 0
+    assert read_bundle(bundle).variant(name=found.name).gmacs == pytest.approx(found.tuned.gmacs)
+
+
+def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    process = start("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 24, "-o", "found", cwd=tmp_path)
+    assert process.stderr is not None
+    while "trial 8" not in (line := process.stderr.readline()):
+        assert line, "it has ended before it began"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on from there" in err
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["study.db"]
+    assert tune("-b", "reduction=0.5", "--trials", 24, "-o", "found", cwd=tmp_path).code == 0
+    assert tune("-b", "reduction=0.5", "--trials", 24, "-o", "whole", cwd=tmp_path).code == 0
+    found, whole = report_of(tmp_path / "found"), report_of(tmp_path / "whole")
+    assert found.compared == whole.compared
+    done = [[one.parameters for one in report.trials if one.state != "failed"] for report in (found, whole)]
+    assert all(one in done[1] for one in done[0])
+    assert len(done[0]) == len(done[1]) == 24
+    again = tune("-b", "reduction=0.4", "--trials", 24, "-o", "found", cwd=tmp_path)
+    assert (again.code, "made for other budget: reduction=0.5, not reduction=0.4" in again.error) == (3, True)
+
+
+def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    arguments = ("-b", "reduction=0.5", "--trials", 40, "--workers", 2, "-o", "found")
+    process = start("--data", DIGITS, *arguments, cwd=tmp_path)
+    url = f"sqlite:///{tmp_path / 'found' / 'study.db'}"
+    victim = None
+    while victim is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+        victim = _working(process.pid) if (tmp_path / "found" / "study.db").exists() and _made(url) >= 6 else None
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, (out, err)
+    assert "a worker was killed by SIGKILL" in err
+    trials = optuna.load_study(study_name="tune", storage=url).get_trials()
+    done = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(done) == 40
+    assert len({str(one.params) for one in done}) == 40, "no trial double"
+    for lost in (one for one in trials if one.state == TrialState.FAIL and one.params):
+        assert lost.params in [one.params for one in done], "nothing lost"
+
+
+def _made(url: str) -> int:
+    try:
+        trials = optuna.load_study(study_name="tune", storage=url).get_trials()
+    except (KeyError, optuna.exceptions.OptunaError):
+        return 0
+    return sum(one.state.is_finished() for one in trials)
+
+
+def _working(parent: int) -> int | None:
+    """A child that is a worker."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if b"ztdeploy.tuning.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return None
+
+
+def test_without_a_budget_it_is_a_front(tmp_path: Path) -> None:
+    done = tune("--trials", 16, "--json", "--method", "zero-tprune", "--method", "novelty-merge", cwd=tmp_path)
+    assert (done.code, done.err) == (0, ""), done
+    report = TuneReport.model_validate_json(done.out)
+    costs = [one.tuned.cost for one in report.compared]
+    assert costs == sorted(costs, reverse=True)
+    losses = [one.tuned.tuning_kl or 0.0 for one in report.compared]
+    assert losses == sorted(losses)
+    assert {one.schedule.method for one in report.trials if one.schedule} == {"zero-tprune", "novelty-merge"}
+
+
+def test_a_budget_in_time(tmp_path: Path) -> None:
+    done = tune("--budget", "speedup=1.1", "--profile", "cpu", "--trials", 6, "-o", "found", cwd=tmp_path)
+    assert done.code == 0, done
+    report = report_of(tmp_path / "found")
+    assert report.unit == "ms"
+    assert report.winner.tuned.cost <= report.dense_cost / 1.1
+    assert report.cost.kind == "latency"
+    assert report.cost.fitted == 7
+    assert [one.schedule for one in report.measured] == [one.name for one in report.compared]
+    assert all(one.measured_ms > 0 and one.predicted_ms > 0 for one in report.measured)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--budget", "gmacs=9"), 3, "which is within it"),
+        (("--budget", "reduction=0.99"), 3, "with a single token from block 2 on"),
+        (("--budget", "watts=3"), 3, "choose from"),
+        (("--budget", "latency_ms=3"), 3, "give --profile cpu"),
+        (("--budget", "latency_ms=3", "--profile", "jetson-orin"), 6, "a profile of ONNX Runtime"),
+        (("--method", "tome"), 3, "one that has a search space"),
+        (("--method", "novelty"), 3, "did you mean 'novelty-merge'"),
+        (("--trials", "0"), 3, "at least 1"),
+        (("--workers", "0"), 3, "1 to 64"),
+        (("--sampler", "tpa"), 3, "did you mean 'tpe'"),
+        (("--limit", "5"), 3, "half of them tune"),
+        (("--max-drop", "nan"), 3, "points of top-1"),
+        (("--seed", "-1"), 3, "at least 0"),
+        (("--storage", "nonsense"), 3, "a database's URL"),
+        (("--storage", "sqlite:////nowhere/at/all.db"), 6, "a database that answers"),
+        (("--out", "diary"), 3, "something else than a search"),
+        (("--data", "nowhere"), 3, "does not exist"),
+        (("--data", "few"), 3, "one half to tune on"),
+        (("--weights", "good"), 2, "neither 'pretrained' nor 'random'"),
+    ],
+)
+def test_refusals(
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    digit_images: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "today.txt").write_text("mine")
+    (tmp_path / "few").mkdir()
+    for image in digit_images[:5]:
+        (tmp_path / "few" / image.name).symlink_to(image)
+    there = sorted(path.name for path in tmp_path.rglob("*"))
+    given = ["--data", str(DIGITS)] if "--data" not in arguments else []
+    given += ["--limit", "40"] if "--limit" not in arguments else []
+    given += ["--budget", "reduction=0.4"] if "--budget" not in arguments else []
+    assert run(["tune", "--model", "vit_digits", "--trials", "2", *given, *arguments]) == code
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == there

@@ -1,0 +1,111 @@
+"""What a search writes: well-formed, escaped, nothing half; and schedules that can be read again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from helpers import tunings
+from helpers.errors import refused
+
+from ztdeploy.errors import InputError, OutputError
+from ztdeploy.options import MethodOptions
+from ztdeploy.report.plots.frame import SVG
+from ztdeploy.schedule import LayerSpec, PruningSchedule, read_schedule
+from ztdeploy.tuning.folder import PAGE, REPORT, check_folder, tune_folder, write_tuning
+from ztdeploy.tuning.report import TuneReport
+from ztdeploy.tuning.schedule_file import toml
+
+EVIL = "<script>alert(1)</script>&\"'|`](http://evil.example)\x1b[31m\nname = 1"
+STATES = {
+    "full": lambda: tunings.report(),
+    "front": lambda: tunings.report(front=True),
+    "unlabelled": lambda: tunings.report(labelled=False),
+    "one trial": lambda: tunings.report(trials=1),
+    "measured": lambda: tunings.report(measured=True),
+    "hostile": lambda: tunings.report(name=EVIL),
+}
+
+
+@pytest.fixture(scope="module", params=STATES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneReport, Path]:
+    report, out = STATES[request.param](), tmp_path_factory.mktemp("tuning")
+    paths = write_tuning(report, out)
+    assert set(paths) == {path for path in out.rglob("*") if path.is_file()}
+    assert paths[0] == out / PAGE
+    return report, out
+
+
+def test_all_of_it_is_well_formed_and_asks_for_nothing(written: tuple[TuneReport, Path]) -> None:
+    for path in written[1].iterdir():
+        if path.suffix not in (".html", ".svg"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        tree = ElementTree.fromstring(text.replace("<!DOCTYPE html>", ""))
+        tags = {one.tag.rpartition("}")[2] for one in tree.iter()}
+        assert not tags & {"script", "link", "img", "image", "use", "a", "iframe", "foreignObject"}
+        for one in tree.iter():
+            for name, value in one.attrib.items():
+                assert not name.startswith("on")
+                assert name not in ("href", "src", "style")
+                if name in ("points", "x", "y", "x1", "x2", "cx", "cy", "width", "height"):
+                    assert not re.search(r"nan|inf|e[+-]?\d", value)
+        assert "://" not in text.replace(f'xmlns="{SVG}"', "").replace("http://evil.example", "")
+        assert "\x1b" not in text
+
+
+def test_report_and_schedules_come_back(written: tuple[TuneReport, Path]) -> None:
+    report, out = written
+    assert TuneReport.model_validate_json((out / REPORT).read_text()) == report
+    for one in report.compared:
+        assert read_schedule(out / "schedules" / f"{one.name}.toml") == one.tuned.schedule
+    page = (out / PAGE).read_text()
+    for one in report.compared:
+        assert f"{one.tuned.kl.value:.4f}" in page
+    assert ("Predicted and measured" in page) == bool(report.measured)
+    assert ("was not searched for" in page) == (report.request.budget is not None)
+
+
+def test_any_schedule_comes_back_from_its_file(tmp_path: Path) -> None:
+    schedule = PruningSchedule(
+        name="all-of-it",
+        method="zero-tprune-merge",
+        options=MethodOptions(partner="keys", coherent=False, least_similarity=0.25),
+        layers=(
+            LayerSpec(block=2, drop=7, similarity_share=0.75, iterations=3),
+            LayerSpec(block=4, keep_ratio=0.5, similarity_drop=2),
+        ),
+    )
+    (tmp_path / "x.toml").write_text(toml(schedule))
+    assert read_schedule(tmp_path / "x.toml") == schedule
+
+
+def test_an_earlier_report_goes_and_anything_else_stays(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    write_tuning(tunings.report(front=True), out)
+    write_tuning(tunings.report(), out)
+    assert len(list((out / "schedules").iterdir())) == 2
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "today.txt").write_text("mine")
+    refused(lambda: check_folder(tmp_path / "diary"), "something else than a search", kind=OutputError)
+    refused(lambda: check_folder(tmp_path / "diary" / "today.txt"), "is a file", kind=OutputError)
+
+
+def test_one_search_at_a_time_and_a_refused_one_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+
+    def second() -> None:
+        with tune_folder(out, own_study=True):
+            raise AssertionError
+
+    def refusing() -> None:
+        with tune_folder(tmp_path / "new", own_study=True):
+            (tmp_path / "new" / "study.db").write_text("begun")
+            raise InputError("a", "b", "c")
+
+    with tune_folder(out, own_study=True):
+        refused(second, "another search is writing", kind=OutputError)
+    refused(refusing, kind=InputError)
+    assert list(tmp_path.iterdir()) == []

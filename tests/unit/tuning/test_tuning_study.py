@@ -1,0 +1,118 @@
+"""The loop around Optuna: the same seed, the same search; nothing lost, nothing double, nothing over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from helpers.errors import refused
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from ztdeploy.errors import EnvironmentLacksError, InputError, ZtdeployError
+from ztdeploy.tuning.budget import Budget
+from ztdeploy.tuning.identity import check_same
+from ztdeploy.tuning.request import SamplerName, TuneRequest
+from ztdeploy.tuning.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
+
+
+def request(sampler: SamplerName = "tpe", **more: Any) -> TuneRequest:
+    budget = Budget(kind="gmacs", value=1)
+    return TuneRequest(model="m", data=Path("d"), budget=budget, sampler=sampler, **more)
+
+
+def study_in(folder: Path, sampler: SamplerName = "tpe") -> Study:
+    folder.mkdir(exist_ok=True)
+    return open_study(f"sqlite:///{folder / 'study.db'}", request(sampler))
+
+
+def objective(trial: Trial) -> float:
+    return float(trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_int("n", 1, 9))
+
+
+def drawn(study: Study) -> list[dict[str, Any]]:
+    return [one.params for one in study.get_trials() if one.state in DONE]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_the_same_seed_is_the_same_search_interrupted_or_not(sampler: SamplerName, tmp_path: Path) -> None:
+    whole, parts = study_in(tmp_path / "whole", sampler), study_in(tmp_path / "parts", sampler)
+    make_trials(whole, objective, 26, worker="one")
+
+    def stops(trial: Trial) -> float:
+        value = objective(trial)
+        if counts(parts).done == 19:
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trials(parts, stops, 26, worker="one")
+    assert counts(parts).done == 19
+    make_trials(study_in(tmp_path / "parts", sampler), objective, 26, worker="another")
+    assert drawn(parts) == drawn(whole)
+    assert len({str(one) for one in drawn(whole)}) == 26, "none is drawn twice"
+
+
+def test_what_a_dead_worker_was_at_is_made_again(tmp_path: Path) -> None:
+    study = study_in(tmp_path / "study")
+    make_trials(study, objective, 5, worker="first")
+    lost = study.ask()
+    objective(lost)
+    lost.set_user_attr("worker", "dead")
+    assert reap(study, "somebody else") == 0
+    assert reap(study, "dead") == 1
+    assert reap(study, "dead") == 0, "once"
+    make_trials(study, objective, 8, worker="second")
+    assert counts(study).done == 8
+    assert [one.params for one in study.get_trials() if one.state == TrialState.FAIL] == [lost.params]
+    assert drawn(study).count(lost.params) == 1
+
+
+def test_a_trial_too_many_is_not_made(tmp_path: Path) -> None:
+    study = study_in(tmp_path / "study")
+    make_trials(study, objective, 2, worker="one")
+    others: list[Trial] = []
+
+    def overtaken(_counts: Counts) -> None:
+        """Another worker takes the last place right after this one has counted."""
+        if not others:
+            others.append(study.ask())
+
+    def never(_trial: Trial) -> float:
+        raise AssertionError
+
+    def refused_once() -> bool:
+        return any(one.state == TrialState.FAIL for one in study.get_trials())
+
+    make_trials(study, never, 3, worker="two", told=overtaken, stop=refused_once)
+    study.tell(others[0], 1.0)
+    assert counts(study) == Counts(done=3, running=0)
+
+
+def test_a_study_of_something_else() -> None:
+    wanted = {"model": "deit", "seed": 0}
+    check_same({"model": "deit", "seed": 0}, wanted, "tune")
+    other = {"model": "vit", "seed": 0}
+    refused(lambda: check_same(other, wanted, "tune"), "made for other model: vit, not deit", kind=InputError)
+    refused(lambda: check_same(None, wanted, "tune"), "none of 'ztdeploy tune'", kind=InputError)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "words"),
+    [
+        ("no url", InputError, "a database's URL"),
+        ("carrier-pigeon://coop/3", InputError, "a database's URL"),
+        ("sqlite:////nowhere/at/all.db", EnvironmentLacksError, "a database that answers"),
+        ("postgresql://me:secret@127.0.0.1:1/tune", EnvironmentLacksError, "expected"),
+    ],
+)
+def test_storages_that_are_none(url: str, error: type[ZtdeployError], words: str) -> None:
+    said = refused(lambda: open_study(url, request(storage=url)), words, kind=error)
+    assert "secret" not in said
+
+
+def test_no_password_is_shown() -> None:
+    assert without_password("postgresql://me:secret@host/tune") == "postgresql://me:***@host/tune"
+    assert optuna.logging.get_verbosity() >= optuna.logging.WARNING

@@ -1,0 +1,153 @@
+"""ztdeploy tune"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+
+if TYPE_CHECKING:
+    from ztdeploy.models.catalogue import WeightsSource
+    from ztdeploy.tuning.report import TuneReport
+    from ztdeploy.tuning.request import SamplerName, TuneRequest
+
+
+def register(app: typer.Typer) -> None:
+    app.command(help="Search for the schedule nearest to dense under a budget of multiply-adds or time.")(tune)
+
+
+def tune(
+    model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Images; one half tunes, the other reports.")],
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", "-b", help="gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. (default: a front)"),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Whose engines a budget in time is measured with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-tuning)")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Pruning method to search; repeatable. (default: novelty-merge)")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Of the whole study, an interrupted search's own among them.")] = 100,
+    sampler: Annotated[
+        str | None, typer.Option(help="'tpe', 'random' or 'nsga2'. (default: tpe; nsga2 for a front)")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make trials at the same time.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="Database URL, which machines can share. (default: SQLite in --out)")
+    ] = None,
+    study: Annotated[str, typer.Option(help="The study's name in the storage.")] = "tune",
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that may be lost on tuning images.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
+    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the search and the limit.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Where measurements are kept. (default: ZTDEPLOY_CACHE)")] = None,
+    json: JsonFlag = False,
+) -> None:
+    if weights not in ("pretrained", "random"):
+        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    from ztdeploy.errors import MissingExtraError
+    from ztdeploy.tuning.budget import parse_budget
+    from ztdeploy.tuning.request import TUNABLE, TuneRequest, check_request
+
+    request = TuneRequest(
+        model=model,
+        data=data,
+        budget=None if budget is None else parse_budget(budget),
+        profile=profile,
+        methods=tuple(dict.fromkeys(method or TUNABLE[:1])),
+        trials=trials,
+        sampler=_sampler(sampler),
+        workers=workers,
+        storage=storage,
+        study=study,
+        max_drop=max_drop,
+        weights=cast("WeightsSource", weights),
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        limit=limit,
+        seed=seed,
+    )
+    folder = out or Path(f"{model}-tuning")
+    check_request(request)
+    from ztdeploy.tuning.folder import check_folder, write_tuning
+
+    check_folder(folder)
+    try:
+        from ztdeploy.tuning.run import tune as run
+    except ModuleNotFoundError as error:
+        name = error.name or "optuna"
+        extra = "tune" if name.split(".")[0] in ("optuna", "sqlalchemy") else "build"
+        raise MissingExtraError(name, extra, "a search") from error
+    try:
+        with progress_bar(not json) as progress:
+            report = run(request, folder, cache=cache, progress=progress)
+    except KeyboardInterrupt:
+        note(_goes_on(request, folder))
+        raise
+    page, winner, *_ = write_tuning(report, folder)
+    if json:
+        typer.echo(report.model_dump_json())
+        return
+    show_tuning(report)
+    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model} --schedule {winner} --profile NAME")
+
+
+def _goes_on(request: TuneRequest, folder: Path) -> str:
+    where = f"{folder}" if request.storage is None else "the storage"
+    return f"the study in {where} keeps what is finished; the same command goes on from there"
+
+
+def _sampler(name: str | None) -> SamplerName | None:
+    """
+    Raises:
+        InputError: no such sampler.
+    """
+    from ztdeploy.errors import InputError, did_you_mean
+    from ztdeploy.tuning.request import SAMPLERS
+
+    if name is not None and name not in SAMPLERS:
+        raise InputError(f"--sampler {name}", "a sampler that there is", did_you_mean(name, SAMPLERS))
+    return cast("SamplerName | None", name)
+
+
+def show_tuning(report: TuneReport) -> None:
+    """What was found, in words and tables."""
+    from ztdeploy.tuning.words import cautions, findings, subtitle, title
+
+    say(title(report))
+    say(subtitle(report))
+    typer.echo()
+    for sentence in findings(report):
+        say(sentence)
+    typer.echo()
+    heads = [("", "left")]
+    heads += [(name, "right") for name in ("GMACs", "of dense", "KL", "of ToMe's", "of the preset's", "same answers")]
+    rows = [
+        (
+            one.name,
+            f"{one.tuned.gmacs:.4g}",
+            f"{100 * one.share:.1f} %",
+            f"{one.tuned.kl.value:.4f}",
+            f"{one.to_tome.value:.2f}",
+            f"{one.to_preset.value:.2f}",
+            f"{100 * one.tuned.agreement.value:.1f} %",
+        )
+        for one in report.compared
+    ]
+    table("Schedules found, on the report half", heads, rows)
+    for one in report.measured:
+        say(f"{one.schedule}: predicted {one.predicted_ms:.2f} ms, measured {one.measured_ms:.2f} ms")
+    for line in cautions(report):
+        warn(line[:1].lower() + line[1:].rstrip("."))

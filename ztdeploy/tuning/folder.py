@@ -1,0 +1,103 @@
+"""The folder that a search writes: its study while it runs, then schedules, JSON, a page, plots."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ztdeploy.bundle import disk_errors
+from ztdeploy.errors import OutputError
+from ztdeploy.measure.bench_report import write_text
+from ztdeploy.measure.report_file import holds_kind
+from ztdeploy.tuning.figures import figures
+from ztdeploy.tuning.page import page
+from ztdeploy.tuning.report import KIND, TuneReport
+from ztdeploy.tuning.schedule_file import schedule_file
+
+REPORT, PAGE, STUDY = "tune.json", "tune.html", "study.db"
+SCHEDULES = "schedules"
+
+
+@contextmanager
+def tune_folder(out: Path, *, own_study: bool) -> Iterator[Callable[[], None]]:
+    """Make the folder, and keep every other search from writing there; one that ends before it has begun leaves nothing
+    new behind.
+
+    Yields:
+        What to call once there is a study worth keeping.
+
+    Raises:
+        OutputError: see `check_folder`; or another search is writing there right now.
+    """
+    check_folder(out)
+    existed = out.exists()
+    unbegun = own_study and not (out / STUDY).exists()
+
+    def begun() -> None:
+        nonlocal unbegun
+        unbegun = False
+
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            begun()  # by the other one
+            raise OutputError(
+                f"another search is writing to '{out}'", "a folder of its own", "wait for it, or choose another --out"
+            ) from error
+        yield begun
+    finally:
+        if unbegun:
+            (out / STUDY).unlink(missing_ok=True)
+        os.close(descriptor)
+        if not existed:
+            with suppress(OSError):  # it is not empty, as a rule
+                out.rmdir()
+
+
+def check_folder(out: Path) -> None:
+    """
+    Raises:
+        OutputError: a file, or a folder with something else than a search in it.
+    """
+    with disk_errors(out):
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir() or (out.exists() and not out.is_dir()):
+            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
+        if out.exists() and any(out.iterdir()) and not (out / STUDY).is_file() and not holds_kind(out / REPORT, KIND):
+            raise OutputError(
+                f"'{out}' exists and holds something else than a search", "a new folder", "choose another --out"
+            )
+
+
+def write_tuning(report: TuneReport, out: Path) -> list[Path]:
+    """Write everything, each file whole or not at all, in place of earlier ones; the report itself comes first.
+
+    Returns:
+        The files' paths: the page, the winner's schedule, the rest.
+
+    Raises:
+        OutputError: see `check_folder`; or a file cannot be written.
+    """
+    check_folder(out)
+    schedules = {f"{SCHEDULES}/{one.name}.toml": schedule_file(one, report) for one in report.compared}
+    texts = {
+        REPORT: report.model_dump_json(indent=1) + "\n",
+        PAGE: page(report),
+        **schedules,
+        **{one.file: one.document() for one in figures(report)},
+    }
+    with disk_errors(out):  # of an earlier report
+        for path in [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml")]:
+            if path.relative_to(out).as_posix() not in texts:
+                path.unlink()
+    for name, text in texts.items():
+        write_text(text, out / name)
+    first = [PAGE, *schedules]
+    return [out / name for name in [*first, *(name for name in texts if name not in first)]]

@@ -1,0 +1,74 @@
+"""Samplers of which a trial's number alone decides what they draw, given the trials before.
+
+So the same seed gives the same search, interrupted or not; and workers of one study never draw the same twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ztdeploy.tuning.request import SamplerName
+
+#: Trials that are drawn at random before a sampler learns from them.
+START = 16
+POPULATION = 20
+_STRIDE = 1_000_003  #: a prime, so that no two trials of neighbouring seeds draw alike
+
+
+class SeededByTrial(BaseSampler):
+    """Another sampler, made anew for every trial."""
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make, self._seed = make, seed
+        self._own = make(seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._own = self._make((self._seed * _STRIDE + trial.number) % 2**32)
+        self._own.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._own.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._own.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._own.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._own.after_trial(study, trial, state, values)
+
+
+def sampler(name: SamplerName, seed: int) -> SeededByTrial:
+    return SeededByTrial(_MAKERS[name], seed)
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed, multivariate=True, n_startup_trials=START)
+
+
+def _random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def _nsga2(seed: int) -> BaseSampler:
+    return NSGAIISampler(seed=seed, population_size=POPULATION)
+
+
+_MAKERS: dict[SamplerName, Callable[[int], BaseSampler]] = {"tpe": _tpe, "random": _random, "nsga2": _nsga2}
+
+
+def quiet() -> None:
+    """Optuna talks about every trial; we say what matters."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,0 +1,205 @@
+"""The study in its storage, and the loop in which trials are made: any number of processes may run it at once.
+
+Optuna hands out trials and keeps them; there is no scheduler here. A process that dies leaves a running trial, which
+its parent notices at once and every other worker when it has no heartbeat any more: the trial counts as failed, and the
+same point waits for the next worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.pruners import BasePruner, NopPruner, PercentilePruner
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ztdeploy.errors import EnvironmentLacksError, InputError
+from ztdeploy.tuning.request import TuneRequest
+from ztdeploy.tuning.sampling import START, quiet, sampler
+
+FILE = "study.db"
+#: Under these names a study says what it is, and by what its trials are priced.
+IDENTITY, COST = "ztdeploy", "cost"
+WORKER = "worker"  #: of a trial: who makes it
+_BEAT_S, _GRACE_S = 10, 120
+_WAIT_S = 0.5
+#: A trial goes on only while it is among the better ones so far.
+_PERCENTILE = 40.0
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Surplus(Exception):  # noqa: N818 - not an error: another worker was first
+    """The trial is one more than were asked for."""
+
+
+def storage_url(request: TuneRequest, folder: Path) -> str:
+    return request.storage or f"sqlite:///{(folder / FILE).absolute()}"
+
+
+def without_password(url: str) -> str:
+    """As it may be shown."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "a URL that cannot be read"
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what a database says into one line.
+
+    Raises:
+        EnvironmentLacksError: it cannot be reached.
+        InputError: no such kind of database.
+    """
+    shown = without_password(url)
+    try:
+        yield
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise InputError(
+            f"--storage {shown}", "a database's URL, such as sqlite:///study.db", "correct --storage"
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).splitlines() or ["no answer"])[0]
+        raise EnvironmentLacksError(
+            f"the storage {shown} cannot be used ({first[:120]})", "a database that answers", "check --storage"
+        ) from error
+
+
+def open_study(url: str, request: TuneRequest) -> Study:
+    """The study of that name, made where there is none.
+
+    Raises:
+        EnvironmentLacksError: the storage cannot be reached, or its driver is not installed.
+        InputError: the URL is none, or the study has other objectives.
+    """
+    quiet()
+    with storage_errors(url):
+        storage = _storage(url)
+        goals = ["minimize"] if request.budget is not None else ["minimize", "minimize"]
+        study = optuna.create_study(
+            storage=storage,
+            study_name=request.study,
+            load_if_exists=True,
+            directions=goals,
+            sampler=sampler(request.sampler_used, request.seed),
+            pruner=_pruner(request),
+        )
+    if len(study.directions) != len(goals):
+        raise InputError(
+            f"study '{request.study}' was made for another kind of budget", "the same one", "give another --study"
+        )
+    return study
+
+
+def _storage(url: str) -> RDBStorage:
+    try:
+        return RDBStorage(
+            url,
+            heartbeat_interval=_BEAT_S,
+            grace_period=_GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except ImportError as error:
+        driver = error.name or "of its driver"
+        raise EnvironmentLacksError(
+            f"--storage {without_password(url)} needs the module '{driver}', which is not installed",
+            "the database's driver",
+            "install it with pip",
+        ) from error
+
+
+def _pruner(request: TuneRequest) -> BasePruner:
+    if request.budget is None:  # Optuna prunes by one value only
+        return NopPruner()
+    return PercentilePruner(_PERCENTILE, n_startup_trials=START)
+
+
+@dataclass(frozen=True)
+class Counts:
+    done: int
+    running: int
+
+
+def counts(study: Study) -> Counts:
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return Counts(sum(state in DONE for state in states), sum(state == TrialState.RUNNING for state in states))
+
+
+def make_trials(
+    study: Study,
+    objective: Callable[[Trial], Any],
+    wanted: int,
+    *,
+    worker: str,
+    told: Callable[[Counts], None] = lambda _counts: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Make trials until the study has as many as are wanted, whoever makes them.
+
+    An interruption puts the point that was being tried back in line.
+
+    Args:
+        worker: a name of this process, among all that work on the study.
+        told: of how many there are, before each trial.
+        stop: asked before each trial.
+    """
+
+    def guarded(trial: Trial) -> Any:
+        trial.set_user_attr(WORKER, worker)
+        if _place(study, trial.number) >= wanted:
+            raise Surplus
+        try:
+            return objective(trial)
+        except KeyboardInterrupt:
+            put_back(study, trial)
+            raise
+
+    while not stop():
+        found = counts(study)
+        told(found)
+        if found.done >= wanted:
+            return
+        if found.done + found.running >= wanted:  # whoever makes the last ones may die of it
+            time.sleep(_WAIT_S)
+            optuna.storages.fail_stale_trials(study)
+            continue
+        study.optimize(guarded, n_trials=1, catch=(Surplus,))
+
+
+def _place(study: Study, number: int) -> int:
+    """How many trials before this one count."""
+    counted = (*DONE, TrialState.RUNNING)
+    return sum(one.number < number and one.state in counted for one in study.get_trials(deepcopy=False))
+
+
+def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
+    """Have the point of a trial that was not finished tried once more."""
+    if trial.params:
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "start": trial.user_attrs.get("start")})
+
+
+def reap(study: Study, worker: str) -> int:
+    """What a worker that has died was at: it counts as failed, and its points wait again.
+
+    Returns:
+        How many trials that were.
+    """
+    left = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER) == worker
+    ]
+    for trial in left:
+        study.tell(trial.number, state=TrialState.FAIL)
+        put_back(study, trial)
+    return len(left)
