@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers.errors import refused as refused_as
 from helpers.models import tiny_vit
@@ -319,6 +320,16 @@ def test_every_short_name_is_a_model_that_timm_knows():
 
     by_timm = [entry for entry in CATALOGUE.values() if entry.shipped is None and entry.family != "lvvit"]
     assert all(timm.is_model(entry.timm_name) for entry in by_timm)
+
+
+def test_nan_in_downloaded_weights_is_named(monkeypatch):
+    def damaged(timm_name, arguments):
+        model = timm.create_model(timm_name, **arguments)
+        model.blocks[1].attn.proj.bias.data[3] = float("nan")
+        return model
+
+    monkeypatch.setattr(ztdeploy.models.loading, "_download", damaged)
+    refused(lambda: load_model("deit_t"), "'blocks.1.attn.proj.bias'", "deit_tiny_patch16_224", "NaN or infinity")
 
 
 # -------------------- without a hub

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ztdeploy.gate import Gate
 
 
-#: Of the manifest.
-JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
+#: What `--json` prints of the manifest.
+_IN_JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
 
 
 def register(app: typer.Typer) -> None:
@@ -101,7 +101,7 @@ def build(
         print_json(
             {
                 "bundle": str(bundle.root),
-                **bundle.manifest.model_dump(mode="json", include=JSON),
+                **bundle.manifest.model_dump(mode="json", include=_IN_JSON),
             }
         )
         return
