@@ -26,7 +26,7 @@ PROFILES = (
     "cpu-openvino",
     "cpu-openvino-bf16",
     "cpu-openvino-int8",
-    "cpu-openvino-mixed",
+    "cpu-openvino-int8-rows",
 )
 METHODS = ("zero-tprune", "slice")
 

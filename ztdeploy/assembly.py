@@ -251,7 +251,7 @@ class Assembly:
         against PyTorch, given its tokens below fp32. With static ranges fp32 operators between the integer ones differ
         in the last bit from one runtime to another, so that now and then a value falls to the next step."""
         spec = self._specs[profile.name]
-        if spec.int8 is None or spec.int8.static:
+        if spec.int8 is None or spec.int8.activations != "dynamic":
             return self._compare(manifest, variant, profile, None)[0]
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
@@ -451,7 +451,7 @@ def graph_runner(graph: Path, threads: int) -> OnnxRuntimeRunner:
 def runs_in_onnxruntime(spec: GraphSpec) -> bool:
     """Whether ONNX Runtime computes what an engine of the graph does: it has next to no kernels for bf16 on a CPU, and
     with static int8 other steps than another runtime now and then."""
-    return spec.precision != "bf16" and not (spec.int8 is not None and spec.int8.static)
+    return spec.precision != "bf16" and (spec.int8 is None or spec.int8.activations == "dynamic")
 
 
 def builds_anywhere(profile: HardwareProfile) -> bool:

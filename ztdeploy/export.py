@@ -187,11 +187,11 @@ def _typed(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None) -> ir.Model
         return traced.clone()
     if spec.precision == "int8":
         options = spec.int8 or Int8Options()
-        if options.static:
-            assert ranges is not None, "static ranges have to be measured first"
-            model = to_static_int8(traced, options, ranges)
-        else:
+        if options.activations == "dynamic":
             model = to_int8(traced, options)
+        else:
+            assert ranges is not None or not options.static, "static ranges have to be measured first"
+            model = to_static_int8(traced, options, ranges or {})
         return to_precision(model, options.rest, within=within_int8(model, options))
     return to_precision(traced, spec.precision)
 

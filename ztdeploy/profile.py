@@ -49,9 +49,9 @@ class Int8Options(_Table):
     from_block: int = Field(default=0, ge=0)
     #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them.
     weight_bits: Literal[7, 8] = 8
-    #: "dynamic": their range is taken while they run. Else it comes from calibration images: "uint8" with a zero point,
-    #: "int8" without one.
-    activations: Literal["dynamic", "uint8", "int8"] = "dynamic"
+    #: "dynamic": their range is taken while they run, over a whole call. "row": likewise, for each token by itself.
+    #: Otherwise it comes from calibration images: "uint8" with a zero point, "int8" without one.
+    activations: Literal["dynamic", "row", "uint8", "int8"] = "dynamic"
     ranges: Calibration = "min-max"  #: how they come from those images, unless activations are dynamic
     #: What blocks that stay as they are compute in, and the attention of the others where no pruning layer reads it.
     rest: Literal["fp32", "bf16"] = "fp32"
@@ -59,7 +59,7 @@ class Int8Options(_Table):
     @property
     def static(self) -> bool:
         """Whether ranges come from calibration images."""
-        return self.activations != "dynamic"
+        return self.activations in ("uint8", "int8")
 
     @property
     def label(self) -> str:

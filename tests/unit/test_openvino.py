@@ -111,6 +111,7 @@ def test_fp16_has_no_engines():
 
 def test_int8_takes_ranges_from_images_here_and_none_in_onnxruntime():
     dynamic, static = (read_profile(name) for name in ("cpu-int8", "cpu-openvino-int8"))
+    get_backend("openvino").check_profile(read_profile("cpu-openvino-int8-rows"))
     for one, other in ((dynamic, static), (static, dynamic)):
         get_backend(one.backend).check_profile(one)
         swapped = one.model_copy(update={"int8": other.int8})
@@ -242,11 +243,19 @@ def test_blocks_compute_in_bf16_and_pruning_layers_in_fp32(typed):
     assert blocks["bf16"] >= 4 * 12
 
 
+def integer_layers(compiled):
+    """How many products take integers, by OpenVINO's own account."""
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    linear = [one for one in facts if one["layerType"].astype(str).startswith("FullyConnected")]
+    return sum(one["runtimePrecision"].astype(str) in ("u8", "i8") for one in linear)
+
+
 @needs_openvino
 def test_linear_layers_are_computed_in_integers(tmp_path):
-    """By OpenVINO's own account, whatever stands around them; a batch gives what its images give alone."""
+    """Whatever stands around them; a batch gives what its images give alone."""
     bundle = tmp_path / "bundle"
-    assert run(["build", "-m", "vit_digits", "-p", "cpu-openvino-int8", "-k", "0.7", "-o", str(bundle)]) == 0
+    profiles = ["-p", "cpu-openvino-int8", "-p", "cpu-openvino-int8-rows"]
+    assert run(["build", "-m", "vit_digits", *profiles, "-k", "0.7", "-o", str(bundle)]) == 0
     opened = read_bundle(bundle)
     variant = opened.variant(name="keep-0.70")
     graph, engine = variant.graphs["cpu-openvino-int8"], variant.engines["cpu-openvino-int8"]
@@ -257,17 +266,17 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
     assert engine.parity is not None
     assert engine.parity.replayed
     for alone in (True, False):
-        kinds = Counter[str]()
-        for node in compile_graph(opened.path(graph.file), 1, alone=alone)[0].get_runtime_model().get_ordered_ops():
-            facts = node.get_rt_info()
-            if facts["layerType"].astype(str).startswith("FullyConnected"):
-                kinds[facts["runtimePrecision"].astype(str)] += 1
-        assert kinds["u8"] >= 4 * opened.manifest.model.architecture.depth
-        assert kinds["f32"] <= 1, "the classifier"
+        compiled, _ = compile_graph(opened.path(graph.file), 1, alone=alone)
+        assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth
     pixels = np.load(bundle / "golden" / "pixels.npy")
     with load(opened, variant=variant.name, profile="cpu-openvino-int8", threads=1) as runner:
         together = runner.infer(pixels).logits
         each = np.concatenate([runner.infer(pixels[i : i + 1]).logits for i in range(len(pixels))])
     assert np.abs(together - each).max() < 0.05 * np.abs(together).max()
     verified = verify_bundle(bundle, None, lambda *_: None)
-    assert set(verified.variants) == {"keep-0.70", "dense"}
+    assert len(verified.variants) == 4
+    rows = variant.graphs["cpu-openvino-int8-rows"]
+    assert rows.calibration is None
+    assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64
+    compiled, _ = compile_graph(opened.path(rows.file), 1, alone=True, row_group=64)
+    assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth

@@ -205,19 +205,18 @@ def check_precision(backend: Backend, profile: HardwareProfile) -> None:
         )
 
 
-def check_activations(backend: Backend, profile: HardwareProfile, *, static: bool) -> None:
+def check_activations(backend: Backend, profile: HardwareProfile, kinds: tuple[str, ...]) -> None:
     """
     Args:
-        static: whether the backend's int8 engines have ranges from calibration images; if not, dynamic ones.
+        kinds: of `Int8Options.activations` that the backend has engines for.
 
     Raises:
         ProfileError: the profile asks for int8 activations of the other kind.
     """
-    if profile.precision == "int8" and (profile.int8 or Int8Options()).static != static:
-        wanted = "int8.activations uint8 or int8" if static else "int8.activations dynamic"
+    if profile.precision == "int8" and (profile.int8 or Int8Options()).activations not in kinds:
         raise ProfileError(
             f"profile '{profile.name}' asks for other int8 activations than the backend {backend.name} has",
-            wanted,
+            f"int8.activations {' or '.join(kinds)}",
             "set 'activations' under [int8] in the profile, or choose another backend",
         )
 

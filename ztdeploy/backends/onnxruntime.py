@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
 
     def check_profile(self, profile: HardwareProfile) -> None:
         check_precision(self, profile)
-        check_activations(self, profile, static=False)
+        check_activations(self, profile, ("dynamic",))
 
     def check_can_build(self, profile: HardwareProfile) -> None:
         self.check_profile(profile)

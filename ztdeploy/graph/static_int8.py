@@ -5,6 +5,8 @@ the graph, and an answer depends on nothing but its own image. Weights are as in
 channel. Activations have one scale, over all tokens and images: as uint8 with a zero point, which is finer where
 values lie on one side of zero (behind a Gelu), or as int8 without one, which is all that TensorRT takes.
 
+By "row" nothing is said of activations but that they meet such weights: the runtime rounds them, token by token.
+
 Never quantised: residual sums, softmax, LayerNorm, the products of attention, and what a pruning layer computes.
 """
 
@@ -37,17 +39,19 @@ def to_static_int8(model: ir.Model, options: Int8Options, ranges: Ranges) -> ir.
     Args:
         model: named by `stable_names`, with static shapes. It is not changed.
         options: which blocks, how many bits, which activations.
-        ranges: of what enters each linear layer; see `ranges.measure_ranges`.
+        ranges: of what enters each linear layer; see `ranges.measure_ranges`. Not looked at by "row".
     """
     typed = model.clone()
     largest, made = LARGEST[options.weight_bits], dict[ir.Value, ir.Value]()
     for node in linear_layers(typed.graph, options.from_block):
         value = node.inputs[0]
         assert value is not None
-        if value not in made:
+        if value not in made and not options.static:
+            made[value] = value
+        elif value not in made:
             made[value] = _quantised(typed.graph, node, value, ranges[str(value.name)], options)
         _replace(typed.graph, node, made[value], largest)
-    if options.from_block == 0 and options.activations == "uint8":
+    if options.from_block == 0 and options.activations != "int8":
         found = patch_product(typed.graph)
         if found is not None:
             node, pixels = found

@@ -124,6 +124,18 @@ def test_blocks_ahead_stay_and_so_do_pixels() -> None:
     assert "Conv" in {node.op_type for node in typed.graph}
 
 
+def test_by_row_only_weights_are_integers_in_the_graph() -> None:
+    typed = specialise(traced("zero-tprune"), replace(SPEC, precision="int8", int8=Int8Options(activations="row")))
+    assert "QuantizeLinear" not in {node.op_type for node in typed.graph}
+    weights = [node.inputs[0] for node in typed.graph if node.op_type == "DequantizeLinear"]
+    assert sum(weight.dtype == ir.DataType.INT8 for weight in weights) == len(LINEAR) * DEPTH + 1
+    image = pixels(4).numpy()
+    exact, rounded = (
+        run(model, image=image)["logits"] for model in (traced("zero-tprune"), with_exact_products(typed))
+    )
+    assert 0 < np.median(np.abs(exact - rounded)) < 0.05 * np.abs(exact).max()
+
+
 def test_the_product_is_what_the_formula_says() -> None:
     """s_x s_w (q_x - z_x) q_w in NumPy, in ONNX's reference, and spelt out; what is out of range is clipped."""
     generator = np.random.default_rng(0)
