@@ -5,6 +5,7 @@ So the same seed gives the same search, interrupted or not; and workers of one s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,3 +73,5 @@ _MAKERS: dict[SamplerName, Callable[[int], BaseSampler]] = {"tpe": _tpe, "random
 def quiet() -> None:
     """Optuna talks about every trial; we say what matters."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Heartbeats, and sampling parameters together: both have been there for years.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
