@@ -1,4 +1,4 @@
-"""Samplers of which a trial's number alone decides what they draw, given the trials before.
+"""Samplers of which a trial's place alone decides what they draw, given the trials before.
 
 So the same seed gives the same search, interrupted or not; and workers of one study never draw the same twice.
 """
@@ -31,7 +31,11 @@ class SeededByTrial(BaseSampler):
         self._own = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._own = self._make((self._seed * _STRIDE + trial.number) % 2**32)
+        # One that has failed counts not: another one is drawn, or the same once more, in its place.
+        place = sum(
+            one.number < trial.number and one.state != TrialState.FAIL for one in study.get_trials(deepcopy=False)
+        )
+        self._own = self._make((self._seed * _STRIDE + place) % 2**32)
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
