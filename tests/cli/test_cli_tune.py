@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from helpers.processes import Done
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
 from ztdeploy.bundle import read_bundle
 from ztdeploy.cli.app import run
 from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.tuning import latency, results
 from ztdeploy.tuning.report import TuneReport
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
@@ -71,29 +73,39 @@ def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
     assert read_bundle(bundle).variant(name=found.name).gmacs == pytest.approx(found.tuned.gmacs)
 
 
-def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    process = start("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 24, "-o", "found", cwd=tmp_path)
+def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 12, "-o", "found")
+    process = start(*arguments, cwd=tmp_path)
     assert process.stderr is not None
-    while "trial 8" not in (line := process.stderr.readline()):
+    while "trial 6" not in (line := process.stderr.readline()):
         assert line, "it has ended before it began"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["study.db"]
-    assert tune("-b", "reduction=0.5", "--trials", 24, "-o", "found", cwd=tmp_path).code == 0
-    assert tune("-b", "reduction=0.5", "--trials", 24, "-o", "whole", cwd=tmp_path).code == 0
-    found, whole = report_of(tmp_path / "found"), report_of(tmp_path / "whole")
-    assert found.compared == whole.compared
-    done = [[one.parameters for one in report.trials if one.state != "failed"] for report in (found, whole)]
-    assert all(one in done[1] for one in done[0])
-    assert len(done[0]) == len(done[1]) == 24
-    again = tune("-b", "reduction=0.4", "--trials", 24, "-o", "found", cwd=tmp_path)
-    assert (again.code, "made for other budget: reduction=0.5, not reduction=0.4" in again.error) == (3, True)
+    before = _done(tmp_path / "found")
+    monkeypatch.chdir(tmp_path)
+    assert run(["tune", "--model", "vit_digits", *map(str, arguments)]) == 0
+    after = _done(tmp_path / "found")
+    assert after[: len(before)] == before
+    assert len(after) == len(report_of(tmp_path / "found").trials) - (len(_trials(tmp_path / "found")) - 12) == 12
+
+
+def test_a_study_of_another_budget_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["tune", "--model", "vit_digits", "--data", str(DIGITS), "--limit", "40", "--trials", "2"]
+    assert run([*arguments, "-b", "reduction=0.5"]) == 0
+    there = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix != ".db"}
+    assert run([*arguments, "-b", "reduction=0.4"]) == 3
+    assert "made for other budget: reduction=0.5, not reduction=0.4" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in there} == there
 
 
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    arguments = ("-b", "reduction=0.5", "--trials", 40, "--workers", 2, "-o", "found")
+    arguments = ("-b", "reduction=0.5", "--trials", 30, "--workers", 2, "-o", "found", "--limit", 60)
     process = start("--data", DIGITS, *arguments, cwd=tmp_path)
     url = f"sqlite:///{tmp_path / 'found' / 'study.db'}"
     victim = None
@@ -105,12 +117,21 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, (out, err)
     assert "a worker was killed by SIGKILL" in err
-    trials = optuna.load_study(study_name="tune", storage=url).get_trials()
+    trials = _trials(tmp_path / "found")
     done = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(done) == 40
-    assert len({str(one.params) for one in done}) == 40, "no trial double"
+    assert len(done) == 30
+    assert len({str(one.params) for one in done}) == 30, "no trial double"
     for lost in (one for one in trials if one.state == TrialState.FAIL and one.params):
         assert lost.params in [one.params for one in done], "nothing lost"
+
+
+def _trials(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="tune", storage=f"sqlite:///{folder / 'study.db'}").get_trials()
+
+
+def _done(folder: Path) -> list[dict[str, Any]]:
+    """Points of finished trials, in their order."""
+    return [one.params for one in _trials(folder) if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
 def _made(url: str) -> int:
@@ -129,10 +150,13 @@ def _working(parent: int) -> int | None:
     return None
 
 
-def test_without_a_budget_it_is_a_front(tmp_path: Path) -> None:
-    done = tune("--trials", 16, "--json", "--method", "zero-tprune", "--method", "novelty-merge", cwd=tmp_path)
-    assert (done.code, done.err) == (0, ""), done
-    report = TuneReport.model_validate_json(done.out)
+def test_without_a_budget_it_is_a_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "vit_digits", "--data", str(DIGITS), "--limit", "40", "--trials", "10", "--json"]
+    assert run(["tune", *arguments, "--method", "zero-tprune", "--method", "novelty-merge"]) == 0
+    report = TuneReport.model_validate_json(capsys.readouterr().out)
     costs = [one.tuned.cost for one in report.compared]
     assert costs == sorted(costs, reverse=True)
     losses = [one.tuned.tuning_kl or 0.0 for one in report.compared]
@@ -140,16 +164,28 @@ def test_without_a_budget_it_is_a_front(tmp_path: Path) -> None:
     assert {one.schedule.method for one in report.trials if one.schedule} == {"zero-tprune", "novelty-merge"}
 
 
-def test_a_budget_in_time(tmp_path: Path) -> None:
-    done = tune("--budget", "speedup=1.1", "--profile", "cpu", "--trials", 6, "-o", "found", cwd=tmp_path)
-    assert done.code == 0, done
+def test_a_budget_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZTDEPLOY_CACHE", str(tmp_path / "cache"))
+    for name, value in {
+        "_SHARES": (0.6,),
+        "_SECONDS": 0.2,
+        "_ROUNDS": 2,
+        "_WARM_UP_S": 0.1,
+        "STAIRCASE_S": 0.5,
+    }.items():
+        monkeypatch.setattr(latency, name, value)
+    monkeypatch.setattr(results, "OTHER_SHARES", ())
+    arguments = ["--model", "vit_digits", "--data", str(DIGITS), "--limit", "40", "--trials", "3", "-o", "found"]
+    assert run(["tune", *arguments, "--budget", "speedup=1.02", "--profile", "cpu"]) == 0
     report = report_of(tmp_path / "found")
-    assert report.unit == "ms"
-    assert report.winner.tuned.cost <= report.dense_cost / 1.1
     assert report.cost.kind == "latency"
-    assert report.cost.fitted == 7
-    assert [one.schedule for one in report.measured] == [one.name for one in report.compared]
-    assert all(one.measured_ms > 0 and one.predicted_ms > 0 for one in report.measured)
+    assert report.unit == "ms"
+    assert report.cost.fitted == 3
+    assert report.winner.tuned.cost <= report.dense_cost / 1.02
+    assert [one.schedule for one in report.measured] == [report.winner.name]
+    assert report.measured[0].measured_ms > 0
+    assert len(list((tmp_path / "cache" / "latency").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def _sampler(name: str | None) -> SamplerName | None:
 
     if name is not None and name not in SAMPLERS:
         raise InputError(f"--sampler {name}", "a sampler that there is", did_you_mean(name, SAMPLERS))
-    return cast("SamplerName | None", name)
+    return name
 
 
 def show_tuning(report: TuneReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.measure.bench_report import Record
@@ -56,4 +56,4 @@ def parse_budget(text: str) -> Budget:
     if not low < value < high:
         between = f"a number above {low:g}" if math.isinf(high) else f"a number between {low:g} and {high:g}"
         raise InputError(f"--budget '{text}'", between, "correct --budget")
-    return Budget(kind=cast(Kind, name), value=value)
+    return Budget(kind=name, value=value)

@@ -37,8 +37,8 @@ class LatencyCost(Record):
     staircase: Staircase
     ends_ms: float  #: in front of the first block and behind the last
     scale: float = 1.0  #: of a block in a whole engine to one alone
-    layer_ms: dict[str, float] = Field(default={})  #: by method: of a pruning layer, whatever its size
-    pair_ns: dict[str, float] = Field(default={})  #: by method: of each pair of the tokens that enter it
+    layer_ms: dict[str, float] = Field(default_factory=dict)  #: by method: of a pruning layer, whatever its size
+    pair_ns: dict[str, float] = Field(default_factory=dict)  #: by method: of each pair of the tokens that enter it
     fitted: int = 0  #: engines that these rest on
     worst_fit: float = 0.0  #: the largest relative error on those
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ztdeploy.ablation.figures import Figure
 from ztdeploy.report.figures import short
@@ -13,7 +13,8 @@ from ztdeploy.report.plots.fidelity import steps
 from ztdeploy.report.plots.frame import HEIGHT, Frame, path, x_range, y_range
 from ztdeploy.report.plots.scale import linear
 from ztdeploy.report.plots.series import Series
-from ztdeploy.tuning.report import TrialRecord, TuneReport
+from ztdeploy.schedule import LayerSpec
+from ztdeploy.tuning.report import Compared, TrialRecord, TuneReport
 
 RIVALS = ("tuned", "preset", "ToMe")
 SERIES = Series(RIVALS)
@@ -38,8 +39,8 @@ def front(report: TuneReport) -> Iterator[Figure]:
     yield Figure("front", "Fidelity against cost", text, drawn, HEIGHT)
 
 
-def _score(one: object, name: str) -> tuple[float, float, str]:
-    score = getattr(one, {"tuned": "tuned", "preset": "preset", "ToMe": "tome"}[name])
+def _score(one: Compared, name: str) -> tuple[float, float, str]:
+    score = {"tuned": one.tuned, "preset": one.preset, "ToMe": one.tome}[name]
     return score.cost, score.kl.value, f"{name}: {short(score.cost, 4)}, KL {score.kl.value:.4f}"
 
 
@@ -101,9 +102,9 @@ def by_block(report: TuneReport) -> Iterator[Figure]:
         yield Figure("tokens", "Tokens by block", "That enter each block.", drawn, HEIGHT)
 
 
-def tokens_of(report: TuneReport, layers: tuple[object, ...]) -> tuple[int, ...]:
+def tokens_of(report: TuneReport, layers: Sequence[LayerSpec]) -> tuple[int, ...]:
     """That enter each block, by counts of what goes behind the blocks before."""
-    gone = {getattr(layer, "block"): getattr(layer, "drop") or 0 for layer in layers}  # noqa: B009
+    gone = {layer.block: layer.drop or 0 for layer in layers}
     return tuple(
         report.model.tokens - sum(count for block, count in gone.items() if block <= place)
         for place in range(report.model.depth)

@@ -91,7 +91,7 @@ def _ended(study: Study, worker: _Worker) -> list[str]:
 def _end(study: Study, workers: list[_Worker]) -> None:
     """Ctrl-C has reached them, too, where they share a terminal; they put back what they were at."""
     for worker in workers:
-        worker.process.terminate() if worker.process.poll() is None else None
+        worker.process.terminate()
     for worker in workers:
         try:
             worker.process.wait(_END_S)

@@ -1,10 +1,11 @@
-"""Samplers of which a trial's number alone decides what they draw, given the trials before.
+"""Samplers of which a trial's place alone decides what they draw, given the trials before.
 
 So the same seed gives the same search, interrupted or not; and workers of one study never draw the same twice.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,11 @@ class SeededByTrial(BaseSampler):
         self._own = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._own = self._make((self._seed * _STRIDE + trial.number) % 2**32)
+        # One that has failed counts not: another one is drawn, or the same once more, in its place.
+        place = sum(
+            one.number < trial.number and one.state != TrialState.FAIL for one in study.get_trials(deepcopy=False)
+        )
+        self._own = self._make((self._seed * _STRIDE + place) % 2**32)
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -72,3 +77,5 @@ _MAKERS: dict[SamplerName, Callable[[int], BaseSampler]] = {"tpe": _tpe, "random
 def quiet() -> None:
     """Optuna talks about every trial; we say what matters."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Heartbeats, and sampling parameters together: both have been there for years.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

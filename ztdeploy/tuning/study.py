@@ -18,7 +18,7 @@ import optuna
 import sqlalchemy
 from optuna.pruners import BasePruner, NopPruner, PercentilePruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ztdeploy.errors import EnvironmentLacksError, InputError
@@ -85,7 +85,7 @@ def open_study(url: str, request: TuneRequest) -> Study:
     quiet()
     with storage_errors(url):
         storage = _storage(url)
-        goals = ["minimize"] if request.budget is not None else ["minimize", "minimize"]
+        goals = [StudyDirection.MINIMIZE] * (1 if request.budget is not None else 2)
         study = optuna.create_study(
             storage=storage,
             study_name=request.study,
