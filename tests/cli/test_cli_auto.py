@@ -24,7 +24,7 @@ from ztdeploy.models.catalogue import ASSETS
 from ztdeploy.pipeline import BuildRequest
 
 DIGITS = ASSETS / "digits"
-CANDIDATES = ("cpu", "cpu-openvino", "cpu-openvino-bf16", "cpu-int8")
+CANDIDATES = ("cpu", "cpu-openvino", "cpu-openvino-bf16", "cpu-int8", "cpu-openvino-int8")
 BUILD = ("build", "-m", "vit_digits", "-k", "0.7", "--out", "out")
 #: The command line on a processor without 8-bit dot products.
 WITHOUT_VNNI = (
@@ -67,6 +67,7 @@ def test_the_table_lists_every_candidate_and_what_it_takes(bundle: Bundle) -> No
         "cpu-openvino": find_spec("openvino") is not None,
         "cpu-openvino-bf16": find_spec("openvino") is not None and computes_bf16(),
         "cpu-int8": what_int8_lacks(cpu_features()) is None,
+        "cpu-openvino-int8": find_spec("openvino") is not None and what_int8_lacks(cpu_features()) is None,
     }
     for one in choice.candidates:
         assert (one.timing is not None) == able[one.profile], one
@@ -117,8 +118,8 @@ def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, tmp_path:
     assert choice["shipped"] == "cpu"
     reasons = {one["profile"]: one["reason"] for one in choice["candidates"]}
     assert reasons["cpu"] is None
-    assert "'openvino', which is not installed" in reasons["cpu-openvino"]
-    assert "'openvino', which is not installed" in reasons["cpu-openvino-bf16"]
+    for name in ("cpu-openvino", "cpu-openvino-bf16", "cpu-openvino-int8"):
+        assert "'openvino', which is not installed" in reasons[name]
     assert "no 8-bit dot products" in reasons["cpu-int8"]
     assert choice["limits"]["max_drop"] == 50
     assert done.json()["calibration"]["cautions"] == []
@@ -159,7 +160,7 @@ def test_refusals(arguments: tuple[str | Path, ...], words: str, tmp_path: Path)
 
 
 def test_an_overflow_of_fp16_leaves_nothing(photos: Path, tmp_path: Path) -> None:
-    state = load_file(DIGITS / "model.safetensors")
+    state = {name: tensor.float() for name, tensor in load_file(DIGITS / "model.safetensors").items()}
     state["blocks.3.mlp.fc1.weight"][5] *= 60000 / state["blocks.3.mlp.fc1.weight"][5].abs().max()
     state["blocks.3.mlp.fc2.weight"][:, 5] = 0
     save_file(state, tmp_path / "big.safetensors")

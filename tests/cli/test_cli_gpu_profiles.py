@@ -19,7 +19,7 @@ import ztdeploy
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 RTX = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
-pytestmark = [pytest.mark.xdist_group("cli-gpu-profiles"), RTX, NO_GPU]
+pytestmark = [RTX, NO_GPU]
 
 
 def run(*arguments: str | Path, cwd: Path) -> Done:

@@ -17,9 +17,6 @@ import ztdeploy
 from ztdeploy.backends.processor import computes_bf16
 from ztdeploy.bundle import read_bundle
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("cli-openvino")
-
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
 PROFILES = ("cpu-openvino", "cpu-openvino-bf16")

@@ -23,9 +23,6 @@ from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
 from ztdeploy.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.manifest import EngineRecord, GraphRecord, Manifest
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("finalize-device")
-
 PROFILE = "jetson-orin"
 PRUNED, DENSE = "keep-0.70", "dense"
 LABELS = [f"{PRUNED} ({PROFILE})", f"{DENSE} ({PROFILE})"]

@@ -20,7 +20,7 @@ import pytest
 import ztdeploy
 from ztdeploy.toml import read_toml
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 SIZE_LIMIT_MB = 250

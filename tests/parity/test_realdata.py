@@ -23,7 +23,7 @@ from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
 from ztdeploy.runtime.runner import BundleRunner, load
 
-pytestmark = [pytest.mark.xdist_group("realdata"), pytest.mark.realdata, pytest.mark.slow]
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 CHECKPOINT = "deit_tiny_patch16_224.fp16.safetensors"
 CROP_PCT = 0.875

@@ -17,9 +17,6 @@ from ztdeploy.bundle import read_bundle, sha256_of
 from ztdeploy.manifest import Manifest, VariantRecord
 from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions, data_folder
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("board-files")
-
 SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
 FAKE = """#!/bin/sh
 if [ "$1" = --help ]; then echo "$HELP" >&2; exit 0; fi

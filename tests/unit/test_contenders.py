@@ -14,9 +14,6 @@ from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, pixels_for,
 from benchmarks.peers import table
 from benchmarks.turns import time_in_turns
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("contenders")
-
 #: torch.compile takes most of a minute here; it compiles the very module that "torch eager" runs.
 QUICK = [name for name in CONTENDERS if name != "torch.compile"]
 

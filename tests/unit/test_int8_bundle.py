@@ -22,9 +22,6 @@ from ztdeploy.runtime.parity import golden_pixels
 from ztdeploy.runtime.runner import Outputs, load
 from ztdeploy.runtime.verify import verify_bundle
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("int8-bundle")
-
 DIGITS = ASSETS / "digits"
 
 

@@ -30,9 +30,6 @@ from ztdeploy.measure.sweep_report import SweepRequest, rows
 from ztdeploy.pipeline import BuildRequest, silent
 from ztdeploy.sweep import sweep
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("sweep")
-
 #: A method that is quickly traced.
 DIGITS = BuildRequest(model="vit_digits", profiles=("cpu",), methods=("slice",), keep_ratios=(0.7,), out=Path())
 DENSE = replace(DIGITS, methods=("zero-tprune",), keep_ratios=(1.0,))

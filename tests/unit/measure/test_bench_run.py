@@ -22,9 +22,6 @@ from ztdeploy.measure.bench_report import (
     write_report,
 )
 
-#: One worker runs these, for they share what takes long to set up.
-pytestmark = pytest.mark.xdist_group("bench-run")
-
 QUICK = {"warmup_s": 0.0, "threads": (1,)}
 
 
