@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.processes import Done
+from helpers.processes import run_ztdeploy
 
 import ztdeploy
 from ztdeploy.backends.processor import computes_bf16
@@ -26,22 +23,6 @@ needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does
 WITHOUT_BF16 = "from ztdeploy.backends import processor; processor.BF16_PRODUCTS = frozenset()"
 
 
-def run(*arguments: str | Path, cwd: Path, first: str = "", hidden: str = "") -> Done:
-    """`ztdeploy ARGUMENTS` in a process of its own, that runs a statement first and lacks what is hidden."""
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    paths = [str(HIDING), str(CHECKOUT)] if hidden else [str(CHECKOUT)]
-    done = subprocess.run(
-        [sys.executable, "-c", f"{first}\nfrom ztdeploy.cli import main\nmain()", *map(str, arguments)],
-        cwd=cwd,
-        env={**shell, "PYTHONPATH": os.pathsep.join(paths), "FAKE_HIDDEN": hidden, "ZTDEPLOY_CACHE": str(cwd)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both profiles, dense and one keep ratio; a copy is to be made by who changes it."""
@@ -49,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("OpenVINO is not installed")
     folder = tmp_path_factory.mktemp("openvino")
     profiles = [word for name in PROFILES for word in ("--profile", name)]
-    done = run("build", "-m", "vit_digits", *profiles, "--out", "bundle", cwd=folder)
+    done = run_ztdeploy("build", "-m", "vit_digits", *profiles, "--out", "bundle", cwd=folder)
     assert done.code == 0, done
     return folder / "bundle"
 
@@ -74,11 +55,13 @@ def test_engines_are_proved_and_hold_no_weights(bundle: Path) -> None:
 @pytest.mark.parametrize("profile", ["cpu-openvino", pytest.param("cpu-openvino-bf16", marks=needs_bf16)])
 def test_verifying_running_and_evaluating(bundle: Path, tmp_path: Path, digit_images: list[Path], profile: str) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    assert run("verify", copy, "--profile", profile, cwd=tmp_path).code == 0
-    done = run("run", copy, digit_images[0], "--profile", profile, "--json", cwd=tmp_path)
+    assert run_ztdeploy("verify", copy, "--profile", profile, cwd=tmp_path).code == 0
+    done = run_ztdeploy("run", copy, digit_images[0], "--profile", profile, "--json", cwd=tmp_path)
     assert done.code == 0, done
     assert done.json()[0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
-    done = run("eval", copy, "--profile", profile, "--data", digit_images[0].parents[1], "--json", cwd=tmp_path)
+    done = run_ztdeploy(
+        "eval", copy, "--profile", profile, "--data", digit_images[0].parents[1], "--json", cwd=tmp_path
+    )
     assert done.code == 0, done
     report = done.json()
     assert {one["top1"]["total"] for one in report["variants"]} == {360}
@@ -89,27 +72,29 @@ def test_verifying_running_and_evaluating(bundle: Path, tmp_path: Path, digit_im
 @needs_openvino
 def test_finalizing_builds_the_engines_again(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    done = run("finalize", copy, "--profile", "cpu-openvino", "--json", cwd=tmp_path)
+    done = run_ztdeploy("finalize", copy, "--profile", "cpu-openvino", "--json", cwd=tmp_path)
     assert done.code == 0, done
     assert done.json()["rebuilt"] == ["keep-0.70 (cpu-openvino)", "dense (cpu-openvino)"]
-    assert run("verify", copy, "--profile", "cpu-openvino", cwd=tmp_path).code == 0
+    assert run_ztdeploy("verify", copy, "--profile", "cpu-openvino", cwd=tmp_path).code == 0
 
 
 @needs_openvino
 def test_measuring_and_showing(bundle: Path, tmp_path: Path, digit_images: list[Path]) -> None:
     short = ("--rounds", "1", "--iterations", "1", "--warmup", "0")
-    done = run("bench", bundle, "--profile", "cpu-openvino", "--threads", "1", *short, "--json", cwd=tmp_path)
+    done = run_ztdeploy("bench", bundle, "--profile", "cpu-openvino", "--threads", "1", *short, "--json", cwd=tmp_path)
     assert done.code == 0, done
     report = json.loads(done.out)
     assert report["bundle"]["runtime"].startswith("openvino ")
     assert {one["threads"] for one in report["configurations"]} == {1}
     assert all(one["engine_mb"] < 0.001 < one["shared_weights_mb"] for one in report["configurations"])
-    done = run("show", bundle, digit_images[0], "--profile", "cpu-openvino", "--out", "shown", cwd=tmp_path)
+    done = run_ztdeploy("show", bundle, digit_images[0], "--profile", "cpu-openvino", "--out", "shown", cwd=tmp_path)
     assert done.code == 0, done
 
 
 def test_without_openvino_a_build_names_the_extra(tmp_path: Path) -> None:
-    done = run("build", "-m", "vit_digits", "-p", "cpu-openvino", "--out", "out", cwd=tmp_path, hidden="openvino")
+    done = run_ztdeploy(
+        "build", "-m", "vit_digits", "-p", "cpu-openvino", "--out", "out", cwd=tmp_path, hidden="openvino"
+    )
     assert done.code == 6, done
     assert "'openvino'" in done.error
     assert done.error.endswith("run: pip install 'ztdeploy[openvino]'")
@@ -119,7 +104,7 @@ def test_without_openvino_a_build_names_the_extra(tmp_path: Path) -> None:
 @needs_openvino
 def test_a_processor_without_bf16_is_told_so(bundle: Path, tmp_path: Path, digit_images: list[Path]) -> None:
     for verb in (["run", bundle, digit_images[0]], ["verify", bundle]):
-        done = run(*verb, "--profile", "cpu-openvino-bf16", cwd=tmp_path, first=WITHOUT_BF16)
+        done = run_ztdeploy(*verb, "--profile", "cpu-openvino-bf16", cwd=tmp_path, first=WITHOUT_BF16)
         assert done.code == 6, done
         assert "does not compute in bf16" in done.error
         assert "cpu-openvino" in done.error

@@ -10,9 +10,9 @@ from ztdeploy.ablation.page import page
 from ztdeploy.ablation.report import KIND, AblateReport
 from ztdeploy.ablation.topic_names import TOPICS
 from ztdeploy.bundle import disk_errors
-from ztdeploy.errors import OutputError
 from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.report_file import holds_kind
+from ztdeploy.measure.report_folder import check_report_folder
 
 REPORT, PAGE, MARKDOWN = "ablation.json", "ablation.html", "ablation.md"
 
@@ -22,14 +22,7 @@ def check_folder(out: Path) -> None:
     Raises:
         OutputError: a file, or a folder with something else than an ablation in it.
     """
-    with disk_errors(out):
-        above = next(folder for folder in out.absolute().parents if folder.exists())
-        if not above.is_dir() or (out.exists() and not out.is_dir()):
-            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
-        if out.exists() and any(out.iterdir()) and not holds_kind(out / REPORT, KIND):
-            raise OutputError(
-                f"'{out}' exists and holds something else than an ablation", "a new folder", "choose another --out"
-            )
+    check_report_folder(out, "an ablation", lambda: holds_kind(out / REPORT, KIND))
 
 
 def write_ablation(report: AblateReport, out: Path) -> list[Path]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ztdeploy.bundle import disk_errors
-from ztdeploy.errors import InputError, OutputError
+from ztdeploy.errors import InputError
 from ztdeploy.measure.any_report import read_any_report
 from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.report_file import holds_kind
+from ztdeploy.measure.report_folder import check_report_folder, only_writer
 from ztdeploy.measure.sweep_report import KIND, SweepReport
 
 REPORT = "sweep.json"
@@ -28,23 +27,8 @@ def sweep_folder(out: Path) -> Iterator[None]:
         OutputError: a file, a folder with something else in it, or one that another sweep writes to right now.
     """
     check_sweep_folder(out)
-    existed = out.exists()
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another sweep is writing to '{out}'", "a folder of its own", "wait for it, or choose another --out"
-            ) from error
+    with only_writer(out, "sweep"):
         yield
-    finally:
-        os.close(descriptor)
-        if not existed:
-            with suppress(OSError):  # it is not empty, as a rule
-                out.rmdir()
 
 
 def check_sweep_folder(out: Path) -> None:
@@ -52,17 +36,7 @@ def check_sweep_folder(out: Path) -> None:
     Raises:
         OutputError: a file, or a folder with something else than a sweep in it.
     """
-    with disk_errors(out):
-        above = next(folder for folder in out.absolute().parents if folder.exists())
-        if not above.is_dir() or (out.exists() and not out.is_dir()):
-            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
-        if not out.exists() or not any(out.iterdir()):
-            return
-    report = out / REPORT
-    if not holds_kind(report, KIND):
-        raise OutputError(
-            f"'{out}' exists and holds something else than a sweep", "a new folder", "choose another --out"
-        )
+    check_report_folder(out, "a sweep", lambda: holds_kind(out / REPORT, KIND))
 
 
 def read_previous(out: Path) -> tuple[SweepReport | None, str | None]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ztdeploy.bundle import disk_errors
-from ztdeploy.errors import OutputError
 from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.report_file import holds_kind
+from ztdeploy.measure.report_folder import check_report_folder, only_writer
 from ztdeploy.tuning.figures import figures
 from ztdeploy.tuning.page import page
 from ztdeploy.tuning.report import KIND, TuneReport
@@ -33,32 +31,18 @@ def tune_folder(out: Path, *, own_study: bool) -> Iterator[Callable[[], None]]:
         OutputError: see `check_folder`; or another search is writing there right now.
     """
     check_folder(out)
-    existed = out.exists()
     unbegun = own_study and not (out / STUDY).exists()
 
     def begun() -> None:
         nonlocal unbegun
         unbegun = False
 
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with only_writer(out, "search"):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            begun()  # by the other one
-            raise OutputError(
-                f"another search is writing to '{out}'", "a folder of its own", "wait for it, or choose another --out"
-            ) from error
-        yield begun
-    finally:
-        if unbegun:
-            (out / STUDY).unlink(missing_ok=True)
-        os.close(descriptor)
-        if not existed:
-            with suppress(OSError):  # it is not empty, as a rule
-                out.rmdir()
+            yield begun
+        finally:
+            if unbegun:
+                (out / STUDY).unlink(missing_ok=True)
 
 
 def check_folder(out: Path) -> None:
@@ -66,14 +50,7 @@ def check_folder(out: Path) -> None:
     Raises:
         OutputError: a file, or a folder with something else than a search in it.
     """
-    with disk_errors(out):
-        above = next(folder for folder in out.absolute().parents if folder.exists())
-        if not above.is_dir() or (out.exists() and not out.is_dir()):
-            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
-        if out.exists() and any(out.iterdir()) and not (out / STUDY).is_file() and not holds_kind(out / REPORT, KIND):
-            raise OutputError(
-                f"'{out}' exists and holds something else than a search", "a new folder", "choose another --out"
-            )
+    check_report_folder(out, "a search", lambda: (out / STUDY).is_file() or holds_kind(out / REPORT, KIND))
 
 
 def write_tuning(report: TuneReport, out: Path) -> list[Path]:

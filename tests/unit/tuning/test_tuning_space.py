@@ -5,37 +5,27 @@ from __future__ import annotations
 import optuna
 import pytest
 from helpers.ablations import SMALL
+from helpers.architectures import DEIT_TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.options import MethodOptions
-from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.schedule import PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
 from ztdeploy.tuning.request import TUNABLE
 from ztdeploy.tuning.search import latest_first
 from ztdeploy.tuning.space import BEND, ITERATIONS, Point, choose, fitted, least_cost, parameters, starts
 
-TINY = Architecture(
-    depth=12,
-    embed_dim=192,
-    num_heads=3,
-    mlp_dim=768,
-    patch_tokens=196,
-    prefix_tokens=1,
-    class_token=True,
-    patch_dim=768,
-    num_classes=1000,
-)
-DENSE = gmacs(TINY, (TINY.tokens,) * TINY.depth)
+DENSE = gmacs(DEIT_TINY, (DEIT_TINY.tokens,) * DEIT_TINY.depth)
 
 
 def price(schedule: PruningSchedule) -> float:
-    return plan_gmacs(TINY, plan(schedule, TINY))
+    return plan_gmacs(DEIT_TINY, plan(schedule, DEIT_TINY))
 
 
 @pytest.mark.parametrize("keep_ratio", [0.85, 0.758, 0.7])
 def test_the_late_preset_is_a_start(keep_ratio: float) -> None:
-    preset = default_schedule(keep_ratio, TINY, method="novelty-merge")
-    found = [fitted(point, TINY, price, price(preset)) for point in starts(("novelty-merge",), TINY.depth, 7)]
+    preset = default_schedule(keep_ratio, DEIT_TINY, method="novelty-merge")
+    found = [fitted(point, DEIT_TINY, price, price(preset)) for point in starts(("novelty-merge",), DEIT_TINY.depth, 7)]
     drops = [[(layer.block, layer.drop) for layer in one.layers] for one in found if one]
     assert [(layer.block, layer.drop) for layer in preset.layers] in drops
 
@@ -56,7 +46,7 @@ POINTS = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(POINTS, st.floats(0.65, 0.95))
 def test_a_budget_is_kept_and_used(point: Point, share: float) -> None:
-    found = fitted(point, TINY, price, share * DENSE)
+    found = fitted(point, DEIT_TINY, price, share * DENSE)
     assert found is not None
     assert share * DENSE * 0.99 < price(found) <= share * DENSE
     assert found.layers[0].block >= point.first
@@ -69,15 +59,17 @@ def test_a_point_comes_back_from_its_parameters(point: Point) -> None:
     if point.method == "novelty-merge":
         point = point.model_copy(update={"similarity": 0.5, "iterations": "default"})
     trial = optuna.trial.FixedTrial(parameters(point, TUNABLE))
-    assert choose(trial, TUNABLE, TINY.depth, 7) == point
+    assert choose(trial, TUNABLE, DEIT_TINY.depth, 7) == point
 
 
 def test_what_cannot_be_kept() -> None:
-    assert fitted(Point(method="novelty-merge", first=7), TINY, price, 0.3 * DENSE) is None
-    least = least_cost(TUNABLE, TINY, price, 1)
-    assert latest_first(TINY, 0.99 * least, lambda first: least_cost(TUNABLE, TINY, price, first)) == 0
-    latest = latest_first(TINY, 0.5 * DENSE, lambda first: least_cost(TUNABLE, TINY, price, first))
-    assert least_cost(TUNABLE, TINY, price, latest) <= 0.5 * DENSE < least_cost(TUNABLE, TINY, price, latest + 1)
+    assert fitted(Point(method="novelty-merge", first=7), DEIT_TINY, price, 0.3 * DENSE) is None
+    least = least_cost(TUNABLE, DEIT_TINY, price, 1)
+    assert latest_first(DEIT_TINY, 0.99 * least, lambda first: least_cost(TUNABLE, DEIT_TINY, price, first)) == 0
+    latest = latest_first(DEIT_TINY, 0.5 * DENSE, lambda first: least_cost(TUNABLE, DEIT_TINY, price, first))
+    assert (
+        least_cost(TUNABLE, DEIT_TINY, price, latest) <= 0.5 * DENSE < least_cost(TUNABLE, DEIT_TINY, price, latest + 1)
+    )
 
 
 def test_small_models_have_starts() -> None:
