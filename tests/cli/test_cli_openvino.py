@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 from helpers.processes import run_ztdeploy
 
-import ztdeploy
 from ztdeploy.backends.processor import computes_bf16
 from ztdeploy.bundle import read_bundle
 
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
 PROFILES = ("cpu-openvino", "cpu-openvino-bf16")
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
