@@ -520,7 +520,7 @@ GOOD = ("-m", "vit_digits", "-p", "cpu", "-o", "out")
     [
         (("-m", "deit_x", "-p", "cpu"), ["model 'deit_x'", "did you mean 'deit_t'?"]),
         (("-m", "????", "-p", "cpu"), ["model '????'", "ztdeploy models"]),
-        (("-m", "resnet18", "-p", "cpu", "--weights", "random"), ["ResNet", "families"]),
+        (("-m", "resnet18", "-p", "cpu", "--weights", "random"), ["resnet18", "families"]),
         ((*GOOD, "-k", "0"), ["keep ratio 0", "(0, 1]"]),
         ((*GOOD, "-k", "1.5"), ["keep ratio 1.5", "(0, 1]"]),
         ((*GOOD, "-k", "-0.5"), ["keep ratio -0.5", "(0, 1]"]),

@@ -33,13 +33,17 @@ def models(
     if json:
         print_json([dict(zip(("family", "name", "timm_name", "about"), row, strict=True)) for row in rows])
         return
-    columns = [("family", "left"), ("name", "left"), ("timm name", "left"), ("about", "left")]
-    title = f"Models with '{search}'" if search else "Models"
+    columns = [("name", "left"), ("timm name", "left"), ("about", "left")]
+    families = list(dict.fromkeys(row[0] for row in rows))
     caption = (
         "Most models of timm's modules vision_transformer, deit, eva and beit work by their timm names:"
         " 'ztdeploy models PART' searches them, 'ztdeploy models --check NAME' says what is possible."
     )
-    table(title, columns, rows, caption=caption)
+    for family in families:
+        found = [row[1:] for row in rows if row[0] == family]
+        table(f"Models of the family '{family}'", columns, found, caption=caption if family == families[-1] else "")
+    if not families:
+        typer.echo(f"no model's name has '{search}' in it")
 
 
 def _listed(search: str) -> list[tuple[str, str, str, str]]:

@@ -33,11 +33,10 @@ def list_profiles(json: JsonFlag = False) -> None:
             _built_where(profile.backend),
             profile.precision,
             ", ".join(map(str, profile.batch.sizes)),
-            ", ".join(f"{ratio:g}" for ratio in profile.keep_ratios),
         )
         for profile in found
     ]
-    headings = ("profile", "device", "backend", "built", "precision", "batch", "keep ratios")
+    headings = ("profile", "device", "backend", "built", "precision", "batch")
     table("Hardware profiles", [(heading, "left") for heading in headings], rows)
 
 

@@ -20,7 +20,20 @@ from ztdeploy.tuning.request import SamplerName
 #: Trials that are drawn at random before a sampler learns from them.
 START = 16
 POPULATION = 20
+AGAIN_OF = "again"  #: the user attribute of a point that is tried once more: the number of the trial that failed
 _STRIDE = 1_000_003  #: a prime, so that no two trials of neighbouring seeds draw alike
+
+
+def place_of(study: Study, number: int) -> int:
+    """How many trials before this one have a place of their own.
+
+    A point that is tried once more has that of the trial that failed, whenever it is put back: nobody draws in between
+    what somebody else has drawn. A trial that failed before it drew anything has none.
+    """
+    return sum(
+        one.number < number and AGAIN_OF not in one.user_attrs and (one.state != TrialState.FAIL or bool(one.params))
+        for one in study.get_trials(deepcopy=False)
+    )
 
 
 class SeededByTrial(BaseSampler):
@@ -31,11 +44,7 @@ class SeededByTrial(BaseSampler):
         self._own = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        # One that has failed counts not: another one is drawn, or the same once more, in its place.
-        place = sum(
-            one.number < trial.number and one.state != TrialState.FAIL for one in study.get_trials(deepcopy=False)
-        )
-        self._own = self._make((self._seed * _STRIDE + place) % 2**32)
+        self._own = self._make((self._seed * _STRIDE + place_of(study, trial.number)) % 2**32)
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -106,9 +106,10 @@ class Search:
 
     def enqueue_starts(self, study: Study) -> None:
         """What presets do is tried first, so that a search never ends below them."""
-        for point in starts(self.methods, self.architecture.depth, self.latest):
-            own = parameters(point, self.methods)
-            for share in _START_SHARES if self.limit is None else [None]:
+        points = starts(self.methods, self.architecture.depth, self.latest)
+        for share in _START_SHARES if self.limit is None else [None]:
+            for point in points:
+                own = parameters(point, self.methods)
                 asked = own if share is None else {**own, SHARE: share}
                 study.enqueue_trial(asked, user_attrs={"start": True}, skip_if_exists=True)
 

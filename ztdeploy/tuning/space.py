@@ -93,15 +93,17 @@ def parameters(point: Point, methods: tuple[str, ...]) -> dict[str, Any]:
 
 
 def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
-    """Where a search begins: what presets do, late layers and three of them; each method's own default first."""
+    """Where a search begins: what presets do, late layers and three of them. Methods take turns, each with its own
+    default first.
+    """
     late = [twelfth * depth // 12 for twelfth in (4, 3, 2) if 1 <= twelfth * depth // 12 <= latest] or [latest]
     third = min(latest, max(1, round(depth / 4)))
-    points = []
+    by_method = []
     for method in methods:
         by_late = [Point(method=method, first=first) for first in dict.fromkeys(late)]
         threefold = Point(method=method, first=third, every=max(1, depth // 6))
-        points += [*by_late, threefold] if METHODS[method].late else [threefold, *by_late]
-    return points
+        by_method.append([*by_late, threefold] if METHODS[method].late else [threefold, *by_late])
+    return [point for turn in zip(*by_method, strict=True) for point in turn]
 
 
 def blocks_of(point: Point, depth: int) -> range:

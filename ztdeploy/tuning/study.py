@@ -17,13 +17,13 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.pruners import BasePruner, NopPruner, PercentilePruner
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.sampling import START, quiet, sampler
+from ztdeploy.tuning.sampling import AGAIN_OF, START, place_of, quiet, sampler
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
@@ -107,7 +107,7 @@ def _storage(url: str) -> RDBStorage:
             url,
             heartbeat_interval=_BEAT_S,
             grace_period=_GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            heartbeat_stale_trial_callback=put_back,
         )
     except ImportError as error:
         driver = error.name or "of its driver"
@@ -156,7 +156,7 @@ def make_trials(
 
     def guarded(trial: Trial) -> Any:
         trial.set_user_attr(WORKER, worker)
-        if _place(study, trial.number) >= wanted:
+        if AGAIN_OF not in trial.user_attrs and place_of(study, trial.number) >= wanted:
             raise Surplus
         try:
             return objective(trial)
@@ -176,16 +176,10 @@ def make_trials(
         study.optimize(guarded, n_trials=1, catch=(Surplus,))
 
 
-def _place(study: Study, number: int) -> int:
-    """How many trials before this one count."""
-    counted = (*DONE, TrialState.RUNNING)
-    return sum(one.number < number and one.state in counted for one in study.get_trials(deepcopy=False))
-
-
 def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
     """Have the point of a trial that was not finished tried once more."""
     if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "start": trial.user_attrs.get("start")})
+        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number, "start": trial.user_attrs.get("start")})
 
 
 def reap(study: Study, worker: str) -> int:

