@@ -150,7 +150,7 @@ def _probes(methods: Sequence[str], architecture: Architecture) -> list[PruningS
 
     dense, depth = gmacs(PruningSchedule(name="dense")), architecture.depth
     points = [Point(method=method, first=max(1, depth // 3)) for method in methods]
-    points += [Point(method=method, first=max(1, depth // 4), every=max(1, depth // 4)) for method in methods]
+    points += [Point(method=method, first=max(1, depth // 4), every=max(2, depth // 4)) for method in methods]
     found = [
         fitted(point, architecture, gmacs, share * dense, f"probe-{point.method}-{point.every}-{round(100 * share)}")
         for share in _SHARES
