@@ -18,6 +18,19 @@ from ztdeploy.fidelity.scoring import hits, share
 from ztdeploy.measure.environment import read_machine
 
 
+def model_facts(name: str, *, dense_gmacs: float) -> ModelFacts:
+    return ModelFacts(
+        name=name,
+        timm_name=f"{name}.of_timm",
+        weights="checkpoint",
+        origin=f"{name}.safetensors",
+        sha256="0" * 64,
+        depth=SMALL.depth,
+        tokens=SMALL.tokens,
+        dense_gmacs=dense_gmacs,
+    )
+
+
 def report(
     only: tuple[Topic, ...] = (), *, images: int = 60, labelled: bool = True, name: str = "vit_small"
 ) -> AblateReport:
@@ -36,16 +49,7 @@ def report(
     return AblateReport(
         created="2026-01-02T03:04:05+00:00",
         request=AblateRequest(model=name, data=Path("photographs"), only=only),
-        model=ModelFacts(
-            name=name,
-            timm_name=f"{name}.of_timm",
-            weights="checkpoint",
-            origin=f"{name}.safetensors",
-            sha256="0" * 64,
-            depth=SMALL.depth,
-            tokens=SMALL.tokens,
-            dense_gmacs=1.0,
-        ),
+        model=model_facts(name, dense_gmacs=1.0),
         machine=read_machine((0,), ask_gpu=lambda: None),
         data=DataFacts(
             name=f"photographs of {name}",

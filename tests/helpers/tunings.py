@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers.ablations import SMALL
-from ztdeploy.ablation.report import ModelFacts
+from helpers.ablations import SMALL, model_facts
 from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.measure.environment import read_machine
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
@@ -30,16 +29,7 @@ def report(
             model=name, data=Path("photographs"), budget=None if front else Budget(kind="reduction", value=0.35)
         ),
         storage="",
-        model=ModelFacts(
-            name=name,
-            timm_name=f"{name}.of_timm",
-            weights="checkpoint",
-            origin=f"{name}.safetensors",
-            sha256="0" * 64,
-            depth=SMALL.depth,
-            tokens=SMALL.tokens,
-            dense_gmacs=DENSE,
-        ),
+        model=model_facts(name, dense_gmacs=DENSE),
         machine=read_machine((0,), ask_gpu=lambda: None),
         tuning_data=_data(name, labelled),
         report_data=_data(name, labelled),

@@ -22,6 +22,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from helpers.models import IMAGE_SIZE, PREPROCESS, VARIANTS, images, layer_plan, pixels, pruned, variant
+from helpers.sessions import serialised
 from onnx.numpy_helper import to_array
 from torch import Tensor, nn
 
@@ -101,10 +102,6 @@ class Exported:
         options.intra_op_num_threads = 1
         session = ort.InferenceSession(serialised(self.model), options, providers=["CPUExecutionProvider"])
         return tensor, session.run(None, {"image": image.numpy()})
-
-
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
 
 
 @contextmanager

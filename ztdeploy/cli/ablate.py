@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ztdeploy.cli.options import CheckpointOption, ImageSizeOption, LimitOption, weights_source
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.ablation.report import AblateReport, Table
     from ztdeploy.ablation.request import Preset
     from ztdeploy.ablation.topic_names import Topic
-    from ztdeploy.models.catalogue import WeightsSource
 
 
 def register(app: typer.Typer) -> None:
@@ -34,18 +34,17 @@ def ablate(
     only: Annotated[
         str | None, typer.Option(help="Some tables, with commas: contribution,partition,feature,metric,...")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    checkpoint: CheckpointOption = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
-    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    image_size: ImageSizeOption = None,
     crop_pct: Annotated[
         float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Of the limit and of what is random.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    if weights not in ("pretrained", "random"):
-        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    source = weights_source(weights)
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     from ztdeploy.ablation.folder import check_folder, write_ablation
@@ -55,7 +54,7 @@ def ablate(
     request = AblateRequest(
         model=model,
         data=data,
-        weights=cast("WeightsSource", weights),
+        weights=source,
         checkpoint=checkpoint,
         image_size=image_size,
         crop_pct=crop_pct,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from ztdeploy.cli.options import CheckpointOption, ImageSizeOption, weights_source
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def build(
     schedule: Annotated[
         list[Path] | None, typer.Option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    checkpoint: CheckpointOption = None,
     class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
@@ -43,7 +44,7 @@ def build(
         typer.Option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    image_size: ImageSizeOption = None,
     crop_pct: Annotated[
         float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
     ] = None,
@@ -61,17 +62,14 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    if weights not in ("pretrained", "random"):
-        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    source = weights_source(weights)
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     if output not in ("logits", "embedding", "features"):
         raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
-    from ztdeploy.auto_precision import build_fastest
     from ztdeploy.pipeline import BuildRequest
-    from ztdeploy.pipeline import build as build_bundle
     from ztdeploy.profile import schedule_path
     from ztdeploy.schedule import DEFAULT_METHOD
 
@@ -83,7 +81,7 @@ def build(
         schedules=tuple(map(schedule_path, schedule or ())),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
-        weights=cast(Literal["pretrained", "random"], weights),
+        weights=source,
         checkpoint=checkpoint,
         image_size=image_size,
         batch=batch,
@@ -95,8 +93,12 @@ def build(
     )
     if weights == "random" and checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
+    if precision == "auto":
+        from ztdeploy.auto_precision import build_fastest as build_bundle
+    else:
+        from ztdeploy.pipeline import build as build_bundle
     with progress_bar(not json) as progress:
-        bundle = build_fastest(request, progress) if precision == "auto" else build_bundle(request, progress)
+        bundle = build_bundle(request, progress)
     if json:
         print_json(
             {

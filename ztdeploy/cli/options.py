@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from ztdeploy.models.catalogue import WeightsSource
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")]
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.")]
@@ -24,3 +27,19 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
 ]
+CheckpointOption = Annotated[
+    Path | None, typer.Option("--checkpoint", help="Weights from a .safetensors or .pth file.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option("--image-size", min=8, help="Side of the input. (default: the model's)")
+]
+
+
+def weights_source(weights: str) -> WeightsSource:
+    """
+    Raises:
+        typer.BadParameter: there are no such weights.
+    """
+    if weights not in ("pretrained", "random"):
+        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    return cast("WeightsSource", weights)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import CheckpointOption, ImageSizeOption, LimitOption, weights_source
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
-    from ztdeploy.models.catalogue import WeightsSource
     from ztdeploy.tuning.report import TuneReport
     from ztdeploy.tuning.request import SamplerName, TuneRequest
 
@@ -43,19 +43,18 @@ def tune(
     ] = None,
     study: Annotated[str, typer.Option(help="The study's name in the storage.")] = "tune",
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that may be lost on tuning images.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
+    checkpoint: CheckpointOption = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
-    image_size: Annotated[int | None, typer.Option(min=8, help="Side of the input. (default: the model's)")] = None,
+    image_size: ImageSizeOption = None,
     crop_pct: Annotated[
         float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images, of every class alike.")] = None,
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Of the search and the limit.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Where measurements are kept. (default: ZTDEPLOY_CACHE)")] = None,
     json: JsonFlag = False,
 ) -> None:
-    if weights not in ("pretrained", "random"):
-        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
+    source = weights_source(weights)
     from ztdeploy.errors import MissingExtraError
     from ztdeploy.tuning.budget import parse_budget
     from ztdeploy.tuning.request import TUNABLE, TuneRequest, check_request
@@ -72,7 +71,7 @@ def tune(
         storage=storage,
         study=study,
         max_drop=max_drop,
-        weights=cast("WeightsSource", weights),
+        weights=source,
         checkpoint=checkpoint,
         image_size=image_size,
         crop_pct=crop_pct,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from helpers.errors import refused
 from helpers.models import PREPROCESS, images, pixels, pruned, variant
 from helpers.plugin_ops import NUMPY, run_with_plugins
+from helpers.sessions import run_graph, serialised
 
 from ztdeploy.errors import ModelError
 from ztdeploy.export import GraphSpec, export_onnx, specialise
@@ -38,18 +38,6 @@ MODELS: dict[str, tuple[str, GraphSpec]] = {
     "no prefix": ("average-pool", SPEC),
     "not pruned": ("class-token", SPEC),
 }
-
-
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(serialised(model), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def parse(body: str, opset: int = 20) -> ir.Model:
@@ -133,7 +121,7 @@ class TestEveryModel:
 @pytest.mark.parametrize("name", MODELS)
 class TestResults:
     def test_fp32_keeps_the_same_tokens(self, name: str) -> None:
-        plain, board = (run(model, image=feed(name)) for model in graphs(name, "fp32"))
+        plain, board = (run_graph(model, image=feed(name)) for model in graphs(name, "fp32"))
         check_equal(plain, board, 1e-5)
 
     def test_fp16_and_bf16_differ_by_rounding_only(self, name: str) -> None:
@@ -141,7 +129,7 @@ class TestResults:
         precisions: dict[Precision, float] = {"fp16": 1e-2, "bf16": 1e-1}
         for precision, allowed in precisions.items():
             rounded = [with_rounding(model) for model in graphs(name, precision)]
-            plain, board = (run(model, image=feed(name)) for model in rounded)
+            plain, board = (run_graph(model, image=feed(name)) for model in rounded)
             assert all(board[output].dtype == plain[output].dtype for output in plain)
             scale = max(1.0, float(np.abs(plain["logits"]).max()))
             same = [(plain[output] == board[output]).all(-1) for output in plain if output != "logits"]
@@ -193,7 +181,7 @@ class TestGraph:
             assert "Gelu" not in {node.op_type for node in nodes}
         if precision == "fp32":
             image = pixels(3).numpy()
-            board = run(graphs("class token", "fp32")[0], image=image)
+            board = run_graph(graphs("class token", "fp32")[0], image=image)
             check_equal(board, run_with_plugins(tmp_path / "graph.False.onnx", {"image": image}, NUMPY), 1e-5)
 
 
@@ -201,11 +189,11 @@ class TestGelu:
     def test_it_is_the_exact_one(self) -> None:
         model = parse(GELU.format("none"))
         x = np.linspace(-8, 8, 300, dtype=np.float32).reshape(-1, 3)
-        before = run(model, x=x)["y"]
+        before = run_graph(model, x=x)["y"]
         for_old_parsers(model)
         assert [node.op_type for node in model.graph] == ERF
         assert [value.name for value in model.graph.outputs] == ["y"]
-        np.testing.assert_allclose(run(model, x=x)["y"], before, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(run_graph(model, x=x)["y"], before, rtol=1e-5, atol=1e-6)
 
     def test_without_the_attribute_it_is_the_exact_one_too(self) -> None:
         model = parse("g (float[n, 3] x) => (float[n, 3] y)\n{ y = Gelu(x) }")
@@ -239,11 +227,11 @@ class TestTopK:
     def check(self, model: ir.Model) -> None:
         model.graph[0].name = "sort"
         x = np.stack([np.random.default_rng(seed).permutation(9) for seed in range(2)]) - 3
-        before = run(model, x=x)
+        before = run_graph(model, x=x)
         for_old_parsers(model)
         assert [node.op_type for node in model.graph][:3] == ["Cast", "TopK", "Cast"]
         onnx.checker.check_model(onnx.load_from_string(serialised(model)), full_check=True)
-        after = run(model, x=x)
+        after = run_graph(model, x=x)
         assert after.keys() == before.keys()
         for name, wanted in before.items():
             assert after[name].dtype == np.int64

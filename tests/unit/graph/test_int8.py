@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, tiny_vit, variant
+from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -48,18 +48,6 @@ def dense() -> ir.Model:
     return export_onnx(module, PREPROCESS, SPEC)
 
 
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-
-def run(model: bytes, **feeds: np.ndarray) -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
 def pruning_nodes(model: ir.Model) -> list[tuple[Any, ...]]:
     """All that pruning layers compute: operators, values by name, and the constants that they read."""
     return [
@@ -87,7 +75,7 @@ def test_every_method_runs_with_the_same_counts_and_its_layers_untouched(method:
     shapes = [{value.name: str(value.shape) for value in model.graph.outputs} for model in (single, typed)]
     assert shapes[0] == shapes[1]
     image = pixels(3).numpy()
-    exact, given_ = run(serialised(single), image=image), run(serialised(typed), image=image)
+    exact, given_ = run_graph(single, image=image), run_graph(typed, image=image)
     for name, values in given_.items():
         assert values.shape == exact[name].shape, name
         if name != "logits":  # what stays is a choice: ascending, without repetition
@@ -97,7 +85,7 @@ def test_every_method_runs_with_the_same_counts_and_its_layers_untouched(method:
 
 def test_logits_are_near_those_of_fp32_and_not_the_same() -> None:
     image = pixels(4).numpy()
-    exact, rounded = (run(serialised(model), image=image)["logits"] for model in (dense(), specialise(dense(), INT8)))
+    exact, rounded = (run_graph(model, image=image)["logits"] for model in (dense(), specialise(dense(), INT8)))
     apart = np.abs(exact - rounded).max() / np.abs(exact).max()
     assert 1e-4 < apart < 5e-2
 
@@ -116,8 +104,8 @@ def test_onnx_runtimes_own_quantiser_makes_the_same_of_it(tmp_path: Path) -> Non
         weight_type=QuantType.QInt8,
     )
     image = pixels(4).numpy()
-    theirs = run((tmp_path / "theirs.onnx").read_bytes(), image=image)["logits"]
-    ours = run(serialised(specialise(dense(), INT8)), image=image)["logits"]
+    theirs = run_graph((tmp_path / "theirs.onnx").read_bytes(), image=image)["logits"]
+    ours = run_graph(specialise(dense(), INT8), image=image)["logits"]
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
@@ -170,10 +158,10 @@ def test_the_product_is_what_the_formula_says(bits: Any, extreme: bool) -> None:
     wanted = step * scales * ((integers - int(zero)) @ np.rint(weight / scales).astype(np.int64))
     results = {
         "reference": ReferenceEvaluator(onnx.load_from_string(serialised(typed))).run(None, {"x": x})[0],
-        "spelt out": run(serialised(with_exact_products(typed)), x=x)["y"],
+        "spelt out": run_graph(with_exact_products(typed), x=x)["y"],
     }
     if bits == 7:  # with 8, a processor without 8-bit dot products may lose the extreme ones
-        results["kernels"] = run(serialised(typed), x=x)["y"]
+        results["kernels"] = run_graph(typed, x=x)["y"]
     for name, result in results.items():
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
 
@@ -206,9 +194,9 @@ def test_graphs_with_notes_and_of_blocks_alone_come_in_int8_too() -> None:
     typed = specialise(noted, INT8)
     assert notes_of(typed) == notes_of(noted)
     image = pixels(2).numpy()
-    with_notes, plain = run(serialised(typed), image=image), run(serialised(without_notes(typed)), image=image)
+    with_notes, plain = (run_graph(model, image=image) for model in (typed, without_notes(typed)))
     assert all((with_notes[name] == values).all() for name, values in plain.items())
     blocks = blocks_graph(specialise(dense(), INT8), range(1, 3))
     assert blocks is not None
     tokens = np.random.default_rng(0).normal(size=(2, 9, 48)).astype(np.float32)
-    assert run(serialised(blocks), tokens=tokens)["tokens_out"].shape == (2, 9, 48)
+    assert run_graph(blocks, tokens=tokens)["tokens_out"].shape == (2, 9, 48)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from helpers.errors import refused
 from helpers.models import PREPROCESS, pixels, pruned, variant
+from helpers.sessions import run_graph, serialised
 
 from ztdeploy.errors import ModelError
 from ztdeploy.export import GraphSpec, export_onnx, specialise
@@ -29,19 +29,6 @@ MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeez
 MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad", "Cast"}
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 DTYPE = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-
-
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(serialised(model), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def float_types(node: ir.Node) -> set[ir.DataType | None]:
@@ -240,7 +227,7 @@ class TestWeights:
     def test_infinities_that_are_meant_survive(self) -> None:
         model = parse("g (float[n, 2] x) => (float[n, 2] y)\n<float[2] floor = {1, 0}>\n{ y = Max(x, floor) }")
         model.graph.initializers["floor"].const_value = ir.tensor(np.array([np.inf, 0], np.float32), name="floor")
-        result = run(to_precision(model, "fp16"), x=np.ones((1, 2), np.float32))
+        result = run_graph(to_precision(model, "fp16"), x=np.ones((1, 2), np.float32))
         assert result["y"].tolist() == [[np.inf, 1]]
 
     def test_the_floor_of_prefix_tokens_stays_infinite(self, typed: ir.Model) -> None:
@@ -259,7 +246,7 @@ class TestResults:
     def test_kept_tokens_and_logits_are_near_those_of_fp32(self, traced: ir.Model, half: ir.Model) -> None:
         """Random weights and 16 patches: every cut is close. Photographs come below."""
         image = pixels(8).numpy()
-        exact, near = run(traced, image=image), run(half, image=image)
+        exact, near = run_graph(traced, image=image), run_graph(half, image=image)
         assert near["logits"].dtype == np.float32
         assert near["blocks.1/prune/kept"].dtype == np.int32
         for name in ("blocks.1/prune/kept", "blocks.2/prune/kept"):
@@ -285,7 +272,7 @@ class TestTuring:
 
     def test_it_keeps_the_same_tokens(self, half: ir.Model, turing: ir.Model) -> None:
         image = pixels(8).numpy()
-        plain, other = run(half, image=image), run(turing, image=image)
+        plain, other = run_graph(half, image=image), run_graph(turing, image=image)
         same = [(plain[name] == other[name]).all(-1) for name in plain if name != "logits"]
         agree = np.logical_and.reduce(same)
         assert agree.mean() >= 0.75, "the product of features is rounded to fp16; a tie may fall otherwise"
@@ -305,12 +292,12 @@ class TestTuring:
         model.graph[0].name = "blocks.0/prune/wpr/MatMul_0"
         generator = np.random.default_rng(0)
         feeds = {"a": generator.random((2, rows, 4), np.float32), "b": generator.random((2, 4, 5), np.float32)}
-        before = run(model, **feeds)
+        before = run_graph(model, **feeds)
         without_fp32_products(model)
         operators = [node.op_type for node in model.graph]
         assert operators == (["Transpose", "Mul", "ReduceSum"] if rows == 1 else ["Cast", "Cast", "MatMul", "Cast"])
         assert all(node.name and node.name.startswith("blocks.0/prune/wpr/MatMul_0/") for node in model.graph)
-        np.testing.assert_allclose(run(model, **feeds)["y"], before["y"], rtol=1e-6 if rows == 1 else 4e-3)
+        np.testing.assert_allclose(run_graph(model, **feeds)["y"], before["y"], rtol=1e-6 if rows == 1 else 4e-3)
 
     def test_the_same_bytes_every_time(self, traced: ir.Model, turing: ir.Model) -> None:
         again = specialise(traced, replace(SPEC, precision="fp16", turing=True))
@@ -342,7 +329,7 @@ class TestPhotographs:
         half = specialise(traced, replace(SPEC, precision="fp16"))
         turing = specialise(traced, replace(SPEC, precision="fp16", turing=True))
         graphs = {"fp32": traced, "fp16": half, "turing": turing}
-        return {name: run(graph, image=image) for name, graph in graphs.items()}
+        return {name: run_graph(graph, image=image) for name, graph in graphs.items()}
 
     def test_fp16_is_near_fp32(self, results: dict[str, dict[str, Any]]) -> None:
         check_near(results["fp32"], results["fp16"], 2e-3)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from helpers.models import PREPROCESS, pixels, pruned, variant
+from helpers.sessions import run_graph, serialised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,18 +38,6 @@ NORMAL: dict[Precision, float] = {"fp16": 2.0**-14, "bf16": 2.0**-126}
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 HALF_PROTOS = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 ADDED = ("/split", "/rest", "/rounded")
-
-
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-
-def run(proto: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 @cache
@@ -77,12 +66,12 @@ def results(name: str) -> dict[str, Any]:
         for value in floats
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name not in known
     )
-    return run(proto, image=pixels(4).numpy())
+    return run_graph(proto.SerializeToString(), image=pixels(4).numpy())
 
 
 @cache
 def exact() -> dict[str, Any]:
-    return run(ir.serde.serialize_model(traced()), image=pixels(4).numpy())
+    return run_graph(traced(), image=pixels(4).numpy())
 
 
 def halves(name: str) -> Iterator[tuple[ir.Node, bool]]:

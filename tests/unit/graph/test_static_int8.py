@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, variant
+from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
@@ -44,18 +44,6 @@ def ranges(method: str) -> dict[str, tuple[float, float]]:
 
 def quantised(method: str, options: Int8Options = UINT8) -> ir.Model:
     return specialise(traced(method), replace(SPEC, precision="int8", int8=options), ranges(method))
-
-
-def serialised(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(serialised(model), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def quantised_products(model: ir.Model) -> list[str]:
@@ -91,7 +79,7 @@ def test_linear_layers_of_every_method_and_nothing_else(method: str) -> None:
     }
     assert readers == {"MatMul"}
     image = pixels(3).numpy()
-    single, integers = run(traced(method), image=image), run(typed, image=image)
+    single, integers = run_graph(traced(method), image=image), run_graph(typed, image=image)
     assert {name: values.shape for name, values in integers.items()} == {n: v.shape for n, v in single.items()}
     assert np.isfinite(integers["logits"]).all()
 
@@ -131,7 +119,7 @@ def test_by_row_only_weights_are_integers_in_the_graph() -> None:
     assert sum(weight.dtype == ir.DataType.INT8 for weight in weights) == len(LINEAR) * DEPTH + 1
     image = pixels(4).numpy()
     exact, rounded = (
-        run(model, image=image)["logits"] for model in (traced("zero-tprune"), with_exact_products(typed))
+        run_graph(model, image=image)["logits"] for model in (traced("zero-tprune"), with_exact_products(typed))
     )
     assert 0 < np.median(np.abs(exact - rounded)) < 0.05 * np.abs(exact).max()
 
@@ -161,7 +149,7 @@ def test_the_product_is_what_the_formula_says() -> None:
     wanted = step * scales * ((integers - int(np.rint(1.5 / step))) @ np.rint(weight / scales).astype(np.int64))
     results = {
         "reference": ReferenceEvaluator(onnx.load_from_string(serialised(typed))).run(None, {"x": x})[0],
-        "spelt out": run(with_exact_products(typed), x=x)["y"],
+        "spelt out": run_graph(with_exact_products(typed), x=x)["y"],
     }
     for name, result in results.items():
         np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
@@ -175,7 +163,7 @@ def test_spelt_out_nothing_is_quantised_and_the_answer_is_near() -> None:
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in exact.graph}
     assert pruning_nodes(exact) == pruning_nodes(typed)
     image = pixels(4).numpy()
-    logits = [run(model, image=image)["logits"] for model in (typed, exact, traced("zero-tprune"))]
+    logits = [run_graph(model, image=image)["logits"] for model in (typed, exact, traced("zero-tprune"))]
     scale = np.abs(logits[2]).max()
     assert np.abs(logits[0] - logits[1]).max() < 0.05 * scale
     assert np.median(np.abs(logits[1] - logits[2])) < 0.1 * scale
@@ -192,7 +180,7 @@ def test_patches_times_a_matrix_are_the_convolution() -> None:
     model.graph.insert_before(product, cast)
     assert "Conv" not in {node.op_type for node in model.graph}
     image = pixels(3).numpy()
-    ours, theirs = run(model, image=image), run(single, image=image)
+    ours, theirs = run_graph(model, image=image), run_graph(single, image=image)
     np.testing.assert_allclose(ours["logits"], theirs["logits"], rtol=1e-4, atol=1e-4)
     assert patch_product(model.graph) is None, "nothing is left to replace"
 
@@ -204,7 +192,7 @@ def test_attention_that_nobody_ranks_by_can_be_bf16() -> None:
     assert kinds == {"blocks.0": low, "blocks.1": single, "blocks.2": single, "blocks.3": low}
     assert pruning_nodes(typed) == pruning_nodes(quantised("zero-tprune"))
     assert len(quantised_products(typed)) == len(LINEAR) * DEPTH + 1
-    emulated = run(with_rounding(with_exact_products(typed)), image=pixels(2).numpy())
+    emulated = run_graph(with_rounding(with_exact_products(typed)), image=pixels(2).numpy())
     assert np.isfinite(emulated["logits"]).all()
     ahead = quantised("zero-tprune", Int8Options(activations="uint8", rest="bf16", from_block=1))
     products = {n.outputs[0].dtype for n in ahead.graph if n.op_type == "MatMul" and "blocks.0/mlp" in str(n.name)}
@@ -216,7 +204,7 @@ def test_ranges_are_those_of_all_images_by_an_independent_evaluation() -> None:
     name = "blocks.1/norm1/LayerNormalization_0"
     watched = traced("zero-tprune").clone()
     watched.graph.outputs.append(next(n.outputs[0] for n in watched.graph if n.name == name))
-    values = run(watched, image=image)[name]
+    values = run_graph(watched, image=image)[name]
     found = measure_ranges(traced("zero-tprune"), [image[:2], image[2:]], "min-max", threads=1)
     np.testing.assert_allclose(found[name], (values.min(), values.max()), rtol=1e-5)
     inner = measure_ranges(traced("zero-tprune"), [image[:2], image[2:]], "percentile", threads=1)
