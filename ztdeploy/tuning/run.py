@@ -26,6 +26,7 @@ from ztdeploy.tuning.pool import run_workers
 from ztdeploy.tuning.report import Compared, Measured, TuneReport
 from ztdeploy.tuning.request import TuneRequest, check_request
 from ztdeploy.tuning.results import Results
+from ztdeploy.tuning.sampling import sampler
 from ztdeploy.tuning.search import Search, latest_first
 from ztdeploy.tuning.space import least_cost
 from ztdeploy.tuning.study import (
@@ -108,13 +109,11 @@ def _begin(study: Study, request: TuneRequest, subject: Subject, cache: Path, pr
     if IDENTITY not in study.user_attrs and not study.get_trials(deepcopy=False):
         cost = _cost(request, subject, cache, progress)
         _check_reachable(request, subject.architecture, cost)
-        study.set_user_attr(COST, cost.model_dump(mode="json"))
-        study.set_user_attr(IDENTITY, wanted)
+        if IDENTITY not in study.user_attrs:  # another machine may have begun while this one measured
+            study.set_user_attr(COST, cost.model_dump(mode="json"))
+            study.set_user_attr(IDENTITY, wanted)
     check_same(study.user_attrs.get(IDENTITY), wanted, request.study)
-    search = subject.search_of(study)
-    if not study.get_trials(deepcopy=False):
-        search.enqueue_starts(study)
-    return search
+    return subject.search_of(study)
 
 
 @dataclass(frozen=True)
@@ -154,13 +153,13 @@ class Subject:
         return decode_half(self.rest, self.model)
 
     def search_of(self, study: Study) -> Search:
-        """What a study's trials are, which every worker of it must know alike."""
+        """What a study's trials are, which every worker of it must know alike; the study begins with its starts."""
         cost: Cost = TypeAdapter(Cost).validate_python(study.user_attrs[COST])
         dense, limit = dense_cost(cost, self.architecture), None
         if self.request.budget is not None:
             limit = self.request.budget.limit(dense)
         latest = _latest(self.request, self.architecture, cost, dense * FRONT[0] if limit is None else limit)
-        return Search(
+        search = Search(
             judge=Judge(self.model, self.tuning, latest),
             architecture=self.architecture,
             methods=self.request.methods,
@@ -169,6 +168,8 @@ class Subject:
             limit=limit,
             latest=latest,
         )
+        study.sampler = sampler(self.request.sampler_used, self.request.seed, search.starts())
+        return search
 
 
 def dense_cost(cost: Cost, architecture: Architecture) -> float:

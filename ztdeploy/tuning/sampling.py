@@ -6,7 +6,7 @@ So the same seed gives the same search, interrupted or not; and workers of one s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ from ztdeploy.tuning.request import SamplerName
 START = 16
 POPULATION = 20
 AGAIN_OF = "again"  #: the user attribute of a point that is tried once more: the number of the trial that failed
+IS_START = "start"  #: the user attribute of a trial that was given, not drawn
 _STRIDE = 1_000_003  #: a prime, so that no two trials of neighbouring seeds draw alike
 
 
@@ -37,18 +38,27 @@ def place_of(study: Study, number: int) -> int:
 
 
 class SeededByTrial(BaseSampler):
-    """Another sampler, made anew for every trial."""
+    """Another sampler, made anew for every trial; the first places are given.
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
-        self._own = make(seed)
+    Points that are given by place, not put in line, cannot be put in line twice by two who begin at once.
+
+    Args:
+        make: the other sampler, from a seed.
+        starts: by place, the values of all parameters.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int, starts: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._make, self._seed, self._starts = make, seed, starts
+        self._own, self._given = make(seed), dict[str, Any]()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._own = self._make((self._seed * _STRIDE + place_of(study, trial.number)) % 2**32)
+        place = place_of(study, trial.number)
+        self._given = dict(self._starts[place]) if place < len(self._starts) else {}
+        self._own = self._make((self._seed * _STRIDE + place) % 2**32)
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._own.infer_relative_search_space(study, trial)
+        return {} if self._given else self._own.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -58,14 +68,16 @@ class SeededByTrial(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        if param_name in self._given:
+            return self._given[param_name]
         return self._own.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._own.after_trial(study, trial, state, values)
 
 
-def sampler(name: SamplerName, seed: int) -> SeededByTrial:
-    return SeededByTrial(_MAKERS[name], seed)
+def sampler(name: SamplerName, seed: int, starts: Sequence[Mapping[str, Any]] = ()) -> SeededByTrial:
+    return SeededByTrial(_MAKERS[name], seed, starts)
 
 
 def _tpe(seed: int) -> BaseSampler:

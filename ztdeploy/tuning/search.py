@@ -16,6 +16,7 @@ from ztdeploy.schedule import Architecture, PruningSchedule
 from ztdeploy.tuning.budget import FRONT
 from ztdeploy.tuning.cost import Cost
 from ztdeploy.tuning.images import Judge
+from ztdeploy.tuning.sampling import AGAIN_OF, IS_START, place_of
 from ztdeploy.tuning.space import Point, choose, fitted, parameters, starts
 
 #: After these shares of the images, a trial is held against the others so far.
@@ -47,6 +48,8 @@ class Search:
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Optuna's objective: KL from dense on the tuning half, in nats; without a limit the cost, and KL."""
+        if AGAIN_OF not in trial.user_attrs:
+            trial.set_user_attr(IS_START, place_of(trial.study, trial.number) < len(self.starts()))
         point = choose(trial, self.methods, self.architecture.depth, self.latest)
         limit = self.limit
         if limit is None:
@@ -104,14 +107,13 @@ class Search:
                 return one
         return None
 
-    def enqueue_starts(self, study: Study) -> None:
-        """What presets do is tried first, so that a search never ends below them."""
+    def starts(self) -> list[dict[str, Any]]:
+        """What presets do, tried first, so that a search never ends below them: parameters of the first trials."""
         points = starts(self.methods, self.architecture.depth, self.latest)
-        for share in _START_SHARES if self.limit is None else [None]:
-            for point in points:
-                own = parameters(point, self.methods)
-                asked = own if share is None else {**own, SHARE: share}
-                study.enqueue_trial(asked, user_attrs={"start": True}, skip_if_exists=True)
+        own = [parameters(point, self.methods) for point in points]
+        if self.limit is not None:
+            return own
+        return [{**one, SHARE: share} for share in _START_SHARES for one in own]
 
 
 def latest_first(architecture: Architecture, limit: float, cheapest: Callable[[int], float], share: float = 0.6) -> int:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.sampling import AGAIN_OF, START, place_of, quiet, sampler
+from ztdeploy.tuning.sampling import AGAIN_OF, IS_START, START, place_of, quiet, sampler
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
@@ -33,6 +33,8 @@ _BEAT_S, _GRACE_S = 10, 120
 _WAIT_S = 0.5
 #: A trial goes on only while it is among the better ones so far.
 _PERCENTILE = 40.0
+#: Of database drivers that are called otherwise where they come from.
+_PACKAGES = {"psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient", "MySQLdb.connections": "mysqlclient"}
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -110,11 +112,11 @@ def _storage(url: str) -> RDBStorage:
             heartbeat_stale_trial_callback=put_back,
         )
     except ImportError as error:
-        driver = error.name or "of its driver"
+        driver = getattr(error.__cause__ or error, "name", None) or "of its driver"  # Optuna's own error names none
         raise EnvironmentLacksError(
             f"--storage {without_password(url)} needs the module '{driver}', which is not installed",
-            "the database's driver",
-            "install it with pip",
+            "the database's driver, or another one in the URL (mysql+pymysql://...)",
+            f"pip install '{_PACKAGES.get(driver, driver)}'",
         ) from error
 
 
@@ -179,7 +181,7 @@ def make_trials(
 def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
     """Have the point of a trial that was not finished tried once more."""
     if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number, "start": trial.user_attrs.get("start")})
+        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number, IS_START: trial.user_attrs.get(IS_START)})
 
 
 def reap(study: Study, worker: str) -> int:

@@ -15,6 +15,7 @@ from ztdeploy.errors import EnvironmentLacksError, InputError, ZtdeployError
 from ztdeploy.tuning.budget import Budget
 from ztdeploy.tuning.identity import check_same
 from ztdeploy.tuning.request import SamplerName, TuneRequest
+from ztdeploy.tuning.sampling import sampler
 from ztdeploy.tuning.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
 
 
@@ -61,6 +62,23 @@ def test_the_same_seed_is_the_same_evolution(tmp_path: Path) -> None:
     for study in studies:
         make_trials(study, objective, 26, worker="one")
     assert drawn(studies[0]) == drawn(studies[1])
+
+
+def test_two_who_begin_at_once_make_each_start_once(tmp_path: Path) -> None:
+    starts = [{"x": at / 10, "n": 1 + at} for at in range(6)]
+    there = study_in(tmp_path / "study")
+    here = study_in(tmp_path / "study")
+    for study in (there, here):
+        study.sampler = sampler("tpe", 0, starts)
+    lost = there.ask()
+    assert objective(lost) == 1
+    make_trials(here, objective, 4, worker="here", stop=lambda: counts(here).done == 3)
+    lost.set_user_attr("worker", "there")
+    reap(here, "there")
+    make_trials(here, objective, 9, worker="here")
+    made = drawn(here)
+    assert sorted(str(one) for one in made if one in starts) == [str(one) for one in starts]
+    assert len({str(one) for one in made}) == 9, "none is drawn twice"
 
 
 def test_what_a_dead_worker_was_at_is_made_again(tmp_path: Path) -> None:
@@ -114,6 +132,7 @@ def test_a_study_of_something_else() -> None:
         ("carrier-pigeon://coop/3", InputError, "a database's URL"),
         ("sqlite:////nowhere/at/all.db", EnvironmentLacksError, "a database that answers"),
         ("postgresql://me:secret@127.0.0.1:1/tune", EnvironmentLacksError, "expected"),
+        ("mysql+nothing://me:secret@127.0.0.1:1/tune", InputError, "a database's URL"),
     ],
 )
 def test_storages_that_are_none(url: str, error: type[ZtdeployError], words: str) -> None:
