@@ -20,6 +20,7 @@ from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
+from ztdeploy.measure.environment import processor_name
 from ztdeploy.plugins.library import what_is_missing
 from ztdeploy.plugins.ptx import INSTALL, nvrtc_versions
 
@@ -83,19 +84,11 @@ def _safely(subject: str, probe: Callable[[], Finding]) -> Finding:
 
 def _processor() -> Finding:
     features = cpu_features()
-    model = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-    except OSError:
-        pass
     known = [name for name in ("avx2", "avx512f", "avx512_bf16", "asimd", *DOT_PRODUCTS) if name in features]
     return Finding(
         "processor",
         "ok",
-        f"{model or platform.machine()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}",
+        f"{processor_name()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}",
     )
 
 
