@@ -16,7 +16,8 @@ Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
 
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
-_PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent"})
+_PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent", "coherence_power", "update_power"})
+_NOVELTY = frozenset({"importance_power", "size_power", "distance_power", "average_power"})
 #: Those that say how the S-stage works, and nothing where it drops nothing.
 SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
 
@@ -70,7 +71,7 @@ METHODS: dict[str, Method] = {
     "novelty-merge": Method(
         "ztdeploy.pruning.novelty_merge:NoveltyMerge",
         frozenset({"page-rank", "distances", "partners", "merging"}),
-        _PARTNERS,
+        _PARTNERS | _NOVELTY,
         merges=True,
         late=True,
     ),
