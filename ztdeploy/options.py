@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 Start = Literal["boosted", "uniform"]
 Join = Literal["rms", "mean"]
@@ -44,14 +44,6 @@ class MethodOptions(BaseModel):
     average_power: float = Field(default=0.0, ge=0, le=4)  #: averages are weighed by size times importance to this
     coherence_power: float = Field(default=0.5, ge=0, le=2)  #: of coherence, as attention behind a merge takes it
     update_power: float = Field(default=0.0, ge=0, le=2)  #: of coherence, as what blocks add to averages takes it
-
-    @model_validator(mode="after")
-    def _coherence_is_read(self) -> MethodOptions:
-        defaults = {name: MethodOptions.model_fields[name].default for name in ("coherence_power", "update_power")}
-        idle = [name for name, value in defaults.items() if getattr(self, name) != value]
-        if idle and not self.coherent:
-            raise ValueError(f"{' and '.join(idle)} would change nothing where coherent is false")
-        return self
 
     @property
     def changed(self) -> frozenset[str]:

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ztdeploy.errors import ScheduleError, did_you_mean
+from ztdeploy.methods import COHERENCE_OPTIONS, SIMILARITY_OPTIONS, Method, check_options, method_named
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
-from ztdeploy.methods import SIMILARITY_OPTIONS, Method, check_options, method_named
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_range, known_values
 from ztdeploy.toml import read_toml
 
@@ -334,6 +334,13 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
             f"schedule '{schedule.name}': option {', '.join(idle)}",
             "a layer that drops something by similarity; else it changes nothing",
             "raise similarity_share, or remove the option",
+        )
+    unread = sorted(schedule.options.changed & COHERENCE_OPTIONS)
+    if unread and not schedule.options.coherent:
+        raise ScheduleError(
+            f"schedule '{schedule.name}': option {', '.join(unread)} with coherent = false",
+            "coherent = true; else it changes nothing",
+            "remove one of the two",
         )
     counts, current = [], prefix + architecture.patch_tokens
     behind = {layer.block: layer.tokens_out for layer in layers}
