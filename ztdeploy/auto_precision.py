@@ -117,6 +117,12 @@ def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tup
     """Those of the request, or of the profiles asked for: what their candidates say does not matter."""
     if request.keep_ratios or request.schedules:
         return request.keep_ratios
+    if request.profiles_decide and (named := next((one for one in asked if one.schedules), None)):
+        raise InputError(
+            f"--precision auto with profile '{named.name}', which has schedules of its own",
+            "what shall be built, in the command",
+            "give --schedule or --keep-ratio",
+        )
     return tuple(dict.fromkeys(ratio for profile in asked for ratio in profile.keep_ratios))
 
 

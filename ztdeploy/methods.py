@@ -17,6 +17,9 @@ Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
 _PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent"})
+_NOVELTY = frozenset({"importance_power", "size_power", "distance_power", "average_power"})
+#: Those that say what coherence is good for, and nothing where it is not kept.
+COHERENCE_OPTIONS = frozenset({"coherence_power", "update_power"})
 #: Those that say how the S-stage works, and nothing where it drops nothing.
 SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
 
@@ -63,14 +66,14 @@ METHODS: dict[str, Method] = {
     "zero-tprune-merge": Method(
         "ztdeploy.pruning.zero_tprune_merge:ZeroTPruneMerge",
         frozenset({"page-rank", "halves", "partners", "merging"}),
-        _RANKING | SIMILARITY_OPTIONS | _PARTNERS,
+        _RANKING | SIMILARITY_OPTIONS | _PARTNERS | COHERENCE_OPTIONS,
         merges=True,
         late=True,
     ),
     "novelty-merge": Method(
         "ztdeploy.pruning.novelty_merge:NoveltyMerge",
         frozenset({"page-rank", "distances", "partners", "merging"}),
-        _PARTNERS,
+        _PARTNERS | COHERENCE_OPTIONS | _NOVELTY,
         merges=True,
         late=True,
     ),

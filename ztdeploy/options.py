@@ -37,6 +37,13 @@ class MethodOptions(BaseModel):
     proportional: bool = True  #: attention behind a merge adds log(size)
     #: attention behind a merge takes what was averaged as shorter, the more its parts differ (`MergingLayer.coherent`)
     coherent: bool = True
+    #: Of novelty: exponents of importance, size and distance.
+    importance_power: float = Field(default=1.0, ge=0, le=4)
+    size_power: float = Field(default=1.0, ge=0, le=4)
+    distance_power: float = Field(default=2.0, ge=0.5, le=8)
+    average_power: float = Field(default=0.0, ge=0, le=4)  #: averages are weighed by size times importance to this
+    coherence_power: float = Field(default=0.5, ge=0, le=2)  #: of coherence, as attention behind a merge takes it
+    update_power: float = Field(default=0.0, ge=0, le=2)  #: of coherence, as what blocks add to averages takes it
 
     @property
     def changed(self) -> frozenset[str]:
@@ -71,3 +78,9 @@ def known_values(name: str) -> tuple[Any, ...]:
     """The values that an option can have; empty where it is a number."""
     annotation = MethodOptions.model_fields[name].annotation
     return (True, False) if annotation is bool else tuple(v for v in get_args(annotation) if isinstance(v, str))
+
+
+def known_range(name: str) -> tuple[float, float]:
+    """The lowest and the highest value of an option that is a number."""
+    limits = MethodOptions.model_fields[name].metadata
+    return next(one.ge for one in limits if hasattr(one, "ge")), next(one.le for one in limits if hasattr(one, "le"))

@@ -54,6 +54,12 @@ class BuildRequest:
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
     cache: Path | None = None  #: folder of traces to take from and add to; None: everything is traced
 
+    @property
+    def profiles_decide(self) -> bool:
+        """Whether what is built is left to the profiles: where they name schedules, these."""
+        unasked = not self.keep_ratios and not self.schedules
+        return unasked and self.methods == (DEFAULT_METHOD,) and self.preset == "default"
+
 
 def silent(_what: str, _done: int, _total: int) -> None:
     """The progress of a build that nobody watches."""
@@ -188,7 +194,11 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
     architecture = model.adapter.architecture
     schedules = [read_schedule(path) for path in request.schedules]
     ratios: tuple[float, ...] = request.keep_ratios
-    if not schedules or request.keep_ratios:
+    if request.profiles_decide:
+        own = [schedule for profile in profiles for schedule in profile.schedules]
+        schedules = [one for place, one in enumerate(own) if one not in own[:place]]
+        ratios = tuple(r for profile in profiles if not profile.schedules for r in profile.keep_ratios)
+    elif not schedules or request.keep_ratios:
         ratios = tuple(r for profile in profiles for r in override_keep_ratios(profile, request.keep_ratios))
     uniform = [
         default_schedule(r, architecture, method=method, preset=request.preset)

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from ztdeploy.errors import ProfileError, did_you_mean
+from ztdeploy.errors import ProfileError, ScheduleError, did_you_mean
+from ztdeploy.options import MethodOptions
 from ztdeploy.preprocess_spec import ImageInput
-from ztdeploy.schedule import check_keep_ratio
+from ztdeploy.schedule import LayerSpec, PruningSchedule, check_keep_ratio
 from ztdeploy.toml import read_toml
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -80,6 +81,8 @@ class HardwareProfile(_Table):
     image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
     batch: BatchSizes = BatchSizes()
     keep_ratios: tuple[float, ...] = Field(default=(0.7,), min_length=1)  #: built when none is asked for
+    #: Built instead of these, where neither keep ratios nor methods are asked for either; as schedule files have them.
+    schedules: tuple[PruningSchedule, ...] = ()
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
     notes: str = ""
     #: ONNX Runtime: blocks of at least so many tokens compute attention in one operator of its own; None: none do.
@@ -141,9 +144,18 @@ def schedule_names() -> list[str]:
 
 
 def schedule_path(given: Path) -> Path:
-    """The file of a shipped schedule by its name, or any other path as it is."""
-    shipped = profile_folder() / "schedules" / f"{given}.toml"
-    return shipped if str(given) in schedule_names() and not given.exists() else given
+    """The file of a shipped schedule by its name, or any other path as it is.
+
+    Raises:
+        ScheduleError: a name, without a suffix, that neither a file nor a shipped schedule has.
+    """
+    if given.exists() or given.suffix in (".toml", ".json"):
+        return given
+    if str(given) not in schedule_names():
+        raise ScheduleError(
+            f"schedule '{given}'", "a shipped schedule or a .toml file", did_you_mean(str(given), schedule_names())
+        )
+    return profile_folder() / "schedules" / f"{given}.toml"
 
 
 def read_profile(name: str) -> HardwareProfile:
@@ -199,5 +211,7 @@ def override_keep_ratios(profile: HardwareProfile, keep_ratios: tuple[float, ...
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     tables: dict[str, type[BaseModel]] = {"batch": BatchSizes, "tensorrt": TensorRtOptions, "int8": Int8Options}
-    table = tables.get(str(location[-1]), HardwareProfile) if location else HardwareProfile
-    return list(table.model_fields)
+    tables |= {"schedules": PruningSchedule, "options": MethodOptions, "layer": LayerSpec}
+    named = [part for part in location if isinstance(part, str)]
+    table = tables.get(named[-1], HardwareProfile) if named else HardwareProfile
+    return [field.alias or name for name, field in table.model_fields.items()]

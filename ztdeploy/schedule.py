@@ -17,9 +17,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ztdeploy.errors import ScheduleError, did_you_mean
+from ztdeploy.methods import COHERENCE_OPTIONS, SIMILARITY_OPTIONS, Method, check_options, method_named
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
-from ztdeploy.methods import SIMILARITY_OPTIONS, Method, check_options, method_named
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_range, known_values
 from ztdeploy.toml import read_toml
 
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
@@ -281,9 +281,10 @@ def _schedule_error(path: Path, first: Mapping[str, Any]) -> ScheduleError:
             hint = did_you_mean(name, MethodOptions.model_fields)
             return ScheduleError(f"schedule file '{path}': unknown option '{name}'", "an option that there is", hint)
         known = [str(value).lower() for value in known_values(name)]
+        expected = f"one of {', '.join(known)}" if known else "a number from {:g} to {:g}".format(*known_range(name))
         return ScheduleError(
             f"schedule file '{path}': option {name} = {value}",
-            f"one of {', '.join(known)}" if known else "a cosine, from -1 to 1",
+            expected,
             did_you_mean(value, known) if known else f"correct {where}",
         )
     return ScheduleError(
@@ -333,6 +334,13 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
             f"schedule '{schedule.name}': option {', '.join(idle)}",
             "a layer that drops something by similarity; else it changes nothing",
             "raise similarity_share, or remove the option",
+        )
+    unread = sorted(schedule.options.changed & COHERENCE_OPTIONS)
+    if unread and not schedule.options.coherent:
+        raise ScheduleError(
+            f"schedule '{schedule.name}': option {', '.join(unread)} with coherent = false",
+            "coherent = true; else it changes nothing",
+            "remove one of the two",
         )
     counts, current = [], prefix + architecture.patch_tokens
     behind = {layer.block: layer.tokens_out for layer in layers}

@@ -71,6 +71,11 @@ def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
     arguments = ["--model", "vit_digits", "--profile", "cpu", "--schedule", str(file), "--out", str(bundle)]
     assert run(["build", *arguments]) == 0
     assert read_bundle(bundle).variant(name=found.name).gmacs == pytest.approx(found.tuned.gmacs)
+    patched, bundle = tmp_path / "mine.toml", tmp_path / "by-profile"
+    patch = (tmp_path / "vit_digits-tuning" / "profile-patch.toml").read_text()
+    patched.write_text((CHECKOUT / "profiles" / "cpu.toml").read_text() + patch)
+    assert run(["build", "--model", "vit_digits", "--profile", str(patched), "--out", str(bundle)]) == 0
+    assert [one.name for one in read_bundle(bundle).manifest.variants] == [found.name, "dense"]
 
 
 def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError, ScheduleError
 from ztdeploy.models.vit import VitAdapter
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning import METHODS, check_method, pruning_layer
 from ztdeploy.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
 from ztdeploy.pruning.pruned_model import CHILD, PrunedModel
@@ -477,29 +478,46 @@ class TestPrunedModel:
         assert fingerprint(model) == before
 
 
-def attention_by_hand(block: Any, x: Tensor, size: Tensor, coherence: Tensor) -> Tensor:
+def attention_by_hand(block: Any, x: Tensor, size: Tensor, coherence: Tensor, power: float = 0.5) -> Tensor:
     """The block's attention branch: `log(size)` is added to the logits of every key; incoherent tokens are shorter."""
     batch, tokens, width = x.shape
-    qkv = block.attn.qkv(block.norm1(x) * coherence[..., None] ** 0.5).view(batch, tokens, 3, 3, 16)
+    qkv = block.attn.qkv(block.norm1(x) * coherence[..., None] ** power).view(batch, tokens, 3, 3, 16)
     query, key, value = (qkv[:, :, part].transpose(1, 2) for part in range(3))
     logits = block.attn.q_norm(query) @ block.attn.k_norm(key).transpose(-1, -2) / 16**0.5
     weights = (logits + size.log().view(batch, 1, 1, tokens)).softmax(-1)
     return block.ls1(block.attn.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, width)))
 
 
-def merged_by_hand(model: Any, tokens: Tensor, choices: list[Tensor], method: str) -> Tensor:
+def merged_by_hand(
+    model: Any, tokens: Tensor, choices: list[Tensor], method: str, options: MethodOptions = DEFAULT_OPTIONS
+) -> Tensor:
     """What the blocks make of `[B, N, D]`, where the layers of blocks 1 and 2 merge as told."""
     by_block, size = {1: choices[:2], 2: choices[2:]}, torch.ones(tokens.shape[:2])
     coherence, coherent = torch.ones_like(size), "coherent" in METHODS[method].options
     for index, block in enumerate(model.blocks):
-        tokens = tokens + attention_by_hand(block, tokens, size, coherence)
+        update = coherence[..., None] ** options.update_power
+        tokens = tokens + update * attention_by_hand(block, tokens, size, coherence, options.coherence_power)
         if METHODS[method].inside and index in by_block:
             tokens, size, coherence = all_merged(tokens, size, coherence, *by_block[index])
-        tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
+            update = torch.ones(())
+        tokens = tokens + update * block.ls2(block.mlp(block.norm2(tokens)))
         if not METHODS[method].inside and index in by_block:
             tokens, size, coherence = all_merged(tokens, size, coherence, *by_block[index])
         coherence = coherence if coherent else torch.ones_like(size)
     return tokens
+
+
+@pytest.mark.parametrize("powers", [(1.0, 0.0), (0.0, 0.5), (0.3, 1.0)])
+def test_powers_of_coherence_are_those_of_what_enters_and_of_what_is_added(powers: tuple[float, float]) -> None:
+    options = MethodOptions(coherence_power=powers[0], update_power=powers[1])
+    model, x = tiny_vit(), images(3)
+    wanted = schedule("novelty-merge").model_copy(update={"options": options})
+    with PrunedModel(VitAdapter(model, IMAGE_SIZE), wanted) as wrapped, torch.no_grad():
+        output, *choices = wrapped(x)
+    with torch.no_grad():
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+        tokens = merged_by_hand(model, tokens, choices, "novelty-merge", options)
+        torch.testing.assert_close(output, model.forward_head(model.norm(tokens)), rtol=1e-4, atol=1e-4)
 
 
 def all_merged(

@@ -22,7 +22,7 @@ from torch import Tensor
 from ztdeploy.errors import ScheduleError
 from ztdeploy.export import GraphSpec, export_onnx, specialise
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.methods import METHODS
+from ztdeploy.methods import COHERENCE_OPTIONS, METHODS
 from ztdeploy.models.vit import VitAdapter
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning import pruning_layer
@@ -84,7 +84,8 @@ def expected(
         merge = reference_merging.tome(feature[None], prefix=prefix, count=plan.tokens_in - plan.tokens_out, **how)
         return merge.kept, merge.into, merge.margin
     if method == "novelty-merge":
-        how = {"prefix": prefix, "class_token": plan.class_token, "keep": plan.tokens_out}
+        powers = (options.importance_power, options.size_power, options.distance_power)
+        how = {"prefix": prefix, "class_token": plan.class_token, "keep": plan.tokens_out, "powers": powers}
         kept, margin = reference_merging.novelty(one.tokens, one.attention, np.ones(plan.tokens_in), **how)
         return kept, *partners_of(one, kept, plan, options, margin)
     decision = decide(
@@ -162,6 +163,16 @@ class TestTable:
         with pytest.raises(ScheduleError, match="option metric"):
             plan(schedule, architecture)
         assert plan(schedule.model_copy(update={"options": MethodOptions(join="mean")}), architecture).layers
+
+    @pytest.mark.parametrize("option", sorted(COHERENCE_OPTIONS))
+    def test_a_power_of_what_is_not_kept_is_refused(self, option: str) -> None:
+        architecture = VitAdapter(variant("class-token"), IMAGE_SIZE).architecture
+        options = MethodOptions(**{option: 0.25, "coherent": False})
+        schedule = PruningSchedule(
+            name="test", method="novelty-merge", options=options, layers=(LayerSpec(block=1, keep_ratio=0.6),)
+        )
+        with pytest.raises(ScheduleError, match=f"option {option} with coherent = false"):
+            plan(schedule, architecture)
 
     @pytest.mark.parametrize("method", TUNABLE)
     def test_the_combinations_hold_every_value(self, method: str) -> None:

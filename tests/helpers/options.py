@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ztdeploy.methods import METHODS
-from ztdeploy.options import MethodOptions, known_values
+from ztdeploy.methods import COHERENCE_OPTIONS, METHODS
+from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
 
 LEAST = 0.4  #: a least similarity that some pairs have and others lack
 
 
 def values_of(name: str) -> tuple[Any, ...]:
-    return known_values(name) or (None, LEAST)
+    if known_values(name):
+        return known_values(name)
+    default = getattr(DEFAULT_OPTIONS, name)
+    numbers = (None, LEAST) if default is None else (default, default / 2 + 0.4)
+    return numbers[::-1] if name in COHERENCE_OPTIONS else numbers  # others than the default meet `coherent = true`
 
 
 def diagonal(method: str) -> list[MethodOptions]:

@@ -67,27 +67,40 @@ def join_most_similar(
     return slots, margin
 
 
+def importance_of(attention: Array, *, class_token: bool) -> list[float]:
+    """Of each token, from `[H, N, N]` attention."""
+    tokens = range(attention.shape[-1])
+    votes = [len(tokens) if class_token and token == 0 else 1 for token in tokens]
+    per_head = [[sum(votes[i] * head[i, j] for i in tokens) for j in tokens] for head in attention]
+    scaled = [[value / np.mean(head) for value in head] for head in per_head]
+    return [float(np.sqrt(np.mean([head[token] ** 2 for head in scaled]))) for token in tokens]
+
+
 def novelty(
-    x: Array, attention: Array, size: Array, *, prefix: int, class_token: bool, keep: int
+    x: Array,
+    attention: Array,
+    size: Array,
+    *,
+    prefix: int,
+    class_token: bool,
+    keep: int,
+    powers: tuple[float, float, float] = (1.0, 1.0, 2.0),
 ) -> tuple[list[int], float]:
     """Which of `x [N, D]` stay, prefix tokens among the `keep`, and how close the calls were.
 
     A token's loss: importance times size times squared distance to the nearest more important patch token. Importance
     is the root mean square over heads of what `[H, N, N]` attention gives in one step, the class token's vote counting
-    N times, each head's mean being 1. Distances are measured in the longest distance from the mean token.
+    N times, each head's mean being 1. Distances are measured in the longest distance from the mean token. `powers` are
+    of importance, size and distance.
     """
-    tokens = range(len(x))
-    votes = [len(x) if class_token and token == 0 else 1 for token in tokens]
-    per_head = [[sum(votes[i] * head[i, j] for i in tokens) for j in tokens] for head in attention]
-    scaled = [[value / np.mean(head) for value in head] for head in per_head]
-    importance = [np.sqrt(np.mean([head[token] ** 2 for head in scaled])) for token in tokens]
+    tokens, importance = range(len(x)), importance_of(attention, class_token=class_token)
     longest = max(np.linalg.norm(token - x.mean(0)) for token in x)
     apart = [[float(((x[i] - x[j]) ** 2).sum()) / longest**2 for j in tokens] for i in tokens]
     margin, loss = np.inf, {}
     for i in tokens[prefix:]:
         rivals = [j for j in tokens[prefix:] if importance[j] > importance[i]]
         nearest = min((apart[i][j] for j in rivals), default=np.inf)
-        loss[i] = importance[i] * size[i] * nearest
+        loss[i] = importance[i] ** powers[0] * size[i] ** powers[1] * nearest ** (powers[2] / 2)
         near = [abs(importance[i] - importance[j]) for j in tokens[prefix:] if j != i and apart[i][j] <= nearest]
         margin = min([margin, *near])
     order = sorted(loss, key=lambda token: (-loss[token], token))

@@ -191,10 +191,17 @@ class TestNoveltyMerge:
         prefix=st.sampled_from([0, 1, 2, 5]),
         patches=st.integers(2, 17),
         sized=st.booleans(),
+        powers=st.sampled_from([(1.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
         data=st.data(),
     )
     def test_who_would_be_missed_least_goes(
-        self, seed: int, prefix: int, patches: int, sized: bool, data: st.DataObject
+        self,
+        seed: int,
+        prefix: int,
+        patches: int,
+        sized: bool,
+        powers: tuple[float, float, float],
+        data: st.DataObject,
     ) -> None:
         plan = layer_plan(patches, data.draw(st.integers(1, patches - 1)), prefix=prefix)
         generator = np.random.default_rng(seed)
@@ -202,12 +209,20 @@ class TestNoveltyMerge:
         x = generator.normal(size=(2, plan.tokens_in, 4))
         size = generator.integers(1, 9, (2, plan.tokens_in)).astype(np.float64) if sized else None
         taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size))
-        layer, record = pruning_layer("novelty-merge", plan), Recorder()
+        names = ("importance_power", "size_power", "distance_power")
+        options = MethodOptions(**dict(zip(names, powers, strict=True)))
+        layer, record = pruning_layer("novelty-merge", plan, options), Recorder()
         choice = layer.double()(torch.tensor(x), taps, record).choice
         for image in range(2):
             sizes = np.ones(plan.tokens_in) if size is None else size[image]
             kept, margin = reference.novelty(
-                x[image], attention[image], sizes, prefix=prefix, class_token=plan.class_token, keep=plan.tokens_out
+                x[image],
+                attention[image],
+                sizes,
+                prefix=prefix,
+                class_token=plan.class_token,
+                keep=plan.tokens_out,
+                powers=powers,
             )
             if margin < CLEAR:
                 event("inconclusive: two scores within rounding")
@@ -219,6 +234,20 @@ class TestNoveltyMerge:
             noted = record.notes
             assert set(noted["group"][image].tolist()) == set(range(plan.tokens_in)) - set(kept)
             assert noted["survivors"][image].nonzero().flatten().tolist() == kept
+
+    @pytest.mark.parametrize("sized", [False, True])
+    def test_averages_are_weighed_by_importance_and_sizes_are_not(self, sized: bool) -> None:
+        plan, generator = layer_plan(12, 6), np.random.default_rng(3)
+        attention = random_attention(generator, 1, 3, plan.tokens_in)
+        x = generator.normal(size=(1, plan.tokens_in, 4))
+        size = generator.integers(1, 9, (1, plan.tokens_in)).astype(np.float64) if sized else np.ones((1, 13))
+        taps = BlockTaps(torch.tensor(attention), None, size=torch.tensor(size) if sized else None)
+        layer = pruning_layer("novelty-merge", plan, MethodOptions(average_power=0.7)).double()
+        found = layer(torch.tensor(x), taps)
+        weight = size[0] * np.array(reference.importance_of(attention[0], class_token=True)) ** 0.7
+        kept, into = (part[0].tolist() for part in found.choice.tensors)
+        np.testing.assert_allclose(found.tokens[0], reference.merged(x[0], weight, kept, into)[0])
+        np.testing.assert_allclose(found.size[0], reference.merged(x[0], size[0], kept, into)[1])
 
     def test_a_twin_goes_before_a_token_that_is_alone_and_matters_less(self) -> None:
         """Ranked by importance alone, token 4 would go."""

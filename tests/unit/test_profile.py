@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ztdeploy.backends import BACKENDS, PLANNED, backend_exists
 from ztdeploy.errors import ProfileError, ScheduleError
+from ztdeploy.pipeline import BuildRequest
 from ztdeploy.profile import (
     HardwareProfile,
     data_folder,
@@ -45,6 +46,33 @@ def refused(name, *fragments):
     assert len(message.splitlines()) == 1, message
     assert all(fragment in message for fragment in fragments), message
     return message
+
+
+SCHEDULE = '[[schedules]]\nname = "mine"\n[[schedules.layer]]\nblock = 3\nkeep_ratio = 0.5\n'
+
+
+def test_a_profile_may_hold_schedules(toml):
+    (schedule,) = read_profile(toml(SCHEDULE)).schedules
+    assert (schedule.name, schedule.layers[0].block) == ("mine", 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("blok = 3", "did you mean 'block'?"),
+        ("[schedules.options]\nmetrik = 3", "did you mean 'metric'?"),
+        ("[[schedules.layers]]", "did you mean 'layer'?"),
+    ],
+)
+def test_a_wrong_word_in_a_schedule_names_the_nearest(toml, line, hint):
+    refused(toml(SCHEDULE + line), "schedules.0", hint)
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"), [({}, True), ({"keep_ratios": (0.5,)}, False), ({"methods": ("tome",)}, False)]
+)
+def test_profiles_decide_where_nothing_else_is_asked_for(asked, left):
+    assert BuildRequest(model="deit_t", profiles=("cpu",), out=Path("x"), **asked).profiles_decide is left
 
 
 # -------------------- what ships

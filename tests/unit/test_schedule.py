@@ -368,7 +368,7 @@ class TestReading:
         ("content", "given", "expected", "fix"),
         [
             ('metrik = "dot"', "unknown option 'metrik'", "an option", "did you mean 'metric'?"),
-            ('zzz = "dot"', "unknown option 'zzz'", "an option", "choose from: coherent, feature"),
+            ('zzz = "dot"', "unknown option 'zzz'", "an option", "choose from: average_power, coherence_power"),
             ('metric = "dots"', "option metric = dots", "cosine, dot, euclidean, manhattan", "did you mean 'dot'?"),
             ("metric = 3", "option metric = 3", "cosine, dot, euclidean, manhattan", "choose from: cosine"),
             ('head_filter = "no idea"', "option head_filter = no idea", "one of true, false", "choose from"),

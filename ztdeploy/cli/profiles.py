@@ -40,6 +40,23 @@ def list_profiles(json: JsonFlag = False) -> None:
     table("Hardware profiles", [(heading, "left") for heading in headings], rows)
 
 
+@profiles.command("schedules", help="All shipped schedules, for 'build --schedule'.")
+def list_schedules(json: JsonFlag = False) -> None:
+    from ztdeploy.profile import schedule_names, schedule_path
+    from ztdeploy.schedule import read_schedule
+
+    found = [read_schedule(schedule_path(Path(name))) for name in schedule_names()]
+    if json:
+        print_json([schedule.model_dump(mode="json", by_alias=True) for schedule in found])
+        return
+    rows = [
+        (one.name, one.method, str(len(one.layers)), str(sum(layer.drop or 0 for layer in one.layers))) for one in found
+    ]
+    table(
+        "Schedules", [("schedule", "left"), ("method", "left"), ("layers", "right"), ("tokens that go", "right")], rows
+    )
+
+
 @profiles.command("show", help="One profile in full, as TOML.")
 def show_profile(
     name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False

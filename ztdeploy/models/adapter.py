@@ -120,6 +120,14 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
+    def update(self, index: int, update: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
+        """Have what a block's attention and its MLP add to the tokens multiplied: by `[B, N, 1]`, or None for nothing.
+
+        Returns:
+            What undoes it, to be called in reverse order.
+        """
+
+    @abstractmethod
     def tap(
         self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
     ) -> list[Callable[[], None]]:

@@ -158,6 +158,16 @@ class ResidualAdapter(ModelAdapter):
 
         return [self.model.blocks[index].attn.register_forward_pre_hook(multiply).remove]
 
+    def update(self, index: int, update: Callable[[], Tensor | None]) -> list[Undo]:
+        """LayerScale and drop path, which follow, treat tokens one by one."""
+
+        def multiply(_branch: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            value = update()
+            return output if value is None else output * value
+
+        block = self.model.blocks[index]
+        return [branch.register_forward_hook(multiply).remove for branch in (block.attn, block.mlp)]
+
 
 def tap_projection(attention: Any, part: int, take: Callable[[Tensor], None]) -> Undo:
     """Queries, keys or values (0, 1, 2) of a joint projection `qkv`, `[B, H, N, d]`.

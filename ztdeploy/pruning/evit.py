@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder
-from ztdeploy.pruning.merging import MergingLayer
+from ztdeploy.pruning.merging import Joined, MergingLayer
 from ztdeploy.pruning.selection import ascending, complement, cut_gap, top_indices
 from ztdeploy.schedule import LayerPlan
 
@@ -33,7 +33,7 @@ class EVit(MergingLayer):
         super().__init__(plan, options)
         self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
 
-    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         assert taps.attention is not None
         scores = class_attention(taps.attention)
         ranked = self.protect(scores)
@@ -44,8 +44,4 @@ class EVit(MergingLayer):
             record.note(importance=scores)
             record.gap("importance", cut_gap(ranked, self.keep))
             record.gap("fused", cut_gap(ranked, self.keep - 1))
-        return Choice(kept, fused.expand(-1, gone.shape[1])), gone
-
-    def weights(self, taps: BlockTaps) -> Tensor | None:
-        assert taps.attention is not None
-        return class_attention(taps.attention).clamp_min(_EPSILON)
+        return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON))

@@ -47,6 +47,7 @@ class Reduction:
     bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which all later attention adds to its logits
     coherence: Tensor | None = None  #: `[B, k]`
     scale: Tensor | None = None  #: `[B, k, 1]`, which the normalised input of all later attention is multiplied with
+    update: Tensor | None = None  #: `[B, k, 1]`, which what later blocks add to tokens is multiplied with
 
 
 @dataclass

@@ -7,7 +7,7 @@ attention pays each token the attention of all that it stands for: `softmax(q k^
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,8 +37,9 @@ class Averages:
         member = (choice.into.unsqueeze(-1) == slots).to(like.dtype)  # [B, N - k, k]
         if weight is None:
             weight = like.new_ones(like.shape[:2])
+        self.member = member
         of_kept, of_gone = weight.gather(1, self.kept), weight.gather(1, gone)
-        self.total = of_kept + (of_gone.unsqueeze(1) @ member).squeeze(1)
+        self.total = self.sums(weight)
         # Shares of a slot sum to 1, so that no sum leaves the range of its tokens: half precision might not hold it.
         self.share = member * of_gone.unsqueeze(-1) / self.total.unsqueeze(1)
         self.own_share = of_kept / self.total
@@ -48,6 +49,10 @@ class Averages:
         own = gather_tokens(x, self.kept) * self.own_share.unsqueeze(-1)
         average: Tensor = own + self.share.transpose(1, 2) @ gather_tokens(x, self.gone)
         return average
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Of the tokens of each slot, not weighed: `[B, N]` to `[B, k]`."""
+        return values.gather(1, self.kept) + (values.gather(1, self.gone).unsqueeze(1) @ self.member).squeeze(1)
 
     def of_numbers(self, values: Tensor) -> Tensor:
         """`[B, N]` to `[B, k]`."""
@@ -74,6 +79,15 @@ def slot_of(token: Tensor, gone: Tensor) -> Tensor:
     return token - before.to(torch.float32).sum(-1).to(token.dtype)  # exact; not every runtime sums integers
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What a merging layer decides, and by what it averages."""
+
+    choice: Choice  #: what stays, prefix tokens first, and what goes where
+    gone: Tensor  #: `[B, N - k]`, ascending
+    weight: Tensor | None = None  #: `[B, N]`, positive: what each token weighs in an average; None: its size
+
+
 class MergingLayer(PruningLayer):
     """A method whose tokens go into others."""
 
@@ -81,30 +95,50 @@ class MergingLayer(PruningLayer):
     #: Later attention must know how well. The average of tokens that differ is shorter than they are, and adds up to
     #: less; but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of
     #: its parts. Attention's normalised input is multiplied with the root of it: the share itself would be right in the
-    #: next block, but with each block an average becomes more of a token of its own (docs/method.md).
+    #: next block, but with each block an average becomes more of a token of its own (docs/method.md). Other powers of
+    #: it than the root are options, and so is one for what attention and MLP add to an average.
     coherent = False
 
     @abstractmethod
-    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
-        """What stays, prefix tokens first, and what goes where; and the tokens that go, ascending, `[B, N - k]`."""
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
+        """What becomes of each token of `x [B, N, D]`."""
 
     def forward(
         self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
     ) -> Reduction:
-        choice, gone = self.choose(x, taps, record)
-        applied = choice
+        joined = self.choose(x, taps, record)
+        applied, gone = joined.choice, joined.gone
         if forced is not None:
             applied, gone = forced, complement(forced.kept, x.shape[1])
-        averages = Averages(x, applied, gone, self.weights(taps))
-        reduction = Reduction(averages.of_tokens(x), choice)
+        averages = Averages(x, applied, gone, taps.size if joined.weight is None else joined.weight)
+        reduction = Reduction(averages.of_tokens(x), joined.choice)
         if self.proportional:
-            size = averages.total
+            size = averages.total if joined.weight is None else averages.sums(sizes(taps, joined.weight))
             reduction = replace(reduction, size=size, bias=size.log()[:, None, None, :])
         if self.coherent:
             coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
-            reduction = replace(reduction, coherence=coherence, scale=coherence.sqrt().unsqueeze(-1))
+            scale, update = (raised(coherence.unsqueeze(-1), power) for power in self.powers)
+            reduction = replace(reduction, coherence=coherence, scale=scale, update=update)
         return reduction
 
-    def weights(self, taps: BlockTaps) -> Tensor | None:
-        """What each token weighs in an average: by default its size, `[B, N]`; None is 1 for all."""
-        return taps.size
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Of coherence, for what enters attention and for what blocks add."""
+        return self.options.coherence_power, self.options.update_power
+
+
+def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
+    """`[B, N]`, of the type of `like [B, N]`."""
+    return torch.ones_like(like) if taps.size is None else taps.size
+
+
+def raised(values: Tensor, power: float) -> Tensor | None:
+    """None where that is 1 whatever the values are."""
+    return None if power == 0 else powered(values, power)
+
+
+def powered(values: Tensor, power: float) -> Tensor:
+    """Values, not negative, to a power; nothing is computed where that is 1."""
+    if power == 1:
+        return values
+    return values.sqrt() if power == 0.5 else values**power

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.features import comparable, similarities
-from ztdeploy.pruning.layer import BlockTaps, Choice, KeepTopTokens, Recorder
+from ztdeploy.pruning.layer import BlockTaps, KeepTopTokens, Recorder
+from ztdeploy.pruning.merging import Joined, powered, sizes
 from ztdeploy.pruning.partners import PartnerMerging
 from ztdeploy.pruning.wpr import WeightedPageRank
 from ztdeploy.schedule import LayerPlan
 
+#: What matters nothing still has a share in the average of a slot of its like.
+_LEAST_WEIGHT = 1e-4
+
 
 class Novelty(nn.Module):
     """What is lost with each token: its importance, times its size, times its squared distance to the nearest patch
-    token that is more important. The most important one is never lost.
+    token that is more important; each to a power that is an option. The most important one is never lost.
 
     Importance is one iteration of weighted page rank with the class token's entry times N, so that half of the votes
     are its own. No head is filtered, for that makes all of them peaked.
@@ -27,11 +31,16 @@ class Novelty(nn.Module):
 
     patch: Tensor
 
-    def __init__(self, plan: LayerPlan) -> None:
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()
-        tokens, options = plan.tokens_in, MethodOptions(head_filter=False)
+        self.options, tokens = options, plan.tokens_in
         self.importance = WeightedPageRank(
-            tokens, tokens, 1, class_token=plan.class_token, options=options, boost=float(tokens)
+            tokens,
+            tokens,
+            1,
+            class_token=plan.class_token,
+            options=MethodOptions(head_filter=False),
+            boost=float(tokens),
         )
         patch = torch.ones(1, 1, tokens)
         patch[:, :, : plan.prefix_tokens] = 0.0
@@ -55,9 +64,18 @@ class Novelty(nn.Module):
         nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
         if record is not None:
             record.gap("order", _order_gap(importance, likeness, nearest, self.patch > 0))
-        missed = importance.sqrt() if torch.compiler.is_exporting() else importance  # `ranking_of` has squares
-        lost = -nearest * (missed if size is None else missed * size)
-        return lost, importance
+        return self._lost(importance, size, -nearest), importance
+
+    def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:
+        """`[B, N]`, from squared distances, which are infinite for the most important token."""
+        options = self.options
+        power = options.importance_power / (2 if torch.compiler.is_exporting() else 1)  # `ranking_of` has squares
+        missed = torch.ones_like(importance) if power == 0 else powered(importance, power)
+        if size is not None and options.size_power:
+            missed = missed * powered(size, options.size_power)
+        # Rounding may take the square of nothing below 0, where it has no power.
+        far = squared if options.distance_power == 2 else powered(squared.clamp_min(0.0), options.distance_power / 2)
+        return far * missed
 
 
 def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Tensor) -> Tensor:
@@ -78,9 +96,9 @@ class NoveltyMerge(PartnerMerging):
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
-        self.novelty, self.select = Novelty(plan), KeepTopTokens(plan)
+        self.novelty, self.select = Novelty(plan, options), KeepTopTokens(plan)
 
-    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         assert taps.attention is not None
         lost, importance = self.novelty(x, taps.attention, taps.size, record)
         kept = self.select(lost, None, record)
@@ -90,4 +108,9 @@ class NoveltyMerge(PartnerMerging):
             into = kept.gather(1, choice.into.clamp_min(0))
             stays = torch.zeros_like(lost).scatter(1, kept, 1.0)
             record.note(importance=importance, survivors=stays, group=gone, partner=into, similarity=similarity)
-        return choice, gone
+        weight = None
+        if self.options.average_power:
+            # In a graph importance is squared and of another scale: shares of a slot are the same.
+            power = self.options.average_power / (2 if torch.compiler.is_exporting() else 1)
+            weight = sizes(taps, importance) * powered(importance, power).clamp_min(_LEAST_WEIGHT)
+        return Joined(choice, gone, weight)

@@ -42,6 +42,7 @@ class _Pass:
     bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
     coherence: Tensor | None = None  #: `[B, N]`: how much of their parts' length averaged tokens have kept
     scale: Tensor | None = None  #: `[B, N, 1]`: what attention multiplies its input with for it
+    update: Tensor | None = None  #: `[B, N, 1]`: what blocks multiply with it all that they add
     places: Tensor | None = None  #: `[B, N]`: which of the image's tokens the present ones are; None: all of them
     stand_ins: Tensor | None = None  #: `[B, N]`: for each of the image's tokens, the present one that stands for it
 
@@ -159,7 +160,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             reduction: Reduction = layer(x, taps, record, forced)
             state.choices.append(reduction.choice)
             state.size, state.bias = reduction.size, reduction.bias
-            state.coherence, state.scale = reduction.coherence, reduction.scale
+            state.coherence, state.scale, state.update = reduction.coherence, reduction.scale, reduction.update
             applied = reduction.choice if forced is None else forced
             state.places = applied.kept if state.places is None else state.places.gather(1, applied.kept)
             if self._restores:
@@ -181,6 +182,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._pass.bias))
             self._undo.extend(adapter.scale(index, lambda: self._pass.scale))
+            self._undo.extend(adapter.update(index, lambda: self._pass.update))
 
     def _attach_places(self, adapter: ModelAdapter) -> None:
         """Behind the first layer, what blocks are given for each place must be given for the places that are left."""

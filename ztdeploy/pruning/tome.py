@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.features import comparable, similarities, source_of, vectors
 from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
-from ztdeploy.pruning.merging import MergingLayer, slot_of
+from ztdeploy.pruning.merging import Joined, MergingLayer, slot_of
 from ztdeploy.pruning.selection import ascending, complement, cut_gap, top_indices
 from ztdeploy.schedule import LayerPlan
 
@@ -30,7 +30,7 @@ class ToMe(MergingLayer):
         self.merge = plan.tokens_in - plan.tokens_out
         self.pairs = PairsByPosition(self.start_a, self.start_b)
 
-    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         metric, source = self.options.metric, source_of(self.options.feature, x, taps)
         feature = comparable(vectors(self.options.feature, source), metric)
         similarity = similarities(feature[:, self.start_a :: 2], feature[:, self.start_b :: 2], metric)
@@ -44,7 +44,7 @@ class ToMe(MergingLayer):
             record.gap("partner", partner_gap(similarity, pairs))
             group, nearest = self.pairs(similarity)
             record.note(group=group, partner=nearest, similarity=best)
-        return choice, gone
+        return Joined(choice, gone)
 
 
 class PairsByPosition(nn.Module):

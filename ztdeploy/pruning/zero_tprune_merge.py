@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
+from ztdeploy.pruning.layer import BlockTaps, Recorder
+from ztdeploy.pruning.merging import Joined
 from ztdeploy.pruning.partners import PartnerMerging
 from ztdeploy.pruning.zero_tprune import ZeroTPrune
 
@@ -16,6 +17,6 @@ from ztdeploy.pruning.zero_tprune import ZeroTPrune
 class ZeroTPruneMerge(PartnerMerging, ZeroTPrune):
     """The scoring is Zero-TPrune's own, node by node."""
 
-    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> tuple[Choice, Tensor]:
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         choice, gone, _ = self.partners(x, taps, self.decide(x, taps, record), record)
-        return choice, gone
+        return Joined(choice, gone)

@@ -13,9 +13,9 @@ from ztdeploy.measure.report_folder import check_report_folder, only_writer
 from ztdeploy.tuning.figures import figures
 from ztdeploy.tuning.page import page
 from ztdeploy.tuning.report import KIND, TuneReport
-from ztdeploy.tuning.schedule_file import schedule_file
+from ztdeploy.tuning.schedule_file import profile_patch, schedule_file
 
-REPORT, PAGE, STUDY = "tune.json", "tune.html", "study.db"
+REPORT, PAGE, STUDY, PATCH = "tune.json", "tune.html", "study.db", "profile-patch.toml"
 SCHEDULES = "schedules"
 
 
@@ -67,6 +67,7 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
     texts = {
         REPORT: report.model_dump_json(indent=1) + "\n",
         PAGE: page(report),
+        PATCH: profile_patch(report),
         **schedules,
         **{one.file: one.document() for one in figures(report)},
     }

@@ -16,7 +16,16 @@ from ztdeploy.options import DEFAULT_OPTIONS, Feature, MethodOptions, Order, Par
 from ztdeploy.schedule import Architecture, LayerSpec, PruningSchedule, iterations_by_position
 
 #: Trees of a search space that changes must not be mixed in one study.
-VERSION = 1
+VERSION = 2
+#: Exponents that are searched, each around its default.
+POWERS = {
+    "importance_power": (0.5, 1.5),
+    "size_power": (0.0, 1.5),
+    "distance_power": (1.0, 3.0),
+    "average_power": (0.0, 1.0),
+    "coherence_power": (0.0, 1.2),
+    "update_power": (0.0, 1.2),
+}
 #: Logarithms of how much a layer takes relative to others, at the ends and in the middle.
 BEND = 1.5
 #: The fastest that tokens may go: each layer keeps a share of `exp(-rate * weight)`.
@@ -58,7 +67,9 @@ def choose(trial: Chooser, methods: tuple[str, ...], depth: int, latest: int) ->
     known = METHODS[method].options
     if "partner" in known:
         options["partner"] = trial.suggest_categorical(f"{method}.partner", list(get_args(Feature)))
-        options["coherent"] = trial.suggest_categorical(f"{method}.coherent", [True, False])
+    for name, limits in POWERS.items():
+        if name in known:
+            options[name] = round(trial.suggest_float(f"{method}.{name}", *limits), 3)
     similarity, iterations = 0.5, "default"
     if "partition" in known:
         similarity = trial.suggest_float(f"{method}.similarity", 0.1, 1.0)
@@ -85,7 +96,7 @@ def parameters(point: Point, methods: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"method": point.method} if len(methods) > 1 else {}
     found |= {name: getattr(point, name) for name in ("first", "every", "slope", "bend", "tail")}
     known, method = METHODS[point.method].options, point.method
-    names = ["partner", "coherent"] if "partner" in known else []
+    names = [name for name in ("partner", *POWERS) if name in known]
     if "partition" in known:
         found |= {f"{method}.similarity": point.similarity, f"{method}.iterations": point.iterations}
         names += ["feature", "partition", "order", "head_filter"]

@@ -11,8 +11,9 @@ from helpers.pages import EVIL, check_inert
 
 from ztdeploy.errors import InputError, OutputError
 from ztdeploy.options import MethodOptions
+from ztdeploy.profile import profile_folder, profile_names, read_profile
 from ztdeploy.schedule import LayerSpec, PruningSchedule, read_schedule
-from ztdeploy.tuning.folder import PAGE, REPORT, check_folder, tune_folder, write_tuning
+from ztdeploy.tuning.folder import PAGE, PATCH, REPORT, check_folder, tune_folder, write_tuning
 from ztdeploy.tuning.report import TuneReport
 from ztdeploy.tuning.schedule_file import toml
 
@@ -46,6 +47,11 @@ def test_report_and_schedules_come_back(written: tuple[TuneReport, Path]) -> Non
     assert TuneReport.model_validate_json((out / REPORT).read_text()) == report
     for one in report.compared:
         assert read_schedule(out / "schedules" / f"{one.name}.toml") == one.tuned.schedule
+    searched = tuple(one.tuned.schedule for one in report.compared if one.searched)
+    for name in profile_names():
+        patched = out.with_name(f"{name}.toml")
+        patched.write_text((profile_folder() / f"{name}.toml").read_text() + (out / PATCH).read_text())
+        assert read_profile(str(patched)) == read_profile(name).model_copy(update={"schedules": searched})
     page = (out / PAGE).read_text()
     for one in report.compared:
         assert f"{one.tuned.kl.value:.4f}" in page

@@ -1,0 +1,75 @@
+"""What every shipped schedule promises: it can be read, saves what its name says, and becomes a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from helpers.architectures import DEIT_S, DEIT_TINY
+from helpers.models import PREPROCESS
+from timm.models.vision_transformer import VisionTransformer
+
+from ztdeploy.equal_cost import share_of_dense
+from ztdeploy.errors import ScheduleError
+from ztdeploy.export import GraphSpec, export_onnx
+from ztdeploy.models.vit import VitAdapter
+from ztdeploy.profile import schedule_names, schedule_path
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.schedule import PruningSchedule, read_schedule
+
+DEIT_B = DEIT_TINY.model_copy(update={"embed_dim": 768, "num_heads": 12, "mlp_dim": 3072})
+ARCHITECTURES = {"deit_t": DEIT_TINY, "deit_s": DEIT_S, "deit_b": DEIT_B}
+SIZE = 56  # patches of 4: as many tokens as DeiT has
+
+
+def shipped(name: str) -> PruningSchedule:
+    return read_schedule(schedule_path(Path(name)))
+
+
+def test_each_model_has_its_own() -> None:
+    wanted = [f"{model}-reduction-{percent}" for model in ARCHITECTURES for percent in (20, 35, 50)]
+    assert schedule_names() == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", schedule_names())
+def test_it_saves_what_its_name_says(name: str) -> None:
+    schedule = shipped(name)
+    assert schedule.name == name
+    model, _, percent = name.split("-")
+    assert 0 <= 1 - share_of_dense(schedule, ARCHITECTURES[model]) - int(percent) / 100 < 0.005
+
+
+@pytest.mark.parametrize("name", schedule_names())
+def test_one_for_a_model_nobody_had_weights_of_says_so(name: str) -> None:
+    text = schedule_path(Path(name)).read_text(encoding="utf-8")
+    assert ("not verified on" in text) is not name.startswith("deit_t")
+
+
+@pytest.mark.parametrize("name", [name for name in schedule_names() if name.startswith("deit_t")])
+def test_it_becomes_a_graph_that_answers_as_torch_does(name: str) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=SIZE, patch_size=4, embed_dim=12, depth=12, num_heads=2, num_classes=5).eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with PrunedModel(VitAdapter(model, SIZE), shipped(name)) as pruned:
+        with torch.no_grad():
+            logits, *choices = pruned(images)
+        preprocess = PREPROCESS.model_copy(update={"image_size": SIZE, "resize": SIZE})
+        graph = export_onnx(pruned, preprocess, GraphSpec(20, "float32", None))
+    content = ir.serde.serialize_model(graph).SerializeToString()
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    answer, *found = session.run(None, {"image": images.numpy()})
+    assert [one.shape for one in found] == [tuple(one.shape) for one in choices]
+    same = all(np.array_equal(one, other) for one, other in zip(found, choices, strict=True))
+    if same:  # random weights decide by little
+        np.testing.assert_allclose(answer, logits, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("deit_t-reduction-36", "did you mean"), ("mine", "choose from")])
+def test_an_unknown_name_lists_what_ships(name: str, hint: str) -> None:
+    with pytest.raises(ScheduleError, match=hint):
+        schedule_path(Path(name))
+    assert schedule_path(Path("missing.toml")) == Path("missing.toml")
