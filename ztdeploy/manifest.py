@@ -49,6 +49,11 @@ class ModelRecord(_Record):
     architecture: Architecture
     output: Output = "logits"
 
+    @property
+    def gives(self) -> Output:
+        """The same; a model without classes gives embeddings, whatever an older version wrote down."""
+        return self.output if self.architecture.num_classes or self.output != "logits" else "embedding"
+
 
 class WeightsRecord(_Record):
     source: Literal["pretrained", "checkpoint", "shipped", "random"]
@@ -94,6 +99,7 @@ class ParityRecord(_Record):
     against: Literal["pytorch", "graph"] = "pytorch"  #: an int8 engine is held against its graph, with exact products
     agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
     kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
+    cosine: float | None = None  #: likewise, of embeddings and features: mean cosine to the reference's
 
     @property
     def judged(self) -> float:
@@ -162,8 +168,9 @@ class FidelityRecord(_Record):
     top5: float | None
     dense_top1: float | None
     change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
-    agreement: float  #: share of images with the dense engine's answer
-    kl: float  #: mean divergence from the dense engine's output, nats
+    agreement: float | None  #: share of images with the dense engine's answer; None for embeddings and features
+    kl: float | None  #: mean divergence from the dense engine's output, nats; likewise
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
 
 
 class GateLimits(_Record):
@@ -172,6 +179,7 @@ class GateLimits(_Record):
     max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
     min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with dense's answer
     max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from dense, nats
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to dense, of embeddings and features
 
 
 class GateRow(_Record):
@@ -181,8 +189,9 @@ class GateRow(_Record):
     keep_ratio: float | None
     method: str
     drop: float | None  #: points of top-1 lost; None where the images are not labelled
-    agreement: float
-    kl: float
+    agreement: float | None  #: None for embeddings and features
+    kl: float | None  #: likewise
+    cosine: float | None = None  #: of embeddings and features: mean cosine to dense
     failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
 
 

@@ -90,7 +90,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
 
     evidence = None
     if request.gate is not None:
-        data = check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        classes = model.adapter.architecture.num_classes
+        data = check_gate(request.gate, profiles, model.class_names, classes, model.output)
         progress("looking at calibration images", 0, 1)
         evidence = _look_at(data, model, schedules, profiles)
     from ztdeploy.assembly import Assembly

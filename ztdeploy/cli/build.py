@@ -59,6 +59,9 @@ def build(
         float | None, typer.Option(min=0, max=1, help="Share of them that must get dense's answer.")
     ] = None,
     max_kl: Annotated[float | None, typer.Option(min=0, help="Highest mean KL from dense on them, in nats.")] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Lowest mean cosine to dense, of embeddings and features.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -88,7 +91,7 @@ def build(
         crop_pct=crop_pct,
         class_names=class_names,
         output=cast(Literal["logits", "embedding", "features"], output),
-        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl),
+        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,
     )
     if weights == "random" and checkpoint is None:
@@ -124,10 +127,11 @@ def build(
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
 
 
-def _gate(
-    calib: Path | None, *, max_drop: float | None, min_agreement: float | None, max_kl: float | None
-) -> Gate | None:
+def _gate(calib: Path | None, **limits: float | None) -> Gate | None:
     """
+    Args:
+        limits: the fields of `GateLimits`.
+
     Raises:
         InputError: limits without images.
     """
@@ -137,11 +141,12 @@ def _gate(
     from ztdeploy.gate import Gate
     from ztdeploy.manifest import GateLimits
 
-    for option, value in {"--max-drop": max_drop, "--min-agreement": min_agreement, "--max-kl": max_kl}.items():
+    for name, value in limits.items():
+        option = f"--{name.replace('_', '-')}"
         if value is not None and not isfinite(value):
             raise InputError(f"{option} {value}", "a number", f"leave {option} out")
         if value is not None and calib is None:
             raise InputError(f"{option} {value:g} without --calib", "images to judge on", "give --calib DIR as well")
     if calib is None:
         return None
-    return Gate(calib, GateLimits(max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl))
+    return Gate(calib, GateLimits.model_validate(limits))
