@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
 from ztdeploy.cli.intervals import change_words, mean_words, share_words
+from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ def _show_recall(report: EvalReport) -> None:
         f"Each of {report.data.images} images asks for its nearest among the others{queries}, in %",
         [("variant", "left"), ("gallery", "left"), *((heading, "right") for heading in headings)],
         rows,
-        caption="gallery: whose embeddings the others have; recall: images with one of their class among the k nearest\n"
+        caption="gallery: whose embeddings the others have; recall: images with their class among the k nearest\n"
         "dense's neighbours: of the k nearest, those that are dense's k nearest as well",
     )
     if report.data.labelled and not labelled:

@@ -5,8 +5,8 @@ The rules, for each setting by itself:
 1. A variant **pays** where the interval of its speed-up lies above 1.
 2. `slice` and `random` drop tokens without looking at them: they show what choosing costs, and are never recommended.
 3. Where fidelity is known: deploy the fastest variant that pays and whose answers agree with dense's on at least
-   `least_agreement` of the images; of embeddings and features, whose mean cosine to dense's is at least that. Where none
-   does: deploy dense.
+   `least_agreement` of the images; of embeddings and features, whose mean cosine to dense's is at least that. Where
+   none does: deploy dense.
 4. Where it is not known: recommend nothing. Name the fastest and the mildest ratio that pay; fidelity decides.
 5. Where nothing pays: pruning does not pay here, if every interval ends at 1 or below; otherwise no gain was shown.
 
