@@ -61,6 +61,17 @@ class WeightsRecord(_Record):
     sha256: str  #: of names, shapes and values of all parameters
 
 
+class TextHeadRecord(_Record):
+    """What answers are scored by, where the model names no classes itself: cosines to text embeddings."""
+
+    origin: str  #: file name
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  #: of the file
+    classes: int = Field(ge=1)
+    dimension: int = Field(ge=1)
+    scale: float  #: that cosines are multiplied by
+    bias: float
+
+
 class BlockNodes(_Record):
     """How many ONNX nodes a block has, and how many the pruning layer behind it."""
 
@@ -329,6 +340,7 @@ class Manifest(_Record):
     tools: dict[str, str]
     model: ModelRecord
     weights: WeightsRecord
+    text_head: TextHeadRecord | None = None  #: part of the weights as well
     preprocess: PreprocessSpec
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]

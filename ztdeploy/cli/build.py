@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: What `--json` prints of the manifest.
-_IN_JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
+_IN_JSON = {"variants", "missing", "weights", "text_head", "gates", "choices", "calibration"}
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +38,10 @@ def build(
     checkpoint: CheckpointOption = None,
     class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
+    text_head: Annotated[
+        Path | None,
+        typer.Option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     precision: Annotated[
         str | None,
@@ -70,6 +74,8 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     if output not in ("logits", "embedding", "features"):
         raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
+    if text_head is not None and output != "logits":
+        raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
     from ztdeploy.pipeline import BuildRequest
@@ -91,6 +97,7 @@ def build(
         crop_pct=crop_pct,
         class_names=class_names,
         output=cast(Literal["logits", "embedding", "features"], output),
+        text_head=text_head,
         gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,
     )
