@@ -46,10 +46,12 @@ def evaluate(
         bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
     ] = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:
+    from ztdeploy.fidelity.eval_page import check_page_path, write_eval_page
     from ztdeploy.fidelity.eval_report import EvalRequest, check_eval_path, write_eval
     from ztdeploy.fidelity.evaluate import evaluate_bundle
     from ztdeploy.fidelity.record import check_recordable
@@ -72,6 +74,8 @@ def evaluate(
     )
     if out is not None:
         check_eval_path(out)
+    if page is not None:
+        check_page_path(page)
     if record:
         check_recordable(bundle)
     try:
@@ -82,14 +86,17 @@ def evaluate(
         raise
     if out is not None:
         write_eval(report, out)
+    if page is not None:
+        write_eval_page(report, page)
     if record:
         write_record(report, bundle)
     if json:
         typer.echo(report.model_dump_json())
         return
     show_eval(report)
-    if out is not None:
-        note(f"wrote {out}")
+    for written in (out, page):
+        if written is not None:
+            note(f"wrote {written}")
 
 
 def show_eval(report: EvalReport) -> None:

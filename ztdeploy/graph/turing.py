@@ -1,4 +1,4 @@
-"""fp32 products of pruning layers and text heads -> what Turing (SM 7.5) can compile: TensorRT-RTX has no fp32 GEMM for it.
+"""fp32 products of pruning layers and text heads -> what Turing (SM 7.5) can compile, which has no fp32 GEMM there.
 
 A row vector times a matrix becomes a weighted sum over rows, still in fp32. The one real matrix product, that of
 unit-length features, is done in fp16.
