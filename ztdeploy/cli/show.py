@@ -55,9 +55,8 @@ def show(
             )
             for seen in one.seen:
                 kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
-                answers = (
-                    (_best(one.dense_labels), _best(seen.labels)) if seen.cosine is None else (f"{seen.cosine:.4f}",)
-                )
+                labels = (_best(one.dense_labels), _best(seen.labels))
+                answers = labels if seen.cosine is None else (f"{seen.cosine:.4f}",)
                 rows.append((one.sheet.name, seen.variant.name, *answers, kept, _gone(seen)))
                 if seen.doubt is not None:
                     doubts.setdefault(seen.doubt, []).append(f"{one.sheet.name}, {seen.variant.name}")

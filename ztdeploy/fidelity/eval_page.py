@@ -1,4 +1,4 @@
-"""The page of an evaluation: what `eval --page` writes. Names come from files, so all of them pass through `element`."""
+"""The page of an evaluation: what `eval --page` writes. Names come from files, so all pass through `element`."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _recall(report: EvalReport) -> Markup | None:
         for score, one in scored
     ]
     heads = ["variant", "gallery", "k", "recall, %", _INTERVAL, "dense's neighbours, %", _INTERVAL]
-    text = "Each image asks for its nearest among all others: in a gallery of the variant's own embeddings, and in dense's."
+    text = "Each image asks for its nearest among all others: in the variant's own embeddings, and in dense's."
     return element(
         "section",
         element("h2", "Recall"),
