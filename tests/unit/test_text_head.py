@@ -51,12 +51,11 @@ def test_what_both_libraries_write_is_read(tmp_path: Path) -> None:
         ({"text_embeds": drawn(0, 10)}, ["[0, 10]"]),
         ({"text_embeds": np.ones((3, 10), np.int32)}, ["int32 [3, 10]", "floating point"]),
         ({"text_embeds": np.stack([drawn(10), 0 * drawn(10)])}, ["zeros alone in row 1"]),
-        ({"text_embeds": drawn(3, 10) / 0 * 0}, ["NaN"]),
+        ({"text_embeds": np.full((3, 10), np.nan, np.float32)}, ["NaN"]),
         ({"text_embeds": drawn(3, 10), "logit_scale": np.float32([100])}, ["logit_scale 100", "logarithm"]),
         ({"text_embeds": drawn(3, 10), "logit_scale": drawn(3)}, ["logit_scale of float32 [3]"]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_refusals(tensors: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     path = file_of(tmp_path, **{name: np.asarray(value) for name, value in tensors.items()})
     refused(lambda: read_text_embeddings(path), *words, kind=CheckpointError)
