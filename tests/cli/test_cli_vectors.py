@@ -182,7 +182,7 @@ def test_show_says_how_near_it_is(
 def test_a_sweep_knows_cosines_and_answers_not(embeddings: Path, photos: Path, tmp_path: Path) -> None:
     done = run_ztdeploy(
         *("sweep", "--bundle", embeddings, "--data", photos, "--limit", "20", "--out", "swept"),
-        *("--duration", "0.2", "--warmup", "0", "--rounds", "2", "--no-details"),
+        *("--duration", "0.2", "--warmup", "0", "--rounds", "6", "--no-details"),
         cwd=tmp_path,
     )
     assert done.code == 0, done

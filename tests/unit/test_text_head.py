@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from helpers.errors import refused
 from safetensors.numpy import save_file
 
 from ztdeploy.cli.app import run
 from ztdeploy.errors import CheckpointError, ModelError
+from ztdeploy.export import GraphSpec, export_onnx, specialise
 from ztdeploy.models.loading import load_model
 from ztdeploy.models.text_head import read_text_embeddings
 from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.runner import load
 from ztdeploy.runtime.verify import verify_bundle
+from ztdeploy.schedule import default_schedule
 
 
 def drawn(*shape: int) -> Any:
@@ -107,6 +112,30 @@ def test_a_bundle_answers_with_scaled_cosines(digits_bundle: Path, tmp_path: Pat
         cosines = embedding @ matrix.T
         cosines = cosines / np.linalg.norm(embedding, axis=1)[:, None] / np.linalg.norm(matrix, axis=1)
         np.testing.assert_allclose(found, 20 * cosines - 3, rtol=1e-4, atol=1e-4)
+
+
+def test_it_stays_in_fp32_where_blocks_do_not(tmp_path: Path) -> None:
+    """The squares of an embedding's numbers overflow fp16; Turing has no fp32 product, and gets one of unit lengths."""
+    model = load_model("vit_digits", text_head=file_of(tmp_path, text_features=drawn(4, 10)))
+    dense = default_schedule(1.0, model.adapter.architecture)
+    spec = GraphSpec(20, "float32", 1)
+    with PrunedModel(model.adapter, dense) as pruned:
+        trace = export_onnx(pruned, model.preprocess, spec)
+
+    def types(turing: bool) -> dict[str, set[ir.DataType | None]]:
+        graph = specialise(trace, replace(spec, precision="fp16", turing=turing)).graph
+        found: dict[str, set[ir.DataType | None]] = {}
+        for node in graph:
+            if "/text_head/" in (node.name or "") and node.op_type != "Cast":
+                found.setdefault(node.op_type, set()).add(node.outputs[0].dtype)
+        return found
+
+    plain = types(turing=False)
+    assert "MatMul" in plain
+    assert set().union(*plain.values()) == {ir.DataType.FLOAT}
+    turing = types(turing=True)
+    assert ir.DataType.FLOAT not in turing.pop("MatMul", set())
+    assert turing["Sqrt"] == {ir.DataType.FLOAT}
 
 
 def test_it_makes_logits_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,9 +62,10 @@ def show_bundle(bundle: Bundle) -> None:
             )
         )
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
-    name, weights = bundle.root.resolve().name, manifest.weights
+    name, weights, head = bundle.root.resolve().name, manifest.weights, manifest.text_head
+    texts = "" if head is None else f", text head of {head.classes} classes ({head.origin})"
     table(
-        f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}), {size:.1f} MB",
+        f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}){texts}, {size:.1f} MB",
         [
             ("variant", "left"),
             ("method", "left"),
