@@ -338,6 +338,7 @@ class Assembly:
                 output=self.model.output,
             ),
             weights=weights,
+            text_head=self.model.text_head,
             preprocess=self.model.preprocess,
             class_names=class_names,
             profiles={profile.name: profile for profile in self.profiles},

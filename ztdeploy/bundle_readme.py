@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ztdeploy.manifest import Manifest, VariantRecord
+from ztdeploy.preprocess_spec import NOUNS
 
 
 def bundle_readme(manifest: Manifest) -> str:
@@ -11,6 +12,8 @@ def bundle_readme(manifest: Manifest) -> str:
     choice = "" if default.keep_ratio is None else f", keep_ratio={default.keep_ratio:g}"
     size, spec = manifest.preprocess.image_size, manifest.preprocess
     rows = "\n".join(_row(variant) for variant in manifest.variants)
+    given = manifest.model.gives
+    what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
     random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
     missing = "".join(f"- {line}\n" for line in manifest.missing)
     return f"""# {manifest.model.name}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
@@ -37,7 +40,7 @@ or from Python:
 
 Input `image`: {size} x {size} pixels, RGB; uint8 `[batch, height, width, channel]` where the profile says so,
 else fp32 `[batch, channel, height, width]`, normalised. Resize the shorter side to {spec.resize} pixels
-({spec.interpolation}), crop the centre. Outputs: `logits`, and per pruning layer the indices of the tokens kept.
+({spec.interpolation}), crop the centre. Outputs: `logits`{what}, and per pruning layer the indices of the tokens kept.
 {f"{chr(10)}What is missing:{chr(10)}{chr(10)}{missing}" if missing else ""}"""
 
 

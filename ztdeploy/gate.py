@@ -19,6 +19,7 @@ from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge
 from ztdeploy.fidelity.record import recorded
 from ztdeploy.manifest import GateLimits, GateRecord, Manifest, VariantRecord
+from ztdeploy.preprocess_spec import NOUNS, Output
 from ztdeploy.profile import HardwareProfile
 
 Progress = Callable[[str, int, int], None]
@@ -37,18 +38,21 @@ Judge = Callable[[Path, Gate, Progress], None]
 
 
 def check_gate(
-    gate: Gate, profiles: Sequence[HardwareProfile], class_names: Sequence[str] | None, classes: int
+    gate: Gate,
+    profiles: Sequence[HardwareProfile],
+    class_names: Sequence[str] | None,
+    classes: int,
+    output: Output = "logits",
 ) -> EvalData:
     """Fail before anything is traced where no engine could be judged in the end.
 
     Raises:
         EnvironmentLacksError: no profile's engines can run on this machine, and there is nothing else to find out.
         ImageError: no calibration images, or labels that do not fit the model.
-        InputError: a limit on top-1, but no labels; or a model without a classifier.
+        InputError: a limit on top-1, but no labels; or one that says nothing of what the model gives.
     """
-    if not classes:
-        raise InputError("--calib with a model without a classifier", "a model that names classes", "leave it out")
-    data = read_data(gate.data, class_names, classes)
+    _check_limits(gate.limits, output)
+    data = read_data(gate.data, class_names, classes if output == "logits" else None)
     if gate.limits.max_drop is not None and not data.labelled:
         raise InputError(
             f"--max-drop with '{gate.data}', which has no labels",
@@ -64,6 +68,23 @@ def check_gate(
             "build with --profile cpu as well, or build on the device",
         )
     return data
+
+
+def _check_limits(limits: GateLimits, output: Output) -> None:
+    """
+    Raises:
+        InputError: a limit that could not decide anything.
+    """
+    of_answers = {"--max-drop": limits.max_drop, "--min-agreement": limits.min_agreement, "--max-kl": limits.max_kl}
+    of_vectors = {"--min-cosine": limits.min_cosine}
+    foreign, own = (of_vectors, of_answers) if output == "logits" else (of_answers, of_vectors)
+    for option, value in foreign.items():
+        if value is not None:
+            raise InputError(
+                f"{option} {value:g} with a model that gives {NOUNS[output]}",
+                f"a limit on {'answers' if output == 'logits' else 'their cosine'}: {', '.join(own)}",
+                f"leave {option} out",
+            )
 
 
 def apply_gate(
@@ -147,6 +168,8 @@ def _in_words(limits: GateLimits) -> str:
         parts.append(f"agreement of at least {limits.min_agreement:g}")
     if limits.max_kl is not None:
         parts.append(f"a mean KL of at most {limits.max_kl:g}")
+    if limits.min_cosine is not None:
+        parts.append(f"a mean cosine of at least {limits.min_cosine:g}")
     return ", ".join(parts)
 
 

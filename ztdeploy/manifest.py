@@ -49,11 +49,27 @@ class ModelRecord(_Record):
     architecture: Architecture
     output: Output = "logits"
 
+    @property
+    def gives(self) -> Output:
+        """The same; a model without classes gives embeddings, whatever an older version wrote down."""
+        return self.output if self.architecture.num_classes or self.output != "logits" else "embedding"
+
 
 class WeightsRecord(_Record):
     source: Literal["pretrained", "checkpoint", "shipped", "random"]
     origin: str  #: file name, hub name or seed
     sha256: str  #: of names, shapes and values of all parameters
+
+
+class TextHeadRecord(_Record):
+    """What answers are scored by, where the model names no classes itself: cosines to text embeddings."""
+
+    origin: str  #: file name
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  #: of the file
+    classes: int = Field(ge=1)
+    dimension: int = Field(ge=1)
+    scale: float  #: that cosines are multiplied by
+    bias: float
 
 
 class BlockNodes(_Record):
@@ -94,6 +110,7 @@ class ParityRecord(_Record):
     against: Literal["pytorch", "graph"] = "pytorch"  #: an int8 engine is held against its graph, with exact products
     agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
     kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
+    cosine: float | None = None  #: likewise, of embeddings and features: mean cosine to the reference's
 
     @property
     def judged(self) -> float:
@@ -162,8 +179,9 @@ class FidelityRecord(_Record):
     top5: float | None
     dense_top1: float | None
     change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
-    agreement: float  #: share of images with the dense engine's answer
-    kl: float  #: mean divergence from the dense engine's output, nats
+    agreement: float | None  #: share of images with the dense engine's answer; None for embeddings and features
+    kl: float | None  #: mean divergence from the dense engine's output, nats; likewise
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
 
 
 class GateLimits(_Record):
@@ -172,6 +190,7 @@ class GateLimits(_Record):
     max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
     min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with dense's answer
     max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from dense, nats
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to dense, of embeddings and features
 
 
 class GateRow(_Record):
@@ -181,8 +200,9 @@ class GateRow(_Record):
     keep_ratio: float | None
     method: str
     drop: float | None  #: points of top-1 lost; None where the images are not labelled
-    agreement: float
-    kl: float
+    agreement: float | None  #: None for embeddings and features
+    kl: float | None  #: likewise
+    cosine: float | None = None  #: of embeddings and features: mean cosine to dense
     failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
 
 
@@ -320,6 +340,7 @@ class Manifest(_Record):
     tools: dict[str, str]
     model: ModelRecord
     weights: WeightsRecord
+    text_head: TextHeadRecord | None = None  #: part of the weights as well
     preprocess: PreprocessSpec
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]

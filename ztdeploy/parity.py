@@ -111,4 +111,4 @@ def prove(
     if not with_drift:
         return parity, None
     own = reference_outputs(pruned, module, inputs) if blocks else reference
-    return parity, measure_drift(name, blocks, actual, own)
+    return parity, measure_drift(name, blocks, actual, own, runner.bundle.manifest.model.gives)

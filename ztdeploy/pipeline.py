@@ -49,6 +49,7 @@ class BuildRequest:
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
     class_names: Path | None = None  #: a file that names the classes of a head of one's own
     output: Output = "logits"
+    text_head: Path | None = None  #: a file of text embeddings that make a tower's embedding into logits
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
@@ -90,13 +91,15 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         crop_pct=request.crop_pct,
         class_names=request.class_names,
         output=request.output,
+        text_head=request.text_head,
     )
     schedules = schedules_of(request, profiles, model)
     from ztdeploy.gate import apply_gate, check_gate
 
     evidence = None
     if request.gate is not None:
-        data = check_gate(request.gate, profiles, model.class_names, model.adapter.architecture.num_classes)
+        classes = model.adapter.architecture.num_classes
+        data = check_gate(request.gate, profiles, model.class_names, classes, model.output)
         progress("looking at calibration images", 0, 1)
         evidence = _look_at(data, model, schedules, profiles)
     from ztdeploy.assembly import Assembly

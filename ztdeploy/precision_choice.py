@@ -16,6 +16,8 @@ RISK: dict[Precision, int] = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}
 #: of dense in fp32. A pruned variant differs from dense anyway. Dense itself differs where it was unsure: on DeiT-Tiny,
 #: int8 changes 3 % of the answers and leaves top-1 as it is.
 MOST_LOST, MOST_LOST_BY_DENSE = 0.02, 0.05
+#: The same of embeddings and features: how much lower their mean cosine to dense in fp32 may be.
+MOST_COSINE_LOST = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,30 @@ def misses(rows: Sequence[GateRow], asked: Sequence[GateRow], limits: GateLimits
         rows: the candidate's, dense as well.
         asked: the pruned variants' in fp32.
     """
-    fp32 = {row.variant: row.agreement for row in asked if not row.failed}
+    fp32 = {row.variant: row for row in asked if not row.failed}
     judged = [row for row in rows if row.method == "dense" or row.variant in fp32]
     if limits != GateLimits():
         return tuple(f"{row.variant}: {text}" for row in judged for text in row.failed)
-    found = []
-    for row in judged:
+    texts = [(row.variant, _loss(row, fp32.get(row.variant))) for row in judged]
+    return tuple(f"{variant}: {text}" for variant, text in texts if text is not None)
+
+
+def _loss(row: GateRow, fp32: GateRow | None) -> str | None:
+    """By how much a variant is worse than the same in fp32, where that is too much.
+
+    Args:
+        fp32: None for dense, which is held against itself.
+    """
+    if row.cosine is not None:
+        lost = round((1.0 if fp32 is None or fp32.cosine is None else fp32.cosine) - row.cosine, 8)
+        if lost > MOST_COSINE_LOST:
+            return f"mean cosine is {lost:.4f} below fp32's, at most {MOST_COSINE_LOST:g} is allowed"
+    if row.agreement is not None:
         most = MOST_LOST_BY_DENSE if row.method == "dense" else MOST_LOST
-        lost = round(100 * (fp32.get(row.variant, 1.0) - row.agreement), 6)
+        lost = round(100 * ((1.0 if fp32 is None or fp32.agreement is None else fp32.agreement) - row.agreement), 6)
         if lost > 100 * most:
-            found.append(
-                f"{row.variant}: agreement is {lost:.1f} points below fp32's, at most {100 * most:g} are allowed"
-            )
-    return tuple(found)
+            return f"agreement is {lost:.1f} points below fp32's, at most {100 * most:g} are allowed"
+    return None
 
 
 def choose(contenders: Sequence[Contender]) -> list[str | None]:

@@ -10,6 +10,8 @@ ImageInput = Literal["float32", "uint8"]
 #: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
 #: patches `[B, P, D]`, row by row of the grid.
 Output = Literal["logits", "embedding", "features"]
+#: The same in words.
+NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features"}
 _Positive = Annotated[float, Field(gt=0)]
 
 

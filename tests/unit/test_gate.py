@@ -20,6 +20,7 @@ from ztdeploy.runtime.verify import verify_bundle
 
 DIGITS = ASSETS / "digits"
 LIMITS = GateLimits(max_drop=1.0, min_agreement=0.9, max_kl=0.1)
+OF_VECTORS = GateLimits(min_cosine=0.9)
 
 
 def row(
@@ -57,6 +58,33 @@ def test_advice_goes_up_to_dense_and_keeps_methods_apart() -> None:
     ]
 
 
+def vectors(ratio: float, cosine: float) -> GateRow:
+    found = GateRow(
+        variant=f"keep-{ratio}",
+        keep_ratio=ratio,
+        method="m",
+        drop=None,
+        agreement=None,
+        kl=None,
+        cosine=cosine,
+        failed=(),
+    )
+    return found.model_copy(update={"failed": tuple(_missed(found, OF_VECTORS))})
+
+
+def test_vectors_are_judged_by_their_cosine() -> None:
+    """Between 0.5 (0.80) and 0.7 (0.95), a cosine of 0.9 is at 0.6333."""
+    assert vectors(0.7, 0.9).failed == ()
+    assert vectors(0.5, 0.85).failed == ("mean cosine is 0.8500, 0.0500 less than asked for",)
+    assert advice([vectors(0.7, 0.95), vectors(0.5, 0.8)], OF_VECTORS) == [
+        "m: keep ratio 0.7 passes",
+        "m: about 0.64 might pass (an estimate by interpolation, not measured)",
+    ]
+    assert advice([vectors(0.5, 0.8)], OF_VECTORS) == [
+        "m: about 0.75 might pass (an estimate by interpolation, not measured)"
+    ]
+
+
 def test_nothing_is_made_up() -> None:
     """No ratio between 0.99 and 1 can be named; a schedule of its own has no ratio."""
     assert advice([row(0.99, drop=2.0)], LIMITS) == []
@@ -70,7 +98,10 @@ def test_what_cannot_be_judged_is_refused_early(tmp_path: Path) -> None:
     flat = Gate(DIGITS / "images", LIMITS)
     refused(lambda: check_gate(flat, cpu, None, 10), "--max-drop", "no labels", kind=InputError)
     refused(lambda: check_gate(Gate(tmp_path, LIMITS), cpu, None, 10), "no images", kind=ImageError)
-    refused(lambda: check_gate(flat, cpu, None, 0), "without a classifier", kind=InputError)
+    refused(lambda: check_gate(flat, cpu, None, 0, "embedding"), "--max-drop 1", "--min-cosine", kind=InputError)
+    of_vectors = Gate(DIGITS / "images", GateLimits(min_cosine=0.9))
+    refused(lambda: check_gate(of_vectors, cpu, None, 10), "--min-cosine 0.9", "gives logits", kind=InputError)
+    assert not check_gate(of_vectors, cpu, None, 0, "features").labelled
 
 
 def command(out: Path, *arguments: str) -> int:

@@ -21,6 +21,20 @@ def one(
     return Contender(profile, precision, misses, tuple((time, time) for time in times))
 
 
+def vectors(variant: str, cosine: float, *, method: str = "zero-tprune") -> GateRow:
+    found = row(variant, 1.0, method=method)
+    return found.model_copy(update={"agreement": None, "kl": None, "drop": None, "cosine": cosine})
+
+
+def test_vectors_may_lose_a_hundredth_of_cosine() -> None:
+    asked = [vectors("keep-0.70", 0.95)]
+    dense = vectors("dense", 0.99, method="dense")
+    assert misses([dense, vectors("keep-0.70", 0.94)], asked, GateLimits()) == ()
+    (one, other) = misses([vectors("dense", 0.98, method="dense"), vectors("keep-0.70", 0.93)], asked, GateLimits())
+    assert one == "dense: mean cosine is 0.0200 below fp32's, at most 0.01 is allowed"
+    assert other.startswith("keep-0.70: mean cosine is 0.0200 below")
+
+
 def row(variant: str, agreement: float, *, method: str = "zero-tprune", failed: tuple[str, ...] = ()) -> GateRow:
     return GateRow(variant=variant, keep_ratio=0.7, method=method, drop=0.0, agreement=agreement, kl=0.0, failed=failed)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: What `--json` prints of the manifest.
-_IN_JSON = {"variants", "missing", "weights", "gates", "choices", "calibration"}
+_IN_JSON = {"variants", "missing", "weights", "text_head", "gates", "choices", "calibration"}
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +38,10 @@ def build(
     checkpoint: CheckpointOption = None,
     class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
+    text_head: Annotated[
+        Path | None,
+        typer.Option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     precision: Annotated[
         str | None,
@@ -59,6 +63,9 @@ def build(
         float | None, typer.Option(min=0, max=1, help="Share of them that must get dense's answer.")
     ] = None,
     max_kl: Annotated[float | None, typer.Option(min=0, help="Highest mean KL from dense on them, in nats.")] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Lowest mean cosine to dense, of embeddings and features.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -67,6 +74,8 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     if output not in ("logits", "embedding", "features"):
         raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
+    if text_head is not None and output != "logits":
+        raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
     from ztdeploy.pipeline import BuildRequest
@@ -88,7 +97,8 @@ def build(
         crop_pct=crop_pct,
         class_names=class_names,
         output=cast(Literal["logits", "embedding", "features"], output),
-        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl),
+        text_head=text_head,
+        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,
     )
     if weights == "random" and checkpoint is None:
@@ -124,10 +134,11 @@ def build(
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
 
 
-def _gate(
-    calib: Path | None, *, max_drop: float | None, min_agreement: float | None, max_kl: float | None
-) -> Gate | None:
+def _gate(calib: Path | None, **limits: float | None) -> Gate | None:
     """
+    Args:
+        limits: the fields of `GateLimits`.
+
     Raises:
         InputError: limits without images.
     """
@@ -137,11 +148,12 @@ def _gate(
     from ztdeploy.gate import Gate
     from ztdeploy.manifest import GateLimits
 
-    for option, value in {"--max-drop": max_drop, "--min-agreement": min_agreement, "--max-kl": max_kl}.items():
+    for name, value in limits.items():
+        option = f"--{name.replace('_', '-')}"
         if value is not None and not isfinite(value):
             raise InputError(f"{option} {value}", "a number", f"leave {option} out")
         if value is not None and calib is None:
             raise InputError(f"{option} {value:g} without --calib", "images to judge on", "give --calib DIR as well")
     if calib is None:
         return None
-    return Gate(calib, GateLimits(max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl))
+    return Gate(calib, GateLimits.model_validate(limits))

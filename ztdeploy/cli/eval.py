@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.intervals import change_words, mean_words, share_words
 from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.eval_report import EvalReport, Mean, Share, VariantScore
-    from ztdeploy.measure.statistics import Interval
+    from ztdeploy.fidelity.eval_report import EvalReport, VariantScore
 
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
 #: Images with the highest divergence that are shown per variant; the report has more.
@@ -20,7 +20,7 @@ _WORST, _UNREADABLE = 3, 5
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval", help="Run a bundle's engines on images: accuracy, agreement and divergence against dense.")(
+    app.command("eval", help="Run a bundle's engines on images: accuracy, recall, and how far they are from dense.")(
         evaluate
     )
 
@@ -37,15 +37,21 @@ def evaluate(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per call. (default: the profile's smallest)")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads. (default: what the process may use)")] = None,
+    recall_at: Annotated[
+        list[int] | None,
+        typer.Option(metavar="K", help="Of embeddings: nearest images to look at; repeatable. (default: 1, 5, 10)"),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
     ] = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:
+    from ztdeploy.fidelity.eval_page import check_page_path, write_eval_page
     from ztdeploy.fidelity.eval_report import EvalRequest, check_eval_path, write_eval
     from ztdeploy.fidelity.evaluate import evaluate_bundle
     from ztdeploy.fidelity.record import check_recordable
@@ -64,9 +70,12 @@ def evaluate(
         batch=batch,
         threads=threads,
         strict=strict,
+        recall_at=tuple(recall_at or ()),
     )
     if out is not None:
         check_eval_path(out)
+    if page is not None:
+        check_page_path(page)
     if record:
         check_recordable(bundle)
     try:
@@ -77,26 +86,33 @@ def evaluate(
         raise
     if out is not None:
         write_eval(report, out)
+    if page is not None:
+        write_eval_page(report, page)
     if record:
         write_record(report, bundle)
     if json:
         typer.echo(report.model_dump_json())
         return
     show_eval(report)
-    if out is not None:
-        note(f"wrote {out}")
+    for written in (out, page):
+        if written is not None:
+            note(f"wrote {written}")
 
 
 def show_eval(report: EvalReport) -> None:
     """Tables of what was found, and what to think of it."""
+    from ztdeploy.cli.eval_vectors import show_vectors
+
     bundle, data = report.bundle, report.data
     say(f"{Path(bundle.path).resolve().name}: {bundle.timm_name}, profile {bundle.profile}, {bundle.runtime}")
     left_out = f", {data.ignored} other files ignored" if data.ignored else ""
     say(f"{data.path}: {data.images} of {data.found} images ({data.rule}{left_out}); sha256 {data.digest[:12]}")
     typer.echo()
-    if data.labelled:
+    if report.output != "logits":
+        show_vectors(report)
+    elif data.labelled:
         _show_accuracy(report)
-    if len(report.variants) > 1:
+    if report.output == "logits" and len(report.variants) > 1:
         _show_against_dense(report)
         _show_worst(report)
     for one in data.unreadable[:_UNREADABLE]:
@@ -111,8 +127,8 @@ def _show_accuracy(report: EvalReport) -> None:
     rows = [
         (
             score.variant if score.profile is None else f"{score.variant} ({score.profile})",
-            *_share(score.top1),
-            *_share(score.top5),
+            *share_words(score.top1),
+            *share_words(score.top5),
             *_change(score),
         )
         for score in report.variants
@@ -129,7 +145,7 @@ def _show_accuracy(report: EvalReport) -> None:
 
 def _show_against_dense(report: EvalReport) -> None:
     rows = [
-        (score.variant, f"{score.gmacs:.3g}", *_share(against.agreement), *_mean(against.kl))
+        (score.variant, f"{score.gmacs:.3g}", *share_words(against.agreement), *mean_words(against.kl))
         for score in report.variants
         if (against := score.against_dense) is not None
     ]
@@ -158,20 +174,6 @@ def _show_worst(report: EvalReport) -> None:
     table("Furthest from dense", columns, rows)
 
 
-def _interval(interval: Interval, scale: float = 100, digits: int = 1, sign: str = "") -> str:
-    return f"{scale * interval.low:{sign}.{digits}f} to {scale * interval.high:{sign}.{digits}f}"
-
-
-def _share(share: Share | None) -> tuple[str, str]:
-    return ("-", "-") if share is None else (f"{100 * share.value:.1f}", _interval(share.interval))
-
-
-def _mean(mean: Mean) -> tuple[str, str]:
-    return f"{mean.value:.4f}", _interval(mean.interval, 1, 4)
-
-
 def _change(score: VariantScore) -> tuple[str, str, str, str]:
     change = score.against_dense.change if score.against_dense is not None else None
-    if change is None:
-        return "", "", "", ""
-    return f"{100 * change.value:+.1f}", _interval(change.interval, sign="+"), f"{change.gained}", f"{change.lost}"
+    return (*change_words(change), *(("", "") if change is None else (f"{change.gained}", f"{change.lost}")))

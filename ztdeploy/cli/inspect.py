@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, VariantOption
-from ztdeploy.cli.output import JsonFlag, print_json, table
+from ztdeploy.cli.output import JsonFlag, cell, print_json, table
 
 if TYPE_CHECKING:
     from ztdeploy.bundle import Bundle
-    from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
+    from ztdeploy.manifest import EngineRecord, FidelityRecord, GraphRecord, VariantRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -62,9 +62,10 @@ def show_bundle(bundle: Bundle) -> None:
             )
         )
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
-    name, weights = bundle.root.resolve().name, manifest.weights
+    name, weights, head = bundle.root.resolve().name, manifest.weights, manifest.text_head
+    texts = "" if head is None else f", text head of {head.classes} classes ({head.origin})"
     table(
-        f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}), {size:.1f} MB",
+        f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}){texts}, {size:.1f} MB",
         [
             ("variant", "left"),
             ("method", "left"),
@@ -134,14 +135,19 @@ def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
 
 def show_drift(bundle: Bundle) -> None:
     """How far graphs below fp32 are from fp32 by their precision alone, if there are any."""
+    output = bundle.manifest.model.gives
+    vectors = output != "logits"
     rows = [
         (
             profile,
             variant.name,
             graph.precision,
             ", ".join(f"{100 * layer.overlap:.1f}" for layer in graph.drift.layers) or "-",
-            "-" if graph.drift.agreement is None else f"{100 * graph.drift.agreement:.0f}",
-            "-" if graph.drift.kl is None else f"{graph.drift.kl:.4f}",
+            *(
+                (cell(graph.drift.cosine, ".4f"),)
+                if vectors
+                else (cell(graph.drift.agreement, ".0f", 100), cell(graph.drift.kl, ".4f"))
+            ),
             f"{graph.drift.median_logit_difference:.0e}",
         )
         for profile in bundle.manifest.profiles
@@ -151,7 +157,8 @@ def show_drift(bundle: Bundle) -> None:
     if not rows:
         return
     columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("same tokens, in %", "left")]
-    columns += [("same answer, in %", "right"), ("mean KL", "right"), ("logits, median", "right")]
+    costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL")
+    columns += [(heading, "right") for heading in (*costs, f"{output}, median")]
     images = len(bundle.manifest.golden.images)
     caption = f"against fp32 with tokens of its own, on the {images} golden images; same tokens: by pruning layer"
     table("Drift by precision", columns, rows, caption=caption)
@@ -159,15 +166,15 @@ def show_drift(bundle: Bundle) -> None:
 
 def show_fidelity(bundle: Bundle) -> None:
     """What evaluations on images found out, if there were any."""
+    from ztdeploy.preprocess_spec import NOUNS
+
+    vectors = bundle.manifest.model.gives != "logits"
     rows = [
         (
             name if record.dense_profile is None else f"{name} (dense: {record.dense_profile})",
             variant.name,
             f"{record.images} of {record.data} ({record.data_sha256[:8]})",
-            "-" if record.top1 is None else f"{100 * record.top1:.1f}",
-            "-" if record.change is None else f"{100 * record.change[0]:+.1f} to {100 * record.change[1]:+.1f}",
-            f"{100 * record.agreement:.1f}",
-            f"{record.kl:.4f}",
+            *((cell(record.cosine, ".4f"),) if vectors else _answers(record)),
             record.created[:10],
         )
         for name in bundle.manifest.profiles
@@ -176,9 +183,16 @@ def show_fidelity(bundle: Bundle) -> None:
     ]
     if not rows:
         return
-    columns = [("profile", "left"), ("variant", "left"), ("images", "left"), ("top-1, in %", "right")]
-    columns += [("less dense, 95 % interval", "right"), ("same answer, in %", "right"), ("mean KL", "right")]
-    table("Evaluated on images", [*columns, ("on", "left")], rows, caption="mean KL: from dense, in nats")
+    answers = ("top-1, in %", "less dense, 95 % interval", "same answer, in %", "mean KL")
+    costs = [(heading, "right") for heading in (("mean cosine",) if vectors else answers)]
+    columns = [("profile", "left"), ("variant", "left"), ("images", "left"), *costs, ("on", "left")]
+    caption = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to dense's"
+    table("Evaluated on images", columns, rows, caption=caption if vectors else "mean KL: from dense, in nats")
+
+
+def _answers(record: FidelityRecord) -> tuple[str, ...]:
+    change = "-" if record.change is None else f"{100 * record.change[0]:+.1f} to {100 * record.change[1]:+.1f}"
+    return cell(record.top1, ".1f", 100), change, cell(record.agreement, ".1f", 100), cell(record.kl, ".4f")
 
 
 def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:

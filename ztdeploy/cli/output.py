@@ -55,6 +55,11 @@ def fitting_widths(natural: Sequence[int], words: Sequence[int], room: int) -> l
     return widths
 
 
+def cell(value: float | None, spec: str, scale: float = 1) -> str:
+    """A number in a table; a stroke where there is none."""
+    return "-" if value is None else f"{scale * value:{spec}}"
+
+
 def say(text: str) -> None:
     """A sentence, wrapped between words in a terminal."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000

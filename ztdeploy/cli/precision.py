@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ztdeploy.cli.output import table
+from ztdeploy.cli.output import cell, table
 
 if TYPE_CHECKING:
     from ztdeploy.bundle import Bundle
-    from ztdeploy.manifest import CandidateRecord, ChoiceRecord
+    from ztdeploy.manifest import CandidateRecord, ChoiceRecord, GateRow
 
 _WORDS = ("candidate", "precision", "result")
-_HEADINGS = ("candidate", "precision", "ms", "speed-up", "same answer, in %", "mean KL", "top-1, points", "result")
+_TIMES, _ANSWERS = ("candidate", "precision", "ms", "speed-up"), ("same answer, in %", "mean KL", "top-1, points")
 
 
 def show_choices(bundle: Bundle) -> None:
@@ -20,26 +20,36 @@ def show_choices(bundle: Bundle) -> None:
         plural = "s" if choice.threads > 1 else ""
         where = f"{choice.variant}, batch {choice.batch}, {choice.threads} thread{plural} of {choice.processor}"
         answers = f"against dense of {choice.asked} on {choice.images} images of '{choice.data}'"
+        vectors = bundle.manifest.model.gives != "logits"
+        headings = (*_TIMES, *(("mean cosine",) if vectors else _ANSWERS), "result")
         table(
             f"Candidates for '{choice.asked}': '{choice.shipped}' is in the bundle",
-            [(heading, "left" if heading in _WORDS else "right") for heading in _HEADINGS],
-            [_candidate(one, choice) for one in choice.candidates],
+            [(heading, "left" if heading in _WORDS else "right") for heading in headings],
+            [_candidate(one, choice, vectors=vectors) for one in choice.candidates],
             caption=f"{where}, {choice.rounds} rounds; in brackets: 95 % intervals; answers: {answers}",
         )
 
 
-def _candidate(one: CandidateRecord, choice: ChoiceRecord) -> tuple[str, ...]:
+def _candidate(one: CandidateRecord, choice: ChoiceRecord, *, vectors: bool) -> tuple[str, ...]:
     timing, row = one.timing, next((row for row in one.rows if row.variant == choice.variant), None)
     return (
         one.profile,
         one.precision,
         "-" if timing is None else f"{timing.median_ms:.2f} ({_span(timing.interval)})",
         "-" if timing is None else f"{timing.speedup:.2f}x ({_span(timing.speedup_interval)})",
-        "-" if row is None else f"{100 * row.agreement:.1f}",
-        "-" if row is None else f"{row.kl:.4f}",
-        "-" if row is None or row.drop is None else f"{-row.drop:+.1f}",
+        *(_vector_costs(row) if vectors else _answer_costs(row)),
         "ships" if one.reason is None else one.reason,
     )
+
+
+def _vector_costs(row: GateRow | None) -> tuple[str, ...]:
+    return (cell(row.cosine if row else None, ".4f"),)
+
+
+def _answer_costs(row: GateRow | None) -> tuple[str, ...]:
+    if row is None:
+        return "-", "-", "-"
+    return cell(row.agreement, ".1f", 100), cell(row.kl, ".4f"), cell(row.drop, "+.1f", -1)
 
 
 def _span(interval: tuple[float, float]) -> str:

@@ -19,7 +19,11 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. (default: that of the sweep)")] = None,
     least_agreement: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of images with dense's answer that a recommendation takes."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of images with dense's answer, or mean cosine to dense, that a recommendation takes.",
+        ),
     ] = 0.95,
 ) -> None:
     from ztdeploy.cli.sweep import show_verdicts

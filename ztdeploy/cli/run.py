@@ -31,13 +31,15 @@ def run(
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     json: JsonFlag = False,
 ) -> None:
+    from ztdeploy.preprocess_spec import NOUNS
     from ztdeploy.runtime.runner import load
 
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
         if runner.bundle.manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
         if not runner.bundle.manifest.model.architecture.num_classes:
-            warn("the model has no classifier: it gives embeddings, and no classes to show")
+            given = NOUNS[runner.bundle.manifest.model.gives]
+            warn(f"the model has no classifier: it gives {given}, and no classes to show")
         predictions: list[Prediction] = []
         with progress_bar(not json and len(images) > _CHUNK) as progress:
             for start in range(0, len(images), _CHUNK):

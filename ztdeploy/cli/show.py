@@ -55,14 +55,17 @@ def show(
             )
             for seen in one.seen:
                 kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
-                answers = _best(one.dense_labels), _best(seen.labels)
+                labels = (_best(one.dense_labels), _best(seen.labels))
+                answers = labels if seen.cosine is None else (f"{seen.cosine:.4f}",)
                 rows.append((one.sheet.name, seen.variant.name, *answers, kept, _gone(seen)))
                 if seen.doubt is not None:
                     doubts.setdefault(seen.doubt, []).append(f"{one.sheet.name}, {seen.variant.name}")
     if json:
         print_json({"page": str(out / PAGE), "images": found})
         return
-    columns = ("sheet", "variant", "dense says", "it says", "patches kept per layer", "gone by similarity + importance")
+    vectors = any(seen["cosine"] is not None for one in found for seen in one["variants"])
+    answers_of = ("cosine to dense",) if vectors else ("dense says", "it says")
+    columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
     for doubt, where in doubts.items():
         note(f"{where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {doubt}")
@@ -74,6 +77,7 @@ def _variant(seen: Seen) -> dict[str, Any]:
         "variant": seen.variant.name,
         "method": seen.variant.schedule.method,
         "labels": _labels(seen.labels),
+        "cosine": None if seen.cosine is None else round(seen.cosine, 6),
         "doubt": seen.doubt,
         "layers": [
             {

@@ -156,7 +156,9 @@ def show_sweep(report: SweepReport) -> None:
     for panel in panels(report):
         _show_setting(panel.label, panel.rows)
     if images(report):
-        say(printable(f"Same answer as dense, KL from dense in nats, top-1: on {images(report)}"))
+        vectors = any(one.fidelity is not None and one.fidelity.agreement is None for one in report.variants)
+        what = "Mean cosine to dense" if vectors else "Agreement with dense's answer, KL from dense in nats, top-1"
+        say(printable(f"{what}: on {images(report)}"))
     show_verdicts(report)
     for one in warned(report):
         warn(str(one.caution))
@@ -174,7 +176,9 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
-    known = any(row.facts.fidelity for row in rows)
+    from ztdeploy.report.costs import fidelity_figures, fidelity_headings
+
+    known = fidelity_headings(rows)
     cells = [
         [
             _ratio(row),
@@ -182,12 +186,12 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
             *_latency(row),
             *_speedup(row),
             f"{row.facts.gmacs:.3g}",
-            *(_fidelity(row) if known else []),
+            *(text for text, _ in fidelity_figures(row.facts.fidelity, known)),
         ]
         for row in rows
     ]
     headings = ["p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
-    headings += ["same answer", "KL", "top-1"] if known else []
+    headings += known
     columns = [("keep", "right"), ("method", "left"), *((heading, "right") for heading in headings)]
     table(
         f"Latency, and speed-up over dense: {title}",
@@ -214,13 +218,6 @@ def _speedup(row: Row) -> list[str]:
         return ["", "", ""]
     interval = f"{found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "-"
     return [f"{found.speedup:.2f}x", interval, f"{found.work_ratio:.2f}x"]
-
-
-def _fidelity(row: Row) -> list[str]:
-    from ztdeploy.report.figures import percent, short
-
-    found = row.facts.fidelity
-    return [percent(found.agreement), short(found.kl), percent(found.top1)] if found else ["-", "-", "-"]
 
 
 def _leave(report: SweepReport) -> None:

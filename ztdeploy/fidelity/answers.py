@@ -1,4 +1,4 @@
-"""What engines answer to a few images, small enough to be kept for millions: best classes and divergences."""
+"""What engines answer to a few images, small enough to be kept for many: best classes and divergences, or cosines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from ztdeploy.cache import cache_errors, write_whole
 
 BEST = 5  #: classes that are kept of each answer
+#: Fields of which all variants have one in common.
+_COMMON: dict[str, tuple[str, int]] = {"content": ("u", 2), "problem": ("U", 1)}
 
 
 @dataclass(frozen=True)
 class Answers:
     """Of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
 
-    best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
-    probability: NDArray[np.float32]  #: `[v, n]` of the best one
-    kl: NDArray[np.float64]  #: `[v, n]` nats from dense
+    #: Of a subclass's fields `[v, n, ...]`: the kind of their type, and how many axes they have.
+    OWN: ClassVar[dict[str, tuple[str, int]]] = {}
     content: NDArray[np.uint8]  #: `[n, 32]` sha256 of the files
     problem: NDArray[np.str_]  #: `[n]` why an image could not be read; empty where it could
 
@@ -36,35 +37,88 @@ class Answers:
         return len(self.problem)
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
+@dataclass(frozen=True)
+class ClassAnswers(Answers):
+    """Of classifiers."""
+
+    OWN: ClassVar[dict[str, tuple[str, int]]] = {"best": ("i", 3), "probability": ("f", 2), "kl": ("f", 2)}
+    best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
+    probability: NDArray[np.float32]  #: `[v, n]` of the best one
+    kl: NDArray[np.float64]  #: `[v, n]` nats from dense
+
+
+@dataclass(frozen=True)
+class VectorAnswers(Answers):
+    """Of engines that give an embedding, or a vector for each of P positions."""
+
+    OWN: ClassVar[dict[str, tuple[str, int]]] = {"cosine": ("f", 3), "filled": ("b", 3), "vectors": ("f", 3)}
+    cosine: NDArray[np.float32]  #: `[v, n, P]` to dense's vector; P is 1 for embeddings
+    filled: NDArray[np.bool_]  #: `[v, n, P]` whether a position's own token is gone, and another stands for it
+    vectors: NDArray[np.float32]  #: `[v, n, D]` embeddings of length 1; D is 0 where there are positions
+
+
+_Answers = TypeVar("_Answers", bound=Answers)
+
+
+def joined(parts: Sequence[_Answers]) -> _Answers:
     """One after the other; at least one."""
-    return Answers(
-        best=np.concatenate([part.best for part in parts], axis=1),
-        probability=np.concatenate([part.probability for part in parts], axis=1),
-        kl=np.concatenate([part.kl for part in parts], axis=1),
-        content=np.concatenate([part.content for part in parts]),
-        problem=np.concatenate([part.problem for part in parts]),
-    )
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis=_axis(name)) for name in _names(parts[0])
+    }
+    return type(parts[0])(**arrays)
+
+
+def chosen(answers: _Answers, places: NDArray[np.bool_]) -> _Answers:
+    """Those to some of the images: `[n]`."""
+    arrays = {name: np.compress(places, getattr(answers, name), axis=_axis(name)) for name in _names(answers)}
+    return type(answers)(**arrays)
+
+
+def spread(answers: _Answers, problems: Sequence[str]) -> _Answers:
+    """Those to the images that could be read, with zeros in the places of the others.
+
+    Args:
+        problems: per image why it could not be read; empty for those that answers are of, in their order.
+    """
+    places = np.equal(np.array(problems, np.str_), "")
+
+    def wide(name: str) -> NDArray[Any]:
+        own, axis = getattr(answers, name), _axis(name)
+        array = np.zeros((*own.shape[:axis], len(problems), *own.shape[axis + 1 :]), own.dtype)
+        array[(slice(None),) * axis + (places,)] = own
+        return array
+
+    arrays = {name: wide(name) for name in _names(answers) if name != "problem"}
+    return type(answers)(**arrays, problem=np.array(problems, np.str_))
 
 
 def keep_answers(answers: Answers, path: Path) -> None:
     """Write a file whole or not at all."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{field.name: getattr(answers, field.name) for field in fields(Answers)})
+    np.savez(buffer, allow_pickle=False, **{name: getattr(answers, name) for name in _names(answers)})
     with cache_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, buffer.getbuffer())
 
 
-def kept_answers(path: Path, variants: int, images: int) -> Answers | None:
+def kept_answers(path: Path, kind: type[_Answers], variants: int, images: int) -> _Answers | None:
     """What `keep_answers` wrote; None where there is nothing, or something else."""
+    expected = {**_COMMON, **kind.OWN}
     with suppress(OSError, ValueError, KeyError, BadZipFile, EOFError, MemoryError):
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, NDArray[Any]] = {field.name: file[field.name] for field in fields(Answers)}
-        answers = Answers(**arrays)
-        shapes = (answers.best.shape[:2], answers.probability.shape, answers.kl.shape)
-        right = all(shape == (variants, images) for shape in shapes) and answers.content.shape == (images, 32)
-        kinds = "".join(array.dtype.kind for array in arrays.values())
-        if right and answers.problem.shape == (images,) and kinds == "iffuU":
-            return answers
+            arrays: dict[str, NDArray[Any]] = {name: file[name] for name in expected}
+        found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
+        counts = [(images,) if name in _COMMON else (variants, images) for name in arrays]
+        right = all(array.shape[: len(count)] == count for array, count in zip(arrays.values(), counts, strict=True))
+        if right and found == expected and arrays["content"].shape[1] == 32:
+            return kind(**arrays)
     return None
+
+
+def _names(answers: Answers) -> list[str]:
+    return [field.name for field in fields(answers)]
+
+
+def _axis(name: str) -> int:
+    """Along which the images are."""
+    return 0 if name in _COMMON else 1

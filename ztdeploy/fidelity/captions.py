@@ -88,5 +88,10 @@ def position(patch: int | None, grid: int) -> str:
     return f"row {row + 1}, column {column + 1}"
 
 
+def nearness(seen: Seen) -> str | None:
+    """How near vectors are to dense's; None of a classifier."""
+    return None if seen.cosine is None else f"cosine to dense: {seen.cosine:.4f}"
+
+
 def answers(labels: Sequence[Label]) -> str:
     return "   ".join(f"{label.name} {100 * label.probability:.1f} %" for label in labels) or "no classifier"

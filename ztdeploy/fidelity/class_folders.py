@@ -9,7 +9,7 @@ from typing import Literal
 
 from ztdeploy.errors import ImageError, did_you_mean
 
-Rule = Literal["class names", "class indices", "sorted WordNet ids"]
+Rule = Literal["class names", "class indices", "sorted WordNet ids", "their names"]
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
 _OR_LABELS = "or list the images in a labels.json"
 
@@ -56,6 +56,11 @@ def match_folders(folders: Sequence[str], names: Sequence[str] | None, classes: 
                     f"{other.indices[folder]} by {other.rule}"
                 )
     return found[0]
+
+
+def apart(folders: Sequence[str]) -> Matched:
+    """Each folder a class of its own, for a model that names none: alike is what lies in one folder."""
+    return Matched("their names", {folder: index for index, folder in enumerate(sorted(folders))})
 
 
 def _by_name(folders: Sequence[str], names: Sequence[str]) -> Matched | None:

@@ -23,6 +23,7 @@ from ztdeploy.fidelity.captions import (
     heading,
     layer_caption,
     legend,
+    nearness,
     reason_caption,
 )
 from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
@@ -101,7 +102,11 @@ def _row(sheet: _Sheet, one: ShownImage, seen: Seen, across: int) -> None:
             _key(sheet, side, seen)
             sheet.y += side + _GAP
     column = round(max(ImageFont.load_default(size=_TEXT).getlength(name) for name in ("dense", seen.variant.name)))
-    for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels)):
+    near = nearness(seen)
+    if near is not None:
+        sheet.write(near)
+    both = (("dense", one.dense_labels), (seen.variant.name, seen.labels))
+    for name, labels in both if near is None else ():
         top = sheet.y
         sheet.write(name, colour=_FAINT)
         sheet.y = top

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ztdeploy.errors import ImageError
-from ztdeploy.fidelity.class_folders import match_folders
+from ztdeploy.fidelity.class_folders import apart, match_folders
 from ztdeploy.fidelity.image_folder import Found, find_images, images_inside, sub_folders
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 
@@ -43,14 +44,14 @@ class EvalData:
         return image.path.relative_to(self.root).as_posix()
 
 
-def read_data(path: Path, names: Sequence[str] | None, classes: int) -> EvalData:
+def read_data(path: Path, names: Sequence[str] | None, classes: int | None) -> EvalData:
     """List the images of a data set and their labels; nothing is decoded.
 
     Args:
         path: a labels file, see `labels.read_labels`; a folder with a `labels.json` in it; a folder of class folders,
             see `class_folders.match_folders`; or a folder of images.
         names: the model's class names, if the bundle has any.
-        classes: how many outputs the model has.
+        classes: how many outputs the model has; None where it names no classes, so that labels only say what is alike.
 
     Raises:
         ImageError: nothing there, no images, both images and class folders, or a label that is no class of the model.
@@ -88,13 +89,13 @@ def check_exists(path: Path) -> None:
 
 def _flat(path: Path, inside: Found) -> EvalData:
     images = tuple(LabelledImage(image, frozenset()) for image in inside.images)
-    return EvalData(path, path, "unlabelled", "no labels: agreement and divergence only", images, inside.ignored)
+    return EvalData(path, path, "unlabelled", "no labels: against dense only", images, inside.ignored)
 
 
 def _from_class_folders(
-    path: Path, folders: dict[str, Found], ignored: int, names: Sequence[str] | None, classes: int
+    path: Path, folders: dict[str, Found], ignored: int, names: Sequence[str] | None, classes: int | None
 ) -> EvalData:
-    matched = match_folders(list(folders), names, classes)
+    matched = apart(list(folders)) if classes is None else match_folders(list(folders), names, classes)
     images = tuple(
         LabelledImage(image, frozenset([matched.indices[name]]))
         for name, found in folders.items()
@@ -106,15 +107,16 @@ def _from_class_folders(
     )
 
 
-def _from_labels(path: Path, file: Path, classes: int) -> EvalData:
+def _from_labels(path: Path, file: Path, classes: int | None) -> EvalData:
     images = tuple(read_labels(file))
     data = EvalData(path, file.parent / "images", "labels file", f"listed in {file.name}", images)
     seen = set[Path]()
     for image in images:
-        if not image.accepted or not all(0 <= index < classes for index in image.accepted):
+        if not image.accepted or not all(0 <= index < (classes or math.inf) for index in image.accepted):
+            outputs = "" if classes is None else f", for {classes} outputs"
             raise ImageError(
-                f"label {sorted(image.accepted)} of '{data.name_of(image)}' in '{file}', for {classes} outputs",
-                f"at least one index, each from 0 to {classes - 1}",
+                f"label {sorted(image.accepted)} of '{data.name_of(image)}' in '{file}'{outputs}",
+                "at least one index, each from 0" + ("" if classes is None else f" to {classes - 1}"),
                 "correct the file, or evaluate the model that was trained on these classes",
             )
         if image.path in seen:

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from ztdeploy.backends.base import MemoryMode
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import ParityError
-from ztdeploy.fidelity.answers import BEST, Answers
+from ztdeploy.fidelity.answers import Answers, ClassAnswers, VectorAnswers, chosen, spread
 from ztdeploy.fidelity.decoding import Decoded, decode
-from ztdeploy.fidelity.divergence import kl_divergences, log_softmax
-from ztdeploy.runtime.runner import BundleRunner, load
+from ztdeploy.fidelity.summaries import class_answers, vector_answers
+from ztdeploy.preprocess_spec import NOUNS, Output
+from ztdeploy.runtime.runner import BundleRunner, Outputs, load
 
 #: Runtimes whose engines may be called from several threads at once.
 CONCURRENT = ("onnxruntime",)
@@ -49,6 +50,15 @@ class Workload:
 
     def profile_of(self, position: int) -> str:
         return self.dense_profile if self.dense_profile is not None and not position else self.profile
+
+    @property
+    def output(self) -> Output:
+        return self.bundle.manifest.model.gives
+
+    @property
+    def answers(self) -> type[Answers]:
+        """What is kept of what the engines give."""
+        return ClassAnswers if self.output == "logits" else VectorAnswers
 
     @property
     def concurrent(self) -> bool:
@@ -92,47 +102,42 @@ class Engines(AbstractContextManager["Engines"]):
         Raises:
             ParityError: an engine gives something else than numbers.
         """
-        preprocess = self.work.bundle.manifest.preprocess
-        images = [decode(path, preprocess) for path in paths]
-        readable = [index for index, image in enumerate(images) if isinstance(image, Decoded)]
-        variants, classes = len(self._runners), self.work.bundle.manifest.model.architecture.num_classes
-        answers = Answers(
-            best=np.zeros((variants, len(paths), min(BEST, classes)), np.int32),
-            probability=np.zeros((variants, len(paths)), np.float32),
-            kl=np.zeros((variants, len(paths)), np.float64),
-            content=np.zeros((len(paths), 32), np.uint8),
-            problem=np.array(["" if isinstance(image, Decoded) else image for image in images], np.str_),
-        )
+        images = [decode(path, self.work.bundle.manifest.preprocess) for path in paths]
+        problems = ["" if isinstance(image, Decoded) else image for image in images]
         good = [image for image in images if isinstance(image, Decoded)]
-        if not good:
-            return answers
-        logits = self._logits(np.stack([image.pixels for image in good]))
-        self._check_numbers(logits, [paths[index] for index in readable])
-        for position, own in enumerate(logits):
-            # Of equal logits the first class is the best, as in argmax.
-            answers.best[position, readable] = np.argsort(-own, axis=-1, kind="stable")[:, :BEST]
-            answers.probability[position, readable] = np.exp(log_softmax(own).max(-1))
-            answers.kl[position, readable] = kl_divergences(logits[0], own) if position else 0.0
-        answers.content[readable] = np.stack([np.frombuffer(image.digest, np.uint8) for image in good])
-        return answers
+        if not good:  # a blank image tells of what shape answers are
+            size = self.work.bundle.manifest.preprocess.image_size
+            blank = self._summary(self._outputs(np.zeros((1, size, size, 3), np.uint8)), [bytes(32)])
+            return spread(chosen(blank, np.zeros(1, np.bool_)), problems)
+        outputs = self._outputs(np.stack([image.pixels for image in good]))
+        readable = [path for path, problem in zip(paths, problems, strict=True) if not problem]
+        self._check_numbers([one.logits for one in outputs], readable)
+        return spread(self._summary(outputs, [image.digest for image in good]), problems)
 
-    def _logits(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """`[n, classes]` of each engine; n at least 1."""
+    def _outputs(self, pixels: NDArray[np.uint8]) -> list[Outputs]:
+        """Of each engine for n images; n at least 1."""
         size = self.work.batch
         with self._turn:
             return [
-                np.concatenate([runner.infer(pixels[at : at + size]).logits for at in range(0, len(pixels), size)])
+                Outputs.joined([runner.infer(pixels[at : at + size]) for at in range(0, len(pixels), size)])
                 for runner in self._runners
             ]
 
+    def _summary(self, outputs: Sequence[Outputs], digests: Sequence[bytes]) -> Answers:
+        content = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
+        if self.work.answers is ClassAnswers:
+            return class_answers(outputs, content)
+        variants = [self.work.bundle.variant(name=name) for name in self.work.variants]
+        return vector_answers(outputs, variants, self.work.bundle.manifest.model.architecture.patch_tokens, content)
+
     def _check_numbers(self, logits: Sequence[NDArray[np.float32]], paths: Sequence[Path]) -> None:
         for name, own in zip(self.work.variants, logits, strict=True):
-            wrong = ~np.isfinite(own).all(-1)
+            wrong = ~np.isfinite(own).reshape(len(own), -1).all(-1)
             if wrong.any():
                 path = paths[int(wrong.argmax())]
                 raise ParityError(
                     f"the engine of '{name}' gives infinities or NaN for '{path}'",
-                    "finite logits",
+                    f"finite {NOUNS[self.work.output]}",
                     "build with a profile of precision fp32",
                 )
 

@@ -8,6 +8,7 @@ from typing import Literal
 from ztdeploy.measure.bench_report import BundleFacts, Record, write_text
 from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
+from ztdeploy.preprocess_spec import Output
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-eval"] = "ztdeploy-eval"
@@ -27,6 +28,7 @@ class EvalRequest(Record):
     threads: int | None = None  #: by default what the profile says, within what the process may use
     dense_profile: str | None = None  #: whose dense engine all are held against; by default the same profile's
     strict: bool = False  #: an image that cannot be read is an error
+    recall_at: tuple[int, ...] = ()  #: neighbours, of embeddings; by default 1, 5 and 10, as far as there are so many
 
 
 class Unreadable(Record):
@@ -100,6 +102,55 @@ class AgainstDense(Record):
     worst: tuple[Apart, ...]  #: the images with the highest divergence, highest first
 
 
+class Quantile(Record):
+    """Woodruff's interval."""
+
+    value: float
+    interval: Interval
+
+
+class Far(Record):
+    image: str
+    cosine: float  #: of features, the mean over positions
+
+
+class Place(Record):
+    image: str
+    position: int  #: row by row of the grid, from 0
+    cosine: float
+
+
+class Positions(Record):
+    """Of features: whether a position's own token is still there, or what stands for it fills it."""
+
+    kept: Mean | None  #: cosine where the token is there; None where no position has one
+    filled: Mean | None  #: cosine where another's features stand; None where no position is so
+    filled_share: float  #: of all positions
+    lowest: Place
+    mean: tuple[float, ...]  #: `[P]` cosine of each position, over the images
+    filled_at: tuple[float, ...]  #: `[P]` share of the images in which a position is filled
+
+
+class Likeness(Record):
+    """Cosine of a variant's embedding, or of the features of each position, to dense's of the same image."""
+
+    mean: Mean  #: over images, and positions
+    p5: Quantile  #: 5 % are below; of images, or of positions
+    lowest: float
+    furthest: tuple[Far, ...]  #: the images with the lowest cosine, lowest first
+    positions: Positions | None  #: of features
+
+
+class Recall(Record):
+    """What embeddings find: the nearest of all other images."""
+
+    k: int  #: neighbours that are looked at
+    gallery: Literal["own", "dense"]  #: whose embeddings the other images have; the queries are the variant's
+    recall: Share | None  #: images with one of their class among them; None where the images are not labelled
+    change: Change | None  #: less that of dense in its own gallery
+    overlap: Mean | None  #: share of them that are among dense's nearest as well; None for dense itself
+
+
 class VariantScore(Record):
     variant: str
     profile: str | None = None  #: of a dense engine of another profile
@@ -109,7 +160,9 @@ class VariantScore(Record):
     engine_sha256: str
     top1: Share | None  #: where the images are labelled
     top5: Share | None  #: likewise, and where there are more than 5 classes
-    against_dense: AgainstDense | None  #: None for dense itself
+    against_dense: AgainstDense | None  #: of classifiers; None for dense itself
+    likeness: Likeness | None = None  #: of embeddings and features; None for dense itself
+    recalls: tuple[Recall, ...] = ()  #: of embeddings, by gallery and k
 
 
 class EvalReport(Record):
@@ -118,6 +171,7 @@ class EvalReport(Record):
     created: str
     request: EvalRequest
     bundle: BundleFacts
+    output: Output = "logits"
     data: DataFacts
     variants: tuple[VariantScore, ...]  #: dense first
 

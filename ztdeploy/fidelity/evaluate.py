@@ -12,17 +12,19 @@ from pathlib import Path
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.cache import cache_folder, key_of
 from ztdeploy.errors import ImageError, InputError
-from ztdeploy.fidelity.answers import Answers, joined, keep_answers, kept_answers
+from ztdeploy.fidelity.answers import Answers, ClassAnswers, VectorAnswers, chosen, joined, keep_answers, kept_answers
 from ztdeploy.fidelity.data import EvalData, limited, read_data
 from ztdeploy.fidelity.data_facts import data_facts
 from ztdeploy.fidelity.engines import Engines, Workload, in_order
 from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, VariantScore
 from ztdeploy.fidelity.labels import LabelledImage
 from ztdeploy.fidelity.scoring import against_dense, hits, share
+from ztdeploy.fidelity.vector_scoring import Finder, likeness, recall_counts
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.measure.bench_report import BenchRequest, BundleFacts
 from ztdeploy.measure.pace import Pace
 from ztdeploy.measure.plan import plan_bench
+from ztdeploy.preprocess_spec import NOUNS
 from ztdeploy.runtime.runner import class_names, engine_of
 
 #: Images that a worker takes at a time; what it found out about them is kept at once.
@@ -64,12 +66,14 @@ def evaluate_bundle(
     bundle = read_bundle(request.bundle)
     facts, work = plan(request, bundle)
     bundle.verify_files([name for name in (bundle.manifest.class_names,) if name is not None])
-    data = read_data(request.data, class_names(bundle), bundle.manifest.model.architecture.num_classes)
-    chosen = limited(data, request.limit, request.seed)
-    parts = Parts(work, chosen, cache_folder(cache) / "evaluations")
+    classes = bundle.manifest.model.architecture.num_classes if work.output == "logits" else None
+    data = read_data(request.data, class_names(bundle), classes)
+    taken = limited(data, request.limit, request.seed)
+    recall_counts(request.recall_at, len(taken.images))
+    parts = Parts(work, taken, cache_folder(cache) / "evaluations")
     answers = _answers(parts, request, fresh=fresh, progress=progress, note=note)
-    found = data_facts(data, chosen, [one.tobytes() for one in answers.content], answers.problem.tolist())
-    return report_of(request, facts, work, found, chosen, answers)
+    found = data_facts(data, taken, [one.tobytes() for one in answers.content], answers.problem.tolist())
+    return report_of(request, facts, work, found, taken, answers)
 
 
 def evaluate(
@@ -83,6 +87,7 @@ def evaluate(
     batch: int | None = None,
     threads: int | None = None,
     strict: bool = False,
+    recall_at: Sequence[int] = (),
     cache: str | Path | None = None,
     fresh: bool = False,
 ) -> EvalReport:
@@ -106,6 +111,7 @@ def evaluate(
         batch=batch,
         threads=threads,
         strict=strict,
+        recall_at=tuple(recall_at),
     )
     return evaluate_bundle(request, cache=None if cache is None else Path(cache), fresh=fresh)
 
@@ -116,11 +122,14 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
     Raises:
         BundleError: no such variant or profile, no engine, or a file that has changed.
         EnvironmentLacksError: this machine can run none of the engines.
-        InputError: a value that makes no sense, or a model without a classifier.
+        InputError: a value that makes no sense.
     """
     check_limit(request.limit)
-    if not bundle.manifest.model.architecture.num_classes:
-        raise InputError(f"'{bundle.root}' has no classifier", "a model that names classes", "choose another bundle")
+    given = bundle.manifest.model.gives
+    if request.recall_at and given != "embedding":
+        raise InputError(
+            f"--recall-at with '{bundle.root}', which gives {NOUNS[given]}", "embeddings", "leave --recall-at out"
+        )
     asked = BenchRequest(
         bundle=bundle.root,
         keep_ratios=request.keep_ratios,
@@ -187,6 +196,7 @@ class Parts:
             preprocess=self.work.bundle.manifest.preprocess.model_dump(mode="json"),
             batch=self.work.batch,
             memory=self.work.memory,
+            output=self.work.output,
         )
         return [self.folder / f"{self._key(base, part)}.npz" for part in range(len(self))]
 
@@ -215,9 +225,10 @@ def engine_digest(work: Workload, position: int) -> str:
 def _answers(parts: Parts, request: EvalRequest, *, fresh: bool, progress: Progress, note: Note) -> Answers:
     """Of all images; what is kept already is not run again."""
     files, total, variants = parts.files(), len(parts.data.images), len(parts.work.variants)
+    kind = parts.work.answers
     found: dict[int, Answers] = {}
     for part, file in enumerate(files):
-        kept = None if fresh else kept_answers(file, variants, len(parts.images(part)))
+        kept = None if fresh else kept_answers(file, kind, variants, len(parts.images(part)))
         if kept is not None:
             _check_readable(parts, part, kept, request)
             found[part] = kept
@@ -255,23 +266,17 @@ def _check_readable(parts: Parts, part: int, answers: Answers, request: EvalRequ
 
 
 def report_of(
-    request: EvalRequest, facts: BundleFacts, work: Workload, data: DataFacts, chosen: EvalData, answers: Answers
+    request: EvalRequest, facts: BundleFacts, work: Workload, data: DataFacts, taken: EvalData, answers: Answers
 ) -> EvalReport:
     """The report of images that were answered; those that could not be read count nowhere."""
     good = answers.readable
-    images = [image for image, readable in zip(chosen.images, good.tolist(), strict=True) if readable]
-    answers = Answers(
-        best=answers.best[:, good],
-        probability=answers.probability[:, good],
-        kl=answers.kl[:, good],
-        content=answers.content[good],
-        problem=answers.problem[good],
-    )
-    scorer = _Scorer(work, answers, chosen, images, request.seed)
+    images = [image for image, readable in zip(taken.images, good.tolist(), strict=True) if readable]
+    scorer = _Scorer(work, chosen(answers, good), taken, images, request)
     return EvalReport(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         request=request,
         bundle=facts,
+        output=work.output,
         data=data,
         variants=tuple(map(scorer.score, range(len(work.variants)))),
     )
@@ -281,32 +286,52 @@ class _Scorer:
     """One variant after the other."""
 
     def __init__(
-        self, work: Workload, answers: Answers, data: EvalData, images: Sequence[LabelledImage], seed: int
+        self, work: Workload, answers: Answers, data: EvalData, images: Sequence[LabelledImage], request: EvalRequest
     ) -> None:
-        self._work, self._answers, self._seed = work, answers, seed
+        self._work, self._answers, self._seed = work, answers, request.seed
         self._accepted = [image.accepted for image in images] if data.labelled else None
         self._images = [data.name_of(image) for image in images]
         self._names = class_names(work.bundle)
+        self._finder: Finder | None = None
+        if isinstance(answers, VectorAnswers) and work.output == "embedding":
+            counts = recall_counts(request.recall_at, len(images))
+            self._finder = Finder(answers.vectors, self._accepted, counts, request.seed)
 
     def score(self, position: int) -> VariantScore:
+        """
+        Raises:
+            InputError: fewer images could be read than neighbours are asked for.
+        """
         name = self._work.variants[position]
         record: VariantRecord = self._work.bundle.variant(name=name)
-        best, accepted = self._answers.best[position], self._accepted
-        top1 = None if accepted is None else share(hits(best[:, :1], accepted))
-        many = self._work.bundle.manifest.model.architecture.num_classes > best.shape[1]
-        return VariantScore(
+        common = VariantScore(
             variant=name,
             profile=None if position else self._work.dense_profile,
             keep_ratio=record.keep_ratio,
             method=record.schedule.method if record.plan.layers else "dense",
             gmacs=record.gmacs,
             engine_sha256=engine_digest(self._work, position),
-            top1=top1,
-            top5=share(hits(best, accepted)) if accepted is not None and many else None,
-            against_dense=against_dense(self._answers, position, self._images, accepted, self._name_of, self._seed)
+            top1=None,
+            top5=None,
+            against_dense=None,
+        )
+        if isinstance(self._answers, ClassAnswers):
+            return common.model_copy(update=self._of_classes(self._answers, position))
+        assert isinstance(self._answers, VectorAnswers)
+        found = likeness(self._answers, position, self._images, self._seed) if position else None
+        recalls = self._finder.recalls(position) if self._finder is not None else ()
+        return common.model_copy(update={"likeness": found, "recalls": recalls})
+
+    def _of_classes(self, answers: ClassAnswers, position: int) -> dict[str, object]:
+        best, accepted = answers.best[position], self._accepted
+        many = self._work.bundle.manifest.model.architecture.num_classes > best.shape[1]
+        return {
+            "top1": None if accepted is None else share(hits(best[:, :1], accepted)),
+            "top5": share(hits(best, accepted)) if accepted is not None and many else None,
+            "against_dense": against_dense(answers, position, self._images, accepted, self._name_of, self._seed)
             if position
             else None,
-        )
+        }
 
     def _name_of(self, index: int) -> str:
         return self._names[index] if self._names else f"class {index}"

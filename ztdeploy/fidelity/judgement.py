@@ -26,19 +26,20 @@ def judge(report: EvalReport, limits: GateLimits) -> GateRecord:
 
 def judged_rows(report: EvalReport, limits: GateLimits) -> list[GateRow]:
     """Every variant that was held against dense: also another profile's dense engine."""
-    return [_row(score, limits) for score in report.variants if score.against_dense is not None]
+    return [_row(score, limits) for score in report.variants[1:]]
 
 
 def _row(score: VariantScore, limits: GateLimits) -> GateRow:
-    against = score.against_dense
-    assert against is not None
+    against, likeness = score.against_dense, score.likeness
+    change = against.change if against is not None else None
     row = GateRow(
         variant=score.variant,
         keep_ratio=score.keep_ratio,
         method=score.method,
-        drop=None if against.change is None else -100 * against.change.value,
-        agreement=against.agreement.value,
-        kl=against.kl.value,
+        drop=None if change is None else -100 * change.value,
+        agreement=None if against is None else against.agreement.value,
+        kl=None if against is None else against.kl.value,
+        cosine=None if likeness is None else likeness.mean.value,
         failed=(),
     )
     return row.model_copy(update={"failed": tuple(_missed(row, limits))})
@@ -48,11 +49,14 @@ def _missed(row: GateRow, limits: GateLimits) -> list[str]:
     missed = []
     if limits.max_drop is not None and row.drop is not None and row.drop > limits.max_drop:
         missed.append(f"top-1 falls by {row.drop:.2f} points, {row.drop - limits.max_drop:.2f} more than allowed")
-    if limits.min_agreement is not None and row.agreement < limits.min_agreement:
+    if limits.min_agreement is not None and row.agreement is not None and row.agreement < limits.min_agreement:
         lacking = limits.min_agreement - row.agreement
         missed.append(f"agreement is {row.agreement:.4f}, {lacking:.4f} less than asked for")
-    if limits.max_kl is not None and row.kl > limits.max_kl:
+    if limits.max_kl is not None and row.kl is not None and row.kl > limits.max_kl:
         missed.append(f"mean KL is {row.kl:.4f}, {row.kl - limits.max_kl:.4f} more than allowed")
+    if limits.min_cosine is not None and row.cosine is not None and row.cosine < limits.min_cosine:
+        lacking = limits.min_cosine - row.cosine
+        missed.append(f"mean cosine is {row.cosine:.4f}, {lacking:.4f} less than asked for")
     return missed
 
 
@@ -76,7 +80,9 @@ def _next_above(rows: dict[float, GateRow], ratio: float) -> GateRow:
     above = [other for other in rows if other > ratio]
     if above:
         return rows[min(above)]
-    return GateRow(variant="dense", keep_ratio=1.0, method="dense", drop=0.0, agreement=1.0, kl=0.0, failed=())
+    return GateRow(
+        variant="dense", keep_ratio=1.0, method="dense", drop=0.0, agreement=1.0, kl=0.0, cosine=1.0, failed=()
+    )
 
 
 def _estimate(failed: GateRow, passed: GateRow, limits: GateLimits) -> float | None:
@@ -85,8 +91,9 @@ def _estimate(failed: GateRow, passed: GateRow, limits: GateLimits) -> float | N
     assert passed.keep_ratio is not None
     pairs = [
         (failed.drop, passed.drop, limits.max_drop),
-        (-failed.agreement, -passed.agreement, None if limits.min_agreement is None else -limits.min_agreement),
+        (_less(failed.agreement), _less(passed.agreement), _less(limits.min_agreement)),
         (failed.kl, passed.kl, limits.max_kl),
+        (_less(failed.cosine), _less(passed.cosine), _less(limits.min_cosine)),
     ]
     crossings = [
         (cost - limit) / (cost - less)
@@ -96,3 +103,8 @@ def _estimate(failed: GateRow, passed: GateRow, limits: GateLimits) -> float | N
     ratio = failed.keep_ratio + max(crossings, default=1.0) * (passed.keep_ratio - failed.keep_ratio)
     rounded = math.ceil(round(100 * ratio, 6)) / 100
     return rounded if failed.keep_ratio < rounded < passed.keep_ratio else None
+
+
+def _less(value: float | None) -> float | None:
+    """What is the better the higher it is, as a cost."""
+    return None if value is None else -value

@@ -66,7 +66,7 @@ def _with_record(bundle: Bundle, variant: VariantRecord, report: EvalReport, sco
 def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:
     """The part of a report that a manifest keeps."""
     against, dense = score.against_dense, report.dense
-    change = against.change if against is not None else None
+    change, vectors = against.change if against is not None else None, report.output != "logits"
     return FidelityRecord(
         created=report.created,
         data=report.data.name,
@@ -79,6 +79,7 @@ def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:
         top5=None if score.top5 is None else score.top5.value,
         dense_top1=None if dense.top1 is None else dense.top1.value,
         change=None if change is None else (change.interval.low, change.interval.high),
-        agreement=1.0 if against is None else against.agreement.value,
-        kl=0.0 if against is None else against.kl.value,
+        agreement=None if vectors else 1.0 if against is None else against.agreement.value,
+        kl=None if vectors else 0.0 if against is None else against.kl.value,
+        cosine=None if not vectors else 1.0 if score.likeness is None else score.likeness.mean.value,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.fidelity.answers import Answers
+from ztdeploy.fidelity.answers import ClassAnswers
 from ztdeploy.fidelity.eval_report import AgainstDense, Answer, Apart, Change, Mean, Share
 from ztdeploy.fidelity.statistics import mean_interval, paired_interval, wilson_interval
 
@@ -35,7 +35,7 @@ def change(variant: NDArray[np.bool_], dense: NDArray[np.bool_]) -> Change:
 
 
 def against_dense(
-    answers: Answers,
+    answers: ClassAnswers,
     position: int,
     images: Sequence[str],
     accepted: Sequence[frozenset[int]] | None,

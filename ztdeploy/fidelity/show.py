@@ -24,6 +24,8 @@ from ztdeploy.fidelity.show_page import write_page
 from ztdeploy.fidelity.tiles import grid_of, importance_tile, layer_tile, plain_tile
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
+from ztdeploy.preprocess_spec import Output
+from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.postprocess import Label, top_labels
 from ztdeploy.runtime.runner import BundleRunner, Outputs, class_names, load
@@ -39,6 +41,7 @@ class Seen:
 
     variant: VariantRecord
     labels: tuple[Label, ...]
+    cosine: float | None  #: to dense's embedding or features (mean over positions); None of a classifier
     layers: tuple[LayerPatches, ...]
     reasons: tuple[LayerReasons | None, ...]  #: one per layer, as are the next two
     tiles: tuple[Image.Image, ...]
@@ -126,12 +129,24 @@ def _shown(
     dense, *pruned = found
     for index, (image, sheet) in enumerate(zip(images, sheets, strict=True)):
         plain = plain_tile(pixels[index], grid)
-        seen = tuple(_seen(one, index, plain, grid, top_labels(one.engine.logits[index], names, top)) for one in pruned)
+        like = [_cosine(dense, one, index, manifest.model.gives) for one in pruned]
+        seen = tuple(
+            _seen(one, index, plain, grid, top_labels(one.engine.logits[index], names, top), cosine)
+            for one, cosine in zip(pruned, like, strict=True)
+        )
         labels = top_labels(dense.engine.logits[index], names, top)
         yield ShownImage(image, sheet, manifest.model.architecture.depth, plain, manifest.dense, labels, seen)
 
 
-def _seen(found: _Found, index: int, plain: Image.Image, grid: int, labels: tuple[Label, ...]) -> Seen:
+def _cosine(dense: _Found, found: _Found, index: int, output: Output) -> float | None:
+    if output == "logits":
+        return None
+    return float(cosines(dense.engine.logits[index], found.engine.logits[index]).mean())
+
+
+def _seen(
+    found: _Found, index: int, plain: Image.Image, grid: int, labels: tuple[Label, ...], cosine: float | None
+) -> Seen:
     variant, plans = found.variant, found.variant.plan.layers
     kept, into = ([layer[index] for layer in layers] for layers in (found.engine.kept, found.engine.into))
     method = METHODS.get(variant.schedule.method)
@@ -148,7 +163,7 @@ def _seen(found: _Found, index: int, plain: Image.Image, grid: int, labels: tupl
         importance_tile(plain.width, layer, grid, why) if why is not None and why.has_importance else None
         for layer, why in both
     )
-    return Seen(variant, labels, layers, reasons, tiles, maps, doubt)
+    return Seen(variant, labels, cosine, layers, reasons, tiles, maps, doubt)
 
 
 def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]:

@@ -22,6 +22,7 @@ from ztdeploy.fidelity.captions import (
     heading,
     layer_caption,
     legend,
+    nearness,
     position,
     reason_caption,
 )
@@ -110,10 +111,12 @@ def _row(one: ShownImage, seen: Seen) -> str:
         for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels))
         if labels
     )
+    near = nearness(seen)
+    answers = f"<table>{rows}</table>" if near is None else f"<p>{_text(near)}</p>"
     doubt = f'<p class="doubt">{_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
     return (
         f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
-        f"<table>{rows}</table>\n<p>{_text(legend(seen))}</p>\n{doubt}"
+        f"{answers}\n<p>{_text(legend(seen))}</p>\n{doubt}"
     )
 
 

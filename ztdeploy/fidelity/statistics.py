@@ -5,8 +5,10 @@
 - **Paired change** (top-1 of a variant less that of dense, on the same images): the score interval that inverts
   McNemar's test. T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
   paired-sample design", Statistics in Medicine 17 (1998), 891-908.
-- **Mean** (KL divergence): percentile bootstrap over images. B. Efron and R. J. Tibshirani, "An introduction to the
-  bootstrap" (1993), chapter 13.
+- **Mean** (KL divergence, cosine): percentile bootstrap over images. B. Efron and R. J. Tibshirani, "An introduction
+  to the bootstrap" (1993), chapter 13.
+- **Quantile** (cosine), positions of one image not being independent: R. S. Woodruff, "Confidence intervals for medians
+  and other position measures", J. Am. Stat. Assoc. 47 (1952), 635-646.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
 
@@ -103,6 +105,25 @@ def mean_interval(
     ]
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    return Interval(low=float(low), high=float(high), confidence=confidence)
+
+
+def quantile_interval(values: NDArray[np.floating[Any]], share: float, confidence: float = CONFIDENCE) -> Interval:
+    """Where a quantile lies of what images like these have, the images being the unit (Woodruff).
+
+    The share of values below the sample's quantile has an interval, by how it differs from image to image; the sample's
+    quantiles at the ends of that are the interval's. With few images an end is the lowest or the highest value.
+
+    Args:
+        values: `[n, m]`: m of each image, n at least 1.
+        share: of the values that lie below it, from 0 to 1.
+    """
+    import numpy as np
+
+    below = (values <= np.quantile(values, share)).mean(axis=1)
+    error = float(below.std(ddof=1)) / math.sqrt(len(below)) if len(below) > 1 else 1.0
+    reach = _z(confidence) * error
+    low, high = np.quantile(values, [max(0.0, share - reach), min(1.0, share + reach)])
     return Interval(low=float(low), high=float(high), confidence=confidence)
 
 

@@ -3,7 +3,8 @@
 What follows stays fp32, because rounding there costs accuracy or moves the ranking of tokens:
 
 - the normalisation of the image, ahead of the first contraction;
-- LayerNorm, whose variance overflows in fp16 for some checkpoints;
+- LayerNorm, whose variance overflows in fp16 for some checkpoints, and for the same reason a head of text embeddings,
+  which takes lengths;
 - everything a pruning layer computes, and for bf16 the softmax that it reads: eight bits do not rank tokens.
 
 What only moves data keeps the type of its data. Weights are cast once, ahead of time.
@@ -82,7 +83,8 @@ def _chooser(
         moved = {value.dtype for value in floats if not value.is_initializer()}
         if node.op_type in MOVES and moved:
             return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
-        if _in_pruning_layer(node) or not within(node) or not _takes(node, low, opset):
+        apart = _in_pruning_layer(node) or in_text_head(node)
+        if apart or not within(node) or not _takes(node, low, opset):
             return ir.DataType.FLOAT
         if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and is_ranked(node):
             return ir.DataType.FLOAT
@@ -168,6 +170,10 @@ def _ancestors(node: ir.Node) -> set[ir.Node]:
 
 def _in_pruning_layer(node: ir.Node) -> bool:
     return "/prune/" in (node.name or "")
+
+
+def in_text_head(node: ir.Node) -> bool:
+    return "/text_head/" in (node.name or "")
 
 
 def is_ranked(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""fp32 products of pruning layers -> what Turing (SM 7.5) can compile, for which TensorRT-RTX has no fp32 GEMM.
+"""fp32 products of pruning layers and text heads -> what Turing (SM 7.5) can compile, which has no fp32 GEMM there.
 
 A row vector times a matrix becomes a weighted sum over rows, still in fp32. The one real matrix product, that of
 unit-length features, is done in fp16.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ztdeploy.graph.precision import in_text_head
 from ztdeploy.graph.rewriting import cast_to, constant, new_node, replace_node
 
 
 def without_fp32_products(model: ir.Model) -> None:
-    """Ensures that no MatMul of a pruning layer works on fp32. The model has been through `to_precision`."""
+    """Ensures that no MatMul of a pruning layer or a text head works on fp32. The model has been through
+    `to_precision`.
+    """
     for node in list(model.graph):
-        if node.op_type == "MatMul" and node.outputs[0].dtype == ir.DataType.FLOAT and "/prune/" in (node.name or ""):
+        apart = "/prune/" in (node.name or "") or in_text_head(node)
+        if node.op_type == "MatMul" and node.outputs[0].dtype == ir.DataType.FLOAT and apart:
             shape = node.inputs[0].shape if node.inputs[0] is not None else None
             assert shape is not None, "static shapes come first"
             (_as_weighted_sum if shape[-2] == 1 else _in_half_precision)(model.graph, node)

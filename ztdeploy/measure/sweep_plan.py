@@ -232,6 +232,7 @@ def fidelity_of(record: FidelityRecord) -> Fidelity:
         images=record.images,
         agreement=record.agreement,
         kl=record.kl,
+        cosine=record.cosine,
         top1=record.top1,
         dense_top1=record.dense_top1,
         change=record.change,

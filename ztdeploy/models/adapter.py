@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
 from ztdeploy.preprocess_spec import Output
 from ztdeploy.schedule import Architecture
+
+if TYPE_CHECKING:
+    from ztdeploy.models.text_head import TextEmbeddings
 
 
 class TapSink(Protocol):
@@ -40,6 +43,17 @@ class ModelAdapter(ABC):
         """
         if output != "logits":
             raise ModelError(f"output '{output}' of a model of family {self.family}", "logits", "leave --output out")
+
+    def answer_with(self, texts: TextEmbeddings) -> None:
+        """Have the model end in a head of text embeddings, in place.
+
+        Raises:
+            CheckpointError: they do not fit what the model gives.
+            ModelError: it has no embedding to compare with them.
+        """
+        raise ModelError(
+            f"text head for a model of family {self.family}", "an image tower with one head", "leave --text-head out"
+        )
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
+from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
 from ztdeploy.preprocess_spec import Output, PreprocessSpec
@@ -39,6 +40,7 @@ class LoadedModel:
     weights_origin: str
     weights_sha256: str
     entry: CatalogueEntry | None
+    text_head: TextHeadRecord | None = None
 
     @property
     def output(self) -> Output:
@@ -56,6 +58,7 @@ def load_model(
     crop_pct: float | None = None,
     class_names: Path | None = None,
     output: Output = "logits",
+    text_head: Path | None = None,
 ) -> LoadedModel:
     """Create a model and fill it with weights.
 
@@ -67,20 +70,23 @@ def load_model(
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
         class_names: a file with a name for each class.
         output: what the model shall give.
+        text_head: a file of text embeddings that its logits shall come from, see `models.text_head`.
 
     Raises:
         InputError: the class names are not as many as the classes.
         ModelError: unknown, or of a family that cannot be pruned soundly.
-        CheckpointError: the file is unusable or does not fit, or a downloaded tensor holds NaN.
+        CheckpointError: a file is unusable or does not fit, or a downloaded tensor holds NaN.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
     from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_checkpoint
     from ztdeploy.models.class_names import read_class_names
     from ztdeploy.models.layouts import classes_of, unwrapped
+    from ztdeploy.models.text_head import read_text_embeddings
 
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
+    texts = None if text_head is None else read_text_embeddings(text_head)
     # Before the slow part, for it may be unusable.
     state = unwrapped(read_checkpoint(checkpoint)) if checkpoint is not None else None
     shipped = entry.shipped if entry else None
@@ -100,6 +106,9 @@ def load_model(
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
     adapter.give(output)
+    if texts is not None:
+        adapter.answer_with(texts)
+        names = None  # those of the head that it had
     if class_names is not None:
         names = read_class_names(class_names, adapter.architecture.num_classes)
     return LoadedModel(
@@ -112,6 +121,7 @@ def load_model(
         weights_origin=origin,
         weights_sha256=parameters_sha256(model),
         entry=entry,
+        text_head=None if texts is None else texts.record,
     )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
+from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.lvvit_module import DampedBlock, LvVit
 from ztdeploy.models.residual import ResidualAdapter
+
+if TYPE_CHECKING:
+    from ztdeploy.models.text_head import TextEmbeddings
 
 
 class LvVitAdapter(ResidualAdapter):
@@ -21,6 +27,9 @@ class LvVitAdapter(ResidualAdapter):
 
     def check_blocks(self) -> None:
         """All are our own."""
+
+    def answer_with(self, texts: TextEmbeddings) -> None:
+        ModelAdapter.answer_with(self, texts)  # it has two heads, of which one reads patches
 
     def patch_dim(self) -> int:
         """The convolutions before the projection run at half the resolution, shared by all output channels."""

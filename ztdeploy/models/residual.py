@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
@@ -14,6 +15,9 @@ from ztdeploy.models.adapter import ModelAdapter, TapSink
 from ztdeploy.models.hooks import Undo, change_option, on_input, on_output, switch
 from ztdeploy.preprocess_spec import Output
 from ztdeploy.schedule import Architecture
+
+if TYPE_CHECKING:
+    from ztdeploy.models.text_head import TextEmbeddings
 
 
 class ResidualAdapter(ModelAdapter):
@@ -58,6 +62,18 @@ class ResidualAdapter(ModelAdapter):
         if output != "logits":
             self.model.reset_classifier(0)
             self.architecture = self.architecture.model_copy(update={"num_classes": 0})
+
+    def answer_with(self, texts: TextEmbeddings) -> None:
+        from ztdeploy.models.text_head import with_text_head
+
+        embed, head = self.model.patch_embed, self.model.head
+        if getattr(self.model, "head_dist", None) is not None:
+            super().answer_with(texts)  # it has two heads
+        with torch.no_grad():
+            image = torch.zeros(1, embed.proj.in_channels, self.image_size, self.image_size)
+            dimension = self.model(image).shape[-1]
+        self.model.head = with_text_head(head, texts, dimension)
+        self.architecture = self.architecture.model_copy(update={"num_classes": len(texts.matrix)})
 
     @abstractmethod
     def check_blocks(self) -> None:

@@ -90,7 +90,7 @@ def _cold_start(row: Row) -> dict[str, object]:
 
 def _fidelity(row: Row) -> dict[str, object]:
     found = row.facts.fidelity
-    names = ("data", "data_sha256", "images", "agreement", "kl", "top1", "dense_top1")
+    names = ("data", "data_sha256", "images", "agreement", "kl", "cosine", "top1", "dense_top1")
     figures = {f"fidelity_{name}": getattr(found, name) if found else None for name in names}
     low, high = (found.change if found else None) or (None, None)
     return {**figures, "fidelity_change_low": low, "fidelity_change_high": high}

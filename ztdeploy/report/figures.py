@@ -31,6 +31,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def cosine(value: float | None) -> str:
+    """Rounded down where it would read as 1, which is said of nothing but 1."""
+    return "-" if value is None else f"{value if value == 1 else min(value, 0.9999):.4f}"
+
+
 def times(value: float, interval: Interval | None = None) -> str:
     """Such as "1.55x"; one more digit where its interval would read as 1 otherwise."""
     return f"{value:.{_digits(interval)}f}x"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ztdeploy.errors import printable
 from ztdeploy.measure.compare_markdown import escape
 from ztdeploy.measure.sweep_report import Row, SweepReport
-from ztdeploy.report.figures import decimals_for, fixed, percent, short, span, times
+from ztdeploy.report.costs import fidelity_figures, fidelity_headings
+from ztdeploy.report.figures import decimals_for, fixed, short, span, times
 from ztdeploy.report.identity import subtitle, title
 from ztdeploy.report.panels import Panel, panels
 from ztdeploy.report.trust import all_failures, limits
@@ -34,8 +35,8 @@ def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:
 
 
 def _table(panel: Panel) -> list[str]:
-    known = any(row.facts.fidelity for row in panel.rows)
-    columns = (*_COLUMNS, *(("agreement", "KL", "top-1") if known else ()))
+    known = fidelity_headings(panel.rows)
+    columns = (*_COLUMNS, *known)
     rule = ["---", "---", *["---:"] * (len(columns) - 2)]
     latencies = [row.measured.latency for row in panel.measured]
     decimals = decimals_for([one.p50_ms for one in latencies if one])
@@ -43,7 +44,7 @@ def _table(panel: Panel) -> list[str]:
     return lines + [f"| {' | '.join(_cells(row, decimals, known))} |" for row in panel.rows]
 
 
-def _cells(row: Row, decimals: int, known: bool) -> list[str]:
+def _cells(row: Row, decimals: int, known: Sequence[str]) -> list[str]:
     one, found = row.measured, row.comparison
     return [
         _text(row.facts.name),
@@ -55,13 +56,8 @@ def _cells(row: Row, decimals: int, known: bool) -> list[str]:
         times(found.speedup, found.interval) if found else "",
         span(found.interval) if found else "",
         times(found.work_ratio) if found else "",
-        *(_costs(row) if known else []),
+        *(text for text, _ in fidelity_figures(row.facts.fidelity, known)),
     ]
-
-
-def _costs(row: Row) -> list[str]:
-    found = row.facts.fidelity
-    return [percent(found.agreement), short(found.kl), percent(found.top1)] if found else ["-"] * 3
 
 
 def _text(text: str) -> str:

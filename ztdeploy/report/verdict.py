@@ -5,7 +5,8 @@ The rules, for each setting by itself:
 1. A variant **pays** where the interval of its speed-up lies above 1.
 2. `slice` and `random` drop tokens without looking at them: they show what choosing costs, and are never recommended.
 3. Where fidelity is known: deploy the fastest variant that pays and whose answers agree with dense's on at least
-   `least_agreement` of the images. Where none does: deploy dense.
+   `least_agreement` of the images; of embeddings and features, whose mean cosine to dense's is at least that. Where
+   none does: deploy dense.
 4. Where it is not known: recommend nothing. Name the fastest and the mildest ratio that pay; fidelity decides.
 5. Where nothing pays: pruning does not pay here, if every interval ends at 1 or below; otherwise no gain was shown.
 
@@ -20,7 +21,7 @@ from typing import Literal
 
 from ztdeploy.measure.bench_report import Comparison, Outcome
 from ztdeploy.measure.sweep_report import Row, SweepReport
-from ztdeploy.report.figures import counted, decimals_for, fixed, percent, short, span, times
+from ztdeploy.report.figures import cosine, counted, decimals_for, fixed, percent, short, span, times
 from ztdeploy.report.panels import Panel, panels
 
 #: Share of images with dense's answer, from which on a variant may be recommended.
@@ -74,21 +75,25 @@ def compared(row: Row) -> Comparison:
 
 def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
     known = [(row, row.facts.fidelity) for row in paying if row.facts.fidelity]
-    good = [row for row, fidelity in known if fidelity.agreement >= least]
+    good = [row for row, fidelity in known if fidelity.likeness >= least]
     unknown = len(paying) - len(known)
     left_out = [f"Fidelity of {unknown} more that pay is not known."] if unknown else []
     if not good:
-        nearest = max(known, key=lambda pair: pair[1].agreement)[0]
-        headline = f"Deploy dense: no variant that pays is known to agree with it on {percent(least)} of the images."
+        nearest = max(known, key=lambda pair: pair[1].likeness)[0]
+        enough = f"agree with it on {percent(least)} of the images"
+        if nearest.facts.fidelity is not None and nearest.facts.fidelity.agreement is None:
+            enough = f"come to a mean cosine of {short(least)} to it"
+        headline = f"Deploy dense: no variant that pays is known to {enough}."
         lines = (f"Nearest is {nearest.facts.name}.", *_costs(panel, nearest), *left_out)
         return Verdict(panel, "dense", headline, lines)
     choice = max(good, key=lambda row: compared(row).speedup)
     fidelity = choice.facts.fidelity
     assert fidelity is not None
-    headline = (
-        f"Deploy {choice.facts.name}: {_faster(choice)} as fast as dense, with its answer on "
-        f"{percent(fidelity.agreement)} of {counted(fidelity.images, 'image')}."
-    )
+    like = f"its answer on {percent(fidelity.agreement)} of"
+    if fidelity.agreement is None:
+        like = f"a mean cosine of {cosine(fidelity.cosine)} to it on"
+    images = counted(fidelity.images, "image")
+    headline = f"Deploy {choice.facts.name}: {_faster(choice)} as fast as dense, with {like} {images}."
     return Verdict(panel, "deploy", headline, (_saves(panel, choice), *_costs(panel, choice), *left_out), choice)
 
 
@@ -170,6 +175,9 @@ def _costs(panel: Panel, row: Row) -> list[str]:
     """What it costs in fidelity, and in choosing."""
     fidelity = row.facts.fidelity
     assert fidelity is not None
+    if fidelity.agreement is None:
+        text = f"Its mean cosine to dense is {cosine(fidelity.cosine)}, on {counted(fidelity.images, 'image')}"
+        return [f"{text}.", *_overhead(panel, row)]
     text = f"It gives dense's answer on {percent(fidelity.agreement)} of the images, KL {short(fidelity.kl)} nats"
     if fidelity.top1 is not None and fidelity.dense_top1 is not None:
         text += f"; top-1 {percent(fidelity.top1)} instead of {percent(fidelity.dense_top1)}"

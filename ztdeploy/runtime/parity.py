@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
+from ztdeploy.preprocess_spec import Output
 from ztdeploy.profile import Precision
+from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.runner import BundleRunner, Outputs
@@ -95,8 +97,13 @@ def compare(
     )
 
 
-def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: Reference) -> ParityRecord:
+def measure_drift(
+    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, output: Output = "logits"
+) -> ParityRecord:
     """How far its precision moves a graph from the fp32 reference, each keeping the tokens of its own choice.
+
+    Args:
+        output: what it gives: answers are compared by class, vectors by their cosine.
 
     Raises:
         ParityError: logits that are no numbers.
@@ -117,13 +124,17 @@ def measure_drift(name: str, blocks: Sequence[int], actual: Outputs, reference: 
         gap_tolerance=None,
         layers=tuple(layers),
         replayed=False,
-        agreement=float((actual.logits.argmax(-1) == reference.logits.argmax(-1)).mean()),
-        kl=float(_divergences(reference.logits, actual.logits).mean()),
+        **_likeness(actual, reference, output),
     )
 
 
 def compare_drift(
-    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, graph: GraphRecord
+    name: str,
+    blocks: Sequence[int],
+    actual: Outputs,
+    reference: Reference,
+    graph: GraphRecord,
+    output: Output = "logits",
 ) -> ParityRecord:
     """Hold an engine below fp32 against the fp32 reference, knowing how far its graph drifts by itself.
 
@@ -132,7 +143,7 @@ def compare_drift(
     Raises:
         ParityError: it drifts much further, in its logits or in the tokens that it keeps.
     """
-    found = measure_drift(name, blocks, actual, reference)
+    found = measure_drift(name, blocks, actual, reference, output)
     tolerance = LOGIT_TOLERANCE[graph.precision] * _scale(reference)
     known = {layer.block: layer.overlap for layer in graph.drift.layers} if graph.drift is not None else {}
     if graph.drift is not None:
@@ -158,6 +169,16 @@ def _logit_differences(name: str, actual: Outputs, reference: Reference, toleran
     if not np.isfinite(differences).all() or not np.isfinite(_scale(reference)):
         raise _logits_error(name, "differ", float(differences.max()), tolerance)
     return differences
+
+
+def _likeness(actual: Outputs, reference: Reference, output: Output) -> dict[str, float]:
+    """The fields of a record that say how alike answers are."""
+    if output != "logits":
+        return {"cosine": float(cosines(reference.logits, actual.logits).mean())}
+    return {
+        "agreement": float((actual.logits.argmax(-1) == reference.logits.argmax(-1)).mean()),
+        "kl": float(_divergences(reference.logits, actual.logits).mean()),
+    }
 
 
 def _divergences(reference: NDArray[Any], actual: NDArray[Any]) -> NDArray[np.float64]:
@@ -258,7 +279,7 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
     actual, reference = runner.infer(golden_pixels(bundle)), golden_reference(bundle, variant)
     if runner.graph.precision == "fp32":
         return compare(variant.name, blocks, actual, reference)
-    return compare_drift(variant.name, blocks, actual, reference, runner.graph)
+    return compare_drift(variant.name, blocks, actual, reference, runner.graph, bundle.manifest.model.gives)
 
 
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:

@@ -7,6 +7,8 @@ from helpers import sweeps
 
 from ztdeploy.measure.bench_report import Failure
 from ztdeploy.measure.sweep_report import SweepReport, rows
+from ztdeploy.report.markdown import markdown
+from ztdeploy.report.page import page
 from ztdeploy.report.snapping import block_ms, snaps
 from ztdeploy.report.trust import limits, warned
 from ztdeploy.report.verdict import Verdict, verdicts
@@ -33,7 +35,7 @@ def test_the_fastest_that_agrees_often_enough(least: float, decision: str, name:
         agreeing = [
             row
             for row in rows(report)
-            if row.comparison and row.facts.fidelity and row.facts.fidelity.agreement >= least
+            if row.comparison and row.facts.fidelity and row.facts.fidelity.likeness >= least
             if row.facts.method == "zero-tprune"
         ]
         best = max(agreeing, key=lambda row: row.comparison.speedup if row.comparison else 0)
@@ -41,6 +43,39 @@ def test_the_fastest_that_agrees_often_enough(least: float, decision: str, name:
         assert f"Deploy {name}: " in found.headline
     else:
         assert found.headline.startswith("Deploy dense")
+
+
+def of_vectors(report: SweepReport) -> SweepReport:
+    """The same, of embeddings: the mean cosine is as high as agreement was."""
+    variants = [
+        one.model_copy(
+            update={
+                "fidelity": one.fidelity.model_copy(
+                    update={"agreement": None, "kl": None, "cosine": one.fidelity.agreement, "top1": None}
+                )
+            }
+        )
+        if one.fidelity
+        else one
+        for one in report.variants
+    ]
+    return report.model_copy(update={"variants": tuple(variants)})
+
+
+@pytest.mark.parametrize(("least", "name"), [(0.5, "keep-0.50"), (0.95, "keep-0.70"), (1, None)])
+def test_embeddings_are_recommended_by_their_cosine(least: float, name: str | None) -> None:
+    report = of_vectors(sweeps.sweep())
+    found = only(report, least)
+    assert chosen(found) == name
+    text = found.headline + " ".join(found.sentences)
+    assert "cosine" in text
+    assert "answer" not in text
+    assert "agree" not in text
+    drawn = page(report, [found], least)
+    assert "mean cosine" in drawn
+    assert "Latency against cosine" in drawn
+    assert "Latency against answers lost" not in drawn
+    assert "mean cosine" in markdown(report, [found])
 
 
 def test_without_fidelity_nothing_is_recommended() -> None:

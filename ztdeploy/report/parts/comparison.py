@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ztdeploy.measure.sweep_report import Row, SweepReport
-from ztdeploy.report.figures import counted, percent, short, span, times
+from ztdeploy.report.costs import fidelity_figures, fidelity_headings
+from ztdeploy.report.figures import counted, short, span, times
 from ztdeploy.report.markup import Markup, element, fragment
 from ztdeploy.report.panels import Panel, methods
 from ztdeploy.report.parts.figure import figure, legend, plots
@@ -63,6 +64,11 @@ def _fidelity(panel: Panel, series: Series, least_agreement: float) -> list[Mark
             "Top-1 on labelled images, less than dense's; left of 0 it is more.",
             pareto_plot(panel, series, "top-1", least_agreement),
         ),
+        figure(
+            "Latency against cosine",
+            "Of embeddings or features to dense's, of the same images.",
+            pareto_plot(panel, series, "cosine", least_agreement),
+        ),
     ]
 
 
@@ -82,13 +88,13 @@ def _table(panel: Panel, choice: Row | None) -> Markup | None:
     ]
     times_ms.append(column([one.mad_ms if one else None for one in latencies], digits=2))
     heads = ["variant", "method", "keep", "p50 ms", "p90", "p95", "p99", "MAD", "images/s"]
-    known = any(row.facts.fidelity for row in rows)
-    heads += ["speed-up", "95 % interval", *(["agreement", "KL", "top-1"] if known else []), "less work", "GMACs"]
+    known = fidelity_headings(rows)
+    heads += ["speed-up", "95 % interval", *known, "less work", "GMACs"]
     heads += ["peak MB", "engine MB", "cold start ms", "calls"]
     cells = []
     for position, row in enumerate(rows):
         figures = [found[position] for found in times_ms]
-        cells.append([*_names(row), *figures, *_speed(row), *(_fidelity_cells(row) if known else []), *_sizes(row)])
+        cells.append([*_names(row), *figures, *_speed(row), *_fidelity_cells(row, known), *_sizes(row)])
     chosen = next((position for position, row in enumerate(rows) if row is choice), None)
     return sheet(f"Every configuration at {panel.label}", heads, cells, chosen=chosen)
 
@@ -129,15 +135,8 @@ def _failed(row: Row) -> str:
     return "failed" if row.measured.failure else "-"
 
 
-def _fidelity_cells(row: Row) -> list[Cell]:
-    found = row.facts.fidelity
-    if found is None:
-        return [number("-", None) for _ in range(3)]
-    return [
-        number(percent(found.agreement), found.agreement),
-        number(short(found.kl), found.kl),
-        number(percent(found.top1), found.top1),
-    ]
+def _fidelity_cells(row: Row, headings: Sequence[str]) -> list[Cell]:
+    return [number(text, value) for text, value in fidelity_figures(row.facts.fidelity, headings)]
 
 
 def unmeasured(report: SweepReport, found: Sequence[Panel]) -> Markup:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ztdeploy.measure.sweep_report import Fidelity, Row
-from ztdeploy.report.figures import percent, short
+from ztdeploy.report.figures import cosine, percent, short
 from ztdeploy.report.markup import Markup
 from ztdeploy.report.panels import Panel
 from ztdeploy.report.plots.frame import HEIGHT, TOP, Frame, label, line, path, x_range, y_range
@@ -23,10 +23,15 @@ def _points_lost(fidelity: Fidelity) -> float | None:
     return 100 * (fidelity.dense_top1 - fidelity.top1)
 
 
-Cost = Literal["disagreement", "kl", "top-1"]
+def _lost(share: float | None, scale: float = 1) -> float | None:
+    return None if share is None else scale * (1 - share)
+
+
+Cost = Literal["disagreement", "kl", "top-1", "cosine"]
 _COSTS: dict[Cost, tuple[str, Callable[[Fidelity], float | None]]] = {
-    "disagreement": ("% of answers that differ from dense's", lambda one: 100 * (1 - one.agreement)),
+    "disagreement": ("% of answers that differ from dense's", lambda one: _lost(one.agreement, 100)),
     "kl": ("KL divergence from dense, nats", lambda one: one.kl),
+    "cosine": ("1 - mean cosine to dense", lambda one: _lost(one.cosine)),
     "top-1": ("top-1 below dense's, points", _points_lost),
 }
 
@@ -44,22 +49,32 @@ def pareto_plot(panel: Panel, series: Series, cost: Cost, least_agreement: float
     y = linear([0.0, *(ms for _, ms in [*spots, *dense])], *y_range())
     stairs = steps(front([*spots, *dense]))
     marks = [path([(x(lost), y(ms)) for lost, ms in stairs], "line front")]
-    limit = 100 * (1 - least_agreement)
-    if cost == "disagreement" and x.low < limit < x.high:
+    limits = {
+        "disagreement": (100 * (1 - least_agreement), f"{percent(least_agreement)} agree"),
+        "cosine": (1 - least_agreement, f"cosine {least_agreement:g}"),
+    }
+    limit, words = limits.get(cost, (x.low, ""))
+    if x.low < limit < x.high:
         marks += [line(x(limit), TOP, x(limit), y.start, "reference")]
-        marks += [label(x(limit) + 5, TOP + 9, f"{percent(least_agreement)} agree", "note", anchor="start")]
+        marks += [label(x(limit) + 5, TOP + 9, words, "note", anchor="start")]
     if panel.dense is not None:
         marks.append(series.point(x(0), y(dense[0][1]), None, f"dense: {short(dense[0][1])} ms"))
     points = []
     for (row, fidelity, _), (lost, ms) in zip(drawn, spots, strict=True):
-        text = f"{row.facts.name}: {short(ms)} ms, {percent(fidelity.agreement)} agree, KL {short(fidelity.kl)}"
-        text += "" if fidelity.top1 is None else f", top-1 {percent(fidelity.top1)}"
+        text = f"{row.facts.name}: {short(ms)} ms, {_in_words(fidelity)}"
         marks.append(series.point(x(lost), y(ms), row.facts.method, text))
         ratio = row.facts.keep_ratio
         points.append((x(lost), y(ms), "" if ratio is None else f"{ratio:g}"))
     placed = beside(points, Box(x.start, TOP, x.end, HEIGHT), along([(x(lost), y(ms)) for lost, ms in stairs]))
     marks += [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in placed]
     return Frame(x, y, name, "ms per call").draw(f"Latency against fidelity ({cost}) at {panel.label}", marks)
+
+
+def _in_words(fidelity: Fidelity) -> str:
+    if fidelity.agreement is None:
+        return f"mean cosine {cosine(fidelity.cosine)}"
+    top1 = "" if fidelity.top1 is None else f", top-1 {percent(fidelity.top1)}"
+    return f"{percent(fidelity.agreement)} agree, KL {short(fidelity.kl)}{top1}"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
