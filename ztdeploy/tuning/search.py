@@ -16,7 +16,7 @@ from ztdeploy.schedule import Architecture, PruningSchedule
 from ztdeploy.tuning.budget import FRONT
 from ztdeploy.tuning.cost import Cost
 from ztdeploy.tuning.images import Judge
-from ztdeploy.tuning.space import Point, choose, fitted, parameters, starts
+from ztdeploy.tuning.space import Point, choose, fitted, hints, parameters, starts
 
 #: After these shares of the images, a trial is held against the others so far.
 RUNGS = (0.2, 0.4, 0.7)
@@ -105,13 +105,13 @@ class Search:
         return None
 
     def enqueue_starts(self, study: Study) -> None:
-        """What presets do is tried first, so that a search never ends below them."""
-        points = starts(self.methods, self.architecture.depth, self.latest)
+        """What presets do is tried first, so that a search never ends below them; then what is likely to be better."""
+        presets, likely = (points(self.methods, self.architecture.depth, self.latest) for points in (starts, hints))
         for share in _START_SHARES if self.limit is None else [None]:
-            for point in points:
+            for point in [*presets, *likely]:
                 own = parameters(point, self.methods)
                 asked = own if share is None else {**own, SHARE: share}
-                study.enqueue_trial(asked, user_attrs={"start": True}, skip_if_exists=True)
+                study.enqueue_trial(asked, user_attrs={"start": point in presets}, skip_if_exists=True)
 
 
 def latest_first(architecture: Architecture, limit: float, cheapest: Callable[[int], float], share: float = 0.6) -> int:
