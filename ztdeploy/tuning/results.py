@@ -22,8 +22,7 @@ from ztdeploy.schedule import PruningSchedule, default_schedule, plan, plan_gmac
 from ztdeploy.tuning.images import Answers, Judge
 from ztdeploy.tuning.report import Compared, Importance, Ratio, Score, State, TrialRecord
 from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.sampling import IS_START
-from ztdeploy.tuning.search import AGAIN, IMAGES, KL, LOST, PRICE, SCHEDULE, SECONDS, SHARE, Search
+from ztdeploy.tuning.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
 from ztdeploy.tuning.space import choose, starts
 from ztdeploy.tuning.study import DONE
 
@@ -209,7 +208,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
-        start=bool(said.get(IS_START)),
+        start=bool(said.get(PRESET)),
         kl=said.get(KL),
         images=said.get(IMAGES) or 0,
         cost=said.get(PRICE),

@@ -21,7 +21,6 @@ from ztdeploy.tuning.request import SamplerName
 START = 16
 POPULATION = 20
 AGAIN_OF = "again"  #: the user attribute of a point that is tried once more: the number of the trial that failed
-IS_START = "start"  #: the user attribute of a trial that was given, not drawn
 _STRIDE = 1_000_003  #: a prime, so that no two trials of neighbouring seeds draw alike
 
 

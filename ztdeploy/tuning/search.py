@@ -16,8 +16,7 @@ from ztdeploy.schedule import Architecture, PruningSchedule
 from ztdeploy.tuning.budget import FRONT
 from ztdeploy.tuning.cost import Cost
 from ztdeploy.tuning.images import Judge
-from ztdeploy.tuning.sampling import AGAIN_OF, IS_START, place_of
-from ztdeploy.tuning.space import Point, choose, fitted, parameters, starts
+from ztdeploy.tuning.space import Point, choose, fitted, hints, parameters, starts
 
 #: After these shares of the images, a trial is held against the others so far.
 RUNGS = (0.2, 0.4, 0.7)
@@ -26,6 +25,7 @@ SHARE = "share"  #: the parameter by which a search for the whole front says wha
 _START_SHARES = (0.65, 0.8, 0.5)
 #: What a trial leaves behind, beside its value.
 SCHEDULE, KL, LOST, IMAGES, SECONDS, PRICE, AGAIN = "schedule", "kl", "lost", "images", "seconds", "price", "same as"
+PRESET = "preset"  #: whether it does what a preset does
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class Search:
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Optuna's objective: KL from dense on the tuning half, in nats; without a limit the cost, and KL."""
-        if AGAIN_OF not in trial.user_attrs:
-            trial.set_user_attr(IS_START, place_of(trial.study, trial.number) < len(self.starts()))
         point = choose(trial, self.methods, self.architecture.depth, self.latest)
+        trial.set_user_attr(PRESET, point in self._presets())
         limit = self.limit
         if limit is None:
             limit = self.dense * trial.suggest_float(SHARE, *FRONT)
@@ -108,12 +107,17 @@ class Search:
         return None
 
     def starts(self) -> list[dict[str, Any]]:
-        """What presets do, tried first, so that a search never ends below them: parameters of the first trials."""
-        points = starts(self.methods, self.architecture.depth, self.latest)
+        """Parameters of the first trials: what presets do, so that a search never ends below them; then what is likely
+        to be better.
+        """
+        points = [*self._presets(), *hints(self.methods, self.architecture.depth, self.latest)]
         own = [parameters(point, self.methods) for point in points]
         if self.limit is not None:
             return own
         return [{**one, SHARE: share} for share in _START_SHARES for one in own]
+
+    def _presets(self) -> list[Point]:
+        return starts(self.methods, self.architecture.depth, self.latest)
 
 
 def latest_first(architecture: Architecture, limit: float, cheapest: Callable[[int], float], share: float = 0.6) -> int:

@@ -31,6 +31,8 @@ BEND = 1.5
 #: The fastest that tokens may go: each layer keeps a share of `exp(-rate * weight)`.
 _FASTEST = 8.0
 _HALVINGS = 48
+#: What did best where one exponent was changed after the other (docs/method.md).
+LEANING = MethodOptions(size_power=0.7, average_power=0.5, coherence_power=0.6, update_power=0.5)
 ITERATIONS = {"default": None, "one": (1, 1, 1), "more": (10, 5, 1), "paper": (30, 10, 1)}
 
 
@@ -103,15 +105,25 @@ def parameters(point: Point, methods: tuple[str, ...]) -> dict[str, Any]:
     return found | {f"{method}.{name}": getattr(point.options, name) for name in names}
 
 
+def hints(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
+    """What a search tries behind the presets: their late layers, with exponents that are likely to do better."""
+    able = [method for method in methods if METHODS[method].options >= LEANING.changed]
+    return [Point(method=method, first=first, options=LEANING) for method in able for first in _late(depth, latest)[:2]]
+
+
+def _late(depth: int, latest: int) -> list[int]:
+    late = [twelfth * depth // 12 for twelfth in (4, 3, 2) if 1 <= twelfth * depth // 12 <= latest] or [latest]
+    return list(dict.fromkeys(late))
+
+
 def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
     """Where a search begins: what presets do, late layers and three of them. Methods take turns, each with its own
     default first.
     """
-    late = [twelfth * depth // 12 for twelfth in (4, 3, 2) if 1 <= twelfth * depth // 12 <= latest] or [latest]
     third = min(latest, max(1, round(depth / 4)))
     by_method = []
     for method in methods:
-        by_late = [Point(method=method, first=first) for first in dict.fromkeys(late)]
+        by_late = [Point(method=method, first=first) for first in _late(depth, latest)]
         threefold = Point(method=method, first=third, every=max(1, depth // 6))
         by_method.append([*by_late, threefold] if METHODS[method].late else [threefold, *by_late])
     return [point for turn in zip(*by_method, strict=True) for point in turn]

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.sampling import AGAIN_OF, IS_START, START, place_of, quiet, sampler
+from ztdeploy.tuning.sampling import AGAIN_OF, START, place_of, quiet, sampler
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
@@ -181,7 +181,7 @@ def make_trials(
 def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
     """Have the point of a trial that was not finished tried once more."""
     if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number, IS_START: trial.user_attrs.get(IS_START)})
+        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number})
 
 
 def reap(study: Study, worker: str) -> int:

@@ -13,7 +13,7 @@ from ztdeploy.options import MethodOptions
 from ztdeploy.schedule import PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
 from ztdeploy.tuning.request import TUNABLE
 from ztdeploy.tuning.search import latest_first
-from ztdeploy.tuning.space import BEND, ITERATIONS, Point, choose, fitted, least_cost, parameters, starts
+from ztdeploy.tuning.space import BEND, ITERATIONS, Point, choose, fitted, hints, least_cost, parameters, starts
 
 DENSE = gmacs(DEIT_TINY, (DEIT_TINY.tokens,) * DEIT_TINY.depth)
 
@@ -70,6 +70,14 @@ def test_what_cannot_be_kept() -> None:
     assert (
         least_cost(TUNABLE, DEIT_TINY, price, latest) <= 0.5 * DENSE < least_cost(TUNABLE, DEIT_TINY, price, latest + 1)
     )
+
+
+def test_hints_are_points_that_presets_are_not() -> None:
+    found = hints(TUNABLE, DEIT_TINY.depth, 7)
+    assert {point.method for point in found} == {"novelty-merge"}
+    assert not set(map(str, found)) & set(map(str, starts(TUNABLE, DEIT_TINY.depth, 7)))
+    for point in found:
+        assert choose(optuna.trial.FixedTrial(parameters(point, TUNABLE)), TUNABLE, DEIT_TINY.depth, 7) == point
 
 
 def test_small_models_have_starts() -> None:
