@@ -124,6 +124,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # a block for all values of a call, beside the arena: megabytes, and no faster
     options.log_severity_level = 3
     return options
 

@@ -40,8 +40,8 @@ from ztdeploy.profile import HardwareProfile, Precision
 
 MODULE = "openvino"
 _ENGINE_LIMIT = 4096
-#: Of int8 activations by row: how many neighbouring values of a token share a scale; it divides most models' widths.
-ROW_GROUP = 64
+#: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
+ROW_GROUPS = (192, 128, 64)
 
 
 class OpenVinoEngine(BaseModel):
@@ -90,7 +90,7 @@ class OpenVinoBackend:
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
         by_row = profile.int8 is not None and profile.int8.activations == "row"
-        group = ROW_GROUP if by_row else 0
+        group = row_group(graph) if by_row else 0
         engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group)
         out.write_text(engine.model_dump_json() + "\n", encoding="utf-8")
         return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
@@ -196,6 +196,15 @@ def read_engine(path: Path) -> OpenVinoEngine:
         raise BundleError(
             f"'{path}' is not an OpenVINO engine", "a file as built", f"run: ztdeploy finalize {path.parent.parent}"
         ) from error
+
+
+def row_group(graph: Path) -> int:
+    """The largest of `ROW_GROUPS` that divides the inputs of all int8 products of a graph: activations of the others
+    would stay fp32, which is right and slow; so it is where none does."""
+    constants = [node for node in _core().read_model(str(graph)).get_ops() if node.get_type_name() == "Constant"]
+    integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
+    widths = [node.shape[0] for node in integers if len(node.shape) == 2]
+    return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
 
 
 def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: int = 0) -> tuple[Any, list[str]]:

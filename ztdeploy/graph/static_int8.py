@@ -34,7 +34,7 @@ def to_static_int8(model: ir.Model, options: Int8Options, ranges: Ranges) -> ir.
     """A copy of an fp32 graph whose blocks' linear layers work on 8-bit integers; inputs and outputs keep their types.
 
     With uint8 activations and no block left out, the patch embedding becomes such a layer as well: pixels are integers
-    already, so only its weights are rounded.
+    already, so only its weights are rounded. By row it stays as it is, for the sake of the answers.
 
     Args:
         model: named by `stable_names`, with static shapes. It is not changed.
@@ -51,7 +51,7 @@ def to_static_int8(model: ir.Model, options: Int8Options, ranges: Ranges) -> ir.
         elif value not in made:
             made[value] = _quantised(typed.graph, node, value, ranges[str(value.name)], options)
         _replace(typed.graph, node, made[value], largest)
-    if options.from_block == 0 and options.activations != "int8":
+    if options.from_block == 0 and options.activations == "uint8":
         found = patch_product(typed.graph)
         if found is not None:
             node, pixels = found
