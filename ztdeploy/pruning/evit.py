@@ -42,8 +42,8 @@ class EVit(MergingLayer):
         fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
         if record is not None:
             record.note(importance=scores)
-            record.gap("importance", cut_gap(ranked, self.keep))
-            record.gap("fused", cut_gap(ranked, self.keep - 1))
+            record.gap("importance", cut_gap, ranked, self.keep)
+            record.gap("fused", cut_gap, ranked, self.keep - 1)
         return Choice(kept, fused.expand(-1, gone.shape[1])), gone
 
     def weights(self, taps: BlockTaps) -> Tensor | None:

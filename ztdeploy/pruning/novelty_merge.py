@@ -54,7 +54,7 @@ class Novelty(nn.Module):
         more_important = importance.unsqueeze(1) * self.patch > importance.unsqueeze(2)
         nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
         if record is not None:
-            record.gap("order", _order_gap(importance, likeness, nearest, self.patch > 0))
+            record.gap("order", _order_gap, importance, likeness, nearest, self.patch > 0)
         missed = importance.sqrt() if torch.compiler.is_exporting() else importance  # `ranking_of` has squares
         lost = -nearest * (missed if size is None else missed * size)
         return lost, importance
