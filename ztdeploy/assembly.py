@@ -57,6 +57,7 @@ from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.range_images import CalibrationImages, built_in_images
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.parity import golden_reference
 from ztdeploy.runtime.runner import BundleRunner
 from ztdeploy.schedule import PruningSchedule, plan, plan_gmacs, pruning_gmacs
 from ztdeploy.tools import tool_versions
@@ -309,7 +310,8 @@ class Assembly:
             if graph is not None:
                 runner.adopt(variant.name, graph_runner(graph, threads))
             module = Deployable(pruned, self.model.preprocess, "uint8")
-            records = prove(runner, variant, pruned, module, self.pixels, with_drift=emulated)
+            own = golden_reference(bundle, variant)
+            records = prove(runner, variant, pruned, module, self.pixels, own=own, with_drift=emulated)
         parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
         assert parity is not None
         return parity, drift

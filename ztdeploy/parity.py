@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -14,8 +15,12 @@ from ztdeploy.export import Deployable
 from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.parity import Reference, compare, measure_drift
+from ztdeploy.runtime.parity import Reference, compare, measure_drift, same_choices
 from ztdeploy.runtime.runner import BundleRunner, Outputs
+
+#: How many tokens PyTorch runs at once in a reference: attention matrices grow with their square, and of large images
+#: one keeps the processor as busy as four do.
+TOKENS_AT_ONCE = 2048
 
 
 def prove_products(
@@ -52,12 +57,24 @@ def prove_products(
 def reference_outputs(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
 ) -> Reference:
-    """What PyTorch makes of the pixels, uint8 `[B, S, S, 3]`.
+    """What PyTorch makes of the pixels, uint8 `[B, S, S, 3]`; of a few at a time where images have many tokens.
 
     Args:
         actual: what an engine made of them; its choices are replayed.
     """
-    forced = None if actual is None else _choices(actual)
+    at_once = max(1, TOKENS_AT_ONCE // pruned.token_plan.tokens_per_block[0])
+    choices = [] if actual is None else _choices(actual)
+    parts = []
+    for start in range(0, len(pixels), at_once):
+        some = slice(start, start + at_once)
+        forced = [Choice(one.kept[some], None if one.into is None else one.into[some]) for one in choices]
+        parts.append(_reference_at_once(pruned, module, pixels[some], None if actual is None else forced))
+    return Reference.joined(parts)
+
+
+def _reference_at_once(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], forced: list[Choice] | None
+) -> Reference:
     replay = pruned.replay(module.normalise(torch.from_numpy(pixels)), forced)
     images = len(pixels)
     return Reference(
@@ -65,8 +82,34 @@ def reference_outputs(
         kept=tuple(_int32(choice.kept) for choice in replay.choices),
         into=tuple(_int32(choice.into) for choice in replay.choices if choice.into is not None),
         gaps=tuple(np.asarray(record.smallest_gap(images).numpy()) for record in replay.records),
-        replayed=actual is not None,
+        replayed=forced is not None,
     )
+
+
+def replayed_reference(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs, own: Reference
+) -> Reference:
+    """What PyTorch makes of the pixels where it keeps what an engine kept.
+
+    Where the engine chose in all layers as PyTorch did of its own accord, that is what PyTorch gave then.
+
+    Args:
+        own: what PyTorch gave with its own choices.
+    """
+    if any(a.shape != b.shape for a, b in zip((*actual.kept, *actual.into), (*own.kept, *own.into), strict=False)):
+        return reference_outputs(pruned, module, pixels, actual)
+    same = np.all([np.ones(len(pixels), bool), *same_choices(actual, own)], axis=0)
+    agreed, others = np.flatnonzero(same).tolist(), np.flatnonzero(~same).tolist()
+    parts = [own.of_images(agreed)]
+    if others:
+        parts.append(reference_outputs(pruned, module, pixels[others], _of_images(actual, others)))
+    order = np.argsort([*agreed, *others]).tolist()
+    return replace(Reference.joined(parts), replayed=True).of_images(order)
+
+
+def _of_images(outputs: Outputs, rows: list[int]) -> Outputs:
+    kept, into = (tuple(layer[rows] for layer in layers) for layers in (outputs.kept, outputs.into))
+    return Outputs(outputs.logits[rows], kept, into)
 
 
 def _choices(outputs: Outputs) -> list[Choice]:
@@ -91,24 +134,26 @@ def prove(
     module: Deployable,
     pixels: NDArray[np.uint8],
     *,
+    own: Reference | None = None,
     with_drift: bool = False,
 ) -> tuple[ParityRecord, ParityRecord | None]:
     """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
 
+    Args:
+        own: what PyTorch makes of the pixels with its own choices, where that is known already.
+
     Returns:
-        Its parity, and if asked for its drift: the same on PyTorch's own choices, which takes another forward pass.
+        Its parity, and if asked for its drift: the same on PyTorch's own choices.
 
     Raises:
         ParityError: names the pruning layer, or the logits.
     """
     runner.switch(variant=variant.name)
     actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
-    inputs = np.concatenate([pixels, pixels[:1]])
-    reference = reference_outputs(pruned, module, inputs, actual)
+    rows = [*range(len(pixels)), 0]
+    own = (own or reference_outputs(pruned, module, pixels)).of_images(rows)
+    reference = replayed_reference(pruned, module, pixels[rows], actual, own)
     name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
     parity = compare(name, blocks, actual, reference, precision)
-    if not with_drift:
-        return parity, None
-    own = reference_outputs(pruned, module, inputs) if blocks else reference
-    return parity, measure_drift(name, blocks, actual, own, runner.bundle.manifest.model.gives)
+    return parity, measure_drift(name, blocks, actual, own, runner.bundle.manifest.model.gives) if with_drift else None

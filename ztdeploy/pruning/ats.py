@@ -55,7 +55,7 @@ class AdaptiveSampling(DroppingLayer):
         share = patches / patches.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         cumulative = share.cumsum(-1)
         if record is not None:
-            record.gap("samples", sample_gap(cumulative, samples))
+            record.gap("samples", sample_gap, cumulative, samples)
         ranked = torch.where(sampled(cumulative, samples), torch.inf, share * share.shape[1])
         kept: Tensor = self.select(torch.nn.functional.pad(ranked, (prefix, 0)), None, record)
         if record is not None:

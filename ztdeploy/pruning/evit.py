@@ -42,6 +42,6 @@ class EVit(MergingLayer):
         fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
         if record is not None:
             record.note(importance=scores)
-            record.gap("importance", cut_gap(ranked, self.keep))
-            record.gap("fused", cut_gap(ranked, self.keep - 1))
+            record.gap("importance", cut_gap, ranked, self.keep)
+            record.gap("fused", cut_gap, ranked, self.keep - 1)
         return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +64,14 @@ class Recorder:
         """What the tokens that stay were ranked by, `[B, N]`."""
         return self.notes.get("importance")
 
-    def gap(self, stage: str, values: Tensor) -> None:
-        """Note the gap of a stage, `[B]`; the smaller one where a stage reports twice."""
+    def gap(self, stage: str, measure: Callable[..., Tensor], *given: Any) -> None:
+        """Note the gap of a stage, `measure(*given) [B]`; the smaller one where a stage reports twice.
+
+        While a graph is exported nothing is measured: nobody could read it there, and tracing takes its time per node.
+        """
+        if torch.compiler.is_exporting():
+            return
+        values = measure(*given)
         self.gaps[stage] = torch.minimum(self.gaps[stage], values) if stage in self.gaps else values
 
     def note(self, **values: Tensor) -> None:
@@ -167,5 +175,5 @@ class KeepTopTokens(nn.Module):
             ranked = torch.where(survivors > 0, ranked, -1.0)
         if record is not None:
             record.note(importance=scores)
-            record.gap("importance", cut_gap(ranked, self.keep))
+            record.gap("importance", cut_gap, ranked, self.keep)
         return ascending(top_indices(ranked, self.keep))

@@ -63,7 +63,7 @@ class Novelty(nn.Module):
         more_important = importance.unsqueeze(1) * self.patch > importance.unsqueeze(2)
         nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
         if record is not None:
-            record.gap("order", _order_gap(importance, likeness, nearest, self.patch > 0))
+            record.gap("order", _order_gap, importance, likeness, nearest, self.patch > 0)
         return self._lost(importance, size, -nearest), importance
 
     def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:

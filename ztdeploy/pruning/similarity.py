@@ -123,7 +123,7 @@ class SimilarityDrop(nn.Module):
         group_a = self._group_a(order)
         survivors = survivors_of(order, group_a, best, self.drop)
         if record is not None:
-            record.gap("similarity", cut_gap(best, self.drop))
+            record.gap("similarity", cut_gap, best, self.drop)
             group_b = order[:, self.slice_b] if self.slice_b else order.index_select(1, self.indices_b)
             record.note(**self.pairs(group_a, group_b, similarity, survivors, left, source.shape[-2]))
         return survivors
@@ -147,7 +147,7 @@ class SimilarityDrop(nn.Module):
         assert scores is not None
         ranked = self.protect(scores)
         if record is not None:
-            record.gap("rank", self._rank_gap(ranked))
+            record.gap("rank", self._rank_gap, ranked)
         return top_indices(ranked, scores.shape[1])
 
     def _rank_gap(self, ranked: Tensor) -> Tensor:

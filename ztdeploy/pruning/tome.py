@@ -40,8 +40,8 @@ class ToMe(MergingLayer):
         partner = self.start_b + 2 * similarity.argmax(-1).gather(1, pairs)
         choice = Choice(complement(gone, feature.shape[1]), slot_of(partner, gone))
         if record is not None:
-            record.gap("similarity", cut_gap(best, self.merge))
-            record.gap("partner", partner_gap(similarity, pairs))
+            record.gap("similarity", cut_gap, best, self.merge)
+            record.gap("partner", partner_gap, similarity, pairs)
             group, nearest = self.pairs(similarity)
             record.note(group=group, partner=nearest, similarity=best)
         return Joined(choice, gone)

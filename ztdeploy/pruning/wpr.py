@@ -88,7 +88,7 @@ def join_heads(scores: Tensor, live_tokens: int, options: MethodOptions, record:
         variance = squared.sum(-1) / live_tokens - 1
         weights = head_filter(variance)
         if record is not None:
-            record.gap("heads", filter_gap(variance))
+            record.gap("heads", filter_gap, variance)
     else:
         weights = torch.ones_like(scores[..., 0])
     # sum_h eta_h v_h / sum_h eta_h, as one row-vector product per image.

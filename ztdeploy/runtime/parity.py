@@ -46,6 +46,20 @@ class Reference:
     replayed: bool  #: whether the reference was made to keep what the engine kept, after each of its own decisions
     into: tuple[NDArray[Any], ...] = ()  #: per merging layer `[B, N - k]`
 
+    @classmethod
+    def joined(cls, parts: Sequence[Reference]) -> Reference:
+        """That of one batch that was run in parts."""
+        kept, gaps, into = (
+            tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
+            for name in ("kept", "gaps", "into")
+        )
+        return cls(np.concatenate([part.logits for part in parts]), kept, gaps, parts[0].replayed, into)
+
+    def of_images(self, rows: Sequence[int]) -> Reference:
+        """That of some images, in the given order."""
+        kept, gaps, into = (tuple(layer[rows] for layer in layers) for layers in (self.kept, self.gaps, self.into))
+        return Reference(self.logits[rows], kept, gaps, self.replayed, into)
+
 
 def compare(
     name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, precision: Precision = "fp32"
@@ -63,7 +77,7 @@ def compare(
     images = len(reference.logits)
     comparable = np.ones(images, dtype=bool)
     layers = []
-    agreed = zip(actual.kept, reference.kept, _same(actual, reference), strict=True)
+    agreed = zip(actual.kept, reference.kept, same_choices(actual, reference), strict=True)
     for block, (kept, wanted, same), gap in zip(blocks, agreed, reference.gaps, strict=True):
         tie = comparable & ~same & (gap <= (np.inf if gap_tolerance is None else gap_tolerance))
         wrong = comparable & ~same & ~tie
@@ -201,7 +215,7 @@ def _scale(reference: Reference) -> float:
     return max(1.0, float(np.abs(reference.logits).max()))
 
 
-def _same(actual: Outputs, reference: Reference) -> list[NDArray[np.bool_]]:
+def same_choices(actual: Outputs, reference: Reference) -> list[NDArray[np.bool_]]:
     """Per pruning layer `[B]`: whether the same tokens stayed, and the others went into the same slots."""
     same = [(kept == wanted).all(-1) for kept, wanted in zip(actual.kept, reference.kept, strict=True)]
     for layer, (into, wanted) in enumerate(zip(actual.into, reference.into, strict=True)):
