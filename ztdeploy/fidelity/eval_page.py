@@ -163,12 +163,12 @@ def _recall(report: EvalReport) -> Markup | None:
         plots(
             figure(
                 f"Recall at {first}",
-                "Images with one of their class among the nearest.",
+                "Images with one of their class among the nearest; / dense: in dense's gallery.",
                 estimates_plot(f"Recall at {first}", f"recall at {first}, %", recall),
             ),
             figure(
                 "Dense's neighbours",
-                "Share of the nearest that are dense's nearest as well.",
+                "Share of the nearest that are dense's nearest; / dense: in dense's gallery.",
                 estimates_plot("Shared neighbours", f"of the {first} nearest, %", overlap),
             ),
         ),
@@ -177,7 +177,7 @@ def _recall(report: EvalReport) -> Markup | None:
 
 
 def _named(score: VariantScore, one: Recall) -> str:
-    return score.label if one.gallery == "own" else f"{score.label}, in dense's"
+    return score.label if one.gallery == "own" else f"{score.label} / dense"  # room is scarce
 
 
 def _maps(report: EvalReport) -> list[Markup]:
