@@ -221,13 +221,15 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
     import numpy as np
 
     from ztdeploy.fidelity import engines
+    from ztdeploy.runtime.runner import Outputs
 
     work = engines.Workload(read_bundle(digits_bundle), ("dense", "keep-0.50"), "cpu", 1, 1)
     image = DIGITS / "images" / "0021_1.png"
     with engines.Engines(work) as opened:
         assert opened.answer([image]).readable.tolist() == [True]
-        good = opened._logits
-        monkeypatch.setattr(opened, "_logits", lambda pixels: [good(pixels)[0], np.full((1, 10), np.nan, np.float32)])
+        good = opened._outputs
+        bad = Outputs(np.full((1, 10), np.nan, np.float32), ())
+        monkeypatch.setattr(opened, "_outputs", lambda pixels: [good(pixels)[0], bad])
         with pytest.raises(ParityError, match=r"'keep-0\.50' gives infinities or NaN for '.*0021_1\.png'"):
             opened.answer([image])
 

@@ -126,7 +126,7 @@ def show_eval(report: EvalReport) -> None:
 def _show_accuracy(report: EvalReport) -> None:
     rows = [
         (
-            score.variant if score.profile is None else f"{score.variant} ({score.profile})",
+            score.label,
             *share_words(score.top1),
             *share_words(score.top5),
             *_change(score),

@@ -32,7 +32,7 @@ def _show_likeness(report: EvalReport, found: list[tuple[VariantScore, Likeness]
     each = "embedding" if report.output == "embedding" else "position"
     headings = ("GMACs", "mean", HEADING, "5 % are below", HEADING, "lowest")
     rows = [
-        (score.variant, f"{score.gmacs:.3g}", *mean_words(one.mean), *mean_words(one.p5), f"{one.lowest:.4f}")
+        (score.label, f"{score.gmacs:.3g}", *mean_words(one.mean), *mean_words(one.p5), f"{one.lowest:.4f}")
         for score, one in found
     ]
     table(
@@ -46,7 +46,7 @@ def _show_likeness(report: EvalReport, found: list[tuple[VariantScore, Likeness]
 def _show_positions(found: list[tuple[VariantScore, Likeness]]) -> None:
     rows = [
         (
-            score.variant,
+            score.label,
             *mean_words(one.positions.kept),
             *mean_words(one.positions.filled),
             f"{100 * one.positions.filled_share:.1f}",
@@ -67,7 +67,7 @@ def _show_positions(found: list[tuple[VariantScore, Likeness]]) -> None:
 
 def _show_furthest(found: list[tuple[VariantScore, Likeness]]) -> None:
     rows = [
-        (score.variant if place == 0 else "", f"{far.cosine:.4f}", far.image)
+        (score.label if place == 0 else "", f"{far.cosine:.4f}", far.image)
         for score, one in found
         for place, far in enumerate(one.furthest[:_FURTHEST])
     ]
@@ -84,7 +84,7 @@ def _show_recall(report: EvalReport) -> None:
                 ("", "") if one.overlap is None else _percent(one.overlap.value, interval_words(one.overlap.interval))
             )
             recall = (*share_words(one.recall), *change_words(one.change)) if labelled else ()
-            rows.append((score.variant, one.gallery, f"{one.k}", *recall, *overlap))
+            rows.append((score.label, one.gallery, f"{one.k}", *recall, *overlap))
     recall = ("recall", HEADING, "less dense", HEADING) if labelled else ()
     headings = ("k", *recall, "dense's neighbours", HEADING)
     asking = next((one.recall.total for one in report.variants[0].recalls if one.recall is not None), None)

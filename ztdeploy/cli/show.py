@@ -39,7 +39,7 @@ def show(
     from ztdeploy.measure.plan import parse_keep_ratios
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
-    rows, found = [], []
+    rows, found, vectors = [], [], False
     doubts: dict[str, list[str]] = {}
     with progress_bar(not json and len(images) > 1) as progress:
         shown = show_bundle(bundle, images, out, keep_ratios=() if every else ratios, profile=profile)
@@ -56,6 +56,7 @@ def show(
             for seen in one.seen:
                 kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
                 labels = (_best(one.dense_labels), _best(seen.labels))
+                vectors = seen.cosine is not None
                 answers = labels if seen.cosine is None else (f"{seen.cosine:.4f}",)
                 rows.append((one.sheet.name, seen.variant.name, *answers, kept, _gone(seen)))
                 if seen.doubt is not None:
@@ -63,7 +64,6 @@ def show(
     if json:
         print_json({"page": str(out / PAGE), "images": found})
         return
-    vectors = any(seen["cosine"] is not None for one in found for seen in one["variants"])
     answers_of = ("cosine to dense",) if vectors else ("dense says", "it says")
     columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)

@@ -64,12 +64,12 @@ def eval_page(report: EvalReport) -> str:
 
 def _answers(report: EvalReport) -> Markup:
     found = [(score, score.against_dense) for score in report.variants if score.against_dense is not None]
-    kl = [_estimate(score.variant, against.kl) for score, against in found]
-    agreement = [_estimate(score.variant, against.agreement, 100) for score, against in found]
-    top1 = [_estimate(score.variant, score.top1, 100) for score in report.variants if score.top1 is not None]
+    kl = [_estimate(score.label, against.kl) for score, against in found]
+    agreement = [_estimate(score.label, against.agreement, 100) for score, against in found]
+    top1 = [_estimate(score.label, score.top1, 100) for score in report.variants if score.top1 is not None]
     rows = [
         [
-            Cell(score.variant, heading=True),
+            Cell(score.label, heading=True),
             number(short(score.gmacs), score.gmacs),
             *_cells(score.top1, 100),
             *_cells(score.against_dense.agreement if score.against_dense else None, 100),
@@ -96,11 +96,11 @@ def _likeness(report: EvalReport) -> Markup | None:
     found = [(score, score.likeness) for score in report.variants if score.likeness is not None]
     if not found:
         return None
-    means = [_estimate(score.variant, one.mean) for score, one in found]
-    low = [_estimate(score.variant, one.p5) for score, one in found]
+    means = [_estimate(score.label, one.mean) for score, one in found]
+    low = [_estimate(score.label, one.p5) for score, one in found]
     rows = [
         [
-            Cell(score.variant, heading=True),
+            Cell(score.label, heading=True),
             number(short(score.gmacs), score.gmacs),
             *_cells(one.mean),
             *_cells(one.p5),
@@ -131,7 +131,7 @@ def _by_kind(report: EvalReport) -> list[Markup | None]:
         for name, mean in () if places is None else (("kept", places.kept), ("filled", places.filled)):
             if mean is not None:
                 colour = "c2" if name == "kept" else "c1"
-                rows.append(_estimate(f"{score.variant}, {name}", mean, colour=colour))
+                rows.append(_estimate(f"{score.label}, {name}", mean, colour=colour))
     text = "Filled: the place's own token went, and it has the features of what stands for it."
     return [figure("By what stands there", text, estimates_plot("Cosine by kind of position", "mean cosine", rows))]
 
@@ -146,7 +146,7 @@ def _recall(report: EvalReport) -> Markup | None:
     overlap = [_estimate(_named(*pair), pair[1].overlap, 100) for pair in drawn if pair[1].overlap is not None]
     rows = [
         [
-            Cell(score.variant, heading=True),
+            Cell(score.label, heading=True),
             Cell(one.gallery),
             number(f"{one.k}", one.k),
             *_cells(one.recall, 100),
@@ -163,12 +163,12 @@ def _recall(report: EvalReport) -> Markup | None:
         plots(
             figure(
                 f"Recall at {first}",
-                "Images with one of their class among the nearest.",
+                "Images with one of their class among the nearest; / dense: in dense's gallery.",
                 estimates_plot(f"Recall at {first}", f"recall at {first}, %", recall),
             ),
             figure(
                 "Dense's neighbours",
-                "Share of the nearest that are dense's nearest as well.",
+                "Share of the nearest that are dense's nearest; / dense: in dense's gallery.",
                 estimates_plot("Shared neighbours", f"of the {first} nearest, %", overlap),
             ),
         ),
@@ -177,7 +177,7 @@ def _recall(report: EvalReport) -> Markup | None:
 
 
 def _named(score: VariantScore, one: Recall) -> str:
-    return score.variant if one.gallery == "own" else f"{score.variant}, in dense's"
+    return score.label if one.gallery == "own" else f"{score.label} / dense"  # room is scarce
 
 
 def _maps(report: EvalReport) -> list[Markup]:
@@ -186,7 +186,7 @@ def _maps(report: EvalReport) -> list[Markup]:
         places = score.likeness.positions if score.likeness is not None else None
         if places is None:
             continue
-        title = f"{score.variant}: mean cosine by position"
+        title = f"{score.label}: mean cosine by position"
         drawn = plots(
             figure(
                 "Where features stay what they are",
@@ -196,11 +196,11 @@ def _maps(report: EvalReport) -> list[Markup]:
             figure(
                 "Where tokens go",
                 "Share of the images in which a place's own token is gone.",
-                position_map(f"{score.variant}: how often a place is filled", "share of images", places.filled_at),
+                position_map(f"{score.label}: how often a place is filled", "share of images", places.filled_at),
             ),
         )
         if drawn is not None:
-            found.append(element("section", element("h2", score.variant), drawn))
+            found.append(element("section", element("h2", score.label), drawn))
     return found
 
 

@@ -164,6 +164,11 @@ class VariantScore(Record):
     likeness: Likeness | None = None  #: of embeddings and features; None for dense itself
     recalls: tuple[Recall, ...] = ()  #: of embeddings, by gallery and k
 
+    @property
+    def label(self) -> str:
+        """Its name, with the profile where that is another than the report's."""
+        return self.variant if self.profile is None else f"{self.variant} ({self.profile})"
+
 
 class EvalReport(Record):
     kind: Literal["ztdeploy-eval"] = KIND

@@ -47,8 +47,8 @@ def position_map(title: str, axis: str, values: Sequence[float]) -> Markup | Non
     edge, steps = left + _SIDE + 18, 32
     for step in range(steps):
         height = _SIDE / steps
-        place = TOP + _SIDE - (step + 1) * height
-        marks.append(element("rect", x=edge, y=place, width=_SCALE, height=height + 0.3, fill=_css(step / (steps - 1))))
+        top = TOP + _SIDE - (step + 1) * height
+        marks.append(element("rect", x=edge, y=top, width=_SCALE, height=height + 0.3, fill=_css(step / (steps - 1))))
     for value, y in ((high, TOP + 9), (low, TOP + _SIDE)):
         marks.append(label(edge + _SCALE + 6, y, f"{value:.3f}", "tick", anchor="start"))
     return svg(title, HEIGHT, marks)

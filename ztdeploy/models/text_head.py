@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import CheckpointError
@@ -60,13 +59,13 @@ class TextHead(nn.Module):
 
     def __init__(self, texts: TextEmbeddings) -> None:
         super().__init__()
-        self.register_buffer("weight", texts.matrix)
+        self.register_buffer("weight", texts.matrix.T.contiguous())  # a plain product, which `graph.turing` knows
         self.register_buffer("scale", torch.tensor(texts.scale))
         self.register_buffer("bias", torch.tensor(texts.bias))
 
     def forward(self, embedding: Tensor) -> Tensor:
         length = ((embedding * embedding).sum(-1, keepdim=True) + _TINY).sqrt()
-        return functional.linear(embedding / length, self.weight) * self.scale + self.bias
+        return embedding / length @ self.weight * self.scale + self.bias
 
 
 def read_text_embeddings(path: Path) -> TextEmbeddings:

@@ -205,6 +205,20 @@ def test_a_model_without_pruning_has_its_logits_only():
     assert compare_drift("dense", (), Outputs(LOGITS, ()), reference(kept=()), graph()).images == IMAGES
 
 
+@pytest.mark.parametrize("shape", [(IMAGES, 7), (IMAGES, 9, 7)])
+def test_vectors_are_compared_by_their_cosine_and_not_by_class(shape):
+    """A largest number is no answer where numbers are no classes."""
+    wanted, given_ = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    record = measure_drift("dense", (), Outputs(given_, ()), reference(wanted, kept=()), "embedding")
+    dots = [
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for a, b in zip(wanted.reshape(-1, 7), given_.reshape(-1, 7), strict=True)
+    ]
+    assert record.cosine == pytest.approx(np.mean(dots), abs=1e-6)
+    assert (record.agreement, record.kl) == (None, None)
+    assert measured(outputs()).cosine is None
+
+
 # -------------------- what is no number
 
 
