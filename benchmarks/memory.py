@@ -3,7 +3,8 @@
     python -m benchmarks.memory [--model deit_s]
 
 Prints anonymous memory (which only this process has) and file-backed memory (which the system can share or drop),
-and what reading unpacked weights costs in latency.
+and what reading unpacked weights costs in latency. Then, of one int8 engine: the peak of a process that imports, loads
+and runs it, stage by stage, against 1.5 times its weights and 60 MB.
 """
 
 from __future__ import annotations
@@ -43,6 +44,24 @@ megabytes = lambda key: int(status[key].split()[0]) / 1024
 print(json.dumps([megabytes("RssAnon"), megabytes("RssFile"), median(times)]))
 """
 
+PEAK = """
+import json, sys
+def megabytes():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return [int(status[key].split()[0]) / 1024 for key in ("VmHWM", "RssAnon", "RssFile")]
+stages = {}
+import numpy as np, onnxruntime
+stages["Python, NumPy, ONNX Runtime"] = megabytes()
+from ztdeploy.runtime.runner import load
+stages["and ztdeploy"] = megabytes()
+runner = load(sys.argv[1], keep_ratio=0.7, profile=sys.argv[2])
+stages["loaded"] = megabytes()
+for _ in range(20):
+    runner.infer(np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8))
+stages["20 calls of one image"] = megabytes()
+print(json.dumps([stages, runner.graph.weights_bytes / 1e6]))
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +77,16 @@ def main() -> None:
                 command = [sys.executable, "-c", CHILD, str(out), mode, str(count)]
                 anonymous, mapped, latency = json.loads(subprocess.check_output(command))
                 print(f"  {mode:7s} {count}  {anonymous:7.0f}  {mapped:7.0f}  {latency:7.1f}")
+        _peak(model, "cpu-int8", Path(folder) / "int8")
+
+
+def _peak(model: str, profile: str, out: Path) -> None:
+    """Build one engine, and print what a process has taken at most after each stage."""
+    build(BuildRequest(model=model, profiles=(profile,), keep_ratios=(0.7,), weights="random", out=out))
+    stages, weights = json.loads(subprocess.check_output([sys.executable, "-c", PEAK, str(out), profile]))
+    print(f"{model} for {profile}, keep ratio 0.7: peak, anonymous, file-backed MB ({1.5 * weights + 60:.0f} wanted)")
+    for stage, (peak, anonymous, mapped) in stages.items():
+        print(f"  {stage:28s}  {peak:7.1f}  {anonymous:7.1f}  {mapped:7.1f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from helpers.errors import refused
 
 from ztdeploy.backends import get_backend, openvino, processor
-from ztdeploy.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph
+from ztdeploy.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
 from ztdeploy.backends.processor import computes_bf16, cpu_features
 from ztdeploy.bundle import WEIGHTS_FILE, read_bundle, sha256_of
 from ztdeploy.cli.app import run
@@ -277,6 +277,33 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
     assert len(verified.variants) == 4
     rows = variant.graphs["cpu-openvino-int8-rows"]
     assert rows.calibration is None
-    assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64
-    compiled, _ = compile_graph(opened.path(rows.file), 1, alone=True, row_group=64)
+    assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 128
+    compiled, _ = compile_graph(opened.path(rows.file), 1, alone=True, row_group=128)
     assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("widths", "group"), [((192, 768), 192), ((1024, 4096), 128), ((320, 1280), 64), ((72, 288), 64)]
+)
+def test_a_scale_is_shared_by_as_many_values_as_divide_all_widths(
+    tmp_path: Path, widths: tuple[int, ...], group: int
+) -> None:
+    nodes, weights, value, file = [], [], "x", tmp_path / "g.onnx"
+    for width, after in zip(widths, (*widths[1:], 10), strict=True):
+        name = f"w{width}"
+        weights += [
+            onnx.numpy_helper.from_array(np.ones((width, after), np.int8), name),
+            onnx.numpy_helper.from_array(np.ones(after, np.float32), f"{name}.scale"),
+        ]
+        nodes += [
+            onnx.helper.make_node("DequantizeLinear", [name, f"{name}.scale"], [f"{name}.held"], axis=1),
+            onnx.helper.make_node("MatMul", [value, f"{name}.held"], [f"y{width}"]),
+        ]
+        value = f"y{width}"
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [tensor("x", 1, ["n", widths[0]])], [tensor(value, 1, ["n", 10])], weights
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), file)
+    assert row_group(file) == group
