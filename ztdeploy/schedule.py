@@ -22,6 +22,8 @@ from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_range, known_values
 from ztdeploy.toml import read_toml
 
+#: From so many on, the attention matrices of six heads take more than 15 MB.
+MANY_TOKENS = 800
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
 DEFAULT_POSITIONS = (1 / 4, 1 / 2, 3 / 4)
 #: The five positions of the paper (CVPR 2024): behind blocks 1, 3, 6, 9, 11 of 12.
@@ -391,28 +393,30 @@ def _layer_plan(
     drop = min(round(spec.similarity_share * dropped), most) if explicit is None else explicit
     if method.only_by_similarity:
         drop = dropped
-    one_stage = "distances" in method.work
+    one_stage, tokens = "distances" in method.work, architecture.prefix_tokens + patches
     return LayerPlan(
         block=spec.block - 1,
-        tokens_in=architecture.prefix_tokens + patches,
+        tokens_in=tokens,
         tokens_out=architecture.prefix_tokens + kept,
         prefix_tokens=architecture.prefix_tokens,
         class_token=architecture.class_token,
         similarity_drop=0 if one_stage else drop,
-        iterations=1 if one_stage else spec.iterations or default_iterations(spec.block, architecture.depth),
+        iterations=1 if one_stage else spec.iterations or default_iterations(spec.block, architecture.depth, tokens),
         inside=method.inside,
         merges=method.merges,
         compares_tokens="halves" in method.work and drop > 0 and options.feature == "tokens",
     )
 
 
-def default_iterations(block: int, depth: int) -> int:
-    """Weighted-page-rank iterations by position: 5 in the first quarter, 1 in the last, 3 between.
+def default_iterations(block: int, depth: int, tokens: int) -> int:
+    """Weighted-page-rank iterations by position: 5 in the first quarter, 1 in the last, 3 between; 1 where there are
+    very many tokens.
 
     The ranking itself settles later (30 iterations in the first blocks), but what that changes about the kept tokens
-    does not show in the outputs; docs/method.md has the measurement.
+    does not show in the outputs; docs/method.md has the measurements. An iteration reads the whole attention matrix:
+    once no cache holds that, five of them are no longer next to nothing.
     """
-    return iterations_by_position(block, depth, (5, 3, 1))
+    return 1 if tokens >= MANY_TOKENS else iterations_by_position(block, depth, (5, 3, 1))
 
 
 def iterations_by_position(block: int, depth: int, counts: tuple[int, int, int]) -> int:

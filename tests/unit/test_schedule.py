@@ -111,7 +111,12 @@ class TestIterations:
         ("block", "iterations"), [(1, 5), (2, 5), (3, 5), (4, 3), (6, 3), (8, 3), (9, 1), (10, 1), (12, 1)]
     )
     def test_5_in_the_first_quarter_3_in_the_middle_1_in_the_last(self, block: int, iterations: int) -> None:
-        assert default_iterations(block, 12) == iterations
+        assert default_iterations(block, 12, 197) == iterations
+
+    def test_1_where_attention_is_too_large_for_caches(self) -> None:
+        large = DEIT_S.model_copy(update={"patch_tokens": 1369})
+        layers = plan(uniform_schedule(0.5, 12), large).layers
+        assert [(layer.tokens_in, layer.iterations) for layer in layers] == [(1370, 1), (686, 3), (344, 1)]
 
     def test_an_explicit_count_wins(self) -> None:
         assert plan(one_layer(0.5, iterations=7), DEIT_S).layers[0].iterations == 7
