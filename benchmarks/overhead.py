@@ -41,7 +41,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """What the issue's figures are made of. Times in milliseconds, medians over all rounds."""
+    """What figures are made of. Times in milliseconds, medians over all rounds."""
 
     model: str
     image_size: int
