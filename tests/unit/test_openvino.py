@@ -277,7 +277,7 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
     assert len(verified.variants) == 4
     rows = variant.graphs["cpu-openvino-int8-rows"]
     assert rows.calibration is None
-    assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 128
+    assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64
     compiled, _ = compile_graph(opened.path(rows.file), 1, alone=True, row_group=128)
     assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth
 

@@ -415,13 +415,19 @@ def test_the_graph_of_a_pruned_model_builds_in_int8(rtx: Any, digits: Any, tmp_p
     assert built.file.stat().st_size > 0
 
 
-@pytest.mark.parametrize("options", diagonal("zero-tprune-merge"), ids=case_name)
+#: Two that know all options between them.
+ABLE = ("zero-tprune-merge", "novelty-merge")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(method, options) for method in ABLE for options in diagonal(method)], ids=case_name
+)
 def test_the_graph_of_every_value_of_every_option_builds(
-    rtx: Any, digits: Any, options: MethodOptions, tmp_path: Path
+    rtx: Any, digits: Any, method: str, options: MethodOptions, tmp_path: Path
 ) -> None:
-    """Of the method that knows all of them, for the GPU that takes least."""
-    assert METHODS["zero-tprune-merge"].options == set(MethodOptions.model_fields)
-    graph = digits("zero-tprune-merge", precision="fp16", turing=True, options=options)
+    """For the GPU that takes least."""
+    assert set().union(*(METHODS[name].options for name in ABLE)) == set(MethodOptions.model_fields)
+    graph = digits(method, precision="fp16", turing=True, options=options)
     built, _ = build(rtx, graph, tmp_path, profile(capabilities=("7.5",)))
     assert built.file.stat().st_size > 0
 
