@@ -15,7 +15,7 @@ from ztdeploy.schedule import LayerSpec, PruningSchedule, check_keep_ratio
 from ztdeploy.toml import read_toml
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Calibration = Literal["min-max", "percentile"]
+Calibration = Literal["min-max", "percentile", "entropy"]
 
 
 class _Table(BaseModel):

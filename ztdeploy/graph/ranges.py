@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
+from ztdeploy.graph.entropy_range import Magnitudes
 from ztdeploy.graph.int8 import linear_layers
 from ztdeploy.profile import Calibration
 
@@ -28,7 +29,7 @@ def measure_ranges(
         traced: with one input, the image. It is not changed.
         batches: as that input takes them; at least one.
         method: "min-max": the smallest and largest value of all. "percentile": where `TAIL` of an image's values lie
-            outside, mean over the images.
+            outside, mean over the images. "entropy": those, cut off at the magnitude that `Magnitudes` finds.
 
     Returns:
         By the name of the value.
@@ -37,27 +38,66 @@ def measure_ranges(
     del watched.graph.outputs[:]
     values = {str(node.inputs[0].name): node.inputs[0] for node in linear_layers(watched.graph, 0) if node.inputs[0]}
     watched.graph.outputs.extend(values.values())
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in values}
+    found = {name: _WATCHES[method]() for name in values}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "watched.onnx"
         ir.save(watched, file, external_data="watched.weights")
         runner = OnnxRuntimeRunner(open_session(file, session_options(threads)), [])
         for batch in batches:
             for name, held in runner.infer({str(watched.graph.inputs[0].name): batch}).items():
-                found[name] += [_range(image, method) for image in held]
+                for image in held:
+                    found[name].add(image)
         runner.close()
-    return {name: _joined(ranges, method) for name, ranges in found.items()}
+    return {name: watch.range() for name, watch in found.items()}
 
 
-def _joined(ranges: list[tuple[float, float]], method: Calibration) -> tuple[float, float]:
-    lows, highs = zip(*ranges, strict=True)
-    if method == "min-max":
-        return min(lows), max(highs)
-    return float(np.mean(lows)), float(np.mean(highs))
+class _Watch(Protocol):
+    """Sees the values of one image after the other."""
+
+    def add(self, values: NDArray[Any]) -> None: ...
+
+    def range(self) -> tuple[float, float]: ...
 
 
-def _range(values: NDArray[Any], method: Calibration) -> tuple[float, float]:
-    if method == "min-max":
-        return float(values.min()), float(values.max())
-    low, high = np.quantile(values, [TAIL, 1 - TAIL])
-    return float(low), float(high)
+class _MinMax:
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
+
+    def add(self, values: NDArray[Any]) -> None:
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+    def range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+
+class _Percentile:
+    def __init__(self) -> None:
+        self.seen: list[NDArray[Any]] = []
+
+    def add(self, values: NDArray[Any]) -> None:
+        self.seen.append(np.quantile(values, [TAIL, 1 - TAIL]))
+
+    def range(self) -> tuple[float, float]:
+        low, high = np.mean(self.seen, axis=0)
+        return float(low), float(high)
+
+
+class _Entropy(_MinMax):
+    def __init__(self) -> None:
+        super().__init__()
+        self.magnitudes = Magnitudes()
+
+    def add(self, values: NDArray[Any]) -> None:
+        super().add(values)
+        self.magnitudes.add(values)
+
+    def range(self) -> tuple[float, float]:
+        most = self.magnitudes.threshold()
+        return max(self.low, -most), min(self.high, most)
+
+
+_WATCHES: dict[Calibration, Callable[[], _Watch]] = {
+    "min-max": _MinMax,
+    "percentile": _Percentile,
+    "entropy": _Entropy,
+}

@@ -211,6 +211,8 @@ def test_ranges_are_those_of_all_images_by_an_independent_evaluation() -> None:
     inner = measure_ranges(traced("zero-tprune"), [image[:2], image[2:]], "percentile", threads=1)
     wanted = [np.mean([np.quantile(one, q) for one in values]) for q in (1e-4, 1 - 1e-4)]
     np.testing.assert_allclose(inner[name], wanted, rtol=1e-4)
+    low, high = measure_ranges(traced("zero-tprune"), [image], "entropy", threads=1)[name]
+    assert values.min() <= low < 0 < high <= values.max() * 1.0001
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.sampled_from(["uint8", "int8"]))
