@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +105,16 @@ class Assembly:
         specs = list(dict.fromkeys(self._specs.values()))
         traces = self._traces(schedule, list(dict.fromkeys(spec.traced for spec in specs)))
         # All are made before any is written: writing renames what is inside.
-        ranges = self._ranges(specs, traces)
+        ranges = self._ranges(schedule, specs, traces)
         graphs = [(spec, specialise(traces[spec.traced].graph, spec, ranges.get(spec))) for spec in specs]
         for spec, graph in graphs:
             self._take(schedule, spec, graph)
         reference = next(iter(traces.values())).reference
         np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **reference)
 
-    def _ranges(self, specs: list[GraphSpec], traces: dict[GraphSpec, Trace]) -> dict[GraphSpec, Ranges]:
+    def _ranges(
+        self, schedule: PruningSchedule, specs: list[GraphSpec], traces: dict[GraphSpec, Trace]
+    ) -> dict[GraphSpec, Ranges]:
         """What the specs need whose int8 ranges come from calibration images; each trace is watched once per method."""
         threads = usable_threads(0)
         found, ranges = dict[tuple[GraphSpec, str], Ranges](), dict[GraphSpec, Ranges]()
@@ -122,7 +124,12 @@ class Assembly:
             traced, method = spec.traced, spec.int8.ranges
             if (traced, method) not in found:
                 batches = self.calibration.batches(traced, self.model.preprocess)
-                found[traced, method] = measure_ranges(traces[traced].graph, batches, method, threads=threads)
+                measure = partial(measure_ranges, traces[traced].graph, batches, method, threads=threads)
+                if self._cache is None:
+                    found[traced, method] = measure()
+                else:
+                    key = key_of(trace=self._trace_key(schedule, traced), images=self.calibration.digest, method=method)
+                    found[traced, method] = self._cache.ranges(key, measure)
             ranges[spec] = found[traced, method]
         return ranges
 

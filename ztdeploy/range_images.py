@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.bundle import sha256_of
 from ztdeploy.export import GraphSpec
 from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.runtime.inputs import load_pixels
@@ -25,6 +27,11 @@ class CalibrationImages:
     paths: tuple[Path, ...]
     origin: str  #: in words, such as "64 images of 'photos'"
     given: bool  #: by the user, not the ones that ship with ztdeploy
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what the images hold, in their order."""
+        return hashlib.sha256("".join(map(sha256_of, self.paths)).encode()).hexdigest()
 
     def batches(self, spec: GraphSpec, preprocess: PreprocessSpec) -> Iterator[NDArray[np.generic]]:
         """As a graph of that spec takes them; no more than one batch is decoded at a time."""

@@ -3,7 +3,8 @@
 A folder of files that are named after the sha256 of their content, and a record per trace that names two of them: the
 graph and the arrays. A graph refers to its large initialisers as ONNX external data, by the same kind of name, so ten
 variants cost the disk of one. What is read is hashed first: a trace with a file that is missing, or that does not hold
-what its name says, counts as none. The record is written last, so there is no half a trace.
+what its name says, counts as none. The record is written last, so there is no half a trace. Ranges of int8 activations
+lie beside it, by what they were measured on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -19,10 +21,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ztdeploy.cache import cache_errors, remove_leftovers, write_whole
 from ztdeploy.graph.shared_weights import THRESHOLD_BYTES
+from ztdeploy.graph.static_int8 import Ranges
 
 _SHA256 = r"^[0-9a-f]{64}$"
 
@@ -40,6 +43,10 @@ class _Record(BaseModel):
 
     graph: str = Field(pattern=_SHA256)
     reference: str = Field(pattern=_SHA256)
+
+
+#: By the name of a value, its lowest and highest.
+_RANGES = TypeAdapter(dict[str, tuple[FiniteFloat, FiniteFloat]])
 
 
 class _DamagedError(Exception):
@@ -88,6 +95,23 @@ class TraceStore:
             graph = self._put(self._emptied(trace.graph))
             record = _Record(graph=graph, reference=self._put(arrays.getbuffer()))
             write_whole(self._record(key), record.model_dump_json().encode())
+
+    def ranges(self, key: str, measure: Callable[[], Ranges]) -> Ranges:
+        """The int8 ranges of that name; measured and kept where there are none that are sound.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        file = self.folder / f"{key}.ranges.json"
+        with cache_errors(self.folder):
+            try:
+                return _RANGES.validate_json(file.read_bytes())
+            except (FileNotFoundError, ValidationError):
+                pass
+        found = measure()
+        with cache_errors(self.folder):
+            write_whole(file, _RANGES.dump_json(dict(found)))
+        return found
 
     def _record(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -189,3 +189,21 @@ def test_two_at_once(folder):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     refused(lambda: TraceStore(tmp_path / "file" / "traces"), "the cache", "--cache", kind=OutputError)
+
+
+def test_ranges_are_measured_once_and_again_where_they_are_damaged(folder):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"a": (-1.5, 2.25)}
+
+    for _ in range(2):
+        assert TraceStore(folder).ranges(KEY, measure) == {"a": (-1.5, 2.25)}
+    assert len(calls) == 1
+    TraceStore(folder).ranges(KEY[::-1], measure)
+    assert len(calls) == 2
+    for damage in ("{", '{"a": [1]}', '{"a": [0, NaN]}'):
+        (folder / f"{KEY}.ranges.json").write_text(damage)
+        assert TraceStore(folder).ranges(KEY, measure) == {"a": (-1.5, 2.25)}
+    assert len(calls) == 5
