@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec
+from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec, given
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
@@ -52,7 +52,7 @@ class ModelRecord(_Record):
     @property
     def gives(self) -> Output:
         """The same; a model without classes gives embeddings, whatever an older version wrote down."""
-        return self.output if self.architecture.num_classes or self.output != "logits" else "embedding"
+        return given(self.output, self.architecture.num_classes)
 
 
 class WeightsRecord(_Record):

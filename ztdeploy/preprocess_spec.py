@@ -12,6 +12,13 @@ ImageInput = Literal["float32", "uint8"]
 Output = Literal["logits", "embedding", "features"]
 #: The same in words.
 NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features"}
+
+
+def given(output: Output, classes: int) -> Output:
+    """What a model gives that was asked for an output: without classes, logits are its embedding."""
+    return "embedding" if output == "logits" and not classes else output
+
+
 _Positive = Annotated[float, Field(gt=0)]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ztdeploy.cli.options import CheckpointOption, ImageSizeOption, LimitOption, weights_source
+from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, LimitOption, weights_source
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def ablate(
     checkpoint: CheckpointOption = None,
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
     image_size: ImageSizeOption = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
-    ] = None,
+    crop_pct: CropOption = None,
     limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Of the limit and of what is random.")] = 0,
     json: JsonFlag = False,

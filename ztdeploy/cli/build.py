@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from ztdeploy.cli.options import CheckpointOption, ImageSizeOption, weights_source
+from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, weights_source
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def build(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: ImageSizeOption = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
-    ] = None,
+    crop_pct: CropOption = None,
     calib: Annotated[
         Path | None,
         typer.Option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ztdeploy.cli.intervals import HEADING, change_words, interval_words, mean_words, share_words
+from ztdeploy.cli.intervals import HEADING, change_words, mean_words, share_words
 from ztdeploy.cli.output import say, table
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def _show_recall(report: EvalReport) -> None:
     rows = []
     for score in report.variants:
         for one in score.recalls:
-            overlap = (
-                ("", "") if one.overlap is None else _percent(one.overlap.value, interval_words(one.overlap.interval))
-            )
+            overlap = ("", "") if one.overlap is None else share_words(one.overlap)
             recall = (*share_words(one.recall), *change_words(one.change)) if labelled else ()
             rows.append((score.label, one.gallery, f"{one.k}", *recall, *overlap))
     recall = ("recall", HEADING, "less dense", HEADING) if labelled else ()
@@ -98,7 +96,3 @@ def _show_recall(report: EvalReport) -> None:
     )
     if report.data.labelled and not labelled:
         say("No class has two images: there is no recall, only what dense finds.")
-
-
-def _percent(value: float, interval: str) -> tuple[str, str]:
-    return f"{100 * value:.1f}", interval

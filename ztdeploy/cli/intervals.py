@@ -15,7 +15,7 @@ def interval_words(interval: Interval, scale: float = 100, digits: int = 1, sign
     return f"{scale * interval.low:{sign}.{digits}f} to {scale * interval.high:{sign}.{digits}f}"
 
 
-def share_words(share: Share | None) -> tuple[str, str]:
+def share_words(share: Share | Mean | None) -> tuple[str, str]:
     """In %."""
     return ("-", "-") if share is None else (f"{100 * share.value:.1f}", interval_words(share.interval))
 

@@ -33,6 +33,10 @@ CheckpointOption = Annotated[
 ImageSizeOption = Annotated[
     int | None, typer.Option("--image-size", min=8, help="Side of the input. (default: the model's)")
 ]
+CropOption = Annotated[
+    float | None,
+    typer.Option("--crop-pct", min=0.1, max=1.0, help="Image size over resize. (default: the model's)"),
+]
 
 
 def weights_source(weights: str) -> WeightsSource:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.options import BatchesOption, CacheOption, LimitOption, ThreadsOption, WarmupOption
+from ztdeploy.cli.options import (
+    BatchesOption,
+    CacheOption,
+    CheckpointOption,
+    CropOption,
+    LimitOption,
+    ThreadsOption,
+    WarmupOption,
+)
 from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -43,10 +51,8 @@ def sweep(
     image_sizes: Annotated[str | None, typer.Option(help="Sides of the input: 224,384. (default: the model's)")] = None,
     threads: ThreadsOption = None,
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights from a .safetensors or .pth file.")] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(min=0.1, max=1.0, help="Image size over resize. (default: the model's)")
-    ] = None,
+    checkpoint: CheckpointOption = None,
+    crop_pct: CropOption = None,
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds.")] = 4.0,
     rounds: Annotated[int, typer.Option(help="How often configurations that are compared take turns.")] = 8,

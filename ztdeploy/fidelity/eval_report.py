@@ -141,11 +141,14 @@ class Likeness(Record):
     positions: Positions | None  #: of features
 
 
+Gallery = Literal["own", "dense"]
+
+
 class Recall(Record):
     """What embeddings find: the nearest of all other images."""
 
     k: int  #: neighbours that are looked at
-    gallery: Literal["own", "dense"]  #: whose embeddings the other images have; the queries are the variant's
+    gallery: Gallery  #: whose embeddings the other images have; the queries are the variant's
     recall: Share | None  #: images with one of their class among them; None where the images are not labelled
     change: Change | None  #: less that of dense in its own gallery
     overlap: Mean | None  #: share of them that are among dense's nearest as well; None for dense itself

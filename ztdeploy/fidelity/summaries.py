@@ -45,13 +45,14 @@ def vector_answers(
     features = outputs[0].logits.ndim == 3
     like = [cosines(outputs[0].logits, own.logits).reshape(len(content), -1) for own in outputs]
     like[0][:] = 1.0  # to itself
-    filled = [filled_places(own, variant, patches) for own, variant in zip(outputs, variants, strict=True)]
     vectors = [
         own.logits[..., :0].reshape(len(content), 0) if features else unit_vectors(own.logits) for own in outputs
     ]
     return VectorAnswers(
         cosine=np.stack(like).astype(np.float32),
-        filled=np.stack(filled) if features else np.zeros((len(outputs), len(content), 1), np.bool_),
+        filled=np.stack([filled_places(own, variant, patches) for own, variant in zip(outputs, variants, strict=True)])
+        if features
+        else np.zeros((len(outputs), len(content), 1), np.bool_),
         vectors=np.stack(vectors).astype(np.float32),
         content=content,
         problem=np.full(len(content), "", np.str_),

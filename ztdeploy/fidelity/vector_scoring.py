@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.answers import VectorAnswers
-from ztdeploy.fidelity.eval_report import Far, Likeness, Mean, Place, Positions, Quantile, Recall
+from ztdeploy.fidelity.eval_report import Far, Gallery, Likeness, Mean, Place, Positions, Quantile, Recall
 from ztdeploy.fidelity.retrieval import first_hits, neighbours, overlaps, with_company
 from ztdeploy.fidelity.scoring import WORST, change, share
 from ztdeploy.fidelity.statistics import mean_interval, quantile_interval
@@ -117,19 +117,19 @@ class Finder:
         return first_hits(near, self._accepted)[self._asking]
 
     def _all(
-        self, gallery: str, near: NDArray[np.int64], first: NDArray[np.int64] | None, *, dense: bool = False
+        self, gallery: Gallery, near: NDArray[np.int64], first: NDArray[np.int64] | None, *, dense: bool = False
     ) -> tuple[Recall, ...]:
         return tuple(self._one(gallery, near, first, count, dense=dense) for count in self._counts)
 
     def _one(
-        self, gallery: str, near: NDArray[np.int64], first: NDArray[np.int64] | None, count: int, *, dense: bool
+        self, gallery: Gallery, near: NDArray[np.int64], first: NDArray[np.int64] | None, count: int, *, dense: bool
     ) -> Recall:
         changed = None
         if first is not None and self._dense_first is not None and not dense:
             changed = change(first < count, self._dense_first < count)
         return Recall(
             k=count,
-            gallery="own" if gallery == "own" else "dense",
+            gallery=gallery,
             recall=None if first is None else share(first < count),
             change=changed,
             overlap=None if dense else _mean(overlaps(near[:, :count], self._dense_near[:, :count]), self._seed),

@@ -83,8 +83,7 @@ def _chooser(
         moved = {value.dtype for value in floats if not value.is_initializer()}
         if node.op_type in MOVES and moved:
             return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
-        apart = _in_pruning_layer(node) or in_text_head(node)
-        if apart or not within(node) or not _takes(node, low, opset):
+        if keeps_fp32(node) or not within(node) or not _takes(node, low, opset):
             return ir.DataType.FLOAT
         if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and is_ranked(node):
             return ir.DataType.FLOAT
@@ -172,8 +171,9 @@ def _in_pruning_layer(node: ir.Node) -> bool:
     return "/prune/" in (node.name or "")
 
 
-def in_text_head(node: ir.Node) -> bool:
-    return "/text_head/" in (node.name or "")
+def keeps_fp32(node: ir.Node) -> bool:
+    """Whether a node is of a part that no precision changes: a pruning layer, or a head of text embeddings."""
+    return _in_pruning_layer(node) or "/text_head/" in (node.name or "")
 
 
 def is_ranked(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ztdeploy.graph.precision import in_text_head
+from ztdeploy.graph.precision import keeps_fp32
 from ztdeploy.graph.rewriting import cast_to, constant, new_node, replace_node
 
 
@@ -17,8 +17,7 @@ def without_fp32_products(model: ir.Model) -> None:
     `to_precision`.
     """
     for node in list(model.graph):
-        apart = "/prune/" in (node.name or "") or in_text_head(node)
-        if node.op_type == "MatMul" and node.outputs[0].dtype == ir.DataType.FLOAT and apart:
+        if node.op_type == "MatMul" and node.outputs[0].dtype == ir.DataType.FLOAT and keeps_fp32(node):
             shape = node.inputs[0].shape if node.inputs[0] is not None else None
             assert shape is not None, "static shapes come first"
             (_as_weighted_sum if shape[-2] == 1 else _in_half_precision)(model.graph, node)

@@ -17,7 +17,7 @@ from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, Weig
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
-from ztdeploy.preprocess_spec import Output, PreprocessSpec
+from ztdeploy.preprocess_spec import Output, PreprocessSpec, given
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,8 +45,7 @@ class LoadedModel:
     @property
     def output(self) -> Output:
         """What it gives; a model without a head gives embeddings."""
-        given, classes = self.adapter.output, self.adapter.architecture.num_classes
-        return given if classes or given != "logits" else "embedding"
+        return given(self.adapter.output, self.adapter.architecture.num_classes)
 
 
 def load_model(
