@@ -24,6 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/ztdeploy quickstart --force
+	@echo "ztdeploy is in $(BIN); to call it by its name: . $(BIN)/activate"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
@@ -26,11 +27,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = real_data()
     chosen = half(read_labels(folder / "labels.json"), arguments.half)
-    entries = [{"file": one.path.name, "indices": sorted(one.accepted)} for one in chosen]
-    arguments.out.mkdir(parents=True)
-    (arguments.out / "images").symlink_to((folder / "images").resolve(), target_is_directory=True)
-    (arguments.out / "labels.json").write_text(json.dumps(entries), encoding="utf-8")
-    print(f"{len(entries)} photographs in {arguments.out}")
+    write_data(chosen, folder / "images", arguments.out)
+    print(f"{len(chosen)} photographs in {arguments.out}")
+
+
+def write_data(photographs: Sequence[LabelledImage], images: Path, out: Path) -> None:
+    """A data set of some of the photographs that lie in `images`: a labels.json, and a link to them."""
+    entries = [{"file": one.path.name, "indices": sorted(one.accepted)} for one in photographs]
+    out.mkdir(parents=True)
+    (out / "images").symlink_to(images.resolve(), target_is_directory=True)
+    (out / "labels.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 def real_data() -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 import ztdeploy
+from ztdeploy.cli.output import progress_bar
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 BUILD = ("build", "-m", "vit_digits", "-p", "cpu", "-k", "0.5", "-o", "out/digits")
@@ -139,6 +140,13 @@ def stop_while_exporting(terminal: Terminal, folder: Path, stop: Callable[[Termi
 
 
 @pytest.mark.slow
+def test_without_a_terminal_it_is_a_line_per_step_that_says_something_new(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as progress:
+        for done, what in enumerate(("loading", "about 10 s left", "about 10 s left", "loading")):
+            progress(what, done, 4)
+    assert capsys.readouterr().err.splitlines() == ["loading", "about 10 s left", "loading"]
+
+
 def test_a_build_shows_a_progress_bar(stopped: dict[str, Stopped]) -> None:
     for build in stopped.values():
         frames = [frame for frame in re.split(r"[\r\n]+", build.text) if "━" in frame]

@@ -75,13 +75,25 @@ def warn(text: str) -> None:
     typer.secho(f"warning: {text}", err=True, fg=typer.colors.YELLOW)
 
 
+class _Lines:
+    """A line per step; one that says nothing new is left out."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, what: str, _done: int, _total: int) -> None:
+        if what != self._last:
+            typer.echo(what, err=True)
+        self._last = what
+
+
 @contextmanager
 def progress_bar(enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error; a line per step where that is not a terminal."""
     if not enabled:
         yield lambda _what, _done, _total: None
     elif not sys.stderr.isatty():
-        yield lambda what, _done, _total: typer.echo(what, err=True)
+        yield _Lines()
     else:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

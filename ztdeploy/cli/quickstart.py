@@ -61,4 +61,5 @@ def quickstart(
         ],
         caption="Every engine was compared with PyTorch, token by token, before it was written.",
     )
-    note(f"wrote {out}; next: ztdeploy inspect {out}, or ztdeploy run {out} DIGIT.png --keep-ratio {KEEP_RATIOS[1]}")
+    digit = next(iter(sorted((out / "golden").glob("*.png"))))
+    note(f"wrote {out}; next: ztdeploy inspect {out}, or ztdeploy run {out} {digit} --keep-ratio {KEEP_RATIOS[1]}")
