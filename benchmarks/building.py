@@ -33,9 +33,8 @@ def main() -> None:
         subprocess.run([*command, "--out", Path(folder) / "bundle"], check=True, stdout=subprocess.DEVNULL)
         seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{describe_machine()}; {arguments.model}, profile {arguments.profile}, keep ratio {arguments.keep_ratio}")
-    print(
-        f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} CPU seconds, {used.ru_maxrss / 2**20:.2f} GiB at the peak"
-    )
+    processor, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
+    print(f"{seconds:.0f} s, {processor:.0f} CPU seconds, {peak:.2f} GB at the peak")
 
 
 if __name__ == "__main__":

@@ -73,10 +73,10 @@ def read_text_embeddings(path: Path) -> TextEmbeddings:
     Raises:
         CheckpointError: no safetensors file, other tensors than these, or values that make no head.
     """
-    if not path.is_file():
-        raise CheckpointError(f"text head '{path}' is not a file", "a .safetensors file", "check the path")
     if path.suffix != ".safetensors":
         raise _unfit(path, f"ends in '{path.suffix}'", "a .safetensors file")
+    if not path.is_file():
+        raise CheckpointError(f"text head '{path}' is not a file", "a .safetensors file", "check the path")
     state = read_checkpoint(path)
     names = [name for name in MATRIX if name in state]
     strange = sorted(state.keys() - {*MATRIX, SCALE, BIAS})
