@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -17,20 +14,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
-from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.board_files import write_board_files
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records
+from ztdeploy.bundle import WEIGHTS_FILE, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
-from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.notes import notes_of, without_notes
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.graph.ranges import measure_ranges
-from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.shared_weights import SharedWeights
 from ztdeploy.graph.stable_names import PRUNE
 from ztdeploy.graph.static_int8 import Ranges
@@ -44,21 +38,19 @@ from ztdeploy.manifest import (
     GraphRecord,
     Manifest,
     ModelRecord,
-    ParityRecord,
     VariantRecord,
     WeightsRecord,
 )
 from ztdeploy.models.catalogue import sample_images
 from ztdeploy.models.loading import LoadedModel
-from ztdeploy.parity import prove, prove_products, reference_outputs
+from ztdeploy.parity import reference_outputs
 from ztdeploy.plugins import unknown_options
 from ztdeploy.profile import HardwareProfile, Int8Options
+from ztdeploy.proof import Proof, scratch_folder
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.range_images import CalibrationImages, built_in_images
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.parity import golden_reference
-from ztdeploy.runtime.runner import BundleRunner
 from ztdeploy.schedule import PruningSchedule, plan, plan_gmacs, pruning_gmacs
 from ztdeploy.tools import tool_versions
 from ztdeploy.traces import Trace, TraceStore
@@ -236,92 +228,10 @@ class Assembly:
             fingerprint=built.fingerprint,
         )
 
-    def prove(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
-        """Add what proves a variant for a profile: its engine's parity; its graph's where no engine can run here, and
-        below fp32 always, since the graph's drift is what engines are held against later.
-
-        Raises:
-            ParityError: PyTorch is not reproduced.
-        """
-        variant = Bundle(self.folder, manifest).variant(name=schedule.name)
-        engine, graph = variant.engines.get(profile.name), variant.graphs[profile.name]
-        runs = engine is not None and why_not_run(profile) is None
-        changes: dict[str, object] = {}
-        if engine is not None and runs:
-            parity = self._prove_engine(manifest, variant, profile)
-            changes["engines"] = {**variant.engines, profile.name: engine.model_copy(update={"parity": parity})}
-        if not runs or graph.precision != "fp32":
-            changes["graphs"] = {**variant.graphs, profile.name: self._prove_graph(manifest, variant, profile)}
-        return with_variant(manifest, variant, **changes)
-
-    def _prove_engine(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> ParityRecord:
-        """An int8 engine of ONNX Runtime against its graph, which `_prove_graph` holds against PyTorch; any other
-        against PyTorch, given its tokens below fp32. With static ranges fp32 operators between the integer ones differ
-        in the last bit from one runtime to another, so that now and then a value falls to the next step."""
-        spec = self._specs[profile.name]
-        if spec.int8 is None or spec.int8.activations != "dynamic":
-            return self._compare(manifest, variant, profile, None)[0]
-        threads = usable_threads(profile.threads)
-        bundle = Bundle(self.folder, manifest)
-        with (
-            self._emulation(variant.graphs[profile.name]) as exact,
-            BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner,
-        ):
-            return prove_products(runner, variant, graph_runner(exact, threads), self.pixels)
-
-    @contextmanager
-    def _emulation(self, graph: GraphRecord) -> Iterator[Path]:
-        """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
-        with scratch_folder(self.folder) as scratch:
-            file = scratch / "emulation.onnx"
-            model = ir.load(self.folder / graph.file)
-            if graph.precision == "int8":
-                model = with_exact_products(model)
-            ir.save(with_rounding(model), file, external_data="emulation.weights")
-            yield file
-
-    def _prove_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
-        """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
-        graph = variant.graphs[profile.name]
-        for name, other in variant.graphs.items():
-            if other.file == graph.file and name != profile.name:
-                if other.parity is not None:
-                    return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
-                proved = name in variant.engines and why_not_run(manifest.profiles[name]) is None
-                if proved and graph.precision == "fp32":  # below, the drift is still to be found out
-                    return graph
-        file = self.folder / graph.file
-        if graph.precision == "fp32":
-            parity, _ = self._compare(manifest, variant, profile, file)
-            return graph.model_copy(update={"parity": parity})
-        with self._emulation(graph) as emulation:
-            parity, drift = self._compare(manifest, variant, profile, emulation, emulated=True)
-        if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
-            parity, _ = self._compare(manifest, variant, profile, file)
-        return graph.model_copy(update={"parity": parity, "drift": drift})
-
-    def _compare(
-        self,
-        manifest: Manifest,
-        variant: VariantRecord,
-        profile: HardwareProfile,
-        graph: Path | None,
-        *,
-        emulated: bool = False,
-    ) -> tuple[ParityRecord, ParityRecord | None]:
-        """Parity of a variant's engine, or of a graph in its stead; drift where the graph emulates rounding."""
-        threads = usable_threads(profile.threads)
-        bundle = Bundle(self.folder, manifest)
-        runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
-        with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
-            if graph is not None:
-                runner.adopt(variant.name, graph_runner(graph, threads))
-            module = Deployable(pruned, self.model.preprocess, "uint8")
-            own = golden_reference(bundle, variant)
-            records = prove(runner, variant, pruned, module, self.pixels, own=own, with_drift=emulated)
-        parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
-        assert parity is not None
-        return parity, drift
+    @property
+    def proof(self) -> Proof:
+        """What proves the variants of a drafted manifest."""
+        return Proof(self.folder, self.model, self.pixels)
 
     def draft_manifest(self) -> Manifest:
         """The manifest, but for the parity records."""
@@ -453,11 +363,6 @@ class Assembly:
         return "classes.txt"
 
 
-def graph_runner(graph: Path, threads: int) -> OnnxRuntimeRunner:
-    """Runs a graph in an engine's stead."""
-    return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
-
-
 def runs_in_onnxruntime(spec: GraphSpec) -> bool:
     """Whether ONNX Runtime computes what an engine of the graph does: it has next to no kernels for bf16 on a CPU, and
     with static int8 other steps than another runtime now and then."""
@@ -467,22 +372,6 @@ def runs_in_onnxruntime(spec: GraphSpec) -> bool:
 def builds_anywhere(profile: HardwareProfile) -> bool:
     """Whether engines for the profile can be built by another machine than the one that runs them."""
     return backend_exists(profile.backend) and get_backend(profile.backend).built_where == "anywhere"
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch)
-
-
-def with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> Manifest:
-    changed = variant.model_copy(update=changes)
-    variants = tuple(changed if one.name == variant.name else one for one in manifest.variants)
-    return manifest.model_copy(update={"variants": variants})
 
 
 def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> GraphSpec:

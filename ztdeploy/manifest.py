@@ -111,6 +111,8 @@ class ParityRecord(_Record):
     agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
     kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
     cosine: float | None = None  #: likewise, of embeddings and features: mean cosine to the reference's
+    #: of an int8 engine's layers, each by itself on given integers: the largest, relative to the layer's largest result
+    layer_error: float | None = None
 
     @property
     def judged(self) -> float:

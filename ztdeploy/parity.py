@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ztdeploy.backends.base import Runner
 from ztdeploy.errors import ParityError
 from ztdeploy.export import Deployable
+from ztdeploy.graph.integer_layers import IntegerLayers
 from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
@@ -21,6 +23,9 @@ from ztdeploy.runtime.runner import BundleRunner, Outputs
 #: How many tokens PyTorch runs at once in a reference: attention matrices grow with their square, and of large images
 #: one keeps the processor as busy as four do.
 TOKENS_AT_ONCE = 2048
+#: Of an integer layer, relative to its largest result: its sums are exact, their scales fp32.
+LAYER_TOLERANCE = 1e-5
+SMALLER_WEIGHTS = "set weight_bits = 7 under [int8] in the profile, or build where the CPU has VNNI"
 
 
 def prove_products(
@@ -49,9 +54,34 @@ def prove_products(
         raise ParityError(
             f"integer products on this CPU are not exact: {error.given}",
             "what the graph gives with exact ones",
-            "set weight_bits = 7 under [int8] in the profile, or build where the CPU has VNNI",
+            SMALLER_WEIGHTS,
         ) from error
     return parity.model_copy(update={"against": "graph"})
+
+
+def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
+    """Hold a runtime's integer layers, each by itself, against the products of the integers that they are given.
+
+    Returns:
+        The error of the worst layer, relative to its largest result.
+
+    Raises:
+        ParityError: this CPU's integer kernels give other sums.
+    """
+    given = runner.infer(layers.feeds)
+    errors = {layer: _relative_error(given[layer], wanted) for layer, wanted in layers.wanted.items()}
+    worst = max(errors, key=lambda layer: errors[layer])
+    if not errors[worst] <= LAYER_TOLERANCE:
+        raise ParityError(
+            f"{name}: integer products on this CPU are not exact: off by {100 * errors[worst]:.1g} % in {worst}",
+            "the sums of the products",
+            SMALLER_WEIGHTS,
+        )
+    return errors[worst]
+
+
+def _relative_error(given: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    return float(np.abs(given - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
 
 
 def reference_outputs(
@@ -135,12 +165,14 @@ def prove(
     pixels: NDArray[np.uint8],
     *,
     own: Reference | None = None,
+    graph: ParityRecord | None = None,
     with_drift: bool = False,
 ) -> tuple[ParityRecord, ParityRecord | None]:
     """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
 
     Args:
         own: what PyTorch makes of the pixels with its own choices, where that is known already.
+        graph: see `runtime.parity.compare`.
 
     Returns:
         Its parity, and if asked for its drift: the same on PyTorch's own choices.
@@ -155,5 +187,5 @@ def prove(
     reference = replayed_reference(pruned, module, pixels[rows], actual, own)
     name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
-    parity = compare(name, blocks, actual, reference, precision)
+    parity = compare(name, blocks, actual, reference, precision, graph=graph)
     return parity, measure_drift(name, blocks, actual, own, runner.bundle.manifest.model.gives) if with_drift else None

@@ -125,7 +125,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         for profile in profiles:
             for schedule in schedules:
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
-                draft = work.prove(draft, schedule, profile)
+                draft = work.proof.added_to(draft, schedule, profile)
                 done += 1
         write_manifest(folder, draft if evidence is None else evidence.added_to(draft))
         for profile in profiles:  # where the build runs on the device itself

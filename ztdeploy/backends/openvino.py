@@ -12,7 +12,7 @@ would be given fp32 kernels for a bf16 graph, and is refused instead.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -199,11 +199,15 @@ def read_engine(path: Path) -> OpenVinoEngine:
 
 
 def row_group(graph: Path) -> int:
-    """The largest of `ROW_GROUPS` that divides the inputs of all int8 products of a graph: activations of the others
-    would stay fp32, which is right and slow; so it is where none does."""
+    """How many values share a scale in a graph whose weights are int8 and whose activations are not."""
     constants = [node for node in _core().read_model(str(graph)).get_ops() if node.get_type_name() == "Constant"]
     integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
-    widths = [node.shape[0] for node in integers if len(node.shape) == 2]
+    return widest_group([node.shape[0] for node in integers if len(node.shape) == 2])
+
+
+def widest_group(widths: Sequence[int]) -> int:
+    """The largest of `ROW_GROUPS` that divides the inputs of all int8 products: activations of the others would stay
+    fp32, which is right and slow; so it is where none does."""
     return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ztdeploy.graph.rewriting import cast_to, constant, new_node, replace_node
+from ztdeploy.backends.openvino import widest_group
+from ztdeploy.graph.rewriting import cast_to, constant, new_node, numbers, replace_node
 
 _DOUBLE, _INTEGER, _SINGLE = ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.FLOAT
 
@@ -18,9 +19,11 @@ _DOUBLE, _INTEGER, _SINGLE = ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.
 def with_exact_products(typed: ir.Model) -> ir.Model:
     """A copy of a graph that has been through `to_int8` or `to_static_int8`, without an integer product.
 
-    Static ranges: values are rounded to integers and scaled back in fp32, so their products sum in fp32.
+    Static ranges: values are rounded to integers and scaled back in fp32, so their products sum in fp32. Where the
+    graph leaves activations to the runtime, they are rounded as it does: by row, in groups.
     """
     model = typed.clone()
+    _round_rows(model.graph)
     for node in [node for node in model.graph if node.op_type == "MatMulInteger"]:
         integers, weight, zero = node.inputs[:3]
         doubles = [
@@ -43,11 +46,48 @@ def with_exact_products(typed: ir.Model) -> ir.Model:
     return model
 
 
+def _round_rows(graph: ir.Graph) -> None:
+    """Groups of a token's values to whole steps of a 127th of the group's largest magnitude."""
+    layers = _left_to_the_runtime(graph)
+    group = widest_group([width for _, width in layers])
+    whole, least = constant(graph, "rows/127", 127, _SINGLE), constant(graph, "rows/least", 1e-30, _SINGLE)
+    for node, width in layers:
+        if width % group:
+            continue
+        apart, together, axis = (
+            constant(graph, f"rows/{width}/{name}", shape, ir.DataType.INT64)
+            for name, shape in (("apart", [0, 0, width // group, group]), ("together", [0, 0, width]), ("axis", [3]))
+        )
+        groups = new_node("Reshape", [node.inputs[0], apart], node, "groups")
+        sizes = new_node("Abs", groups.outputs, node, "sizes")
+        largest = new_node("ReduceMax", [sizes.outputs[0], axis], node, "largest")
+        some = new_node("Max", [largest.outputs[0], least], node, "some")  # a group may hold nothing but zeros
+        scale = new_node("Div", [some.outputs[0], whole], node, "scale")
+        steps = new_node("Div", [groups.outputs[0], scale.outputs[0]], node, "steps")
+        rounded = new_node("Round", steps.outputs, node, "rounded")
+        scaled = new_node("Mul", [rounded.outputs[0], scale.outputs[0]], node, "scaled")
+        row = new_node("Reshape", [scaled.outputs[0], together], node, "row")
+        graph.insert_before(node, [groups, sizes, largest, some, scale, steps, rounded, scaled, row])
+        node.replace_input_with(0, row.outputs[0])
+
+
+def _left_to_the_runtime(graph: ir.Graph) -> list[tuple[ir.Node, int]]:
+    """Products of an int8 weight with values that nothing rounds, and how many of these a token has."""
+    found = []
+    for node in (node for node in graph if node.op_type == "MatMul"):
+        activation, weight = (value.producer() if value is not None else None for value in node.inputs)
+        if weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        if activation is None or activation.op_type != "DequantizeLinear":
+            found.append((node, len(numbers(weight.inputs[0]))))
+    return found
+
+
 def _round(graph: ir.Graph, node: ir.Node) -> None:
     """To integers less the zero point, which are held in fp32."""
     value, scale, zero = node.inputs
     assert zero is not None
-    offset, limits = int(_numbers(zero)), np.iinfo(_numbers(zero).dtype)
+    offset, limits = int(numbers(zero)), np.iinfo(numbers(zero).dtype)
     ends = [
         constant(graph, f"{node.name}/{name}", end - offset, _SINGLE)
         for name, end in (("low", limits.min), ("high", limits.max))
@@ -64,16 +104,10 @@ def _scale(graph: ir.Graph, node: ir.Node) -> None:
     value, scale = node.inputs[:2]
     assert value is not None
     if value.is_initializer():
-        rows = _numbers(value).astype(np.float32) * _numbers(scale)
+        rows = numbers(value).astype(np.float32) * numbers(scale)
         single = constant(graph, f"{node.name}/rows", rows, _SINGLE)
         ir.convenience.replace_all_uses_with(node.outputs[0], single)
         graph.remove(node, safe=True)
         return
     held = new_node("Cast", [value], node, "held", cast_to(_SINGLE))
     replace_node(graph, node, [held, new_node("Mul", [held.outputs[0], scale], node, "scaled")])
-
-
-def _numbers(value: ir.Value | None) -> np.ndarray:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()

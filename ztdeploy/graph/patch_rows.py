@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ztdeploy.graph.rewriting import constant, new_node, replace_node
+from ztdeploy.graph.rewriting import constant, new_node, numbers, replace_node
 
 _SINGLE, _LONG = ir.DataType.FLOAT, ir.DataType.INT64
 
@@ -24,13 +24,13 @@ def patch_product(graph: ir.Graph) -> tuple[ir.Node, ir.Value] | None:
     if parts is None:
         return None
     image, scale, shift, convolution, last = parts
-    weight, bias = (_array(value) for value in convolution.inputs[1:3])
+    weight, bias = (numbers(value).astype(np.float64) for value in convolution.inputs[1:3])
     out, channels, side, _ = weight.shape
     assert image.shape is not None
     height = image.shape[1]
     assert isinstance(height, int)
     grid = height // side
-    factor, offset = (_array(value).reshape(1, channels, 1, 1) for value in (scale, shift))
+    factor, offset = (numbers(value).astype(np.float64).reshape(1, channels, 1, 1) for value in (scale, shift))
     rows = (weight * factor).transpose(2, 3, 1, 0).reshape(-1, out).astype(np.float32)
     moved = (bias + (weight * offset).sum((1, 2, 3))).astype(np.float32)
     name = convolution.name
@@ -94,9 +94,3 @@ def _chain(last: ir.Node) -> list[ir.Node]:
         found.append(node)
         value = node.inputs[0]
     return found
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float64)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 def new_node(
@@ -32,6 +33,13 @@ def constant(graph: ir.Graph, name: str, values: ArrayLike, dtype: ir.DataType) 
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def numbers(value: ir.Value | None) -> NDArray[Any]:
+    """What an initializer holds."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node]) -> None:

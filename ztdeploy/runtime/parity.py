@@ -31,8 +31,8 @@ from ztdeploy.runtime.runner import BundleRunner, Outputs
 LOGIT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}
 #: Scores have mean 1 and similarities lie in [-1, 1]; thirty fp32 iterations move either by far less.
 GAP_TOLERANCE = 1e-5
-#: An engine below fp32 on its own choices: how many times the drift of its graph, as run at build time, is allowed,
-#: and how much smaller a share of the reference's tokens.
+#: An engine below fp32: how many times as far as its graph, as run at build time, its median image may be off; and on
+#: its own choices, how much smaller a share of the reference's tokens it may keep.
 DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
 
 
@@ -62,12 +62,22 @@ class Reference:
 
 
 def compare(
-    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, precision: Precision = "fp32"
+    name: str,
+    blocks: Sequence[int],
+    actual: Outputs,
+    reference: Reference,
+    precision: Precision = "fp32",
+    *,
+    graph: ParityRecord | None = None,
 ) -> ParityRecord:
     """Hold an engine's outputs against a reference.
 
     Where the reference was not replayed, an image is left out behind the first layer at which it was a tie. Below
     fp32 nearly every image is one: replay its choices, or use `compare_drift`.
+
+    Args:
+        graph: how far its graph was from the same reference, with all rounding spelt out; then the median image may
+            not be off by more than `DRIFT_FACTOR` times that.
 
     Raises:
         ParityError: names the first pruning layer that kept other tokens, or the logits.
@@ -101,10 +111,15 @@ def compare(
     differences = _logit_differences(name, actual, reference, tolerance)[comparable]
     if differences.max() > tolerance:
         raise _logits_error(name, "differ", float(differences.max()), tolerance)
+    median = float(np.median(differences))
+    if graph is not None:
+        explained = LOGIT_TOLERANCE["fp32"] * _scale(reference) + DRIFT_FACTOR * graph.median_logit_difference
+        if median > explained:
+            raise _logits_error(name, "of the median image differ", median, explained)
     return ParityRecord(
         images=int(comparable.sum()),
         max_logit_difference=float(differences.max()),
-        median_logit_difference=float(np.median(differences)),
+        median_logit_difference=median,
         logit_tolerance=tolerance,
         gap_tolerance=gap_tolerance,
         layers=tuple(layers),
