@@ -13,7 +13,7 @@ from helpers.processes import Done, run_ztdeploy
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ztdeploy.assembly
+import ztdeploy.proof
 from ztdeploy.auto_precision import build_fastest
 from ztdeploy.backends.processor import computes_bf16, cpu_features, what_int8_lacks
 from ztdeploy.bundle import Bundle, read_bundle
@@ -131,7 +131,7 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     def wrong(*_: object) -> None:
         raise ParityError("integer products on this CPU are not exact", "exact ones", "set weight_bits = 7")
 
-    monkeypatch.setattr(ztdeploy.assembly, "prove_products", wrong)
+    monkeypatch.setattr(ztdeploy.proof, "prove_products", wrong)
     own = tmp_path / "mine.toml"
     own.write_text('title = "T"\nbackend = "onnxruntime"\ncandidates = ["cpu-int8"]\n[batch]\nsizes = [1, 8]\n')
     gate = Gate(photos, GateLimits())

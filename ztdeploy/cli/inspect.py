@@ -77,7 +77,7 @@ def show_bundle(bundle: Bundle) -> None:
             ("parity", "right"),
         ],
         rows,
-        caption="* default; parity: largest logit difference to PyTorch, of an int8 engine to its graph",
+        caption="* default; parity: largest logit difference to PyTorch, of ONNX Runtime's int8 to its graph",
     )
 
 
@@ -120,13 +120,15 @@ def show_engines(bundle: Bundle) -> None:
         "Engines",
         columns,
         rows,
-        caption="proof: logit difference to PyTorch on the golden images, of an int8 engine to its graph",
+        caption="proof: logit difference to PyTorch on the golden images, of ONNX Runtime's int8 to its graph;"
+        " layers: of the worst integer layer by itself, relative",
     )
 
 
 def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
     if engine is not None and engine.parity is not None:
-        return f"{engine.parity.judged:.0e} of {engine.parity.logit_tolerance:.0e}"
+        layers = "" if engine.parity.layer_error is None else f", layers {engine.parity.layer_error:.0e}"
+        return f"{engine.parity.judged:.0e} of {engine.parity.logit_tolerance:.0e}{layers}"
     if graph.parity is not None:
         what = "graph emulated" if graph.parity.emulated else "graph alone"
         return f"{what}: {graph.parity.judged:.0e} of {graph.parity.logit_tolerance:.0e}; never run"

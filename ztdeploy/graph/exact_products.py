@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ztdeploy.backends.openvino import widest_group
+from ztdeploy.graph.integer_layers import layers_of
 from ztdeploy.graph.rewriting import cast_to, constant, new_node, numbers, replace_node
 
 _DOUBLE, _INTEGER, _SINGLE = ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.FLOAT
@@ -48,7 +49,11 @@ def with_exact_products(typed: ir.Model) -> ir.Model:
 
 def _round_rows(graph: ir.Graph) -> None:
     """Groups of a token's values to whole steps of a 127th of the group's largest magnitude."""
-    layers = _left_to_the_runtime(graph)
+    layers = [
+        (product, len(numbers(scaling.inputs[0])))
+        for product, rounding, scaling in layers_of(graph)
+        if rounding is None
+    ]
     group = widest_group([width for _, width in layers])
     whole, least = constant(graph, "rows/127", 127, _SINGLE), constant(graph, "rows/least", 1e-30, _SINGLE)
     for node, width in layers:
@@ -69,18 +74,6 @@ def _round_rows(graph: ir.Graph) -> None:
         row = new_node("Reshape", [scaled.outputs[0], together], node, "row")
         graph.insert_before(node, [groups, sizes, largest, some, scale, steps, rounded, scaled, row])
         node.replace_input_with(0, row.outputs[0])
-
-
-def _left_to_the_runtime(graph: ir.Graph) -> list[tuple[ir.Node, int]]:
-    """Products of an int8 weight with values that nothing rounds, and how many of these a token has."""
-    found = []
-    for node in (node for node in graph if node.op_type == "MatMul"):
-        activation, weight = (value.producer() if value is not None else None for value in node.inputs)
-        if weight is None or weight.op_type != "DequantizeLinear":
-            continue
-        if activation is None or activation.op_type != "DequantizeLinear":
-            found.append((node, len(numbers(weight.inputs[0]))))
-    return found
 
 
 def _round(graph: ir.Graph, node: ir.Node) -> None:

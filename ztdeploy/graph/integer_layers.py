@@ -40,7 +40,7 @@ def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
     generator = np.random.default_rng(seed)
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(typed.graph.opset_imports), name="integer layers")
     feeds, wanted = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float64]]()
-    for product, rounding, scaling in _layers(typed.graph):
+    for product, rounding, scaling in layers_of(typed.graph):
         weight, scales = (numbers(value) for value in scaling.inputs[:2])
         scale, low, high = _range(rounding)
         steps = _extremes(weight, low, high, generator)
@@ -53,9 +53,9 @@ def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
     return IntegerLayers(ir.Model(graph, ir_version=typed.ir_version), feeds, wanted) if feeds else None
 
 
-def _layers(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node | None, ir.Node]]:
-    """Each product with an integer weight: itself, what rounds its activations where the graph does, what scales its
-    weight. Pixels are integers already."""
+def layers_of(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node | None, ir.Node]]:
+    """Each product with an integer weight, but for that of pixels, which are integers already: itself; what rounds its
+    activations, None where that is left to the runtime; what scales its weight."""
     for node in (node for node in graph if node.op_type == "MatMul"):
         activation, weight = (value.producer() if value is not None else None for value in node.inputs)
         if weight is None or weight.op_type != "DequantizeLinear":

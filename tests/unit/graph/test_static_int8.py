@@ -125,23 +125,46 @@ def test_by_row_only_weights_are_integers_in_the_graph() -> None:
     assert 0 < np.median(np.abs(exact - rounded)) < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize(("width", "group"), [(384, 192), (128, 128), (64, 64), (72, None)])
+def test_by_row_the_proof_rounds_groups_of_a_token(width: int, group: int | None) -> None:
+    """Each to 127ths of its largest magnitude, in NumPy; where nothing divides the width, nothing is rounded."""
+    generator = np.random.default_rng(width)
+    weight = generator.normal(size=(width, 33)).astype(np.float32)
+    x = (generator.normal(size=(2, 7, width)) * generator.uniform(0, 9, (2, 7, 1))).astype(np.float32)
+    x[0, 0] = 0
+    typed = to_static_int8(product(weight, 3), Int8Options(activations="row"), {})
+    scales = np.abs(weight).max(0) / 127
+    rounded = x
+    if group is not None:
+        groups = x.reshape(2, 7, -1, group)
+        steps = np.maximum(np.abs(groups).max(-1, keepdims=True), 1e-30) / np.float32(127)
+        rounded = (np.rint(groups / steps) * steps).reshape(x.shape)
+    wanted = rounded @ (np.rint(weight / scales) * scales)
+    given = run_graph(with_exact_products(typed), x=x)["y"]
+    assert np.abs(given - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def product(weight: np.ndarray, rank: int = 2) -> ir.Model:
+    """A linear layer as a graph: `y = x W`."""
+    value, leading = onnx.helper.make_tensor_value_info, ["b", "n", "m"][: rank - 1]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="blocks.0/attn/proj/MatMul_0")
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [value("x", 1, [*leading, weight.shape[0]])],
+        [value("y", 1, [*leading, weight.shape[1]])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+
+
 def test_the_product_is_what_the_formula_says() -> None:
     """s_x s_w (q_x - z_x) q_w in NumPy, in ONNX's reference, and spelt out; what is out of range is clipped."""
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(96, 33)).astype(np.float32)
     x = generator.normal(size=(7, 96)).astype(np.float32)
-    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="blocks.0/attn/proj/MatMul_0")
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [node],
-        "g",
-        [value("x", 1, ["n", 96])],
-        [value("y", 1, ["n", 33])],
-        [onnx.numpy_helper.from_array(weight, "w")],
-    )
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
-    typed = to_static_int8(model, UINT8, {"x": (-1.5, 2.25)})
+    typed = to_static_int8(product(weight), UINT8, {"x": (-1.5, 2.25)})
     step = np.float32(3.75 / 255)
     integers = np.clip(np.rint(x / step) + np.rint(1.5 / step), 0, 255).astype(np.int64)
     assert (integers == 0).any()

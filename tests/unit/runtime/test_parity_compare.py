@@ -104,6 +104,22 @@ def test_the_tolerance_does_not_shrink_with_small_logits():
     assert passed(outputs(scale=1e-3), reference(scale=1e-3)).logit_tolerance == LOGIT_TOLERANCE["fp32"]
 
 
+@pytest.mark.parametrize(("off", "passes"), [(0.14, True), (0.16, False)])
+def test_the_median_image_may_be_off_by_three_times_as_much_as_the_graphs(off, passes):
+    """Below fp32, where one image alone may be off by more."""
+    actual, wanted = Outputs(LOGITS + np.float32(off), KEPT), reference(replayed=True)
+    graph = compare("graph", BLOCKS, Outputs(LOGITS + np.float32(0.05), KEPT), wanted, "int8")
+    if passes:
+        record = compare("engine", BLOCKS, actual, wanted, "int8", graph=graph)
+        assert record.median_logit_difference == pytest.approx(off, rel=1e-3)
+    else:
+        with pytest.raises(ParityError, match=r"engine: logits of the median image differ by 1\.60e-01; .* 1\.50e-01"):
+            compare("engine", BLOCKS, actual, wanted, "int8", graph=graph)
+    one_off = LOGITS.copy()
+    one_off[0, 0] += 0.19
+    assert compare("one", BLOCKS, Outputs(one_off, KEPT), wanted, "int8", graph=graph).median_logit_difference == 0
+
+
 def test_the_dense_model_is_compared_by_its_logits_alone():
     record = compare("dense", (), Outputs(LOGITS, ()), Reference(LOGITS, (), (), replayed=False))
     assert record.layers == ()
