@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
+from ztdeploy.backends.openvino import OpenVinoBackend
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.board_files import write_board_files
@@ -168,7 +169,8 @@ class Assembly:
 
     def _take(self, schedule: PruningSchedule, spec: GraphSpec, noted: ir.Model) -> None:
         graph = without_notes(noted)
-        if any(self._specs[profile.name] == spec and profile.backend in FLAVOURS for profile in self.profiles):
+        profiles = [profile for profile in self.profiles if self._specs[profile.name] == spec]
+        if any(profile.backend in FLAVOURS for profile in profiles):
             check_tensorrt(graph)
         depth = self.model.adapter.architecture.depth
         self._contents[schedule.name, spec] = contents_of(graph, depth)
@@ -176,9 +178,14 @@ class Assembly:
             self._take_blocks(spec, graph)  # before its initialisers get other names
         path = self._graph_path(schedule, spec)
         self._weights.add(path, graph)
-        if notes_of(noted) and runs_in_onnxruntime(spec):
+        if notes_of(noted) and any(map(self._explains, profiles)):
             self._noted[schedule.name, spec] = path.with_name(f"_notes.{path.name}")  # no variant's name
             self._weights.add(self._noted[schedule.name, spec], noted)
+
+    def _explains(self, profile: HardwareProfile) -> bool:
+        """Whether a graph with notes runs where it is shown: in ONNX Runtime, which has next to no kernels for bf16 on
+        a CPU, or in the profile's own runtime."""
+        return profile.backend == OpenVinoBackend.name or self._specs[profile.name].precision != "bf16"
 
     def _take_blocks(self, spec: GraphSpec, dense: ir.Model) -> None:
         """Keep some middle blocks alone for the profiles whose runtime can measure them, if they can be cut out."""
@@ -329,7 +336,7 @@ class Assembly:
         contents = self._contents[schedule.name, spec]
         twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == TENSORRT.name else None
         library, ahead = (path.relative_to(self.folder).as_posix() for path in twins) if twins else (None, None)
-        noted = self._noted.get((schedule.name, spec))
+        noted = self._noted.get((schedule.name, spec)) if self._explains(profile) else None
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
             notes_file=None if noted is None else noted.relative_to(self.folder).as_posix(),
@@ -361,12 +368,6 @@ class Assembly:
             return None
         (self.folder / "classes.txt").write_text("\n".join(self.model.class_names) + "\n", encoding="utf-8")
         return "classes.txt"
-
-
-def runs_in_onnxruntime(spec: GraphSpec) -> bool:
-    """Whether ONNX Runtime computes what an engine of the graph does: it has next to no kernels for bf16 on a CPU, and
-    with static int8 other steps than another runtime now and then."""
-    return spec.precision != "bf16" and (spec.int8 is None or spec.int8.activations == "dynamic")
 
 
 def builds_anywhere(profile: HardwareProfile) -> bool:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends import get_backend, why_not_run
-from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
+from ztdeploy.backends.onnxruntime import load_graph
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import Bundle
 from ztdeploy.export import Deployable
@@ -103,7 +103,7 @@ class Proof:
             self._emulation(variant.graphs[profile.name]) as exact,
             BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner,
         ):
-            return prove_products(runner, variant, graph_runner(exact, threads), self.pixels)
+            return prove_products(runner, variant, load_graph(exact, threads), self.pixels)
 
     def _of_layers(self, variant: VariantRecord, profile: HardwareProfile) -> float | None:
         """The error of the worst integer layer, each by itself in an engine that is built as the variant's is."""
@@ -154,7 +154,7 @@ class Proof:
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
         with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
             if graph is not None:
-                runner.adopt(variant.name, graph_runner(graph, threads))
+                runner.adopt(variant.name, load_graph(graph, threads))
             module = Deployable(pruned, self.model.preprocess, "uint8")
             own = golden_reference(bundle, variant)
             known = variant.graphs[profile.name].parity if graph is None else None
@@ -163,11 +163,6 @@ class Proof:
         parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
         assert parity is not None
         return parity, drift
-
-
-def graph_runner(graph: Path, threads: int) -> OnnxRuntimeRunner:
-    """Runs a graph in an engine's stead."""
-    return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
 
 
 @contextmanager

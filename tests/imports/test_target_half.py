@@ -35,6 +35,7 @@ HOST_MODULES = tuple(
         "export",
         "assembly",
         "parity",
+        "proof",
         "bundle_readme",
         "ablation",
         "prefix_cache",

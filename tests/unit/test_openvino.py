@@ -21,6 +21,7 @@ from ztdeploy.backends.processor import computes_bf16, cpu_features
 from ztdeploy.bundle import WEIGHTS_FILE, read_bundle, sha256_of
 from ztdeploy.cli.app import run
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError, MissingExtraError, ProfileError
+from ztdeploy.fidelity.show import show_bundle
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.profile import HardwareProfile, read_profile
 from ztdeploy.runtime.runner import load
@@ -251,7 +252,7 @@ def integer_layers(compiled):
 
 
 @needs_openvino
-def test_linear_layers_are_computed_in_integers(tmp_path):
+def test_linear_layers_are_computed_in_integers(tmp_path: Path, digit_images: list[Path]):
     """Whatever stands around them; a batch gives what its images give alone."""
     bundle = tmp_path / "bundle"
     profiles = ["-p", "cpu-openvino-int8", "-p", "cpu-openvino-int8-rows"]
@@ -275,6 +276,10 @@ def test_linear_layers_are_computed_in_integers(tmp_path):
     assert np.abs(together - each).max() < 0.05 * np.abs(together).max()
     verified = verify_bundle(bundle, None, lambda *_: None)
     assert len(verified.variants) == 4
+    for name in opened.manifest.profiles:
+        (shown,) = show_bundle(bundle, digit_images[:1], tmp_path / name, profile=name)
+        assert shown.seen[0].doubt is None, "what explains the engine chooses as it does, in OpenVINO as well"
+        assert all(reasons is not None for reasons in shown.seen[0].reasons)
     rows = variant.graphs["cpu-openvino-int8-rows"]
     assert rows.calibration is None
     assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64

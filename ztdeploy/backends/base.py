@@ -191,6 +191,14 @@ class Backend(Protocol):
             EngineMismatchError: built by another runtime version, for another device, or from another graph.
         """
 
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> Runner:
+        """Run an engine's graph with its notes as outputs, as much as the engine does as is possible without building
+        another: in its own runtime, or else in ONNX Runtime.
+
+        Raises:
+            BundleError: the runtime refuses the graph.
+        """
+
 
 def check_precision(backend: Backend, profile: HardwareProfile) -> None:
     """

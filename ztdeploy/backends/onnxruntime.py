@@ -102,6 +102,18 @@ class OnnxRuntimeBackend:
             shared = share_initializers(options, weights)
         return OnnxRuntimeRunner(open_session(engine, options), shared)
 
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OnnxRuntimeRunner:
+        return load_graph(noted, threads)
+
+
+def load_graph(graph: Path, threads: int) -> OnnxRuntimeRunner:
+    """Run a graph of which no engine was built.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
+    return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
+
 
 class OnnxRuntimeRunner:
     """A session, and the shared weights it reads."""

@@ -19,6 +19,7 @@ from ztdeploy.backends.base import NodeRun, ProfiledCall, check_fingerprint
 from ztdeploy.backends.onnxruntime import (
     OnnxRuntimeRunner,
     current_fingerprint,
+    load_graph,
     open_session,
     session_options,
 )
@@ -42,7 +43,7 @@ class OnnxRuntimeInsight:
         return ProfiledSession(open_session(engine, options))
 
     def load_graph(self, graph: Path, *, threads: int) -> OnnxRuntimeRunner:
-        return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
+        return load_graph(graph, threads)
 
 
 class ProfiledSession(OnnxRuntimeRunner):

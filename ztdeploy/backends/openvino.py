@@ -116,8 +116,15 @@ class OpenVinoBackend:
                 "an engine of this bundle's graph",
                 f"run: ztdeploy finalize {weights.parent.parent}",
             )
-        compiled = partial(compile_graph, graph, threads, row_group=content.row_group)
-        return OpenVinoRunner(*compiled(alone=True), compiled)
+        return _runner(graph, content, threads)
+
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OpenVinoRunner:
+        return _runner(noted, read_engine(engine), threads)
+
+
+def _runner(graph: Path, engine: OpenVinoEngine, threads: int) -> OpenVinoRunner:
+    compiled = partial(compile_graph, graph, threads, row_group=engine.row_group)
+    return OpenVinoRunner(*compiled(alone=True), compiled)
 
 
 class OpenVinoRunner:

@@ -28,15 +28,15 @@ LEAST, MOST = "least important", "most important"
 
 UNEXPLAINED = (
     "Why patches went, and how important they were, is not in this bundle: build it again with this version, and not "
-    "in bf16 alone."
+    "in bf16 for GPUs alone."
 )
 
 
 def disagreement(block: int) -> str:
     """What to say where the graph that notes reasons chooses otherwise than the engine, from a block (from 0) on."""
     return (
-        f"From block {block + 1} on there are no reasons: there the engine keeps other tokens than its graph does in "
-        "ONNX Runtime, which notes them. What stays is what the engine keeps."
+        f"From block {block + 1} on there are no reasons: there the engine keeps other tokens than the same "
+        "graph with reasons as outputs. What stays is what the engine keeps."
     )
 
 

@@ -187,11 +187,11 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
         method = METHODS.get(variant.schedule.method)
         return _Found(variant, engine, None, UNEXPLAINED if method is not None and method.decides_by_image else None)
     runner.bundle.verify_files([notes, WEIGHTS_FILE])
-    insight = get_backend("onnxruntime").insight
-    assert insight is not None
+    backend, file = get_backend(variant.engines[runner.profile].backend), variant.engines[runner.profile].file
     runner.close()  # one of them in memory at a time
     try:
-        graph = insight.load_graph(runner.bundle.path(notes), threads=runner.threads)
+        noted_paths = {"noted": runner.bundle.path(notes), "engine": runner.bundle.path(file)}
+        graph = backend.load_noted(**noted_paths, threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
         return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")
     runner.adopt(variant.name, graph)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.backends.base import BuiltEngine, BuiltWhere, Insight, MemoryMode, Plugins, check_precision
+from ztdeploy.backends.base import BuiltEngine, BuiltWhere, Insight, MemoryMode, Plugins, Runner, check_precision
+from ztdeploy.backends.onnxruntime import load_graph
 from ztdeploy.backends.tensorrt.build import build_engine, check_memory
 from ztdeploy.backends.tensorrt.cuda import device_label, open_device
 from ztdeploy.backends.tensorrt.flavours import KNOWN_CAPABILITIES, TENSORRT, TENSORRT_RTX, Flavour
@@ -115,6 +116,9 @@ class TensorRtBackend:
                 f"run: ztdeploy finalize {engine.parent.parent}",
             )
         return TensorRtRunner(trt, loaded, (runtime, log))
+
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> Runner:
+        return load_graph(noted, threads)
 
     def check_device(self, engine: Path, fingerprint: Fingerprint) -> None:
         """
