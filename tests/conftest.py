@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.fake_device import FakeDevice, c_compiler, make_device
 from PIL import Image
+
+from ztdeploy.cache import only_one
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +27,43 @@ def realdata() -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the shipped model: keep ratios 0.7, 0.5 and dense, with cpu engines. Never change it in place."""
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one run of pytest share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def traces(common: Path) -> Iterator[Path]:
+    """Where builds that ask for no cache find and leave traces from here on: one takes seconds, and many want the same.
+
+    Those in other processes: see `helpers.processes.sharing`.
+    """
+    from ztdeploy import assembly
+    from ztdeploy.traces import TraceStore
+
+    class Sharing(assembly.Assembly):
+        def __init__(self, *arguments: Any, cache: TraceStore | None = None, **named: Any) -> None:
+            super().__init__(*arguments, cache=cache or TraceStore(common / "traces"), **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "Assembly", Sharing)
+        yield common / "traces"
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(common: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the shipped model: keep ratios 0.7, 0.5 and dense, with cpu engines. Never change it in place.
+
+    Each process has its own copy.
+    """
     from ztdeploy.pipeline import BuildRequest, build
 
-    out = tmp_path_factory.mktemp("bundles") / "digits"
-    build(BuildRequest(model="vit_digits", profiles=("cpu", "jetson-orin"), keep_ratios=(0.7, 0.5), out=out))
-    return out
+    built = common / "bundles" / "digits"
+    with only_one(common / "digits.lock"):
+        if not built.exists():
+            build(BuildRequest(model="vit_digits", profiles=("cpu", "jetson-orin"), keep_ratios=(0.7, 0.5), out=built))
+    return Path(shutil.copytree(built, tmp_path_factory.mktemp("bundles") / "digits"))
 
 
 @pytest.fixture

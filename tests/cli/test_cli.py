@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import Done
+from helpers.processes import Done, sharing
 
 import ztdeploy
 
@@ -29,6 +29,7 @@ import json, os, sys
 import onnx_ir, onnxscript, timm.data, torch
 import ztdeploy.models.checkpoint, ztdeploy.models.vit, ztdeploy.pipeline, ztdeploy.pruning
 import ztdeploy.cli.app
+exec(sys.argv[1])
 from ztdeploy.cli import main
 print("ready", flush=True)
 for line in sys.stdin:
@@ -88,12 +89,12 @@ def building(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """`run_alone`, but quick: forked from a process that has imported what takes long."""
     folder = tmp_path_factory.mktemp("preloaded")
     out, err = folder / "stdout", folder / "stderr"
     server = subprocess.Popen(
-        [sys.executable, "-c", PRELOADED],
+        [sys.executable, "-c", PRELOADED, sharing(traces)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import Done, run_ztdeploy
+from helpers.processes import Done, run_ztdeploy, sharing
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -46,9 +47,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+def done(photos: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     folder = tmp_path_factory.mktemp("auto")
-    done = run_ztdeploy(*BUILD, "-p", "cpu", "--precision", "auto", "--calib", photos, cwd=folder)
+    arguments = (*BUILD, "-p", "cpu", "--precision", "auto", "--calib", photos)
+    done = run_ztdeploy(*arguments, cwd=folder, first=sharing(traces))
     assert done.code == 0, done
     return done, folder
 
@@ -110,9 +112,9 @@ def test_build_and_inspect_show_it(bundle: Bundle, done: tuple[Done, Path]) -> N
         assert "x (" in line
 
 
-def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, traces: Path, tmp_path: Path) -> None:
     arguments = (*BUILD, "-p", "cpu", "--precision", "auto", "--calib", photos, "--max-drop", "50", "--json")
-    done = run_ztdeploy(*arguments, cwd=tmp_path, first=WITHOUT_VNNI, hidden="openvino")
+    done = run_ztdeploy(*arguments, cwd=tmp_path, first=sharing(traces) + WITHOUT_VNNI, hidden="openvino")
     assert done.code == 0, done
     (choice,) = done.json()["choices"]
     assert choice["shipped"] == "cpu"
@@ -126,7 +128,7 @@ def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, tmp_path:
 
 
 def test_a_candidate_whose_engine_is_wrong_is_left_out(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*_: object) -> None:
         raise ParityError("integer products on this CPU are not exact", "exact ones", "set weight_bits = 7")
@@ -134,10 +136,8 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     monkeypatch.setattr(ztdeploy.proof, "prove_products", wrong)
     own = tmp_path / "mine.toml"
     own.write_text('title = "T"\nbackend = "onnxruntime"\ncandidates = ["cpu-int8"]\n[batch]\nsizes = [1, 8]\n')
-    gate = Gate(photos, GateLimits())
-    bundle = build_fastest(
-        BuildRequest(model="vit_digits", profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out", gate=gate)
-    )
+    request = BuildRequest(model="vit_digits", profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out")
+    bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=traces))
     (choice,) = bundle.manifest.choices
     reasons = {one.profile: one.reason for one in choice.candidates}
     assert reasons == {"mine": None, "cpu-int8": "integer products on this CPU are not exact"}
@@ -172,11 +172,11 @@ def test_an_overflow_of_fp16_leaves_nothing(photos: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["big.safetensors"]
 
 
-def test_the_range_is_in_the_bundle_and_one_image_is_warned_of(tmp_path: Path) -> None:
+def test_the_range_is_in_the_bundle_and_one_image_is_warned_of(traces: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "one" / "a.png")
-    done = run_ztdeploy(*BUILD, "-p", "jetson-orin", "--calib", "one", cwd=tmp_path)
+    done = run_ztdeploy(*BUILD, "-p", "jetson-orin", "--calib", "one", cwd=tmp_path, first=sharing(traces))
     assert done.code == 0, done
     assert "warning: 'one' holds a single image" in done.err
     assert "keep-0.70: largest magnitudes, of which fp16 holds 65504" in done.out

@@ -1,38 +1,107 @@
-"""OpenVINO's int8 engines on a processor without 8-bit dot products: refused, or with seven bits in order."""
+"""OpenVINO's profiles as people meet them: each verb works, or says in one line why not."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.processes import run_ztdeploy
+from helpers.processes import run_ztdeploy, sharing
 
-from ztdeploy.backends.processor import cpu_features
+from ztdeploy.backends.processor import computes_bf16
+from ztdeploy.bundle import read_bundle
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed"),
-    pytest.mark.skipif("avx2" not in cpu_features(), reason="only x86 processors can be told to do without"),
-]
-#: OpenVINO's kernels then are those that add pairs of products in 16 bits.
-WITHOUT_DOT_PRODUCTS = "import os; os.environ['ONEDNN_MAX_CPU_ISA'] = 'AVX2'"
+PROFILES = ("cpu-openvino", "cpu-openvino-bf16")
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+#: The command line on a processor without bf16.
+WITHOUT_BF16 = "from ztdeploy.backends import processor; processor.BF16_PRODUCTS = frozenset()"
 
 
-@pytest.mark.parametrize("bits", [8, 7])
-def test_kernels_that_lose_sums_are_found_out(tmp_path: Path, bits: int) -> None:
-    (tmp_path / "mine.toml").write_text(
-        f'title = "T"\nbackend = "openvino"\nprecision = "int8"\n[int8]\nactivations = "uint8"\nweight_bits = {bits}\n'
+@pytest.fixture(scope="module")
+def bundle(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both profiles, dense and one keep ratio; a copy is to be made by who changes it."""
+    if find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
+    folder = tmp_path_factory.mktemp("openvino")
+    profiles = [word for name in PROFILES for word in ("--profile", name)]
+    done = run_ztdeploy("build", "-m", "vit_digits", *profiles, "--out", "bundle", cwd=folder, first=sharing(traces))
+    assert done.code == 0, done
+    return folder / "bundle"
+
+
+@needs_openvino
+def test_engines_are_proved_and_hold_no_weights(bundle: Path) -> None:
+    opened = read_bundle(bundle)
+    for variant in opened.manifest.variants:
+        plain, half = (variant.engines[name] for name in PROFILES)
+        assert plain.parity is not None
+        assert plain.parity.gap_tolerance == 1e-5, "fp32: judged as ONNX Runtime's engines are"
+        assert variant.graphs["cpu-openvino-bf16"].drift is not None
+        assert (half.parity is not None) == computes_bf16()
+        for engine in (plain, half):
+            assert engine.weights is None
+            assert opened.path(engine.file).stat().st_size < 200
+    names = {path.suffix for path in (bundle / "graphs").iterdir()}
+    assert names == {".onnx", ".json", ".safetensors"}
+
+
+@needs_openvino
+@pytest.mark.parametrize("profile", ["cpu-openvino", pytest.param("cpu-openvino-bf16", marks=needs_bf16)])
+def test_verifying_running_and_evaluating(bundle: Path, tmp_path: Path, digit_images: list[Path], profile: str) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    assert run_ztdeploy("verify", copy, "--profile", profile, cwd=tmp_path).code == 0
+    done = run_ztdeploy("run", copy, digit_images[0], "--profile", profile, "--json", cwd=tmp_path)
+    assert done.code == 0, done
+    assert done.json()[0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
+    done = run_ztdeploy(
+        "eval", copy, "--profile", profile, "--data", digit_images[0].parents[1], "--json", cwd=tmp_path
     )
-    build = ("build", "-m", "vit_digits", "-p", "mine.toml", "-k", "0.7", "-o", "out")
-    done = run_ztdeploy(*build, cwd=tmp_path, first=WITHOUT_DOT_PRODUCTS)
-    if bits == 8:
-        assert done.code == 5
-        assert "keep-0.70 (mine): integer products on this CPU are not exact" in done.error
-        assert "weight_bits = 7" in done.error
-        assert not (tmp_path / "out").exists()
-        return
-    assert done.code == 0
-    inspected = run_ztdeploy("inspect", "out", "--json", cwd=tmp_path).json()
-    errors = [engine["parity"]["layer_error"] for one in inspected["variants"] for engine in one["engines"].values()]
-    assert len(errors) == 2
-    assert max(errors) < 1e-6
+    assert done.code == 0, done
+    report = done.json()
+    assert {one["top1"]["total"] for one in report["variants"]} == {360}
+    assert min(one["top1"]["count"] for one in report["variants"]) > 0.9 * 360
+    assert read_bundle(copy).manifest.dense.engines[profile].file.endswith(".openvino.json")
+
+
+@needs_openvino
+def test_finalizing_builds_the_engines_again(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    done = run_ztdeploy("finalize", copy, "--profile", "cpu-openvino", "--json", cwd=tmp_path)
+    assert done.code == 0, done
+    assert done.json()["rebuilt"] == ["keep-0.70 (cpu-openvino)", "dense (cpu-openvino)"]
+    assert run_ztdeploy("verify", copy, "--profile", "cpu-openvino", cwd=tmp_path).code == 0
+
+
+@needs_openvino
+def test_measuring_and_showing(bundle: Path, tmp_path: Path, digit_images: list[Path]) -> None:
+    short = ("--rounds", "1", "--iterations", "1", "--warmup", "0")
+    done = run_ztdeploy("bench", bundle, "--profile", "cpu-openvino", "--threads", "1", *short, "--json", cwd=tmp_path)
+    assert done.code == 0, done
+    report = json.loads(done.out)
+    assert report["bundle"]["runtime"].startswith("openvino ")
+    assert {one["threads"] for one in report["configurations"]} == {1}
+    assert all(one["engine_mb"] < 0.001 < one["shared_weights_mb"] for one in report["configurations"])
+    done = run_ztdeploy("show", bundle, digit_images[0], "--profile", "cpu-openvino", "--out", "shown", cwd=tmp_path)
+    assert done.code == 0, done
+
+
+def test_without_openvino_a_build_names_the_extra(tmp_path: Path) -> None:
+    done = run_ztdeploy(
+        "build", "-m", "vit_digits", "-p", "cpu-openvino", "--out", "out", cwd=tmp_path, hidden="openvino"
+    )
+    assert done.code == 6, done
+    assert "'openvino'" in done.error
+    assert done.error.endswith("run: pip install 'ztdeploy[openvino]'")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_openvino
+def test_a_processor_without_bf16_is_told_so(bundle: Path, tmp_path: Path, digit_images: list[Path]) -> None:
+    for verb in (["run", bundle, digit_images[0]], ["verify", bundle]):
+        done = run_ztdeploy(*verb, "--profile", "cpu-openvino-bf16", cwd=tmp_path, first=WITHOUT_BF16)
+        assert done.code == 6, done
+        assert "does not compute in bf16" in done.error
+        assert "cpu-openvino" in done.error

@@ -51,6 +51,7 @@ def report_of(folder: Path) -> TuneReport:
     return TuneReport.model_validate_json((folder / "tune.json").read_text())
 
 
+@pytest.mark.usefixtures("traces")
 def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
     done = tune("--budget", "reduction=0.4", "--trials", 14, "--max-drop", 50, cwd=tmp_path)
     assert done.code == 0, done

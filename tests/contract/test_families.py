@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -175,12 +174,8 @@ def layers_of(name: str) -> PruningSchedule:
 def graph_of(name: str) -> ir.Model:
     facts = MEMBERS[name]
     size = PREPROCESS.model_copy(update={"image_size": facts.image_size, "resize": facts.image_size})
-    gc.disable()  # the exporter makes millions of objects; looking for garbage among them is a third of the time
-    try:
-        with PrunedModel(adapter_of(name, **short(name)), layers_of(name)) as pruned:
-            return export_onnx(pruned, size, GraphSpec(20, "float32", None))
-    finally:
-        gc.enable()
+    with PrunedModel(adapter_of(name, **short(name)), layers_of(name)) as pruned:
+        return export_onnx(pruned, size, GraphSpec(20, "float32", None))
 
 
 class _Sink:

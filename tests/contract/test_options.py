@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from functools import cache
 
@@ -305,11 +304,7 @@ class Export:
             with torch.no_grad():
                 self.logits = pruned(self.images)[0]
             handle.remove()
-            gc.disable()  # a third of an export's time goes into looking for garbage
-            try:
-                self.graph = export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))
-            finally:
-                gc.enable()
+            self.graph = export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))
         (self.taps,) = seen
 
     def run(self) -> list[np.ndarray]:

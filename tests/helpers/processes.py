@@ -34,6 +34,15 @@ class Done:
         return line
 
 
+def sharing(traces: Path) -> str:
+    """What a command runs first whose builds shall find and leave traces there, as the fixture `traces` says."""
+    return (
+        "import dataclasses, pathlib\nimport ztdeploy.pipeline as pipeline\nbuild = pipeline.build\n"
+        f"shared = pathlib.Path({str(traces)!r})\n"
+        "pipeline.build = lambda request, *others: build(dataclasses.replace(request, cache=shared), *others)\n"
+    )
+
+
 def run_ztdeploy(*arguments: str | Path, cwd: Path, first: str = "", hidden: str = "") -> Done:
     """`ztdeploy ARGUMENTS` in a process of its own, that runs a statement first and lacks the modules in `hidden`."""
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}

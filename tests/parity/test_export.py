@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -104,22 +102,11 @@ class Exported:
         return tensor, session.run(None, {"image": image.numpy()})
 
 
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """The exporter makes millions of objects; looking for garbage among them is a third of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 @cache
 def export(case: Case) -> Exported:
     """Exported once per session; nothing below may change it."""
     module = pruned(variant(case.variant), case.method)
-    with no_garbage_collection():
-        model = export_onnx(module, PREPROCESS, case.spec)
+    model = export_onnx(module, PREPROCESS, case.spec)
     return Exported(case, module, model, ir.serde.serialize_model(model))
 
 
@@ -398,8 +385,7 @@ class TestBytes:
     def test_two_exports_of_one_module_are_identical(self) -> None:
         exported = export(DYNAMIC)
         torch.manual_seed(99)
-        with no_garbage_collection():
-            again = export_onnx(exported.pruned, PREPROCESS, DYNAMIC.spec)
+        again = export_onnx(exported.pruned, PREPROCESS, DYNAMIC.spec)
         assert serialised(again) == serialised(exported.model)
 
     @pytest.mark.slow

@@ -31,7 +31,7 @@ def built(out: Path, *arguments: str) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def both(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Bundle:
     """fp32, and int8 for two profiles with the same graph, judged on images."""
     folder = tmp_path_factory.mktemp("int8") / "both"
     twin = folder.with_name("twin.toml")
@@ -41,7 +41,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def alone(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Bundle:
     folder = tmp_path_factory.mktemp("int8") / "alone"
     return built(folder, "-p", "cpu-int8", "-k", "0.6", "-k", "0.8", "--calib", str(DIGITS))
 

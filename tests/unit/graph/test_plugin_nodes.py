@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -88,13 +87,9 @@ def traced(case: Case) -> tuple[ir.Model, tuple[LayerPlan, ...]]:
     arguments, _ = VARIANTS[case.variant]
     model = tiny_vit(depth=3, patch_size=case.patch_size, image_size=case.image_size, **arguments)
     schedule = PruningSchedule(name="test", method=case.method, layers=case.layers, options=case.options)
-    gc.disable()  # a third of an export's time goes into looking for garbage
-    try:
-        with PrunedModel(VitAdapter(model, case.image_size), schedule) as module:
-            preprocess = PREPROCESS.model_copy(update={"image_size": case.image_size})
-            return export_onnx(module, preprocess, case.spec), module.token_plan.layers
-    finally:
-        gc.enable()
+    with PrunedModel(VitAdapter(model, case.image_size), schedule) as module:
+        preprocess = PREPROCESS.model_copy(update={"image_size": case.image_size})
+        return export_onnx(module, preprocess, case.spec), module.token_plan.layers
 
 
 def write(model: ir.Model, folder: Path) -> Path:

@@ -39,7 +39,7 @@ def one_by_one(runner, pixels):
 
 
 @pytest.fixture(scope="module")
-def other_graphs(tmp_path_factory):
+def other_graphs(tmp_path_factory, traces):
     """A bundle whose two profiles ask for a fixed batch of two, and for images that are normalised outside."""
     from ztdeploy.pipeline import BuildRequest, build
 
