@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.errors import refused
+from helpers.graphs import SPEC, trace_of
 from helpers.models import PREPROCESS, images, pixels, pruned, variant
 from helpers.plugin_ops import NUMPY, run_with_plugins
 from helpers.sessions import run_graph, serialised
@@ -26,7 +27,6 @@ from ztdeploy.graph.shared_weights import SharedWeights
 from ztdeploy.profile import Precision
 from ztdeploy.schedule import LayerSpec
 
-SPEC = GraphSpec(20, "uint8", None)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 ERF = ["Div", "Erf", "Add", "Mul", "Mul"]
 GELU = 'g (float[n, 3] x) => (float[n, 3] y)\n{{ y = Gelu <approximate = "{}"> (x) }}'
@@ -50,6 +50,8 @@ def traced(name: str) -> ir.Model:
     which, spec = MODELS[name]
     if name == "not pruned":
         return export_onnx(pruned(variant(which), "zero-tprune", LayerSpec(block=1, keep_ratio=1.0)), PREPROCESS, spec)
+    if spec == SPEC:
+        return trace_of(which)
     return export_onnx(pruned(variant(which)), PREPROCESS, spec)
 
 

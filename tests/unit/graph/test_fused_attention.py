@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from helpers.graphs import SPEC, trace_of
 from helpers.models import PREPROCESS, pixels, pruned, variant
 
-from ztdeploy.export import GraphSpec, export_onnx, specialise
+from ztdeploy.export import export_onnx, specialise
 from ztdeploy.graph.fused_attention import fuse_attention
 from ztdeploy.schedule import LayerSpec
 
-SPEC = GraphSpec(20, "uint8", None)
 FUSED = replace(SPEC, fused_attention_from=1)
-
-
-@cache
-def traced(name: str, method: str = "zero-tprune") -> ir.Model:
-    """Four blocks, pruning layers behind the second and the third."""
-    return export_onnx(pruned(variant(name), method), PREPROCESS, SPEC)
 
 
 def run(model: ir.Model, images: np.ndarray) -> list[Any]:
@@ -40,7 +33,7 @@ def fused_blocks(model: ir.Model) -> list[str]:
 
 @pytest.mark.parametrize("name", ["class-token", "average-pool", "distilled"])
 def test_blocks_without_a_pruning_layer_are_fused_and_the_result_stays(name: str) -> None:
-    plain, fused = traced(name), specialise(traced(name), FUSED)
+    plain, fused = trace_of(name), specialise(trace_of(name), FUSED)
     assert fused_blocks(fused) == ["blocks.0/attn/Attention_0", "blocks.3/attn/Attention_0"]
     assert len(list(fused.graph)) < len(list(plain.graph)), "what it replaces is gone"
     assert fused_blocks(plain) == [], "the trace itself is as it was"
@@ -50,19 +43,19 @@ def test_blocks_without_a_pruning_layer_are_fused_and_the_result_stays(name: str
 
 
 def test_a_method_that_reads_no_attention_leaves_every_block_to_be_fused() -> None:
-    assert len(fused_blocks(specialise(traced("class-token", "slice"), FUSED))) == 4
+    assert len(fused_blocks(specialise(trace_of("class-token", "slice"), FUSED))) == 4
 
 
 def test_only_blocks_with_enough_tokens_are_fused() -> None:
     tokens = 1 + 16  # of the tiny model; 13 and 9 behind its pruning layers
     for least, expected in ((tokens, ["blocks.0"]), (tokens + 1, []), (9, ["blocks.0", "blocks.3"])):
-        fused = specialise(traced("class-token"), replace(SPEC, fused_attention_from=least))
+        fused = specialise(trace_of("class-token"), replace(SPEC, fused_attention_from=least))
         assert [name.partition("/")[0] for name in fused_blocks(fused)] == expected
 
 
 def test_normalised_queries_and_keys_stay_plain() -> None:
     """The operator projects and multiplies at once, so nothing can come between."""
-    fused = specialise(traced("qk-norm-layer-scale"), FUSED)
+    fused = specialise(trace_of("qk-norm-layer-scale"), FUSED)
     assert fused_blocks(fused) == []
 
 

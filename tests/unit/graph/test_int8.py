@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.graphs import SPEC, trace_of
 from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, tiny_vit, variant
 from helpers.sessions import run_graph, serialised
 from hypothesis import given
@@ -19,7 +20,7 @@ from hypothesis.extra import numpy as arrays
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from ztdeploy.export import GraphSpec, export_onnx, specialise
+from ztdeploy.export import export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.int8 import quantised, to_int8
@@ -30,7 +31,6 @@ from ztdeploy.profile import Int8Options
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import PruningSchedule
 
-SPEC = GraphSpec(20, "uint8", None)
 INT8 = replace(SPEC, precision="int8")
 LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
 #: A model that each method can prune; every other one once.
@@ -39,7 +39,7 @@ MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for meth
 
 @cache
 def traced(method: str) -> ir.Model:
-    return export_onnx(pruned(variant(MODELS[method]), method), PREPROCESS, SPEC)
+    return trace_of(MODELS[method], method)
 
 
 @cache

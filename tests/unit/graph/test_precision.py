@@ -12,17 +12,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.errors import refused
-from helpers.models import PREPROCESS, pixels, pruned, variant
+from helpers.graphs import SPEC, trace_of
+from helpers.models import pixels
 from helpers.sessions import run_graph, serialised
 
 from ztdeploy.errors import ModelError
-from ztdeploy.export import GraphSpec, export_onnx, specialise
+from ztdeploy.export import export_onnx, specialise
 from ztdeploy.graph.precision import to_precision
 from ztdeploy.graph.shared_weights import SharedWeights
 from ztdeploy.graph.turing import without_fp32_products
 from ztdeploy.profile import Precision
 
-SPEC = GraphSpec(20, "uint8", None)
 LOW: tuple[Precision, ...] = ("fp16", "bf16")
 #: They carry values from one place to another and take any type.
 MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat"}
@@ -48,7 +48,7 @@ def parse(body: str) -> ir.Model:
 @pytest.fixture(scope="module")
 def traced() -> ir.Model:
     """Two pruning layers, both stages in each."""
-    return export_onnx(pruned(variant("class-token")), PREPROCESS, SPEC)
+    return trace_of("class-token")
 
 
 @pytest.fixture(scope="module", params=LOW)

@@ -13,17 +13,17 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from helpers.models import PREPROCESS, pixels, pruned, variant
+from helpers.graphs import SPEC, trace_of
+from helpers.models import pixels
 from helpers.sessions import run_graph, serialised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztdeploy.export import GraphSpec, export_onnx, specialise
+from ztdeploy.export import GraphSpec, specialise
 from ztdeploy.graph.precision import MOVES
 from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.profile import Precision
 
-SPEC = GraphSpec(20, "uint8", None)
 SPECS: dict[str, GraphSpec] = {
     "fp16": replace(SPEC, precision="fp16"),
     "bf16": replace(SPEC, precision="bf16"),
@@ -41,13 +41,8 @@ ADDED = ("/split", "/rest", "/rounded")
 
 
 @cache
-def traced() -> ir.Model:
-    return export_onnx(pruned(variant("class-token")), PREPROCESS, SPEC)
-
-
-@cache
 def typed(name: str) -> ir.Model:
-    return specialise(traced(), SPECS[name])
+    return specialise(trace_of("class-token"), SPECS[name])
 
 
 @cache
@@ -71,7 +66,7 @@ def results(name: str) -> dict[str, Any]:
 
 @cache
 def exact() -> dict[str, Any]:
-    return run_graph(traced(), image=pixels(4).numpy())
+    return run_graph(trace_of("class-token"), image=pixels(4).numpy())
 
 
 def halves(name: str) -> Iterator[tuple[ir.Node, bool]]:

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, variant
+from helpers.graphs import SPEC, trace_of
+from helpers.models import VARIANTS, fits, pixels
 from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from ztdeploy.export import GraphSpec, export_onnx, specialise
+from ztdeploy.export import specialise
 from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.patch_rows import patch_product
 from ztdeploy.graph.ranges import measure_ranges
@@ -26,7 +27,6 @@ from ztdeploy.graph.static_int8 import scale_and_zero, to_static_int8
 from ztdeploy.methods import METHODS
 from ztdeploy.profile import Int8Options
 
-SPEC = GraphSpec(20, "uint8", None)
 UINT8 = Int8Options(activations="uint8")
 LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
 MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for method in METHODS}
@@ -34,7 +34,7 @@ MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for meth
 
 @cache
 def traced(method: str) -> ir.Model:
-    return export_onnx(pruned(variant(MODELS[method]), method), PREPROCESS, SPEC)
+    return trace_of(MODELS[method], method)
 
 
 @cache
