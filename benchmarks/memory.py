@@ -4,7 +4,7 @@
 
 Prints anonymous memory (which only this process has) and file-backed memory (which the system can share or drop),
 and what reading unpacked weights costs in latency. Then, of one int8 engine: the peak of a process that imports, loads
-and runs it, stage by stage, against 1.5 times its weights and 60 MB.
+and runs it, stage by stage, against 1.5 times its weights and 60 MB, and what ONNX Runtime takes without ztdeploy.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
+from ztdeploy.backends.threads import usable_threads
 from ztdeploy.pipeline import BuildRequest, build
 
 RATIOS = (0.9, 0.7, 0.5)
@@ -56,10 +57,26 @@ from ztdeploy.runtime.runner import load
 stages["and ztdeploy"] = megabytes()
 runner = load(sys.argv[1], keep_ratio=0.7, profile=sys.argv[2])
 stages["loaded"] = megabytes()
+pixels = (np.arange(224 * 224 * 3) % 251).astype(np.uint8).reshape(1, 224, 224, 3)  # numpy.random takes 2 MB itself
 for _ in range(20):
-    runner.infer(np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8))
+    runner.infer(pixels)
 stages["20 calls of one image"] = megabytes()
-print(json.dumps([stages, runner.graph.weights_bytes / 1e6]))
+engine = str(runner.bundle.path(runner.variant.engines[sys.argv[2]].file))
+print(json.dumps([stages, runner.graph.weights_bytes / 1e6, engine]))
+"""
+
+#: The same without us: what no runner can do without.
+ALONE = """
+import json, sys
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads, options.enable_mem_pattern = int(sys.argv[2]), 1, False
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+pixels = (np.arange(224 * 224 * 3) % 251).astype(np.uint8).reshape(1, 224, 224, 3)
+for _ in range(20):
+    session.run(None, {"image": pixels})
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps([int(status[key].split()[0]) / 1024 for key in ("VmHWM", "RssAnon", "RssFile")]))
 """
 
 
@@ -83,7 +100,11 @@ def main() -> None:
 def _peak(model: str, profile: str, out: Path) -> None:
     """Build one engine, and print what a process has taken at most after each stage."""
     build(BuildRequest(model=model, profiles=(profile,), keep_ratios=(0.7,), weights="random", out=out))
-    stages, weights = json.loads(subprocess.check_output([sys.executable, "-c", PEAK, str(out), profile]))
+    stages, weights, engine = json.loads(subprocess.check_output([sys.executable, "-c", PEAK, str(out), profile]))
+    threads = str(usable_threads(0))
+    stages["ONNX Runtime by itself"] = json.loads(
+        subprocess.check_output([sys.executable, "-c", ALONE, engine, threads])
+    )
     print(f"{model} for {profile}, keep ratio 0.7: peak, anonymous, file-backed MB ({1.5 * weights + 60:.0f} wanted)")
     for stage, (peak, anonymous, mapped) in stages.items():
         print(f"  {stage:28s}  {peak:7.1f}  {anonymous:7.1f}  {mapped:7.1f}")
