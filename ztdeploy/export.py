@@ -233,8 +233,8 @@ def _plain_attention(
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """The exporter makes millions of objects that live to its end; looking for garbage among them takes up to a third
-    of its time.
+    """The exporter makes millions of objects that live to its end. In a process that holds many already, looking for
+    garbage among them takes up to a third of its time.
     """
     enabled = gc.isenabled()
     gc.disable()
