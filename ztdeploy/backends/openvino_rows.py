@@ -151,7 +151,7 @@ def early_bf16(model: Any, opset: Any) -> int:
 
 def _rounds(node: Any) -> bool:
     is_bf16 = node.get_type_name() == "Convert" and node.get_output_element_type(0).get_type_name() == "bf16"
-    return is_bf16 and node.get_input_element_type(0).get_type_name() == "f32"
+    return bool(is_bf16 and node.get_input_element_type(0).get_type_name() == "f32")
 
 
 def _ends(mover: Any) -> Iterator[Any]:
