@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ztdeploy.backends.openvino import load_openvino
-from ztdeploy.backends.openvino_rows import block, early_bf16, even_number, even_rows
+from ztdeploy.backends.openvino_rows import block, early_bf16, early_scales, even_number, even_rows
 from ztdeploy.backends.processor import computes_bf16
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -160,15 +160,18 @@ def test_products_that_do_not_widen_or_hold_no_integers_stay() -> None:
     assert changed(fp32, even_rows)[0] == 0
 
 
-def turned(graph: Graph, *, keys_in_fp32: bool) -> list[str]:
+def turned(graph: Graph, *, keys_in_fp32: bool, scale: float = 0.25, queries_twice: bool = False) -> list[str]:
     """Queries, keys and values, as attention in bf16 makes them."""
-    wide = graph.linear("x", WIDTH, 3 * WIDTH)
+    wide = graph.linear(graph.rounded("x"), WIDTH, 3 * WIDTH)
     split = graph.add("Reshape", wide, graph.constant([1, ROWS, 3, 4, WIDTH // 4], np.int64))
     whole = graph.add("Transpose", split, perm=[2, 0, 3, 1, 4])
     parts = [graph.add("Gather", whole, graph.constant(index, np.int64), axis=0) for index in range(3)]
     keys = graph.add("Transpose", parts[1], perm=[0, 1, 3, 2])
     low = [graph.add("Cast", one, to=TensorProto.BFLOAT16) for one in (parts[0], keys, parts[2])]
+    low[0] = graph.add("Mul", low[0], graph.add("Cast", graph.constant(scale), to=TensorProto.BFLOAT16))
     products = graph.add("MatMul", graph.add("MatMul", *low[:2]), low[2])
+    if queries_twice:
+        products = graph.add("Add", products, graph.add("Cast", parts[0], to=TensorProto.BFLOAT16))
     found = [graph.add("Cast", products, to=TensorProto.FLOAT)]
     return [*found, graph.add("ReduceMean", parts[1])] if keys_in_fp32 else found
 
@@ -184,3 +187,17 @@ def test_queries_keys_and_values_are_rounded_before_they_are_turned() -> None:
 @pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
 def test_what_a_pruning_layer_reads_in_fp32_is_not_rounded_early() -> None:
     assert changed(lambda graph: turned(graph, keys_in_fp32=True), early_bf16)[0] == 0
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+def test_queries_are_scaled_where_they_are_made() -> None:
+    number, model = changed(lambda graph: turned(graph, keys_in_fp32=True), early_scales)
+    assert number == 1
+    low = [node for node in model.get_ordered_ops() if node.get_output_element_type(0).get_type_name() == "bf16"]
+    assert "Multiply" not in {node.get_type_name() for node in low}
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+def test_a_factor_that_changes_digits_stays_and_so_does_what_others_read() -> None:
+    assert changed(lambda graph: turned(graph, keys_in_fp32=True, scale=0.3), early_scales)[0] == 0
+    assert changed(lambda graph: turned(graph, keys_in_fp32=True, queries_twice=True), early_scales)[0] == 0

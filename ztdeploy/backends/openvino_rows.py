@@ -5,7 +5,8 @@ share blocks among threads. 197 tokens are a prime number: blocks of 64, 64, 64 
 69 rows. With a 198th row they are six blocks of 33, and a product takes a sixth less.
 
 And a block's queries, keys and values are turned in one piece: as fp32, where they are rounded to bf16 only after that.
-Rounded before, half as much is moved.
+Rounded before, half as much is moved. The power of two that queries are multiplied by is multiplied into the product
+that makes them.
 """
 
 from __future__ import annotations
@@ -147,6 +148,72 @@ def early_bf16(model: Any, opset: Any) -> int:
         changed += 1
     model.validate_nodes_and_infer_types()
     return changed
+
+
+def early_scales(model: Any, opset: Any) -> int:
+    """Multiply the powers of two that queries are scaled by into scales and biases of the products that make them.
+
+    Such a factor changes no digit, whether it comes before a sum or after it.
+
+    Returns:
+        How many were.
+    """
+    changed = 0
+    for node in [node for node in model.get_ordered_ops() if node.get_type_name() == "Multiply"]:
+        factor = _power_of_two(node.input_value(1))
+        made = _queries(node) if factor is not None else None
+        if made is None:
+            continue
+        added, weight = made
+        width = added.get_output_shape(0)[-1]
+        factors = opset.constant(np.where(np.arange(width) < width // 3, factor, 1).astype(np.float32))
+        for one in (added.input(1), weight.input(1)):
+            one.replace_source_output(opset.multiply(one.get_source_output(), factors).output(0))
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(node.input_value(0))
+        changed += 1
+    model.validate_nodes_and_infer_types()
+    return changed
+
+
+def _power_of_two(value: Any) -> float | None:
+    """The one number of a constant in fp32 or bf16, if it is a power of two."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant" or np.prod(list(node.get_output_shape(0))) != 1:
+        return None
+    kind = node.get_output_element_type(0).get_type_name()
+    if kind not in ("f32", "bf16"):
+        return None
+    held = node.get_data().reshape(-1)
+    upper = held.view(np.uint16).astype(np.uint32) << 16  # bf16 is the upper half of fp32
+    factor = float((held if kind == "f32" else upper.view(np.float32))[0])
+    return factor if np.isfinite(factor) and np.frexp(factor)[0] == 0.5 else None
+
+
+def _queries(scaling: Any) -> tuple[Any, Any] | None:
+    """What adds the bias, and what scales the integer weights, of a product whose first third a node alone scales."""
+    found = list[Any]()
+    node = scaling.input_value(0).get_node()
+    for kind in ("Gather", "Transpose", "Reshape", "Add", "MatMul"):
+        while node.get_type_name() in ("Convert", "VariadicSplit"):
+            node = node.input_value(0).get_node()
+        if node.get_type_name() != kind:
+            return None
+        found.append(node)
+        node = node.input_value(0).get_node()
+    gather, turn, cut, added, product = found
+    weight = product.input_value(1).get_node()
+    index, axis, order = (one.get_node() for one in (gather.input_value(1), gather.input_value(2), turn.input_value(1)))
+    if any(one.get_type_name() != "Constant" for one in (index, axis, order, added.input_value(1).get_node())):
+        return None
+    first = [int(one.get_vector()[0]) for one in (index, axis)] == [0, 0] and len(gather.get_output_shape(0)) == 4
+    thirds = len(cut.get_output_shape(0)) == 5 and cut.get_output_shape(0)[2] == 3 and order.get_vector()[0] == 2
+    alone = all(_reader(one) is not None for one in (gather, turn.input_value(0).get_node(), added, product))
+    by_column = weight.get_type_name() == "Multiply" and _is_constant(weight.input_value(1))
+    scaled = by_column and list(weight.get_input_shape(1))[-1:] == [added.get_output_shape(0)[-1]]
+    return (added, weight) if first and thirds and alone and scaled else None
 
 
 def _rounds(node: Any) -> bool:
