@@ -161,8 +161,8 @@ def early_scales(model: Any, opset: Any) -> int:
     changed = 0
     for node in [node for node in model.get_ordered_ops() if node.get_type_name() == "Multiply"]:
         factor = _power_of_two(node.input_value(1))
-        made = _queries(node) if factor is not None else None
-        if made is None:
+        made = _queries(node)
+        if factor is None or made is None:
             continue
         added, weight = made
         width = added.get_output_shape(0)[-1]
