@@ -32,6 +32,7 @@ from ztdeploy.backends.base import (
     check_fingerprint,
     check_precision,
 )
+from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
 from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
 from ztdeploy.bundle import sha256_of
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError
@@ -249,6 +250,8 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
                 if shape[0].is_dynamic:
                     shape[0] = 1
                     model.reshape({source.get_any_name(): shape})
+            for change in (early_scales, even_rows, early_bf16):
+                change(model, openvino.opset13)
         return _core().compile_model(model, "CPU", options), names
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
