@@ -106,6 +106,20 @@ def rows_of_products(model: Any) -> list[int]:
     return [node.get_output_shape(0)[-2] for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
 
 
+def test_by_row_products_with_integer_weights_get_rows_too() -> None:
+    """Of fp32 values, which OpenVINO rounds itself; a product with fp32 weights is none of theirs."""
+
+    def build(graph: Graph) -> list[str]:
+        wide = graph.add("Gelu", graph.linear("x", WIDTH, 2 * WIDTH))
+        plain = graph.add("MatMul", "x", graph.constant(RANDOM.standard_normal((WIDTH, 2 * WIDTH))))
+        return [graph.add("Add", "x", graph.linear(wide, 2 * WIDTH, WIDTH)), plain]
+
+    number, model = changed(build, lambda model, opset: even_rows(model, opset, by_row=True))
+    assert number == 1
+    assert sorted(rows_of_products(model)) == [ROWS, ROWS + 1, ROWS + 1]
+    assert changed(build, even_rows)[0] == 0
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
 def test_both_layers_of_an_mlp_get_rows_once(kind: Any) -> None:
     number, model = changed(lambda graph: [mlp(graph, kind)], even_rows)

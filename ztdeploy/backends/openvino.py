@@ -250,8 +250,9 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
                 if shape[0].is_dynamic:
                     shape[0] = 1
                     model.reshape({source.get_any_name(): shape})
-            for change in (early_scales, even_rows, early_bf16):
-                change(model, openvino.opset13)
+            early_scales(model, openvino.opset13)
+            even_rows(model, openvino.opset13, by_row=row_group > 0)
+            early_bf16(model, openvino.opset13)
         return _core().compile_model(model, "CPU", options), names
     except RuntimeError as error:
         reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]

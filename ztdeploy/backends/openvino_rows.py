@@ -36,7 +36,7 @@ def block(rows: int) -> int:
     return max(size for size in range(1, LARGEST + 1) if rows % size == 0)
 
 
-def even_rows(model: Any, opset: Any) -> int:
+def even_rows(model: Any, opset: Any, *, by_row: bool = False) -> int:
     """Let integer products that widen their rows, and those behind them, work on a few rows of zeros more.
 
     The narrower rows ahead of such a product are cheap to copy. Rows do not meet in between, so those of the image are
@@ -45,16 +45,17 @@ def even_rows(model: Any, opset: Any) -> int:
     Args:
         model: with known shapes, of one image. It is changed.
         opset: OpenVINO's operators.
+        by_row: products with 8-bit weights are integer products whatever they read, since OpenVINO rounds it.
 
     Returns:
         How many chains of products were changed.
     """
     changed = 0
     for product in [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]:
-        ahead = _from_integers(product)
-        if ahead is None:
+        ahead = [] if by_row and _has_integer_weight(product) else _from_integers(product)
+        if ahead is None or not _is_of_one_image(product.input_value(0)):
             continue
-        _, rows, width = ahead[0].get_output_shape(0)
+        _, rows, width = product.get_input_shape(0)
         more = even_number(rows) - rows
         if more and product.get_output_shape(0)[-1] > width:
             _lengthen([*ahead, product, *_works_row_by_row(product)], more, opset)
@@ -72,11 +73,22 @@ def _from_integers(product: Any) -> list[Any] | None:
     if node.get_type_name() != "Convert" or node.get_input_element_type(0).get_type_name() not in ("u8", "i8"):
         return None
     found.insert(0, node)
-    shape = node.get_output_partial_shape(0)
-    alone = shape.is_static and len(shape) == 3 and shape[0].get_length() == 1
-    if not alone or not _is_constant(product.input_value(1)) or any(_reader(one) is None for one in found):
+    if not _is_constant(product.input_value(1)) or any(_reader(one) is None for one in found):
         return None
     return found
+
+
+def _is_of_one_image(value: Any) -> bool:
+    shape = value.get_partial_shape()
+    return bool(shape.is_static and len(shape) == 3 and shape[0].get_length() == 1)
+
+
+def _has_integer_weight(product: Any) -> bool:
+    """Whether a product reads a constant matrix of 8-bit integers, scaled."""
+    node = product.input_value(1).get_node()
+    while node.get_type_name() in ("Multiply", "Convert"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant" and node.get_output_element_type(0).get_type_name() == "i8")
 
 
 def _works_row_by_row(product: Any) -> Iterator[Any]:
@@ -115,8 +127,10 @@ def _lengthen(chain: list[Any], more: int, opset: Any) -> None:
     rows = first.get_output_shape(0)[1]
     readers = last.output(0).get_target_inputs()
     ends = (opset.constant(np.array(end, np.int64)) for end in ((0, 0, 0), (0, more, 0)))
-    zero = opset.constant(np.zeros((), first.get_input_element_type(0).to_dtype()))
-    longer = opset.pad(first.input_value(0), *ends, "constant", zero)
+    kind = first.get_input_element_type(0).to_dtype()
+    # Where OpenVINO takes a row's range, that of nothing but zeros has none.
+    filled = opset.constant(np.asarray(0 if np.issubdtype(kind, np.integer) else 1, kind))
+    longer = opset.pad(first.input_value(0), *ends, "constant", filled)
     first.input(0).replace_source_output(longer.output(0))
     for node in chain:
         node.validate_and_infer_types()
