@@ -37,7 +37,7 @@ def block(rows: int) -> int:
 
 
 def even_rows(model: Any, opset: Any, *, by_row: bool = False) -> int:
-    """Let integer products that widen their rows, and those behind them, work on a few rows of zeros more.
+    """Let integer products that widen their rows, and those behind them, work on a few rows more.
 
     The narrower rows ahead of such a product are cheap to copy. Rows do not meet in between, so those of the image are
     computed as before; the others are cut off where the next operator is not one row's alone.
