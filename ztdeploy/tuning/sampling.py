@@ -20,7 +20,8 @@ from ztdeploy.tuning.request import SamplerName
 #: Trials that are drawn at random before a sampler learns from them.
 START = 16
 POPULATION = 20
-AGAIN_OF = "again"  #: the user attribute of a point that is tried once more: the number of the trial that failed
+#: User attributes of a trial: who makes it; of a point that is tried once more, the number of the trial that failed.
+WORKER, AGAIN_OF = "worker", "again"
 _STRIDE = 1_000_003  #: a prime, so that no two trials of neighbouring seeds draw alike
 
 
@@ -28,11 +29,15 @@ def place_of(study: Study, number: int) -> int:
     """How many trials before this one have a place of their own.
 
     A point that is tried once more has that of the trial that failed, whenever it is put back: nobody draws in between
-    what somebody else has drawn. A trial that failed before it drew anything has none.
+    what somebody else has drawn. A trial that failed before it drew anything, and is not tried once more, has none.
     """
+    trials = study.get_trials(deepcopy=False)
+    again = {one.user_attrs[AGAIN_OF] for one in trials if AGAIN_OF in one.user_attrs}
     return sum(
-        one.number < number and AGAIN_OF not in one.user_attrs and (one.state != TrialState.FAIL or bool(one.params))
-        for one in study.get_trials(deepcopy=False)
+        one.number < number
+        and AGAIN_OF not in one.user_attrs
+        and (one.state != TrialState.FAIL or bool(one.params) or one.number in again)
+        for one in trials
     )
 
 
@@ -49,9 +54,12 @@ class SeededByTrial(BaseSampler):
     def __init__(self, make: Callable[[int], BaseSampler], seed: int, starts: Sequence[Mapping[str, Any]] = ()) -> None:
         self._make, self._seed, self._starts = make, seed, starts
         self._own, self._given = make(seed), dict[str, Any]()
+        self.worker: str | None = None  #: who makes the trials
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        place = place_of(study, trial.number)
+        if self.worker is not None:  # as early as can be: what nobody has made nobody puts back
+            study._storage.set_trial_user_attr(trial._trial_id, WORKER, self.worker)
+        place = place_of(study, trial.user_attrs.get(AGAIN_OF, trial.number))
         self._given = dict(self._starts[place]) if place < len(self._starts) else {}
         self._own = self._make((self._seed * _STRIDE + place) % 2**32)
         self._own.before_trial(study, trial)

@@ -8,9 +8,10 @@ same point waits for the next worker.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.sampling import AGAIN_OF, START, place_of, quiet, sampler
+from ztdeploy.tuning.sampling import AGAIN_OF, START, WORKER, SeededByTrial, place_of, quiet, sampler
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
 IDENTITY, COST = "ztdeploy", "cost"
-WORKER = "worker"  #: of a trial: who makes it
 _BEAT_S, _GRACE_S = 10, 120
 _WAIT_S = 0.5
 #: A trial goes on only while it is among the better ones so far.
@@ -156,8 +156,10 @@ def make_trials(
         stop: asked before each trial.
     """
 
+    assert isinstance(study.sampler, SeededByTrial)
+    study.sampler.worker = worker
+
     def guarded(trial: Trial) -> Any:
-        trial.set_user_attr(WORKER, worker)
         if AGAIN_OF not in trial.user_attrs and place_of(study, trial.number) >= wanted:
             raise Surplus
         try:
@@ -174,14 +176,15 @@ def make_trials(
         if found.done + found.running >= wanted:  # whoever makes the last ones may die of it
             time.sleep(_WAIT_S)
             optuna.storages.fail_stale_trials(study)
+            _end(study, _orphans(study))
             continue
         study.optimize(guarded, n_trials=1, catch=(Surplus,))
 
 
 def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
-    """Have the point of a trial that was not finished tried once more."""
-    if trial.params:
-        study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.number})
+    """Have the point of a trial that was not finished tried once more; what it had not drawn yet will be, as it would
+    have been."""
+    study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.user_attrs.get(AGAIN_OF, trial.number)})
 
 
 def reap(study: Study, worker: str) -> int:
@@ -195,7 +198,25 @@ def reap(study: Study, worker: str) -> int:
         for trial in study.get_trials(deepcopy=False)
         if trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER) == worker
     ]
-    for trial in left:
-        study.tell(trial.number, state=TrialState.FAIL)
-        put_back(study, trial)
+    _end(study, left)
     return len(left)
+
+
+def _orphans(study: Study) -> list[FrozenTrial]:
+    """Running trials of workers that died before they had said whose they are: no heart beats for them."""
+    now = datetime.now()
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state == TrialState.RUNNING
+        and WORKER not in trial.user_attrs
+        and trial.datetime_start is not None
+        and (now - trial.datetime_start).total_seconds() > _GRACE_S
+    ]
+
+
+def _end(study: Study, trials: Sequence[FrozenTrial]) -> None:
+    """Their points wait again, and they count as failed: in this order, for others count places meanwhile."""
+    for trial in trials:
+        put_back(study, trial)
+        study.tell(trial.number, state=TrialState.FAIL)

@@ -15,7 +15,7 @@ from ztdeploy.errors import EnvironmentLacksError, InputError, ZtdeployError
 from ztdeploy.tuning.budget import Budget
 from ztdeploy.tuning.identity import check_same
 from ztdeploy.tuning.request import SamplerName, TuneRequest
-from ztdeploy.tuning.sampling import sampler
+from ztdeploy.tuning.sampling import SeededByTrial, sampler
 from ztdeploy.tuning.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
 
 
@@ -94,6 +94,30 @@ def test_what_a_dead_worker_was_at_is_made_again(tmp_path: Path) -> None:
     assert counts(study).done == 8
     assert [one.params for one in study.get_trials() if one.state == TrialState.FAIL] == [lost.params]
     assert drawn(study).count(lost.params) == 1
+
+
+@pytest.mark.parametrize("says_whose", [True, False])
+def test_a_worker_that_dies_before_it_draws_leaves_its_place(
+    says_whose: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whoever makes the trial again: others counted the place while it ran, and would draw each other's points.
+    One that had not even said whose it is has no heart that beats, and would be waited for for ever."""
+    whole = study_in(tmp_path / "whole", "random")
+    make_trials(whole, objective, 9, worker="one")
+    study = study_in(tmp_path / "study", "random")
+    make_trials(study, objective, 3, worker="first")
+    assert isinstance(study.sampler, SeededByTrial)
+    study.sampler.worker = "dead" if says_whose else None
+    lost = study.ask()
+    make_trials(study, objective, 6, worker="second", stop=lambda: counts(study).done == 5)
+    if says_whose:
+        assert reap(study, "dead") == 1
+    else:
+        monkeypatch.setattr("ztdeploy.tuning.study._GRACE_S", 0)
+    make_trials(study, objective, 9, worker="second")
+    assert study.get_trials()[lost.number].state == TrialState.FAIL
+    assert counts(study) == Counts(done=9, running=0)
+    assert sorted(map(str, drawn(study))) == sorted(map(str, drawn(whole))), "the same points, none twice"
 
 
 def test_a_trial_too_many_is_not_made(tmp_path: Path) -> None:
