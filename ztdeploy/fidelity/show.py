@@ -187,11 +187,11 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
         method = METHODS.get(variant.schedule.method)
         return _Found(variant, engine, None, UNEXPLAINED if method is not None and method.decides_by_image else None)
     runner.bundle.verify_files([notes, WEIGHTS_FILE])
-    backend, file = get_backend(variant.engines[runner.profile].backend), variant.engines[runner.profile].file
+    record = variant.engines[runner.profile]
+    noted_graph, file = runner.bundle.path(notes), runner.bundle.path(record.file)
     runner.close()  # one of them in memory at a time
     try:
-        noted_paths = {"noted": runner.bundle.path(notes), "engine": runner.bundle.path(file)}
-        graph = backend.load_noted(**noted_paths, threads=runner.threads)
+        graph = get_backend(record.backend).load_noted(noted_graph, engine=file, threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
         return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")
     runner.adopt(variant.name, graph)

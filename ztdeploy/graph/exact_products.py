@@ -54,6 +54,8 @@ def _round_rows(graph: ir.Graph) -> None:
         for product, rounding, scaling in layers_of(graph)
         if rounding is None
     ]
+    if not layers:
+        return
     group = widest_group([width for _, width in layers])
     whole, least = constant(graph, "rows/127", 127, _SINGLE), constant(graph, "rows/least", 1e-30, _SINGLE)
     for node, width in layers:

@@ -120,9 +120,13 @@ def test_a_kernel_that_loses_sums_is_found_out() -> None:
         assert np.abs(given[name] - wanted).max() > 100 * LAYER_TOLERANCE * np.abs(wanted).max()
 
 
-def test_what_is_no_number_is_an_error() -> None:
+@pytest.mark.parametrize("where", [slice(0, 1), slice(-1, None), slice(None)])
+def test_what_is_no_number_is_an_error(where: slice) -> None:
+    """In the first layer, the last, or all: no number is larger than NaN, nor smaller."""
+
     class Broken(Saturating):
         def infer(self, feeds):
-            return {name: np.full_like(wanted, np.nan) for name, wanted in layers("uint8").wanted.items()}
+            wanted = dict(layers("uint8").wanted)
+            return wanted | {name: np.full_like(wanted[name], np.nan) for name in [*wanted][where]}
 
     refused(lambda: prove_layers("mine", Broken("uint8", 8), layers("uint8")), "not exact", kind=ParityError)
