@@ -1,9 +1,11 @@
-// The kernels behind plain C functions: arrays in, arrays out, 0 or an error code back.
+// The kernels behind plain C functions: launch plans, and launches by a kernel's name as a GPU's driver takes them.
 #define ZT_CPU_SHIM
 #include "shim.h"
 
+#include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 namespace {
 // On a GPU these are compiled in; tests want to choose.
@@ -19,63 +21,30 @@ namespace {
 std::mutex one_at_a_time;
 std::string skipped_file;
 
-void start(int order, unsigned seed) {
-    zt_cpu::state.error = zt_cpu::NONE;
-    zt_cpu::state.message[0] = 0;
-    zt_cpu::state.order = static_cast<zt_cpu::Order>(order);
-    zt_cpu::state.random = seed;
+// Calls a kernel with arguments behind pointers, as cuLaunchKernel takes them.
+template <typename... Arguments, std::size_t... index>
+void call(void (*kernel)(Arguments...), void** arguments, std::index_sequence<index...>) {
+    kernel(*static_cast<Arguments*>(arguments[index])...);
+}
+template <typename... Arguments>
+void call(void (*kernel)(Arguments...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<Arguments...>());
 }
 
-int refuse(const char* what) {
-    std::snprintf(zt_cpu::state.message, sizeof(zt_cpu::state.message), "%s", what);
-    return zt_cpu::BAD_ARGUMENT;
-}
-
-struct PageRank {
-    const void* attention;
-    const float* survivors;
-    int batch, heads, tokens, iterations, boost, filter_heads, root_mean_square;
-    float variance_min, variance_max;
-    float* scores;
+#define ZT_ENTRY(name) {#name, [](void** arguments) { call(name, arguments); }}
+const std::map<std::string, void (*)(void**)> KERNELS = {
+    ZT_ENTRY(zt_join_heads),
+    ZT_ENTRY(zt_page_rank_heads_f16_l2),
+    ZT_ENTRY(zt_page_rank_heads_f16_shared),
+    ZT_ENTRY(zt_page_rank_heads_f32_l2),
+    ZT_ENTRY(zt_page_rank_heads_f32_shared),
+    ZT_ENTRY(zt_similarity_prune_f16),
+    ZT_ENTRY(zt_similarity_prune_f32),
+    ZT_ENTRY(zt_weighted_page_rank_all_f16),
+    ZT_ENTRY(zt_weighted_page_rank_all_f32),
+    ZT_ENTRY(zt_weighted_page_rank_f16),
+    ZT_ENTRY(zt_weighted_page_rank_f32),
 };
-
-template <typename T>
-using WithSurvivors = void (*)(const T*, const float*, int, int, int, int, int, int, int, int, float*);
-template <typename T>
-using WithoutSurvivors = void (*)(const T*, int, int, int, int, int, int, int, int, float*);
-
-template <typename T>
-void single_launch(const PageRank& job, const zt::PageRankPlan& plan, WithSurvivors<T> some, WithoutSurvivors<T> all) {
-    const auto* attention = static_cast<const T*>(job.attention);
-    variance_min_now = job.variance_min;
-    variance_max_now = job.variance_max;
-    zt_cpu::launch({unsigned(job.batch), 1, 1}, plan.threads, plan.shared_bytes, [&] {
-        if (job.survivors)
-            some(attention, job.survivors, job.heads, job.tokens, job.iterations, job.boost, job.filter_heads,
-                 job.root_mean_square, plan.lanes, plan.groups, job.scores);
-        else
-            all(attention, job.heads, job.tokens, job.iterations, job.boost, job.filter_heads, job.root_mean_square,
-                plan.lanes, plan.groups, job.scores);
-    });
-}
-
-template <typename T>
-void two_launches(const PageRank& job, const zt::PageRankPlan& plan,
-                  void (*heads_kernel)(const T*, const float*, int, int, int, int, int, int, float*, float*)) {
-    const auto* attention = static_cast<const T*>(job.attention);
-    std::vector<float> workspace(zt::page_rank_workspace(job.batch, job.heads, job.tokens) / 4, NAN);
-    float* head_scores = workspace.data();
-    float* variances = head_scores + std::size_t(job.batch) * job.heads * job.tokens;
-    zt_cpu::launch({unsigned(job.heads), unsigned(job.batch), 1}, plan.threads, plan.shared_bytes, [&] {
-        heads_kernel(attention, job.survivors, job.heads, job.tokens, job.iterations, job.boost, plan.lanes,
-                     plan.groups, head_scores, variances);
-    });
-    if (zt_cpu::state.error) return;
-    zt_cpu::launch({unsigned(job.batch), 1, 1}, zt::join_threads(job.tokens), 0, [&] {
-        zt_join_heads(head_scores, variances, job.heads, job.tokens, job.filter_heads, job.root_mean_square,
-                      job.variance_min, job.variance_max, job.scores);
-    });
-}
 
 zt::PageRankPlan plan_page_rank(int path, int tokens, int element_bytes, int iterations, int shared_limit) {
     switch (path) {
@@ -115,45 +84,23 @@ void zt_similarity_plan(int tokens, int prefix_tokens, int width, int shared_lim
     for (int i = 0; i < 3; ++i) plan[i] = values[i];
 }
 
-// `attention`: fp32, or fp16 where half is 1. `survivors` may be null. `order`: 0 forward, 1 reverse, 2 shuffle.
-int zt_weighted_page_rank(const void* attention, const float* survivors, int half, int batch, int heads, int tokens,
-                          int iterations, int boost, int filter_heads, int root_mean_square, float variance_min,
-                          float variance_max, int path, int shared_limit, int order, unsigned seed, float* scores) {
+// Launches one kernel by its name. `order`: 0 forward, 1 reverse, 2 shuffle. The limits of the head filter are those of
+// the single-launch kernels, where a GPU has them compiled in.
+int zt_launch(const char* name, unsigned grid_x, unsigned grid_y, int threads, int shared_bytes, void** arguments,
+              int order, unsigned seed, float variance_min, float variance_max) {
     const std::lock_guard<std::mutex> lock(one_at_a_time);
-    start(order, seed);
-    const zt::PageRankPlan plan = plan_page_rank(path, tokens, half ? 2 : 4, iterations, shared_limit);
-    if (plan.path == zt::PageRankPath::none) return refuse("no launch plan fits the shared memory");
-    const PageRank job = {attention,    survivors,        batch,        heads,        tokens, iterations, boost,
-                          filter_heads, root_mean_square, variance_min, variance_max, scores};
-    if (plan.path == zt::PageRankPath::single && half)
-        single_launch<__half>(job, plan, zt_weighted_page_rank_f16, zt_weighted_page_rank_all_f16);
-    else if (plan.path == zt::PageRankPath::single)
-        single_launch<float>(job, plan, zt_weighted_page_rank_f32, zt_weighted_page_rank_all_f32);
-    else if (plan.path == zt::PageRankPath::shared && half)
-        two_launches<__half>(job, plan, zt_page_rank_heads_f16_shared);
-    else if (plan.path == zt::PageRankPath::shared)
-        two_launches<float>(job, plan, zt_page_rank_heads_f32_shared);
-    else if (half)
-        two_launches<__half>(job, plan, zt_page_rank_heads_f16_l2);
-    else
-        two_launches<float>(job, plan, zt_page_rank_heads_f32_l2);
-    return zt_cpu::state.error;
-}
-
-int zt_similarity_prune(const float* scores, const void* keys, int half, int batch, int heads, int tokens, int width,
-                        int drop, int prefix_tokens, int shared_limit, int order, unsigned seed, float* survivors) {
-    const std::lock_guard<std::mutex> lock(one_at_a_time);
-    start(order, seed);
-    const zt::SimilarityPlan plan = zt::similarity_plan(tokens, prefix_tokens, width, shared_limit);
-    if (plan.threads == 0) return refuse("no launch plan: a head wider than 128, or too many tokens for the memory");
-    zt_cpu::launch({unsigned(batch), 1, 1}, plan.threads, plan.shared_bytes, [&] {
-        if (half)
-            zt_similarity_prune_f16(scores, static_cast<const __half*>(keys), heads, tokens, width, drop, prefix_tokens,
-                                    plan.tile, survivors);
-        else
-            zt_similarity_prune_f32(scores, static_cast<const float*>(keys), heads, tokens, width, drop, prefix_tokens,
-                                    plan.tile, survivors);
-    });
+    zt_cpu::state.error = zt_cpu::NONE;
+    zt_cpu::state.message[0] = 0;
+    zt_cpu::state.order = static_cast<zt_cpu::Order>(order);
+    zt_cpu::state.random = seed;
+    variance_min_now = variance_min;
+    variance_max_now = variance_max;
+    const auto kernel = KERNELS.find(name);
+    if (kernel == KERNELS.end()) {
+        std::snprintf(zt_cpu::state.message, sizeof(zt_cpu::state.message), "there is no kernel '%s'", name);
+        return zt_cpu::BAD_ARGUMENT;
+    }
+    zt_cpu::launch({grid_x, grid_y, 1}, threads, shared_bytes, [&] { kernel->second(arguments); });
     return zt_cpu::state.error;
 }
 

@@ -11,15 +11,17 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ztdeploy.profile import data_folder
+
+from .kernel_launches import Launch, PageRankPlan, SimilarityPlan, page_rank_launches, prune_launches
 
 Floats = npt.NDArray[np.float32]
 Path_ = Literal["auto", "shared", "l2", "single"]
@@ -62,20 +64,6 @@ class UnwrittenError(KernelError):
 ERRORS = (KernelError, BadArgumentError, DivergenceError, RaceError, OutOfBoundsError, UnwrittenError)
 
 
-class PageRankPlan(NamedTuple):
-    path: int  # 0: none fits
-    threads: int
-    lanes: int
-    groups: int
-    shared_bytes: int
-
-
-class SimilarityPlan(NamedTuple):
-    threads: int  # 0: none fits
-    tile: int
-    shared_bytes: int
-
-
 def have_compiler() -> bool:
     return shutil.which("g++") is not None
 
@@ -116,7 +104,10 @@ def compile_library(texts: Mapping[str, str], flags: tuple[str, ...] = FLAGS) ->
 
 
 class CpuKernels:
-    """One compiled version of the kernels."""
+    """One compiled version of the kernels. `GpuKernels` runs the same launches elsewhere."""
+
+    #: bytes of dynamic shared memory that a block may have at most
+    shared_limit = 2**23
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
@@ -139,17 +130,18 @@ class CpuKernels:
         seed: int = 1,
     ) -> Floats:
         """`ZtWeightedPageRank`: attention `[B, H, N, N]` in fp32 or fp16 to scores `[B, N]`."""
-        batch, heads, tokens, _ = attention.shape
-        attention, half = _aligned(attention)
-        alive = None if survivors is None else np.ascontiguousarray(survivors, np.float32)
-        scores = np.full((batch, tokens), np.nan, np.float32)
-        code = self.library.zt_weighted_page_rank(
-            _pointer(attention), _pointer(alive), half, batch, heads, tokens, iterations, int(boost), int(filter_heads),
-            int(root_mean_square), ctypes.c_float(variance_min), ctypes.c_float(variance_max), PATHS.index(path),
-            shared_limit, ORDERS.index(order), seed, _pointer(scores),
+        size = 2 if attention.dtype == np.float16 else 4
+        limit = min(shared_limit, self.shared_limit)
+        plan = self.page_rank_plan(path, attention.shape[-1], size, iterations, limit)
+        if not plan.path:
+            raise BadArgumentError("no launch plan fits the shared memory")
+        alive = None if survivors is None else self.put(survivors.astype(np.float32))
+        launches, scores = page_rank_launches(
+            self.put(attention), alive, plan, self.empty, iterations=iterations, boost=boost, filter_heads=filter_heads,
+            variance_min=variance_min, variance_max=variance_max, root_mean_square=root_mean_square,
         )  # fmt: skip
-        self._check(code)
-        return scores
+        self.run(launches, order=order, seed=seed, limits=(variance_min, variance_max))
+        return self.get(scores)
 
     def similarity_prune(
         self,
@@ -163,16 +155,58 @@ class CpuKernels:
         seed: int = 1,
     ) -> Floats:
         """`ZtSimilarityPrune`: scores `[B, N]` and keys `[B, H, N, d]` in fp32 or fp16 to survivors `[B, N]`."""
-        batch, heads, tokens, width = keys.shape
-        keys, half = _aligned(keys)
-        scores = np.ascontiguousarray(scores, np.float32)
-        survivors = np.full((batch, tokens), np.nan, np.float32)
-        code = self.library.zt_similarity_prune(
-            _pointer(scores), _pointer(keys), half, batch, heads, tokens, width, drop, prefix_tokens, shared_limit,
-            ORDERS.index(order), seed, _pointer(survivors),
-        )  # fmt: skip
-        self._check(code)
-        return survivors
+        limit = min(shared_limit, self.shared_limit)
+        plan = self.similarity_plan(keys.shape[2], prefix_tokens, keys.shape[3], limit)
+        if not plan.threads:
+            raise BadArgumentError("no launch plan: a head wider than 128, or too many tokens for the memory")
+        ranked = self.put(scores.astype(np.float32))
+        launches, survivors = prune_launches(
+            ranked, self.put(keys), plan, self.empty, drop=drop, prefix_tokens=prefix_tokens
+        )
+        self.run(launches, order=order, seed=seed)
+        return self.get(survivors)
+
+    def put(self, values: npt.NDArray[np.generic]) -> Any:
+        """A dense copy in fp16 or fp32 at a multiple of 16 bytes, where the kernels run."""
+        dtype = np.float16 if values.dtype == np.float16 else np.float32
+        room = np.empty(values.size + 16, dtype)
+        skip = -room.ctypes.data % 16 // room.itemsize
+        dense = room[skip : skip + values.size].reshape(values.shape)
+        dense[...] = values
+        return dense
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """fp32, all NaN: what a kernel leaves unwritten shows."""
+        return np.full(shape, np.nan, np.float32)
+
+    def get(self, values: Any) -> Floats:
+        result: Floats = values
+        return result
+
+    def run(
+        self,
+        launches: Sequence[Launch],
+        *,
+        order: Order = "forward",
+        seed: int = 1,
+        limits: tuple[float, float] = (0.01, 0.7),
+    ) -> None:
+        """Run launches one after the other. `limits`: of the head filter in the single-launch kernels."""
+        for launch in launches:
+            pointers, _alive = launch.pointers()
+            self._check(
+                self.library.zt_launch(
+                    launch.kernel.encode(),
+                    *launch.grid,
+                    launch.threads,
+                    launch.shared_bytes,
+                    pointers,
+                    ORDERS.index(order),
+                    seed,
+                    ctypes.c_float(limits[0]),
+                    ctypes.c_float(limits[1]),
+                )
+            )
 
     def page_rank_plan(
         self, path: Path_, tokens: int, element_bytes: int, iterations: int, shared_limit: int
@@ -231,18 +265,3 @@ def similarity_prune(
 ) -> Floats:
     """`ZtSimilarityPrune` by the kernels as they ship."""
     return cpu_kernels().similarity_prune(scores, keys, drop=drop, prefix_tokens=prefix_tokens, order=order)
-
-
-def _aligned(values: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.generic], int]:
-    """A dense copy at a multiple of 16 bytes, as on a GPU, and whether it is fp16."""
-    half = values.dtype == np.float16
-    dtype = np.float16 if half else np.float32
-    room = np.empty(values.size + 16, dtype)
-    skip = -room.ctypes.data % 16 // room.itemsize
-    dense = room[skip : skip + values.size].reshape(values.shape)
-    dense[...] = values
-    return dense, int(half)
-
-
-def _pointer(values: npt.NDArray[np.generic] | None) -> ctypes.c_void_p | None:
-    return None if values is None else ctypes.c_void_p(values.ctypes.data)
