@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,61 @@ from torch import Tensor, nn
 
 from ztdeploy.errors import CheckpointError
 
-_PICKLED = {".pth", ".pt", ".bin", ".tar"}
-#: Keys under which training scripts nest the parameters; averaged ones first, which are those that get published.
-_NESTED = ("model_ema", "state_dict_ema", "ema", "model", "state_dict", "module")
+_PICKLED = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
 _LISTED = 5
+
+#: The tables of tensors in a file by where they are in it, as in `state_dict` or `ema.shadow`; "" is the file itself.
+Tables = dict[str, dict[str, Tensor]]
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Parameters by name, floating point ones cast to fp32.
+    """The largest table of a file, as `as_weights` leaves it.
+
+    Raises:
+        CheckpointError: see `read_tables` and `as_weights`.
+    """
+    return as_weights(max(read_tables(path).values(), key=len), str(path))
+
+
+def read_tables(path: Path) -> Tables:
+    """All tensors of a file as they are, in its order.
 
     Pickle formats are read with torch's restricted unpickler, which builds tensors and plain containers only.
 
     Raises:
-        CheckpointError: missing, of an unknown format, corrupt, unsafe, or holding NaN or infinity.
+        CheckpointError: missing, of an unknown format, corrupt, unsafe, or without a table of tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' is not a file", "a .safetensors or .pth file", "check the path")
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
+        tables = {"": _read_safetensors(path)}
     elif path.suffix in _PICKLED:
-        state = _read_pickled(path)
+        tables = dict(tables_in(_read_pickled(path)))
     else:
         raise CheckpointError(
             f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
         )
+    if not any(tables.values()):
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
+        )
+    return tables
+
+
+def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The same with floating point tensors cast to fp32.
+
+    Raises:
+        CheckpointError: a tensor is not dense, or holds NaN or infinity.
+    """
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(
-                f"tensor '{name}' of '{path}' is sparse or without values", "dense tensors", "save it with its values"
+                f"tensor '{name}' of '{where}' is sparse or without values", "dense tensors", "save it with its values"
             )
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    check_finite(state, str(path))
-    return state
+    cast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    check_finite(cast, where)
+    return cast
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
@@ -109,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _corrupt(path, error) from error
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path) -> Any:
     try:
         # A script's options, which DeiT and its descendants save as well, are a plain container.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -127,17 +150,17 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch.load fails in many ways on damaged files, with no common base
         raise _corrupt(path, error) from error
-    while (key := _nested_key(data)) is not None:
-        data = data[key]
-    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise CheckpointError(
-            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
-        )
-    return {str(name): tensor for name, tensor in data.items()}
+    return data
 
 
-def _nested_key(data: Any) -> str | None:
-    return next((key for key in _NESTED if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
+def tables_in(data: Any, path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped."""
+    if isinstance(data, dict):
+        state = {str(name): value for name, value in data.items() if isinstance(value, Tensor)}
+        if state:
+            yield path, state
+        for key, value in data.items():
+            yield from tables_in(value, f"{path}.{key}" if path else str(key))
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, Weight
 from ztdeploy.preprocess_spec import Output, PreprocessSpec, given
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ztdeploy.models.adapter import ModelAdapter
+    from ztdeploy.models.checkpoint import Tables
+    from ztdeploy.models.layouts import Fit
 
 RANDOM_SEED = 0
 
@@ -41,6 +43,7 @@ class LoadedModel:
     weights_sha256: str
     entry: CatalogueEntry | None
     text_head: TextHeadRecord | None = None
+    remarks: tuple[str, ...] = ()  #: what whoever gave the weights should know, in words
 
     @property
     def output(self) -> Output:
@@ -78,28 +81,25 @@ def load_model(
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
-    from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_checkpoint
+    from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_tables
     from ztdeploy.models.class_names import read_class_names
-    from ztdeploy.models.layouts import classes_of, unwrapped
     from ztdeploy.models.text_head import read_text_embeddings
 
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
     texts = None if text_head is None else read_text_embeddings(text_head)
-    # Before the slow part, for it may be unusable.
-    state = unwrapped(read_checkpoint(checkpoint)) if checkpoint is not None else None
+    source: str = weights if checkpoint is None else "checkpoint"
     shipped = entry.shipped if entry else None
-    if shipped is not None and state is None and weights == "pretrained":
-        state, checkpoint = read_checkpoint(shipped / "model.safetensors"), shipped / "model.safetensors"
-        source = "shipped"
-    else:
-        source = "checkpoint" if state is not None else weights
-    classes = None if state is None else classes_of(state)
+    if shipped is not None and checkpoint is None and weights == "pretrained":
+        checkpoint, source = shipped / "model.safetensors", "shipped"
+    tables = None if checkpoint is None else read_tables(checkpoint)  # before the slow part, for it may be unusable
+    fit = None if checkpoint is None or tables is None else _fit(tables, checkpoint, name, image_size, output)
+    classes = None if fit is None else fit.classes
     model, config, names = _create(name, timm_name, shipped, image_size, classes, pretrained=source == "pretrained")
-    origin = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}"
-    if state is not None:
+    origin, remarks = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}", tuple[str, ...]()
+    if fit is not None:
         assert checkpoint is not None
-        origin = _load(model, state, checkpoint, name)
+        origin, remarks = _load(model, fit, checkpoint, name), fit.remarks
     elif source == "pretrained":
         check_finite(dict(model.named_parameters()), timm_name)
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
@@ -121,6 +121,7 @@ def load_model(
         weights_sha256=parameters_sha256(model),
         entry=entry,
         text_head=None if texts is None else texts.record,
+        remarks=remarks,
     )
 
 
@@ -145,7 +146,28 @@ def sketched_size(model: nn.Module) -> int:
     return int(embed.grid_size[0] * embed.patch_size[0])
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, name: str) -> str:
+def _fit(tables: Tables, checkpoint: Path, name: str, image_size: int | None, output: Output) -> Fit:
+    """What of a file is the model's.
+
+    Raises:
+        CheckpointError: it holds no classifier, and the model's logits are asked for.
+    """
+    from ztdeploy.models.layouts import best_fit
+
+    model: Any = sketch(name, image_size)
+    fit = best_fit(tables, model, checkpoint.name)
+    if fit.faults or fit.head or not model.num_classes:
+        return fit
+    if output != "logits":
+        return replace(fit, classes=0)
+    raise CheckpointError(
+        f"checkpoint '{checkpoint.name}' holds no head{fit.head_trouble}",
+        f"a linear layer behind the {model.embed_dim} features of '{name}'",
+        "give --output embedding (or features), which needs no head",
+    )
+
+
+def _load(model: nn.Module, fit: Fit, checkpoint: Path, name: str) -> str:
     """Fill a model with a checkpoint.
 
     Returns:
@@ -154,19 +176,18 @@ def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: Path, name: st
     Raises:
         CheckpointError: it does not fit; names the model that it does fit, where one is found.
     """
-    from ztdeploy.models.checkpoint import load_strictly
-    from ztdeploy.models.layouts import fitted
+    from ztdeploy.models.checkpoint import as_weights, load_strictly
     from ztdeploy.models.siblings import sibling_of
 
-    found, remark = fitted(state, model)
+    state = as_weights(fit.state, str(checkpoint))
     try:
-        load_strictly(model, found, checkpoint)
+        load_strictly(model, state, checkpoint)
     except CheckpointError as error:
         sibling = sibling_of(state, name)
         if sibling is None:
             raise
         raise CheckpointError(error.given, error.expected, f"it is of '{sibling}': give --model {sibling}") from error
-    return f"{checkpoint.name}, {remark}" if remark else checkpoint.name
+    return f"{checkpoint.name}, positions resampled" if fit.resampled else checkpoint.name
 
 
 def _need_host_half() -> None:

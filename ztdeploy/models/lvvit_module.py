@@ -156,6 +156,7 @@ def make_lvvit(name: str, image_size: int | None = None, num_classes: int = 1000
         "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
+        "classifier": ("head", "aux_head"),
     }
     return model
 

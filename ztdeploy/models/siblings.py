@@ -16,8 +16,8 @@ _TRIED = 30
 
 
 def sibling_of(state: dict[str, Tensor], name: str) -> str | None:
-    """The model, by its nearest name, that has exactly the names and shapes of a checkpoint."""
-    shapes = {key: tensor.shape for key, tensor in state.items()}
+    """The model, by its nearest name, that has exactly the names and shapes of a checkpoint, its heads aside."""
+    shapes = _of_trunk(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return next((one for one in _candidates(state, name) if _shapes_of(one) == shapes), None)
@@ -38,4 +38,8 @@ def _candidates(state: dict[str, Tensor], name: str) -> list[str]:
 def _shapes_of(name: str) -> dict[str, torch.Size]:
     from ztdeploy.models.loading import sketch
 
-    return {key: tensor.shape for key, tensor in sketch(name).state_dict().items()}
+    return _of_trunk(sketch(name).state_dict())
+
+
+def _of_trunk(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state.items() if not key.startswith("head")}
