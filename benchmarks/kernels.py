@@ -1,9 +1,9 @@
 """The TensorRT plugins' kernels: what the compiler made of them and, on a GPU, what they cost.
 
     python -m benchmarks.kernels [--sm 75 87 ...] [--json] [--write docs/kernels.md]
+    python -m benchmarks.kernels --times cuda [--out FILE.json]
 
-Registers, static shared memory and spills need nvcc; times need a CUDA GPU, which times launches against the least
-that reading the attention matrix once must take.
+Registers, static shared memory and spills need nvcc; times need a CUDA GPU and g++ or nvcc's compiler for launch plans.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
+
+from tests.helpers.cpu_kernels import PATHS, CpuKernels, cpu_kernels
+from tests.helpers.kernel_launches import Launch, launches_bytes, page_rank_launches, prune_launches
 from ztdeploy.profile import data_folder
 
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "110", "120")
 #: `--write` replaces what stands between these lines.
 BEGIN, END = "<!-- begin: python -m benchmarks.kernels -->", "<!-- end -->"
-#: tokens, heads: DeiT-Tiny and DeiT-S at 224, DeiT-B at 384, ViT-L at 448.
-SHAPES = ((197, 3), (197, 6), (577, 12), (1025, 16))
+#: tokens, heads: DeiT-S at 224 pixels, DeiT-B at 384, ViT-L/14 at 518.
+SHAPES = ((197, 6), (577, 12), (1370, 16))
+BATCHES = (1, 8, 64)
+ITERATIONS = (1, 5, 30)
 
 
 @dataclass(frozen=True)
@@ -87,46 +95,118 @@ def resource_table(rows: Sequence[Resources]) -> str:
     return "\n".join(lines)
 
 
-def time_table() -> str:
-    """Median time of a weighted page rank on this GPU, by path, beside the least that memory allows."""
-    import torch
+def time_kernels(device: str) -> dict[str, Any]:
+    """Each operator's time per call on a GPU, beside what its memory traffic alone would take.
 
-    from tests.helpers.cpu_kernels import PATHS, cpu_kernels
-    from tests.helpers.gpu_kernels import GpuKernels, page_rank_launches
+    On a CPU, which stands in for a GPU where this code is tried, only small shapes, and times that mean nothing.
+    """
+    on_gpu = device == "cuda"
+    if on_gpu:
+        from tests.helpers.gpu_kernels import GpuKernels
 
-    gpu, bandwidth = GpuKernels(), copy_bandwidth()
+        kernels: CpuKernels = GpuKernels()
+        bandwidth, name = copy_bandwidth(), _gpu_name()
+    else:
+        kernels, bandwidth, name = cpu_kernels(), 1e4, "CPU in place of a GPU"
+    rows = []
+    for (tokens, heads), batch, dtype in product(SHAPES, BATCHES, (np.float16, np.float32)):
+        if not on_gpu and (tokens > 197 or batch > 1):
+            continue
+        for iterations in ITERATIONS if on_gpu else (1,):
+            rows.append(time_page_rank(kernels, tokens, heads, batch, dtype, iterations, bandwidth))
+        rows.append(time_prune(kernels, tokens, heads, batch, dtype, bandwidth))
+    return {"device": name, "copy_gb_per_s": bandwidth / 1000, "rows": rows}
+
+
+def time_page_rank(
+    kernels: CpuKernels, tokens: int, heads: int, batch: int, dtype: type, iterations: int, bandwidth: float
+) -> dict[str, Any]:
+    """One weighted page rank. `limit_us`: what its path must read from the device's memory, or its L2 cache, at the
+    speed of the device's memory: the attention matrix once where it is kept in shared memory, else in each iteration.
+    """
+    size = np.dtype(dtype).itemsize
+    plan = kernels.page_rank_plan("auto", tokens, size, iterations, kernels.shared_limit)
+    matrix = batch * heads * tokens * tokens * size
+    attention = kernels.random((batch, heads, tokens, tokens), dtype)
+    launches, _ = page_rank_launches(attention, None, plan, kernels.empty, iterations=iterations)
+    took = microseconds(kernels, launches)
+    return {
+        "operator": "page rank",
+        "tokens": tokens,
+        "heads": heads,
+        "batch": batch,
+        "type": f"fp{8 * size}",
+        "iterations": iterations,
+        "path": PATHS[plan.path],
+        "us": took,
+        "once_us": matrix / bandwidth,
+        "each_us": iterations * matrix / bandwidth,
+    }
+
+
+def time_prune(
+    kernels: CpuKernels, tokens: int, heads: int, batch: int, dtype: type, bandwidth: float
+) -> dict[str, Any]:
+    """One similarity prune with heads 64 wide; its limit is reading scores and keys once, and writing survivors."""
+    plan = kernels.similarity_plan(tokens, 1, 64, kernels.shared_limit)
+    scores, keys = kernels.random((batch, tokens), np.float32), kernels.random((batch, heads, tokens, 64), dtype)
+    launches, _ = prune_launches(scores, keys, plan, kernels.empty, drop=tokens // 6, prefix_tokens=1)
+    return {
+        "operator": "similarity prune",
+        "tokens": tokens,
+        "heads": heads,
+        "batch": batch,
+        "type": f"fp{8 * np.dtype(dtype).itemsize}",
+        "us": microseconds(kernels, launches),
+        "once_us": launches_bytes(launches) / bandwidth,
+    }
+
+
+def time_table(report: Mapping[str, Any]) -> str:
+    """Markdown."""
     lines = [
-        f"{torch.cuda.get_device_properties(0).name}; copies {bandwidth / 1000:.0f} GB/s",
+        f"{report['device']}; copies {report['copy_gb_per_s']:.0f} GB/s, read and written bytes counted. Beside each time stand",
+        "the microseconds in which its input is read once at that speed, and A in each iteration.",
         "",
-        "| N | H | type | iterations | path | us | us to read A once |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| operator | N | H | batch | type | iterations | path | us | once | each time |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (tokens, heads), dtype in product(SHAPES, (torch.float16, torch.float32)):
-        attention = torch.softmax(torch.randn(1, heads, tokens, tokens, device="cuda"), -1).to(dtype)
-        least = attention.numel() * attention.element_size() / bandwidth
-        for iterations, path in product((1, 5, 30), PATHS[1:]):
-            size = attention.element_size()
-            plan = cpu_kernels().page_rank_plan(path, tokens, size, iterations, gpu.shared_limit)
-            if plan.path:
-                launches, _ = page_rank_launches(attention, None, plan, iterations=iterations)
-                took = microseconds(partial(gpu.run, launches))
-                lines.append(
-                    f"| {tokens} | {heads} | fp{8 * size} | {iterations} | {path} | {took:.1f} | {least:.1f} |"
-                )
+    for row in report["rows"]:
+        each = f"{row['each_us']:.1f}" if "each_us" in row else ""
+        cells = (row["operator"], row["tokens"], row["heads"], row["batch"], row["type"], row.get("iterations", ""))
+        measured = (row.get("path", ""), f"{row['us']:.1f}", f"{row['once_us']:.1f}", each)
+        lines.append("| " + " | ".join(map(str, (*cells, *measured))) + " |")
     return "\n".join(lines)
 
 
-def copy_bandwidth() -> float:
-    """Bytes per microsecond, read and written."""
+def _gpu_name() -> str:
     import torch
 
-    source = torch.empty(2**27, device="cuda")
+    return str(torch.cuda.get_device_properties(0).name)
+
+
+def copy_bandwidth() -> float:
+    """Bytes per microsecond that a large copy on the GPU reads and writes."""
+    import torch
+
+    source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / microseconds(partial(target.copy_, source))
+    return 2 * source.nbytes / graph_microseconds(lambda: target.copy_(source), 1)
 
 
-def microseconds(work: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of work on the GPU, as part of a CUDA graph: what launching from Python costs is left out."""
+def microseconds(kernels: CpuKernels, launches: Sequence[Launch]) -> float:
+    """Median time of launches on a GPU, in a graph of as many repetitions as take about a millisecond."""
+    work = partial(kernels.run, launches)
+    if type(kernels).__name__ == "CpuKernels":
+        began = time.perf_counter()
+        work()
+        return 1e6 * (time.perf_counter() - began)
+    once = graph_microseconds(work, 1, replays=3)
+    return graph_microseconds(work, max(1, min(20, int(1000 / once))), replays=10)
+
+
+def graph_microseconds(work: Callable[[], object], repeats: int, replays: int = 10) -> float:
+    """Median time per repetition in a CUDA graph, so that what queues launches does not count."""
     import torch
 
     work()
@@ -135,9 +215,10 @@ def microseconds(work: Callable[[], object], repeats: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             work()
+    graph.replay()
     times: list[float] = []
-    for _ in range(20):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    for _ in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
@@ -160,7 +241,15 @@ def main() -> None:
     parser.add_argument("--sm", nargs="+", default=ARCHITECTURES, help="architectures, such as 87")
     parser.add_argument("--json", action="store_true", help="registers and memory as JSON, and nothing else")
     parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced")
+    parser.add_argument("--times", choices=("cuda", "cpu"), help="time the kernels; cpu only tries this code")
+    parser.add_argument("--out", type=Path, help="times as JSON")
     arguments = parser.parse_args()
+    if arguments.times:
+        times = time_kernels(arguments.times)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(times, indent=1), encoding="utf-8")
+        print(time_table(times))
+        return
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not on the PATH; install the CUDA toolkit, or nvidia-cuda-nvcc from PyPI")
     rows = compile_and_read(arguments.sm)
@@ -171,9 +260,6 @@ def main() -> None:
     print(table)
     if arguments.write:
         replace_section(arguments.write, table)
-    import torch
-
-    print(f"\n{time_table()}" if torch.cuda.is_available() else "\nNo CUDA GPU here: nothing is timed.")
 
 
 if __name__ == "__main__":

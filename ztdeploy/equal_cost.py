@@ -5,31 +5,37 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from ztdeploy.schedule import Architecture, PruningSchedule, gmacs, plan, plan_gmacs
+from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan, gmacs, plan, plan_gmacs
+
+#: A plan's multiply-adds, in units of 1e9.
+Count = Callable[[Architecture, TokenPlan], float]
 
 #: Keep ratios are tried in steps of this.
 STEP = 0.001
 
 
-def share_of_dense(schedule: PruningSchedule, architecture: Architecture) -> float:
-    """A schedule's multiply-adds (`plan_gmacs`) over the dense model's."""
+def share_of_dense(schedule: PruningSchedule, architecture: Architecture, count: Count = plan_gmacs) -> float:
+    """A schedule's multiply-adds over the dense model's."""
     dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
-    return plan_gmacs(architecture, plan(schedule, architecture)) / dense
+    return count(architecture, plan(schedule, architecture)) / dense
 
 
-def at_cost(make: Callable[[float], PruningSchedule], architecture: Architecture, share: float) -> PruningSchedule:
+def at_cost(
+    make: Callable[[float], PruningSchedule], architecture: Architecture, share: float, count: Count = plan_gmacs
+) -> PruningSchedule:
     """The schedule at the keep ratio below 1 whose multiply-adds are nearest to a share of dense.
 
     Args:
         make: a keep ratio in (0, 1) to a schedule, which costs the more the higher the ratio.
         share: in (0, 1); what no ratio reaches gives the nearest that one does.
+        count: how multiply-adds are counted: what graphs compute, or whole blocks as papers do.
     """
 
     def schedule(step: int) -> PruningSchedule:
         return make(round(step * STEP, 6))
 
     def cost(step: int) -> float:
-        return share_of_dense(schedule(step), architecture)
+        return share_of_dense(schedule(step), architecture, count)
 
     steps = range(1, round(1 / STEP))
     after = bisect_left(steps, share, key=cost)

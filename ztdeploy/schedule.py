@@ -443,18 +443,21 @@ def gmacs(
     return sum(block_gmacs(architecture, *pair) for pair in pairs) + ends / 1e9
 
 
+def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """The same for a plan as papers count and PyTorch computes: a layer behind a block lets the whole block run first."""
+    return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
+
+
 def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
     """The same for the graph of a plan, in which dropped tokens go no further than their block's attention.
 
     From the attention's projection on, the block works on those that stay (`graph.early_rows`), unless its tokens
-    decide who that is: less than what papers count, who let the whole block run first. That is `gmacs` of the plan's
-    tokens.
+    decide who that is: less than `whole_block_gmacs`.
     """
     d, mlp = architecture.embed_dim, architecture.mlp_dim
     early = [layer for layer in token_plan.layers if not layer.merges and not layer.compares_tokens]
     unread = sum(layer.tokens_in - layer.tokens_out for layer in early)
-    counted = gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
-    return counted - unread * (d * d + 2 * d * mlp) / 1e9
+    return whole_block_gmacs(architecture, token_plan) - unread * (d * d + 2 * d * mlp) / 1e9
 
 
 def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None = None) -> float:

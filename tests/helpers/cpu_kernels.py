@@ -179,6 +179,10 @@ class CpuKernels:
         """fp32, all NaN: what a kernel leaves unwritten shows."""
         return np.full(shape, np.nan, np.float32)
 
+    def random(self, shape: tuple[int, ...], dtype: type) -> Any:
+        """Uniform in [0, 1)."""
+        return self.put(np.random.default_rng(0).random(shape, np.float32).astype(dtype))
+
     def get(self, values: Any) -> Floats:
         result: Floats = values
         return result

@@ -46,6 +46,9 @@ class GpuKernels(CpuKernels):
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.full(shape, torch.nan, device="cuda")
 
+    def random(self, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
+        return torch.rand(shape, device="cuda", dtype=torch.float16 if dtype is np.float16 else torch.float32)
+
     def get(self, values: Any) -> Floats:
         result: Floats = values.cpu().numpy()
         return result
