@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import shutil
 import socket
+from collections import Counter, defaultdict, deque
+from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -75,6 +80,65 @@ def test_parameters_are_found_where_training_scripts_nest_them(tmp_path, key):
 def test_the_old_format_of_torch_is_read(tmp_path):
     torch.save(STATE, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
     assert same(read_checkpoint(tmp_path / "c.pth"), STATE)
+
+
+class Settings:
+    """What a script of somebody else's keeps beside weights: a class that is known to nobody here."""
+
+    def __init__(self):
+        self.folder, self.rate = Path("out"), 0.1
+
+
+BESIDE = {
+    "numbers": 3,
+    "numpy": np.float64(91.2),
+    "array": np.arange(5),
+    "namespace": argparse.Namespace(out=Path("o"), rate=0.1),
+    "path": Path("a/b"),
+    "class": Settings(),
+    "set": {1, 2},
+    "date": datetime(2024, 1, 1),
+    "decimal": Decimal("1.5"),
+    "callbacks": {Settings: {"best": Path("a")}, 5: (1, 2), None: complex(1, 2)},
+    "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+    "deque": deque([1, 2]),
+    "counter": Counter("abc"),
+    "defaults": defaultdict(list, a=[1]),
+    "type": torch.float16,
+    "size": torch.Size([1, 2]),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("form", ["zip", "legacy", "protocol 4"])
+def test_whatever_else_a_trainer_saves_is_skipped(tmp_path, beside, form):
+    options = {"pickle_protocol": 4} if form == "protocol 4" else {"_use_new_zipfile_serialization": form == "zip"}
+    for data in ({"state_dict": STATE, beside: BESIDE[beside]}, {beside: BESIDE[beside], **STATE}):
+        torch.save(data, tmp_path / "c.ckpt", **options)
+        assert same(read_checkpoint(tmp_path / "c.ckpt"), STATE)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        torch.arange(24.0).reshape(4, 6)[1:3, ::2],
+        torch.tensor(3.0),
+        torch.ones(0, 5),
+        torch.ones(1).expand(4, 5),
+        nn.Parameter(torch.ones(2, 2)),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.tensor([1, 2], dtype=torch.uint16),
+        torch.tensor([True, False]),
+    ],
+    ids=str,
+)
+def test_tensors_are_read_however_they_lie_in_memory(tmp_path, tensor, form):
+    torch.save({"w": tensor}, tmp_path / "c.pth", _use_new_zipfile_serialization=form == "zip")
+    read = read_checkpoint(tmp_path / "c.pth")["w"]
+    assert torch.equal(read, tensor.detach().float() if tensor.is_floating_point() else tensor)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ State = dict[str, Tensor]
 
 def fitted(data: Any, name: str, **arguments: Any) -> Fit:
     """What a model of that name, with as many classes as it likes, finds in a file."""
-    return best_fit(dict(tables_in(data)), member(name, 5, **arguments), "c.pth")
+    tables = tables_in(data, lambda value: value if isinstance(value, Tensor) else None)
+    return best_fit(tables, member(name, 5, **arguments), "c.pth")
 
 
 def loaded(state: State, name: str) -> nn.Module:

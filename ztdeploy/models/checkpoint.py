@@ -1,24 +1,45 @@
-"""Reading weights that may come from anywhere: no code is ever run from a file."""
+"""Reading weights that may come from anywhere: no code is ever run from a file.
+
+What a file claims is checked first: which tables of tensors there are in it, their names, sizes and types, and where in
+the file they lie. Only then is memory taken, and no more than twice what the file has.
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
-import warnings
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ztdeploy.core.data import parse_json
+from ztdeploy.core.files import open_regular, reason_of
 from ztdeploy.errors import CheckpointError
+from ztdeploy.models.inert_pickle import Made, Named
+from ztdeploy.models.stored_tensors import DTYPES, StoredTensor, contiguous, read_tensor, size_of
+from ztdeploy.models.torch_file import read_torch_file
+
+_T = TypeVar("_T")
 
 _PICKLED = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
 _LISTED = 5
+#: A table that lies deeper is not a network's.
+_MOST_LEVELS = 8
+#: Of a safetensors file; a hundred bytes a tensor.
+_MOST_HEADER = 16 * 2**20
+#: What a file's tensors may take beyond twice its size: tensors share storages, and small ones may be repeated.
+_SLACK = 64 * 2**20
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
+_SAFETENSORS |= {
+    f"{letter}{bits}": f"{word}{bits}" for letter, word in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+#: A file that would have these called is meant to do harm: it is refused as a whole, though nothing of it is called.
+_HARMFUL_MODULES = {"os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "importlib", "socket", "ctypes", "shutil"}
+_HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
 
 #: The tables of tensors in a file by where they are in it, as in `state_dict` or `ema.shadow`; "" is the file itself.
 Tables = dict[str, dict[str, Tensor]]
@@ -34,28 +55,30 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def read_tables(path: Path) -> Tables:
-    """All tensors of a file as they are, in its order.
+    """All tensors of a file as they are, in its order; whatever else lies in it is skipped, and nothing of it is run.
 
-    Pickle formats are read with torch's restricted unpickler, which builds tensors and plain containers only.
+    A tensor without plain values (sparse, quantised, of a type that is no number) is one of torch's device "meta".
 
     Raises:
-        CheckpointError: missing, of an unknown format, corrupt, unsafe, or without a table of tensors.
+        CheckpointError: missing, of an unknown format, corrupt, meant to do harm, without a table of tensors, or with
+            tensors that would take more memory than the file can mean.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint '{path}' is not a file", "a .safetensors or .pth file", "check the path")
-    if path.suffix == ".safetensors":
-        tables = {"": _read_safetensors(path)}
-    elif path.suffix in _PICKLED:
-        tables = dict(tables_in(_read_pickled(path)))
-    else:
+    try:
+        with open_regular(path) as file:
+            stored = _stored_tables(file, path)
+            _check_cost(stored, size_of(file), path)
+            return {
+                table: {name: read_tensor(file, tensor) for name, tensor in state.items()}
+                for table, state in stored.items()
+            }
+    except OSError as error:
         raise CheckpointError(
-            f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
-        )
-    if not any(tables.values()):
-        raise CheckpointError(
-            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
-        )
-    return tables
+            f"checkpoint '{path}' is not a file that can be read: {reason_of(error)}",
+            "a .safetensors or .pth file",
+            "check the path",
+        ) from error
+    except ValueError as error:
+        raise _corrupt(path, error) from error
 
 
 def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -67,7 +90,9 @@ def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(
-                f"tensor '{name}' of '{where}' is sparse or without values", "dense tensors", "save it with its values"
+                f"tensor '{name}' of '{where}' is sparse, quantised, or of a type that is no number by itself",
+                "dense tensors of plain numbers",
+                "save it as such",
             )
     cast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     check_finite(cast, where)
@@ -125,42 +150,106 @@ def parameters_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _corrupt(path, error) from error
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        # A script's options, which DeiT and its descendants save as well, are a plain container.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # about pickle protocols, in torch's own words
-            data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head != b"PK" and head[:1] != b"\x80":  # text, for instance what a clone without Git LFS holds
-            raise _corrupt(path, ValueError("neither an archive nor a pickle")) from error
+def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTensor]]:
+    """
+    Raises:
+        CheckpointError, ValueError: see `read_tables`.
+    """
+    if path.suffix == ".safetensors":
+        return {"": _safetensors(file)}
+    if path.suffix not in _PICKLED:
+        raise CheckpointError(
+            f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
+        )
+    saved = read_torch_file(file)
+    tables = {} if any(map(_is_harmful, saved.names)) else tables_in(saved.root, saved.tensor_of)
+    if not tables and not all(map(_is_known, saved.names)):
         raise CheckpointError(
             f"checkpoint '{path}' holds more than tensors (nothing in it was run)",
-            "a file of tensors only",
+            "a file of tensors, such as a state_dict",
             "load it where you trust it, and save its state_dict as safetensors",
-        ) from error
-    except Exception as error:  # torch.load fails in many ways on damaged files, with no common base
-        raise _corrupt(path, error) from error
-    return data
+        )
+    if not tables:
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
+        )
+    return tables
 
 
-def tables_in(data: Any, path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped."""
-    if isinstance(data, dict):
-        state = {str(name): value for name, value in data.items() if isinstance(value, Tensor)}
-        if state:
-            yield path, state
-        for key, value in data.items():
-            yield from tables_in(value, f"{path}.{key}" if path else str(key))
+def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dict[str, _T]]:
+    """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped.
+
+    Args:
+        tensor_of: the tensor that a value is; None where it is none.
+    """
+    return dict(_tables(root, tensor_of, (), {id(root)}))
+
+
+def _tables(
+    node: Any, tensor_of: Callable[[Any], _T | None], keys: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[str, dict[str, _T]]]:
+    """A dictionary that lies in several places, or in itself, is seen once."""
+    entries = node.entries if isinstance(node, Made) else node if isinstance(node, dict) else {}
+    named = {name: value for name, value in entries.items() if isinstance(name, str)}
+    tensors = {name: tensor for name, value in named.items() if (tensor := tensor_of(value)) is not None}
+    if tensors:
+        yield ".".join(keys), tensors
+    for name, value in named.items() if len(keys) < _MOST_LEVELS else ():
+        if name not in tensors and isinstance(value, (dict, Made)) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _tables(value, tensor_of, (*keys, name), seen)
+
+
+def _is_known(name: Named) -> bool:
+    return name.module.partition(".")[0] in ("torch", "collections")
+
+
+def _is_harmful(name: Named) -> bool:
+    package = name.module.partition(".")[0]
+    in_builtins = package in ("builtins", "__builtin__") and name.name in _HARMFUL_BUILTINS
+    return package in _HARMFUL_MODULES or in_builtins
+
+
+def _safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
+    """
+    Raises:
+        ValueError: not of that format, or a tensor that lies outside the file.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_MOST_HEADER, size_of(file) - 8):
+        raise ValueError("its header is longer than the file, or than any network's")
+    header = parse_json(file.read(length))
+    start, size = 8 + length, size_of(file)
+    try:
+        tensors = {name: _described(entry, start, size) for name, entry in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("its header is not a table of tensors") from error
+    if not tensors:
+        raise ValueError("it holds no tensor")
+    return tensors
+
+
+def _described(entry: Any, start: int, size: int) -> StoredTensor:
+    shape, kind, (begin, end) = tuple(entry["shape"]), str(entry["dtype"]), entry["data_offsets"]
+    dtype = DTYPES.get(_SAFETENSORS.get(kind, ""))
+    if not (type(begin) is type(end) is int and 0 <= begin <= end <= size - start):
+        raise ValueError("a tensor lies outside the file")
+    if dtype is None:
+        return StoredTensor(shape)
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError("a tensor's shape does not match its size")
+    return StoredTensor(shape, dtype, stride=contiguous(shape), offset=start + begin)
+
+
+def _check_cost(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
+    """A bound on what is read and held, before either."""
+    cost = sum(tensor.cost for state in tables.values() for tensor in state.values())
+    if cost > 2 * size + _SLACK:
+        raise CheckpointError(
+            f"the tensors of checkpoint '{path}' would take {cost / 2**30:.3g} GiB, of a file of {size:,} bytes",
+            "tensors that are stored in full",
+            "save a contiguous copy of each",
+        )
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:

@@ -290,7 +290,12 @@ def _one_linear(names: list[str]) -> bool:
 
 def _same(one: Fit, other: Fit) -> bool:
     """Whether two hold the same values, as a file that ties one table to two names does."""
-    return all(name in other.trunk and torch.equal(tensor, other.trunk[name]) for name, tensor in one.trunk.items())
+    return all(
+        name in other.trunk
+        and not tensor.is_meta  # without values, see `checkpoint.read_tables`
+        and torch.equal(tensor, other.trunk[name])
+        for name, tensor in one.trunk.items()
+    )
 
 
 def _counted(count: int) -> str:
