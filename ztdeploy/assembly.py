@@ -250,6 +250,7 @@ class Assembly:
                 "source": self.model.weights_source,
                 "origin": self.model.weights_origin,
                 "sha256": self.model.weights_sha256,
+                "remarks": self.model.remarks,
             }
         )
         manifest = Manifest(

@@ -59,6 +59,7 @@ class WeightsRecord(_Record):
     source: Literal["pretrained", "checkpoint", "shipped", "random"]
     origin: str  #: file name, hub name or seed
     sha256: str  #: of names, shapes and values of all parameters
+    remarks: tuple[str, ...] = ()  #: what was chosen, left out or doubted about them, in words
 
 
 class TextHeadRecord(_Record):

@@ -16,11 +16,12 @@ from helpers.models import randomised
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ztdeploy.errors import CheckpointError, InputError
+from ztdeploy.errors import CheckpointError, InputError, ModelError
+from ztdeploy.models.behaviour import check_activation
 from ztdeploy.models.checkpoint import load_strictly, tables_in
 from ztdeploy.models.class_names import read_class_names
 from ztdeploy.models.layouts import Fit, best_fit
-from ztdeploy.models.loading import load_model
+from ztdeploy.models.loading import load_model, sketch
 from ztdeploy.models.lvvit_module import make_lvvit
 
 State = dict[str, Tensor]
@@ -446,6 +447,49 @@ def test_a_head_of_ones_own_with_names(deit: Path, tmp_path: Path) -> None:
     assert model.adapter.architecture.num_classes == 3
     assert model.class_names == ("cat", "dog", "owl")
     assert load_model("deit_t", checkpoint=deit).class_names is None
+
+
+def test_a_thousand_classes_of_ones_own_are_not_imagenets(tmp_path: Path) -> None:
+    torch.save(timm.create_model(NAME, num_classes=1000).state_dict(), tmp_path / "c.pth")
+    model = load_model("deit_t", checkpoint=tmp_path / "c.pth")
+    assert model.class_names is None
+    assert any("--class-names" in remark for remark in model.remarks)
+    named = load_model("deit_t", checkpoint=tmp_path / "c.pth", class_names=Path("imagenet"))
+    assert named.class_names is not None
+    assert named.class_names[:2] == ("tench", "goldfish")
+    assert named.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "published", "expected"),
+    [
+        ("vit_base_patch32_clip_224.openai", 512, False, ModelError),
+        ("vit_base_patch32_clip_224.openai", None, False, ModelError),
+        ("vit_base_patch16_clip_224.openai", 512, True, ModelError),
+        ("vit_large_patch14_clip_224.dfn2b", 768, True, ModelError),
+        ("vit_base_patch16_clip_224.metaclip_2pt5b", 512, False, ModelError),
+        ("vit_base_patch32_clip_224.openai", 10, False, "which timm notes"),
+        ("vit_base_patch32_clip_224", 512, False, "want QuickGELU"),
+        ("vit_base_patch32_clip_224.laion2b", 512, True, None),
+        ("vit_base_patch32_clip_224.laion2b", 10, False, None),
+        ("vit_base_patch32_clip_quickgelu_224.openai", 512, True, None),
+        ("vit_base_patch32_clip_quickgelu_224.openai", 512, False, None),
+        ("vit_base_patch16_siglip_224", None, False, None),
+        ("deit_tiny_patch16_224", 1000, False, None),
+        ("vit_small_patch14_dinov2", None, False, None),
+    ],
+)
+def test_weights_that_want_another_activation(
+    name: str, classes: int | None, published: bool, expected: type[ModelError] | str | None
+) -> None:
+    def doubt() -> str | None:
+        return check_activation(sketch(name), name, classes, published=published)
+
+    if expected is ModelError:
+        refused(doubt, f"{name.replace('_clip_', '_clip_quickgelu_')}", "QuickGELU", kind=ModelError)
+    else:
+        found = doubt()
+        assert (found is None) if expected is None else (found is not None and str(expected) in found)
 
 
 def test_a_siblings_checkpoint_names_the_sibling(deit: Path) -> None:

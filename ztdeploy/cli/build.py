@@ -36,7 +36,9 @@ def build(
         list[Path] | None, typer.Option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
     ] = None,
     checkpoint: CheckpointOption = None,
-    class_names: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or JSON.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
+    ] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
     text_head: Annotated[
         Path | None,
@@ -127,6 +129,8 @@ def build(
     show_ranges(bundle)
     slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
     seen = bundle.manifest.calibration
+    for line in bundle.manifest.weights.remarks:
+        note(f"weights: {line}")
     for line in (*(seen.cautions if seen else ()), *gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")

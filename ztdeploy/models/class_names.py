@@ -8,16 +8,33 @@ from typing import Any
 
 from ztdeploy.errors import InputError, printable
 
+#: What stands for the names of ImageNet-1k in the place of a file.
+IMAGENET = Path("imagenet")
+
+
+def imagenet_names() -> list[str]:
+    """The first name of each of ImageNet's 1000 classes."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [str(info.index_to_description(index)).split(", ")[0] for index in range(1000)]
+
 
 def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     """From a text file, a name a line; or JSON, a list or `{"0": name, ...}`, as `id2label` of a configuration is.
+
+    Args:
+        path: a file, or `IMAGENET`.
 
     Raises:
         InputError: it cannot be read, or names another number of classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
+        if path == IMAGENET and not path.exists():
+            names = imagenet_names()
+        else:
+            text = path.read_text(encoding="utf-8")
+            names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(
             f"class names '{path}' cannot be read ({error})", "a name a line, or a JSON list", "correct the file"

@@ -53,6 +53,7 @@ class Fit:
 
     table: str  #: where in the file, "" being the file itself
     prefix: str  #: of its names there
+    inside: State = field(repr=False, compare=False)  #: what has the prefix, without it, before anything was resampled
     trunk: State  #: all but the head, in the model's names
     head: State  #: empty where none was found
     classes: int | None  #: what the head has; None without one
@@ -204,6 +205,7 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
     return Fit(
         table=table,
         prefix=prefix,
+        inside=inside,
         trunk={name: trunk[name] for name in (*target.own, *strange) if name in trunk},
         head=head.state,
         classes=next(iter(head.state.values())).shape[0] if head.state else None,

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ztdeploy.models.layouts import Fit
 
 RANDOM_SEED = 0
+_NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet' those of ImageNet-1k)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def load_model(
         checkpoint: a file that takes the place of `weights`.
         image_size: side of the input in pixels, where it shall differ from the model's own.
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
-        class_names: a file with a name for each class.
+        class_names: a file with a name for each class; "imagenet" for those of ImageNet-1k.
         output: what the model shall give.
         text_head: a file of text embeddings that its logits shall come from, see `models.text_head`.
 
@@ -81,6 +83,7 @@ def load_model(
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
+    from ztdeploy.models.behaviour import check_activation
     from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_tables
     from ztdeploy.models.class_names import read_class_names
     from ztdeploy.models.text_head import read_text_embeddings
@@ -102,6 +105,12 @@ def load_model(
         origin, remarks = _load(model, fit, checkpoint, name), fit.remarks
     elif source == "pretrained":
         check_finite(dict(model.named_parameters()), timm_name)
+    if source in ("checkpoint", "pretrained"):
+        doubt = check_activation(model, timm_name, classes, published=source == "pretrained")
+        remarks += () if doubt is None else (doubt,)
+    if source == "checkpoint":
+        remarks += (_NAMELESS,) if names and class_names is None else ()
+        names = None  # whose classes they are is not said by how many there are
     preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
     adapter = adapt(model.eval(), preprocess.image_size)
     adapter.give(output)
@@ -115,7 +124,7 @@ def load_model(
         timm_name=timm_name,
         adapter=adapter,
         preprocess=preprocess,
-        class_names=names if names and len(names) == adapter.architecture.num_classes else None,
+        class_names=tuple(names) if names and len(names) == adapter.architecture.num_classes else None,
         weights_source=source,
         weights_origin=origin,
         weights_sha256=parameters_sha256(model),
@@ -200,7 +209,7 @@ def _need_host_half() -> None:
 
 def _create(
     name: str, timm_name: str, shipped: Path | None, image_size: int | None, classes: int | None, *, pretrained: bool
-) -> tuple[nn.Module, dict[str, Any], tuple[str, ...] | None]:
+) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
     """The model, its preprocessing in timm's words, and its class names.
 
     Args:
@@ -210,6 +219,7 @@ def _create(
     import torch
     from timm.data import resolve_model_data_config
 
+    from ztdeploy.models.class_names import imagenet_names
     from ztdeploy.models.lvvit_module import SIZES
 
     torch.manual_seed(RANDOM_SEED)
@@ -248,13 +258,14 @@ def _create(
             "a vision transformer and a size that its patch size divides",
             "change --model or --image-size",
         ) from error
-    return model, resolve_model_data_config(model), _imagenet_names(model)
+    return model, resolve_model_data_config(model), imagenet_names() if _has_imagenets_classes(model) else None
 
 
 def _create_own(
     name: str, image_size: int | None, classes: int | None, *, pretrained: bool
-) -> tuple[nn.Module, dict[str, Any], tuple[str, ...] | None]:
+) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
     """LV-ViT, of which no hub has weights."""
+    from ztdeploy.models.class_names import imagenet_names
     from ztdeploy.models.lvvit_module import make_lvvit
 
     if pretrained:
@@ -270,7 +281,7 @@ def _create_own(
             "change --image-size",
         )
     model = make_lvvit(name, image_size, classes if classes is not None else 1000)
-    return model, dict(model.pretrained_cfg), _imagenet_names(model)
+    return model, dict(model.pretrained_cfg), imagenet_names() if _has_imagenets_classes(model) else None
 
 
 def _download(timm_name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -331,11 +342,6 @@ def _preprocess(config: dict[str, Any], image_size: int | None) -> PreprocessSpe
         ) from error
 
 
-def _imagenet_names(model: Any) -> tuple[str, ...] | None:
-    """Names for the usual 1000 classes; None for any other head."""
-    if getattr(model, "num_classes", 0) != 1000:
-        return None
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return tuple(str(info.index_to_description(index)).split(", ")[0] for index in range(1000))
+def _has_imagenets_classes(model: Any) -> bool:
+    """Whether a model as published tells ImageNet's usual 1000 classes apart."""
+    return bool(getattr(model, "num_classes", 0) == 1000)
