@@ -12,7 +12,7 @@ import pytest
 from helpers.fake_device import FakeDevice, c_compiler, make_device
 from PIL import Image
 
-from ztdeploy.cache import only_one
+from ztdeploy.core.locks import only_one
 
 
 @pytest.fixture(scope="session")

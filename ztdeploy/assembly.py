@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -21,6 +22,8 @@ from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
+from ztdeploy.core.files import make_folder, move, write
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.notes import notes_of, without_notes
@@ -47,7 +50,7 @@ from ztdeploy.models.loading import LoadedModel
 from ztdeploy.parity import reference_outputs
 from ztdeploy.plugins import unknown_options
 from ztdeploy.profile import HardwareProfile, Int8Options
-from ztdeploy.proof import Proof, scratch_folder
+from ztdeploy.proof import Proof
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.range_images import CalibrationImages, built_in_images
 from ztdeploy.runtime.images import read_image
@@ -91,7 +94,7 @@ class Assembly:
         self._noted: dict[tuple[str, GraphSpec], Path] = {}
         self._blocks: dict[str, BlocksRecord] = {}
         for name in ("graphs", "golden"):
-            (folder / name).mkdir()
+            make_folder(folder / name)
 
     def export(self, schedule: PruningSchedule) -> None:
         """Trace one variant, make a graph per distinct spec, and note what PyTorch makes of the golden input."""
@@ -103,7 +106,9 @@ class Assembly:
         for spec, graph in graphs:
             self._take(schedule, spec, graph)
         reference = next(iter(traces.values())).reference
-        np.savez(self.folder / "golden" / f"{schedule.name}.npz", allow_pickle=False, **reference)
+        arrays = io.BytesIO()
+        np.savez(arrays, allow_pickle=False, **reference)
+        write(self.folder / "golden" / f"{schedule.name}.npz", arrays.getbuffer())
 
     def _ranges(
         self, schedule: PruningSchedule, specs: list[GraphSpec], traces: dict[GraphSpec, Trace]
@@ -225,7 +230,7 @@ class Assembly:
         with scratch_folder(self.folder) as scratch:
             built = backend.build(graph, record, profile, scratch / final.name)
             if built.weights is None:
-                built.file.replace(final)
+                move(built.file, final)
             else:
                 self._weights.attach(final, ir.load(built.file))
         self._engines[schedule.name, profile.name] = EngineRecord(
@@ -276,7 +281,7 @@ class Assembly:
             missing=self._missing(),
             files={},
         )
-        (self.folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
+        write(self.folder / "README.md", bundle_readme(manifest))
         write_board_files(self.folder, manifest)
         return manifest.model_copy(update={"files": file_records(self.folder)})
 
@@ -358,16 +363,20 @@ class Assembly:
         names = []
         for source in self.golden_sources:
             name = f"golden/{source.stem}.png"
-            read_image(source).save(self.folder / name, optimize=True)
+            image = io.BytesIO()
+            read_image(source).save(image, "PNG", optimize=True)
+            write(self.folder / name, image.getbuffer())
             names.append(name)
-        np.save(self.folder / "golden/pixels.npy", self.pixels, allow_pickle=False)
+        pixels = io.BytesIO()
+        np.save(pixels, self.pixels, allow_pickle=False)
+        write(self.folder / "golden/pixels.npy", pixels.getbuffer())
         outputs = {schedule.name: f"golden/{schedule.name}.npz" for schedule in self.schedules}
         return GoldenRecord(images=tuple(names), pixels="golden/pixels.npy", outputs=outputs)
 
     def _write_class_names(self) -> str | None:
         if self.model.class_names is None:
             return None
-        (self.folder / "classes.txt").write_text("\n".join(self.model.class_names) + "\n", encoding="utf-8")
+        write(self.folder / "classes.txt", "\n".join(self.model.class_names) + "\n")
         return "classes.txt"
 
 

@@ -6,7 +6,6 @@ What ships is then built by itself from the same traces: the bundle holds nothin
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from ztdeploy.backends import why_not_build, why_not_run
 from ztdeploy.backends.processor import cpu_features, what_int8_lacks
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import Bundle, check_output, read_bundle, write_manifest
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError, ModelError, ParityError
 from ztdeploy.fidelity.eval_report import EvalReport, EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
@@ -76,9 +76,9 @@ def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
     sources = {read_profile(source).name: source for slate in slates for source in slate.asked.candidates}
     sources |= {name: source for name, (source, _) in asked.items()}
     request = replace(request, keep_ratios=_keep_ratios(request, [profile for _, profile in asked.values()]))
-    with tempfile.TemporaryDirectory(prefix="ztdeploy-auto-") as scratch:
-        request = replace(request, cache=request.cache or Path(scratch) / "traces")
-        trial, failed = _trial(request, slates, sources, Path(scratch) / "trial", progress)
+    with scratch_folder() as scratch:
+        request = replace(request, cache=request.cache or scratch / "traces")
+        trial, failed = _trial(request, slates, sources, scratch / "trial", progress)
         choices = {slate.asked.name: _choose(slate, trial, failed, gate, progress) for slate in slates}
         shipped = dict.fromkeys(choices[name].record.shipped if name in choices else name for name in asked)
         final = replace(request, profiles=tuple(sources[name] for name in shipped))
@@ -223,12 +223,12 @@ def _evaluated(
         ParityError: the profile asked for is one of these.
     """
     reports, reasons = dict[str, EvalReport](), dict(reasons)
-    with tempfile.TemporaryDirectory() as answers:
+    with scratch_folder() as answers:
         for name in (one.name for one in slate.profiles if one.name not in reasons):
             progress(f"judging {name}", 0, 1)
             request = EvalRequest(bundle=trial.root, data=gate.data, profile=name, dense_profile=slate.asked.name)
             try:
-                reports[name] = evaluate_bundle(request, cache=Path(answers), progress=progress)
+                reports[name] = evaluate_bundle(request, cache=answers, progress=progress)
             except ParityError as error:
                 if name == slate.asked.name:
                     raise

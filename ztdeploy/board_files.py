@@ -6,10 +6,10 @@ ztdeploy itself never runs any of it: `finalize` compiles the plugins of the ins
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 
 from ztdeploy.backends.tensorrt.flavours import TENSORRT
+from ztdeploy.core.files import write
 from ztdeploy.manifest import GraphRecord, Manifest
 from ztdeploy.profile import HardwareProfile, data_folder
 
@@ -22,15 +22,11 @@ def write_board_files(folder: Path, manifest: Manifest) -> None:
     boards = [profile for profile in manifest.profiles.values() if profile.backend == TENSORRT.name]
     if not boards:
         return
-    script = folder / SCRIPT
-    script.write_text(trtexec_script(manifest, boards), encoding="utf-8")
-    script.chmod(0o755)
+    write(folder / SCRIPT, trtexec_script(manifest, boards), executable=True)
     source = data_folder("plugins")
     for pattern in _SOURCES:
         for path in source.rglob(pattern):
-            target = folder / "plugins" / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            write(folder / "plugins" / path.relative_to(source), path.read_bytes())
 
 
 def trtexec_script(manifest: Manifest, boards: list[HardwareProfile]) -> str:

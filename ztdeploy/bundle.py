@@ -6,26 +6,35 @@ is checked to stay inside it, every file against its hash, and nothing in it is 
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from ztdeploy.errors import BundleError, OutputError, did_you_mean
+from ztdeploy.core.files import (
+    disk_errors,
+    is_temporary,
+    is_there,
+    nameable,
+    open_regular,
+    read_bytes,
+    reason_of,
+    writing,
+)
+from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
+from ztdeploy.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
-from ztdeploy.processes import is_alive
 
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
-_PARTIAL, _REPLACED = ".partial-", ".replaced-"
 _MANIFEST_LIMIT = 64 * 2**20
-_FULL_BYTES = 64 * 2**10
+#: What is a bundle's own where no manifest says so.
+_LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
 
 class Bundle:
@@ -33,21 +42,41 @@ class Bundle:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
+        self._linked = set[str]()  #: links out of the bundle whose files have been found to be those of the manifest
 
     def path(self, name: str) -> Path:
         """The absolute path of a bundle's file.
 
+        A hub's client and Kubernetes lay a folder out as links to files elsewhere. Such a link is followed for reading
+        if what it leads to has the hash that the manifest gives it.
+
         Raises:
-            BundleError: the file is missing, is not listed, or is a link that leads outside.
+            BundleError: the file is missing, is not listed, is no regular file, or is a link to another file.
         """
         path = self.root / name
         if name not in self.manifest.files:
             raise BundleError(f"'{name}' of {self.root}", "a file listed in the manifest", "build the bundle again")
-        if not path.is_file():
-            raise BundleError(f"'{path}' is missing", "every file of the manifest", "copy the whole folder again")
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"'{path}' leads outside the bundle", "files inside the bundle", "do not use this bundle")
+        try:
+            with open_regular(path):
+                pass
+        except OSError as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason_of(error)}"
+            raise BundleError(
+                f"'{path}' {what}", "every file of the manifest", "copy the whole folder again"
+            ) from error
+        if name not in self._linked and not path.resolve().is_relative_to(self.root.resolve()):
+            if not self._is_as_built(name):
+                raise BundleError(
+                    f"'{path}' leads outside the bundle, to another file than the manifest's",
+                    "the bundle's own files",
+                    "do not use this bundle",
+                )
+            self._linked.add(name)
         return path
+
+    def _is_as_built(self, name: str) -> bool:
+        path, record = self.root / name, self.manifest.files[name]
+        return path.stat().st_size == record.bytes and sha256_of(path) == record.sha256
 
     def verify_files(self, names: list[str] | None = None) -> None:
         """Compare files (default: all) with their recorded sizes and sha256.
@@ -57,7 +86,7 @@ class Bundle:
         """
         for name in sorted(self.manifest.files) if names is None else names:
             path, record = self.path(name), self.manifest.files[name]
-            if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
+            if not self._is_as_built(name):
                 raise BundleError(
                     f"'{path}' has changed since the build",
                     f"sha256 {record.sha256[:12]}...",
@@ -126,13 +155,11 @@ def read_bundle(root: str | Path) -> Bundle:
     """
     folder = Path(root)
     path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"'{folder}' has no {MANIFEST}", "a folder that 'ztdeploy build' wrote", "check the path")
-    if path.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(
-            f"'{path}' has {path.stat().st_size} bytes", f"at most {_MANIFEST_LIMIT}", "build the bundle again"
-        )
-    text = path.read_bytes()
+    expected = "a folder that 'ztdeploy build' wrote"
+    with suppress(OSError):
+        if not is_there(path):
+            raise BundleError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
+    text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
     try:
         version = _SchemaVersion.model_validate_json(text).schema_version
         if version != SCHEMA_VERSION:
@@ -186,8 +213,12 @@ def _inconsistent(folder: Path, found: str) -> BundleError:
 
 
 def sha256_of(path: Path) -> str:
+    """
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -212,111 +243,76 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 @contextmanager
 def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
     """Write a manifest beside the old one, whose place it takes when the block ends well."""
-    temporary = folder / (MANIFEST + ".new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    with writing(folder / MANIFEST) as file:
+        file.write(manifest.model_dump_json(indent=1, by_alias=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # what needs space comes first
         yield
-        temporary.replace(folder / MANIFEST)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
 def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+    """A folder that becomes `out`, or what is in it, when the block ends well, and vanishes when it does not.
 
-    A killed process leaves only a hidden `.NAME.partial-PID` folder without a manifest, which the next build removes.
+    A killed process leaves only a hidden folder in or beside `out`, which the next build removes.
 
     Raises:
         OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or is full.
     """
     check_output(out, force=force)
-    final = Path(os.path.realpath(out))  # "." cannot be renamed, and a link is to stay one
-    partial = final.parent / f".{final.name}{_PARTIAL}{os.getpid()}"
-    with disk_errors(out):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final)
-        partial.mkdir()
-        try:
-            yield partial
-            _replace(partial, final)
-        except Exception as error:
-            full = shutil.disk_usage(partial).free < _FULL_BYTES  # not every library says why it could not write
-            shutil.rmtree(partial, ignore_errors=True)
-            if full:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with new_folder(_real(out), last=MANIFEST) as folder:
+        yield folder
 
 
 def check_output(out: Path, *, force: bool) -> None:
-    """Fail early where a bundle could not be written in the end."""
+    """Fail early where a bundle could not be written in the end.
+
+    Raises:
+        OutputError: see `new_bundle_folder`; nothing that is not a bundle's is ever replaced.
+    """
+    final = _real(out)
     with disk_errors(out):
-        above = next(folder for folder in out.absolute().parents if folder.exists())
+        above = next((folder for folder in final.parents if is_there(folder)), final)
         if not above.is_dir():
             raise OutputError(f"'{out}' lies below the file '{above}'", "a folder's path", "choose another --out")
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return
+        if final.is_dir():
+            found = content_of(final)
+        elif is_there(final):
+            found = [final]
+        else:
+            found = []
+        if found:
+            _check_replaceable(out, final, force=force)
+    check_writable(final)
+
+
+def _real(out: Path) -> Path:
+    """Where a folder really is: "." has no name, and a link to a folder stays one."""
+    with disk_errors(out):
+        return Path(os.path.realpath(nameable(out)))
+
+
+def _check_replaceable(out: Path, final: Path, *, force: bool) -> None:
     if not force:
         raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another --out, or add --force")
     # A manifest.json alone proves nothing: web apps have one, too.
-    if not (out / MANIFEST).is_file() or not (out / WEIGHTS_FILE).is_file():
+    if not (final / MANIFEST).is_file() or not (final / WEIGHTS_FILE).is_file():
         raise OutputError(f"'{out}' exists and is not a bundle", "a bundle to replace", "choose another --out")
+    own = _listed(final)
+    files = [name for name in files_of(final) if not any(map(is_temporary, Path(name).parts))]
+    strange = [name for name in files if not (name in own if own else _LAYOUT.fullmatch(name))]
+    if strange:
+        raise OutputError(
+            f"'{out}' holds '{strange[0]}', which is not the bundle's",
+            "nothing but a bundle to replace",
+            "move it elsewhere, or choose another --out",
+        )
 
 
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into an error that says so."""
+def _listed(folder: Path) -> set[str]:
+    """The files that a manifest names, whatever else is wrong with it; empty where it names none."""
     try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: ("the disk is full", "free space there, or choose another --out"),
-            errno.EDQUOT: ("the disk quota is used up", "free space there, or choose another --out"),
-            errno.EROFS: ("the disk is read-only", "choose another --out"),
-            errno.EACCES: ("permission is denied", "choose another --out"),
-            errno.EPERM: ("permission is denied", "choose another --out"),
-            errno.ENAMETOOLONG: ("its name is too long", "choose a shorter --out"),
-            errno.ENOTDIR: ("a part of the path is not a folder", "choose another --out"),
-            errno.EEXIST: ("a part of the path is not a folder", "choose another --out"),
-        }
-        if error.errno not in reasons:
-            raise
-        reason, fix = reasons[error.errno]
-        raise OutputError(f"cannot write '{out}': {reason}", "a writable folder with enough space", fix) from error
-
-
-def _replace(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
-    if not any(out.iterdir()):  # an empty folder is filled, not replaced: a shell may stand in it
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):  # which makes it a bundle
-            path.rename(out / path.name)
-        partial.rmdir()
-        return
-    old = out.parent / f".{out.name}{_REPLACED}{os.getpid()}"
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what killed builds of the same bundle left."""
-    kinds = re.compile(rf"\.{re.escape(out.name)}({re.escape(_PARTIAL)}|{re.escape(_REPLACED)})([1-9][0-9]{{0,8}})")
-    for path in out.parent.iterdir():
-        found = kinds.fullmatch(path.name)
-        # Our own process id is a killed build's as well: in containers they are all alike.
-        if found and (int(found[2]) == os.getpid() or not is_alive(int(found[2]))):
-            with suppress(OSError):
-                shutil.rmtree(path)
+        files = json.loads(read_bytes(folder / MANIFEST, _MANIFEST_LIMIT))["files"]
+    except (InputError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {MANIFEST, *files} if isinstance(files, dict) and files else set()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ztdeploy.bundle import Bundle, read_bundle, sha256_of
-from ztdeploy.cache import cache_errors, key_of, only_one
+from ztdeploy.cache import FIX, key_of
+from ztdeploy.core.files import remove_folder, write
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.locks import only_one
 from ztdeploy.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
 from ztdeploy.pipeline import BuildRequest, Progress, build
 from ztdeploy.profile import read_profile
@@ -41,12 +42,11 @@ def cached_bundle(request: BuildRequest, cache: Path, progress: Progress) -> Bun
     def waiting() -> None:
         progress("waiting for another process that builds the same", 0, 1)
 
-    with only_one(folder.with_name(f"{key}.lock"), waiting):
+    with only_one(folder.with_name(f"{key}.lock"), waiting, FIX):
         held = _sound(folder)
         if held is not None:
             return held
-        with cache_errors(cache), suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        remove_folder(folder, FIX)
         return _build(replace(request, out=folder), cache, progress)
 
 
@@ -69,10 +69,8 @@ def buildable_bundle(request: BuildRequest, cache: Path, progress: Progress) -> 
     except ZtdeployError:
         dense = cached_bundle(replace(request, keep_ratios=(1.0,), methods=(DEFAULT_METHOD,)), cache, progress)
     schedules = uniform_schedules(request, dense.manifest.model.architecture)
-    with cache_errors(cache):
-        trials = tempfile.TemporaryDirectory(dir=cache, prefix="trial-")
-    with trials as folder:
-        files = _schedule_files(schedules, Path(folder))
+    with scratch_folder(cache, FIX) as folder:
+        files = _schedule_files(schedules, folder)
         unbuilt = _unbuildable(request, files, cache, progress)
         good = [file for file in files if file.stem not in {one.variant for one in unbuilt}]
         return (cached_bundle(_only(request, good), cache, progress) if good else dense), unbuilt
@@ -131,7 +129,7 @@ def _only(request: BuildRequest, schedules: Sequence[Path]) -> BuildRequest:
 def _schedule_files(schedules: Sequence[PruningSchedule], folder: Path) -> list[Path]:
     files = [folder / f"{schedule.name}.json" for schedule in schedules]
     for schedule, file in zip(schedules, files, strict=True):
-        file.write_text(schedule.model_dump_json(by_alias=True), encoding="utf-8")
+        write(file, schedule.model_dump_json(by_alias=True))
     return files
 
 

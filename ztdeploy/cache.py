@@ -5,33 +5,41 @@ An entry is named after everything that decides its content, so it is never out 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
+from ztdeploy.core.files import reason_of
 from ztdeploy.errors import OutputError
-from ztdeploy.processes import is_alive
 from ztdeploy.profile import data_folder
 from ztdeploy.tools import tool_versions
 
 VARIABLE = "ZTDEPLOY_CACHE"
-_PARTIAL = ".partial-"
+#: What to do about a cache that cannot be written.
+FIX = f"give --cache DIR, or set {VARIABLE}"
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """The one given, or that of the environment: `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`."""
+    """The one given, or that of the environment: `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        OutputError: no cache is named, and there is no home folder, as for a container's arbitrary user.
+    """
     if given is not None:
         return given.absolute()
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "ztdeploy"  # a relative one is to be ignored
+    if shared.is_absolute():  # a relative one is to be ignored
+        return shared / "ztdeploy"
+    try:
+        return Path.home() / ".cache" / "ztdeploy"
+    except RuntimeError as error:
+        raise OutputError("this user has no home folder for the cache", "HOME to be set", FIX) from error
 
 
 def key_of(**facts: object) -> str:
@@ -61,60 +69,11 @@ def cache_errors(folder: Path) -> Iterator[None]:
     """Turn a cache that cannot be written into an error that says how to have another one."""
     try:
         yield
-    except OSError as error:
+    except (OSError, OutputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = reason_of(cause) if isinstance(cause, OSError) else str(error)
         raise OutputError(
-            f"the cache '{folder}' cannot be used ({error.strerror or error})",
+            f"the cache '{folder}' cannot be used: {reason}",
             "a writable folder with enough space",
-            f"free space there, give --cache DIR, or set {VARIABLE}",
+            f"free space there, {FIX}",
         ) from error
-
-
-@contextmanager
-def only_one(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let one process at a time do what is in the block; the kernel lets the next one in when a process dies.
-
-    Args:
-        lock: a file, which stays.
-        waiting: called where another process is in there.
-    """
-    with cache_errors(lock.parent):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if not _taken_at_once(descriptor):
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _taken_at_once(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all, in place of an earlier one.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}{_PARTIAL}{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `write_whole` left there in processes that were killed."""
-    for path in folder.glob(f".*{_PARTIAL}*"):
-        pid = path.name.rpartition(_PARTIAL)[2]
-        if pid.isdecimal() and int(pid) != os.getpid() and not is_alive(int(pid)):
-            with suppress(OSError):
-                path.unlink()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.backends.base import Plugins
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, file_records, new_manifest, read_bundle
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, read_bundle
+from ztdeploy.core.files import copy_file, move, own_folder, remove
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.locks import only_writer
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError
 from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord, plugin_kind
 from ztdeploy.measure.alternating import medians, take_turns
@@ -22,7 +24,8 @@ from ztdeploy.runtime.parity import check_golden, golden_pixels
 from ztdeploy.runtime.runner import BundleRunner, load
 
 Progress = Callable[[str, int, int], None]
-SCRATCH = "graphs/scratch"
+GRAPHS = "graphs"
+_FIX = "copy the bundle with 'cp -rL', and finalize the copy"
 ROUNDS, ITERATIONS = 9, 20
 
 
@@ -52,7 +55,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
     """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
 
     Where a graph has a twin with plugin nodes, both are built and proved, and the faster one is kept. The old engines
-    stay until all new ones are proved.
+    stay until all new ones are proved. Of two that finalize one bundle at once, the second waits.
 
     Args:
         profile: build for this one only; by default for all that this machine can build for.
@@ -60,12 +63,19 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
     Raises:
         BundleError: damaged, or without anything to build.
         EnvironmentLacksError: this machine cannot build for the profile, or for any of them.
+        OutputError: the bundle cannot be written.
         ParityError: a new engine does not reproduce the golden outputs; the bundle is left as it was.
     """
-    bundle = read_bundle(root)
+    read_bundle(root)  # says it if this is no bundle
+    with only_writer(root, lambda: progress("waiting for another process that writes to this bundle", 0, 1)):
+        return _finalize(read_bundle(root), progress, profile)
+
+
+def _finalize(bundle: Bundle, progress: Progress, profile: str | None) -> FinalizeReport:
     jobs, notes = jobs_of(bundle, profile)
     bundle.verify_files(files_needed(bundle, jobs))
-    with scratch_folder(bundle) as scratch:
+    own_folder(bundle.root / GRAPHS, _FIX)  # its files may be links, which are replaced
+    with scratch_folder(bundle.root / GRAPHS, _FIX) as scratch:
         workshop = Workshop(bundle, scratch, notes)
         engines: dict[Job, EngineRecord] = {}
         for done, job in enumerate(jobs):
@@ -102,19 +112,6 @@ def files_needed(bundle: Bundle, jobs: list[Job]) -> list[str]:
     graphs = [job.variant.graphs[job.profile] for job in jobs]
     needed = {WEIGHTS_FILE, *(file for graph in graphs for file in graph.files)}
     return sorted(set(bundle.manifest.files) - replaced | needed)
-
-
-@contextmanager
-def scratch_folder(bundle: Bundle) -> Iterator[Path]:
-    """A folder inside the bundle, without leftovers of a finalize that was killed, and gone in the end."""
-    scratch = bundle.root / SCRATCH
-    with disk_errors(bundle.root):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class Workshop:
@@ -190,8 +187,8 @@ class Workshop:
         engine = EngineRecord(
             profile=job.profile,
             backend=profile.backend,
-            file=f"{SCRATCH}/{out.name}",
-            weights=None if built.weights is None else f"{SCRATCH}/{built.weights.name}",
+            file=self._within(out),
+            weights=None if built.weights is None else self._within(built.weights),
             fingerprint=built.fingerprint,
         )
         progress(f"proving {job.label}{kind}")
@@ -207,7 +204,7 @@ class Workshop:
         path = self.scratch / f"timing.{profile}.cache"
         known = self.bundle.manifest.timing_caches.get(profile)
         if known is not None and not path.exists():
-            shutil.copyfile(self.bundle.path(known), path)
+            copy_file(self.bundle.path(known), path)
         return path
 
     def _candidate(self, job: Job, engine: EngineRecord) -> Bundle:
@@ -235,11 +232,14 @@ class Workshop:
     ) -> EngineRecord:
         for engine in all_built:
             if engine is not chosen:
-                (self.bundle.root / engine.file).unlink()
+                remove(self.bundle.root / engine.file)
         suffix = get_backend(chosen.backend).suffix
-        path = self.bundle.root / chosen.file
-        final = path.replace(self.scratch / f"{job.variant.name}.{job.profile}{suffix}")
-        return chosen.model_copy(update={"file": f"{SCRATCH}/{final.name}", "candidates": figures})
+        final = self.scratch / f"{job.variant.name}.{job.profile}{suffix}"
+        move(self.bundle.root / chosen.file, final)
+        return chosen.model_copy(update={"file": self._within(final), "candidates": figures})
+
+    def _within(self, path: Path) -> str:
+        return path.relative_to(self.bundle.root).as_posix()
 
 
 def with_engines(manifest: Manifest, engines: dict[Job, EngineRecord]) -> Manifest:
@@ -276,8 +276,8 @@ def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path
     }
     with new_manifest(bundle.root, manifest.model_copy(update=changes)):  # what needs space comes first
         for name in made:
-            (scratch / name).replace(scratch.parent / name)
+            move(scratch / name, bundle.root / GRAPHS / name)
 
 
 def _beside_graphs(path: str | None) -> str | None:
-    return path and path.replace(f"{SCRATCH}/", "graphs/")
+    return path and f"{GRAPHS}/{Path(path).name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from ztdeploy.backends import backend_exists, first_that_runs, why_not_run
 from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import Bundle, file_records, read_bundle, write_manifest
 from ztdeploy.bundle_readme import bundle_readme
+from ztdeploy.core.files import remove, write
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.errors import AccuracyError, EnvironmentLacksError, InputError
 from ztdeploy.fidelity.data import EvalData, read_data
 from ztdeploy.fidelity.eval_report import EvalRequest
@@ -105,11 +106,11 @@ def apply_gate(
     """
     bundle = read_bundle(folder)
     manifest, gates = bundle.manifest, list(known.values())
-    with tempfile.TemporaryDirectory() as answers:
+    with scratch_folder() as answers:
         for name in (name for name in _judged(bundle) if name not in known):
             reference = _fp32_profile(manifest, name)
             request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
-            report = evaluate_bundle(request, cache=Path(answers), progress=progress)
+            report = evaluate_bundle(request, cache=answers, progress=progress)
             manifest = recorded(Bundle(folder, manifest), report)
             gates.append(judge(report, gate.limits))
     failed = {row.variant for one in gates for row in one.rows if row.failed}
@@ -179,7 +180,7 @@ def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
     used = {file for variant in kept for file in _files(manifest, variant)}
     for variant in manifest.variants:
         for file in _files(manifest, variant) - used:
-            (folder / file).unlink(missing_ok=True)
+            remove(folder / file)
             used.add(file)
     outputs = {name: file for name, file in manifest.golden.outputs.items() if name not in names}
     changes = {
@@ -188,7 +189,7 @@ def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
         "default_variant": manifest.default_variant if manifest.default_variant not in names else kept[0].name,
     }
     manifest = manifest.model_copy(update=changes)
-    (folder / "README.md").write_text(bundle_readme(manifest), encoding="utf-8")
+    write(folder / "README.md", bundle_readme(manifest))
     write_board_files(folder, manifest)
     return manifest.model_copy(update={"files": file_records(folder)})
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ztdeploy.backends import get_backend, why_not_run
 from ztdeploy.backends.onnxruntime import load_graph
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import Bundle
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.export import Deployable
 from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.integer_layers import integer_layers
@@ -163,16 +163,6 @@ class Proof:
         parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
         assert parity is not None
         return parity, drift
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> tuple[Manifest, VariantRecord]:

@@ -23,7 +23,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from ztdeploy.cache import cache_errors, remove_leftovers, write_whole
+from ztdeploy.cache import cache_errors
+from ztdeploy.core.files import make_folder, open_regular, remove_leftovers, write
 from ztdeploy.graph.shared_weights import THRESHOLD_BYTES
 from ztdeploy.graph.static_int8 import Ranges
 
@@ -65,7 +66,7 @@ class TraceStore:
         self._held: dict[str, bytes] = {}  #: weights that were read; variants share them
         self._sound = set[str]()  #: weights that are known to be on disk
         with cache_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             remove_leftovers(folder)
 
     def read(self, key: str) -> Trace | None:
@@ -76,7 +77,7 @@ class TraceStore:
         """
         with cache_errors(self.folder):
             try:
-                record = _Record.model_validate_json(self._record(key).read_bytes())
+                record = _Record.model_validate_json(self._read(self._record(key)))
                 graph = self._graph(record.graph)
                 with np.load(io.BytesIO(self._blob(record.reference)), allow_pickle=False) as arrays:
                     return Trace(graph, dict(arrays))
@@ -94,7 +95,7 @@ class TraceStore:
         with cache_errors(self.folder):
             graph = self._put(self._emptied(trace.graph))
             record = _Record(graph=graph, reference=self._put(arrays.getbuffer()))
-            write_whole(self._record(key), record.model_dump_json().encode())
+            write(self._record(key), record.model_dump_json())
 
     def ranges(self, key: str, measure: Callable[[], Ranges]) -> Ranges:
         """The int8 ranges of that name; measured and kept where there are none that are sound.
@@ -105,20 +106,24 @@ class TraceStore:
         file = self.folder / f"{key}.ranges.json"
         with cache_errors(self.folder):
             try:
-                return _RANGES.validate_json(file.read_bytes())
+                return _RANGES.validate_json(self._read(file))
             except (FileNotFoundError, ValidationError):
                 pass
         found = measure()
         with cache_errors(self.folder):
-            write_whole(file, _RANGES.dump_json(dict(found)))
+            write(file, _RANGES.dump_json(dict(found)))
         return found
 
     def _record(self, key: str) -> Path:
         return self.folder / f"{key}.json"
 
+    def _read(self, path: Path) -> bytes:
+        with open_regular(path) as file:
+            return file.read()
+
     def _blob(self, name: str) -> bytes:
         """The bytes whose sha256 is the name."""
-        content = (self.folder / name).read_bytes()
+        content = self._read(self.folder / name)
         if hashlib.sha256(content).hexdigest() != name:
             raise _DamagedError(name)
         return content
@@ -129,7 +134,7 @@ class TraceStore:
         try:
             self._blob(name)
         except (FileNotFoundError, _DamagedError):
-            write_whole(self.folder / name, content)
+            write(self.folder / name, content)
         return name
 
     def _emptied(self, model: ir.Model) -> bytes:

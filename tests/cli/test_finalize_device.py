@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from helpers.bundles import edit
 from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
+from helpers.leftovers import dead_folder, leftovers
 
 from ztdeploy.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.manifest import EngineRecord, GraphRecord, Manifest
@@ -198,7 +199,6 @@ def test_nothing_is_missing_and_nothing_is_left_over(finalized: Finalized, from_
     assert any(PROFILE in line for line in read_bundle(from_host).manifest.missing)
     assert not any(PROFILE in line for line in finalized.manifest.missing)
     assert set(snapshot(finalized.bundle)) == listed(finalized.bundle)
-    assert not (finalized.bundle / "graphs" / "scratch").exists()
     read_bundle(finalized.bundle).verify_files()
     added = listed(finalized.bundle) - listed(from_host)
     names = (f"{PRUNED}.{PROFILE}.engine", f"{DENSE}.{PROFILE}.engine", f"timing.{PROFILE}.cache")
@@ -468,22 +468,19 @@ def test_an_interrupted_finalize_leaves_nothing_behind(dense: Path, fake_device:
     deadline = time.monotonic() + 60
     while not dense.with_suffix(".builds").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert (dense / "graphs" / "scratch").is_dir()
+    assert leftovers(dense)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the build gets it as well
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert snapshot(dense) == before
-    assert not (dense / "graphs" / "scratch").exists()
+    assert leftovers(dense) == []
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
 
 def test_a_killed_finalize_is_cleaned_up_by_the_next(dense: Path, fake_device: FakeDevice) -> None:
-    scratch = dense / "graphs" / "scratch"
-    scratch.mkdir()
-    (scratch / "half.engine").write_bytes(b"half an engine")
+    scratch = dead_folder(dense / "graphs")
     (scratch / f"timing.{PROFILE}.cache").write_bytes(b"half a cache")
-    (dense / f"{MANIFEST}.new").write_text("{")
     found = run_finalize(fake_device, dense)
     assert found.done.code == 0, found.done.err
     assert found.builds[0]["known_tactics"] == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from helpers.models import PREPROCESS, pruned, variant
-from ztdeploy.cache import only_one
+from ztdeploy.core.locks import only_one
 from ztdeploy.export import GraphSpec, export_onnx
 
 SPEC = GraphSpec(20, "uint8", None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.leftovers import leftovers
 
 import ztdeploy
 
@@ -190,7 +191,7 @@ def test_finalizing(report: dict[str, Any], folder: Path, digits_bundle: Path) -
     before = {path.name for path in (digits_bundle / "graphs").iterdir()}
     after = {path.name for path in (folder / "copy" / "graphs").iterdir()}
     assert before <= after
-    assert "scratch" not in after
+    assert leftovers(folder / "copy") == []
 
 
 def test_sweeping(report: dict[str, Any]) -> None:

@@ -9,11 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.bundles import edit
 from helpers.errors import refused
+from helpers.leftovers import dead_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +26,6 @@ from ztdeploy.bundle import (
     MANIFEST,
     WEIGHTS_FILE,
     check_output,
-    disk_errors,
     file_records,
     new_bundle_folder,
     read_bundle,
@@ -31,11 +33,11 @@ from ztdeploy.bundle import (
     write_manifest,
 )
 from ztdeploy.errors import BundleError, OutputError
+from ztdeploy.finalize import finalize_bundle
 from ztdeploy.manifest import SCHEMA_VERSION, BundlePath, Manifest
 from ztdeploy.runtime.verify import verify_bundle
 
 BUNDLE_PATH = TypeAdapter(BundlePath)
-DEAD_PID = 2**22 + 1  # above the largest process id that Linux gives
 
 
 def silent(*_):
@@ -226,10 +228,9 @@ def test_another_schema_version_says_what_to_do(bundle_copy, version, fix):
     refused(lambda: read_bundle(bundle_copy), f"schema version {version}", f"version {SCHEMA_VERSION}", fix)
 
 
-def test_a_huge_manifest_is_refused_without_reading_it(tmp_path, monkeypatch):
+def test_a_huge_manifest_is_refused_without_reading_it(tmp_path):
     with (tmp_path / MANIFEST).open("wb") as file:
-        file.truncate(65 * 2**20)
-    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the manifest was read"))
+        file.truncate(2**40)
     refused(lambda: read_bundle(tmp_path), "bytes", "at most")
 
 
@@ -353,7 +354,14 @@ def test_a_missing_file_is_found(bundle_copy, name):
 def test_a_folder_in_place_of_a_file_is_found(bundle_copy):
     (bundle_copy / "classes.txt").unlink()
     (bundle_copy / "classes.txt").mkdir()
-    refused(lambda: read_bundle(bundle_copy).verify_files(), "classes.txt", "missing")
+    refused(lambda: read_bundle(bundle_copy).verify_files(), "classes.txt", "it is a folder")
+
+
+@pytest.mark.parametrize("name", ["classes.txt", WEIGHTS_FILE, MANIFEST])
+def test_a_fifo_in_place_of_a_file_is_not_waited_for(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    os.mkfifo(bundle_copy / name)
+    refused(lambda: ztdeploy.load(bundle_copy), name, "FIFO")
 
 
 def test_a_file_that_nobody_listed_is_left_alone_and_never_read(bundle_copy):
@@ -362,24 +370,98 @@ def test_a_file_that_nobody_listed_is_left_alone_and_never_read(bundle_copy):
     refused(lambda: read_bundle(bundle_copy).path("notes.txt"), "notes.txt", "listed in the manifest")
 
 
-def test_a_link_that_leads_outside_is_refused_even_to_identical_bytes(bundle_copy, tmp_path):
-    shutil.move(bundle_copy / "classes.txt", tmp_path / "secret.txt")
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_link_that_leads_outside_to_another_file_is_refused(bundle_copy, tmp_path, verify):
+    (tmp_path / "secret.txt").write_text("secret")
+    (bundle_copy / "classes.txt").unlink()
     (bundle_copy / "classes.txt").symlink_to(tmp_path / "secret.txt")
-    refused(lambda: ztdeploy.load(bundle_copy), "classes.txt", "leads outside")
+    refused(lambda: ztdeploy.load(bundle_copy, verify=verify), "classes.txt", "leads outside")
     refused(lambda: verify_bundle(bundle_copy, None, silent), "leads outside")
 
 
-def test_a_linked_folder_that_leads_outside_is_refused(bundle_copy, tmp_path):
+def test_a_linked_folder_that_leads_outside_to_other_files_is_refused(bundle_copy, tmp_path):
     shutil.move(bundle_copy / "golden", tmp_path / "elsewhere")
+    flip_byte(tmp_path / "elsewhere" / "pixels.npy")
     (bundle_copy / "golden").symlink_to(tmp_path / "elsewhere")
     refused(lambda: read_bundle(bundle_copy).path("golden/pixels.npy"), "leads outside")
 
 
-def test_a_link_to_nothing_or_to_itself_is_missing(bundle_copy):
-    for target in ("nowhere", "classes.txt"):
-        (bundle_copy / "classes.txt").unlink()
-        (bundle_copy / "classes.txt").symlink_to(target)
-        refused(lambda: read_bundle(bundle_copy).path("classes.txt"), "missing")
+def laid_out_as_by_a_hub(bundle, elsewhere):
+    """`snapshots/REVISION/NAME -> ../../blobs/HASH`, as the client of Hugging Face's hub keeps a download."""
+    (elsewhere / "blobs").mkdir(parents=True)
+    for path in [path for path in bundle.rglob("*") if path.is_file()]:
+        blob = elsewhere / "blobs" / sha256_of(path)
+        shutil.move(path, blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+
+
+def laid_out_as_by_kubernetes(bundle, elsewhere):
+    """`NAME -> ..data/NAME`, `..data -> ..2026_01_01`: in one folder, whose inner folders are links, too."""
+    data = bundle / "..2026_01_01"
+    data.mkdir()
+    for path in [path for path in bundle.iterdir() if path != data]:
+        shutil.move(path, data / path.name)
+    (bundle / "..data").symlink_to(data.name)
+    for path in data.iterdir():
+        (bundle / path.name).symlink_to(f"..data/{path.name}")
+
+
+@pytest.mark.parametrize("lay_out", [laid_out_as_by_a_hub, laid_out_as_by_kubernetes])
+@pytest.mark.parametrize("memory", ["speed", "shared"])
+def test_a_bundle_of_links_runs_as_the_bundle_itself(bundle_copy, tmp_path, lay_out, memory):
+    pixels = np.load(bundle_copy / "golden" / "pixels.npy")
+    with ztdeploy.load(bundle_copy, profile="cpu", memory=memory) as runner:
+        expected = runner.infer(pixels).logits
+    lay_out(bundle_copy, tmp_path / "elsewhere")
+    verify_bundle(bundle_copy, None, silent)
+    with ztdeploy.load(bundle_copy, profile="cpu", memory=memory) as runner:
+        np.testing.assert_array_equal(runner.infer(pixels).logits, expected)
+
+
+def test_a_writing_verb_replaces_links_and_leaves_alone_what_they_lead_to(bundle_copy, tmp_path):
+    laid_out_as_by_a_hub(bundle_copy, tmp_path / "elsewhere")
+    before = snapshot(tmp_path / "elsewhere")
+    finalize_bundle(bundle_copy, silent, profile="cpu")
+    assert snapshot(tmp_path / "elsewhere") == before
+    assert not (bundle_copy / MANIFEST).is_symlink()
+    read_bundle(bundle_copy).verify_files()
+
+
+def test_a_writing_verb_does_not_write_through_a_linked_folder(bundle_copy, tmp_path):
+    shutil.move(bundle_copy / "graphs", tmp_path / "elsewhere")
+    (bundle_copy / "graphs").symlink_to(tmp_path / "elsewhere")
+    before = snapshot(tmp_path / "elsewhere")
+    refused(lambda: finalize_bundle(bundle_copy, silent, profile="cpu"), "graphs", "is a link", kind=OutputError)
+    assert snapshot(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json.new", "graphs/scratch", ".manifest.json.partial"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_was_prepared_in_a_bundle_is_neither_followed_nor_waited_for(bundle_copy, tmp_path, name, kind):
+    (tmp_path / "mine").write_text("mine")
+    if kind == "link":
+        (bundle_copy / name).symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(bundle_copy / name)
+    finalize_bundle(bundle_copy, silent, profile="cpu")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (bundle_copy / name).is_symlink() == (kind == "link")
+
+
+@pytest.mark.parametrize(
+    ("target", "what"), [("nowhere", "missing"), ("classes.txt", "circle"), ("/dev/zero", "a device")]
+)
+def test_a_link_to_nothing_to_itself_or_to_a_device(bundle_copy, target, what):
+    (bundle_copy / "classes.txt").unlink()
+    (bundle_copy / "classes.txt").symlink_to(target)
+    refused(lambda: read_bundle(bundle_copy).path("classes.txt"), "classes.txt", what)
+
+
+@pytest.mark.parametrize("root", ["x" * 5000, "a\0b", "file", "file/below", "\ud800", "fifo", "nowhere"])
+def test_what_cannot_be_a_bundles_folder(tmp_path, root):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    refused(lambda: read_bundle(tmp_path / root))
 
 
 def test_links_inside_the_bundle_and_to_the_bundle_work(bundle_copy, tmp_path):
@@ -425,7 +507,7 @@ def test_a_new_bundle_appears_whole(tmp_path):
     with new_bundle_folder(out, force=False) as folder:
         write_in(folder)
         assert not out.exists()
-        assert folder.parent == out.parent  # the same file system, so that renaming is atomic
+        assert folder.is_relative_to(out.parent)  # the same file system, so that renaming is atomic
     assert names_in(out.parent) == ["bundle"]
     assert (out / WEIGHTS_FILE).read_bytes() == b"new"
 
@@ -489,7 +571,7 @@ def test_force_never_deletes_a_file(tmp_path):
 
 def test_force_replaces_a_bundle(tmp_path):
     out = a_bundle(tmp_path / "out")
-    (out / "old.txt").write_text("old")
+    (out / "graphs" / "old.onnx").write_text("old")
     build_into(out, force=True)
     assert snapshot(out).keys() == {Path(WEIGHTS_FILE)}
     assert names_in(tmp_path) == ["out"]
@@ -498,6 +580,34 @@ def test_force_replaces_a_bundle(tmp_path):
 def test_force_replaces_a_real_bundle(bundle_copy):
     build_into(bundle_copy, force=True)
     assert names_in(bundle_copy) == ["graphs"]
+
+
+def test_force_replaces_a_damaged_bundle(bundle_copy):
+    (bundle_copy / MANIFEST).write_text("{")
+    build_into(bundle_copy, force=True)
+    assert names_in(bundle_copy) == ["graphs"]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "graphs/thesis.onnx", "golden/deep/thesis.txt", "old/manifest.json"])
+@pytest.mark.parametrize("link", [False, True])
+def test_force_never_deletes_what_somebody_put_into_a_bundle(bundle_copy, name, link):
+    path = bundle_copy / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("/") if link else path.write_text("years of work")
+    before = snapshot(bundle_copy)
+    for call in (lambda: check_output(bundle_copy, force=True), lambda: build_into(bundle_copy, force=True)):
+        refused(call, name, "not the bundle's", "move it", kind=OutputError)
+    assert snapshot(bundle_copy) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("out", ["/", "/proc/x", "/dev/full", "/dev/full/x", "a\0b", "x" * 256, "x" * 5000, "."])
+def test_places_that_are_refused_before_anything_is_done(tmp_path, monkeypatch, out, force):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused(lambda: check_output(Path(out), force=force), kind=OutputError)
+    refused(lambda: build_into(Path(out), force=force), kind=OutputError)
+    assert names_in(tmp_path) == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -531,10 +641,11 @@ def test_a_link_stays_a_link(tmp_path, target):
 
 def test_a_failed_rename_puts_the_old_bundle_back(tmp_path, monkeypatch):
     out = a_bundle(tmp_path / "out")
+    (out / "graphs" / "dense.onnx").write_bytes(b"old")
     before, rename = snapshot(tmp_path), Path.rename
 
     def failing(path, target):
-        if ".partial-" in path.name:
+        if "new" in path.parts:
             raise OSError(errno.ENOSPC, "full")
         return rename(path, target)
 
@@ -551,9 +662,15 @@ from pathlib import Path
 from ztdeploy.bundle import new_bundle_folder
 with new_bundle_folder(Path(sys.argv[1]), force=False) as folder:
     (folder / "half.onnx").write_bytes(b"half")
-    print(folder.name, flush=True)
+    print(folder.parent.name, flush=True)
     time.sleep(60)
 """
+
+
+def test_what_a_killed_finalize_left_is_no_ones_work(bundle_copy):
+    dead_folder(bundle_copy / "graphs")
+    build_into(bundle_copy, force=True)
+    assert names_in(bundle_copy) == ["graphs"]
 
 
 @pytest.mark.parametrize("name", ["bundle", "deit[1]*?"])
@@ -574,33 +691,88 @@ def test_a_killed_build_leaves_nothing_at_out_and_the_next_one_cleans_up(tmp_pat
     assert names_in(tmp_path) == sorted(["another", name])
 
 
-def test_a_running_build_is_left_alone(tmp_path):
-    alive = tmp_path / f".bundle.partial-{os.getppid()}"
-    alive.mkdir()
-    build_into(tmp_path / "bundle")
-    assert alive.is_dir()
+# -------------------- volumes
 
 
-def test_leftovers_of_a_process_with_our_own_id_go(tmp_path):
-    """In a container every build has the same process id."""
-    (tmp_path / f".bundle.partial-{os.getpid()}").mkdir()
-    (tmp_path / f".bundle.partial-{os.getpid()}" / "half.onnx").touch()
-    build_into(tmp_path / "bundle")
-    assert names_in(tmp_path) == ["bundle"]
-    assert names_in(tmp_path / "bundle") == ["graphs"]
+def mounted(*arguments):
+    """Mount for one test; undone by whoever uses it."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("mounting needs root on Linux")
+    try:
+        subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine mounts nothing: {getattr(error, 'stderr', error)}")
 
 
-def test_an_old_bundle_that_a_killed_build_was_replacing_goes(tmp_path):
-    a_bundle(tmp_path / f".bundle.replaced-{DEAD_PID}")
-    build_into(tmp_path / "bundle")
-    assert names_in(tmp_path) == ["bundle"]
+@pytest.fixture(params=["tmpfs", "bind"])
+def volume(tmp_path, request):
+    """A mount point, as a container has it: of another file system, or of the same one."""
+    out = tmp_path / "volume"
+    out.mkdir()
+    if request.param == "tmpfs":
+        mounted("-t", "tmpfs", "tmpfs", out)
+    else:
+        (tmp_path / "shared").mkdir()
+        mounted("--bind", tmp_path / "shared", out)
+    yield out
+    subprocess.run(["umount", str(out)], check=True)
 
 
-@pytest.mark.parametrize("suffix", ["notes", "9" * 30, "²", "0", "-1", ""])
-def test_hidden_folders_of_like_names_are_not_ours(tmp_path, suffix):
-    (tmp_path / f".bundle.partial-{suffix}").mkdir()
-    build_into(tmp_path / "bundle")
-    assert f".bundle.partial-{suffix}" in names_in(tmp_path)
+def test_a_volume_takes_a_bundle_and_another_one(volume):
+    (volume / "lost+found").mkdir()  # what the system puts there
+    build_into(volume)
+    assert names_in(volume) == ["graphs", "lost+found"]
+    (volume / MANIFEST).write_text("{}")
+    refused(lambda: build_into(volume), "exists", kind=OutputError)
+    build_into(volume, force=True)
+    assert names_in(volume) == ["graphs", "lost+found"]
+    build_into(volume / "deep" / "bundle")
+
+
+def as_nobody(call):
+    """Do something in a child that may not write everywhere; its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            call()
+            os._exit(0)
+        except OutputError as error:
+            os.write(2, str(error).encode())
+            os._exit(error.exit_code)
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def between():
+    """A folder that anybody may enter; pytest's own may only its owner."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_one_that_cannot_be_written(between, force):
+    out = between / "out"
+    if force:
+        a_bundle(out)
+    else:
+        out.mkdir()
+    if os.geteuid() == 0:
+        for path in [out, *out.rglob("*")]:
+            os.chown(path, 65534, 65534)
+    between.chmod(0o555)
+    try:
+        assert as_nobody(lambda: build_into(out, force=force)) == 0
+        assert names_in(out) == ["graphs"]
+        assert as_nobody(lambda: build_into(between / "other")) == OutputError.exit_code
+    finally:
+        between.chmod(0o755)
 
 
 # -------------------- disks
@@ -628,10 +800,14 @@ def test_what_a_disk_refuses_becomes_an_error_that_says_so(tmp_path, code, reaso
     assert names_in(tmp_path) == []
 
 
-def test_other_errors_of_the_system_are_not_disguised(tmp_path):
-    with pytest.raises(OSError, match="I/O") as caught, disk_errors(tmp_path):
-        raise OSError(errno.EIO, "I/O error")
-    assert not isinstance(caught.value, OutputError)
+def test_an_error_about_something_else_is_not_disguised(tmp_path):
+    def build():
+        with new_bundle_folder(tmp_path / "bundle", force=False):
+            (tmp_path / "weights").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="weights"):
+        build()
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("below", ["bundle", "deep/bundle"])
@@ -640,10 +816,10 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path, below):
     refused(lambda: build_into(tmp_path / "file" / below), str(tmp_path / "file"), kind=OutputError)
 
 
-@pytest.mark.parametrize("length", [250, 300])
-def test_a_name_that_is_too_long_is_refused_early(tmp_path, length):
-    refused(lambda: build_into(tmp_path / ("x" * length)), "too long", kind=OutputError)
-    assert names_in(tmp_path) == []
+def test_the_longest_name_that_there_is(tmp_path):
+    build_into(tmp_path / ("x" * 255))
+    refused(lambda: build_into(tmp_path / ("x" * 256)), "too long", kind=OutputError)
+    assert names_in(tmp_path) == ["x" * 255]
 
 
 @pytest.fixture
@@ -651,13 +827,7 @@ def small_disk(tmp_path):
     """A file system of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root on Linux")
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine mounts no tmpfs: {getattr(error, 'stderr', error)}")
+    mounted("-t", "tmpfs", "-o", "size=256k", "tmpfs", disk)
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -676,7 +846,7 @@ def test_a_manifest_is_whole_or_as_before_on_a_full_disk(small_disk, digits_bund
     manifest = read_bundle(digits_bundle).manifest
     write_manifest(small_disk, manifest)
     huge = manifest.model_copy(update={"created": "x" * 500_000})
-    with pytest.raises(OutputError, match="full"), disk_errors(small_disk):
+    with pytest.raises(OutputError, match="full"):
         write_manifest(small_disk, huge)
     assert read_bundle(small_disk).manifest == manifest
     assert names_in(small_disk) == [MANIFEST]
@@ -685,16 +855,6 @@ def test_a_manifest_is_whole_or_as_before_on_a_full_disk(small_disk, digits_bund
 def test_a_read_only_disk_says_so(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     refused(lambda: build_into(small_disk / "bundle"), "read-only", "--out", kind=OutputError)
-
-
-def test_a_folder_without_write_permission_says_so(tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere; the read-only disk is tested above")
-    tmp_path.chmod(0o555)
-    try:
-        refused(lambda: build_into(tmp_path / "bundle"), "permission", kind=OutputError)
-    finally:
-        tmp_path.chmod(0o755)
 
 
 def test_the_manifests_json_is_stable(digits_bundle):

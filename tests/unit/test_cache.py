@@ -12,7 +12,8 @@ import pytest
 from helpers.errors import refused
 
 from ztdeploy import cache
-from ztdeploy.cache import cache_folder, key_of, only_one, remove_leftovers, source_digest, write_whole
+from ztdeploy.cache import cache_errors, cache_folder, key_of, source_digest
+from ztdeploy.core.locks import only_one
 from ztdeploy.errors import OutputError
 
 
@@ -100,7 +101,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from ztdeploy.cache import only_one
+from ztdeploy.core.locks import only_one
 with only_one(Path(sys.argv[1])):
     os._exit(9)
 """
@@ -110,42 +111,18 @@ with only_one(Path(sys.argv[1])):
         pass
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "entry"
-    write_whole(path, b"old")
-
-    def full(self, content):
-        with self.open("wb") as file:
-            file.write(content[:1])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="No space"):
-            write_whole(path, b"new")
-    assert [one.name for one in tmp_path.iterdir()] == ["entry"]
-    assert path.read_bytes() == b"old"
-
-
-def test_what_killed_processes_left_goes(tmp_path):
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    for name in (f".entry.12345678.partial-{done.pid}", f".entry.12345678.partial-{os.getpid()}", ".notes.partial-x"):
-        (tmp_path / name).write_text("half")
-    (tmp_path / "entry").write_text("whole")
-    remove_leftovers(tmp_path)
-    assert {one.name for one in tmp_path.iterdir()} == {
-        f".entry.12345678.partial-{os.getpid()}",
-        ".notes.partial-x",
-        "entry",
-    }
-
-
 def test_a_cache_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
 
     def enter():
-        with only_one(tmp_path / "file" / "entry.lock"):
+        with cache_errors(tmp_path / "file"), only_one(tmp_path / "file" / "entry.lock"):
             pytest.fail("there is no such folder")
 
     refused(enter, "the cache", "--cache", "ZTDEPLOY_CACHE", kind=OutputError)
+
+
+def test_a_user_without_a_home_is_told_how_to_have_a_cache(monkeypatch):
+    for name in ("ZTDEPLOY_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**30)
+    refused(cache_folder, "home folder", "--cache", "ZTDEPLOY_CACHE", kind=OutputError)

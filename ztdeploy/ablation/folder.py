@@ -9,8 +9,7 @@ from ztdeploy.ablation.markdown import markdown
 from ztdeploy.ablation.page import page
 from ztdeploy.ablation.report import KIND, AblateReport
 from ztdeploy.ablation.topic_names import TOPICS
-from ztdeploy.bundle import disk_errors
-from ztdeploy.measure.bench_report import write_text
+from ztdeploy.core.files import remove, write
 from ztdeploy.measure.report_file import holds_kind
 from ztdeploy.measure.report_folder import check_report_folder
 
@@ -42,11 +41,10 @@ def write_ablation(report: AblateReport, out: Path) -> list[Path]:
         MARKDOWN: markdown(report),
         **{one.file: one.document() for one in drawn},
     }
-    with disk_errors(out):
-        for topic in (*TOPICS, *CONVERGENCE):  # of an earlier ablation that had more of them
-            for name in (f"{topic}.svg", f"{topic}-difference.svg"):
-                if name not in texts:
-                    (out / name).unlink(missing_ok=True)
+    for topic in (*TOPICS, *CONVERGENCE):  # of an earlier ablation that had more of them
+        for name in (f"{topic}.svg", f"{topic}-difference.svg"):
+            if name not in texts:
+                remove(out / name)
     for name, text in texts.items():
-        write_text(text, out / name)
+        write(out / name, text)
     return [out / PAGE, *(out / name for name in texts if name != PAGE)]

@@ -23,7 +23,8 @@ from ztdeploy.backends.onnxruntime import (
     open_session,
     session_options,
 )
-from ztdeploy.errors import EnvironmentLacksError
+from ztdeploy.core.files import remove
+from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.manifest import Fingerprint
 
 _KERNEL = "_kernel_time"
@@ -59,8 +60,8 @@ class ProfiledSession(OnnxRuntimeRunner):
         try:
             return read_profile(path)
         finally:
-            with suppress(OSError):
-                path.unlink()
+            with suppress(InputError):
+                remove(path)
 
 
 def read_profile(path: Path) -> tuple[ProfiledCall, ...]:

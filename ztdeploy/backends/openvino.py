@@ -35,6 +35,7 @@ from ztdeploy.backends.base import (
 from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
 from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
 from ztdeploy.bundle import sha256_of
+from ztdeploy.core.files import write
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
@@ -93,7 +94,7 @@ class OpenVinoBackend:
         by_row = profile.int8 is not None and profile.int8.activations == "row"
         group = row_group(graph) if by_row else 0
         engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group)
-        out.write_text(engine.model_dump_json() + "\n", encoding="utf-8")
+        write(out, engine.model_dump_json() + "\n")
         return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
 
     def load(

@@ -1,24 +1,40 @@
-"""The only code that writes files and folders, and the one that reads files of unknown origin.
+"""Files: the only code that writes them, and the one that reads files of unknown origin. Folders that are made or
+replaced as a whole are next door (`core/folders.py`), and so are locks (`core/locks.py`); nothing else writes.
 
 **Reading.** A path from outside may name anything: a FIFO nobody writes to, a device without an end, a folder, a file
 of terabytes. `open_regular` opens regular files only and never waits; `read_bytes` and `read_text` are bounded as well.
+
+**Writing.** A file appears whole or not at all: its content goes into a temporary file beside it, which then takes its
+place. The temporary file has a name that nobody can guess and is created exclusively, so that nothing that was prepared
+there (a link, a FIFO) is ever followed or waited for. What stood at the path is replaced and never written into: of a
+link, the link itself. Only where a rename cannot work - the file is a mount point, or its folder may not be written but
+the file may - is an existing regular file written into. What the system refuses becomes an `OutputError` of one line.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ztdeploy.errors import InputError, ZtdeployError
+from ztdeploy.errors import InputError, OutputError, ZtdeployError
 
 #: What a text file of settings, names or records may hold; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20
+CHOOSE = "choose another --out"
+_PREFIX, _SUFFIX = ".ztdeploy-", ".partial"
+_FORGOTTEN_S = 24 * 3600
 
 _REASONS = {
     errno.ENOENT: "there is no such file or folder",
+    errno.ENOTEMPTY: "something else has appeared there meanwhile",
     errno.EISDIR: "it is a folder",
     errno.ENOTDIR: "a part of the path is not a folder",
     errno.EEXIST: "a part of the path is not a folder",
@@ -40,10 +56,17 @@ _KINDS = {
 }
 
 
+#: What more space would mend.
+SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 def reason_of(error: OSError) -> str:
     """Why the system refused, in words."""
     known = _REASONS.get(error.errno) if error.errno is not None else None
     return known or error.strerror or str(error) or "the system does not say why"
+
+
+# -------------------- reading
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -92,11 +115,12 @@ def read_bytes(
     expected = expected or f"a regular file of at most {limit} bytes"
     try:
         with open_regular(path) as file:
-            content = file.read(limit + 1) or b""
+            large = os.fstat(file.fileno()).st_size > limit  # files of the kernel have no size
+            content = b"" if large else file.read(limit + 1) or b""
     except OSError as refused:
         raise error(f"{what} '{path}' cannot be read: {reason_of(refused)}", expected, fix) from refused
-    if len(content) > limit:
-        raise error(f"{what} '{path}' has more than {limit} bytes", expected, fix)
+    if large or len(content) > limit:
+        raise error(f"{what} '{path}' has more than {limit} bytes", f"at most {limit}", fix)
     return content
 
 
@@ -121,3 +145,244 @@ def read_text(
         raise error(
             f"{what} '{path}' is not text in UTF-8 (byte {wrong.start})", expected or "text in UTF-8", fix
         ) from wrong
+
+
+# -------------------- writing
+
+
+@contextmanager
+def disk_errors(out: Path, fix: str = CHOOSE) -> Iterator[None]:
+    """Turn what the system refuses about `out` into an error that says so.
+
+    Args:
+        fix: what else to do than to free space.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(out) if error.filename is None else error.filename
+        raise output_error(out, error, fix) from error
+
+
+def output_error(out: Path, error: OSError, fix: str = CHOOSE) -> OutputError:
+    """The error of a path that cannot be written."""
+    fix = f"free space there, or {fix}" if error.errno in SPACE else fix
+    return OutputError(f"cannot write '{out}': {reason_of(error)}", "a writable folder with enough space", fix)
+
+
+@contextmanager
+def writing(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path`, whole, when the block ends well, and is gone when it does not.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with disk_errors(path):
+        partial, file = _open_beside(path, 0o777 if executable else 0o666)
+        try:
+            with file:
+                yield file
+                file.flush()
+                if partial is None:
+                    _write_into(path, file)
+            if partial is not None:
+                _take_place(partial, path)
+        finally:
+            if partial is not None:
+                with suppress(OSError):
+                    os.unlink(partial)
+
+
+def write(path: Path, content: bytes | memoryview | str, *, executable: bool = False) -> None:
+    """Write a file whole or not at all, in place of an earlier one, and the folders above it; text as UTF-8.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    made = make_folder(path.parent)
+    try:
+        with writing(path, executable=executable) as file:
+            file.write(data)
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be read or written.
+    """
+    with writing(path) as file, open_regular(source) as content:
+        shutil.copyfileobj(content, file, 2**20)
+
+
+def move(source: Path, path: Path) -> None:
+    """Move a file to another name in the same file system, in place of what is there; of a link, the link itself.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
+    with disk_errors(path):
+        os.replace(source, path)
+
+
+def link(target: Path, path: Path) -> None:
+    """Make a link where nothing is yet.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with disk_errors(path):
+        os.symlink(target, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; of a link, the link itself.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with disk_errors(path), suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_folder(path: Path, fix: str = CHOOSE) -> None:
+    """Remove a folder and all that is in it, if it is there; a link to one is not followed.
+
+    Args:
+        fix: what to do where it cannot be removed.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with disk_errors(path, fix), suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def make_folder(path: Path, fix: str = CHOOSE) -> list[Path]:
+    """Make a folder, and those above it.
+
+    Args:
+        fix: what to do where it cannot be made.
+
+    Returns:
+        Those that were not there, the innermost first.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    made: list[Path] = []
+    with disk_errors(path, fix):
+        missing = [folder for folder in (path, *path.parents) if not os.path.isdir(nameable(folder))]
+        try:
+            for folder in reversed(missing):
+                with suppress(FileExistsError):
+                    os.mkdir(folder)
+                    made.insert(0, folder)
+                if not os.path.isdir(folder):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        except OSError:
+            remove_empty(made)
+            raise
+    return made
+
+
+def own_folder(path: Path, fix: str = "remove the link") -> None:
+    """Make a folder below one that somebody else may have prepared; a link to elsewhere is not written through.
+
+    Raises:
+        OutputError: it is a link, or cannot be made.
+    """
+    if os.path.islink(path):
+        raise OutputError(f"cannot write to '{path}': it is a link", "a folder", fix)
+    make_folder(path)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that hold nothing, innermost first."""
+    with suppress(OSError):
+        for folder in folders:
+            os.rmdir(folder)
+
+
+def new_name() -> str:
+    """The name of a hidden temporary file or folder, which nobody can guess."""
+    return f"{_PREFIX}{os.urandom(12).hex()}{_SUFFIX}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is one of ours, perhaps of a process that was killed."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `writing` left in a folder in processes that were killed: those write no more for a day."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _FORGOTTEN_S:
+                        os.unlink(entry.path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name, a link to nothing included.
+
+    Raises:
+        OSError: the system cannot tell.
+    """
+    return os.path.lexists(nameable(path))
+
+
+def nameable(path: Path) -> Path:
+    """The path, if the system can be asked about it at all.
+
+    Raises:
+        OSError: it holds a NUL, or characters that no file name can hold.
+    """
+    try:
+        nul = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        nul = True
+    if nul:
+        raise OSError(errno.EINVAL, "no file can have such a name")
+    return path
+
+
+def _open_beside(path: Path, mode: int) -> tuple[Path | None, BinaryIO]:
+    """A new file in the folder of `path`; one without a name where none can be made there and `path` may be written."""
+    partial = nameable(path).parent / new_name()
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if len(os.fsencode(path.name)) > 255:  # the temporary name would hide it until the work is done
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return partial, os.fdopen(os.open(partial, flags, mode), "w+b")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not os.access(path, os.W_OK):
+            raise
+        return None, tempfile.TemporaryFile()
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    try:
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):  # what a mount point answers
+            raise
+        with open(partial, "rb") as file:
+            _write_into(path, file)
+
+
+def _write_into(path: Path, content: BinaryIO) -> None:
+    """Overwrite a regular file that cannot be replaced."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "wb") as file:
+        _check_regular(os.fstat(descriptor))
+        content.seek(0)
+        shutil.copyfileobj(content, file, 2**20)
+        file.truncate()

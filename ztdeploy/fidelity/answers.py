@@ -13,7 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.cache import cache_errors, write_whole
+from ztdeploy.cache import cache_errors
+from ztdeploy.core.files import open_regular, write
 
 BEST = 5  #: classes that are kept of each answer
 #: Fields of which all variants have one in common.
@@ -97,15 +98,14 @@ def keep_answers(answers: Answers, path: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{name: getattr(answers, name) for name in _names(answers)})
     with cache_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getbuffer())
+        write(path, buffer.getbuffer())
 
 
 def kept_answers(path: Path, kind: type[_Answers], variants: int, images: int) -> _Answers | None:
     """What `keep_answers` wrote; None where there is nothing, or something else."""
     expected = {**_COMMON, **kind.OWN}
     with suppress(OSError, ValueError, KeyError, BadZipFile, EOFError, MemoryError):
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as kept, np.load(kept, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in expected}
         found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
         counts = [(images,) if name in _COMMON else (variants, images) for name in arrays]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ztdeploy.core.files import write
 from ztdeploy.errors import OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
 from ztdeploy.fidelity.position_map import position_map
-from ztdeploy.measure.bench_report import write_text
 from ztdeploy.preprocess_spec import NOUNS
 from ztdeploy.report.document import document
 from ztdeploy.report.figures import counted, short
@@ -28,7 +28,7 @@ def write_eval_page(report: EvalReport, out: Path) -> None:
         OutputError: the file exists and is no such page, or cannot be written.
     """
     check_page_path(out)
-    write_text(eval_page(report), out)
+    write(out, eval_page(report))
 
 
 def check_page_path(out: Path) -> None:

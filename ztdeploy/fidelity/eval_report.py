@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.measure.bench_report import BundleFacts, Record, write_text
+from ztdeploy.core.files import write
+from ztdeploy.measure.bench_report import BundleFacts, Record
 from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
 from ztdeploy.preprocess_spec import Output
@@ -195,7 +196,7 @@ def write_eval(report: EvalReport, out: Path) -> None:
         OutputError: the file exists and is no such report, or cannot be written.
     """
     check_eval_path(out)
-    write_text(report.model_dump_json(indent=1) + "\n", out)
+    write(out, report.model_dump_json(indent=1) + "\n")
 
 
 def check_eval_path(out: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from ztdeploy.bundle import Bundle, disk_errors, read_bundle, write_manifest
+from ztdeploy.bundle import Bundle, read_bundle, write_manifest
+from ztdeploy.core.locks import only_writer
 from ztdeploy.errors import BundleError, OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, VariantScore
 from ztdeploy.manifest import FidelityRecord, Manifest, VariantRecord
@@ -24,16 +26,18 @@ def check_recordable(root: Path) -> None:
         )
 
 
-def record(report: EvalReport, root: Path) -> Bundle:
+def record(report: EvalReport, root: Path, waiting: Callable[[], None] = lambda: None) -> Bundle:
     """Add the figures to the bundle's manifest, which is replaced whole or not at all.
+
+    Args:
+        waiting: called where another process is writing to the bundle.
 
     Raises:
         BundleError: the engines are others by now than those that were evaluated.
         OutputError: it cannot be written.
     """
-    bundle = read_bundle(root)
-    manifest = recorded(bundle, report)
-    with disk_errors(root):
+    with only_writer(root, waiting):
+        manifest = recorded(read_bundle(root), report)
         write_manifest(root, manifest)
     return Bundle(root, manifest)
 

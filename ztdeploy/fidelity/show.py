@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ztdeploy.backends import get_backend
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, disk_errors, read_bundle
-from ztdeploy.cache import write_whole
+from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.core.files import disk_errors, make_folder, nameable, write
 from ztdeploy.errors import BundleError, InputError, OutputError, ParityError
 from ztdeploy.fidelity.captions import UNEXPLAINED, disagreement
 from ztdeploy.fidelity.contact_sheet import contact_sheet
@@ -103,15 +103,14 @@ def show_bundle(
     with load(opened, variant=opened.manifest.dense.name, profile=profile) as runner:
         found = [_find(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
     shown = _shown(opened, images, pixels, found, sheets, grid)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
+    make_folder(out)
+    yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
 
 
 def _with_sheet(one: ShownImage) -> ShownImage:
     file = io.BytesIO()
     contact_sheet(one).save(file, "PNG")
-    write_whole(one.sheet, file.getvalue())
+    write(one.sheet, file.getbuffer())
     return one
 
 
@@ -213,7 +212,7 @@ def _run(runner: BundleRunner, pixels: NDArray[np.uint8]) -> Outputs:
 
 def _check_folder(out: Path, files: Sequence[Path]) -> None:
     with disk_errors(out):
-        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        nearest = next((path for path in (nameable(out), *out.absolute().parents) if path.exists()), out)
         if not nearest.is_dir():
             where = "is a file" if nearest == out else f"lies below the file '{nearest}'"
             raise OutputError(f"'{out}' {where}", "a folder", "choose another --out")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ztdeploy.bundle import Bundle
+from ztdeploy.core.files import writing
 from ztdeploy.errors import printable
 from ztdeploy.fidelity.captions import (
     ALIKE,
@@ -69,18 +70,12 @@ th, td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; } td span { color
 
 def write_page(path: Path, bundle: Bundle, images: Iterable[ShownImage]) -> Iterator[ShownImage]:
     """Write the page as images come, and hand them on; it takes its place when the last one is in it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # it might be a link to somewhere else
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(_HEAD + _top(bundle))
-            for one in images:
-                file.write(_section(one))
-                yield one
-            file.write("</html>\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        file.write((_HEAD + _top(bundle)).encode())
+        for one in images:
+            file.write(_section(one).encode())
+            yield one
+        file.write(b"</html>\n")
 
 
 def _text(text: str) -> str:

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx.numpy_helper import to_array
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from ztdeploy.core.files import write
 from ztdeploy.errors import ModelError
 from ztdeploy.options import VARIANCE_MAX, VARIANCE_MIN
 from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
@@ -74,7 +75,7 @@ def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) 
         graph.cleanup().toposort()
         graph.import_domains = [*model.opset_import, onnx.helper.make_opsetid(NAMESPACE, int(VERSION))]
         changed = gs.export_onnx(graph, do_type_check=False, ir_version=model.ir_version, producer_name="ztdeploy")
-        out.write_bytes(changed.SerializeToString(deterministic=True))
+        write(out, changed.SerializeToString(deterministic=True))
     return names
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.graph.entropy_range import Magnitudes
 from ztdeploy.graph.int8 import linear_layers
 from ztdeploy.profile import Calibration
@@ -39,8 +38,8 @@ def measure_ranges(
     values = {str(node.inputs[0].name): node.inputs[0] for node in linear_layers(watched.graph, 0) if node.inputs[0]}
     watched.graph.outputs.extend(values.values())
     found = {name: _WATCHES[method]() for name in values}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "watched.onnx"
+    with scratch_folder() as folder:
+        file = folder / "watched.onnx"
         ir.save(watched, file, external_data="watched.weights")
         runner = OnnxRuntimeRunner(open_session(file, session_options(threads)), [])
         for batch in batches:

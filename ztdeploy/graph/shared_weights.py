@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ztdeploy.core.files import write, writing
 from ztdeploy.errors import ModelError
 
 #: Smaller tensors stay inside the graphs.
@@ -65,7 +66,7 @@ class SharedWeights:
             else:
                 assert value.const_value is not None
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
-        path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+        write(path, ir.serde.serialize_model(model).SerializeToString(deterministic=True))
 
     def _intern(self, value: ir.Value) -> str:
         tensor = value.const_value
@@ -106,7 +107,7 @@ class SharedWeights:
             begin = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % 64)
-        with weights.open("wb") as file:
+        with writing(weights) as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 file.write(_raw(self._tensors[name]))

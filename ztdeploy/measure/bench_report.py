@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ztdeploy.bundle import disk_errors
+from ztdeploy.core.files import write
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.protocol import ColdStart
 from ztdeploy.measure.report_file import check_overwritable, kind_of, load_report, no_report, parse_report
@@ -155,23 +155,7 @@ def write_report(report: BenchReport, out: Path) -> None:
         OutputError: the file exists and is no such report, or cannot be written.
     """
     check_report_path(out)
-    write_text(report.model_dump_json() + "\n", out)
-
-
-def write_text(text: str, out: Path) -> None:
-    """Write a file whole or not at all, in place of an earlier one.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+    write(out, report.model_dump_json() + "\n")
 
 
 def read_report(path: Path) -> BenchReport:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from ztdeploy.backends import get_backend
 from ztdeploy.bundle import Bundle
+from ztdeploy.core.folders import scratch_file
 from ztdeploy.errors import BundleError, ZtdeployError
 from ztdeploy.measure.bench import Step
 from ztdeploy.measure.bench_report import Failure
@@ -145,7 +145,7 @@ def ask(order: DetailsOrder) -> DetailsAnswer:
         ZtdeployError: what kept it from being carried out, or the process from living.
     """
     name = order.variant or "the blocks"
-    with tempfile.TemporaryFile("w+", errors="replace") as words:
+    with scratch_file() as words:
         child = subprocess.Popen(
             module_command("ztdeploy.measure.details_worker", order.model_dump_json()),
             stdin=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ Started by `measure.details` with a `DetailsOrder` as its argument; writes one `
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ztdeploy.backends import get_backend
 from ztdeploy.backends.base import Insight, Runner
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.errors import BundleError, ZtdeployError
 from ztdeploy.measure.attention import attention_of
 from ztdeploy.measure.operators import take_apart
@@ -93,13 +93,13 @@ def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
     runner = BundleRunner(bundle, profile=order.profile, threads=order.threads, memory="speed", verify=False)
     size = bundle.manifest.preprocess.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (order.batch, size, size, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory(prefix="ztdeploy-") as folder:
+    with scratch_folder() as folder:
         profiled = insight_of(bundle, order.profile).load_profiled(
             bundle.path(engine.file),
             engine.fingerprint,
             graph_sha256=bundle.manifest.files[source].sha256,
             threads=order.threads,
-            folder=Path(folder),
+            folder=folder,
         )
         runner.adopt(name, profiled)
         for _ in range(_WARM_UP):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, TextIO
 
 from ztdeploy import errors
+from ztdeploy.core.folders import scratch_file
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.measure.protocol import Answer, ColdStart, Hello, Order, Refusal
 from ztdeploy.measure.statistics import median_ratio
@@ -107,7 +107,7 @@ class Worker(AbstractContextManager["Worker"]):
     def __init__(self, configuration: Subject) -> None:
         self.configuration = configuration
         # Not a pipe: one that nobody reads fills up, and stops the process.
-        self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._words = scratch_file()
         self._process = subprocess.Popen(
             configuration.command(time.monotonic_ns()),
             stdin=subprocess.PIPE,

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ztdeploy.bundle import disk_errors
+from ztdeploy.core.files import disk_errors, move, write
+from ztdeploy.core.locks import only_command
 from ztdeploy.errors import InputError
 from ztdeploy.measure.any_report import read_any_report
-from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.report_file import holds_kind
-from ztdeploy.measure.report_folder import check_report_folder, only_writer
+from ztdeploy.measure.report_folder import check_report_folder
 from ztdeploy.measure.sweep_report import KIND, SweepReport
 
 REPORT = "sweep.json"
@@ -27,7 +27,7 @@ def sweep_folder(out: Path) -> Iterator[None]:
         OutputError: a file, a folder with something else in it, or one that another sweep writes to right now.
     """
     check_sweep_folder(out)
-    with only_writer(out, "sweep"):
+    with only_command(out, "sweep"):
         yield
 
 
@@ -57,12 +57,13 @@ def write_sweep(report: SweepReport, out: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_text(report.model_dump_json() + "\n", out / REPORT)
+    write(out / REPORT, report.model_dump_json() + "\n")
 
 
 def set_aside(out: Path) -> None:
     """Keep what an earlier sweep measured when a new one starts; the one before that goes."""
     path = out / REPORT
     with disk_errors(out):
-        if path.exists():
-            path.replace(out / PREVIOUS)
+        there = path.exists()
+    if there:
+        move(path, out / PREVIOUS)

@@ -10,11 +10,12 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ztdeploy.errors import EnvironmentLacksError, InputError
+from ztdeploy.core.files import make_folder, move, read_text, remove, write
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.errors import EnvironmentLacksError, InputError, OutputError
 from ztdeploy.profile import data_folder
 
 #: An Orin Nano needs a few minutes for what a workstation compiles in ten seconds.
@@ -58,11 +59,11 @@ def build_library(out_dir: Path, *, compute_capability: str) -> Path:
     library = out_dir / f"libztdeploy_plugins-sm{architecture}-{key}.so"
     if not library.is_file():
         try:
-            out_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(out_dir)
             _compile(sources, cmake, nvcc, headers, architecture, library)
-        except OSError as error:
+        except OutputError as error:
             raise EnvironmentLacksError(
-                f"the plugin library cannot be written to '{out_dir}' ({error.strerror})",
+                f"the plugin library cannot be made: {error.given}",
                 "a writable folder with free space",
                 "free space there, or set XDG_CACHE_HOME to another folder",
             ) from error
@@ -168,21 +169,21 @@ def _cache_key(sources: Path, cmake: str, nvcc: str, headers: Path, architecture
 
 def _compile(sources: Path, cmake: str, nvcc: str, headers: Path, architecture: str, library: Path) -> None:
     log = library.with_suffix(".log")
-    log.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".plugins-", dir=library.parent) as build:
-        configure = [cmake, "-S", str(sources), "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
+    remove(log)
+    with scratch_folder(library.parent) as build:
+        configure = [cmake, "-S", str(sources), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
         configure += [f"-DTENSORRT_INCLUDE_DIR={headers}"]
         _run(configure, CONFIGURE_TIMEOUT_S, "configuring the plugin library", log)
-        compile_all = [cmake, "--build", build, "--parallel", str(min(4, os.cpu_count() or 1))]
+        compile_all = [cmake, "--build", str(build), "--parallel", str(min(4, os.cpu_count() or 1))]
         _run(compile_all, COMPILE_TIMEOUT_S, "compiling the plugin library", log)
-        built = Path(build) / LIBRARY
+        built = build / LIBRARY
         if not built.is_file():
             raise EnvironmentLacksError(
                 f"the build made no '{LIBRARY}'", "a library", f"read '{log}' for what it did instead"
             )
-        built.replace(library)  # in one step: another process may be waiting for this very file
-    log.unlink(missing_ok=True)
+        move(built, library)  # in one step: another process may be waiting for this very file
+    remove(log)
 
 
 def _run(command: Sequence[str], timeout_s: int, what: str, log: Path | None = None) -> str:
@@ -216,8 +217,7 @@ def _run(command: Sequence[str], timeout_s: int, what: str, log: Path | None = N
         if process.poll() is None:  # timed out or interrupted
             _end(process)
     if log is not None:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(output)
+        write(log, (read_text(log) if log.exists() else "") + output)
     if process.returncode != 0:
         raise EnvironmentLacksError(
             f"{what} failed: {first_error(output)}", f"exit code 0, got {process.returncode}", f"mend that{more}"

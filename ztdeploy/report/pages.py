@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from ztdeploy.core.files import write
 from ztdeploy.errors import InputError
 from ztdeploy.measure.any_report import read_any_report
-from ztdeploy.measure.bench_report import write_text
 from ztdeploy.measure.entries import check_figures
 from ztdeploy.measure.sweep_folder import REPORT
 from ztdeploy.measure.sweep_report import SweepReport
@@ -46,7 +46,7 @@ def write_pages(report: SweepReport, folder: Path, *, least_agreement: float = L
         MARKDOWN: markdown(report, found),
     }
     for name, text in texts.items():
-        write_text(text, folder / name)
+        write(folder / name, text)
     return [folder / name for name in texts]
 
 

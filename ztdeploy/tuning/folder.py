@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ztdeploy.bundle import disk_errors
-from ztdeploy.measure.bench_report import write_text
+from ztdeploy.core.files import disk_errors, own_folder, remove, write
+from ztdeploy.core.locks import only_command
 from ztdeploy.measure.report_file import holds_kind
-from ztdeploy.measure.report_folder import check_report_folder, only_writer
+from ztdeploy.measure.report_folder import check_report_folder
 from ztdeploy.tuning.figures import figures
 from ztdeploy.tuning.page import page
 from ztdeploy.tuning.report import KIND, TuneReport
@@ -37,12 +37,12 @@ def tune_folder(out: Path, *, own_study: bool) -> Iterator[Callable[[], None]]:
         nonlocal unbegun
         unbegun = False
 
-    with only_writer(out, "search"):
+    with only_command(out, "search"):
         try:
             yield begun
         finally:
             if unbegun:
-                (out / STUDY).unlink(missing_ok=True)
+                remove(out / STUDY)
 
 
 def check_folder(out: Path) -> None:
@@ -71,11 +71,13 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
         **schedules,
         **{one.file: one.document() for one in figures(report)},
     }
-    with disk_errors(out):  # of an earlier report
-        for path in [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml")]:
-            if path.relative_to(out).as_posix() not in texts:
-                path.unlink()
+    own_folder(out / SCHEDULES)
+    with disk_errors(out):
+        earlier = [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml")]
+    for path in earlier:
+        if path.relative_to(out).as_posix() not in texts:
+            remove(path)
     for name, text in texts.items():
-        write_text(text, out / name)
+        write(out / name, text)
     first = [PAGE, *schedules]
     return [out / name for name in [*first, *(name for name in texts if name not in first)]]

@@ -5,7 +5,6 @@ Done once per machine, profile and model, and kept in the cache; so are the bund
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from pydantic import ValidationError
 from ztdeploy.backends import get_backend, why_not_run
 from ztdeploy.bundle import Bundle
 from ztdeploy.bundle_cache import cached_bundle
-from ztdeploy.cache import cache_errors, key_of, write_whole
-from ztdeploy.errors import EnvironmentLacksError
+from ztdeploy.cache import cache_errors, key_of
+from ztdeploy.core.files import read_text, write
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.measure.bench import run_bench
 from ztdeploy.measure.bench_report import BenchReport, BenchRequest
 from ztdeploy.measure.details import STAIRCASE_S, ask
@@ -65,12 +66,11 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
     )
     kept = cache / "latency" / f"{key}.json"
     try:
-        return LatencyCost.model_validate_json(kept.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        return LatencyCost.model_validate_json(read_text(kept))
+    except (InputError, ValidationError):
         found = _measure(request, model.adapter.architecture, cache, progress)
     with cache_errors(cache):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, found.model_dump_json().encode())
+        write(kept, found.model_dump_json())
     return found
 
 
@@ -161,14 +161,14 @@ def _probes(methods: Sequence[str], architecture: Architecture) -> list[PruningS
 
 def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: Path, progress: Progress) -> Bundle:
     assert request.profile is not None
-    with tempfile.TemporaryDirectory(prefix="ztdeploy-") as folder:
-        files = [Path(folder) / f"{one.name}.json" for one in schedules]
+    with scratch_folder() as folder:
+        files = [folder / f"{one.name}.json" for one in schedules]
         for one, file in zip(schedules, files, strict=True):
-            file.write_text(one.model_dump_json(by_alias=True), encoding="utf-8")
+            write(file, one.model_dump_json(by_alias=True))
         build = BuildRequest(
             model=request.model,
             profiles=(request.profile,),
-            out=Path(folder) / "bundle",
+            out=folder / "bundle",
             schedules=tuple(files),
             weights=request.weights,
             checkpoint=request.checkpoint,

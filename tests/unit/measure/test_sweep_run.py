@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import pytest
 from helpers.errors import refused
@@ -220,10 +220,10 @@ def test_a_sweep_that_cannot_be_read_is_one_all_the_same(text, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(start, tmp_path, monkeypatch):
-    def full(self, *arguments, **options):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     with sweep_folder(tmp_path):
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(os, "replace", full)
         refused(lambda: write_sweep(start, tmp_path), "the disk is full", kind=OutputError)
     assert list(tmp_path.iterdir()) == []

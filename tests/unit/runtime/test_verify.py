@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from functools import partial
 
 import numpy as np
 import pytest
 from helpers.bundles import edit
 from helpers.errors import refused
+from helpers.leftovers import dead_folder, leftovers
 
 import ztdeploy
 from ztdeploy import finalize
@@ -225,7 +227,7 @@ def test_finalize_makes_a_bundle_of_another_runtime_run(bundle_copy):
     for memory in ("speed", "shared"):
         with ztdeploy.load(bundle_copy, threads=1, memory=memory) as runner:
             np.testing.assert_allclose(runner.infer(pixels).logits, before.logits, atol=1e-4)
-    assert not (bundle_copy / "graphs" / "scratch").exists()
+    assert leftovers(bundle_copy) == []
 
 
 def test_finalize_can_be_repeated_and_moved(bundle_copy, tmp_path):
@@ -268,12 +270,28 @@ def test_finalize_replaces_engines_that_are_damaged(bundle_copy):
 
 
 def test_finalize_starts_afresh_after_one_that_was_killed(bundle_copy):
-    scratch = bundle_copy / "graphs" / "scratch"
-    scratch.mkdir()
-    (scratch / "half.onnx").write_bytes(b"half")
+    dead_folder(bundle_copy / "graphs")
     finalize_bundle(bundle_copy, silent)
-    assert not scratch.exists()
-    assert not list(bundle_copy.rglob("half.onnx"))
+    assert leftovers(bundle_copy) == []
+
+
+def test_the_second_of_two_that_finalize_waits(bundle_copy):
+    said, first = [], threading.Event()
+
+    def progress(what, done, total):
+        said.append(what)
+        if not first.is_set():
+            first.set()
+            second.start()
+            while not any("waiting for another process" in one for one in said):  # the second says it, or never ends
+                assert second.is_alive()
+
+    second = threading.Thread(target=lambda: finalize_bundle(bundle_copy, progress))
+    finalize_bundle(bundle_copy, progress)
+    second.join()
+    assert said.index("waiting for another process that writes to this bundle") > 0
+    verified(bundle_copy)
+    assert leftovers(bundle_copy) == []
 
 
 @pytest.mark.parametrize(
@@ -304,7 +322,7 @@ def test_a_failed_finalize_leaves_the_bundle_as_it_was(bundle_copy, monkeypatch,
     with pytest.raises(kind):
         finalize_bundle(bundle_copy, silent)
     assert snapshot(bundle_copy) == before
-    assert not (bundle_copy / "graphs" / "scratch").exists()
+    assert leftovers(bundle_copy) == []
 
 
 def test_finalize_refuses_a_bundle_with_nothing_to_build(bundle_copy):

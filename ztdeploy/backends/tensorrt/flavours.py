@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ztdeploy.core.files import link
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
 
 #: GPUs that any supported TensorRT or TensorRT-RTX has ever built for, by their compute capability.
@@ -71,15 +72,16 @@ def _preload_rtx() -> None:
     if spec is None or not spec.submodule_search_locations:
         return  # a system-wide installation, whose libraries have both names
     libraries = Path(next(iter(spec.submodule_search_locations)))
-    private = Path(tempfile.mkdtemp(prefix="ztdeploy-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    folder = ExitStack()
+    private = folder.enter_context(scratch_folder())
+    atexit.register(folder.close)
     core, parser = "libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so"
     for name in (core, parser):
         versioned = next(libraries.glob(f"{name}.*"), None)
         if versioned is None:
             raise OSError(f"'{libraries}' holds no {name}")
-        (private / versioned.name).symlink_to(versioned)
-        (private / name).symlink_to(versioned)
+        link(versioned, private / versioned.name)
+        link(versioned, private / name)
     for name in (core, parser):  # the parser needs the core
         ctypes.CDLL(str(next(private.glob(f"{name}.*"))), ctypes.RTLD_GLOBAL)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder, Failure
+from ztdeploy.core.files import write
 from ztdeploy.plugins.ahead_of_time import Target, register_plugins
 from ztdeploy.processes import own_standard_output, peak_rss_mb
 
@@ -84,10 +85,9 @@ def build(trt: Any, log: Any, order: BuildOrder) -> str:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildFailedError("memory" if ran_out_of_memory(log.errors) else "build")
-    with Path(order.engine).open("wb") as file:
-        file.write(engine)
+    write(Path(order.engine), memoryview(engine))
     if cache is not None and order.timing_cache is not None:
-        Path(order.timing_cache).write_bytes(bytes(config.get_timing_cache().serialize()))
+        write(Path(order.timing_cache), bytes(config.get_timing_cache().serialize()))
     return device
 
 

@@ -1,0 +1,224 @@
+"""Folders that are made as a whole: scratch folders that vanish, and those that appear, or are replaced, at once.
+
+All of them are made in a hidden folder of unguessable name, which holds a lock while its process lives. So whoever
+comes next knows what a killed process left, and removes it. The hidden folder lies *where the result goes*: inside the
+folder to be written where that exists, beside it where it does not. Thus nothing is ever moved to another file system:
+a folder may be a mount point (a container's volume), or lie in one that cannot be written. A folder that exists stays
+the same folder, with its owner, permissions and mounts; only what is in it is replaced, and put back if that fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO, cast
+
+from ztdeploy.core.files import CHOOSE, disk_errors, is_temporary, make_folder, new_name, output_error, remove_empty
+from ztdeploy.core.locks import only_writer, taken_at_once
+from ztdeploy.errors import OutputError
+
+_LOCK = "lock"
+_FULL_BYTES = 64 * 2**10
+_FORGOTTEN_S = 24 * 3600
+#: What the system itself puts into the root of a volume.
+_SYSTEMS = ("lost+found",)
+
+
+@contextmanager
+def scratch_folder(within: Path | None = None, fix: str = CHOOSE) -> Iterator[Path]:
+    """A folder for temporary files, which vanishes in the end.
+
+    Args:
+        within: the folder to make it in; by default where the system has its temporary files.
+        fix: what to do where it cannot be written.
+
+    Raises:
+        OutputError: it cannot be made, or the disk is full.
+    """
+    where, fix = (_temporary(), "set TMPDIR to another folder") if within is None else (within, fix)
+    with _hidden(where, where, fix) as folder:
+        yield folder
+
+
+def scratch_file() -> TextIO:
+    """A text file without a name, for what another process says; to be closed by the caller.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    where = _temporary()
+    with disk_errors(where, "set TMPDIR to another folder"):
+        return cast(TextIO, tempfile.TemporaryFile("w+", errors="replace", dir=where))
+
+
+@contextmanager
+def new_folder(final: Path, last: str) -> Iterator[Path]:
+    """A folder that becomes `final`, or takes the place of all that is in it, when the block ends well.
+
+    Args:
+        final: no link; what is in it may go.
+        last: the file that makes a folder a whole one; it goes first, and comes last.
+
+    Raises:
+        OutputError: it cannot be written, or the disk is full.
+    """
+    inside = final.is_dir()
+    home = final if inside else final.parent
+    made = make_folder(home)
+    try:
+        with _hidden(home, final, CHOOSE) as hidden:
+            staged = hidden / "new"
+            staged.mkdir()
+            yield staged
+            with disk_errors(final):
+                if inside:
+                    with only_writer(final):
+                        _replace_content(final, staged, hidden / "old", last)
+                else:
+                    staged.rename(final)
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Fail early where nothing could be made in a folder, or in the nearest one above it that exists.
+
+    Raises:
+        OutputError: nothing can be made there.
+    """
+    with disk_errors(folder):
+        nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+        probe = nearest / new_name()
+        probe.mkdir()
+        probe.rmdir()
+
+
+def content_of(folder: Path) -> list[Path]:
+    """The entries of a folder, but for what killed processes left and what the system puts there."""
+    return sorted(path for path in folder.iterdir() if not is_temporary(path.name) and path.name not in _SYSTEMS)
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise OutputError(
+            "there is no folder for temporary files that can be written", "such a folder", "set TMPDIR to one"
+        ) from error
+
+
+@contextmanager
+def _hidden(home: Path, out: Path, fix: str) -> Iterator[Path]:
+    """A hidden folder in `home` that is locked while the block runs, and vanishes in the end.
+
+    Args:
+        out: what to name in errors.
+    """
+    with disk_errors(out, fix):
+        _remove_dead(home)
+        folder, lock = _new_hidden(home)
+    try:
+        yield folder
+    except Exception as error:
+        refused = _refused(error, folder)
+        if refused is None:
+            raise
+        raise output_error(out, refused, fix) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _refused(error: Exception, folder: Path) -> OSError | None:
+    """What the system refused in a hidden folder, of which nobody knows the name, if that is what an error is about."""
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    if isinstance(cause, OSError):
+        name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else None
+        own = cause is error if name is None else Path(name).is_relative_to(folder)
+        return cause if own and cause.errno is not None else None
+    full = shutil.disk_usage(folder).free < _FULL_BYTES  # not every library says why it could not write
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full and not isinstance(error, OutputError) else None
+
+
+def _new_hidden(home: Path) -> tuple[Path, int]:
+    while True:
+        folder = home / new_name()
+        folder.mkdir(mode=0o700)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if taken_at_once(lock):
+            return folder, lock
+        os.close(lock)  # somebody who cleans up was quicker, and removes it
+
+
+def _remove_dead(home: Path) -> None:
+    """Remove what killed processes left."""
+    with suppress(OSError):
+        for folder in home.iterdir():
+            if is_temporary(folder.name) and folder.is_dir() and not folder.is_symlink() and _is_dead(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether the process that made a hidden folder has ended."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:  # it has only just been made, as a rule
+        return folder.stat().st_mtime < time.time() - _FORGOTTEN_S
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # it is alive, or the file system knows no locks
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _replace_content(final: Path, staged: Path, old: Path, last: str) -> None:
+    """Move what is in `final` to `old` and what is in `staged` to `final`, or leave everything as it was.
+
+    Files are moved one by one: a folder from a lower layer of a container's file system cannot be renamed.
+    """
+    done: list[tuple[Path, Path]] = []
+    try:
+        before = files_of(final)
+        for name in sorted(before, key=lambda name: name != last):
+            done.append(_moved(final / name, old / name))
+        for path in content_of(final):
+            _remove_empty_folders(path)
+        for name in sorted(files_of(staged), key=lambda name: name == last):
+            done.append(_moved(staged / name, final / name))
+    except BaseException:
+        for source, target in reversed(done):
+            _moved(target, source)
+        raise
+
+
+def _moved(source: Path, target: Path) -> tuple[Path, Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    return source, target
+
+
+def files_of(folder: Path) -> list[str]:
+    """All that is in a folder and is no folder, links to folders included, as paths relative to it."""
+    found = [path for top in content_of(folder) for path in ([top] if _is_leaf(top) else top.rglob("*"))]
+    return sorted(path.relative_to(folder).as_posix() for path in found if _is_leaf(path))
+
+
+def _is_leaf(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
+
+
+def _remove_empty_folders(path: Path) -> None:
+    for folder, _, _ in os.walk(path, topdown=False):
+        Path(folder).rmdir()
