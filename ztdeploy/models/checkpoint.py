@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ztdeploy.core.data import parse_json
 from ztdeploy.core.files import open_regular, reason_of
 from ztdeploy.errors import CheckpointError
+from ztdeploy.kernel_files import kibibytes, table
 from ztdeploy.models.inert_pickle import Made, Named
 from ztdeploy.models.stored_tensors import DTYPES, StoredTensor, contiguous, read_tensor, size_of
 from ztdeploy.models.torch_file import read_torch_file
@@ -26,6 +27,8 @@ _T = TypeVar("_T")
 
 _PICKLED = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
 _LISTED = 5
+#: Of a file; networks have some hundred tensors, and trainers' averages and optimizers a few times as many.
+_MOST_TENSORS, _LONGEST_NAME = 20_000, 500
 #: A table that lies deeper is not a network's.
 _MOST_LEVELS = 8
 #: Of a safetensors file; a hundred bytes a tensor.
@@ -66,10 +69,10 @@ def read_tables(path: Path) -> Tables:
     try:
         with open_regular(path) as file:
             stored = _stored_tables(file, path)
-            _check_cost(stored, size_of(file), path)
+            _check_bounds(stored, size_of(file), path)
             return {
-                table: {name: read_tensor(file, tensor) for name, tensor in state.items()}
-                for table, state in stored.items()
+                place: {name: read_tensor(file, tensor) for name, tensor in state.items()}
+                for place, state in stored.items()
             }
     except OSError as error:
         raise CheckpointError(
@@ -77,6 +80,8 @@ def read_tables(path: Path) -> Tables:
             "a .safetensors or .pth file",
             "check the path",
         ) from error
+    except MemoryError as error:
+        raise _corrupt(path, ValueError("it takes more memory than there is")) from error
     except ValueError as error:
         raise _corrupt(path, error) from error
 
@@ -241,14 +246,28 @@ def _described(entry: Any, start: int, size: int) -> StoredTensor:
     return StoredTensor(shape, dtype, stride=contiguous(shape), offset=start + begin)
 
 
-def _check_cost(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
-    """A bound on what is read and held, before either."""
+def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
+    """Bounds on what is read, held, and compared with a model's own names, before any of it."""
+    count = sum(map(len, tables.values()))
+    if count > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for state in tables.values() for name in state):
+        raise CheckpointError(
+            f"checkpoint '{path}' holds {count:,} tensors, or one with a very long name",
+            f"at most {_MOST_TENSORS:,}, of names of at most {_LONGEST_NAME} characters",
+            "save the network's state_dict by itself",
+        )
     cost = sum(tensor.cost for state in tables.values() for tensor in state.values())
     if cost > 2 * size + _SLACK:
         raise CheckpointError(
             f"the tensors of checkpoint '{path}' would take {cost / 2**30:.3g} GiB, of a file of {size:,} bytes",
             "tensors that are stored in full",
             "save a contiguous copy of each",
+        )
+    available = kibibytes(table(Path("/proc/meminfo")).get("MemAvailable"))
+    if available is not None and cost > available * 2**10:
+        raise CheckpointError(
+            f"the tensors of checkpoint '{path}' take {cost / 2**30:.3g} GiB",
+            f"at most the memory at hand, {available / 2**20:.3g} GiB",
+            "save the network's state_dict by itself, or use a machine with more memory",
         )
 
 

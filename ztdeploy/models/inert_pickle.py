@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
-#: Three million take some seconds; a network of a thousand tensors and its optimizer's state are two hundred thousand.
-MOST_OPCODES = 3_000_000
+#: A million take one to three seconds; a thousand tensors and their optimizer's state are two hundred thousand.
+MOST_OPCODES, MOST_NAMES = 1_500_000, 10_000
 _OTHER_CLASS_TABLES = ("OrderedDict", "defaultdict", "Counter")
 
 
@@ -165,6 +165,8 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
         self._names.add(Named(module, name))
+        if len(self._names) > MOST_NAMES:
+            raise PickleError(f"more than {MOST_NAMES:,} names of classes and functions")
         self.stack.append(Named(module, name))
 
     def make(self, _argument: Any) -> None:

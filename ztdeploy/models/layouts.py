@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from heapq import nlargest
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ _UNMERGED = (
     (r"(^|\.)_?flat_param", "weights that FSDP flattened", "save a full state_dict (StateDictType.FULL_STATE_DICT)"),
 )
 _DEEPEST, _LISTED = 6, 3
+#: Of a file and of a table, those that are tried: a file is made by somebody, and each costs time.
+_MOST_TABLES, _MOST_PREFIXES = 16, 32
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def best_fit(tables: Tables, model: nn.Module, where: str) -> Fit:
     """
     target = _Target(model)
     usable = {table: state for table, state in tables.items() if not _OF_OPTIMIZERS.search(table)} or tables
-    fits = [fit for table, state in usable.items() for fit in _fits(table, state, target)]
+    largest = set(nlargest(_MOST_TABLES, usable, key=lambda table: len(usable[table])))
+    fits = [fit for table, state in usable.items() if table in largest for fit in _fits(table, state, target)]
     best = min(fits, key=lambda fit: (fit.faults, fit.unnamed, not fit.head, not fit.averaged))
     if best.faults:
         for pattern, what, fix in _UNMERGED:
@@ -191,7 +195,8 @@ def _prefixes(names: Iterable[str], least: int) -> list[str]:
     for name in names:
         words = name.split(".")[:-1][:_DEEPEST]
         counts.update(".".join(words[:depth]) + "." for depth in range(1, len(words) + 1))
-    return ["", *(prefix for prefix, count in counts.items() if count >= max(1, least))]
+    shared = [prefix for prefix, count in counts.most_common(_MOST_PREFIXES) if count >= max(1, least)]
+    return ["", *sorted(shared, key=list(counts).index)]
 
 
 def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:

@@ -41,7 +41,7 @@ _OTHER_ITEM_SIZES |= {"QInt8Storage": 1, "QUInt8Storage": 1}
 _MOST_WRAPPERS = 4
 #: What else torch has functions for, and where these are told the sizes.
 _WITHOUT_PLAIN_VALUES: dict[str, Callable[[Any], Any]] = {
-    "_rebuild_sparse_tensor": lambda arguments: arguments[1][2],
+    "_rebuild_sparse_tensor": lambda arguments: next(filter(_is_size, arguments[1]), ()),
     "_rebuild_qtensor": lambda arguments: arguments[2],
     "_rebuild_meta_tensor_no_storage": lambda arguments: arguments[1],
 }
@@ -107,9 +107,13 @@ class Saved:
         return stored
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Made) and value.of == ("torch", "Size")
+
+
 def _sizes(values: Any) -> tuple[int, ...]:
     """A tuple, or `torch.Size` of one."""
-    if isinstance(values, Made) and values.of == ("torch", "Size"):
+    if _is_size(values):
         (values,) = values.arguments
     if not isinstance(values, (tuple, list)):
         raise TypeError
