@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from ztdeploy.core import arguments
 from ztdeploy.core.files import (
     disk_errors,
     is_temporary,
@@ -112,7 +113,7 @@ class Bundle:
     def profile_name(self, wanted: str | None) -> str:
         """The profile to run: the one asked for, or the first that has engines."""
         if wanted is not None:
-            if wanted not in self.manifest.profiles:
+            if arguments.text("profile", wanted) not in self.manifest.profiles:
                 raise BundleError(
                     f"profile '{wanted}' of {self.root}",
                     "a profile in the bundle",
@@ -133,9 +134,12 @@ class Bundle:
 
         Raises:
             BundleError: the bundle has no such variant, or both were given.
+            InputError: a keep ratio that is no number, or a name that is no text.
         """
         if keep_ratio is not None and name is not None:
             raise BundleError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
+        keep_ratio = keep_ratio if keep_ratio is None else arguments.number("keep_ratio", keep_ratio)
+        name = name if name is None else arguments.text("variant", name)
         name = self.manifest.default_variant if name is None and keep_ratio is None else name
         for variant in self.manifest.variants:
             if variant.name == name or (keep_ratio is not None and variant.keep_ratio == keep_ratio):
@@ -153,7 +157,7 @@ def read_bundle(root: str | Path) -> Bundle:
     Raises:
         BundleError: not a bundle, a damaged manifest, a newer schema, or a path that leaves the bundle.
     """
-    folder = Path(root)
+    folder = arguments.folder("bundle", root)
     path = folder / MANIFEST
     expected = "a folder that 'ztdeploy build' wrote"
     with suppress(OSError):

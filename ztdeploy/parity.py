@@ -17,8 +17,9 @@ from ztdeploy.graph.integer_layers import IntegerLayers
 from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import Reference, compare, measure_drift, same_choices
-from ztdeploy.runtime.runner import BundleRunner, Outputs
+from ztdeploy.runtime.runner import BundleRunner
 
 #: How many tokens PyTorch runs at once in a reference: attention matrices grow with their square, and of large images
 #: one keeps the processor as busy as four do.

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ztdeploy.core.arguments import number, shown
 from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.methods import COHERENCE_OPTIONS, SIMILARITY_OPTIONS, Method, check_options, method_named
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
@@ -237,9 +238,19 @@ def uniform_schedule(
     return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
 
 
-def check_keep_ratio(keep_ratio: float) -> None:
-    if not (isinstance(keep_ratio, int | float) and 0 < keep_ratio <= 1):
-        raise ScheduleError(f"keep ratio {keep_ratio}", "a number in (0, 1]", "give for instance --keep-ratio 0.7")
+def check_keep_ratio(keep_ratio: object) -> float:
+    """The ratio as a plain number.
+
+    Raises:
+        ScheduleError: not in (0, 1].
+        InputError: no number.
+    """
+    ratio = number("keep ratio", keep_ratio)
+    if not 0 < ratio <= 1:
+        raise ScheduleError(
+            f"keep ratio {shown(keep_ratio)}", "a number in (0, 1]", "give for instance --keep-ratio 0.7"
+        )
+    return ratio
 
 
 def read_schedule(path: Path) -> PruningSchedule:

@@ -218,20 +218,26 @@ def test_an_engine_that_changed_is_refused_and_an_old_record_not_shown(bundle_co
 
 
 def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is named."""
     import numpy as np
 
+    from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner
     from ztdeploy.fidelity import engines
-    from ztdeploy.runtime.runner import Outputs
 
-    work = engines.Workload(read_bundle(digits_bundle), ("dense", "keep-0.50"), "cpu", 1, 1)
-    image = DIGITS / "images" / "0021_1.png"
+    work = engines.Workload(read_bundle(digits_bundle), ("dense", "keep-0.50"), "cpu", 2, 1)
+    images = [DIGITS / "images" / name for name in ("0021_1.png", "0481_6.png")]
     with engines.Engines(work) as opened:
-        assert opened.answer([image]).readable.tolist() == [True]
-        good = opened._outputs
-        bad = Outputs(np.full((1, 10), np.nan, np.float32), ())
-        monkeypatch.setattr(opened, "_outputs", lambda pixels: [good(pixels)[0], bad])
-        with pytest.raises(ParityError, match=r"'keep-0\.50' gives infinities or NaN for '.*0021_1\.png'"):
-            opened.answer([image])
+        assert opened.answer(images).readable.tolist() == [True, True]
+        good = OnnxRuntimeRunner.infer
+
+        def second_is_no_number(self, feeds):
+            given = good(self, feeds)
+            given["logits"][1:] = np.nan
+            return given
+
+        monkeypatch.setattr(OnnxRuntimeRunner, "infer", second_is_no_number)
+        with pytest.raises(ParityError, match=r"'dense' gives infinities or NaN for '.*0481_6\.png'"):
+            opened.answer(images)
 
 
 # What is left of one that was stopped, and how it goes on.

@@ -106,7 +106,7 @@ def test_the_session_gets_the_threads(digits_bundle):
     for count in (1, 2):
         with ztdeploy.load(digits_bundle, threads=count) as runner:
             assert runner.threads == count
-            session = runner._open["keep-0.70"]._session
+            session = runner._open["keep-0.70"].runner._session
             assert session.get_session_options().intra_op_num_threads == count
 
 
@@ -345,5 +345,5 @@ def test_shared_engines_read_one_mapping(digits_bundle):
         runner.switch(1)
         runner.switch(0.5)
         assert _shared_values.cache_info().misses == misses
-        first, second = (runner._open[name]._shared[0] for name in ("dense", "keep-0.50"))
+        first, second = (runner._open[name].runner._shared[0] for name in ("dense", "keep-0.50"))
         assert first is second

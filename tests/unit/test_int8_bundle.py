@@ -18,8 +18,9 @@ from ztdeploy.errors import ParityError
 from ztdeploy.models.catalogue import ASSETS
 from ztdeploy.parity import prove_products
 from ztdeploy.profile import Int8Options, read_profile
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import golden_pixels
-from ztdeploy.runtime.runner import Outputs, load
+from ztdeploy.runtime.runner import load
 from ztdeploy.runtime.verify import verify_bundle
 
 DIGITS = ASSETS / "digits"

@@ -12,7 +12,7 @@ from ztdeploy.export import Deployable
 from ztdeploy.models.loading import load_model
 from ztdeploy.parity import reference_outputs, replayed_reference
 from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.runner import Outputs
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.schedule import default_schedule
 
 

@@ -14,7 +14,7 @@ from ztdeploy.fidelity.patches import follow
 from ztdeploy.fidelity.reasons import Pair, agreed_layers, reasons_of
 from ztdeploy.fidelity.tiles import importance_tile, layer_tile, plain_tile
 from ztdeploy.manifest import VariantRecord
-from ztdeploy.runtime.runner import Outputs
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.schedule import LayerPlan, PruningSchedule, TokenPlan
 
 PATCHES = 16

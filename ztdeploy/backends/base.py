@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from ztdeploy.errors import EngineMismatchError, ProfileError
+from ztdeploy.errors import BundleError, EngineMismatchError, ProfileError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Int8Options, Precision
 
@@ -46,11 +46,36 @@ class AheadOfTime:
     max_isa: tuple[int, int]  #: the newest PTX that the device's driver reads
 
 
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a runtime says of an input or output of an engine."""
+
+    name: str
+    dtype: str  #: as NumPy calls it, or the runtime's own word for what NumPy has no type for
+    shape: tuple[int | None, ...]  #: None: any length
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a runtime says of an engine's inputs and outputs."""
+
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+
+
 class Runner(Protocol):
-    """An engine in memory."""
+    """An engine in memory. Any thread may call it; calls that its runtime cannot run side by side wait for another."""
+
+    @property
+    def signature(self) -> Signature:
+        """What the engine takes and gives, by the runtime's own account."""
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; returns when the outputs are ready, by the graph's output names."""
+        """Run once; returns when the outputs are ready, by the graph's output names.
+
+        Raises:
+            BundleError: the runtime cannot run the engine on that.
+        """
 
     def close(self) -> None:
         """Give the engine's memory back."""
@@ -198,6 +223,21 @@ class Backend(Protocol):
         Raises:
             BundleError: the runtime refuses the graph.
         """
+
+
+def first_line(error: BaseException) -> str:
+    """What a runtime said, short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]
+
+
+def refused(runtime: str, error: Exception) -> BundleError:
+    """Of a call: a runtime raises its own classes, for damage as well as for want of memory."""
+    return BundleError(
+        f"{runtime} cannot run the engine: {first_line(error)}",
+        "an engine as built, and memory for so many images",
+        "give fewer images at a time, or run: ztdeploy verify",
+    )
 
 
 def check_precision(backend: Backend, profile: HardwareProfile) -> None:

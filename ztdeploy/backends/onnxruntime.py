@@ -17,9 +17,13 @@ from ztdeploy.backends.base import (
     Insight,
     MemoryMode,
     Plugins,
+    Signature,
+    TensorFacts,
     check_activations,
     check_fingerprint,
     check_precision,
+    first_line,
+    refused,
 )
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
@@ -123,13 +127,29 @@ class OnnxRuntimeRunner:
         self._shared = shared  # the session does not own them
         self._outputs = [output.name for output in session.get_outputs()]
 
+    @property
+    def signature(self) -> Signature:
+        assert self._session is not None, "the runner is closed"
+        return Signature(
+            *(tuple(map(_facts, side)) for side in (self._session.get_inputs(), self._session.get_outputs()))
+        )
+
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._session is not None, "the runner is closed"
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
+            raise refused(f"ONNX Runtime {ort.__version__}", error) from error
 
     def close(self) -> None:
         self._session = None
         self._shared = []
+
+
+def _facts(value: Any) -> TensorFacts:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    lengths = (length if isinstance(length, int) and length >= 0 else None for length in value.shape or ())
+    return TensorFacts(value.name, {"float": "float32", "double": "float64"}.get(kind, kind), tuple(lengths))
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -152,7 +172,7 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
         session = ort.InferenceSession(str(model), options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
         raise BundleError(
-            f"ONNX Runtime {ort.__version__} refuses '{model}': {str(error).splitlines()[0][:200]}",
+            f"ONNX Runtime {ort.__version__} refuses '{model}': {first_line(error)}",
             "a graph that it can load",
             "run 'ztdeploy verify' on the bundle, or build it again",
         ) from error

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,20 +29,24 @@ from ztdeploy.backends.base import (
     Insight,
     MemoryMode,
     Plugins,
+    Signature,
+    TensorFacts,
     check_activations,
     check_fingerprint,
     check_precision,
+    refused,
 )
 from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
 from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
 from ztdeploy.bundle import sha256_of
 from ztdeploy.core.files import write
-from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError
+from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
 
 MODULE = "openvino"
 _ENGINE_LIMIT = 4096
+_DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 #: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
 ROW_GROUPS = (192, 128, 64)
 
@@ -133,22 +138,30 @@ class OpenVinoRunner:
     """A compiled graph with one request; one call at a time."""
 
     def __init__(
-        self, compiled: Any, outputs: list[str], more: Callable[[], tuple[Any, list[str]]] | None = None
+        self, compiled: Any, signature: Signature, more: Callable[[], tuple[Any, Signature]] | None = None
     ) -> None:
         """
         Args:
             compiled: for any batch, or for one image alone where there is `more`.
+            signature: of the graph.
             more: compiles it for any batch, when the first one comes.
         """
         self._request: Any = compiled.create_infer_request()
-        self._outputs, self._more = outputs, more
-        self._alone = more is not None and compiled.inputs[0].partial_shape[0] == 1
+        self.signature, self._more = signature, more
+        self._alone = more is not None and any(one.shape[:1] == (None,) for one in signature.inputs)
         self._any: Any = None
+        self._turn = Lock()
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._request is not None, "the runner is closed"
-        found = self._request_for(feeds).infer(dict(feeds), share_inputs=True)  # results are copies
-        return {name: found[position] for position, name in enumerate(self._outputs)}
+        try:
+            with self._turn:
+                found = self._request_for(feeds).infer(dict(feeds), share_inputs=True)  # results are copies
+        except ZtdeployError:
+            raise
+        except Exception as error:  # of its own, and NumPy's of inputs that it cannot take
+            raise refused("OpenVINO", error) from error
+        return {output.name: found[position] for position, output in enumerate(self.signature.outputs)}
 
     def _request_for(self, feeds: Mapping[str, Array]) -> Any:
         if not self._alone or self._more is None or len(next(iter(feeds.values()))) == 1:
@@ -220,7 +233,7 @@ def widest_group(widths: Sequence[int]) -> int:
     return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
 
 
-def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: int = 0) -> tuple[Any, list[str]]:
+def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: int = 0) -> tuple[Any, Signature]:
     """A compiled graph for one call at a time, in so many threads.
 
     Args:
@@ -229,7 +242,8 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
         row_group: values of a token that share a scale where a graph's weights are int8 and its activations are not.
 
     Returns:
-        With it the names of its outputs: compiling adds those of other values to the one that the graph gives each.
+        With it what the graph takes and gives: compiling adds the names of other values to the one that each output
+        has there, and may be for one image alone.
 
     Raises:
         BundleError: OpenVINO refuses the graph.
@@ -244,7 +258,7 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
     }
     try:
         model = _core().read_model(str(graph))
-        names = [output.get_any_name() for output in model.outputs]
+        signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))
         if alone:
             for source in model.inputs:
                 shape = source.partial_shape
@@ -254,14 +268,20 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
             early_scales(model, openvino.opset13)
             even_rows(model, openvino.opset13, by_row=row_group > 0)
             early_bf16(model, openvino.opset13)
-        return _core().compile_model(model, "CPU", options), names
-    except RuntimeError as error:
+        return _core().compile_model(model, "CPU", options), signature
+    except Exception as error:  # RuntimeError, and whatever our own rewrites meet in a graph that nobody checked
         reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
         raise BundleError(
             f"OpenVINO {openvino.__version__} refuses '{graph}': {' '.join(reasons)[:200]}",
             "a graph that it can load",
             "run 'ztdeploy verify' on the bundle, or build it again",
         ) from error
+
+
+def _facts(port: Any) -> TensorFacts:
+    shape, kind = port.partial_shape, port.element_type.get_type_name()
+    lengths = () if shape.rank.is_dynamic else tuple(one.get_length() if one.is_static else None for one in shape)
+    return TensorFacts(port.get_any_name(), _DTYPES.get(kind, kind), lengths)
 
 
 @lru_cache(maxsize=1)

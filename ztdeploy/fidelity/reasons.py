@@ -18,7 +18,7 @@ from ztdeploy.errors import ParityError
 from ztdeploy.fidelity.patches import GONE, LayerPatches
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
-from ztdeploy.runtime.runner import Outputs
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.schedule import LayerPlan
 
 _NOTES = ("importance", "rank", "survivors", "group", "partner", "similarity")

@@ -15,7 +15,7 @@ from PIL import Image
 from ztdeploy.backends import get_backend
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.files import disk_errors, make_folder, nameable, write
-from ztdeploy.errors import BundleError, InputError, OutputError, ParityError
+from ztdeploy.errors import BundleError, InputError, OutputError
 from ztdeploy.fidelity.captions import UNEXPLAINED, disagreement
 from ztdeploy.fidelity.contact_sheet import contact_sheet
 from ztdeploy.fidelity.patches import LayerPatches, follow
@@ -27,8 +27,9 @@ from ztdeploy.methods import METHODS
 from ztdeploy.preprocess_spec import Output
 from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.postprocess import Label, top_labels
-from ztdeploy.runtime.runner import BundleRunner, Outputs, class_names, load
+from ztdeploy.runtime.runner import BundleRunner, class_names, load
 
 #: What `show` writes is told from everything else by its name, and only that is replaced.
 PAGE, SHEET_SUFFIX = "show.html", ".show.png"
@@ -193,21 +194,18 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
         graph = get_backend(record.backend).load_noted(noted_graph, engine=file, threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
         return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")
-    runner.adopt(variant.name, graph)
-    noted = _run(runner, pixels)
-    runner.close()
+    try:
+        runner.adopt(variant.name, graph)
+        noted = _run(runner, pixels)
+    except BundleError:  # another variant's, perhaps
+        return _Found(variant, engine, None, disagreement(variant.plan.layers[0].block))
+    finally:
+        runner.close()
     return _Found(variant, engine, noted)
 
 
 def _run(runner: BundleRunner, pixels: NDArray[np.uint8]) -> Outputs:
-    found = Outputs.joined([runner.infer(pixels[at : at + _CHUNK]) for at in range(0, len(pixels), _CHUNK)])
-    if not np.isfinite(found.logits).all():
-        raise ParityError(
-            f"the engine of '{runner.variant.name}' gives infinities or NaN",
-            "finite logits",
-            "build with a profile of precision fp32",
-        )
-    return found
+    return Outputs.joined([runner.infer(pixels[at : at + _CHUNK]) for at in range(0, len(pixels), _CHUNK)])
 
 
 def _check_folder(out: Path, files: Sequence[Path]) -> None:

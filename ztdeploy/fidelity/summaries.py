@@ -13,7 +13,7 @@ from ztdeploy.fidelity.patches import follow
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
 from ztdeploy.runtime.cosine import cosines, unit_vectors
-from ztdeploy.runtime.runner import Outputs
+from ztdeploy.runtime.interface import Outputs
 
 
 def class_answers(outputs: Sequence[Outputs], content: NDArray[np.uint8]) -> ClassAnswers:

@@ -23,8 +23,9 @@ from ztdeploy.preprocess_spec import Output
 from ztdeploy.profile import Precision
 from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.postprocess import softmax
-from ztdeploy.runtime.runner import BundleRunner, Outputs
+from ztdeploy.runtime.runner import BundleRunner
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
 #: In int8, the range of what one call is given sets the steps of all its activations.

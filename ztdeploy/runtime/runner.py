@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +17,14 @@ from ztdeploy.backends import PLANNED, backend_exists, first_that_runs, get_back
 from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.core import arguments
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ImageError
 from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
+from ztdeploy.runtime.interface import IMAGE, Interface, Outputs
+from ztdeploy.runtime.open_engine import OpenEngine
 from ztdeploy.runtime.postprocess import Prediction, kept_patches, top_labels
 from ztdeploy.runtime.preprocess import normalise
-
-IMAGE, LOGITS = "image", "logits"
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Raw outputs of one call."""
-
-    logits: NDArray[np.float32]  #: `[B, classes]`
-    kept: tuple[NDArray[np.int32], ...]  #: per pruning layer `[B, k]`, indices into the tokens entering that layer
-    into: tuple[NDArray[np.int32], ...] = ()  #: per merging layer `[B, N - k]`: the slots of the others
-    #: `[B, n]` each, by name: what a graph with notes gives besides
-    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
-        """Those of one batch that was run in parts."""
-        kept, into = (
-            tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
-            for name in ("kept", "into")
-        )
-        more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
-        return cls(np.concatenate([part.logits for part in parts]), kept, into, more)
 
 
 class BundleRunner(AbstractContextManager["BundleRunner"]):
@@ -57,28 +37,35 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def __init__(self, bundle: Bundle, *, profile: str, threads: int, memory: MemoryMode, verify: bool) -> None:
         self.bundle, self.profile, self.threads, self.memory = bundle, profile, threads, memory
         self._verify, self._verified = verify, set[str]()
-        self._open: dict[str, Runner] = {}
         self._names = self._class_names()
-        self.variant: VariantRecord = bundle.manifest.dense
+        self._switching = RLock()  # whoever opens or closes engines; calls do not wait for it
+        self._open: dict[str, OpenEngine] = {}
+        self._active: OpenEngine | None = None  #: what calls use from now on
+        self._variant: VariantRecord = bundle.manifest.dense
 
     def switch(self, keep_ratio: float | None = None, *, variant: str | None = None) -> None:
-        """Run another variant from now on.
+        """Run another variant from now on. Calls of other threads that are under way end on the one before.
 
         Raises:
-            BundleError: the bundle does not hold it; the runner stays on the one before.
+            BundleError: the bundle does not hold it, or it is damaged; the runner stays on the one before.
+            InputError: a keep ratio that is no number, or a name that is no text.
         """
         chosen = self.bundle.variant(keep_ratio, variant)
-        if chosen.name not in self._open:
-            runner = self._load(chosen)
-            if self.memory == "speed":
-                self.close()
-            self._open[chosen.name] = runner
-        self.variant = chosen
+        with self._switching:
+            self._activate(self._open.get(chosen.name) or self._opened(chosen, self._load(chosen)))
 
     def adopt(self, variant: str, runner: Runner) -> None:
-        """Run something else for a variant than the bundle's own engine, and switch to it."""
-        self._open[variant] = runner
-        self.switch(variant=variant)
+        """Run something else for a variant than the bundle's own engine, and switch to it.
+
+        Raises:
+            BundleError: it takes or gives something else than the variant's engine does; it is closed.
+        """
+        with self._switching:
+            self._activate(self._opened(self.bundle.variant(name=variant), runner, noted=True))
+
+    @property
+    def variant(self) -> VariantRecord:
+        return self._variant
 
     @property
     def keep_ratio(self) -> float | None:
@@ -95,11 +82,17 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
 
         Raises:
             ImageError: an image cannot be read.
+            InputError: `top` is no whole number, or negative.
+            ParityError: the engine gives what cannot be right.
         """
-        sources: list[ImageSource] = [images] if isinstance(images, str | Path | Image | np.ndarray) else list(images)
+        top = arguments.top(top)
+        if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
+            images = [images]
+        sources = list(images)
         if not sources:
             return []
-        outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess))
+        names = [repr(str(source)) if isinstance(source, str | Path) else "" for source in sources]
+        outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess), names)
         prefix = self.bundle.manifest.model.architecture.prefix_tokens
         if not self.bundle.manifest.model.architecture.num_classes:
             top = 0  # the output is an embedding
@@ -108,48 +101,85 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             for index, logits in enumerate(outputs.logits)
         ]
 
-    def infer(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """Run on resized and cropped pixels, uint8 `[B, S, S, 3]`; batches of any size are cut to fit the engine."""
+    def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
+        """Run on resized and cropped pixels, uint8 `[B, S, S, 3]`; batches of any size are cut to fit the engine.
+
+        Any thread may call it. All images of a call go through the engine of one variant, whoever switches meanwhile.
+
+        Args:
+            names: what to call the images in an error; by default they are counted.
+
+        Raises:
+            BundleError: the engine gives something else than its variant's outputs.
+            ParityError: values that cannot be right, such as infinities.
+        """
         spec = self.bundle.manifest.preprocess
         shape = (spec.image_size, spec.image_size, 3)
+        if not isinstance(pixels, np.ndarray):
+            raise ImageError(
+                f"pixels of type {type(pixels).__name__}", "a uint8 array", "pass images to the runner itself"
+            )
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape or not len(pixels):
             raise ImageError(
                 f"pixels of type {pixels.dtype} and shape {list(pixels.shape)}",
                 f"uint8 [B, {spec.image_size}, {spec.image_size}, 3], B at least 1",
                 "pass images to the runner itself, or pre-process them with ztdeploy.runtime.preprocess",
             )
-        size = self.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
-        parts = [self._infer_part(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        return Outputs.joined(parts)
+        count = len(pixels)
+        images = [name or f"image {at + 1} of {count}" for at, name in enumerate(names or [""] * count)]
+        engine = self._entered()
+        try:
+            size = engine.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
+            chunks = (slice(start, start + size) for start in range(0, count, size))
+            return Outputs.joined([self._infer_part(engine, pixels[chunk], images[chunk]) for chunk in chunks])
+        finally:
+            engine.leave()
 
-    def _infer_part(self, pixels: NDArray[np.uint8]) -> Outputs:
-        count, batch = len(pixels), self.graph.batch
+    def _infer_part(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
+        count, batch = len(pixels), engine.graph.batch
         if batch is not None and count < batch:  # a fixed batch is filled up with copies, whose results are dropped
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - count, axis=0)])
         feed: NDArray[Any] = (
-            pixels if self.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
+            pixels if engine.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
         )
-        if self.variant.name not in self._open:  # after close()
-            self.switch(variant=self.variant.name)
-        raw = self._open[self.variant.name].infer({IMAGE: feed})
-        layers = self.variant.plan.layers
-        kept = [f"blocks.{layer.block}/prune/kept" for layer in layers]
-        into = [f"blocks.{layer.block}/prune/into" for layer in layers if layer.merges]
-        if missing := {LOGITS, *kept, *into} - raw.keys():
-            raise BundleError(
-                f"the engine of '{self.variant.name}' lacks {sorted(missing)}",
-                "all outputs of its plan",
-                "build the bundle again",
-            )
-        others = {name: values for name, values in raw.items() if name not in {LOGITS, *kept, *into}}
-        more = {name: values[:count] for name, values in others.items() if values.ndim == 2}
-        stays, slots = (tuple(raw[name][:count] for name in names) for names in (kept, into))
-        return Outputs(raw[LOGITS][:count], stays, slots, more)
+        return engine.interface.outputs(engine.runner.infer({IMAGE: feed}), len(pixels), images)
 
     def close(self) -> None:
-        """Close every engine; the next call opens one again."""
-        while self._open:
-            self._open.popitem()[1].close()
+        """Close every engine, each when the calls that use it have ended; the next call opens one again."""
+        with self._switching:
+            self._active = None
+            while self._open:
+                self._open.popitem()[1].retire()
+
+    def _entered(self) -> OpenEngine:
+        """The engine of the variant at hand, which the caller has entered; opened again after `close`."""
+        while True:
+            engine = self._active
+            if engine is not None and engine.enter():
+                return engine
+            with self._switching:  # whoever retires an engine names the next one first, or none
+                if self._active is None:
+                    self.switch(variant=self._variant.name)
+
+    def _opened(self, variant: VariantRecord, runner: Runner, *, noted: bool = False) -> OpenEngine:
+        interface = Interface(self.bundle.manifest, variant, self.profile)
+        try:
+            interface.check_declared(runner.signature, noted=noted)
+        except BaseException:
+            runner.close()
+            raise
+        return OpenEngine(variant, variant.graphs[self.profile], interface, runner)
+
+    def _activate(self, engine: OpenEngine) -> None:
+        """Have calls use an engine from now on, and retire those that are not kept."""
+        kept = self._open if self.memory == "shared" else {}
+        gone = [
+            one for name, one in self._open.items() if one is not engine and (not kept or name == engine.variant.name)
+        ]
+        self._open = {**kept, engine.variant.name: engine}
+        self._active, self._variant = engine, engine.variant
+        for one in gone:
+            one.retire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -206,17 +236,20 @@ def load(
         keep_ratio: which variant to run; by default the first that was asked for at build time.
         variant: the same by name, for variants made from a schedule file.
         profile: whose engines to run; by default the first profile with engines that this machine can run.
-        threads: intra-op threads; by default the profile's, bounded by what the process may use.
+        threads: intra-op threads, 1 to 1024; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
         verify: compare the files that are read with their hashes first.
 
     Raises:
         BundleError: damaged, of a newer schema, or without that variant or profile.
         EngineMismatchError: the engine belongs to another runtime version; says what to run.
+        InputError: an argument of another type, or out of range.
     """
+    arguments.one_of("memory", memory, get_args(MemoryMode))
+    count = None if threads is None else arguments.threads(threads)
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     name = runnable_profile(opened) if profile is None else opened.profile_name(profile)
-    wanted = usable_threads(opened.manifest.profiles[name].threads) if threads is None else max(1, threads)
+    wanted = usable_threads(opened.manifest.profiles[name].threads) if count is None else count
     runner = BundleRunner(opened, profile=name, threads=wanted, memory=memory, verify=verify)
     runner.switch(keep_ratio, variant=variant)
     return runner

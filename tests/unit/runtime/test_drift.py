@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from ztdeploy.errors import ParityError
 from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import (
     DRIFT_FACTOR,
     DRIFT_OVERLAP,
@@ -21,7 +22,6 @@ from ztdeploy.runtime.parity import (
     compare_drift,
     measure_drift,
 )
-from ztdeploy.runtime.runner import Outputs
 
 NAME, BLOCKS = "keep-0.70 (board)", (2, 5)
 IMAGES, TOKENS, CLASSES = 5, 20, 4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ztdeploy.errors import ParityError
+from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE, Reference, compare
-from ztdeploy.runtime.runner import Outputs
 
 IMAGES, CLASSES, BLOCKS = 3, 4, (2, 5)
 LOGITS = np.linspace(-1, 1, IMAGES * CLASSES, dtype=np.float32).reshape(IMAGES, CLASSES)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from ztdeploy.backends.base import Array
+from ztdeploy.backends.base import Array, Signature, TensorFacts
 from ztdeploy.backends.tensorrt.cuda import Buffer, Stream, enter_device
 from ztdeploy.errors import EnvironmentLacksError, ImageError
 
@@ -31,8 +32,21 @@ class TensorRtRunner:
         self._buffers = {name: Buffer() for name in names}
         self._stream = Stream()
         self._contexts: dict[int, Any] = {}
+        self._turn = Lock()  # contexts and buffers are one call's at a time
+
+    @property
+    def signature(self) -> Signature:
+        return Signature(*(tuple(map(self._facts, names)) for names in (self._inputs, self._outputs)))
+
+    def _facts(self, name: str) -> TensorFacts:
+        lengths = (int(length) for length in self._engine.get_tensor_shape(name))
+        return TensorFacts(name, self._types[name].name, tuple(one if one >= 0 else None for one in lengths))
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with self._turn:
+            return self._infer(feeds)
+
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         enter_device()  # any thread may ask
         context = self._context(self._profile_for(feeds))
         arrays = {name: np.ascontiguousarray(feeds[name], dtype=self._types[name]) for name in self._inputs}
