@@ -11,12 +11,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ztdeploy.core.telemetry import switch_off
 from ztdeploy.version import __version__
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.evaluate import evaluate
     from ztdeploy.finetune import prune
     from ztdeploy.runtime.runner import BundleRunner, load
+
+switch_off()  # here, because no library is imported before the package is
 
 #: Imported on first use: the command line must start without NumPy and the runtime.
 _LAZY = {

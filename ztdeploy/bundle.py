@@ -28,6 +28,7 @@ from ztdeploy.core.files import (
     writing,
 )
 from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
 
@@ -165,14 +166,14 @@ def read_bundle(root: str | Path) -> Bundle:
             raise BundleError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
     text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
     try:
-        version = _SchemaVersion.model_validate_json(text).schema_version
+        version = from_json(_SchemaVersion, text).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"'{folder}' has schema version {version}",
                 f"version {SCHEMA_VERSION}",
                 "upgrade ztdeploy" if version > SCHEMA_VERSION else "build the bundle again",
             )
-        manifest = Manifest.model_validate_json(text)
+        manifest = from_json(Manifest, text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the JSON"
@@ -248,7 +249,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
     """Write a manifest beside the old one, whose place it takes when the block ends well."""
     with writing(folder / MANIFEST) as file:
-        file.write(manifest.model_dump_json(indent=1, by_alias=True).encode() + b"\n")
+        file.write(to_json(manifest, indent=1, by_alias=True).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())  # what needs space comes first
         yield

@@ -12,6 +12,7 @@ from ztdeploy.cache import FIX, key_of
 from ztdeploy.core.files import remove_folder, write
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_one
+from ztdeploy.core.records import to_json
 from ztdeploy.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
 from ztdeploy.pipeline import BuildRequest, Progress, build
 from ztdeploy.profile import read_profile
@@ -129,7 +130,7 @@ def _only(request: BuildRequest, schedules: Sequence[Path]) -> BuildRequest:
 def _schedule_files(schedules: Sequence[PruningSchedule], folder: Path) -> list[Path]:
     files = [folder / f"{schedule.name}.json" for schedule in schedules]
     for schedule, file in zip(schedules, files, strict=True):
-        write(file, schedule.model_dump_json(by_alias=True))
+        write(file, to_json(schedule, by_alias=True))
     return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ztdeploy.core.text import markdown_text
 from ztdeploy.manifest import Manifest, VariantRecord
 from ztdeploy.preprocess_spec import NOUNS
 
@@ -15,8 +16,8 @@ def bundle_readme(manifest: Manifest) -> str:
     given = manifest.model.gives
     what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
     random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
-    missing = "".join(f"- {line}\n" for line in manifest.missing)
-    return f"""# {manifest.model.name}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
+    missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.missing)
+    return f"""# {markdown_text(manifest.model.name)}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
 
 {random if manifest.weights.source == "random" else ""}Run it on the target (no PyTorch needed):
 
@@ -47,11 +48,11 @@ else fp32 `[batch, channel, height, width]`, normalised. Resize the shorter side
 def _row(variant: VariantRecord) -> str:
     tokens = variant.plan.tokens_per_block
     cells = (
-        variant.name,
+        markdown_text(variant.name),
         "-" if variant.keep_ratio is None else f"{variant.keep_ratio:g}",
         variant.schedule.method if variant.plan.layers else "-",
         f"{tokens[0]} -> {tokens[-1]}",
         f"{variant.gmacs:.3f}",
-        ", ".join(variant.engines) or "none",
+        markdown_text(", ".join(variant.engines)) or "none",
     )
     return f"| {' | '.join(cells)} |"

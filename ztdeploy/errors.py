@@ -24,6 +24,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ztdeploy.core.text import printable
+
 #: Names that a hint lists at most.
 _LISTED = 20
 
@@ -120,8 +122,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names[:_LISTED])}{more}"
-
-
-def printable(text: str) -> str:
-    """Names and values come from files: no line breaks, no terminal escapes."""
-    return "".join(character if character.isprintable() else " " for character in text)

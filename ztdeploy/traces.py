@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from ztdeploy.cache import cache_errors
 from ztdeploy.core.files import make_folder, open_regular, remove_leftovers, write
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.graph.shared_weights import THRESHOLD_BYTES
 from ztdeploy.graph.static_int8 import Ranges
 
@@ -77,7 +78,7 @@ class TraceStore:
         """
         with cache_errors(self.folder):
             try:
-                record = _Record.model_validate_json(self._read(self._record(key)))
+                record = from_json(_Record, self._read(self._record(key)))
                 graph = self._graph(record.graph)
                 with np.load(io.BytesIO(self._blob(record.reference)), allow_pickle=False) as arrays:
                     return Trace(graph, dict(arrays))
@@ -95,7 +96,7 @@ class TraceStore:
         with cache_errors(self.folder):
             graph = self._put(self._emptied(trace.graph))
             record = _Record(graph=graph, reference=self._put(arrays.getbuffer()))
-            write(self._record(key), record.model_dump_json())
+            write(self._record(key), to_json(record))
 
     def ranges(self, key: str, measure: Callable[[], Ranges]) -> Ranges:
         """The int8 ranges of that name; measured and kept where there are none that are sound.

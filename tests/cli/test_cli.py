@@ -210,6 +210,7 @@ def test_malformed_command_lines_exit_2(run: Run, arguments: str, words: str, tm
     assert done.out == ""
     assert words in done.err
     assert "Usage: ztdeploy" in done.err
+    assert len(done.err.splitlines()) == 1
     assert "Traceback" not in done.err
     assert "bug" not in done.err
     assert tree(tmp_path) == {}

@@ -10,6 +10,7 @@ from ztdeploy.ablation.page import page
 from ztdeploy.ablation.report import KIND, AblateReport
 from ztdeploy.ablation.topic_names import TOPICS
 from ztdeploy.core.files import remove, write
+from ztdeploy.core.records import to_json
 from ztdeploy.measure.report_file import holds_kind
 from ztdeploy.measure.report_folder import check_report_folder
 
@@ -36,7 +37,7 @@ def write_ablation(report: AblateReport, out: Path) -> list[Path]:
     check_folder(out)
     drawn = figures(report)
     texts = {
-        REPORT: report.model_dump_json(indent=1) + "\n",
+        REPORT: to_json(report, indent=1) + "\n",
         PAGE: page(report),
         MARKDOWN: markdown(report),
         **{one.file: one.document() for one in drawn},

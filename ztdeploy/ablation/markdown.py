@@ -18,8 +18,7 @@ from ztdeploy.ablation.words import (
     subtitle,
     title,
 )
-from ztdeploy.errors import printable
-from ztdeploy.measure.compare_markdown import escape
+from ztdeploy.core.text import markdown_text
 
 
 def markdown(report: AblateReport, folder: str = "") -> str:
@@ -27,16 +26,16 @@ def markdown(report: AblateReport, folder: str = "") -> str:
     Args:
         folder: where the plots lie, seen from the text, such as "img/"; empty: beside it.
     """
-    lines = [f"# {_text(title(report))}", "", f"{_text(subtitle(report))}.", ""]
-    lines += [*(line for sentence in summary(report) for line in (_text(sentence), "")), HOST_HALF, ""]
-    lines += [f"- {_text(line)}" for line in cautions(report)] + ([""] if cautions(report) else [])
+    lines = [f"# {markdown_text(title(report))}", "", f"{markdown_text(subtitle(report))}.", ""]
+    lines += [*(line for sentence in summary(report) for line in (markdown_text(sentence), "")), HOST_HALF, ""]
+    lines += [f"- {markdown_text(line)}" for line in cautions(report)] + ([""] if cautions(report) else [])
     for table in report.tables:
         lines += _section(table, folder)
     if report.convergence is not None:
         lines += _convergence(report.convergence, folder)
     lines += ["## How to read this", "", *(f"- **{name}**: {text}" for name, text in NOTES.items()), ""]
     lines += [
-        f"{_text(machine_line(report))}; weights sha256 {report.model.sha256[:12]}, "
+        f"{markdown_text(machine_line(report))}; weights sha256 {report.model.sha256[:12]}, "
         f"images sha256 {report.data.digest[:12]}."
     ]
     return "\n".join(lines) + "\n"
@@ -44,13 +43,13 @@ def markdown(report: AblateReport, folder: str = "") -> str:
 
 def _section(table: Table, folder: str) -> list[str]:
     lines = [f"## {table.title}", "", table.question, ""]
-    lines += [line for sentence in table.findings for line in (_text(sentence), "")]
+    lines += [line for sentence in table.findings for line in (markdown_text(sentence), "")]
     labelled = any(row.top1 is not None for row in table.rows)
     staircase = any(row.step is not None for row in table.rows)
     heads = [
         "",
         "KL from dense, nats",
-        f"less {_text(table.reference)}",
+        f"less {markdown_text(table.reference)}",
         *(["against the row above"] if staircase else []),
     ]
     heads += ["agreement, %", *(["top-1, %", "less dense, points"] if labelled else []), "keep", "GMACs"]
@@ -60,7 +59,7 @@ def _section(table: Table, folder: str) -> list[str]:
 
 def _cells(row: RowScore, table: Table, *, labelled: bool, staircase: bool) -> list[str]:
     reference = row.label == table.reference
-    cells = [f"**{_text(row.label)}**" if reference else _text(row.label), _both(mean_words(row.kl))]
+    cells = [f"**{markdown_text(row.label)}**" if reference else markdown_text(row.label), _both(mean_words(row.kl))]
     cells.append("reference" if reference else _both(mean_words(row.difference, "+")))
     if staircase:
         cells.append(_both(mean_words(row.step, "+")))
@@ -74,7 +73,7 @@ def _cells(row: RowScore, table: Table, *, labelled: bool, staircase: bool) -> l
 def _convergence(found: Convergence, folder: str) -> list[str]:
     lines = ["## How fast the ranking converges", ""]
     lines += ["On the dense model's attention, behind every block, all tokens taking part.", ""]
-    lines += [line for sentence in found.findings for line in (_text(sentence), "")]
+    lines += [line for sentence in found.findings for line in (markdown_text(sentence), "")]
     lines += ["Overlap in % (and Spearman's correlation) with the ranking after so many iterations:", ""]
     counts = [point.iterations for point in found.blocks[0].points[:-1]]
     rows = [
@@ -95,13 +94,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _images(found: Sequence[Figure], folder: str) -> list[str]:
-    return [" ".join(f"![{_text(one.title)}]({folder}{one.file})" for one in found), ""] if found else []
+    return [" ".join(f"![{markdown_text(one.title)}]({folder}{one.file})" for one in found), ""] if found else []
 
 
 def _both(words: tuple[str, str]) -> str:
     value, interval = words
     return f"{value} ({interval})" if interval else value
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

@@ -27,9 +27,12 @@ from ztdeploy.backends.base import (
 )
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
+from ztdeploy.core.telemetry import stop_events
 from ztdeploy.errors import BundleError, EnvironmentLacksError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
+
+stop_events(ort)
 
 PROVIDERS = ["CPUExecutionProvider"]
 #: One operator for a sum and a LayerNormalization, whose kernel takes about twice as long as the two it replaces.

@@ -40,6 +40,8 @@ from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
 from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
 from ztdeploy.bundle import sha256_of
 from ztdeploy.core.files import write
+from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.telemetry import without_openvino_telemetry
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision
@@ -99,7 +101,7 @@ class OpenVinoBackend:
         by_row = profile.int8 is not None and profile.int8.activations == "row"
         group = row_group(graph) if by_row else 0
         engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group)
-        write(out, engine.model_dump_json() + "\n")
+        write(out, to_json(engine) + "\n")
         return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
 
     def load(
@@ -184,7 +186,8 @@ def load_openvino() -> Any:
     if find_spec(MODULE) is None:
         raise MissingExtraError(MODULE, "openvino", "the backend openvino")
     try:
-        return import_module(MODULE)
+        with without_openvino_telemetry():
+            return import_module(MODULE)
     except (ImportError, OSError) as error:
         raise EnvironmentLacksError(
             f"'{MODULE}' cannot be loaded ({error})",
@@ -213,7 +216,7 @@ def read_engine(path: Path) -> OpenVinoEngine:
     """
     try:
         with path.open("rb") as file:
-            return OpenVinoEngine.model_validate_json(file.read(_ENGINE_LIMIT))
+            return from_json(OpenVinoEngine, file.read(_ENGINE_LIMIT))
     except (OSError, ValidationError) as error:
         raise BundleError(
             f"'{path}' is not an OpenVINO engine", "a file as built", f"run: ztdeploy finalize {path.parent.parent}"

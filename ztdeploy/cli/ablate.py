@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, LimitOption, weights_source
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.ablation.report import AblateReport, Table
@@ -74,7 +74,7 @@ def ablate(
         report = run(request, progress)
     page, *_ = write_ablation(report, folder)
     if json:
-        typer.echo(report.model_dump_json())
+        print_record(report)
         return
     show_ablation(report)
     note(f"wrote {folder}; open {page}")
@@ -107,13 +107,13 @@ def show_ablation(report: AblateReport) -> None:
     say(title(report))
     say(subtitle(report))
     say(HOST_HALF)
-    typer.echo()
+    say()
     for one in report.tables:
         _show_table(one)
     if report.convergence is not None:
         for sentence in report.convergence.findings:
             say(sentence)
-        typer.echo()
+        say()
     for sentence in summary(report):
         say(sentence)
     for line in cautions(report):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import typer
 
+from ztdeploy.cli.output import fail, say
 from ztdeploy.errors import ZtdeployError
 from ztdeploy.version import __version__
 
@@ -50,7 +51,7 @@ VERBS: tuple[str, ...] = (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ztdeploy {__version__}")
+        say(f"ztdeploy {__version__}")
         raise typer.Exit
 
 
@@ -86,8 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:
         if _is_malformed_command_line(error):
-            error.show()  # type: ignore[attr-defined]
-            return int(error.exit_code)  # type: ignore[attr-defined]
+            return _malformed(error, arguments)
         line = str(error).splitlines()[0] if str(error) else ""
         return _fail(
             f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error
@@ -99,20 +99,23 @@ def _is_malformed_command_line(error: Exception) -> bool:
     return any(base.__name__ == "ClickException" for base in type(error).__mro__)
 
 
+def _malformed(error: Any, arguments: Sequence[str]) -> int:
+    """One line for what Click says in several, in which it quotes what was typed; the help where nothing was typed."""
+    if any(base.__name__ == "NoArgsIsHelpError" for base in type(error).__mro__):
+        error.show()
+        return int(error.exit_code)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        usage = " ".join(context.get_usage().split())
+        message += f"{'' if message.endswith('?') else '.'} {usage}; see '{context.command_path} --help'"
+    return _fail(message, int(error.exit_code), arguments)
+
+
 def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | None = None) -> int:
     if os.environ.get("ZTDEPLOY_DEBUG") and error is not None:
         import traceback
 
         traceback.print_exception(error)
-    if "--json" in arguments:
-        _say(json.dumps({"error": message, "exit_code": code}))
-    _say(f"error: {message}", err=True)
+    fail(message, code if "--json" in arguments else None)
     return code
-
-
-def _say(text: str, *, err: bool = False) -> None:
-    """Print to somebody who may have left, or to a disk that may be full."""
-    try:
-        typer.echo(text, err=err)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BatchesOption, BundleArgument, ProfileOption, ThreadsOption, WarmupOption
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def bench(
     if save:
         save(report)
     if json:
-        typer.echo(report.model_dump_json())
+        print_record(report)
     else:
         show_report(report)
         if out is not None:
@@ -81,7 +81,7 @@ def show_report(report: BenchReport) -> None:
     """Tables of what was measured, what it means, and how far to trust it."""
     for line in _about(report):
         say(line)
-    typer.echo()
+    say()
     if report.measured:
         _show_latency(report)
         _show_speed(report)
@@ -220,9 +220,9 @@ def _leave(report: BenchReport) -> None:
     """
     for one in report.failures:
         assert one.failure is not None
-        typer.echo(f"error: {one.failure.message}", err=True)
+        fail(one.failure.message)
     if report.progress == "interrupted":
-        typer.echo("error: interrupted", err=True)
+        fail("interrupted")
         raise SystemExit(130)
     if report.failures:
         failure = report.failures[0].failure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, say, table, warn
+from ztdeploy.cli.output import JsonFlag, print_lines, print_record, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.measure.bench_report import BenchReport
@@ -65,9 +65,9 @@ def compare(
     reports = read_any_report(baseline), read_any_report(candidate)
     comparison = compare_reports(*reports, criteria, names=names_of(baseline, candidate))
     if json:
-        typer.echo(comparison.model_dump_json())
+        print_record(comparison)
     elif layout == "md":
-        typer.echo(markdown(comparison))
+        print_lines(markdown(comparison))
     else:
         show(comparison, *reports)
     if comparison.regressed:
@@ -86,10 +86,11 @@ def show(
     say(f"baseline:  {comparison.baseline}, {_measured_on(baseline)}")
     say(f"candidate: {comparison.candidate}, {_measured_on(candidate)}")
     if comparison.differences:
-        typer.echo("\nNot alike (baseline -> candidate):")
+        say()
+        say("Not alike (baseline -> candidate):")
     for one in comparison.differences:
         say(f"  {one}")
-    typer.echo()
+    say()
     _show_figures(comparison)
     _show_remarks(comparison)
     for caution in comparison.cautions:
@@ -98,7 +99,7 @@ def show(
 
 
 def _measured_on(report: BenchReport | SweepReport) -> str:
-    from ztdeploy.errors import printable
+    from ztdeploy.core.text import printable
     from ztdeploy.measure.entries import bench_runs
 
     run = bench_runs(report)[0]

@@ -9,7 +9,7 @@ import typer
 
 from ztdeploy.cli.intervals import change_words, mean_words, share_words
 from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.eval_report import EvalReport, VariantScore
@@ -91,7 +91,7 @@ def evaluate(
     if record:
         write_record(report, bundle)
     if json:
-        typer.echo(report.model_dump_json())
+        print_record(report)
         return
     show_eval(report)
     for written in (out, page):
@@ -107,7 +107,7 @@ def show_eval(report: EvalReport) -> None:
     say(f"{Path(bundle.path).resolve().name}: {bundle.timm_name}, profile {bundle.profile}, {bundle.runtime}")
     left_out = f", {data.ignored} other files ignored" if data.ignored else ""
     say(f"{data.path}: {data.images} of {data.found} images ({data.rule}{left_out}); sha256 {data.digest[:12]}")
-    typer.echo()
+    say()
     if report.output != "logits":
         show_vectors(report)
     elif data.labelled:

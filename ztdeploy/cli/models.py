@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, print_json, table
+from ztdeploy.cli.output import JsonFlag, print_json, say, table
 
 if TYPE_CHECKING:
     from ztdeploy.models.check import ModelCheck
@@ -43,7 +43,7 @@ def models(
         found = [row[1:] for row in rows if row[0] == family]
         table(f"Models of the family '{family}'", columns, found, caption=caption if family == families[-1] else "")
     if not families:
-        typer.echo(f"no model's name has '{search}' in it")
+        say(f"no model's name has '{search}' in it")
 
 
 def _listed(search: str) -> list[tuple[str, str, str, str]]:

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ztdeploy.core.text import json_text, printable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+#: Characters of a cell of a table that are shown at most.
+_LONGEST_CELL = 240
+
+
+def survive_any_text() -> None:
+    """Make standard output and error show what their encoding does not know by its number, instead of refusing it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2))
+    typer.echo(json_text(data, indent=2))
+
+
+def print_record(record: BaseModel) -> None:
+    from ztdeploy.core.records import to_json
+
+    typer.echo(to_json(record))
+
+
+def print_lines(text: str) -> None:
+    """Text of several lines, such as a file of settings."""
+    for line in text.splitlines():
+        typer.echo(printable(line, None))
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> None:
@@ -29,15 +58,18 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     sheet = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = [[printable(cell, _LONGEST_CELL) for cell in row] for row in rows]
+    columns = [(printable(heading, _LONGEST_CELL), justify) for heading, justify in columns]
     texts = [[heading, *(row[position] for row in rows)] for position, (heading, _) in enumerate(columns)]
     natural = [max(map(cell_len, cells)) for cells in texts]
     words = [max((cell_len(word) for cell in cells for word in cell.split()), default=1) for cells in texts]
     widths = fitting_widths(natural, words, console.width - 2 * (len(columns) - 1))
     for (heading, justify), width in zip(columns, widths, strict=True):
-        sheet.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold", width=width)
+        sheet.add_column(Text(heading), justify="right" if justify == "right" else "left", overflow="fold", width=width)
     for row in rows:
         sheet.add_row(*map(Text, row))
-    console.print(Text(title, style="bold"), sheet, Text(f"{caption}\n" if caption else "", style="dim"), sep="\n")
+    below = "".join(f"{printable(line)}\n" for line in caption.splitlines())
+    console.print(Text(printable(title), style="bold"), sheet, Text(below, style="dim"), sep="\n")
 
 
 def fitting_widths(natural: Sequence[int], words: Sequence[int], room: int) -> list[int]:
@@ -60,19 +92,19 @@ def cell(value: float | None, spec: str, scale: float = 1) -> str:
     return "-" if value is None else f"{scale * value:{spec}}"
 
 
-def say(text: str) -> None:
-    """A sentence, wrapped between words in a terminal."""
+def say(text: str = "") -> None:
+    """A sentence, wrapped between words in a terminal; an empty line without one."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    typer.echo(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
+    typer.echo(textwrap.fill(printable(text, None), width, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def note(text: str) -> None:
     """A remark on standard error, so that standard output stays what was asked for."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text, None), err=True)
 
 
 def warn(text: str) -> None:
-    typer.secho(f"warning: {text}", err=True, fg=typer.colors.YELLOW)
+    typer.secho(f"warning: {printable(text, None)}", err=True, fg=typer.colors.YELLOW)
 
 
 class _Lines:
@@ -83,7 +115,7 @@ class _Lines:
 
     def __call__(self, what: str, _done: int, _total: int) -> None:
         if what != self._last:
-            typer.echo(what, err=True)
+            note(what)
         self._last = what
 
 
@@ -100,11 +132,31 @@ def progress_bar(enabled: bool = True) -> Iterator[Callable[[str, int, int], Non
 
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("starting", total=1)
-            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+            yield lambda what, done, total: bar.update(
+                task, description=printable(what, _LONGEST_CELL), completed=done, total=total
+            )
+
+
+def fail(message: str, json_code: int | None = None) -> None:
+    """The one line that an error is, to somebody who may have left, or to a disk that may be full.
+
+    Args:
+        json_code: the exit code, where standard output gets the error as JSON as well.
+    """
+    if json_code is not None:
+        _echo_if_possible(json_text({"error": message, "exit_code": json_code}), err=False)
+    _echo_if_possible(f"error: {printable(message, None)}", err=True)
+
+
+def _echo_if_possible(text: str, *, err: bool) -> None:
+    try:
+        typer.echo(text, err=err)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, note, print_json, table
+from ztdeploy.cli.output import JsonFlag, note, print_json, print_lines, table
 
 profiles = typer.Typer(help="Hardware profiles: what a device can run.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def show_profile(
         print_json(profile.model_dump(mode="json"))
         return
     path = Path(name) if name.endswith(".toml") else profile_folder() / f"{name}.toml"
-    typer.echo(path.read_text(encoding="utf-8").rstrip())
+    print_lines(path.read_text(encoding="utf-8").rstrip())
 
 
 @profiles.command("check", help="Validate a profile file of your own.")

@@ -17,7 +17,7 @@ from ztdeploy.cli.options import (
     ThreadsOption,
     WarmupOption,
 )
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.measure.sweep_report import Row, SweepReport, SweepRequest
@@ -105,7 +105,7 @@ def sweep(
         note(RESUME)
         raise
     if json:
-        typer.echo(report.model_dump_json())
+        print_record(report)
     else:
         show_sweep(report)
     for path in (*write_pages(report, folder), folder):
@@ -154,7 +154,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 def show_sweep(report: SweepReport) -> None:
     """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
-    from ztdeploy.errors import printable
+    from ztdeploy.core.text import printable
     from ztdeploy.report.identity import images
     from ztdeploy.report.panels import panels
     from ztdeploy.report.trust import warned
@@ -172,7 +172,7 @@ def show_sweep(report: SweepReport) -> None:
 
 def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> None:
     """What to deploy, setting by setting, in words."""
-    from ztdeploy.errors import printable
+    from ztdeploy.core.text import printable
     from ztdeploy.report.verdict import LEAST_AGREEMENT, verdicts
 
     found = verdicts(report, LEAST_AGREEMENT if least_agreement is None else least_agreement)
@@ -235,10 +235,10 @@ def _leave(report: SweepReport) -> None:
     dead = [one.failure for run in report.runs for one in run.configurations if one.failure is not None]
     failures = [*report.failures, *dead]
     for failure in failures:
-        typer.echo(f"error: {failure.message}", err=True)
+        fail(failure.message)
     if report.progress == "interrupted":
         note(RESUME)
-        typer.echo("error: interrupted", err=True)
+        fail("interrupted")
         raise SystemExit(130)
     if failures:
         raise SystemExit(failures[0].exit_code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import CacheOption, CheckpointOption, CropOption, ImageSizeOption, LimitOption, weights_source
-from ztdeploy.cli.output import JsonFlag, note, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.tuning.report import TuneReport
@@ -95,7 +95,7 @@ def tune(
         raise
     page, winner, *_ = write_tuning(report, folder)
     if json:
-        typer.echo(report.model_dump_json())
+        print_record(report)
         return
     show_tuning(report)
     note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model} --schedule {winner} --profile NAME")
@@ -125,10 +125,10 @@ def show_tuning(report: TuneReport) -> None:
 
     say(title(report))
     say(subtitle(report))
-    typer.echo()
+    say()
     for sentence in findings(report):
         say(sentence)
-    typer.echo()
+    say()
     heads = [("", "left")]
     heads += [(name, "right") for name in ("GMACs", "of dense", "KL", "of ToMe's", "of the preset's", "same answers")]
     rows = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ztdeploy.errors import printable
+from ztdeploy.core.text import printable
 from ztdeploy.fidelity.captions import (
     ALIKE,
     BEFORE,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.bundle import sha256_of
-from ztdeploy.errors import ImageError, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import ImageError
 from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.preprocess import resize_and_crop

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.core.files import write
+from ztdeploy.core.records import to_json
 from ztdeploy.measure.bench_report import BundleFacts, Record
 from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
@@ -196,7 +197,7 @@ def write_eval(report: EvalReport, out: Path) -> None:
         OutputError: the file exists and is no such report, or cannot be written.
     """
     check_eval_path(out)
-    write(out, report.model_dump_json(indent=1) + "\n")
+    write(out, to_json(report, indent=1) + "\n")
 
 
 def check_eval_path(out: Path) -> None:

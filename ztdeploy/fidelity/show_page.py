@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 from ztdeploy.bundle import Bundle
 from ztdeploy.core.files import writing
-from ztdeploy.errors import printable
+from ztdeploy.core.text import html_text
 from ztdeploy.fidelity.captions import (
     ALIKE,
     LEAST,
@@ -78,40 +77,36 @@ def write_page(path: Path, bundle: Bundle, images: Iterable[ShownImage]) -> Iter
         file.write(b"</html>\n")
 
 
-def _text(text: str) -> str:
-    return escape(printable(text))
-
-
 def _top(bundle: Bundle) -> str:
     name, model = bundle.root.resolve().name, bundle.manifest.model.timm_name
     random = (
         "<p>The weights are random: predictions mean nothing.</p>" if bundle.manifest.weights.source == "random" else ""
     )
     return (
-        f"<title>What stays: {_text(name)}</title>\n<h1>What stays: {_text(name)}</h1>\n"
-        f"<p>{_text(model)}. Which tokens the engines keep, layer by layer. Blocks count from 1; "
+        f"<title>What stays: {html_text(name)}</title>\n<h1>What stays: {html_text(name)}</h1>\n"
+        f"<p>{html_text(model)}. Which tokens the engines keep, layer by layer. Blocks count from 1; "
         f"tokens include the class token and its like, which always stay.</p>{random}\n"
     )
 
 
 def _section(one: ShownImage) -> str:
-    return f"<section><h2>{_text(one.image.name)}</h2>\n{''.join(_row(one, seen) for seen in one.seen)}</section>\n"
+    return f"<section><h2>{html_text(one.image.name)}</h2>\n{''.join(_row(one, seen) for seen in one.seen)}</section>\n"
 
 
 def _row(one: ShownImage, seen: Seen) -> str:
     tiles = f"<figure>{_image(one.plain, 'what the model sees')}<figcaption>what the model sees</figcaption></figure>\n"
     tiles += "".join(_layer(one, seen, place) for place in range(len(seen.layers)))
     rows = "".join(
-        f"<tr><th>{_text(name)}</th>{_labels(labels)}</tr>"
+        f"<tr><th>{html_text(name)}</th>{_labels(labels)}</tr>"
         for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels))
         if labels
     )
     near = nearness(seen)
-    answers = f"<table>{rows}</table>" if near is None else f"<p>{_text(near)}</p>"
-    doubt = f'<p class="doubt">{_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
+    answers = f"<table>{rows}</table>" if near is None else f"<p>{html_text(near)}</p>"
+    doubt = f'<p class="doubt">{html_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
     return (
-        f'<h3>{_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
-        f"{answers}\n<p>{_text(legend(seen))}</p>\n{doubt}"
+        f'<h3>{html_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
+        f"{answers}\n<p>{html_text(legend(seen))}</p>\n{doubt}"
     )
 
 
@@ -122,7 +117,7 @@ def _layer(one: ShownImage, seen: Seen, place: int) -> str:
     if drawn is not None:
         pictures += _image(drawn, f"importance at {caption}")
     why = reason_caption(reasons)
-    words = _text(caption) + (f"<br>{_text(why)}" if why is not None else "")
+    words = html_text(caption) + (f"<br>{html_text(why)}" if why is not None else "")
     return f"<figure>{pictures}<figcaption>{words}</figcaption>{_pairs(reasons, grid)}</figure>\n"
 
 
@@ -132,7 +127,7 @@ def _titles(reasons: LayerReasons | None, grid: int) -> str:
         return ""
     marks = "".join(
         f'<rect x="{pair.patch % grid}" y="{pair.patch // grid}" width="1" height="1">'
-        f"<title>{_text(_words(pair, grid))}</title></rect>"
+        f"<title>{html_text(_words(pair, grid))}</title></rect>"
         for pair in reasons.pairs
     )
     return f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true">{marks}</svg>'
@@ -166,14 +161,14 @@ def _key(seen: Seen) -> str:
         (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
     )
     parts = [
-        f'<span><i style="background: {_css(colour)}"></i>{_text(words)}</span>'
+        f'<span><i style="background: {_css(colour)}"></i>{html_text(words)}</span>'
         for words, colour, wanted in used
         if wanted
     ]
     if any(one.has_importance for one in reasons):
         stops = ", ".join(_css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
         ramp = f'<i class="scale" style="background: linear-gradient(to right, {stops})"></i>'
-        parts.append(f"<span>{_text(LEAST)}{ramp}{_text(MOST)}</span>")
+        parts.append(f"<span>{html_text(LEAST)}{ramp}{html_text(MOST)}</span>")
     return f'<div class="key">{"".join(parts)}</div>\n' if parts else ""
 
 
@@ -182,11 +177,11 @@ def _css(colour: Iterable[float]) -> str:
 
 
 def _labels(labels: tuple[Label, ...]) -> str:
-    return "".join(f"<td>{_text(one.name)} <span>{100 * one.probability:.1f} %</span></td>" for one in labels)
+    return "".join(f"<td>{html_text(one.name)} <span>{100 * one.probability:.1f} %</span></td>" for one in labels)
 
 
 def _image(tile: Image.Image, words: str) -> str:
     file = io.BytesIO()
     tile.save(file, "JPEG", quality=90, subsampling=0)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{_text(words)}">'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{html_text(words)}">'

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ztdeploy.core.files import write
+from ztdeploy.core.records import to_json
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.protocol import ColdStart
 from ztdeploy.measure.report_file import check_overwritable, kind_of, load_report, no_report, parse_report
@@ -155,7 +156,7 @@ def write_report(report: BenchReport, out: Path) -> None:
         OutputError: the file exists and is no such report, or cannot be written.
     """
     check_report_path(out)
-    write(out, report.model_dump_json() + "\n")
+    write(out, to_json(report) + "\n")
 
 
 def read_report(path: Path) -> BenchReport:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import html
-import re
-
+from ztdeploy.core.text import markdown_text
 from ztdeploy.measure.compare_reports import Change, Pair, ReportComparison
-
-_MARKUP = re.compile(r"([\\`*_\[\]|~])")
-#: What a forge makes links of even where it is escaped, unless something invisible follows.
-_LINKING = re.compile(r"([@#])")
 
 
 def markdown(comparison: ReportComparison) -> str:
     """The conclusion first, then differences, the table, and what stands beside it."""
     mark = "**Regression**" if comparison.regressed else "**No regression**"
     conclusion = comparison.conclusion.partition("regression")[2]
-    lines = [f"{mark}{escape(conclusion)}", ""]
+    lines = [f"{mark}{markdown_text(conclusion)}", ""]
     if comparison.differences:
-        lines += ["Not alike:", "", *(f"- {escape(str(one))}" for one in comparison.differences), ""]
+        lines += ["Not alike:", "", *(f"- {markdown_text(str(one))}" for one in comparison.differences), ""]
     lines += _table(comparison)
     beside = [f"{pair.label}: {text}" for pair in comparison.pairs for text in pair_remarks(pair)]
     beside += [str(one) for one in comparison.missing]
     beside += [f"warning: {caution}" for caution in comparison.cautions]
-    lines += ["", *(f"- {escape(text)}" for text in beside)] if beside else []
+    lines += ["", *(f"- {markdown_text(text)}" for text in beside)] if beside else []
     return "\n".join(lines)
 
 
@@ -32,19 +26,14 @@ def pair_remarks(pair: Pair) -> list[str]:
     return [*pair.notes, *(str(growth) for growth in pair.growths if not growth.regression)]
 
 
-def escape(text: str) -> str:
-    """Text that a reader of Markdown shows as it is: no markup, no HTML, no mention of anybody."""
-    return _LINKING.sub("\\1\N{ZERO WIDTH SPACE}", html.escape(_MARKUP.sub(r"\\\1", text), quote=False))
-
-
 def _table(comparison: ReportComparison) -> list[str]:
-    old, new = escape(comparison.baseline), escape(comparison.candidate)
+    old, new = markdown_text(comparison.baseline), markdown_text(comparison.candidate)
     heads = ("configuration", f"{old}, ms", f"{new}, ms", "ratio", "95 % interval", "speed-up", "verdict")
     lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | ---: | --- | --- | --- |"]
     for pair in comparison.pairs:
         latency, speedup = pair.latency_ms, pair.speedup
         cells = (
-            escape(pair.label),
+            markdown_text(pair.label),
             f"{latency.baseline:.4g}",
             f"{latency.candidate:.4g}",
             f"{latency.ratio:.3f}",

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Literal
 
-from ztdeploy.errors import InputError, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError
 from ztdeploy.measure.bench_report import BenchReport, Record
 from ztdeploy.measure.entries import FIELDS, Entry, Setting, bench_runs, entries, telling_fields
 from ztdeploy.measure.machine_facts import Difference, differences

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ztdeploy.backends import get_backend
 from ztdeploy.bundle import Bundle
 from ztdeploy.core.folders import scratch_file
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, ZtdeployError
 from ztdeploy.measure.bench import Step
 from ztdeploy.measure.bench_report import Failure
@@ -147,7 +148,7 @@ def ask(order: DetailsOrder) -> DetailsAnswer:
     name = order.variant or "the blocks"
     with scratch_file() as words:
         child = subprocess.Popen(
-            module_command("ztdeploy.measure.details_worker", order.model_dump_json()),
+            module_command("ztdeploy.measure.details_worker", to_json(order)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=words,
@@ -163,7 +164,7 @@ def ask(order: DetailsOrder) -> DetailsAnswer:
         if child.returncode != 0:
             raise stopped(name, child.returncode, words)
     try:
-        answer = DetailsAnswer.model_validate_json(text)
+        answer = from_json(DetailsAnswer, text)
     except ValidationError as error:
         raise BundleError(f"an answer about '{name}' that is none", "figures", "report this as a bug") from error
     if answer.refusal is not None:

@@ -18,6 +18,7 @@ from ztdeploy.backends import get_backend
 from ztdeploy.backends.base import Insight, Runner
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, ZtdeployError
 from ztdeploy.measure.attention import attention_of
 from ztdeploy.measure.operators import take_apart
@@ -65,7 +66,7 @@ class DetailsAnswer(BaseModel):
 
 def main() -> None:
     answers = prepare()
-    order = DetailsOrder.model_validate_json(sys.argv[1])
+    order = from_json(DetailsOrder, sys.argv[1])
     try:
         if order.variant is None:
             answer = DetailsAnswer(staircase=climb(order))
@@ -74,7 +75,7 @@ def main() -> None:
     except ZtdeployError as error:
         refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
         answer = DetailsAnswer(refusal=refusal)
-    answers.write(answer.model_dump_json() + "\n")
+    answers.write(to_json(answer) + "\n")
     answers.flush()
 
 

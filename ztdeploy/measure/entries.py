@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ztdeploy.errors import InputError, did_you_mean, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Record
 from ztdeploy.measure.sweep_report import SweepReport, rows
 

@@ -14,6 +14,7 @@ from typing import Protocol, TextIO
 
 from ztdeploy import errors
 from ztdeploy.core.folders import scratch_file
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.measure.protocol import Answer, ColdStart, Hello, Order, Refusal
 from ztdeploy.measure.statistics import median_ratio
@@ -123,7 +124,7 @@ class Worker(AbstractContextManager["Worker"]):
             ZtdeployError: what kept the engine from loading, or the process from living.
         """
         try:
-            hello = Hello.model_validate_json(self._line())
+            hello = from_json(Hello, self._line())
             if hello.ready is None:
                 assert hello.refusal is not None
                 raise refused(self.configuration.variant, hello.refusal)
@@ -162,9 +163,9 @@ class Worker(AbstractContextManager["Worker"]):
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended; its last words are read below
-            self._process.stdin.write(order.model_dump_json() + "\n")
+            self._process.stdin.write(to_json(order) + "\n")
             self._process.stdin.flush()
-        return Answer.model_validate_json(self._line())
+        return from_json(Answer, self._line())
 
     def _line(self) -> str:
         assert self._process.stdout is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ztdeploy.errors import printable
+from ztdeploy.core.text import printable
 from ztdeploy.measure.bench_report import BenchReport, Record
 from ztdeploy.measure.environment import Machine
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ztdeploy.errors import InputError, OutputError, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError, OutputError
 
 _Report = TypeVar("_Report", bound=BaseModel)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ztdeploy.core.files import disk_errors, move, write
 from ztdeploy.core.locks import only_command
+from ztdeploy.core.records import to_json
 from ztdeploy.errors import InputError
 from ztdeploy.measure.any_report import read_any_report
 from ztdeploy.measure.report_file import holds_kind
@@ -57,7 +58,7 @@ def write_sweep(report: SweepReport, out: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write(out / REPORT, report.model_dump_json() + "\n")
+    write(out / REPORT, to_json(report) + "\n")
 
 
 def set_aside(out: Path) -> None:

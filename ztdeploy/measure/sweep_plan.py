@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle
-from ztdeploy.errors import InputError, did_you_mean, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.manifest import FidelityRecord, VariantRecord
 from ztdeploy.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.measure.environment import Machine

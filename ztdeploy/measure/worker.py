@@ -65,6 +65,7 @@ def serve(
         call_of: makes the call that is timed of it.
         imported_ns, ordered_ns: when imports ended, and when the process was ordered, by the monotonic clock.
     """
+    from ztdeploy.core.records import from_json, to_json
     from ztdeploy.errors import ZtdeployError
     from ztdeploy.measure.protocol import ColdStart, Hello, Order, Refusal
 
@@ -78,7 +79,7 @@ def serve(
         first_ns = time.monotonic_ns() - before_ns
     except ZtdeployError as error:
         refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
-        _say(answers, Hello(refusal=refusal).model_dump_json())
+        _say(answers, to_json(Hello(refusal=refusal)))
         return
     ready = ColdStart(
         process_ms=None if ordered_ns is None else _ms(_started_ns - ordered_ns),
@@ -86,9 +87,9 @@ def serve(
         load_ms=_ms(loaded_ns - begun_ns),
         first_ms=_ms(first_ns),
     )
-    _say(answers, Hello(ready=ready).model_dump_json())
+    _say(answers, to_json(Hello(ready=ready)))
     for line in sys.stdin:
-        _say(answers, _obey(Order.model_validate_json(line), call).model_dump_json())
+        _say(answers, to_json(_obey(from_json(Order, line), call)))
 
 
 def _obey(order: Order, call: Callable[[], object]) -> Answer:

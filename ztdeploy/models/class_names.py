@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.errors import InputError, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError
 
 #: What stands for the names of ImageNet-1k in the place of a file.
 IMAGENET = Path("imagenet")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from ztdeploy.errors import printable
+from ztdeploy.core.text import csv_cell
 from ztdeploy.measure.sweep_report import Row, SweepReport, rows
-
-#: What a spreadsheet takes for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@")
 
 
 def csv_text(report: SweepReport) -> str:
@@ -18,7 +15,7 @@ def csv_text(report: SweepReport) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(sheet[0] if sheet else ["variant"])
-    writer.writerows([_safe(value) for value in cells.values()] for cells in sheet)
+    writer.writerows(map(csv_cell, cells.values()) for cells in sheet)
     return text.getvalue()
 
 
@@ -94,11 +91,3 @@ def _fidelity(row: Row) -> dict[str, object]:
     figures = {f"fidelity_{name}": getattr(found, name) if found else None for name in names}
     low, high = (found.change if found else None) or (None, None)
     return {**figures, "fidelity_change_low": low, "fidelity_change_high": high}
-
-
-def _safe(value: object) -> object:
-    """Text that no spreadsheet takes for a formula, on one line."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ztdeploy.errors import printable
-from ztdeploy.measure.compare_markdown import escape
+from ztdeploy.core.text import markdown_text
 from ztdeploy.measure.sweep_report import Row, SweepReport
 from ztdeploy.report.costs import fidelity_figures, fidelity_headings
 from ztdeploy.report.figures import decimals_for, fixed, short, span, times
@@ -19,18 +18,18 @@ _COLUMNS = ("variant", "method", "keep", "p50, ms", "p90, ms", "images/s", "spee
 
 def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:
     """The verdict first, then what limits trust, a table per setting, and failures."""
-    lines = [f"## {_text(title(report))}", "", _text(subtitle(report)), ""]
+    lines = [f"## {markdown_text(title(report))}", "", markdown_text(subtitle(report)), ""]
     for verdict in verdicts:
         where = f"{verdict.panel.label}: " if len(verdicts) > 1 else ""
-        lines += [f"**{_text(where + verdict.headline)}** {_text(' '.join(verdict.sentences))}", ""]
+        lines += [f"**{markdown_text(where + verdict.headline)}** {markdown_text(' '.join(verdict.sentences))}", ""]
     cautions = limits(report)
     if cautions:
-        lines += ["How far to trust it:", "", *(f"- {_text(line)}" for line in cautions), ""]
+        lines += ["How far to trust it:", "", *(f"- {markdown_text(line)}" for line in cautions), ""]
     for panel in panels(report):
         lines += [*_table(panel), ""]
     failures = all_failures(report)
     if failures:
-        lines += ["Failures:", "", *(f"- {_text(one.message)}" for one in failures), ""]
+        lines += ["Failures:", "", *(f"- {markdown_text(one.message)}" for one in failures), ""]
     return "\n".join(lines)
 
 
@@ -47,8 +46,8 @@ def _table(panel: Panel) -> list[str]:
 def _cells(row: Row, decimals: int, known: Sequence[str]) -> list[str]:
     one, found = row.measured, row.comparison
     return [
-        _text(row.facts.name),
-        "dense" if row.dense else _text(row.facts.method),
+        markdown_text(row.facts.name),
+        "dense" if row.dense else markdown_text(row.facts.method),
         "-" if row.facts.keep_ratio is None else f"{row.facts.keep_ratio:.2f}",
         fixed(one.latency.p50_ms if one.latency else None, decimals),
         fixed(one.latency.p90_ms if one.latency else None, decimals),
@@ -58,7 +57,3 @@ def _cells(row: Row, decimals: int, known: Sequence[str]) -> list[str]:
         times(found.work_ratio) if found else "",
         *(text for text, _ in fidelity_figures(row.facts.fidelity, known)),
     ]
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

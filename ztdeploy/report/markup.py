@@ -5,11 +5,10 @@ Names come from bundles and reports of others. What is not `Markup` is text, and
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from ztdeploy.errors import printable
+from ztdeploy.core.text import html_text
 
 
 class Markup(str):
@@ -32,7 +31,7 @@ def element(tag: str, *children: Child, **attributes: str | float | None) -> Mar
         attributes: a trailing underscore is dropped, others become hyphens; None leaves an attribute out.
     """
     listed = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{_escaped(_text(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{html_text(_text(value))}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -52,15 +51,10 @@ def _rendered(child: Child) -> str:
     if isinstance(child, Markup):
         return child
     if isinstance(child, (str, int)):
-        return _escaped(str(child))
+        return html_text(str(child))
     return fragment(*child)
 
 
 def _text(value: str | float) -> str:
     """Coordinates need no more than hundredths; whole numbers no decimal point."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def _escaped(text: str) -> str:
-    """No markup, and no characters that XML does not know."""
-    return html.escape(printable(text), quote=True)

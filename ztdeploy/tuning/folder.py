@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ztdeploy.core.files import disk_errors, own_folder, remove, write
 from ztdeploy.core.locks import only_command
+from ztdeploy.core.records import to_json
 from ztdeploy.measure.report_file import holds_kind
 from ztdeploy.measure.report_folder import check_report_folder
 from ztdeploy.tuning.figures import figures
@@ -65,7 +66,7 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
     check_folder(out)
     schedules = {f"{SCHEDULES}/{one.name}.toml": schedule_file(one, report) for one in report.compared}
     texts = {
-        REPORT: report.model_dump_json(indent=1) + "\n",
+        REPORT: to_json(report, indent=1) + "\n",
         PAGE: page(report),
         PATCH: profile_patch(report),
         **schedules,

@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from ztdeploy.errors import InputError, printable
+from ztdeploy.core.text import printable
+from ztdeploy.errors import InputError
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.models.loading import LoadedModel
 from ztdeploy.tuning import space

@@ -17,6 +17,7 @@ from ztdeploy.bundle_cache import cached_bundle
 from ztdeploy.cache import cache_errors, key_of
 from ztdeploy.core.files import read_text, write
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.measure.bench import run_bench
 from ztdeploy.measure.bench_report import BenchReport, BenchRequest
@@ -66,11 +67,11 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
     )
     kept = cache / "latency" / f"{key}.json"
     try:
-        return LatencyCost.model_validate_json(read_text(kept))
+        return from_json(LatencyCost, read_text(kept))
     except (InputError, ValidationError):
         found = _measure(request, model.adapter.architecture, cache, progress)
     with cache_errors(cache):
-        write(kept, found.model_dump_json())
+        write(kept, to_json(found))
     return found
 
 
@@ -164,7 +165,7 @@ def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: P
     with scratch_folder() as folder:
         files = [folder / f"{one.name}.json" for one in schedules]
         for one, file in zip(schedules, files, strict=True):
-            write(file, one.model_dump_json(by_alias=True))
+            write(file, to_json(one, by_alias=True))
         build = BuildRequest(
             model=request.model,
             profiles=(request.profile,),

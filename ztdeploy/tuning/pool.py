@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from optuna.study import Study
 
+from ztdeploy.core.records import to_json
 from ztdeploy.errors import EnvironmentLacksError
 from ztdeploy.measure.environment import usable_cores
 from ztdeploy.processes import how_it_ended, module_command, module_environment
@@ -72,7 +73,7 @@ def _start(request: TuneRequest, url: str, threads: int) -> _Worker:
         env={**module_environment(), "OMP_NUM_THREADS": str(threads)},
     )
     assert process.stdin is not None
-    process.stdin.write(order.model_dump_json())  # not an argument: a URL may hold a password
+    process.stdin.write(to_json(order))  # not an argument: a URL may hold a password
     process.stdin.close()
     return _Worker(name, process)
 

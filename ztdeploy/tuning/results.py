@@ -12,6 +12,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ztdeploy.core.records import to_json
 from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.errors import AccuracyError
 from ztdeploy.fidelity.eval_report import Mean, Share
@@ -146,7 +147,7 @@ class Results:
         return at_cost(lambda ratio: default_schedule(ratio, architecture, method="tome"), architecture, share)
 
     def _of(self, schedule: PruningSchedule, *, tuning: bool = False) -> Answers:
-        key = (schedule.model_copy(update={"name": "x", "keep_ratio": None}).model_dump_json(), tuning)
+        key = (to_json(schedule.model_copy(update={"name": "x", "keep_ratio": None})), tuning)
         if key not in self._answers:
             self._answers[key] = (self.search.judge if tuning else self.judge).all(schedule)
         return self._answers[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ztdeploy.errors import printable
+from ztdeploy.core.text import printable
 from ztdeploy.schedule import PruningSchedule
 from ztdeploy.tuning.report import Compared, TuneReport
 from ztdeploy.tuning.words import cost_words, origin_lines

@@ -11,6 +11,7 @@ import sys
 
 from pydantic import BaseModel, ConfigDict
 
+from ztdeploy.core.records import from_json
 from ztdeploy.errors import ZtdeployError
 from ztdeploy.tuning.request import TuneRequest
 
@@ -28,7 +29,7 @@ class WorkerOrder(BaseModel):
 
 
 def main() -> int:
-    order = WorkerOrder.model_validate_json(sys.stdin.read())
+    order = from_json(WorkerOrder, sys.stdin.read())
     try:
         _work(order)
     except ZtdeployError as error:

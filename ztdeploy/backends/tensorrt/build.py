@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from ztdeploy.backends.tensorrt.flavours import KNOWN_CAPABILITIES
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, EnvironmentLacksError, ProfileError, ZtdeployError
 from ztdeploy.kernel_files import kibibytes, table
 from ztdeploy.processes import how_it_ended, module_command, module_environment
@@ -67,7 +68,7 @@ def _run(order: BuildOrder) -> BuildAnswer:
     try:
         ended = subprocess.run(
             command,
-            input=order.model_dump_json(),
+            input=to_json(order),
             capture_output=True,
             text=True,
             errors="replace",
@@ -82,7 +83,7 @@ def _run(order: BuildOrder) -> BuildAnswer:
             "lower workspace_mib in the profile, or build with fewer batches",
         ) from error
     try:
-        return BuildAnswer.model_validate_json(ended.stdout)
+        return from_json(BuildAnswer, ended.stdout)
     except ValidationError:
         if ended.returncode == -9:  # as the kernel does when memory runs out
             return BuildAnswer(failure="memory", messages=("the process was killed, as Linux does for memory",))

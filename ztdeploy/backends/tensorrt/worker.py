@@ -14,6 +14,7 @@ from typing import Any
 from ztdeploy.backends.tensorrt.flavours import FLAVOURS
 from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder, Failure
 from ztdeploy.core.files import write
+from ztdeploy.core.records import from_json, to_json
 from ztdeploy.plugins.ahead_of_time import Target, register_plugins
 from ztdeploy.processes import own_standard_output, peak_rss_mb
 
@@ -28,7 +29,7 @@ class BuildFailedError(Exception):
 
 def main() -> None:
     answers = own_standard_output()  # the runtime prints, too
-    order = BuildOrder.model_validate_json(sys.stdin.read())
+    order = from_json(BuildOrder, sys.stdin.read())
     started = time.perf_counter()
     trt = FLAVOURS[order.flavour].load()
     log = make_log(trt)
@@ -42,7 +43,7 @@ def main() -> None:
         "seconds": time.perf_counter() - started,
         "peak_rss_mb": peak_rss_mb(),
     }
-    answers.write(answer.model_copy(update=figures).model_dump_json())
+    answers.write(to_json(answer.model_copy(update=figures)))
     answers.close()
 
 

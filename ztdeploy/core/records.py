@@ -1,0 +1,62 @@
+"""Records as JSON and back, for files and between processes.
+
+Pydantic's own writer refuses names of files that are not UTF-8 and turns a required number that is not finite into a
+null that its reader refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from ztdeploy.core.text import finite, json_text
+from ztdeploy.errors import ParityError
+
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = False) -> str:
+    """A record in ASCII; `from_json` reads it as it was, but for optional numbers that were not finite.
+
+    Raises:
+        ParityError: a number that the record must have is not finite.
+    """
+    data = record.model_dump(mode="json", by_alias=by_alias)
+    clean = finite(data)
+    if clean != data:  # NaN is equal to nothing
+        try:
+            type(record).model_validate(clean)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ParityError(
+                f"'{where}' of a {type(record).__name__} is no finite number",
+                "finite numbers from every engine",
+                "run 'ztdeploy verify' on the bundle, which names the engine that gives others",
+            ) from error
+    return json_text(clean, indent=indent)
+
+
+def from_json(model: type[_Record], text: str | bytes) -> _Record:
+    """
+    Raises:
+        ValidationError: no JSON, or another record.
+    """
+    try:
+        data = json.loads(text, parse_constant=_number, parse_float=_number)
+    except (ValueError, RecursionError) as error:
+        problem = PydanticCustomError("json_invalid", "Invalid JSON: {error}", {"error": str(error)})
+        raise ValidationError.from_exception_data(
+            model.__name__, [InitErrorDetails(type=problem, loc=(), input=None)]
+        ) from error
+    return model.model_validate(data)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that a record can hold")
+    return value

@@ -1,0 +1,90 @@
+"""Text from outside, made harmless: one function for each medium that it reaches.
+
+Names of classes, files, profiles and nodes, strings of a manifest and what libraries say in their exceptions are
+somebody else's. In a terminal they could move the cursor or reverse the order of what is read, in a page they could be
+markup, in a spreadsheet a formula. A file name that is not UTF-8 reaches Python with lone surrogates in it
+(`os.fsdecode`), which no encoder takes.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from typing import Any
+
+#: Characters of one name, value or part of a message that are shown at most.
+LONGEST = 1000
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
+#: What makes a line of Markdown a list or the line above it a heading.
+_LINE_START = re.compile(r"^(\s*(?:\d+(?=[.)])|(?=[-+=])))")
+#: What a forge makes links of even where it is escaped, unless a space without width follows.
+_LINKING = re.compile(r"([@#]|:(?=//)|www(?=\.))", re.IGNORECASE)
+#: What a spreadsheet takes for the beginning of a formula; it drops tabs and line breaks in front of one.
+_FORMULA = ("=", "+", "-", "@")
+
+
+def printable(text: str, longest: int | None = LONGEST) -> str:
+    """Text for a terminal, on one line: no control characters, nothing invisible, nothing that reorders what is read.
+
+    Such characters become blanks. A byte of a file name that is not UTF-8 is shown as its number, such as `\\xff`.
+
+    Args:
+        longest: characters that are left of a longer text, from both of its ends; None: all.
+    """
+    if longest is not None and len(text) > longest:
+        half = (longest - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return " "
+
+
+def html_text(text: str) -> str:
+    """Text of an HTML page or an SVG, in an element or a quoted attribute: no markup, nothing unknown to XML."""
+    return html.escape(printable(text), quote=True)
+
+
+def markdown_text(text: str) -> str:
+    """Text that a reader of Markdown shows as it is, in a cell as well: no markup, no HTML, no link, no mention."""
+    escaped = html.escape(_MARKDOWN.sub(r"\\\1", printable(text)), quote=False)
+    return _LINKING.sub(r"\1&#8203;", _LINE_START.sub(r"\1\\", escaped))
+
+
+def csv_cell(value: object) -> object:
+    """A value of a CSV file: text stays on one line, and no spreadsheet takes it for a formula."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def json_text(data: Any, *, indent: int | None = None) -> str:
+    """Plain data as JSON in ASCII, which any locale prints and any terminal shows as it is.
+
+    A number that is not finite becomes null. Text comes back from `json.loads` as it was, lone surrogates among it.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(finite(data), indent=indent, separators=separators, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def finite(data: Any) -> Any:
+    """The same plain data, with None for every number that is not finite."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return data
