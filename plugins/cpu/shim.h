@@ -15,7 +15,7 @@
 #include "fibers.h"
 
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define ZT_DEVICE inline
 #define __syncthreads() ::zt_cpu::barrier(__FILE__, __LINE__)
 

@@ -87,15 +87,21 @@ struct Word<__half> {
     float value[2];
 };
 
+// `readable`: how many elements may be read. What a word holds beyond them is 0.
 template <typename Pointer>
-ZT_DEVICE void load_word(Word<float>& word, Pointer pointer, long long index) {
+ZT_DEVICE void load_word(Word<float>& word, Pointer pointer, int index, int) {
     word.value[0] = pointer[index];
 }
 template <typename Pointer>
-ZT_DEVICE void load_word(Word<__half>& word, Pointer pointer, long long index) {
-    const float2 pair = __half22float2(load_as<__half2>(pointer, index));
-    word.value[0] = pair.x;
-    word.value[1] = pair.y;
+ZT_DEVICE void load_word(Word<__half>& word, Pointer pointer, int index, int readable) {
+    if (index + 1 < readable) {
+        const float2 pair = __half22float2(load_as<__half2>(pointer, index));
+        word.value[0] = pair.x;
+        word.value[1] = pair.y;
+    } else {
+        word.value[0] = to_float(pointer[index]);
+        word.value[1] = 0.0f;
+    }
 }
 
 // 4 elements at a multiple of 4.

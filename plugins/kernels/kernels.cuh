@@ -15,7 +15,7 @@
 
 // Fast form, first launch: grid (heads, batch). `survivors` may be null. Fills head_scores [B, H, N], variances [B, H].
 #define ZT_PAGE_RANK_HEADS(name, T, path)                                                                             \
-    extern "C" __global__ void __launch_bounds__(1024)                                                                \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                             \
         name(const T* __restrict__ attention, const float* __restrict__ survivors, int heads, int tokens,             \
              int iterations, int boost, int lanes, int groups, float* __restrict__ head_scores,                       \
              float* __restrict__ variances) {                                                                         \
@@ -29,7 +29,7 @@ ZT_PAGE_RANK_HEADS(zt_page_rank_heads_f32_l2, float, l2)
 ZT_PAGE_RANK_HEADS(zt_page_rank_heads_f16_l2, __half, l2)
 
 // Fast form, second launch: grid (batch).
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
     zt_join_heads(const float* __restrict__ head_scores, const float* __restrict__ variances, int heads, int tokens,
                   int filter_heads, int root_mean_square, float variance_min, float variance_max,
                   float* __restrict__ scores) {
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 // Single-launch form: grid (batch), no workspace.
 #define ZT_SINGLE_PAGE_RANK(name, T)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(1024)                                                                \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                             \
         name(const T* __restrict__ attention, const float* __restrict__ survivors, int heads, int tokens,             \
              int iterations, int boost, int filter_heads, int root_mean_square, int lanes, int groups,                \
              float* __restrict__ scores) {                                                                            \
@@ -53,7 +53,7 @@ ZT_SINGLE_PAGE_RANK(zt_weighted_page_rank_f16, __half)
 
 // The same without survivors: an ahead-of-time plugin has no way to pass a null pointer.
 #define ZT_SINGLE_PAGE_RANK_ALL(name, T)                                                                              \
-    extern "C" __global__ void __launch_bounds__(1024)                                                                \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                             \
         name(const T* __restrict__ attention, int heads, int tokens, int iterations, int boost, int filter_heads,     \
              int root_mean_square, int lanes, int groups, float* __restrict__ scores) {                               \
         const zt::HeadFilter filter = {filter_heads != 0, ZT_VARIANCE_MIN, ZT_VARIANCE_MAX};                          \

@@ -46,6 +46,11 @@ ZT_HOST_DEVICE constexpr int row_words(int tokens, int element_bytes) {
     return (tokens + 2 * word_elements(element_bytes) - 2) / word_elements(element_bytes);
 }
 
+// Words of a row that a thread reads together.
+constexpr int COLUMNS = 4;
+// Groups beyond these cost more where their partial votes are added up than they save.
+constexpr int MAX_GROUPS = 16;
+
 // Bytes that hold a copy of one head's matrix. It keeps the original's position within 16 bytes, hence the slack.
 ZT_HOST_DEVICE constexpr int matrix_bytes(int tokens, int element_bytes) {
     return round_up(tokens * tokens * element_bytes + 16, 16);
@@ -68,11 +73,12 @@ ZT_HOST_DEVICE inline PageRankPlan split_rows(int tokens, int element_bytes, int
     for (int lanes = WARP; lanes <= threads; lanes += WARP) {
         // Groups step over rows by their number; a multiple of the word keeps each group's rows in step with words.
         const int word = word_elements(element_bytes);
-        int groups = smaller(threads / lanes, 16) / word * word;
+        int groups = smaller(threads / lanes, MAX_GROUPS) / word * word;
         while (groups > 0 && page_rank_floats(tokens, threads, groups) > floats) groups -= word;
         if (groups < 1) continue;
-        const int words = row_words(tokens, element_bytes);
-        const int cost = ceil_div(words, lanes) * ceil_div(tokens, groups) + groups;
+        // Loads per thread and iteration: of words and of the vector, by all warps; then of partial votes, by a few.
+        const int per_row = ceil_div(row_words(tokens, element_bytes), lanes);
+        const int cost = (per_row + ceil_div(per_row, COLUMNS)) * ceil_div(tokens, groups) + groups / 2;
         if (best_cost == 0 || cost < best_cost) {
             best_cost = cost;
             best.path = PageRankPath::l2;

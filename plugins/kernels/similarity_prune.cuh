@@ -67,6 +67,7 @@ ZT_DEVICE float4 mean_quad(const Keys<T>& keys, int token, int dim) {
     const long long head_step = (long long)keys.tokens * keys.width;
     long long at = (long long)token * keys.width + dim;
     const bool aligned = keys.width % 4 == 0;
+#pragma unroll 4
     for (int head = 0; head < keys.heads; ++head, at += head_step) {
         float4 quad = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (aligned) {

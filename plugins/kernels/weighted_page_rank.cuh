@@ -45,53 +45,45 @@ ZT_DEVICE float live_tokens(const PageRankBlock& block, Input<float> survivors) 
     return block_sum(block.partial, live);
 }
 
-// The votes of one group's rows for the columns of one word, and the votes that these rows hold.
+// Fills block.partial and block.mass: the votes of each group's rows, and how many votes these rows hold.
 //
 // Rows of an odd N start at changing places within a word. A group steps by a number of rows that keeps the place, so
-// that a thread's words stay aligned; the words at a row's ends are read element by element, since their other half
-// belongs to another row, or to nobody.
+// that a thread's words stay aligned; what a word holds beyond its row's ends is read and left aside. A thread reads
+// several words of a row: that many loads are under way at once, and share one load of the row's own entry.
+//
+// `misaligned`: how many elements behind a word's start the matrix begins. `readable`: how many elements may be read
+// from there on; only the last word of a tensor reaches beyond them.
 template <typename T, typename Matrix>
-ZT_DEVICE float votes_for_word(const PageRankBlock& block, Matrix matrix, int group, int column, Word<T>& votes) {
+ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned, int readable) {
     constexpr int size = Word<T>::size;
-    const int tokens = block.tokens;
-    float mass = 0.0f;
-    for (int k = 0; k < size; ++k) votes.value[k] = 0.0f;
-    if (column >= 0 && column + size <= tokens) {
-#pragma unroll 8
+    const int tokens = block.tokens, step = block.lanes * size;
+    const int group = threadIdx.x / block.lanes, lane = threadIdx.x - group * block.lanes;
+    if (group >= block.groups) return;
+    const int shift = (misaligned + group * tokens) % size;
+    for (int first = lane * size - shift; first < tokens; first += COLUMNS * step) {
+        Word<T> votes[COLUMNS] = {};
+        float mass = 0.0f;
+#pragma unroll 2
         for (int row = group; row < tokens; row += block.groups) {
             const float weight = block.vector[row];
-            Word<T> word;
-            load_word(word, matrix, row * tokens + column);
-            for (int k = 0; k < size; ++k) votes.value[k] = multiply_add(word.value[k], weight, votes.value[k]);
             mass += weight;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+                const int column = first + c * step;
+                if (column >= tokens) continue;
+                Word<T> word;
+                load_word(word, matrix, row * tokens + column, readable);
+                for (int k = 0; k < size; ++k)
+                    votes[c].value[k] = multiply_add(word.value[k], weight, votes[c].value[k]);
+            }
         }
-        return mass;
-    }
-    for (int row = group; row < tokens; row += block.groups) {
-        const float weight = block.vector[row];
-        for (int k = 0; k < size; ++k)
-            if (column + k >= 0 && column + k < tokens)
-                votes.value[k] = multiply_add(to_float(matrix[row * tokens + column + k]), weight, votes.value[k]);
-        mass += weight;
-    }
-    return mass;
-}
-
-// Fills block.partial and block.mass. `misaligned`: how many elements behind a word's start the matrix begins.
-template <typename T, typename Matrix>
-ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned) {
-    constexpr int size = Word<T>::size;
-    const int group = threadIdx.x / block.lanes;
-    const int lane = threadIdx.x - group * block.lanes;
-    if (group >= block.groups) return;
-    const int shift = (misaligned + group * block.tokens) % size;
-    for (int column = lane * size - shift; column < block.tokens; column += block.lanes * size) {
-        Word<T> votes;
-        const float mass = votes_for_word<T>(block, matrix, group, column, votes);
-        for (int k = 0; k < size; ++k)
-            if (column + k >= 0 && column + k < block.tokens)
-                block.partial[group * block.tokens + column + k] = votes.value[k];
-        if (column <= 0) block.mass[group] = mass;  // the first word of a row: one thread of each group
+        for (int c = 0; c < COLUMNS; ++c) {
+            for (int k = 0; k < size; ++k) {
+                const int column = first + c * step + k;
+                if (column >= 0 && column < tokens) block.partial[group * tokens + column] = votes[c].value[k];
+            }
+        }
+        if (first <= 0) block.mass[group] = mass;  // the first word of a row: one thread of each group
     }
 }
 
@@ -100,6 +92,7 @@ ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misal
 // Votes for tokens that are gone are lost in each iteration, and fp32 would run out of range. Dividing by the mean of
 // the vector that voted, whose sum fell off while it was read, keeps the mean near 1 and costs no barrier.
 ZT_DEVICE void finish_iteration(const PageRankBlock& block, Input<float> survivors, float live) {
+    if (int(threadIdx.x) >= block.tokens) return;
     float mass = 0.0f;
     for (int group = 0; group < block.groups; ++group) mass += block.mass[group];
     const float scale = 1.0f / fmaxf(mass / live, TINY);
@@ -126,14 +119,14 @@ ZT_DEVICE float scale_to_mean_one(const PageRankBlock& block, float live) {
 
 // Leaves a head's scores in block.vector, where each thread reads back only what it wrote; returns their variance.
 template <typename T, typename Matrix>
-ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misaligned, Input<float> survivors, float live,
-                          int iterations, int boost) {
+ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misaligned, int readable,
+                          Input<float> survivors, float live, int iterations, int boost) {
     const float first = boost ? sqrtf(float(block.tokens)) : 1.0f;
     for (int token = threadIdx.x; token < block.tokens; token += blockDim.x)
         block.vector[token] = alive(survivors, token) * (token == 0 ? first : 1.0f);
     __syncthreads();
     for (int iteration = 0; iteration < iterations; ++iteration) {
-        gather_votes<T>(block, matrix, misaligned);
+        gather_votes<T>(block, matrix, misaligned, readable);
         __syncthreads();
         finish_iteration(block, survivors, live);
         __syncthreads();
@@ -142,7 +135,7 @@ ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misalig
 }
 
 // Copies a matrix to shared memory at the same place within 16 bytes, which it returns in elements. The elements before
-// that place come along: they belong to the head before.
+// that place come along: they belong to the head before. The last 16 bytes are filled up with 0.
 template <typename T>
 ZT_DEVICE int copy_matrix(Shared<T> copy, Input<T> attention, long long first, int elements) {
     constexpr int chunk = 16 / sizeof(T);
@@ -152,7 +145,7 @@ ZT_DEVICE int copy_matrix(Shared<T> copy, Input<T> attention, long long first, i
         if (i + chunk <= end) {
             copy_16_bytes(copy, i, attention, first + (i - place));
         } else {
-            for (int k = i; k < end; ++k) copy[k] = attention[first + (k - place)];
+            for (int k = i; k < i + chunk; ++k) copy[k] = k < end ? attention[first + (k - place)] : T{};
         }
     }
     return place;
@@ -176,12 +169,15 @@ ZT_DEVICE void page_rank_of_head(const T* __restrict__ attention_, const float* 
     if constexpr (copies) {
         const Shared<T> copy = dynamic_shared<T>(0, matrix_bytes(tokens, sizeof(T)) / sizeof(T));
         const int place = copy_matrix(copy, attention, head * size, tokens * tokens);
+        const int readable = round_up(place + tokens * tokens, 16 / sizeof(T)) - place;
         live = live_tokens(block, survivors);  // its barriers, or the one before the iterations, also end the copy
-        variance = rank_head<T>(block, copy + place, place, survivors, live, iterations, boost);
+        variance = rank_head<T>(block, copy + place, place, readable, survivors, live, iterations, boost);
     } else {
         live = live_tokens(block, survivors);
         const int misaligned = int(head * size % Word<T>::size);
-        variance = rank_head<T>(block, attention + head * size, misaligned, survivors, live, iterations, boost);
+        const int readable = int(size) + (head + 1 < (long long)batch * heads);
+        variance = rank_head<T>(block, attention + head * size, misaligned, readable, survivors, live, iterations,
+                                boost);
     }
     for (int token = threadIdx.x; token < tokens; token += blockDim.x) head_scores[token] = block.vector[token];
     if (threadIdx.x == 0) variances[head] = variance;
@@ -226,7 +222,8 @@ ZT_DEVICE void page_rank_of_image(const T* __restrict__ attention_, const float*
     bool passed = false;  // all heads are joined until the first one passes; then only those that pass
     for (int head = 0; head < heads; ++head) {
         const long long start = first + head * size;
-        const float variance = rank_head<T>(block, attention + start, int(start % Word<T>::size), survivors, live,
+        const float variance = rank_head<T>(block, attention + start, int(start % Word<T>::size),
+                                            int(size) + (start + size < gridDim.x * heads * size), survivors, live,
                                             iterations, boost);
         const bool pass = passes(filter, variance);
         if (passed && !pass) continue;

@@ -439,8 +439,8 @@ FAULTS = {
         "address 2 off",
     ),
     "same slot": (
-        "block.partial[group * block.tokens + column + k] =",
-        "block.partial[column + k] =",
+        "block.partial[group * tokens + column] =",
+        "block.partial[column] =",
         RaceError,
         "race: writes",
     ),

@@ -32,6 +32,7 @@ OLDEST_TENSORRT: Final = (10, 9)
 #: What every CUDA device gives a block without being asked. There is no way to opt in to more from here.
 SHARED_BYTES: Final = 48 * 1024
 _WARP: Final = 32
+_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,8 @@ def page_rank_launch(tokens: int, element_bytes: int) -> Launch:
             groups -= word
         if groups < 1:
             continue
-        cost = -(-words // lanes) * -(-tokens // groups) + groups
+        per_row = -(-words // lanes)
+        cost = (per_row + -(-per_row // _COLUMNS)) * -(-tokens // groups) + groups // 2
         if best is None or cost < best[0]:
             best = (cost, lanes, groups)
     if best is None:
