@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from ztdeploy.cache import key_of
 from ztdeploy.core.files import make_folder, move, write
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
+from ztdeploy.faults import step_of
 from ztdeploy.graph.blocks import blocks_graph
 from ztdeploy.graph.notes import notes_of, without_notes
 from ztdeploy.graph.plugin_nodes import insert_plugin_nodes
@@ -35,9 +37,11 @@ from ztdeploy.graph.static_int8 import Ranges
 from ztdeploy.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.manifest import (
     SCHEMA_VERSION,
+    AdaptedProfile,
     BlockNodes,
     BlocksRecord,
     EngineRecord,
+    FailedProfile,
     GoldenRecord,
     GraphRecord,
     Manifest,
@@ -76,15 +80,18 @@ class Assembly:
         *,
         batch: int | None,
         cache: TraceStore | None = None,
+        held: dict[str, Trace] | None = None,
         calibration: CalibrationImages | None = None,
     ) -> None:
         """
         Args:
+            held: traces of an earlier assembly of the same model, by their keys, and where these are kept; None: a
+                second assembly is not to be expected.
             calibration: what int8 ranges come from where they are not dynamic; None: the golden images.
         """
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
         self.calibration = calibration or built_in_images(self.golden_sources)
-        self._cache = cache
+        self._cache, self._held = cache, held
         self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
         tokens = model.adapter.architecture.tokens
         self._specs = {profile.name: graph_spec(profile, batch, tokens) for profile in profiles}
@@ -101,14 +108,21 @@ class Assembly:
         specs = list(dict.fromkeys(self._specs.values()))
         traces = self._traces(schedule, list(dict.fromkeys(spec.traced for spec in specs)))
         # All are made before any is written: writing renames what is inside.
-        ranges = self._ranges(schedule, specs, traces)
-        graphs = [(spec, specialise(traces[spec.traced].graph, spec, ranges.get(spec))) for spec in specs]
+        ranges, graphs = self._ranges(schedule, specs, traces), list[tuple[GraphSpec, ir.Model]]()
+        for spec in specs:
+            with step_of(*self._profiles_of(spec)):
+                graphs.append((spec, specialise(traces[spec.traced].graph, spec, ranges.get(spec))))
         for spec, graph in graphs:
-            self._take(schedule, spec, graph)
+            with step_of(*self._profiles_of(spec)):
+                self._take(schedule, spec, graph)
         reference = next(iter(traces.values())).reference
         arrays = io.BytesIO()
         np.savez(arrays, allow_pickle=False, **reference)
         write(self.folder / "golden" / f"{schedule.name}.npz", arrays.getbuffer())
+
+    def _profiles_of(self, spec: GraphSpec) -> list[str]:
+        """The names of the profiles that ask for such a graph."""
+        return [name for name, own in self._specs.items() if own == spec]
 
     def _ranges(
         self, schedule: PruningSchedule, specs: list[GraphSpec], traces: dict[GraphSpec, Trace]
@@ -132,16 +146,29 @@ class Assembly:
         return ranges
 
     def _traces(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
-        """One trace per spec; what the cache holds is not traced again."""
-        if self._cache is None:
+        """One trace per spec; what is held, or is in the cache, is not traced again."""
+        if self._cache is None and self._held is None:
             return self._trace(schedule, specs)
         keys = {spec: self._trace_key(schedule, spec) for spec in specs}
-        held = {spec: self._cache.read(key) for spec, key in keys.items()}
-        missing = [spec for spec, trace in held.items() if trace is None]
+        known = {spec: self._known(key) for spec, key in keys.items()}
+        missing = [spec for spec, trace in known.items() if trace is None]
         made = self._trace(schedule, missing) if missing else {}
         for spec, trace in made.items():
-            self._cache.write(keys[spec], trace)
-        return made | {spec: trace for spec, trace in held.items() if trace is not None}
+            self._keep(keys[spec], trace)
+        return made | {spec: trace for spec, trace in known.items() if trace is not None}
+
+    def _known(self, key: str) -> Trace | None:
+        held = None if self._held is None else self._held.get(key)
+        if held is not None:
+            return Trace(held.graph.clone(), held.reference)
+        return None if self._cache is None else self._cache.read(key)
+
+    def _keep(self, key: str, trace: Trace) -> None:
+        """Writing a bundle renames what is inside a trace: what is held is a copy, which shares the weights."""
+        if self._held is not None:
+            self._held[key] = Trace(trace.graph.clone(), trace.reference)
+        if self._cache is not None:
+            self._cache.write(key, trace)
 
     def _trace(self, schedule: PruningSchedule, specs: list[GraphSpec]) -> dict[GraphSpec, Trace]:
         with PrunedModel(self.model.adapter, schedule) as pruned:
@@ -245,7 +272,7 @@ class Assembly:
         """What proves the variants of a drafted manifest."""
         return Proof(self.folder, self.model, self.pixels)
 
-    def draft_manifest(self) -> Manifest:
+    def draft_manifest(self, failed: Sequence[FailedProfile], adapted: Sequence[AdaptedProfile]) -> Manifest:
         """The manifest, but for the parity records."""
         class_names = self._write_class_names()
         golden = self._write_golden()
@@ -279,6 +306,8 @@ class Assembly:
             golden=golden,
             blocks=self._blocks,
             missing=self._missing(),
+            failed=tuple(failed),
+            adapted=tuple(adapted),
             files={},
         )
         write(self.folder / "README.md", bundle_readme(manifest))

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from ztdeploy.backends import why_not_build, why_not_run
-from ztdeploy.backends.processor import cpu_features, what_int8_lacks
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import Bundle, check_output, read_bundle, write_manifest
 from ztdeploy.core.folders import scratch_folder
-from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError, ModelError, ParityError
+from ztdeploy.errors import EnvironmentLacksError, InputError, ParityError
 from ztdeploy.fidelity.eval_report import EvalReport, EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge, judged_rows
@@ -24,13 +23,11 @@ from ztdeploy.gate import Gate, apply_gate, none_left
 from ztdeploy.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.measure.environment import processor_name
 from ztdeploy.measure.latency import Configuration, measure_latency
-from ztdeploy.pipeline import BuildRequest, Progress, build, silent
+from ztdeploy.pipeline import BuildRequest, Progress, as_error, build, silent
 from ztdeploy.precision_choice import Contender, by_risk, choose, misses, timing
 from ztdeploy.profile import HardwareProfile, read_profile
 
 ROUNDS, ITERATIONS = 10, 10
-#: What may be wrong with one candidate and not with the others.
-_OWN_FAULTS = (BundleError, ModelError, ParityError)
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,7 @@ def slate_of(asked: HardwareProfile) -> Slate:
 def _why_not_tried(profile: HardwareProfile, asked: HardwareProfile) -> str | None:
     if (profile.batch, profile.image_input) != (asked.batch, asked.image_input):
         return f"it takes other batches or inputs than '{asked.name}'"
-    lacking = what_int8_lacks(cpu_features(), profile.int8) if profile.precision == "int8" else None
-    return why_not_build(profile) or why_not_run(profile) or (lacking and f"this processor has {lacking}")
+    return why_not_build(profile) or why_not_run(profile)
 
 
 def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tuple[float, ...]:
@@ -133,26 +129,19 @@ def _trial(
 
     Returns:
         With it, why the others cannot, by profile.
+
+    Raises:
+        ZtdeployError: a profile that was asked for cannot be built.
     """
     asked = [slate.asked.name for slate in slates]
     able = [one.name for slate in slates for one in slate.profiles if one.name not in slate.lacking]
-    candidates = [name for name in dict.fromkeys(able) if name not in asked]
-
-    def attempt(names: Sequence[str]) -> Bundle:
-        chosen = tuple(sources[name] for name in (*asked, *names))
-        return build(replace(request, profiles=chosen, out=out, force=True), progress, lambda *_: None)
-
-    try:
-        return attempt(candidates), {}
-    except _OWN_FAULTS:
-        attempt([])  # which raises what is wrong with all of them
-    failed = dict[str, str]()
-    for name in candidates:
-        try:
-            attempt([name])
-        except _OWN_FAULTS as error:
-            failed[name] = error.given
-    return attempt([name for name in candidates if name not in failed]), failed
+    names = dict.fromkeys((*asked, *able))
+    trial = replace(request, profiles=tuple(sources[name] for name in names), out=out, force=True)
+    bundle = build(trial, progress, lambda *_: None)
+    for one in bundle.manifest.failed:
+        if one.profile in asked:
+            raise as_error(one)
+    return bundle, {one.profile: one.given for one in bundle.manifest.failed}
 
 
 def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, progress: Progress) -> Choice:

@@ -114,7 +114,11 @@ class Bundle:
     def profile_name(self, wanted: str | None) -> str:
         """The profile to run: the one asked for, or the first that has engines."""
         if wanted is not None:
-            if arguments.text("profile", wanted) not in self.manifest.profiles:
+            arguments.text("profile", wanted)
+            for failed in self.manifest.failed:
+                if failed.profile == wanted:
+                    raise BundleError(failed.line, f"a profile in {self.root}", "build it again for that one")
+            if wanted not in self.manifest.profiles:
                 raise BundleError(
                     f"profile '{wanted}' of {self.root}",
                     "a profile in the bundle",
@@ -125,7 +129,7 @@ class Bundle:
             if any(name in variant.engines for variant in self.manifest.variants):
                 return name
         raise BundleError(
-            f"{self.root} holds no engine ({'; '.join(self.manifest.missing)})",
+            f"{self.root} holds no engine ({'; '.join(self.manifest.lines_of_missing)})",
             "at least one engine that this machine can run",
             "build with --profile cpu as well",
         )

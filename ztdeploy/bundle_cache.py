@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ztdeploy.backends.int8 import exact_here
 from ztdeploy.bundle import Bundle, read_bundle, sha256_of
 from ztdeploy.cache import FIX, key_of
 from ztdeploy.core.files import remove_folder, write
@@ -109,7 +110,7 @@ def bundle_key(request: BuildRequest) -> str:
         keep_ratios=request.keep_ratios,
         preset=request.preset,
         schedules=[_file_key(path) for path in request.schedules],
-        profiles=[read_profile(name).model_dump(mode="json") for name in request.profiles],
+        profiles=[exact_here(read_profile(name)).model_dump(mode="json") for name in request.profiles],
     )
 
 

@@ -16,7 +16,7 @@ def bundle_readme(manifest: Manifest) -> str:
     given = manifest.model.gives
     what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
     random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
-    missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.missing)
+    missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.lines_of_missing)
     return f"""# {markdown_text(manifest.model.name)}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
 
 {random if manifest.weights.source == "random" else ""}Run it on the target (no PyTorch needed):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.backends import PLANNED
+from ztdeploy.backends.int8 import what_int8_lacks
 from ztdeploy.backends.openvino import load_openvino
-from ztdeploy.backends.processor import DOT_PRODUCTS, computes_bf16, cpu_features, what_int8_lacks
 from ztdeploy.backends.tensorrt.cuda import open_device
 from ztdeploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.backends.threads import usable_threads
+from ztdeploy.core.processor import BF16_PRODUCTS, DOT_PRODUCTS, onednn_processor, processor
 from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
 from ztdeploy.measure.environment import processor_name
 from ztdeploy.plugins.library import what_is_missing
@@ -83,8 +84,8 @@ def _safely(subject: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def _processor() -> Finding:
-    features = cpu_features()
-    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "asimd", *DOT_PRODUCTS) if name in features]
+    features = processor().features
+    known = [name for name in ("avx2", "avx512f", "asimd", *BF16_PRODUCTS, *DOT_PRODUCTS) if name in features]
     return Finding(
         "processor",
         "ok",
@@ -93,11 +94,12 @@ def _processor() -> Finding:
 
 
 def _int8() -> Finding:
-    features = cpu_features()
-    lacking = what_int8_lacks(features)
+    here = processor()
+    lacking = what_int8_lacks(here)
     if lacking is not None:
-        return Finding("int8 engines", "note", lacking, "take the profile cpu; docs/precision.md says more")
-    found = " ".join(sorted(features.intersection(DOT_PRODUCTS)))
+        bits = "; weights take 7 bits here, of which no sum is lost" if here.loses_sums else ""
+        return Finding("int8 engines", "note", lacking + bits, "measure both cpu and cpu-int8; see docs/precision.md")
+    found = " ".join(here.dot_products)
     return Finding("int8 engines", "ok" if found else "note", found or "no SIMD flags read")
 
 
@@ -138,7 +140,8 @@ def _openvino() -> Finding:
         return Finding(subject, "note", "not installed", "pip install 'ztdeploy[openvino]'")
     except EnvironmentLacksError as error:
         return Finding(subject, "missing", error.given, error.fix)
-    precisions = "fp32 and bf16" if computes_bf16() else "fp32; this processor does not compute in bf16"
+    bf16 = onednn_processor().computes_bf16
+    precisions = "fp32 and bf16" if bf16 else "fp32; this processor does not compute in bf16"
     return Finding(subject, "ok", f"{version_here.partition('-')[0]}; {precisions}")
 
 

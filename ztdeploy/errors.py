@@ -16,7 +16,8 @@
         |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
         `-- EngineMismatchError           the engine was built by another runtime version or device
 
-Exit code 2 is a malformed command line, 7 a regression that 'ztdeploy compare' found, 130 an interruption (Ctrl-C).
+Exit code 2 is a malformed command line, 7 a regression that 'ztdeploy compare' found, 9 a build of several profiles of
+which some failed (`PARTLY_BUILT`: the bundle is there, and names them), 130 an interruption (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Iterable
 
 from ztdeploy.core.text import printable
 
+#: The exit code of a build that wrote a bundle without some of its profiles.
+PARTLY_BUILT = 9
 #: Names that a hint lists at most.
 _LISTED = 20
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.backends.base import Plugins
+from ztdeploy.backends.int8 import int8_note
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, read_bundle
 from ztdeploy.core.files import copy_file, move, own_folder, remove
 from ztdeploy.core.folders import scratch_folder
@@ -96,6 +97,7 @@ def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
     reasons = {name: why_not_build(profiles[name]) or why_not_run(profiles[name]) for name in names}
     possible = [name for name, reason in reasons.items() if reason is None]
     notes = [f"profile '{name}': not built here: {reason}" for name, reason in reasons.items() if reason is not None]
+    notes += filter(None, (int8_note(profiles[name]) for name in possible))
     if not possible:
         raise EnvironmentLacksError(
             f"this machine can build none of the engines of {bundle.root} ({'; '.join(notes)})",

@@ -14,6 +14,7 @@ from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.core.files import remove, write
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.errors import AccuracyError, EnvironmentLacksError, InputError
+from ztdeploy.faults import step_of
 from ztdeploy.fidelity.data import EvalData, read_data
 from ztdeploy.fidelity.eval_report import EvalRequest
 from ztdeploy.fidelity.evaluate import evaluate_bundle
@@ -102,7 +103,7 @@ def apply_gate(
     Raises:
         AccuracyError: no pruned variant is left.
         ImageError: no calibration image can be read.
-        ParityError: an engine gives something else than numbers.
+        StepError: an engine gives something else than numbers, or no variant passes for one profile alone.
     """
     bundle = read_bundle(folder)
     manifest, gates = bundle.manifest, list(known.values())
@@ -110,17 +111,31 @@ def apply_gate(
         for name in (name for name in _judged(bundle) if name not in known):
             reference = _fp32_profile(manifest, name)
             request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
-            report = evaluate_bundle(request, cache=answers, progress=progress)
+            with step_of(name):
+                report = evaluate_bundle(request, cache=answers, progress=progress)
             manifest = recorded(Bundle(folder, manifest), report)
             gates.append(judge(report, gate.limits))
     failed = {row.variant for one in gates for row in one.rows if row.failed}
     pruned = [variant.name for variant in manifest.variants if variant.plan.layers]
     if pruned and failed.issuperset(pruned):
+        _check_some_pass(gates, pruned)
         raise none_left(gates)
     manifest = manifest.model_copy(update={"gates": tuple(gates)})
     if failed:
         manifest = _without(folder, manifest, failed)
     write_manifest(folder, manifest)
+
+
+def _check_some_pass(gates: Sequence[GateRecord], pruned: Sequence[str]) -> None:
+    """
+    Raises:
+        StepError: no variant passes for some profile, while one does for another.
+    """
+    none = [one for one in gates if {row.variant for row in one.rows if row.failed}.issuperset(pruned)]
+    if len(none) < len(gates):
+        for one in none:
+            with step_of(one.profile):
+                raise none_left([one])
 
 
 def _judged(bundle: Bundle) -> list[str]:

@@ -12,7 +12,7 @@ from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec, given
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: What a fingerprint's `plugins` starts with where their PTX is inside the engine.
 AHEAD_OF_TIME = "ahead-of-time"
 PluginKind = Literal["none", "library", "ahead-of-time"]
@@ -330,6 +330,32 @@ class GoldenRecord(_Record):
     outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
 
 
+class FailedProfile(_Record):
+    """A profile that was asked for and is not in the bundle, while others are."""
+
+    profile: Name
+    given: str  #: what was found
+    expected: str
+    fix: str
+    exit_code: int  #: that the build would have ended with, had it been for this profile alone
+
+    @property
+    def line(self) -> str:
+        return f"profile '{self.profile}' was not built: {self.given}; expected {self.expected}; {self.fix}"
+
+
+class AdaptedProfile(_Record):
+    """A profile that was built in another form than its file asks for, since of this one no sum is lost here."""
+
+    profile: Name
+    change: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        return f"profile '{self.profile}' has {self.change}: {self.reason}"
+
+
 class BlocksRecord(_Record):
     """A graph of a few neighbouring dense blocks alone, for any number of tokens."""
 
@@ -351,12 +377,19 @@ class Manifest(_Record):
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    failed: tuple[FailedProfile, ...] = ()
+    adapted: tuple[AdaptedProfile, ...] = ()
     blocks: dict[Name, BlocksRecord] = {}  #: by profile; what measures how time grows with tokens
     gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
     choices: tuple[ChoiceRecord, ...] = ()  #: of `build --precision auto`
     calibration: CalibrationRecord | None = None  #: where the build was given calibration images
     timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
+
+    @property
+    def lines_of_missing(self) -> tuple[str, ...]:
+        """What the bundle lacks, or has in another form than was asked for; the profiles that failed come first."""
+        return (*(one.line for one in self.failed), *(one.line for one in self.adapted), *self.missing)
 
     @property
     def dense(self) -> VariantRecord:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ztdeploy.backends import backend_exists, get_backend, why_not_build
+from ztdeploy.backends.int8 import exact_here
 from ztdeploy.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
-from ztdeploy.errors import ScheduleError
+from ztdeploy.core.files import remove, remove_folder
+from ztdeploy.errors import ScheduleError, ZtdeployError
+from ztdeploy.faults import StepError, step_of, without
 from ztdeploy.finalize import finalize_bundle
-from ztdeploy.manifest import CalibrationRecord, Manifest, RangeRecord
+from ztdeploy.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
 from ztdeploy.preprocess_spec import Output
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from ztdeploy.gate import Gate, Judge
     from ztdeploy.models.loading import LoadedModel
     from ztdeploy.range_images import CalibrationImages
+    from ztdeploy.traces import Trace
 
 #: Told before each step: what comes, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -69,15 +73,19 @@ def silent(_what: str, _done: int, _total: int) -> None:
 def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:
     """Trace, prune, export, build engines, prove parity, and write one bundle.
 
+    A profile that fails does not take the others with it: the bundle is that of the others, and names it (`failed`).
+
     Args:
         judge: what is done with the finished folder where there is a gate; by default `gate.apply_gate`.
 
     Raises:
-        ZtdeployError: see `ztdeploy.errors`; nothing is left behind at `request.out`.
+        ZtdeployError: see `ztdeploy.errors`; nothing is left behind at `request.out`. Where every profile failed, the
+            first one's error.
     """
-    profiles = [read_profile(name) for name in dict.fromkeys(request.profiles)]
+    asked = [read_profile(name) for name in dict.fromkeys(request.profiles)]
+    profiles = [exact_here(profile) for profile in asked]
     check_output(request.out, force=request.force)
-    check_backends(profiles)
+    failed = check_backends(profiles)
     for keep_ratio in request.keep_ratios:  # before PyTorch is imported, which takes seconds
         check_keep_ratio(keep_ratio)
     from ztdeploy.models.loading import load_model
@@ -93,22 +101,65 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         output=request.output,
         text_head=request.text_head,
     )
-    schedules = schedules_of(request, profiles, model)
-    from ztdeploy.gate import apply_gate, check_gate
+    left = _left(profiles, failed)
+    schedules_of(request, left, model)  # wrong ones are known before anything is looked at
+    from ztdeploy.gate import check_gate
 
     evidence = None
     if request.gate is not None:
         classes = model.adapter.architecture.num_classes
-        data = check_gate(request.gate, profiles, model.class_names, classes, model.output)
+        data = check_gate(request.gate, left, model.class_names, classes, model.output)
         progress("looking at calibration images", 0, 1)
-        evidence = _look_at(data, model, schedules, profiles)
-    from ztdeploy.assembly import Assembly
-    from ztdeploy.traces import TraceStore
-
-    cache = None if request.cache is None else TraceStore(request.cache)
+        evidence, unfit = _look_at(data, model, schedules_of(request, left, model), left)
+        failed |= unfit
+    work = _Work(request, model, evidence, adapted_records(asked, profiles), progress, judge, len(left) > 1)
     with new_bundle_folder(request.out, force=request.force) as folder:
-        images = None if evidence is None else evidence.images
-        work = Assembly(folder, model, profiles, schedules, batch=request.batch, cache=cache, calibration=images)
+        while True:
+            try:
+                work.attempt(folder, _left(profiles, failed), failed)
+                break
+            except StepError as fault:
+                without(fault, failed, [profile.name for profile in profiles])
+                progress(f"building again without {', '.join(fault.profiles)}", 0, 1)
+                _empty(folder)
+    return read_bundle(request.out)
+
+
+@dataclass
+class _Work:
+    """What every attempt at a bundle needs."""
+
+    request: BuildRequest
+    model: LoadedModel
+    evidence: _Evidence | None
+    adapted: dict[str, AdaptedProfile]
+    progress: Progress
+    judge: Judge | None
+    again: bool  #: whether there may be a second attempt, without a profile that failed
+    held: dict[str, Trace] = field(default_factory=dict)  #: what no attempt traces again
+
+    def attempt(self, folder: Path, profiles: list[HardwareProfile], failed: Mapping[str, ZtdeployError]) -> None:
+        """A bundle for these profiles.
+
+        Raises:
+            StepError: one of them fails; the folder then is of no use.
+        """
+        from ztdeploy.assembly import Assembly
+        from ztdeploy.gate import apply_gate
+        from ztdeploy.traces import TraceStore
+
+        request, progress, evidence = self.request, self.progress, self.evidence
+        schedules = schedules_of(request, profiles, self.model)
+        work = Assembly(
+            folder,
+            self.model,
+            profiles,
+            schedules,
+            batch=request.batch,
+            cache=None if request.cache is None else TraceStore(request.cache),
+            held=self.held if self.again else None,
+            calibration=None if evidence is None else evidence.images,
+        )
         total, done = len(schedules) * (1 + len(work.buildable) + len(profiles)) + 1, 0
         for schedule in schedules:
             progress(f"exporting {schedule.name}", done, total)
@@ -119,21 +170,57 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         for profile in work.buildable:
             for schedule in schedules:
                 progress(f"building {schedule.name} for {profile.name}", done + 1, total)
-                work.build_engine(schedule, profile)
+                with step_of(profile.name):
+                    work.build_engine(schedule, profile)
                 done += 1
-        draft = work.draft_manifest()
+        adapted = [record for name, record in self.adapted.items() if name in {profile.name for profile in profiles}]
+        draft = work.draft_manifest(failed_records(failed), adapted)
         for profile in profiles:
             for schedule in schedules:
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
-                draft = work.proof.added_to(draft, schedule, profile)
+                with step_of(profile.name):
+                    draft = work.proof.added_to(draft, schedule, profile)
                 done += 1
         write_manifest(folder, draft if evidence is None else evidence.added_to(draft))
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
-                finalize_bundle(folder, progress, profile=profile.name)
+                with step_of(profile.name):
+                    finalize_bundle(folder, progress, profile=profile.name)
         if request.gate is not None:
-            (judge or apply_gate)(folder, request.gate, progress)
-    return read_bundle(request.out)
+            (self.judge or apply_gate)(folder, request.gate, progress)
+
+
+def _left(profiles: list[HardwareProfile], failed: Mapping[str, ZtdeployError]) -> list[HardwareProfile]:
+    return [profile for profile in profiles if profile.name not in failed]
+
+
+def failed_records(failed: Mapping[str, ZtdeployError]) -> list[FailedProfile]:
+    """What a manifest says of profiles that failed."""
+    return [
+        FailedProfile(profile=name, given=one.given, expected=one.expected, fix=one.fix, exit_code=one.exit_code)
+        for name, one in failed.items()
+    ]
+
+
+def as_error(record: FailedProfile) -> ZtdeployError:
+    """The error of a profile that failed, with its exit code."""
+    error = ZtdeployError(record.given, record.expected, record.fix)
+    error.exit_code = record.exit_code
+    return error
+
+
+def adapted_records(asked: list[HardwareProfile], built: list[HardwareProfile]) -> dict[str, AdaptedProfile]:
+    """What a manifest says of profiles whose weights have fewer bits than asked for, by profile."""
+    change = "weights of 7 bits instead of 8"
+    reason = "the processor here has no 8-bit dot products, and its kernels lose sums of products with 8 bits"
+    pairs = zip(asked, built, strict=True)
+    names = [profile.name for profile, other in pairs if profile != other]
+    return {name: AdaptedProfile(profile=name, change=change, reason=reason) for name in names}
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        remove_folder(path) if path.is_dir() else remove(path)
 
 
 @dataclass(frozen=True)
@@ -153,11 +240,14 @@ class _Evidence:
 
 def _look_at(
     data: EvalData, model: LoadedModel, schedules: list[PruningSchedule], profiles: list[HardwareProfile]
-) -> _Evidence:
+) -> tuple[_Evidence, dict[str, ZtdeployError]]:
     """
+    Returns:
+        With it, by profile, why some cannot be built: values that fp16 cannot hold.
+
     Raises:
         ImageError: nothing can be judged on these images.
-        ModelError: an fp16 profile, and values that fp16 cannot hold.
+        ModelError: no other profiles are left.
     """
     from ztdeploy.calibration import look_at
     from ztdeploy.overflow import check_range, probe
@@ -166,24 +256,46 @@ def _look_at(
     seen, ranges = look_at(data, model.preprocess), dict[str, RangeRecord]()
     if any(profile.precision == "fp16" for profile in profiles):
         ranges = probe(model, schedules, seen.pixels, data.name)
-        check_range(ranges, profiles)
-    return _Evidence(seen.record, ranges, chosen_images(seen.paths, data.name))
+    unfit = _failing(profiles, lambda profile: check_range(ranges, [profile]))
+    return _Evidence(seen.record, ranges, chosen_images(seen.paths, data.name)), unfit
 
 
-def check_backends(profiles: list[HardwareProfile]) -> None:
-    """Fail before anything is traced where engines could not be built in the end.
+def check_backends(profiles: list[HardwareProfile]) -> dict[str, ZtdeployError]:
+    """Find out before anything is traced where engines could not be built in the end.
+
+    Returns:
+        By profile: a runtime is not installed, or cannot do what the profile asks for.
 
     Raises:
-        ZtdeployError: a runtime is not installed, or cannot do what a profile asks for.
+        ZtdeployError: so it is with all of them; the first one's.
     """
-    for profile in profiles:
+
+    def check(profile: HardwareProfile) -> None:
         if not backend_exists(profile.backend):
-            continue
+            return
         backend = get_backend(profile.backend)
         if backend.built_where == "anywhere":
             backend.check_can_build(profile)
         else:
             backend.check_profile(profile)
+
+    return _failing(profiles, check)
+
+
+def _failing(profiles: list[HardwareProfile], check: Callable[[HardwareProfile], None]) -> dict[str, ZtdeployError]:
+    """The errors of those that do not pass.
+
+    Raises:
+        ZtdeployError: none passes; the first one's.
+    """
+    failed = dict[str, ZtdeployError]()
+    for profile in profiles:
+        try:
+            with step_of(profile.name):
+                check(profile)
+        except StepError as fault:
+            without(fault, failed, [one.name for one in profiles])
+    return failed
 
 
 def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: LoadedModel) -> list[PruningSchedule]:

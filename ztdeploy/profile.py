@@ -48,7 +48,7 @@ class Int8Options(_Table):
 
     #: Blocks ahead of this one stay fp32. From behind the first pruning layer on, its choice is that of fp32.
     from_block: int = Field(default=0, ge=0)
-    #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them.
+    #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them: there, 8 become 7.
     weight_bits: Literal[7, 8] = 8
     #: "dynamic": their range is taken while they run, over a whole call. "row": likewise, for each token by itself.
     #: Otherwise it comes from calibration images: "uint8" with a zero point, "int8" without one.
@@ -78,6 +78,8 @@ class HardwareProfile(_Table):
     backend: str  #: a name of `backends.BACKENDS` or `backends.PLANNED`
     opset: int = Field(default=20, ge=18, le=23)
     precision: Precision = "fp32"
+    #: The kind of processor that engines are for, where it may be another one than builds, such as "aarch64"; "": any.
+    machine: str = Field(default="", pattern=r"^[A-Za-z0-9_]{0,32}$")
     image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
     batch: BatchSizes = BatchSizes()
     keep_ratios: tuple[float, ...] = Field(default=(0.7,), min_length=1)  #: built when none is asked for

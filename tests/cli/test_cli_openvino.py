@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import run_ztdeploy, sharing
+from helpers.processors import WITHOUT_BF16, needs_bf16, pretending
 
-from ztdeploy.backends.processor import computes_bf16
 from ztdeploy.bundle import read_bundle
+from ztdeploy.core.processor import onednn_processor
 
 PROFILES = ("cpu-openvino", "cpu-openvino-bf16")
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
-needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
-#: The command line on a processor without bf16.
-WITHOUT_BF16 = "from ztdeploy.backends import processor; processor.BF16_PRODUCTS = frozenset()"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def test_engines_are_proved_and_hold_no_weights(bundle: Path) -> None:
         assert plain.parity is not None
         assert plain.parity.gap_tolerance == 1e-5, "fp32: judged as ONNX Runtime's engines are"
         assert variant.graphs["cpu-openvino-bf16"].drift is not None
-        assert (half.parity is not None) == computes_bf16()
+        assert (half.parity is not None) == onednn_processor().computes_bf16
         for engine in (plain, half):
             assert engine.weights is None
             assert opened.path(engine.file).stat().st_size < 200
@@ -101,7 +99,7 @@ def test_without_openvino_a_build_names_the_extra(tmp_path: Path) -> None:
 @needs_openvino
 def test_a_processor_without_bf16_is_told_so(bundle: Path, tmp_path: Path, digit_images: list[Path]) -> None:
     for verb in (["run", bundle, digit_images[0]], ["verify", bundle]):
-        done = run_ztdeploy(*verb, "--profile", "cpu-openvino-bf16", cwd=tmp_path, first=WITHOUT_BF16)
+        done = run_ztdeploy(*verb, "--profile", "cpu-openvino-bf16", cwd=tmp_path, first=pretending(WITHOUT_BF16))
         assert done.code == 6, done
         assert "does not compute in bf16" in done.error
         assert "cpu-openvino" in done.error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ztdeploy
+from ztdeploy.core.processor import REPORT
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 _HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
@@ -45,7 +46,7 @@ def sharing(traces: Path) -> str:
 
 def run_ztdeploy(*arguments: str | Path, cwd: Path, first: str = "", hidden: str = "") -> Done:
     """`ztdeploy ARGUMENTS` in a process of its own, that runs a statement first and lacks the modules in `hidden`."""
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
+    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name or name == REPORT}
     paths = [str(_HIDING), str(CHECKOUT)] if hidden else [str(CHECKOUT)]
     done = subprocess.run(
         [sys.executable, "-c", f"{first}\nfrom ztdeploy.cli import main\nmain()", *map(str, arguments)],

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from ztdeploy.backends.onnxruntime import session_options
+
 
 def serialised(model: ir.Model) -> bytes:
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
@@ -15,8 +17,7 @@ def serialised(model: ir.Model) -> bytes:
 
 def run_graph(model: ir.Model | bytes, **feeds: np.ndarray) -> dict[str, Any]:
     """Outputs by name."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options = session_options(1)  # whose kernels are exact on every processor
     content = model if isinstance(model, bytes) else serialised(model)
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -210,7 +210,7 @@ def test_names_that_become_file_names_cannot_lead_outside(bundle_copy, field, na
         b"[" * 200_000,
         b'{"a":' * 100_000,
         b'{"schema_version": "one"}',
-        b'{"schema_version": 2}',
+        b'{"schema_version": %d}' % SCHEMA_VERSION,
         b'{"schema_version": ' + b"9" * 6000 + b"}",
     ],
     ids=lambda text: repr(text)[2:22],
@@ -221,7 +221,8 @@ def test_a_garbled_manifest_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("version", "fix"), [(3, "upgrade ztdeploy"), (99, "upgrade ztdeploy"), (1, "build"), (0, "build")]
+    ("version", "fix"),
+    [(SCHEMA_VERSION + 1, "upgrade ztdeploy"), (99, "upgrade ztdeploy"), (SCHEMA_VERSION - 1, "build"), (0, "build")],
 )
 def test_another_schema_version_says_what_to_do(bundle_copy, version, fix):
     edit(bundle_copy, lambda manifest: manifest.update(schema_version=version, something_new=1))

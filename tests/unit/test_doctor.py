@@ -13,6 +13,7 @@ import pytest
 from ztdeploy import doctor
 from ztdeploy.backends.tensorrt import flavours
 from ztdeploy.backends.tensorrt.cuda import Device
+from ztdeploy.core.processor import REPORT
 from ztdeploy.doctor import Finding, examine
 from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
 from ztdeploy.plugins import library
@@ -110,7 +111,7 @@ def test_openvino_says_in_which_precisions_it_computes_here(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, words: str
 ) -> None:
     monkeypatch.setattr(doctor, "load_openvino", lambda: SimpleNamespace(__version__="2026.4.1-22982-e213a147"))
-    monkeypatch.setattr(doctor, "computes_bf16", lambda: bf16)
+    monkeypatch.setenv(REPORT, "avx2 avx512_bf16" if bf16 else "avx2")
     found = finding("backend openvino")
     assert found.state == "ok"
     assert words in found.found

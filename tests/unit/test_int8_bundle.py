@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnx_ir as ir
 import pytest
+from helpers.processors import ARM, WITH_DOT_PRODUCTS, WITHOUT_DOT_PRODUCTS
 
-from ztdeploy.backends.processor import int8_warning, what_int8_lacks
+from ztdeploy.backends.int8 import exact_here, int8_note
+from ztdeploy.backends.onnxruntime import load_graph
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.cli.app import run
+from ztdeploy.core.processor import ONEDNN_LIMIT, REPORT
 from ztdeploy.errors import ParityError
+from ztdeploy.finalize import finalize_bundle
+from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.models.catalogue import ASSETS
 from ztdeploy.parity import prove_products
-from ztdeploy.profile import Int8Options, read_profile
+from ztdeploy.profile import profile_names, read_profile
 from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import golden_pixels
 from ztdeploy.runtime.runner import load
@@ -124,12 +129,11 @@ def test_the_graph_with_notes_chooses_as_the_engine_does(alone: Bundle) -> None:
     variant, pixels = alone.manifest.variants[0], golden_pixels(alone)
     notes = variant.graphs["cpu-int8"].notes_file
     assert notes is not None
-    session = ort.InferenceSession(str(alone.path(notes)), providers=["CPUExecutionProvider"])
-    names = [f"blocks.{layer.block}/prune/kept" for layer in variant.plan.layers]
+    noted = load_graph(alone.path(notes), 1).infer({"image": pixels})
     with load(alone, variant=variant.name, threads=1) as runner:
         kept = runner.infer(pixels).kept
-    for one, other in zip(session.run(names, {"image": pixels}), kept, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for layer, values in zip(variant.plan.layers, kept, strict=True):
+        np.testing.assert_array_equal(noted[f"blocks.{layer.block}/prune/kept"], values)
 
 
 def test_the_gate_holds_int8_against_dense_in_fp32_where_there_is_one(both: Bundle) -> None:
@@ -204,15 +208,96 @@ def test_sums_that_are_not_exact_are_refused(both: Bundle, wrong: str) -> None:
     with pytest.raises(ParityError, match="integer products on this CPU are not exact") as caught:
         prove_products(_Stub(engine, right), variant, None, pixels)  # type: ignore[arg-type]
     assert "weight_bits = 7" in caught.value.fix
+    if wrong == "kept":
+        assert "for 1 of 5 images (no gap was measured: an engine must choose exactly as its own graph)" in str(
+            caught.value
+        )
 
 
-def test_what_a_processor_lacks() -> None:
-    assert what_int8_lacks(frozenset()) is None
-    for enough in ("avx512_vnni", "avx_vnni", "asimddp"):
-        assert what_int8_lacks(frozenset({"avx2", enough})) is None
-    assert "overflow 16 bits" in (what_int8_lacks(frozenset({"avx2"})) or "")
-    narrow = what_int8_lacks(frozenset({"avx2"}), Int8Options(weight_bits=7)) or ""
-    assert "gain little" in narrow
-    assert "overflow" not in narrow
-    assert int8_warning(read_profile("cpu"), frozenset({"avx2"})) is None
-    assert "profile 'cpu-int8'" in (int8_warning(read_profile("cpu-int8"), frozenset({"avx2"})) or "")
+# -------------------- processors of either kind: the report is faked, the kernels are this one's
+
+
+def test_without_dot_products_weights_take_seven_bits(
+    tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the engine is proved, the bundle says so, and whoever has dot products runs it as it is."""
+    monkeypatch.setenv(REPORT, WITHOUT_DOT_PRODUCTS)
+    profiles = ("-p", "cpu-int8", "-p", "raspberry-pi5-int8")
+    bundle = built(tmp_path / "out", *profiles, "-k", "0.6")
+    manifest, said = bundle.manifest, capsys.readouterr().err
+    bits = {name: profile.int8.weight_bits for name, profile in manifest.profiles.items() if profile.int8 is not None}
+    assert bits == {"cpu-int8": 7, "raspberry-pi5-int8": 8}, "the other is for Arm"
+    (adapted,) = manifest.adapted
+    assert adapted.profile == "cpu-int8"
+    assert said.count("warning:") == 1
+    for text in (said, (bundle.root / "README.md").read_text()):
+        assert "profile 'cpu-int8' has weights of 7 bits instead of 8: the processor here has no 8-bit dot" in text
+    for variant in manifest.variants:
+        for name in bits:
+            parity = variant.engines[name].parity
+            assert parity is not None
+            assert parity.max_logit_difference <= 1e-5
+    assert len({variant.graphs["cpu-int8"].file for variant in manifest.variants}) == 2
+    pixels, outputs = golden_pixels(bundle), {}
+    for report in (WITHOUT_DOT_PRODUCTS, WITH_DOT_PRODUCTS):
+        monkeypatch.setenv(REPORT, report)
+        with load(bundle, keep_ratio=0.6, profile="cpu-int8", threads=1) as runner:
+            outputs[report] = runner.infer(pixels).logits
+    np.testing.assert_array_equal(*outputs.values())
+
+
+@pytest.mark.parametrize("memory", ["speed", "shared"])
+def test_weights_of_eight_bits_are_exact_on_every_processor(
+    tmp_path: Path, traces: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle with such weights, carried to a processor without dot products: other kernels, the same sums."""
+    monkeypatch.setenv(REPORT, WITHOUT_DOT_PRODUCTS)
+    bundle = built(tmp_path / "out", "-p", "raspberry-pi5-int8", "-k", "0.6")
+    pixels = golden_pixels(bundle)
+    with load(bundle, threads=1, memory=memory) as runner:
+        there = runner.infer(pixels)
+    exact = with_exact_products(ir.load(bundle.path(bundle.manifest.variants[0].graphs["raspberry-pi5-int8"].file)))
+    ir.save(exact, tmp_path / "exact.onnx", external_data="exact.weights")
+    with load(bundle, threads=1) as runner:
+        runner.adopt(runner.variant.name, load_graph(tmp_path / "exact.onnx", 1))
+        wanted = runner.infer(pixels)
+    np.testing.assert_allclose(there.logits, wanted.logits, atol=1e-4 * np.abs(wanted.logits).max())
+    report = verify_bundle(bundle.root, None, lambda *_: None)
+    (line,) = report.notes
+    assert "slower kernels here, which lose no sum" in line
+    assert finalize_bundle(bundle.root, lambda *_: None).notes == report.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "report", "limit", "bits"),
+    [
+        ("cpu-int8", WITHOUT_DOT_PRODUCTS, "", 7),
+        ("cpu-int8", WITH_DOT_PRODUCTS, "", 8),
+        ("cpu-int8", ARM, "", 8),
+        ("cpu-int8", WITH_DOT_PRODUCTS, "AVX2", 8),  # which ONNX Runtime does not obey
+        ("cpu-openvino-int8", WITH_DOT_PRODUCTS, "AVX2", 7),
+        ("cpu-openvino-int8", WITH_DOT_PRODUCTS, "", 8),
+        ("cpu-openvino-int8", WITHOUT_DOT_PRODUCTS, "", 7),
+        ("cpu-openvino-int8-rows", WITHOUT_DOT_PRODUCTS, "", 8),  # computed in fp32 there
+        ("raspberry-pi5-int8", WITHOUT_DOT_PRODUCTS, "", 8),
+    ],
+)
+def test_the_form_that_is_exact(name: str, report: str, limit: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64" if report == ARM else "x86_64")
+    monkeypatch.setenv(REPORT, report)
+    monkeypatch.setenv(ONEDNN_LIMIT, limit)
+    asked = read_profile(name)
+    profile = exact_here(asked)
+    assert profile.int8 is not None
+    assert profile.int8.weight_bits == bits
+    assert (profile == asked) == (bits == 8)
+    assert exact_here(profile) == profile
+
+
+def test_profiles_of_other_precisions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REPORT, WITHOUT_DOT_PRODUCTS)
+    for name in profile_names():
+        profile = read_profile(name)
+        if profile.precision != "int8":
+            assert exact_here(profile) == profile
+            assert int8_note(profile) is None

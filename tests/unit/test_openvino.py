@@ -14,12 +14,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.errors import refused
+from helpers.processors import needs_bf16
 
-from ztdeploy.backends import get_backend, openvino, processor
+from ztdeploy.backends import get_backend, openvino
 from ztdeploy.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
-from ztdeploy.backends.processor import computes_bf16, cpu_features
 from ztdeploy.bundle import WEIGHTS_FILE, read_bundle, sha256_of
 from ztdeploy.cli.app import run
+from ztdeploy.core.processor import REPORT
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError, MissingExtraError, ProfileError
 from ztdeploy.fidelity.show import show_bundle
 from ztdeploy.graph.precision import to_precision
@@ -28,7 +29,6 @@ from ztdeploy.runtime.runner import load
 from ztdeploy.runtime.verify import verify_bundle
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
-needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
 
 
 def profile(precision: str = "fp32") -> HardwareProfile:
@@ -59,31 +59,6 @@ class Built:
             threads=1,
             memory="speed",
         )
-
-
-# -------------------- the processor
-
-
-@pytest.mark.parametrize(
-    ("text", "flags"),
-    [
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\nflags\t\t: fpu avx2\n", {"fpu", "avx2", "avx512_bf16"}),
-        ("processor\t: 0\nFeatures\t: fp asimd\n", {"fp", "asimd"}),
-        ("model name\t: has no flags\n", set()),
-        (None, set()),
-    ],
-)
-def test_flags_of_the_processor(tmp_path, text, flags):
-    path = tmp_path / "cpuinfo"
-    if text is not None:
-        path.write_text(text)
-    assert cpu_features(path) == flags
-
-
-@pytest.mark.parametrize(("flag", "can"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512f", False)])
-def test_which_flags_mean_bf16(monkeypatch, flag, can):
-    monkeypatch.setattr(processor, "cpu_features", lambda: frozenset({"fpu", flag}))
-    assert computes_bf16() is can
 
 
 # -------------------- what is refused before anything runs
@@ -125,8 +100,8 @@ def test_int8_takes_ranges_from_images_here_and_none_in_onnxruntime():
 @needs_openvino
 def test_bf16_is_never_computed_in_fp32_instead(bundle_copy, monkeypatch):
     built = Built(bundle_copy, precision="bf16")
-    monkeypatch.setattr(openvino, "computes_bf16", lambda: False)
-    words = ("does not compute in bf16", "amx_bf16 or avx512_bf16", "cpu-openvino")
+    monkeypatch.setenv(REPORT, "avx2")
+    words = ("does not compute in bf16", "avx512_bf16 or amx_bf16", "cpu-openvino")
     refused(lambda: built.backend.check_can_run(profile("bf16")), *words, kind=EnvironmentLacksError)
     refused(built.load, *words, kind=EnvironmentLacksError)
     built.backend.check_can_run(profile("fp32"))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.processors import needs_bf16
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ztdeploy.backends.openvino import load_openvino
 from ztdeploy.backends.openvino_rows import block, early_bf16, early_scales, even_number, even_rows
-from ztdeploy.backends.processor import computes_bf16
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 RANDOM = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def turned(graph: Graph, *, keys_in_fp32: bool, scale: float = 0.25, queries_twi
     return [*found, graph.add("ReduceMean", parts[1])] if keys_in_fp32 else found
 
 
-@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+@needs_bf16
 def test_queries_keys_and_values_are_rounded_before_they_are_turned() -> None:
     number, model = changed(lambda graph: turned(graph, keys_in_fp32=False), early_bf16)
     assert number == 1
@@ -198,12 +198,12 @@ def test_queries_keys_and_values_are_rounded_before_they_are_turned() -> None:
     assert {node.get_output_element_type(0).get_type_name() for node in turns} == {"bf16"}
 
 
-@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+@needs_bf16
 def test_what_a_pruning_layer_reads_in_fp32_is_not_rounded_early() -> None:
     assert changed(lambda graph: turned(graph, keys_in_fp32=True), early_bf16)[0] == 0
 
 
-@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+@needs_bf16
 def test_queries_are_scaled_where_they_are_made() -> None:
     number, model = changed(lambda graph: turned(graph, keys_in_fp32=True), early_scales)
     assert number == 1
@@ -211,7 +211,7 @@ def test_queries_are_scaled_where_they_are_made() -> None:
     assert "Multiply" not in {node.get_type_name() for node in low}
 
 
-@pytest.mark.skipif(not computes_bf16(), reason="this processor does not compute in bf16")
+@needs_bf16
 def test_a_factor_that_changes_digits_stays_and_so_does_what_others_read() -> None:
     assert changed(lambda graph: turned(graph, keys_in_fp32=True, scale=0.3), early_scales)[0] == 0
     assert changed(lambda graph: turned(graph, keys_in_fp32=True, queries_twice=True), early_scales)[0] == 0

@@ -27,6 +27,7 @@ from ztdeploy.backends.base import (
 )
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
+from ztdeploy.core.processor import processor
 from ztdeploy.core.telemetry import stop_events
 from ztdeploy.errors import BundleError, EnvironmentLacksError
 from ztdeploy.manifest import Fingerprint, GraphRecord
@@ -80,7 +81,7 @@ class OnnxRuntimeBackend:
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
         weights = out.with_suffix(".weights")
-        options = session_options(threads=1)
+        options = session_options(threads=1, exact=False)  # the engine's weights stay what they are in the graph
         # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(out)
@@ -155,12 +156,19 @@ def _facts(value: Any) -> TensorFacts:
     return TensorFacts(value.name, {"float": "float32", "double": "float64"}.get(kind, kind), tuple(lengths))
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
+    """
+    Args:
+        exact: on a processor that loses sums of products with 8-bit weights, take kernels that do not: such weights
+            become unsigned, and products take up to twice as long. Weights of 7 bits stay, for their sums fit.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a block for all values of a call, beside the arena: megabytes, and no faster
     options.log_severity_level = 3
+    if exact and processor().loses_sums:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -37,14 +37,14 @@ from ztdeploy.backends.base import (
     refused,
 )
 from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
-from ztdeploy.backends.processor import BF16_PRODUCTS, computes_bf16
 from ztdeploy.bundle import sha256_of
 from ztdeploy.core.files import write
+from ztdeploy.core.processor import BF16_PRODUCTS, onednn_processor
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.core.telemetry import without_openvino_telemetry
 from ztdeploy.errors import BundleError, EngineMismatchError, EnvironmentLacksError, MissingExtraError, ZtdeployError
 from ztdeploy.manifest import Fingerprint, GraphRecord
-from ztdeploy.profile import HardwareProfile, Precision
+from ztdeploy.profile import HardwareProfile, Int8Options, Precision
 
 MODULE = "openvino"
 _ENGINE_LIMIT = 4096
@@ -61,6 +61,7 @@ class OpenVinoEngine(BaseModel):
     graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
     precision: Precision
     row_group: int = Field(default=0, ge=0)  #: 0: activations are as the graph says
+    weight_bits: int = Field(default=8, ge=2, le=8)  #: of int8 weights
 
 
 class OpenVinoBackend:
@@ -100,7 +101,8 @@ class OpenVinoBackend:
     ) -> BuiltEngine:
         by_row = profile.int8 is not None and profile.int8.activations == "row"
         group = row_group(graph) if by_row else 0
-        engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group)
+        bits = (profile.int8 or Int8Options()).weight_bits
+        engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group, weight_bits=bits)
         write(out, to_json(engine) + "\n")
         return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
 
@@ -132,7 +134,7 @@ class OpenVinoBackend:
 
 
 def _runner(graph: Path, engine: OpenVinoEngine, threads: int) -> OpenVinoRunner:
-    compiled = partial(compile_graph, graph, threads, row_group=engine.row_group)
+    compiled = partial(compile_graph, graph, threads, row_group=engine.row_group, weight_bits=engine.weight_bits)
     return OpenVinoRunner(*compiled(alone=True), compiled)
 
 
@@ -201,12 +203,24 @@ def check_processor(precision: Precision) -> None:
     Raises:
         EnvironmentLacksError: bf16 on a processor without it.
     """
-    if precision == "bf16" and not computes_bf16():
+    if precision == "bf16" and not onednn_processor().computes_bf16:
         raise EnvironmentLacksError(
             "this processor does not compute in bf16",
-            f"one with {' or '.join(sorted(BF16_PRODUCTS))}",
+            f"one with {' or '.join(BF16_PRODUCTS)}",
             "use a profile of precision fp32, such as cpu-openvino",
         )
+
+
+def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
+    """What OpenVINO is told besides, so that no sum of integer products is lost on a processor that loses such sums.
+
+    Then integers are multiplied in fp32, which takes as long as fp32 does. By row there are no integer kernels without
+    8-bit dot products, and where oneDNN's limit forbids them OpenVINO must be told so.
+    """
+    here = onednn_processor()
+    if row_group:
+        return {} if here.dot_products else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    return {"LP_TRANSFORMS_MODE": "NO"} if here.loses_sums and weight_bits > 7 else {}
 
 
 def read_engine(path: Path) -> OpenVinoEngine:
@@ -236,13 +250,16 @@ def widest_group(widths: Sequence[int]) -> int:
     return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
 
 
-def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: int = 0) -> tuple[Any, Signature]:
+def compile_graph(
+    graph: Path, threads: int, *, alone: bool = False, row_group: int = 0, weight_bits: int = 8
+) -> tuple[Any, Signature]:
     """A compiled graph for one call at a time, in so many threads.
 
     Args:
         alone: for a batch of one where the graph takes any: with all shapes known, OpenVINO fuses more, and a call of
             DeiT-S in int8 takes a tenth less.
         row_group: values of a token that share a scale where a graph's weights are int8 and its activations are not.
+        weight_bits: of int8 weights.
 
     Returns:
         With it what the graph takes and gives: compiling adds the names of other values to the one that each output
@@ -258,6 +275,7 @@ def compile_graph(graph: Path, threads: int, *, alone: bool = False, row_group: 
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
+        **exact_kernels(row_group, weight_bits),
     }
     try:
         model = _core().read_model(str(graph))

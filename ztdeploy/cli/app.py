@@ -16,7 +16,7 @@ from ztdeploy.version import __version__
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
     "5 parity failed, 6 something is missing on this machine, 7 slower than the baseline, "
-    "8 pruning costs too much accuracy, 130 interrupted."
+    "8 pruning costs too much accuracy, 9 some profiles were not built, 130 interrupted."
 )
 
 app = typer.Typer(

@@ -11,11 +11,12 @@ from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, 
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
+    from ztdeploy.bundle import Bundle
     from ztdeploy.gate import Gate
 
 
 #: What `--json` prints of the manifest.
-_IN_JSON = {"variants", "missing", "weights", "text_head", "gates", "choices", "calibration"}
+_IN_JSON = {"variants", "failed", "adapted", "missing", "weights", "text_head", "gates", "choices", "calibration"}
 
 
 def register(app: typer.Typer) -> None:
@@ -116,8 +117,9 @@ def build(
                 **bundle.manifest.model_dump(mode="json", include=_IN_JSON),
             }
         )
+        _leave(bundle)
         return
-    from ztdeploy.backends.processor import int8_warning
+    from ztdeploy.backends.int8 import int8_note, is_elsewhere
     from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
     from ztdeploy.cli.precision import show_choices, show_ranges
     from ztdeploy.gate import gate_lines
@@ -127,13 +129,27 @@ def build(
     show_fidelity(bundle)
     show_choices(bundle)
     show_ranges(bundle)
-    slow = filter(None, map(int8_warning, bundle.manifest.profiles.values()))
-    seen = bundle.manifest.calibration
-    for line in bundle.manifest.weights.remarks:
+    manifest, seen = bundle.manifest, bundle.manifest.calibration
+    said = {record.profile for record in manifest.adapted}
+    here = [one for name, one in manifest.profiles.items() if name not in said and not is_elsewhere(one)]
+    slow = filter(None, map(int8_note, here))
+    for line in manifest.weights.remarks:
         note(f"weights: {line}")
-    for line in (*(seen.cautions if seen else ()), *gate_lines(bundle.manifest), *bundle.manifest.missing, *slow):
+    for line in (*(seen.cautions if seen else ()), *gate_lines(manifest), *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
+    _leave(bundle)
+
+
+def _leave(bundle: Bundle) -> None:
+    """
+    Raises:
+        Exit: some profiles were not built.
+    """
+    from ztdeploy.errors import PARTLY_BUILT
+
+    if bundle.manifest.failed:
+        raise typer.Exit(PARTLY_BUILT)
 
 
 def _gate(calib: Path | None, **limits: float | None) -> Gate | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, VariantOption
-from ztdeploy.cli.output import JsonFlag, cell, print_json, table
+from ztdeploy.cli.output import JsonFlag, cell, print_json, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.bundle import Bundle
@@ -36,6 +36,8 @@ def inspect(
         return
     show_bundle(opened)
     show_engines(opened)
+    for line in opened.manifest.lines_of_missing:
+        warn(line)
     show_drift(opened)
     show_fidelity(opened)
     show_choices(opened)

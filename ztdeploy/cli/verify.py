@@ -47,6 +47,8 @@ def verify(
     table(title, columns, rows)
     for name, reason in report.not_run.items():
         warn(f"profile '{name}' was not run: {reason}")
+    for line in report.notes:
+        warn(line)
     note("verified" if report.variants else "verified; no engine in the bundle could be run here")
 
 

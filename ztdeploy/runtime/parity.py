@@ -43,9 +43,11 @@ class Reference:
 
     logits: NDArray[Any]  #: `[B, classes]`
     kept: tuple[NDArray[Any], ...]  #: per pruning layer `[B, k]`
-    gaps: tuple[NDArray[Any], ...]  #: per pruning layer `[B]`: the smallest gap at any of its cuts
+    #: per pruning layer `[B]`: the smallest gap at any of its cuts; not finite where none was measured
+    gaps: tuple[NDArray[Any], ...]
     replayed: bool  #: whether the reference was made to keep what the engine kept, after each of its own decisions
     into: tuple[NDArray[Any], ...] = ()  #: per merging layer `[B, N - k]`
+    unmeasured: str = "the layer compared no scores"  #: why a gap is not finite, in words
 
     @classmethod
     def joined(cls, parts: Sequence[Reference]) -> Reference:
@@ -54,12 +56,13 @@ class Reference:
             tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
             for name in ("kept", "gaps", "into")
         )
-        return cls(np.concatenate([part.logits for part in parts]), kept, gaps, parts[0].replayed, into)
+        first = parts[0]
+        return cls(np.concatenate([p.logits for p in parts]), kept, gaps, first.replayed, into, first.unmeasured)
 
     def of_images(self, rows: Sequence[int]) -> Reference:
         """That of some images, in the given order."""
         kept, gaps, into = (tuple(layer[rows] for layer in layers) for layers in (self.kept, self.gaps, self.into))
-        return Reference(self.logits[rows], kept, gaps, self.replayed, into)
+        return Reference(self.logits[rows], kept, gaps, self.replayed, into, self.unmeasured)
 
 
 def compare(
@@ -90,10 +93,10 @@ def compare(
     layers = []
     agreed = zip(actual.kept, reference.kept, same_choices(actual, reference), strict=True)
     for block, (kept, wanted, same), gap in zip(blocks, agreed, reference.gaps, strict=True):
-        tie = comparable & ~same & (gap <= (np.inf if gap_tolerance is None else gap_tolerance))
+        tie = comparable & ~same & (True if gap_tolerance is None else gap <= gap_tolerance)
         wrong = comparable & ~same & ~tie
         if wrong.any():
-            raise _layer_error(name, block, int(wrong.sum()), images, float(gap[wrong].min()))
+            raise _layer_error(name, block, images, gap[wrong], reference.unmeasured)
         layers.append(
             LayerParity(
                 block=block,
@@ -342,10 +345,15 @@ def _read_arrays(bundle: Bundle, name: str) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _layer_error(name: str, block: int, wrong: int, images: int, gap: float) -> ParityError:
+def _layer_error(name: str, block: int, images: int, gaps: NDArray[Any], unmeasured: str) -> ParityError:
+    """
+    Args:
+        gaps: of the images that differ.
+    """
+    measured = gaps[np.isfinite(gaps)]
+    gap = f"smallest gap {measured.min():.1e}" if measured.size else f"no gap was measured: {unmeasured}"
     return ParityError(
-        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {wrong} of {images} images "
-        f"(smallest gap {gap:.1e})",
+        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {len(gaps)} of {images} images ({gap})",
         f"the reference's tokens wherever the gap at the cut is above {GAP_TOLERANCE:.0e}",
         "report it with the model and tool versions",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.backends import why_not_run
+from ztdeploy.backends.int8 import int8_note
 from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.manifest import ParityRecord
 from ztdeploy.runtime.parity import check_golden, check_preprocessing
@@ -22,6 +23,7 @@ class VerifyReport(BaseModel):
     files: int
     variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
     not_run: dict[str, str]  #: profiles whose engines this machine cannot run, with the reason
+    notes: tuple[str, ...] = ()  #: what else is worth knowing of engines that it can run
 
 
 def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int, int], None]) -> VerifyReport:
@@ -42,8 +44,10 @@ def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int,
     built = [name for name in names if any(name in variant.engines for variant in bundle.manifest.variants)]
     reasons = {name: why_not_run(bundle.manifest.profiles[name]) for name in built if profile is None}
     not_run = {name: reason for name, reason in reasons.items() if reason is not None}
-    parities = _check_engines(bundle, [name for name in names if name not in not_run], progress)
-    return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run)
+    run = [name for name in names if name not in not_run]
+    parities = _check_engines(bundle, run, progress)
+    notes = tuple(filter(None, (int8_note(bundle.manifest.profiles[name]) for name in run if name in built)))
+    return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run, notes=notes)
 
 
 def _check_engines(

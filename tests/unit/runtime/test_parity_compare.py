@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,15 @@ def test_a_tie_in_one_image_excuses_no_other():
 def test_a_tie_at_one_layer_excuses_no_other_image_at_the_next():
     wanted = reference(gaps=([TINY, WIDE, WIDE], WIDE))
     assert "blocks.5/prune" in failure(outputs(other=[(0, 0), (1, 1)]), wanted)
+
+
+@pytest.mark.parametrize("gap", [np.inf, np.nan, [np.inf, np.nan, WIDE], [np.nan, WIDE, np.inf]])
+def test_a_gap_that_was_not_measured_is_no_number(gap):
+    said = failure(outputs(other=[(0, 0), (0, 1), (0, 2)]), reference(gaps=(gap, WIDE)))
+    assert "for 3 of 3 images" in said
+    assert not re.search(r"\b(inf|nan)\b", said)
+    measured = np.isfinite(gap).any()
+    assert (f"smallest gap {WIDE:.1e}" if measured else "no gap was measured: the layer compared no scores") in said
 
 
 @pytest.mark.parametrize("wrong", [2e-4, 1.0, np.nan, np.inf, -np.inf])
