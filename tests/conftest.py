@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.fake_device import FakeDevice, c_compiler, make_device
+from helpers.processes import end_started
 from PIL import Image
 
 from ztdeploy.core.locks import only_one
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored, and every child inherits that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _children_end() -> Iterator[None]:
+    """What a test has started ends with it, however it ends."""
+    yield
+    end_started()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import Done, sharing
+from helpers.processes import HANG_S, Done, sharing
 
 import ztdeploy
 
@@ -74,7 +74,7 @@ def start(*arguments: str | Path, cwd: Path, **extra: str) -> subprocess.Popen[s
 def run_alone(*arguments: str | Path, cwd: Path, **extra: str) -> Done:
     """`ztdeploy ARGUMENTS` in a process of its own, to its end."""
     process = start(*arguments, cwd=cwd, **extra)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG_S)
     return Done(process.returncode, out, err)
 
 
@@ -414,7 +414,7 @@ def test_run_inside_the_bundle_and_with_an_odd_name(run: Run, bundle_copy: Path,
 def built(building: tuple[Path, subprocess.Popen[str]]) -> tuple[Path, Done]:
     """One build in a process of its own, in a folder that is otherwise empty."""
     folder, process = building
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG_S)
     return folder, Done(process.returncode, out, err)
 
 

@@ -7,11 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done, started
 
 import ztdeploy
 from ztdeploy.ablation.report import AblateReport
@@ -24,19 +23,16 @@ DIGITS = ASSETS / "digits"
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    return subprocess.Popen(
+    return started(
         [sys.executable, "-m", "ztdeploy", "ablate", "--model", "vit_digits", *map(str, arguments)],
         cwd=cwd,
         env={**shell, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},  # the model is tiny
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 
 def ablate(*arguments: str | Path, cwd: Path) -> Done:
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_S)
     return Done(process.returncode, out, err)
 
 
@@ -84,9 +80,8 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert process.stderr is not None
     while "ways" not in (line := process.stderr.readline()):
         assert line, "it has ended before it began"
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, list(tmp_path.iterdir())) == (130, []), err
 
 

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
+from helpers.processes import HANG_S, started, wait_for
 
 import ztdeploy
 from ztdeploy.measure.bench_report import BenchReport, read_report
@@ -33,7 +33,9 @@ def environment() -> dict[str, str]:
 
 
 def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=HANG_S
+    )
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -199,17 +201,17 @@ def test_what_all_configurations_share_is_in_the_title(capsys: pytest.CaptureFix
 # What is left of one that was stopped.
 
 
-def wait(until: Callable[[], bool], child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not until():
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def rounds_in(path: Path) -> int:
     """How many rounds a report holds by now."""
     return min(len(one.turns) for one in read_report(path).configurations) if path.exists() else 0
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("json_", [False, True], ids=["text", "json"])
@@ -217,18 +219,11 @@ def test_ctrl_c(json_: bool, digits_bundle: Path, tmp_path: Path) -> None:
     """Sent to the whole group, as a terminal does; workers must not die of it noisily."""
     out = tmp_path / "report.json"
     arguments = ("--threads", "1", "--warmup", "0", "--duration", "100", "--rounds", "1000", "--out", out)
-    child = subprocess.Popen(
-        command(digits_bundle, *arguments, *(["--json"] if json_ else [])),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait(lambda: rounds_in(out) >= 2, child)
+    arguments = (*arguments, *(["--json"] if json_ else []))
+    child = started(command(digits_bundle, *arguments), cwd=tmp_path, env=environment())
+    wait_for(lambda: rounds_in(out) >= 2, child)
     os.killpg(child.pid, signal.SIGINT)
-    printed, said = child.communicate(timeout=60)
+    printed, said = child.communicate(timeout=HANG_S)
     assert child.returncode == 130
     assert said.splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in said
@@ -247,27 +242,15 @@ def test_killed(digits_bundle: Path, tmp_path: Path) -> None:
     """By the kernel, for its memory, say: the file holds every round that ended; the workers end by themselves."""
     out = tmp_path / "report.json"
     arguments = ("--threads", "1", "--warmup", "0", "--duration", "100", "--rounds", "1000", "--out", out)
-    child = subprocess.Popen(
-        command(digits_bundle, *arguments),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait(lambda: rounds_in(out) >= 1, child)
+    child = started(command(digits_bundle, *arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    wait_for(lambda: rounds_in(out) >= 1, child)
     child.kill()
-    child.communicate(timeout=60)
+    child.communicate(timeout=HANG_S)
     report = read_report(out)
     assert report.progress == "running"
     assert all(one.latency is not None for one in report.configurations)
     assert json.loads(out.read_text())["configurations"][0]["turns"][0]["samples_ms"]
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(child.pid, 0)
-        except ProcessLookupError:
-            return
+    deadline = time.monotonic() + HANG_S
+    while group_lives(child.pid):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-    pytest.fail("a worker outlived its parent")

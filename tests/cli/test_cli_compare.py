@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import HANG_S
 from helpers.reports import run, sweep
 
 import ztdeploy
@@ -81,7 +82,7 @@ def test_a_real_process(folder: Path) -> None:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
     command = [sys.executable, "-m", "ztdeploy", "compare", "old.json", "slow.json"]
     done = subprocess.run(
-        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=60
+        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=HANG_S
     )
     assert (done.returncode, done.stderr) == (7, "")
     assert "keep-0.50 at batch 1, 2 threads takes 1.2" in done.stdout.splitlines()[-1]

@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done, started, wait_for
 
 import ztdeploy
 from ztdeploy.bundle import read_bundle
@@ -28,19 +27,16 @@ DIGITS = ASSETS / "digits"
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    return subprocess.Popen(
+    return started(
         [sys.executable, "-m", "ztdeploy", "eval", *map(str, arguments)],
         cwd=cwd,
         env={**shell, "PYTHONPATH": str(CHECKOUT), "ZTDEPLOY_CACHE": str(cwd / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 
 def evaluate(*arguments: str | Path, cwd: Path) -> Done:
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_S)
     return Done(process.returncode, out, err)
 
 
@@ -250,13 +246,10 @@ def test_a_stopped_evaluation_goes_on(
     arguments = (bundle_copy, "-d", slow_images, "--threads", "1", "--out", "report.json")
     manifest = (bundle_copy / "manifest.json").read_bytes()
     child = start(*arguments, cwd=tmp_path)
-    deadline, kept = time.monotonic() + 60, tmp_path / "cache" / "evaluations"
-    while not list(kept.glob("*.npz")):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    kept = tmp_path / "cache" / "evaluations"
+    wait_for(lambda: bool(list(kept.glob("*.npz"))), child)
     child.send_signal(stop)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=HANG_S)
     assert child.returncode == (130 if stop == signal.SIGINT else -9)
     if stop == signal.SIGINT:
         assert said.splitlines()[-2:] == [

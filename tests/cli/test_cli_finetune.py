@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from helpers.processes import HANG_S
 from safetensors.torch import save_file
 
 import ztdeploy
@@ -44,7 +45,7 @@ def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path:
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert built.returncode == 0, built
     report = ztdeploy.evaluate(tmp_path / "bundle", ASSETS / "digits", cache=tmp_path / "cache")

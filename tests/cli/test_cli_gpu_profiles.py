@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import Done, sharing
+from helpers.processes import HANG_S, Done, sharing
 
 import ztdeploy
 
@@ -31,7 +31,7 @@ def run(*arguments: str | Path, cwd: Path, first: str = "") -> Done:
         env={**shell, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done
 
 import ztdeploy
 
@@ -30,7 +30,7 @@ def inspect(bundle: Path, *arguments: str) -> Done:
         env={**shell, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     return Done(done.returncode, done.stdout, done.stderr)

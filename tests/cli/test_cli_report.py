@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import reports, sweeps
+from helpers.processes import HANG_S
 
 import ztdeploy
 from ztdeploy.measure.sweep_folder import REPORT, write_sweep
@@ -42,7 +43,7 @@ def test_a_real_process_writes_beside_the_sweep(folder: Path) -> None:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
     command = [sys.executable, "-m", "ztdeploy", "report", "sweep"]
     done = subprocess.run(
-        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=60
+        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done
     assert done.stdout.startswith("Deploy keep-0.70: ")

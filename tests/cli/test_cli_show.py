@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.bundles import edit
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done
 from PIL import Image
 
 import ztdeploy
@@ -34,7 +34,7 @@ def show(*arguments: str | Path, cwd: Path) -> Done:
         env={**shell, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

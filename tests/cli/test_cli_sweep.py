@@ -10,11 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.processes import HANG_S, started, wait_for
 
 import ztdeploy
 from ztdeploy.measure.sweep_folder import REPORT, read_previous
@@ -40,7 +39,7 @@ def environment(cache: Path) -> dict[str, str]:
 def sweep(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     cache = cwd / "cache"
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(cache), capture_output=True, text=True, timeout=120
+        command(*arguments), cwd=cwd, env=environment(cache), capture_output=True, text=True, timeout=HANG_S
     )
 
 
@@ -198,9 +197,9 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_measured(
 def test_stopped_while_it_evaluates(digits_bundle: Path, slow_images: Path, tmp_path: Path) -> None:
     arguments = ("--bundle", digits_bundle, *QUICK, "--keep-ratios", "0.5", "--data", slow_images, "--out", "out")
     child, kept = start(*arguments, cwd=tmp_path), tmp_path / "cache" / "evaluations"
-    wait(lambda: bool(list(kept.glob("*.npz"))), child)
+    wait_for(lambda: bool(list(kept.glob("*.npz"))), child)
     os.killpg(child.pid, signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=HANG_S)
     assert child.returncode == 130
     assert said.splitlines()[-2:] == [
         "what is built and measured so far is kept: the same command goes on with it",
@@ -221,24 +220,8 @@ def test_stopped_while_it_evaluates(digits_bundle: Path, slow_images: Path, tmp_
 # What is left of one that was stopped, and how it goes on.
 
 
-def wait(until: Callable[[], bool], child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not until():
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(cwd / "cache"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return started(command(*arguments), cwd=cwd, env=environment(cwd / "cache"))
 
 
 def in_second_group(folder: Path) -> bool:
@@ -250,15 +233,15 @@ def in_second_group(folder: Path) -> bool:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group, as from a terminal; a kill to the sweep alone, whose workers then end."""
-    arguments = ("--bundle", digits_bundle, *QUICK, "--batches", "1,2", "--duration", "0.6", "--out", "out")
+    arguments = ("--bundle", digits_bundle, *QUICK, "--batches", "1,2", "--duration", "1.2", "--out", "out")
     out = tmp_path / "out"
     child = start(*arguments, cwd=tmp_path)
-    wait(lambda: in_second_group(out), child)
+    wait_for(lambda: in_second_group(out), child)
     if stop == signal.SIGINT:
         os.killpg(child.pid, stop)
     else:
         child.kill()
-    printed, said = child.communicate(timeout=60)
+    printed, said = child.communicate(timeout=HANG_S)
     stopped = report_in(out)
     assert stopped is not None
     assert stopped.runs[0].progress == "complete"
@@ -295,9 +278,9 @@ def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     cache = tmp_path / "cache"
     arguments = ("-m", "vit_digits", "-p", "cpu", "--keep-ratios", "1.0", *QUICK, "--out", "out")
     child = start(*arguments, cwd=tmp_path)
-    wait(lambda: len(list((cache / "traces").glob("*.json"))) == 1, child)
+    wait_for(lambda: len(list((cache / "traces").glob("*.json"))) == 1, child)
     child.kill()
-    child.communicate(timeout=60)
+    child.communicate(timeout=HANG_S)
     assert not (tmp_path / "out" / REPORT).exists()
     assert not list((cache / "bundles").glob("*/manifest.json"))
     monkeypatch.setattr(assembly, "export_onnx", lambda *_: pytest.fail("it is traced again"))

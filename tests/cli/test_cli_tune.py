@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done, started
 from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
@@ -32,20 +32,17 @@ DIGITS = ASSETS / "digits"
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    return subprocess.Popen(
+    return started(
         [sys.executable, "-m", "ztdeploy", "tune", "--model", "vit_digits", *map(str, arguments)],
         cwd=cwd,
         # The model is tiny.
         env={**shell, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "ZTDEPLOY_CACHE": str(cwd / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 
 def tune(*arguments: str | Path, cwd: Path) -> Done:
     process = start("--data", DIGITS, "--limit", 60, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=HANG_S)
     return Done(process.returncode, out, err)
 
 
@@ -90,7 +87,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     while "trial 6" not in (line := process.stderr.readline()):
         assert line, "it has ended before it began"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["study.db"]
@@ -123,7 +120,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
         time.sleep(0.1)
         victim = _working(process.pid) if _made(tmp_path / "found" / "study.db") >= 6 else None
     os.kill(victim, signal.SIGKILL)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, (out, err)
     assert "a worker was killed by SIGKILL" in err
     trials = _trials(tmp_path / "found")

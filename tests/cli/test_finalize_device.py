@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from helpers.bundles import edit
 from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
 from helpers.leftovers import dead_folder, leftovers
+from helpers.processes import HANG_S, started, wait_for
 
 from ztdeploy.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.manifest import EngineRecord, GraphRecord, Manifest
@@ -457,20 +457,14 @@ def test_an_engine_that_cannot_run_is_an_error_with_a_remedy(
 
 def test_an_interrupted_finalize_leaves_nothing_behind(dense: Path, fake_device: FakeDevice) -> None:
     before = snapshot(dense)
-    process = subprocess.Popen(
+    process = started(
         [sys.executable, "-m", "ztdeploy", "finalize", str(dense), "--profile", PROFILE],
-        env=fake_device.environment(FAKE_TRT_SLEEP="60", FAKE_TRT_LOG=str(dense.with_suffix(".builds"))),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        env=fake_device.environment(FAKE_TRT_SLEEP=str(HANG_S), FAKE_TRT_LOG=str(dense.with_suffix(".builds"))),
     )
-    deadline = time.monotonic() + 60
-    while not dense.with_suffix(".builds").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(dense.with_suffix(".builds").exists, process)
     assert leftovers(dense)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the build gets it as well
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
     assert snapshot(dense) == before
     assert leftovers(dense) == []

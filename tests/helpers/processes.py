@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,10 @@ import ztdeploy
 from ztdeploy.core.processor import REPORT
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
+#: Only what hangs takes so long, on the slowest of machines.
+HANG_S = 900
+_PR_SET_PDEATHSIG = 1
+_STARTED: list[subprocess.Popen[str]] = []
 _HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
 
 
@@ -33,6 +42,47 @@ class Done:
         """The one line that says what is wrong."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
         return line
+
+
+def started(command: Sequence[str], *, stdout: int = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
+    """A process in a group of its own, which ends with its test, or with pytest where that is killed."""
+    child = subprocess.Popen(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        **options,
+    )
+    _STARTED.append(child)
+    return child
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_started() -> None:
+    """End what a test has started, with all that these processes started in turn."""
+    while _STARTED:
+        child = _STARTED.pop()
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def wait_for(until: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    """Wait until something holds while a process runs."""
+    deadline = time.monotonic() + HANG_S
+    while not until():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.02)
 
 
 def sharing(traces: Path) -> str:
@@ -59,7 +109,7 @@ def run_ztdeploy(*arguments: str | Path, cwd: Path, first: str = "", hidden: str
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)

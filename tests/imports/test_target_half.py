@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.leftovers import leftovers
+from helpers.processes import HANG_S
 
 import ztdeploy
 
@@ -120,7 +121,7 @@ def run_python(code: str, *arguments: str | Path, cwd: Path) -> str:
         env={**shell, "PYTHONPATH": str(CHECKOUT), "ZTDEPLOY_CACHE": str(cwd.parent / "cache")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import HANG_S
 
 import ztdeploy
 from ztdeploy.toml import read_toml
@@ -147,7 +148,7 @@ def run_installed(installed: Path, *arguments: str | Path, cwd: Path) -> subproc
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
 
 

@@ -664,7 +664,7 @@ from ztdeploy.bundle import new_bundle_folder
 with new_bundle_folder(Path(sys.argv[1]), force=False) as folder:
     (folder / "half.onnx").write_bytes(b"half")
     print(folder.parent.name, flush=True)
-    time.sleep(60)
+    time.sleep(900)
 """
 
 

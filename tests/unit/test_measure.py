@@ -10,6 +10,7 @@ import sys
 import pytest
 from helpers.bundles import edit
 from helpers.errors import refused
+from helpers.processes import HANG_S
 
 from ztdeploy.errors import EngineMismatchError, EnvironmentLacksError
 from ztdeploy.measure.latency import Configuration, Measurement, Worker, measure_latency
@@ -137,7 +138,7 @@ def test_the_worker_answers_one_line_per_request(digits_bundle):
         input='{"iterations": 2}\n{"iterations": 1}\n',
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     assert done.returncode == 0

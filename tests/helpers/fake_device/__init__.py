@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ztdeploy
-from helpers.processes import Done
+from helpers.processes import HANG_S, Done
 from ztdeploy.plugins.library import plugin_abi
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ class FakeDevice:
             input=given,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_S,
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from helpers import sweeps
+from helpers.processes import HANG_S
 
 from ztdeploy.errors import InputError
 from ztdeploy.measure.bench_report import Failure
@@ -229,7 +230,7 @@ def test_a_browser_draws_it_without_complaint(tmp_path: Path) -> None:
         [browser, *options, profile, "--dump-dom", (tmp_path / PAGE).as_uri()],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr
