@@ -151,7 +151,7 @@ def _module(job: Job) -> tuple[nn.Module, int]:
     from ztdeploy.models.loading import load_model
 
     loaded = load_model(job.model, weights="random", image_size=job.image_size)
-    return loaded.adapter.model, loaded.preprocess.image_size
+    return loaded.adapter.model, loaded.preprocess.image_size.height
 
 
 def versions() -> str:

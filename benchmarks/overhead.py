@@ -121,7 +121,7 @@ def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense
     cut, ours = timed[:2]
     return Result(
         model=manifest.model.name,
-        image_size=manifest.preprocess.image_size,
+        image_size=manifest.preprocess.image_size.height,
         tokens=manifest.dense.plan.tokens_per_block[0],
         keep_ratio=variant.keep_ratio or 0.0,
         batch=batch,

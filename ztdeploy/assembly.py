@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from PIL import Image
 
 from ztdeploy.backends import PLANNED, backend_exists, get_backend, why_not_run
 from ztdeploy.backends.openvino import OpenVinoBackend
@@ -57,7 +58,7 @@ from ztdeploy.profile import HardwareProfile, Int8Options
 from ztdeploy.proof import Proof
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.range_images import CalibrationImages, built_in_images
-from ztdeploy.runtime.images import read_image
+from ztdeploy.runtime.images import ARRAY_SUFFIX, read_bands, read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.schedule import PruningSchedule, plan, plan_gmacs, pruning_gmacs
 from ztdeploy.tools import tool_versions
@@ -90,7 +91,6 @@ class Assembly:
             calibration: what int8 ranges come from where they are not dynamic; None: the golden images.
         """
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
-        self.calibration = calibration or built_in_images(self.golden_sources)
         self._cache, self._held = cache, held
         self.buildable = [profile for profile in profiles if builds_anywhere(profile)]
         tokens = model.adapter.architecture.tokens
@@ -102,6 +102,7 @@ class Assembly:
         self._blocks: dict[str, BlocksRecord] = {}
         for name in ("graphs", "golden"):
             make_folder(folder / name)
+        self.calibration = calibration or built_in_images(self.golden_sources)
 
     def export(self, schedule: PruningSchedule) -> None:
         """Trace one variant, make a graph per distinct spec, and note what PyTorch makes of the golden input."""
@@ -339,7 +340,11 @@ class Assembly:
 
     @cached_property
     def golden_sources(self) -> list[Path]:
-        return sample_images(self.model.entry, GOLDEN_IMAGES)
+        """Photographs; of models that take neither colour nor grey, what `with_channels` makes of them."""
+        photos, channels = sample_images(self.model.entry, GOLDEN_IMAGES), self.model.preprocess.channels
+        if channels in (1, 3):
+            return photos
+        return [with_channels(read_image(photo), channels, self.folder / "golden" / photo.stem) for photo in photos]
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
@@ -391,11 +396,13 @@ class Assembly:
     def _write_golden(self) -> GoldenRecord:
         names = []
         for source in self.golden_sources:
-            name = f"golden/{source.stem}.png"
-            image = io.BytesIO()
-            read_image(source).save(image, "PNG", optimize=True)
-            write(self.folder / name, image.getbuffer())
-            names.append(name)
+            path = source
+            if not source.is_relative_to(self.folder):
+                (picture,), image = read_bands(source, self.model.preprocess), io.BytesIO()
+                picture.save(image, "PNG", optimize=True)
+                path = self.folder / "golden" / f"{source.stem}.png"
+                write(path, image.getbuffer())
+            names.append(path.relative_to(self.folder).as_posix())
         pixels = io.BytesIO()
         np.save(pixels, self.pixels, allow_pickle=False)
         write(self.folder / "golden/pixels.npy", pixels.getbuffer())
@@ -407,6 +414,27 @@ class Assembly:
             return None
         write(self.folder / "classes.txt", "\n".join(self.model.class_names) + "\n")
         return "classes.txt"
+
+
+def with_channels(photo: Image.Image, channels: int, path: Path) -> Path:
+    """Write a picture of so many channels: a photograph's red, green, blue and luma, over and over.
+
+    Args:
+        path: without an ending, which depends on what can hold so many.
+
+    Returns:
+        The file.
+    """
+    bands = [*photo.split(), photo.convert("L")]
+    chosen = [bands[channel % len(bands)] for channel in range(channels)]
+    mode = {2: "LA", 4: "RGBA"}.get(channels)
+    if mode is not None:
+        path = path.with_suffix(".png")
+        Image.merge(mode, chosen).save(path, optimize=True)
+        return path
+    path = path.with_suffix(ARRAY_SUFFIX)
+    np.save(path, np.stack([np.asarray(band) for band in chosen], axis=-1), allow_pickle=False)
+    return path
 
 
 def builds_anywhere(profile: HardwareProfile) -> bool:

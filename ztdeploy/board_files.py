@@ -11,6 +11,7 @@ from pathlib import Path
 from ztdeploy.backends.tensorrt.flavours import TENSORRT
 from ztdeploy.core.files import write
 from ztdeploy.manifest import GraphRecord, Manifest
+from ztdeploy.preprocess_spec import PreprocessSpec
 from ztdeploy.profile import HardwareProfile, data_folder
 
 SCRIPT = "trtexec.sh"
@@ -35,14 +36,14 @@ def trtexec_script(manifest: Manifest, boards: list[HardwareProfile]) -> str:
         command
         for profile in boards
         for variant in manifest.variants
-        for command in _commands(variant.name, variant.graphs[profile.name], profile, manifest.preprocess.image_size)
+        for command in _commands(variant.name, variant.graphs[profile.name], profile, manifest.preprocess)
     ]
     return _HEAD + "\n".join(commands) + "\n"
 
 
-def _commands(variant: str, graph: GraphRecord, profile: HardwareProfile, size: int) -> list[str]:
+def _commands(variant: str, graph: GraphRecord, profile: HardwareProfile, spec: PreprocessSpec) -> list[str]:
     workspace = profile.tensorrt.workspace_mib if profile.tensorrt else 1024
-    plain = [f"--onnx={graph.file}", f"--memPoolSize=workspace:{workspace}M", *_shapes(graph, profile, size)]
+    plain = [f"--onnx={graph.file}", f"--memPoolSize=workspace:{workspace}M", *_shapes(graph, profile, spec)]
     commands = [_command([*plain, f"--saveEngine={variant}.{profile.name}.engine"])]
     if graph.plugin_file is not None:
         own = [f"--onnx={graph.plugin_file}", *plain[1:], f"--saveEngine={variant}.{profile.name}.plugins.engine"]
@@ -50,10 +51,12 @@ def _commands(variant: str, graph: GraphRecord, profile: HardwareProfile, size: 
     return commands
 
 
-def _shapes(graph: GraphRecord, profile: HardwareProfile, size: int) -> list[str]:
+def _shapes(graph: GraphRecord, profile: HardwareProfile, spec: PreprocessSpec) -> list[str]:
     if graph.batch is not None:
         return []
-    shape = f"{size}x{size}x3" if graph.image_input == "uint8" else f"3x{size}x{size}"
+    height, width, channels = spec.shape
+    sides = (height, width, channels) if graph.image_input == "uint8" else (channels, height, width)
+    shape = "x".join(map(str, sides))
     largest = profile.batch.sizes[-1]
     return [f"--{kind}Shapes=image:{n}x{shape}" for kind, n in (("min", 1), ("opt", largest), ("max", largest))]
 

@@ -11,7 +11,11 @@ def bundle_readme(manifest: Manifest) -> str:
     """How to run the bundle, what is in it, and what is not."""
     default = next(variant for variant in manifest.variants if variant.name == manifest.default_variant)
     choice = "" if default.keep_ratio is None else f", keep_ratio={default.keep_ratio:g}"
-    size, spec = manifest.preprocess.image_size, manifest.preprocess
+    spec = manifest.preprocess
+    channels = {1: "grey", 3: "RGB"}.get(spec.channels, f"{spec.channels} channels")
+    resize = "Resize both sides to" if spec.crop_mode == "squash" else "Resize the shorter side to"
+    if spec.crop_mode == "center" and spec.resize.height != spec.resize.width:
+        resize = "Keep the aspect ratio and resize to just cover"
     rows = "\n".join(_row(variant) for variant in manifest.variants)
     given = manifest.model.gives
     what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
@@ -39,8 +43,8 @@ or from Python:
 - `graphs/`: plain ONNX graphs, engines beside them, and the one weights file that all of them read
 - `golden/`: known images, the pixels after resize and crop, and the outputs that must come out
 
-Input `image`: {size} x {size} pixels, RGB; uint8 `[batch, height, width, channel]` where the profile says so,
-else fp32 `[batch, channel, height, width]`, normalised. Resize the shorter side to {spec.resize} pixels
+Input `image`: {spec.image_size.in_full} pixels (height x width), {channels}; uint8 `[batch, height, width, channel]`
+where the profile says so, else fp32 `[batch, channel, height, width]`, normalised. {resize} {spec.resize} pixels
 ({spec.interpolation}), crop the centre. Outputs: `logits`{what}, and per pruning layer the indices of the tokens kept.
 {f"{chr(10)}What is missing:{chr(10)}{chr(10)}{missing}" if missing else ""}"""
 

@@ -52,6 +52,10 @@ class ZtdeployError(Exception):
         return type(self), (self.given, self.expected, self.fix)
 
 
+class ImageWarning(UserWarning):
+    """An image that can be read, but probably not as it was meant."""
+
+
 class InputError(ZtdeployError):
     exit_code = 3
 

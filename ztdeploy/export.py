@@ -87,17 +87,17 @@ class Deployable(nn.Module):
         """
         super().__init__()
         self.pruned, self.image_input, self.notes = pruned, image_input, notes
-        deviation = torch.tensor(preprocess.std).view(1, 3, 1, 1)
-        mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1)
+        deviation = torch.tensor(preprocess.std).view(1, -1, 1, 1)
+        mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
         self.register_buffer("shift", -mean / deviation, persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 `[B, S, S, 3]` to what the model takes, fp32 `[B, 3, S, S]`."""
+        """uint8 `[B, H, W, C]` to what the model takes, fp32 `[B, C, H, W]`."""
         return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift  # TensorRT moves no uint8
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """`image` is uint8 `[B, S, S, 3]`, or fp32 `[B, 3, S, S]` already normalised."""
+        """`image` is uint8 `[B, H, W, C]`, or fp32 `[B, C, H, W]` already normalised."""
         tensor = self.normalise(image) if self.image_input == "uint8" else image
         if self.notes is None:
             (output, *choices), notes = self.pruned(tensor), dict[str, Tensor]()
@@ -122,11 +122,12 @@ def choice_names(layer: LayerPlan) -> tuple[str, ...]:
     return (kept_name(layer.block), into_name(layer.block)) if layer.merges else (kept_name(layer.block),)
 
 
-def example_input(spec: GraphSpec, image_size: int) -> Tensor:
+def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:
+    height, width, channels = preprocess.shape
     batch = spec.batch or 2  # 1 would be specialised away where the axis is dynamic
     if spec.image_input == "uint8":
-        return torch.randint(0, 256, (batch, image_size, image_size, 3), dtype=torch.uint8)
-    return torch.randn(batch, 3, image_size, image_size)
+        return torch.randint(0, 256, (batch, height, width, channels), dtype=torch.uint8)
+    return torch.randn(batch, channels, height, width)
 
 
 def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
@@ -146,7 +147,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     with torch.no_grad(), quiet_exporter(), no_garbage_collection():
         program = torch.onnx.export(
             module,
-            (example_input(spec, preprocess.image_size),),
+            (example_input(spec, preprocess),),
             dynamo=True,
             opset_version=spec.opset,
             dynamic_shapes=axes,

@@ -49,7 +49,7 @@ def prune(
     return PrunedClassifier(adapter, schedule)
 
 
-def _image_size(model: nn.Module) -> int:
-    """The side of a timm model's input in pixels; 0, which no adapter minds, where the model is none of timm's."""
-    side: int = (getattr(getattr(model, "patch_embed", None), "img_size", None) or (0,))[0]
-    return side
+def _image_size(model: nn.Module) -> tuple[int, int]:
+    """Of a timm model's input; any, where the model is none of timm's and no adapter takes it."""
+    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (1, 1)
+    return height, width

@@ -49,7 +49,7 @@ class BuildRequest:
     preset: str = "default"
     weights: Literal["pretrained", "random"] = "pretrained"
     checkpoint: Path | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
     class_names: Path | None = None  #: a file that names the classes of a head of one's own
     output: Output = "logits"

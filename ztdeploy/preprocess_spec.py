@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 ImageInput = Literal["float32", "uint8"]
 #: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
@@ -19,6 +29,64 @@ def given(output: Output, classes: int) -> Output:
     return "embedding" if output == "logits" and not classes else output
 
 
+#: The longest side that a model may take, in pixels, and that an image may be resized to.
+LARGEST_SIDE, LARGEST_RESIZED = 4096, 8192
+MOST_CHANNELS = 64
+
+
+class ImageSize(NamedTuple):
+    """Height and width in pixels. In text and in JSON a square is one number, anything else `HEIGHTxWIDTH`."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, value: object) -> ImageSize:
+        """From a side, `(height, width)`, or text such as "224" and "96x384".
+
+        Raises:
+            ValueError: anything else, or a side that is not from 1 to `LARGEST_RESIZED`.
+        """
+        sides: tuple[object, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", value, re.ASCII):
+            sides = tuple(map(int, value.split("x")))
+        numbers = [side for side in sides if type(side) is int and 1 <= side <= LARGEST_RESIZED]
+        if len(numbers) != len(sides) or len(sides) not in (1, 2):
+            raise ValueError(f"an image size is a side, or HEIGHTxWIDTH, from 1 to {LARGEST_RESIZED} pixels")
+        return cls(numbers[0], numbers[-1])
+
+    @property
+    def plain(self) -> int | str:
+        """What stands for it in JSON."""
+        return self.height if self.height == self.width else f"{self.height}x{self.width}"
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def in_full(self) -> str:
+        return f"{self.height} x {self.width}"
+
+    def __str__(self) -> str:
+        return str(self.plain)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        plain = core_schema.plain_serializer_function_ser_schema(lambda size: cls.of(size).plain)
+        return core_schema.no_info_plain_validator_function(cls.of, serialization=plain)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+
+
+def _of_a_model(size: ImageSize) -> ImageSize:
+    if max(size) > LARGEST_SIDE:
+        raise ValueError(f"at most {LARGEST_SIDE} pixels along a side")
+    return size
+
+
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -27,9 +95,27 @@ class PreprocessSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(ge=1, le=4096)  #: side of the square that the model takes, in pixels
-    resize: int = Field(ge=1, le=8192)  #: length that the shorter side is resized to, in pixels
+    image_size: Annotated[ImageSize, AfterValidator(_of_a_model)]  #: what the model takes
+    resize: ImageSize  #: crop mode `center` scales an image until it covers this; `squash` distorts it to just this
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
-    mean: tuple[float, float, float]
-    std: tuple[_Positive, _Positive, _Positive]
+    mean: tuple[float, ...] = Field(min_length=1, max_length=MOST_CHANNELS)  #: per channel, of values from 0 to 1
+    std: tuple[_Positive, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
+
+    #: How many bits hold the values of images that have more than 8 per pixel; None: all that there are.
+    bit_depth: int | None = Field(default=None, ge=9, le=16)
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> PreprocessSpec:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"a mean of {len(self.mean)} channels, and a std of {len(self.std)}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image's pixels: `[H, W, C]`."""
+        return (*self.image_size, self.channels)

@@ -58,6 +58,14 @@ class Architecture(_Frozen):
     class_token: bool
     patch_dim: int  #: multiply-adds per patch and output channel of the patch embedding
     num_classes: int
+    #: Rows and columns of patches; None: a square, in bundles of older versions.
+    grid: tuple[int, int] | None = None
+
+    @property
+    def rows_and_columns(self) -> tuple[int, int]:
+        """Of the grid of patches; patches count row by row."""
+        side = math.isqrt(self.patch_tokens)
+        return self.grid or (side, self.patch_tokens // max(1, side))
 
     @property
     def tokens(self) -> int:

@@ -33,6 +33,7 @@ from ztdeploy.measure.sweep_plan import (
 )
 from ztdeploy.measure.sweep_report import SweepReport, SweepRequest
 from ztdeploy.pipeline import BuildRequest, Progress, check_backends, silent
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.profile import HardwareProfile, read_profile
 from ztdeploy.runtime.runner import runnable_profile
 from ztdeploy.schedule import DEFAULT_METHOD
@@ -195,7 +196,7 @@ def _check_batches(batches: tuple[int, ...], profile: HardwareProfile) -> None:
             )
 
 
-def _build_request(request: SweepRequest, image_size: int | None) -> BuildRequest:
+def _build_request(request: SweepRequest, image_size: ImageSize | None) -> BuildRequest:
     assert request.model is not None
     assert request.profile is not None
     pruned = tuple(ratio for ratio in request.keep_ratios if ratio != 1)

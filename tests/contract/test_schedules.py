@@ -17,6 +17,7 @@ from ztdeploy.equal_cost import share_of_dense
 from ztdeploy.errors import ScheduleError
 from ztdeploy.export import GraphSpec, export_onnx
 from ztdeploy.models.vit import VitAdapter
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.profile import schedule_names, schedule_path
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import PruningSchedule, read_schedule
@@ -57,7 +58,9 @@ def test_it_becomes_a_graph_that_answers_as_torch_does(name: str) -> None:
     with PrunedModel(VitAdapter(model, SIZE), shipped(name)) as pruned:
         with torch.no_grad():
             logits, *choices = pruned(images)
-        preprocess = PREPROCESS.model_copy(update={"image_size": SIZE, "resize": SIZE})
+        preprocess = PREPROCESS.model_copy(
+            update={"image_size": ImageSize(SIZE, SIZE), "resize": ImageSize(SIZE, SIZE)}
+        )
         graph = export_onnx(pruned, preprocess, GraphSpec(20, "float32", None))
     content = ir.serde.serialize_model(graph).SerializeToString()
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])

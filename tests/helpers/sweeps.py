@@ -23,6 +23,7 @@ from ztdeploy.measure.sweep_report import (
     VariantFacts,
 )
 from ztdeploy.measure.verdict import compare
+from ztdeploy.preprocess_spec import ImageSize
 
 BLOCKS, TOKENS = 12, 197
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -118,7 +119,12 @@ def run(
         "cores_online": 4,
     }
     clocks = {"governors": ("ondemand",), "highest_clock_mhz": 2400.0, "lowest_clock_mhz": 1500.0}
-    bundle = {"model": "deit_s", "timm_name": "deit_small_patch16_224", "image_size": 224, "weights": "pretrained"}
+    bundle = {
+        "model": "deit_s",
+        "timm_name": "deit_small_patch16_224",
+        "image_size": ImageSize(224, 224),
+        "weights": "pretrained",
+    }
     fields: dict[str, Any] = {
         "configurations": tuple(found),
         "comparisons": tuple(pair for pair in pairs if pair is not None),

@@ -96,7 +96,7 @@ def torch_model(realdata: Path) -> Any:
 def test_the_bundle_says_where_it_comes_from(bundle: Bundle, torch_model: Any) -> None:
     manifest = bundle.manifest
     assert manifest.preprocess.resize == 256
-    assert (manifest.preprocess.image_size, manifest.preprocess.interpolation) == (224, "bicubic")
+    assert (manifest.preprocess.image_size, manifest.preprocess.interpolation) == ((224, 224), "bicubic")
     assert manifest.preprocess == torch_model.preprocess
     assert (manifest.weights.source, manifest.weights.origin) == ("checkpoint", CHECKPOINT)
     assert manifest.weights.sha256 == torch_model.weights_sha256

@@ -298,7 +298,7 @@ def test_the_shipped_model_comes_with_everything():
     model = load_model("vit_digits")
     assert (model.weights_source, model.weights_origin) == ("shipped", "model.safetensors")
     assert model.class_names == tuple("0123456789")
-    assert model.preprocess.image_size == 32
+    assert model.preprocess.image_size == (32, 32)
     assert model.adapter.architecture.depth == 12
     assert not model.adapter.model.training
 
@@ -364,7 +364,7 @@ def test_an_image_size_that_the_model_cannot_take_is_refused(size):
 
 def test_an_image_size_that_patches_divide_is_taken():
     model = load_model("deit_t", weights="random", image_size=96)
-    assert model.preprocess.image_size == 96
+    assert model.preprocess.image_size == (96, 96)
     assert model.adapter.architecture.patch_tokens == 36
 
 

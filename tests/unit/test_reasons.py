@@ -12,12 +12,12 @@ from ztdeploy.errors import ParityError
 from ztdeploy.fidelity.colours import importance_colour, importance_shares
 from ztdeploy.fidelity.patches import follow
 from ztdeploy.fidelity.reasons import Pair, agreed_layers, reasons_of
-from ztdeploy.fidelity.tiles import importance_tile, layer_tile, plain_tile
+from ztdeploy.fidelity.tiles import Grid, importance_tile, layer_tile, plain_tile
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.runtime.interface import Outputs
 from ztdeploy.schedule import LayerPlan, PruningSchedule, TokenPlan
 
-PATCHES = 16
+PATCHES, GRID = 16, Grid(4, 4)
 
 
 def plan(block: int, tokens_in: int, tokens_out: int, *, merges: bool = False) -> LayerPlan:
@@ -146,18 +146,18 @@ def test_notes_that_cannot_be_right(name: str, values: np.ndarray) -> None:
 
 def test_what_is_drawn_tells_reasons_apart() -> None:
     layers, reasons = explained(notes())
-    plain = plain_tile(np.full((32, 32, 3), 128, np.uint8), 4)
-    pixels = np.asarray(layer_tile(plain, layers[0], 4, replace(reasons[0], pairs=()))).astype(int)
+    plain = plain_tile(np.full((32, 32, 3), 128, np.uint8), GRID)
+    pixels = np.asarray(layer_tile(plain, layers[0], GRID, replace(reasons[0], pairs=()))).astype(int)
     middles = pixels.reshape(4, 84, 4, 84, 3)[:, 42, :, 42].reshape(16, 3)
     blue, orange, kept = middles[1], middles[2], middles[5]
     np.testing.assert_array_equal(kept, 128)
     np.testing.assert_array_equal(blue, middles[3])
     assert blue[2] > blue[0] + 40
     assert orange[0] > orange[2] + 40
-    later = np.asarray(layer_tile(plain, layers[1], 4, reasons[1])).astype(int)[42, 84 + 42]
+    later = np.asarray(layer_tile(plain, layers[1], GRID, reasons[1])).astype(int)[42, 84 + 42]
     assert np.ptp(later) < 20, "what went earlier has no colour"
-    assert (np.asarray(layer_tile(plain, layers[0], 4, reasons[0])) != pixels).any(), "lines to partners"
-    scale = np.asarray(importance_tile(336, layers[0], 4, reasons[0])).reshape(4, 84, 4, 84, 3)[:, 42, :, 42]
+    assert (np.asarray(layer_tile(plain, layers[0], GRID, reasons[0])) != pixels).any(), "lines to partners"
+    scale = np.asarray(importance_tile((336, 336), layers[0], GRID, reasons[0])).reshape(4, 84, 4, 84, 3)[:, 42, :, 42]
     colours = scale.reshape(16, 3).astype(int)
     light = [int(colours[patch].sum()) for patch in (0, 2, 8, 15)]
     assert light == sorted(light)

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ztdeploy.errors import InputError, ParityError
+from ztdeploy.errors import ParityError
 from ztdeploy.fidelity.patches import GONE, follow
 from ztdeploy.fidelity.show import _sheets
-from ztdeploy.fidelity.tiles import grid_of, layer_tile, plain_tile
+from ztdeploy.fidelity.tiles import Grid, layer_tile, plain_tile
 from ztdeploy.schedule import LayerPlan
+
+GRID = Grid(4, 4)
 
 
 def layer(tokens_in: int, tokens_out: int, *, prefix: int = 1, block: int = 0, merges: bool = False) -> LayerPlan:
@@ -104,7 +106,7 @@ def test_indices_that_cannot_be_right(stay: list[int], slots: list[int]) -> None
 
 @pytest.fixture
 def plain() -> Image.Image:
-    return plain_tile(np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8), 4)
+    return plain_tile(np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8), GRID)
 
 
 def cells(tile: Image.Image, grid: int = 4) -> list[np.ndarray]:
@@ -120,7 +122,7 @@ def cells(tile: Image.Image, grid: int = 4) -> list[np.ndarray]:
 def test_dropped_patches_are_dimmed_and_kept_ones_untouched(plain: Image.Image) -> None:
     stay = [0, 1, 2, 6, 7, 16]
     (one,) = follow([layer(17, 6)], [np.array(stay)], [], 16)
-    for patch, (before, after) in enumerate(zip(cells(plain), cells(layer_tile(plain, one, 4)), strict=True)):
+    for patch, (before, after) in enumerate(zip(cells(plain), cells(layer_tile(plain, one, GRID)), strict=True)):
         if patch + 1 in stay:
             np.testing.assert_array_equal(before, after)
         else:
@@ -133,7 +135,7 @@ def test_merged_patches_share_a_tint_inside_and_their_token_keeps_its_pixels(pla
     stay = np.array([t for t in range(17) if t not in (2, 12, 16)])
     slot = stay.tolist().index(1)
     (one,) = follow([layer(17, 14, merges=True)], [stay], [np.array([slot, slot, -1])], 16)
-    before, after = cells(plain), cells(layer_tile(plain, one, 4))
+    before, after = cells(plain), cells(layer_tile(plain, one, GRID))
     assert [group.tolist() for group in one.groups] == [[0, 1, 11]]
     hues = [(after[p][8:-8, 8:-8] - after[p][8:-8, 8:-8].mean(-1, keepdims=True)).mean((0, 1)) for p in (1, 11)]
     assert np.abs(hues[0]).max() > 10
@@ -143,12 +145,6 @@ def test_merged_patches_share_a_tint_inside_and_their_token_keeps_its_pixels(pla
     np.testing.assert_array_equal(before[5], after[5])
     dropped = after[15][8:-8, 8:-8]
     assert np.ptp(dropped.mean((0, 1))) < 15
-
-
-def test_a_grid_that_is_no_square() -> None:
-    assert grid_of(196) == 14
-    with pytest.raises(InputError, match="12 patches"):
-        grid_of(12)
 
 
 def test_sheets_have_harmless_names_of_their_own() -> None:

@@ -28,6 +28,7 @@ from ztdeploy.measure.any_report import read_any_report
 from ztdeploy.measure.sweep_folder import PREVIOUS, REPORT
 from ztdeploy.measure.sweep_report import SweepRequest, rows
 from ztdeploy.pipeline import BuildRequest, silent
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.sweep import sweep
 
 #: A method that is quickly traced.
@@ -185,7 +186,7 @@ def test_dense_alone_where_no_variant_can_be_built(cache, broken_wpr):
 
 def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, tmp_path, monkeypatch):
     def build_some(request, cache, progress):
-        if request.image_size == 48:
+        if request.image_size == (48, 48):
             raise ModelError("image size 48", "32", "leave --image-sizes out")
         return read_bundle(digits_bundle), (bundle_cache.Unbuilt("slice-keep-0.70", ModelError("a", "b", "c")),)
 
@@ -197,7 +198,7 @@ def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, t
         "slice-keep-0.70 at 32 px: a; expected b; c",
     ]
     assert [one.facts.name for one in rows(report)] == ["dense", "keep-0.70"]
-    alone = request.model_copy(update={"image_sizes": (48,)})
+    alone = request.model_copy(update={"image_sizes": (ImageSize(48, 48),)})
     refused(lambda: sweep(alone, tmp_path / "other", cache=tmp_path), "image size 48", kind=ModelError)
     assert not (tmp_path / "other").exists()
 

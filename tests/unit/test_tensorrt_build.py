@@ -353,8 +353,7 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
             schedule = PruningSchedule(name="test", method=method, options=options, layers=layers)
             with PrunedModel(adapter, schedule) as module:
                 traces[key] = export_onnx(module, model.preprocess, spec.traced)
-        side = model.preprocess.image_size
-        noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (2, *model.preprocess.shape), dtype=np.uint8)
         ranges = measure_ranges(traces[key], [noise], "min-max", threads=1) if int8 is not None else None
         return ir.serde.serialize_model(specialise(traces[key], spec, ranges))
 

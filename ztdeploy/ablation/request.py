@@ -9,6 +9,7 @@ from ztdeploy.ablation.topic_names import Topic
 from ztdeploy.errors import InputError
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.models.catalogue import WeightsSource
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.schedule import check_keep_ratio
 
 SAVED = 0.35
@@ -22,7 +23,7 @@ class AblateRequest(Record):
     data: Path
     weights: WeightsSource = "pretrained"
     checkpoint: Path | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     crop_pct: float | None = None
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0  #: of the limit, the bootstrap and what is dropped at random

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, LimitOption, weights_source
+from ztdeploy.cli.options import (
+    CheckpointOption,
+    CropOption,
+    ImageSizeOption,
+    LimitOption,
+    parse_image_size,
+    weights_source,
+)
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -54,7 +61,7 @@ def ablate(
         data=data,
         weights=source,
         checkpoint=checkpoint,
-        image_size=image_size,
+        image_size=parse_image_size(image_size),
         crop_pct=crop_pct,
         limit=limit,
         seed=seed,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, weights_source
+from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, parse_image_size, weights_source
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def build(
         preset=preset,
         weights=source,
         checkpoint=checkpoint,
-        image_size=image_size,
+        image_size=parse_image_size(image_size),
         batch=batch,
         crop_pct=crop_pct,
         class_names=class_names,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.options import SIZE, parse_image_size
 from ztdeploy.cli.output import JsonFlag, print_json, say, table
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def models(
     check: Annotated[
         str | None, typer.Option(help="Say what can be done with a model: any name that timm knows.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="With --check: side of the input.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar=SIZE, help="With --check: side of the input, or HEIGHTxWIDTH.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     if check is not None:
@@ -63,7 +66,7 @@ def _listed(search: str) -> list[tuple[str, str, str, str]]:
     return sorted(found, key=lambda row: order.index(row[0]))
 
 
-def _check(name: str, image_size: int | None, *, json: bool) -> None:
+def _check(name: str, image_size: str | None, *, json: bool) -> None:
     """
     Raises:
         ModelError: it can't be pruned; printed as JSON first where that was asked for.
@@ -72,14 +75,21 @@ def _check(name: str, image_size: int | None, *, json: bool) -> None:
     from ztdeploy.models.check import check_model
 
     try:
-        found = check_model(name, image_size)
+        found = check_model(name, parse_image_size(image_size))
     except ModelError as error:
         if not json:
             raise
         print_json({"name": name, "supported": False, "reason": error.given, "fix": error.fix})
         raise typer.Exit(error.exit_code) from error
     if json:
-        print_json({"supported": True, **asdict(found), "architecture": found.architecture.model_dump()})
+        print_json(
+            {
+                "supported": True,
+                **asdict(found),
+                "image_size": found.image_size.plain,
+                "architecture": found.architecture.model_dump(),
+            }
+        )
         return
     table(f"{name} can be pruned", [("", "left"), ("", "left")], _facts(found))
 
@@ -95,7 +105,7 @@ def _facts(found: ModelCheck) -> list[tuple[str, str]]:
     return [
         ("family", found.family),
         ("timm name", found.timm_name),
-        ("image", f"{found.image_size} x {found.image_size} pixels"),
+        ("image", f"{found.image_size.in_full} pixels"),
         ("tokens", f"{sizes.tokens}: {sizes.patch_tokens} patches, {prefix}"),
         ("blocks", f"{sizes.depth}, {sizes.embed_dim} wide, {sizes.num_heads} heads; layers can stand behind each"),
         ("keep ratio 0.7", f"prunes behind blocks {', '.join(map(str, found.layers))}"),

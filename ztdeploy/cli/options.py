@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from ztdeploy.models.catalogue import WeightsSource
+    from ztdeploy.preprocess_spec import ImageSize
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")]
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.")]
@@ -30,13 +31,33 @@ CacheOption = Annotated[
 CheckpointOption = Annotated[
     Path | None, typer.Option("--checkpoint", help="Weights from a .safetensors or .pth file.")
 ]
+SIZE = "PIXELS|HEIGHTxWIDTH"
 ImageSizeOption = Annotated[
-    int | None, typer.Option("--image-size", min=8, help="Side of the input. (default: the model's)")
+    str | None,
+    typer.Option("--image-size", metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)"),
 ]
 CropOption = Annotated[
     float | None,
     typer.Option("--crop-pct", min=0.1, max=1.0, help="Image size over resize. (default: the model's)"),
 ]
+
+
+def parse_image_size(text: str | None) -> ImageSize | None:
+    """
+    Raises:
+        typer.BadParameter: no size, or one of less than 8 pixels.
+    """
+    from ztdeploy.preprocess_spec import LARGEST_SIDE, ImageSize
+
+    if text is None:
+        return None
+    try:
+        size = ImageSize.of(text)
+        if min(size) < 8 or max(size) > LARGEST_SIDE:
+            raise ValueError(f"sides have from 8 to {LARGEST_SIDE} pixels")
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}': {error}", param_hint="--image-size") from error
+    return size
 
 
 def weights_source(weights: str) -> WeightsSource:

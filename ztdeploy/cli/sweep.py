@@ -48,7 +48,9 @@ def sweep(
         str | None, typer.Option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
     ] = None,
     batches: BatchesOption = None,
-    image_sizes: Annotated[str | None, typer.Option(help="Sides of the input: 224,384. (default: the model's)")] = None,
+    image_sizes: Annotated[
+        str | None, typer.Option(help="Sides of the input: 224,96x384. (default: the model's)")
+    ] = None,
     threads: ThreadsOption = None,
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
     checkpoint: CheckpointOption = None,
@@ -72,7 +74,7 @@ def sweep(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.measure.plan import parse_counts
+    from ztdeploy.measure.plan import parse_counts, parse_image_sizes
     from ztdeploy.measure.sweep_report import SweepRequest
     from ztdeploy.report.pages import write_pages
     from ztdeploy.sweep import sweep as run_sweep
@@ -84,7 +86,7 @@ def sweep(
         keep_ratios=parse_ratios(keep_ratios),
         methods=() if methods is None else parse_names(methods),
         batches=() if batches is None else parse_counts(batches, "--batches"),
-        image_sizes=() if image_sizes is None else parse_counts(image_sizes, "--image-sizes"),
+        image_sizes=() if image_sizes is None else parse_image_sizes(image_sizes, "--image-sizes"),
         threads=() if threads is None else parse_counts(threads, "--threads"),
         weights=weights,
         checkpoint=checkpoint,

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import CacheOption, CheckpointOption, CropOption, ImageSizeOption, LimitOption, weights_source
+from ztdeploy.cli.options import (
+    CacheOption,
+    CheckpointOption,
+    CropOption,
+    ImageSizeOption,
+    LimitOption,
+    parse_image_size,
+    weights_source,
+)
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 
 if TYPE_CHECKING:
@@ -71,7 +79,7 @@ def tune(
         max_drop=max_drop,
         weights=source,
         checkpoint=checkpoint,
-        image_size=image_size,
+        image_size=parse_image_size(image_size),
         crop_pct=crop_pct,
         limit=limit,
         seed=seed,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ztdeploy.fidelity.patches import LayerPatches
 from ztdeploy.fidelity.reasons import LayerReasons
-from ztdeploy.fidelity.tiles import DRAWN_PAIRS
+from ztdeploy.fidelity.tiles import DRAWN_PAIRS, Grid
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
 from ztdeploy.runtime.postprocess import Label
@@ -80,11 +80,11 @@ def reason_caption(reasons: LayerReasons | None) -> str | None:
     return "gone: " + (", ".join(f"{count} by {reason}" for count, reason in counts if count) or "none")
 
 
-def position(patch: int | None, grid: int) -> str:
+def position(patch: int | None, grid: Grid) -> str:
     """Where a patch is, counted from 1."""
     if patch is None:
         return "a token without a patch"
-    row, column = divmod(patch, grid)
+    row, column = grid.place(patch)
     return f"row {row + 1}, column {column + 1}"
 
 

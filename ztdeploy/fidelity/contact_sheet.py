@@ -70,11 +70,11 @@ class _Sheet:
 
 def contact_sheet(one: ShownImage) -> Image.Image:
     """RGB, on white, whatever the theme of who looks at it."""
-    side = one.plain.width
+    side, high = one.plain.size
     across = min(_ACROSS, max(len(seen.tiles) for seen in one.seen))
     lines = sum(-(-len(seen.tiles) // across) for seen in one.seen)
     width = (across + 1) * (side + _GAP) + _GAP
-    height = 200 + lines * (2 * side + 110) + len(one.seen) * 480  # cut to what is used in the end
+    height = 200 + lines * (2 * high + 110) + len(one.seen) * 480  # cut to what is used in the end
     sheet = _Sheet(Image.new("RGB", (width, height), _PAPER))
     sheet.write(one.image.name, size=_TITLE)
     for seen in one.seen:
@@ -99,7 +99,7 @@ def _row(sheet: _Sheet, one: ShownImage, seen: Seen, across: int) -> None:
             if drawn is not None:
                 _tile(sheet, drawn, column, [])
         if any(drawn is not None for _, drawn in maps):
-            _key(sheet, side, seen)
+            _key(sheet, one.plain.size, seen)
             sheet.y += side + _GAP
     column = round(max(ImageFont.load_default(size=_TEXT).getlength(name) for name in ("dense", seen.variant.name)))
     near = nearness(seen)
@@ -126,12 +126,12 @@ def _tile(sheet: _Sheet, tile: Image.Image, column: int, captions: Sequence[str]
     sheet.y = top
 
 
-def _key(sheet: _Sheet, side: int, seen: Seen) -> None:
+def _key(sheet: _Sheet, size: tuple[int, int], seen: Seen) -> None:
     """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
-    top, width = sheet.y, 24
+    top, width, (wide, side) = sheet.y, 24, size
     draw, font = ImageDraw.Draw(sheet.picture), ImageFont.load_default(size=18)
     colours = importance_colour(np.linspace(1, 0, side)).round().astype(np.uint8)
-    x = _GAP + side - width
+    x = _GAP + wide - width
     sheet.picture.paste(Image.fromarray(np.repeat(colours[:, None], width, 1)), (x, top))
     for text, y in ((MOST, top), (LEAST, top + side - 24)):
         sheet.y = y

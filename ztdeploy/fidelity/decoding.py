@@ -12,19 +12,19 @@ from ztdeploy.bundle import sha256_of
 from ztdeploy.core.text import printable
 from ztdeploy.errors import ImageError
 from ztdeploy.preprocess_spec import PreprocessSpec
-from ztdeploy.runtime.images import read_image
+from ztdeploy.runtime.images import read_bands
 from ztdeploy.runtime.preprocess import resize_and_crop
 
 
 @dataclass(frozen=True)
 class Decoded:
-    pixels: NDArray[np.uint8]  #: `[S, S, 3]`
+    pixels: NDArray[np.uint8]  #: `[H, W, C]`
     digest: bytes  #: sha256 of the file
 
 
 def decode(path: Path, spec: PreprocessSpec) -> Decoded | str:
     """The image, or what is wrong with it, in one line."""
     try:
-        return Decoded(resize_and_crop(read_image(path), spec), bytes.fromhex(sha256_of(path)))
+        return Decoded(resize_and_crop(read_bands(path, spec), spec), bytes.fromhex(sha256_of(path)))
     except (ImageError, OSError) as error:
         return printable(str(error))

@@ -106,8 +106,8 @@ class Engines(AbstractContextManager["Engines"]):
         problems = ["" if isinstance(image, Decoded) else image for image in images]
         good = [image for image in images if isinstance(image, Decoded)]
         if not good:  # a blank image tells of what shape answers are
-            size = self.work.bundle.manifest.preprocess.image_size
-            blank = self._summary(self._outputs(np.zeros((1, size, size, 3), np.uint8)), [bytes(32)])
+            shape = self.work.bundle.manifest.preprocess.shape
+            blank = self._summary(self._outputs(np.zeros((1, *shape), np.uint8)), [bytes(32)])
             return spread(chosen(blank, np.zeros(1, np.bool_)), problems)
         readable = [repr(str(path)) for path, problem in zip(paths, problems, strict=True) if not problem]
         outputs = self._outputs(np.stack([image.pixels for image in good]), readable)

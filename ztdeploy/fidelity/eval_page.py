@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ztdeploy.core.files import write
 from ztdeploy.errors import OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
 from ztdeploy.fidelity.position_map import position_map
+from ztdeploy.fidelity.tiles import Grid
 from ztdeploy.preprocess_spec import NOUNS
 from ztdeploy.report.document import document
 from ztdeploy.report.figures import counted, short
@@ -186,17 +188,19 @@ def _maps(report: EvalReport) -> list[Markup]:
         places = score.likeness.positions if score.likeness is not None else None
         if places is None:
             continue
+        side = math.isqrt(len(places.mean))
+        grid = Grid(*(report.grid or (side, side)))
         title = f"{score.label}: mean cosine by position"
         drawn = plots(
             figure(
                 "Where features stay what they are",
                 "Mean over the images, for each place of the grid.",
-                position_map(title, "mean cosine to dense", places.mean),
+                position_map(title, "mean cosine to dense", places.mean, grid),
             ),
             figure(
                 "Where tokens go",
                 "Share of the images in which a place's own token is gone.",
-                position_map(f"{score.label}: how often a place is filled", "share of images", places.filled_at),
+                position_map(f"{score.label}: how often a place is filled", "share of images", places.filled_at, grid),
             ),
         )
         if drawn is not None:

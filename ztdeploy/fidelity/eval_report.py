@@ -182,6 +182,7 @@ class EvalReport(Record):
     request: EvalRequest
     bundle: BundleFacts
     output: Output = "logits"
+    grid: tuple[int, int] | None = None  #: rows and columns of patches; None in reports of older versions
     data: DataFacts
     variants: tuple[VariantScore, ...]  #: dense first
 

@@ -277,6 +277,7 @@ def report_of(
         request=request,
         bundle=facts,
         output=work.output,
+        grid=work.bundle.manifest.model.architecture.rows_and_columns,
         data=data,
         variants=tuple(map(scorer.score, range(len(work.variants)))),
     )

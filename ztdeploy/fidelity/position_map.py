@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ztdeploy.fidelity.captions import position
 from ztdeploy.fidelity.colours import importance_colour
+from ztdeploy.fidelity.tiles import Grid
 from ztdeploy.report.markup import Markup, element
 from ztdeploy.report.plots.frame import TOP, WIDTH, label, svg
 
@@ -16,23 +16,22 @@ _SIDE, _SCALE = 224.0, 14.0
 HEIGHT = TOP + _SIDE + 8
 
 
-def position_map(title: str, axis: str, values: Sequence[float]) -> Markup | None:
+def position_map(title: str, axis: str, values: Sequence[float], grid: Grid) -> Markup | None:
     """A square of a colour per place, from the lowest (violet) to the highest (yellow), with a scale; the pointer says
-    each value. None where places are no square.
+    each value. None where there are not as many values as places.
 
     Args:
         title: what it shows, for those who cannot see it.
         axis: what the values are.
         values: row by row.
     """
-    grid = math.isqrt(len(values))
-    if grid * grid != len(values):
+    if grid.patches != len(values):
         return None
     low, high = min(values), max(values)
-    span, cell, left = (high - low) or 1.0, _SIDE / grid, (WIDTH - _SIDE) / 2 - 30
+    span, cell, left = (high - low) or 1.0, _SIDE / max(grid.rows, grid.columns), (WIDTH - _SIDE) / 2 - 30
     marks = [label(0, 13, axis, "axis", anchor="start")]
     for place, value in enumerate(values):
-        row, column = divmod(place, grid)
+        row, column = grid.place(place)
         marks.append(
             element(
                 "rect",

@@ -21,7 +21,7 @@ from ztdeploy.fidelity.contact_sheet import contact_sheet
 from ztdeploy.fidelity.patches import LayerPatches, follow
 from ztdeploy.fidelity.reasons import LayerReasons, agreed_layers, reasons_of
 from ztdeploy.fidelity.show_page import write_page
-from ztdeploy.fidelity.tiles import grid_of, importance_tile, layer_tile, plain_tile
+from ztdeploy.fidelity.tiles import Grid, importance_tile, layer_tile, plain_tile
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
 from ztdeploy.preprocess_spec import Output
@@ -68,6 +68,7 @@ class ShownImage:
     sheet: Path
     depth: int  #: blocks of the model
     plain: Image.Image
+    grid: Grid
     dense: VariantRecord
     dense_labels: tuple[Label, ...]
     seen: tuple[Seen, ...]
@@ -91,13 +92,13 @@ def show_bundle(
     Raises:
         BundleError: damaged, or without such a variant, profile or engine.
         ImageError: an image cannot be read.
-        InputError: no variant that prunes, or patches that are no square.
+        InputError: no variant that prunes.
         OutputError: `out` is a file, or cannot be written.
         ParityError: an engine gives what cannot be right.
     """
     opened = read_bundle(bundle)
     variants = _pruned(opened, keep_ratios)
-    grid = grid_of(opened.manifest.model.architecture.patch_tokens)
+    grid = Grid(*opened.manifest.model.architecture.rows_and_columns)
     sheets = _sheets(images, out)
     _check_folder(out, [*sheets, out / PAGE])
     pixels = load_pixels(images, opened.manifest.preprocess)
@@ -121,7 +122,7 @@ def _shown(
     pixels: NDArray[np.uint8],
     found: Sequence[_Found],
     sheets: Sequence[Path],
-    grid: int,
+    grid: Grid,
 ) -> Iterator[ShownImage]:
     """One image after the other, so that only one's drawings are in memory."""
     manifest, names = bundle.manifest, class_names(bundle)
@@ -135,7 +136,7 @@ def _shown(
             for one, cosine in zip(pruned, like, strict=True)
         )
         labels = top_labels(dense.engine.logits[index], names, top)
-        yield ShownImage(image, sheet, manifest.model.architecture.depth, plain, manifest.dense, labels, seen)
+        yield ShownImage(image, sheet, manifest.model.architecture.depth, plain, grid, manifest.dense, labels, seen)
 
 
 def _cosine(dense: _Found, found: _Found, index: int, output: Output) -> float | None:
@@ -145,12 +146,12 @@ def _cosine(dense: _Found, found: _Found, index: int, output: Output) -> float |
 
 
 def _seen(
-    found: _Found, index: int, plain: Image.Image, grid: int, labels: tuple[Label, ...], cosine: float | None
+    found: _Found, index: int, plain: Image.Image, grid: Grid, labels: tuple[Label, ...], cosine: float | None
 ) -> Seen:
     variant, plans = found.variant, found.variant.plan.layers
     kept, into = ([layer[index] for layer in layers] for layers in (found.engine.kept, found.engine.into))
     method = METHODS.get(variant.schedule.method)
-    layers = follow(plans, kept, into, grid * grid, fuses=method is not None and method.fuses)
+    layers = follow(plans, kept, into, grid.patches, fuses=method is not None and method.fuses)
     reasons: tuple[LayerReasons | None, ...] = (None,) * len(layers)
     doubt = found.unexplained
     if found.noted is not None:
@@ -160,7 +161,7 @@ def _seen(
     both = list(zip(layers, reasons, strict=True))
     tiles = tuple(layer_tile(plain, layer, grid, why) for layer, why in both)
     maps = tuple(
-        importance_tile(plain.width, layer, grid, why) if why is not None and why.has_importance else None
+        importance_tile(plain.size, layer, grid, why) if why is not None and why.has_importance else None
         for layer, why in both
     )
     return Seen(variant, labels, cosine, layers, reasons, tiles, maps, doubt)

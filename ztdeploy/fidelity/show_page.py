@@ -27,11 +27,11 @@ from ztdeploy.fidelity.captions import (
     reason_caption,
 )
 from ztdeploy.fidelity.colours import SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
-from ztdeploy.fidelity.tiles import grid_of
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.reasons import LayerReasons, Pair
     from ztdeploy.fidelity.show import Seen, ShownImage
+    from ztdeploy.fidelity.tiles import Grid
     from ztdeploy.runtime.postprocess import Label
 
 _HEAD = """<!doctype html>
@@ -112,7 +112,7 @@ def _row(one: ShownImage, seen: Seen) -> str:
 
 def _layer(one: ShownImage, seen: Seen, place: int) -> str:
     layer, reasons, drawn = seen.layers[place], seen.reasons[place], seen.maps[place]
-    caption, grid = layer_caption(layer, one.depth), grid_of(len(layer.holder))
+    caption, grid = layer_caption(layer, one.depth), one.grid
     pictures = f'<div class="over">{_image(seen.tiles[place], caption)}{_titles(reasons, grid)}</div>'
     if drawn is not None:
         pictures += _image(drawn, f"importance at {caption}")
@@ -121,23 +121,23 @@ def _layer(one: ShownImage, seen: Seen, place: int) -> str:
     return f"<figure>{pictures}<figcaption>{words}</figcaption>{_pairs(reasons, grid)}</figure>\n"
 
 
-def _titles(reasons: LayerReasons | None, grid: int) -> str:
+def _titles(reasons: LayerReasons | None, grid: Grid) -> str:
     """What the pointer says on the patches that went by similarity."""
     if reasons is None or not reasons.pairs:
         return ""
     marks = "".join(
-        f'<rect x="{pair.patch % grid}" y="{pair.patch // grid}" width="1" height="1">'
+        f'<rect x="{grid.place(pair.patch)[1]}" y="{grid.place(pair.patch)[0]}" width="1" height="1">'
         f"<title>{html_text(_words(pair, grid))}</title></rect>"
         for pair in reasons.pairs
     )
-    return f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true">{marks}</svg>'
+    return f'<svg viewBox="0 0 {grid.columns} {grid.rows}" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
 
 
-def _words(pair: Pair, grid: int) -> str:
+def _words(pair: Pair, grid: Grid) -> str:
     return f"{position(pair.patch, grid)} is like {position(pair.partner, grid)}: {pair.similarity:.3f}"
 
 
-def _pairs(reasons: LayerReasons | None, grid: int) -> str:
+def _pairs(reasons: LayerReasons | None, grid: Grid) -> str:
     if reasons is None or not reasons.pairs:
         return ""
     rows = "".join(
@@ -149,8 +149,11 @@ def _pairs(reasons: LayerReasons | None, grid: int) -> str:
     return f"<details><summary>{count}</summary><div><table>{head}{rows}</table></div></details>"
 
 
-def _cell(patch: int | None, grid: int) -> str:
-    return "no patch" if patch is None else f"{patch // grid + 1}, {patch % grid + 1}"
+def _cell(patch: int | None, grid: Grid) -> str:
+    if patch is None:
+        return "no patch"
+    row, column = grid.place(patch)
+    return f"{row + 1}, {column + 1}"
 
 
 def _key(seen: Seen) -> str:

@@ -6,18 +6,17 @@ Where it is known why patches went, those that this layer let go are told apart 
 from __future__ import annotations
 
 import colorsys
-import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ztdeploy.errors import InputError
 from ztdeploy.fidelity.colours import NOTHING, SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour, importance_shares
 from ztdeploy.fidelity.patches import GONE, LayerPatches
 from ztdeploy.fidelity.reasons import LayerReasons, Pair
 
-#: Side of a tile in pixels, to the nearest multiple of its patches.
+#: The longer side of a tile in pixels, to the nearest multiple of its patches.
 _SIDE = 336
 _DIM, _DIMMED_SHARE = np.array(NOTHING, np.float64), 0.78
 _GREY_SHARE, _REASON_SHARE = 0.3, 0.45
@@ -29,28 +28,37 @@ DRAWN_PAIRS = 10
 _SMOOTH = 3
 
 
-def grid_of(patches: int) -> int:
-    """Patches along one side of a square image.
+@dataclass(frozen=True)
+class Grid:
+    """Rows and columns of patches, which count row by row."""
 
-    Raises:
-        InputError: not a square.
+    rows: int
+    columns: int
+
+    @property
+    def patches(self) -> int:
+        return self.rows * self.columns
+
+    def place(self, patch: int) -> tuple[int, int]:
+        """Row and column, from 0."""
+        return divmod(patch, self.columns)
+
+
+def plain_tile(pixels: NDArray[np.uint8], grid: Grid) -> Image.Image:
+    """The image as the model sees it, uint8 `[H, W, C]`, scaled so that each patch has whole pixels, and as RGB.
+
+    Of images that are no colours the first channel is shown, of those with more than three channels the first three.
     """
-    grid = math.isqrt(patches)
-    if grid * grid != patches:
-        raise InputError(f"a model with {patches} patches", "as many rows as columns", "choose another bundle")
-    return grid
+    colours = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
+    height, width = len(pixels) / grid.rows, pixels.shape[1] / grid.columns
+    scale = max(4, round(_SIDE / max(grid.rows, grid.columns))) / max(height, width)
+    cell = [max(2, round(side * scale)) for side in (height, width)]
+    size = (grid.columns * cell[1], grid.rows * cell[0])
+    smooth = size[1] < 3 * len(pixels)  # small images are shown in their pixels
+    return Image.fromarray(colours).resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
 
 
-def plain_tile(pixels: NDArray[np.uint8], grid: int) -> Image.Image:
-    """The image as the model sees it, uint8 `[S, S, 3]`, scaled so that each patch has whole pixels."""
-    side = grid * max(4, round(_SIDE / grid))
-    smooth = side < 3 * len(pixels)  # small images are shown in their pixels
-    return Image.fromarray(pixels).resize(
-        (side, side), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-    )
-
-
-def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int, reasons: LayerReasons | None = None) -> Image.Image:
+def layer_tile(plain: Image.Image, layer: LayerPatches, grid: Grid, reasons: LayerReasons | None = None) -> Image.Image:
     """A plain tile with one layer's patches. Those that stay keep their pixels, but for a group's outline.
 
     Args:
@@ -58,12 +66,12 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int, reasons: Laye
             to the partner of those that were the most similar.
     """
     pixels = np.asarray(plain).astype(np.float64)
-    cell = len(pixels) // grid
+    cell = cell_of(plain.size, grid)
     stays, groups = layer.stays, _group_of(layer)
     dimmed = pixels.mean(-1, keepdims=True) * (1 - _DIMMED_SHARE) + _DIM * _DIMMED_SHARE
-    line = max(1, cell // 12)
+    line = max(1, min(cell) // 12)
     why = _why(reasons)
-    for patch in range(grid * grid):
+    for patch in range(grid.patches):
         box = _box(patch, grid, cell)
         colour = None if groups[patch] == GONE else _colour(layer, int(groups[patch]))
         if colour is not None and not stays[patch]:
@@ -82,17 +90,17 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: int, reasons: Laye
     return tile
 
 
-def importance_tile(side: int, layer: LayerPatches, grid: int, reasons: LayerReasons) -> Image.Image:
-    """The importance of what a layer ranked, by rank; a line runs around what stays."""
-    cell, stays = side // grid, layer.stays
+def importance_tile(size: tuple[int, int], layer: LayerPatches, grid: Grid, reasons: LayerReasons) -> Image.Image:
+    """The importance of what a layer ranked, by rank; a line runs around what stays. As large as a plain tile."""
+    cell, stays = cell_of(size, grid), layer.stays
     colours = importance_colour(np.nan_to_num(importance_shares(reasons.importance)))
     colours[~np.isfinite(reasons.importance)] = NOTHING
-    pixels = np.zeros((side, side, 3))
-    for patch in range(grid * grid):
+    pixels = np.zeros((size[1], size[0], 3))
+    for patch in range(grid.patches):
         box = _box(patch, grid, cell)
         pixels[box] = colours[patch]
         if not stays[patch]:
-            _outline(pixels[box], _open_sides(stays, patch, grid), max(1, cell // 16), _EDGE)
+            _outline(pixels[box], _open_sides(stays, patch, grid), max(1, min(cell) // 16), _EDGE)
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -112,15 +120,19 @@ def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArra
 
 
 def _draw_over(
-    tile: Image.Image, cell: int, grid: int, marks: dict[int, tuple[int, int, int]], pairs: tuple[Pair, ...]
+    tile: Image.Image,
+    cell: tuple[int, int],
+    grid: Grid,
+    marks: dict[int, tuple[int, int, int]],
+    pairs: tuple[Pair, ...],
 ) -> None:
     """Marks in the middle of patches, and lines between those of the first pairs, smoothed, in place."""
     layer = Image.new("RGBA", (tile.width * _SMOOTH, tile.height * _SMOOTH), (0, 0, 0, 0))
-    draw, size = ImageDraw.Draw(layer), cell * _SMOOTH
+    draw, size = ImageDraw.Draw(layer), min(cell) * _SMOOTH
 
     def middle(patch: int) -> tuple[float, float]:
-        row, column = divmod(patch, grid)
-        return (column + 0.5) * size, (row + 0.5) * size
+        row, column = grid.place(patch)
+        return (column + 0.5) * cell[1] * _SMOOTH, (row + 0.5) * cell[0] * _SMOOTH
 
     def dot(patch: int, radius: float, colour: tuple[int, int, int], outline: tuple[int, int, int]) -> None:
         x, y = middle(patch)
@@ -142,9 +154,14 @@ def _draw_over(
     tile.paste(smooth, (0, 0), smooth)
 
 
-def _box(patch: int, grid: int, cell: int) -> tuple[slice, slice]:
-    row, column = divmod(patch, grid)
-    return slice(row * cell, (row + 1) * cell), slice(column * cell, (column + 1) * cell)
+def cell_of(size: tuple[int, int], grid: Grid) -> tuple[int, int]:
+    """Height and width of a patch in a tile whose width and height are `size`."""
+    return size[1] // grid.rows, size[0] // grid.columns
+
+
+def _box(patch: int, grid: Grid, cell: tuple[int, int]) -> tuple[slice, slice]:
+    row, column = grid.place(patch)
+    return slice(row * cell[0], (row + 1) * cell[0]), slice(column * cell[1], (column + 1) * cell[1])
 
 
 def _group_of(layer: LayerPatches) -> NDArray[np.int64]:
@@ -165,16 +182,16 @@ def _colour(layer: LayerPatches, token: int) -> NDArray[np.float64]:
     return 255 * np.array(rgb)
 
 
-def _open_sides(values: NDArray[np.generic], patch: int, grid: int) -> tuple[bool, bool, bool, bool]:
+def _open_sides(values: NDArray[np.generic], patch: int, grid: Grid) -> tuple[bool, bool, bool, bool]:
     """Whether the patch above, below, left and right is another one's; the image's rim is nobody's."""
-    row, column = divmod(patch, grid)
-    square = values.reshape(grid, grid)
-    here = square[row, column]
+    row, column = grid.place(patch)
+    places = values.reshape(grid.rows, grid.columns)
+    here = places[row, column]
     return (
-        bool(row > 0 and square[row - 1, column] != here),
-        bool(row < grid - 1 and square[row + 1, column] != here),
-        bool(column > 0 and square[row, column - 1] != here),
-        bool(column < grid - 1 and square[row, column + 1] != here),
+        bool(row > 0 and places[row - 1, column] != here),
+        bool(row < grid.rows - 1 and places[row + 1, column] != here),
+        bool(column > 0 and places[row, column - 1] != here),
+        bool(column < grid.columns - 1 and places[row, column + 1] != here),
     )
 
 

@@ -11,25 +11,26 @@ _SINGLE, _LONG = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 def patch_product(graph: ir.Graph) -> tuple[ir.Node, ir.Value] | None:
-    """Put a MatMul in the place of the convolution that cuts uint8 pixels `[B, S, S, 3]` into patches.
+    """Put a MatMul in the place of the convolution that cuts uint8 pixels `[B, H, W, C]` into patches.
 
     A patch's pixels lie `[row, column, channel]`; of `(p a + c) W + b`, the normalisation by a and c goes into
     weights and bias.
 
     Returns:
         The MatMul, whose first input is meant to hold the pixels' values, and the pixels themselves, uint8
-        `[B, N, P P 3]`, which it cannot take as they are; None where the graph has no such convolution.
+        `[B, N, P P C]`, which it cannot take as they are; None where the graph has no such convolution.
     """
     parts = _parts(graph)
     if parts is None:
         return None
     image, scale, shift, convolution, last = parts
     weight, bias = (numbers(value).astype(np.float64) for value in convolution.inputs[1:3])
-    out, channels, side, _ = weight.shape
+    out, channels, tall, wide = weight.shape
     assert image.shape is not None
-    height = image.shape[1]
+    height, width = image.shape[1], image.shape[2]
     assert isinstance(height, int)
-    grid = height // side
+    assert isinstance(width, int)
+    down, across = height // tall, width // wide
     factor, offset = (numbers(value).astype(np.float64).reshape(1, channels, 1, 1) for value in (scale, shift))
     rows = (weight * factor).transpose(2, 3, 1, 0).reshape(-1, out).astype(np.float32)
     moved = (bias + (weight * offset).sum((1, 2, 3))).astype(np.float32)
@@ -38,11 +39,11 @@ def patch_product(graph: ir.Graph) -> tuple[ir.Node, ir.Value] | None:
     def reshaped(value: ir.Value, part: str, *sizes: int) -> ir.Node:
         return new_node("Reshape", [value, constant(graph, f"{name}/{part}.shape", sizes, _LONG)], convolution, part)
 
-    cut = reshaped(image, "cut", -1, grid, side, grid, side * channels)
+    row = wide * channels
+    cut = reshaped(image, "cut", -1, down, tall, across, row)
     turned = new_node("Transpose", cut.outputs, convolution, "turned", [ir.AttrInt64s("perm", [0, 1, 3, 2, 4])])
-    patches = reshaped(turned.outputs[0], "patches", -1, grid * grid, side * side * channels)
-    row = side * channels
-    shapes = ((grid, side, grid, row), (grid, grid, side, row), (grid * grid, side * row))
+    patches = reshaped(turned.outputs[0], "patches", -1, down * across, tall * row)
+    shapes = ((down, tall, across, row), (down, across, tall, row), (down * across, tall * row))
     for node, shape in zip((cut, turned, patches), shapes, strict=True):
         node.outputs[0].shape = ir.Shape([image.shape[0], *shape])
         node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
@@ -78,9 +79,13 @@ def _parts(graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, ir.N
     assert image is not None
     assert weight is not None
     assert weight.shape is not None
-    square = list(convolution.attributes["strides"].as_ints()) == list(weight.shape[2:])
+    sizes = image.shape[1:3] if image.shape is not None else ()
+    whole = all(
+        isinstance(size, int) and size % side == 0 for size, side in zip(sizes, weight.shape.numpy()[2:], strict=True)
+    )
+    apart = list(convolution.attributes["strides"].as_ints()) == list(weight.shape[2:])
     padded = "pads" in convolution.attributes and any(convolution.attributes["pads"].as_ints())
-    if image.dtype != ir.DataType.UINT8 or not square or padded:
+    if image.dtype != ir.DataType.UINT8 or not apart or not whole or padded:
         return None
     assert scale is not None
     assert shift is not None

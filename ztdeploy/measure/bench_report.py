@@ -13,6 +13,7 @@ from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.protocol import ColdStart
 from ztdeploy.measure.report_file import check_overwritable, kind_of, load_report, no_report, parse_report
 from ztdeploy.measure.statistics import Interval, Summary
+from ztdeploy.preprocess_spec import ImageSize
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-bench"] = "ztdeploy-bench"
@@ -48,7 +49,7 @@ class BundleFacts(Record):
     created: str
     model: str
     timm_name: str
-    image_size: int
+    image_size: ImageSize
     weights: str  #: where they come from
     profile: str
     backend: str

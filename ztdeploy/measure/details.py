@@ -18,6 +18,7 @@ from ztdeploy.measure.bench_report import Failure
 from ztdeploy.measure.details_worker import DetailsAnswer, DetailsOrder
 from ztdeploy.measure.latency import refused, stopped
 from ztdeploy.measure.sweep_report import SweepReport
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.processes import module_command, module_environment
 
 #: About what one item may take, beyond starting its process.
@@ -28,7 +29,7 @@ PROFILE_S, STAIRCASE_S = 2.0, 8.0
 class Item:
     """One thing to measure."""
 
-    image_size: int
+    image_size: ImageSize
     batch: int
     threads: int
     variant: str | None  #: None: the staircase of the setting

@@ -92,8 +92,8 @@ def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
     assert source is not None
     bundle.verify_files([*engine.files, WEIGHTS_FILE])
     runner = BundleRunner(bundle, profile=order.profile, threads=order.threads, memory="speed", verify=False)
-    size = bundle.manifest.preprocess.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (order.batch, size, size, 3), dtype=np.uint8)
+    spec = bundle.manifest.preprocess
+    pixels = np.random.default_rng(0).integers(0, 256, (order.batch, *spec.shape), dtype=np.uint8)
     with scratch_folder() as folder:
         profiled = insight_of(bundle, order.profile).load_profiled(
             bundle.path(engine.file),
@@ -112,7 +112,7 @@ def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
         accounts = take_apart(profiled.finish()[-done:])
     return OperatorProfile(
         variant=name,
-        image_size=size,
+        image_size=spec.image_size,
         batch=order.batch,
         threads=order.threads,
         calls=accounts.calls,

@@ -14,13 +14,14 @@ from ztdeploy.core.text import printable
 from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Record
 from ztdeploy.measure.sweep_report import SweepReport, rows
+from ztdeploy.preprocess_spec import ImageSize
 
 
 class Setting(Record):
     """What makes two configurations the same; a field that is not asked about is None."""
 
     model: str | None = None  #: timm's name
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     variant: str | None = None
     batch: int | None = None
     threads: int | None = None  #: also None on a runtime that takes no number of threads
@@ -159,7 +160,7 @@ def _of_sweep(report: SweepReport) -> Iterator[Entry]:
         yield Entry(setting, row.dense, row.measured, row.comparison)
 
 
-def _setting(run: BenchReport, one: ConfigurationReport, image_size: int) -> Setting:
+def _setting(run: BenchReport, one: ConfigurationReport, image_size: ImageSize) -> Setting:
     return Setting(
         model=printable(run.bundle.timm_name),
         image_size=image_size,

@@ -12,6 +12,7 @@ from ztdeploy.errors import InputError
 from ztdeploy.manifest import EngineRecord, VariantRecord
 from ztdeploy.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
 from ztdeploy.measure.latency import Configuration
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.runtime.runner import engine_of, runnable_profile
 from ztdeploy.schedule import check_keep_ratio
 
@@ -51,6 +52,18 @@ def parse_counts(text: str, option: str) -> tuple[int, ...]:
             f"{option} {text!r}", "whole numbers above 0, separated by commas", f"give for instance {option} 1,8"
         )
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def parse_image_sizes(text: str, option: str) -> tuple[ImageSize, ...]:
+    """Sizes as typed, such as "224,96x384", each once.
+
+    Raises:
+        InputError: an entry is no size.
+    """
+    try:
+        return tuple(dict.fromkeys(ImageSize.of(part.strip()) for part in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"{option} {text!r}", str(error), f"give for instance {option} 224,96x384") from error
 
 
 def parse_keep_ratios(texts: Sequence[str]) -> tuple[tuple[float, ...], bool]:

@@ -18,6 +18,7 @@ from ztdeploy.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.measure.environment import Machine
 from ztdeploy.measure.plan import check_request
 from ztdeploy.measure.sweep_report import BundleUsed, Fidelity, SweepReport, SweepRequest, VariantFacts
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.runtime.runner import engine_of
 from ztdeploy.schedule import check_keep_ratio
 
@@ -33,7 +34,7 @@ _START_S, _WATCH_S = 1.0, 0.6
 class Group:
     """Configurations that take turns with one another: dense, and as many others as wait beside it."""
 
-    image_size: int
+    image_size: ImageSize
     dense: str
     request: BenchRequest  #: of one batch and one number of threads; dense comes by itself
 
@@ -287,7 +288,7 @@ def why_not_resumed(previous: SweepReport, now: SweepReport, machine: Machine) -
     return None
 
 
-def _contents(report: SweepReport) -> dict[int, str]:
+def _contents(report: SweepReport) -> dict[ImageSize, str]:
     return {used.image_size: used.digest for used in report.bundles}
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ztdeploy.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress, Record
 from ztdeploy.measure.statistics import summarise
+from ztdeploy.preprocess_spec import ImageSize
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-sweep"] = "ztdeploy-sweep"
@@ -24,7 +25,7 @@ class SweepRequest(Record):
     profile: str | None = None
     methods: tuple[str, ...] = ()
     keep_ratios: tuple[float, ...] = ()  #: 1.0 is the dense model, which is always there
-    image_sizes: tuple[int, ...] = ()  #: by default the model's own
+    image_sizes: tuple[ImageSize, ...] = ()  #: by default the model's own
     batches: tuple[int, ...] = ()  #: by default the profile's smallest
     threads: tuple[int, ...] = ()  #: by default what the profile says
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -43,7 +44,7 @@ class SweepRequest(Record):
 class BundleUsed(Record):
     """The bundle that the variants of one image size came from."""
 
-    image_size: int
+    image_size: ImageSize
     path: str
     digest: str  #: of the engines, the blocks and the weights that were measured
 
@@ -73,7 +74,7 @@ class VariantFacts(Record):
     name: str
     method: str
     keep_ratio: float | None
-    image_size: int
+    image_size: ImageSize
     gmacs: float  #: per image, pruning layers not counted
     pruning_gmacs: float
     tokens_per_block: tuple[int, ...]  #: that each block is given
@@ -107,7 +108,7 @@ class OperatorProfile(Record):
     """Where the time of one configuration goes, by the runtime's own account; timing every operator slows them down."""
 
     variant: str
-    image_size: int
+    image_size: ImageSize
     batch: int
     threads: int | None
     calls: int  #: that the figures are medians of
@@ -126,7 +127,7 @@ class TokenStep(Record):
 class Staircase(Record):
     """How the time of a block grows with its tokens, on this machine."""
 
-    image_size: int
+    image_size: ImageSize
     batch: int
     threads: int | None
     points: tuple[TokenStep, ...]  #: ascending
@@ -148,7 +149,7 @@ class SweepReport(Record):
     staircases: tuple[Staircase, ...] = ()
     notes: tuple[str, ...] = ()  #: what of profiles and staircases cannot be had, and why
 
-    def facts(self, name: str, image_size: int) -> VariantFacts:
+    def facts(self, name: str, image_size: ImageSize) -> VariantFacts:
         return next(one for one in self.variants if (one.name, one.image_size) == (name, image_size))
 
 
@@ -167,14 +168,14 @@ class Row:
 
 def rows(report: SweepReport) -> list[Row]:
     """Every configuration once: by image size, batch, threads; then dense first, then by method and falling ratio."""
-    found: dict[tuple[int, int, int, str], Row] = {}
+    found: dict[tuple[ImageSize, int, int, str], Row] = {}
     for size, one, comparison in _measured(report):
         key = (size, one.batch, one.threads or 0, one.variant)
         row = Row(report.facts(one.variant, size), one, comparison)
         found[key] = Row(row.facts, pooled(found[key].measured, one), comparison) if key in found else row
     methods = list(dict.fromkeys(one.method for one in report.variants))
 
-    def place(item: tuple[tuple[int, int, int, str], Row]) -> tuple[object, ...]:
+    def place(item: tuple[tuple[ImageSize, int, int, str], Row]) -> tuple[object, ...]:
         (size, batch, threads, _), row = item
         return (size, batch, threads, not row.dense, methods.index(row.facts.method), -(row.facts.keep_ratio or 0))
 
@@ -200,7 +201,7 @@ def pooled(first: ConfigurationReport, second: ConfigurationReport) -> Configura
     )
 
 
-def _measured(report: SweepReport) -> Iterator[tuple[int, ConfigurationReport, Comparison | None]]:
+def _measured(report: SweepReport) -> Iterator[tuple[ImageSize, ConfigurationReport, Comparison | None]]:
     for run in report.runs:
         compared = {(one.variant, one.batch, one.threads): one for one in run.comparisons}
         for one in run.configurations:

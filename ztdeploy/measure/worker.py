@@ -34,9 +34,9 @@ def main() -> None:
         return load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
 
     def call_of(runner: BundleRunner) -> Callable[[], object]:
-        size = runner.bundle.manifest.preprocess.image_size
+        shape = runner.bundle.manifest.preprocess.shape
         # The time of an engine with static shapes does not depend on what the pixels are.
-        pixels = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (int(batch), *shape), dtype=np.uint8)
         return lambda: runner.infer(pixels)
 
     serve(answers, start, call_of, imported_ns=imported_ns, ordered_ns=int(ordered_ns[0]) if ordered_ns else None)

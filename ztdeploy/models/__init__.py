@@ -22,7 +22,7 @@ FAMILIES: dict[str, str] = {
 }
 
 
-def adapt(model: nn.Module, image_size: int) -> ModelAdapter:
+def adapt(model: nn.Module, image_size: int | tuple[int, int]) -> ModelAdapter:
     """The adapter of a model's family.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from ztdeploy.errors import ModelError
-from ztdeploy.preprocess_spec import Output
+from ztdeploy.preprocess_spec import ImageSize, Output
 from ztdeploy.schedule import Architecture
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class ModelAdapter(ABC):
     family: str
     output: Output = "logits"
 
-    def __init__(self, model: nn.Module, image_size: int) -> None:
-        self.model, self.image_size = model, image_size
+    def __init__(self, model: nn.Module, image_size: int | tuple[int, int]) -> None:
+        self.model, self.image_size = model, ImageSize.of(image_size)
         self.architecture = self.describe()
 
     def give(self, output: Output) -> None:

@@ -9,6 +9,7 @@ from ztdeploy.methods import METHODS
 from ztdeploy.models import adapt
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.models.catalogue import CATALOGUE
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.schedule import Architecture, default_schedule, plan, plan_gmacs
 
 KEEP_RATIO = 0.7
@@ -21,7 +22,7 @@ class ModelCheck:
     name: str
     timm_name: str
     family: str
-    image_size: int
+    image_size: ImageSize
     architecture: Architecture
     layers: tuple[int, ...]  #: the blocks, from 1, behind which the default schedule prunes
     gmacs: float  #: dense
@@ -29,7 +30,7 @@ class ModelCheck:
     methods: tuple[str, ...]  #: that can be used with it
 
 
-def check_model(name: str, image_size: int | None = None) -> ModelCheck:
+def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     """
     Raises:
         ModelError: unknown, or why it cannot be pruned.

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, Weig
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
-from ztdeploy.preprocess_spec import Output, PreprocessSpec, given
+from ztdeploy.preprocess_spec import ImageSize, Output, PreprocessSpec, given
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from ztdeploy.models.adapter import ModelAdapter
     from ztdeploy.models.checkpoint import Tables
     from ztdeploy.models.layouts import Fit
+    from ztdeploy.models.shapes import Making
 
 RANDOM_SEED = 0
+_AS_PUBLISHED: Mapping[str, Any] = {}
 _NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet' those of ImageNet-1k)"
 
 
@@ -58,7 +60,7 @@ def load_model(
     *,
     weights: WeightsSource = "pretrained",
     checkpoint: Path | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
     class_names: Path | None = None,
     output: Output = "logits",
@@ -70,7 +72,8 @@ def load_model(
         name: a short name of the catalogue, or any name that timm knows.
         weights: "pretrained" (the hub, its cache, or the package), or "random" for latency only.
         checkpoint: a file that takes the place of `weights`.
-        image_size: side of the input in pixels, where it shall differ from the model's own.
+        image_size: side of the input in pixels, or height and width, where it shall differ from the model's own, or
+            from the square that a checkpoint's positions are taken for.
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
         class_names: a file with a name for each class; "imagenet" for those of ImageNet-1k.
         output: what the model shall give.
@@ -86,32 +89,44 @@ def load_model(
     from ztdeploy.models.behaviour import check_activation
     from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_tables
     from ztdeploy.models.class_names import read_class_names
+    from ztdeploy.models.shapes import Making, channels_of, making_of
     from ztdeploy.models.text_head import read_text_embeddings
 
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
+    try:
+        size = None if image_size is None else ImageSize.of(image_size)
+    except ValueError as error:
+        raise ModelError(f"image size {image_size}", str(error), "change --image-size") from error
     texts = None if text_head is None else read_text_embeddings(text_head)
     source: str = weights if checkpoint is None else "checkpoint"
     shipped = entry.shipped if entry else None
     if shipped is not None and checkpoint is None and weights == "pretrained":
         checkpoint, source = shipped / "model.safetensors", "shipped"
     tables = None if checkpoint is None else read_tables(checkpoint)  # before the slow part, for it may be unusable
-    fit = None if checkpoint is None or tables is None else _fit(tables, checkpoint, name, image_size, output)
-    classes = None if fit is None else fit.classes
-    model, config, names = _create(name, timm_name, shipped, image_size, classes, pretrained=source == "pretrained")
-    origin, remarks = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}", tuple[str, ...]()
+    making, fit = Making({}, size), None
+    if checkpoint is not None and tables is not None:
+        if source == "checkpoint":
+            making = making_of(tables, sketch(name), size, checkpoint.name)
+        fit = _fit(tables, checkpoint, name, making, output)
+    arguments = {**making.arguments, **({} if fit is None or fit.classes is None else {"num_classes": fit.classes})}
+    pretrained = source == "pretrained"
+    model, config, names = _create(name, timm_name, shipped, making.image_size, arguments, pretrained=pretrained)
+    origin, remarks = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}", making.assumed
     if fit is not None:
         assert checkpoint is not None
-        origin, remarks = _load(model, fit, checkpoint, name), fit.remarks
+        origin, remarks = _load(model, fit, checkpoint, name), (*remarks, *fit.remarks)
     elif source == "pretrained":
         check_finite(dict(model.named_parameters()), timm_name)
     if source in ("checkpoint", "pretrained"):
-        doubt = check_activation(model, timm_name, classes, published=source == "pretrained")
+        doubt = check_activation(model, timm_name, arguments.get("num_classes"), published=source == "pretrained")
         remarks += () if doubt is None else (doubt,)
     if source == "checkpoint":
         remarks += (_NAMELESS,) if names and class_names is None else ()
         names = None  # whose classes they are is not said by how many there are
-    preprocess = _preprocess(config if crop_pct is None else {**config, "crop_pct": crop_pct}, image_size)
+    preprocess, assumed = _preprocess(
+        config if crop_pct is None else {**config, "crop_pct": crop_pct}, making.image_size, channels_of(model)
+    )
     adapter = adapt(model.eval(), preprocess.image_size)
     adapter.give(output)
     if texts is not None:
@@ -130,11 +145,11 @@ def load_model(
         weights_sha256=parameters_sha256(model),
         entry=entry,
         text_head=None if texts is None else texts.record,
-        remarks=remarks,
+        remarks=(*remarks, *assumed),
     )
 
 
-def sketch(name: str, image_size: int | None = None) -> nn.Module:
+def sketch(name: str, image_size: ImageSize | None = None, arguments: Mapping[str, Any] = _AS_PUBLISHED) -> nn.Module:
     """A model by its name without any values in it, made in no time.
 
     Raises:
@@ -146,16 +161,18 @@ def sketch(name: str, image_size: int | None = None) -> nn.Module:
     entry = CATALOGUE.get(name)
     timm_name, shipped = (entry.timm_name, entry.shipped) if entry else (name, None)
     with torch.device("meta"):
-        return _create(name, timm_name, shipped, image_size, None, pretrained=False)[0].eval()
+        return _create(name, timm_name, shipped, image_size, arguments, pretrained=False)[0].eval()
 
 
-def sketched_size(model: nn.Module) -> int:
-    """The side of the square image that a model is made for."""
+def sketched_size(model: nn.Module) -> ImageSize:
+    """The image size that a model is made for."""
     embed: Any = model.patch_embed
-    return int(embed.grid_size[0] * embed.patch_size[0])
+    rows, columns = embed.grid_size
+    height, width = embed.patch_size
+    return ImageSize(rows * height, columns * width)
 
 
-def _fit(tables: Tables, checkpoint: Path, name: str, image_size: int | None, output: Output) -> Fit:
+def _fit(tables: Tables, checkpoint: Path, name: str, making: Making, output: Output) -> Fit:
     """What of a file is the model's.
 
     Raises:
@@ -163,7 +180,7 @@ def _fit(tables: Tables, checkpoint: Path, name: str, image_size: int | None, ou
     """
     from ztdeploy.models.layouts import best_fit
 
-    model: Any = sketch(name, image_size)
+    model: Any = sketch(name, making.image_size, making.arguments)
     fit = best_fit(tables, model, checkpoint.name)
     if fit.faults or fit.head or not model.num_classes:
         return fit
@@ -208,12 +225,21 @@ def _need_host_half() -> None:
 
 
 def _create(
-    name: str, timm_name: str, shipped: Path | None, image_size: int | None, classes: int | None, *, pretrained: bool
+    name: str,
+    timm_name: str,
+    shipped: Path | None,
+    size: ImageSize | None,
+    arguments: Mapping[str, Any],
+    *,
+    pretrained: bool,
 ) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
     """The model, its preprocessing in timm's words, and its class names.
 
     Args:
-        classes: of the head, where they are not as many as the model was published with.
+        arguments: what differs from the model as it was published, in timm's words.
+
+    Raises:
+        ModelError: timm cannot make it so.
     """
     import timm
     import torch
@@ -225,18 +251,19 @@ def _create(
     torch.manual_seed(RANDOM_SEED)
     if shipped is not None:
         facts = json.loads((shipped / "model.json").read_text(encoding="utf-8"))
-        if image_size not in (None, facts["architecture"]["img_size"]):
+        if size not in (None, ImageSize.of(facts["architecture"]["img_size"])):
             raise ModelError(
-                f"image size {image_size} for '{name}'",
+                f"image size {size} for '{name}'",
                 f"{facts['architecture']['img_size']}",
                 "leave --image-size out",
             )
         from timm.models.vision_transformer import VisionTransformer
 
-        config = {**facts["preprocessing"], "input_size": (3, facts["architecture"]["img_size"])}
-        return VisionTransformer(**facts["architecture"]), config, tuple(facts["classes"])
+        architecture = {**facts["architecture"], **arguments}
+        config = {**facts["preprocessing"], "input_size": (3, *ImageSize.of(architecture["img_size"]))}
+        return VisionTransformer(**architecture), config, tuple(facts["classes"])
     if timm_name in SIZES:
-        return _create_own(timm_name, image_size, classes, pretrained=pretrained)
+        return _create_own(timm_name, size, arguments, pretrained=pretrained)
     if not timm.is_model(timm_name):
         near = did_you_mean(name, [*CATALOGUE, *timm.list_models("*vit*"), *timm.list_models("*deit*")])
         fix = near if near.startswith("did you mean") else "run 'ztdeploy models'"  # timm knows hundreds
@@ -244,17 +271,17 @@ def _create(
     module = timm.model_entrypoint(timm_name).__module__
     if module.rpartition(".")[2] not in {one for modules in MODULES.values() for one in modules}:
         raise refused(f"model '{name}'", module)
-    given = {"img_size": image_size, "num_classes": classes}
-    arguments: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+    if size is not None:
+        arguments = {**arguments, "img_size": size.height if size.height == size.width else tuple(size)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on names that have moved
             model = _download(timm_name, arguments) if pretrained else timm.create_model(timm_name, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        at_size = f" with image size {image_size}" if image_size else ""
+        options = ", ".join(f"{option} {value}" for option, value in arguments.items())
         raise ModelError(
-            f"timm cannot make '{timm_name}'{at_size} ({reason})",
+            f"timm cannot make '{timm_name}'{f' with {options}' if options else ''} ({reason})",
             "a vision transformer and a size that its patch size divides",
             "change --model or --image-size",
         ) from error
@@ -262,11 +289,12 @@ def _create(
 
 
 def _create_own(
-    name: str, image_size: int | None, classes: int | None, *, pretrained: bool
+    name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
     """LV-ViT, of which no hub has weights."""
     from ztdeploy.models.class_names import imagenet_names
     from ztdeploy.models.lvvit_module import make_lvvit
+    from ztdeploy.models.residual import check_divides
 
     if pretrained:
         raise WeightsUnavailableError(
@@ -274,17 +302,15 @@ def _create_own(
             "its published checkpoint",
             "give --checkpoint FILE, or --weights random to measure latency only",
         )
-    if image_size is not None and (image_size <= 0 or image_size % 16):
-        raise ModelError(
-            f"image size {image_size} with patches of 16 x 16",
-            f"a multiple of 16, such as {max(1, round(image_size / 16)) * 16}",
-            "change --image-size",
-        )
-    model = make_lvvit(name, image_size, classes if classes is not None else 1000)
+    if size is not None:
+        check_divides(size, (16, 16))
+    if foreign := sorted(arguments.keys() - {"num_classes", "in_chans"}):
+        raise ModelError(f"'{name}' with {', '.join(foreign)}", "its published form", "choose another --model")
+    model = make_lvvit(name, size, **arguments)
     return model, dict(model.pretrained_cfg), imagenet_names() if _has_imagenets_classes(model) else None
 
 
-def _download(timm_name: str, arguments: dict[str, Any]) -> nn.Module:
+def _download(timm_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Create a model with weights from the hub or its cache, without waiting for a hub that isn't there."""
     import huggingface_hub.constants
     import timm
@@ -319,20 +345,23 @@ def _hub_reachable(timeout_s: float = 3.0) -> bool:
     return True
 
 
-def _preprocess(config: dict[str, Any], image_size: int | None) -> PreprocessSpec:
-    """timm's data configuration in our terms."""
-    size = image_size or int(config["input_size"][-1])
+def _preprocess(
+    config: Mapping[str, Any], asked: ImageSize | None, channels: int
+) -> tuple[PreprocessSpec, tuple[str, ...]]:
+    """timm's data configuration in our terms, and what was assumed about it."""
+    size = asked or ImageSize.of(tuple(config["input_size"][-2:]))
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ModelError(f"crop mode '{mode}'", "'center' or 'squash'", "choose another model")
     try:
-        return PreprocessSpec(
+        (mean, of_mean), (std, of_std) = (_per_channel(config[name], channels) for name in ("mean", "std"))
+        spec = PreprocessSpec(
             image_size=size,
-            resize=math.floor(size / float(config["crop_pct"])),
+            resize=ImageSize.of([math.floor(side / float(config["crop_pct"])) for side in size]),
             interpolation=config["interpolation"],
             crop_mode=mode,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            mean=mean,
+            std=std,
         )
     except (ValueError, ArithmeticError) as error:  # pydantic's ValidationError is a ValueError
         raise ModelError(
@@ -340,6 +369,16 @@ def _preprocess(config: dict[str, Any], image_size: int | None) -> PreprocessSpe
             "at most 4096 pixels, resized to at most 8192",
             "change --image-size or --crop-pct",
         ) from error
+
+    averaged = f"mean {mean[0]:.3f} and std {std[0]:.3f} for each of {channels} channel{'s' if channels > 1 else ''}"
+    return spec, (f"{averaged}, the average of those for colour",) if of_mean or of_std else ()
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[tuple[float, ...], bool]:
+    """One number per channel, and whether that is the average of others, which is what timm's own loader takes."""
+    if len(values) == channels:
+        return tuple(values), False
+    return (sum(values) / len(values),) * channels, True
 
 
 def _has_imagenets_classes(model: Any) -> bool:

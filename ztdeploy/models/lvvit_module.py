@@ -38,16 +38,19 @@ SIZES: dict[str, Sizes] = {
 
 
 class DeepPatchEmbed(nn.Module):
-    """Three convolutions at half the resolution, then one per patch: `[B, 3, S, S]` to `[B, P, D]`."""
+    """Three convolutions at half the resolution, then one per patch: `[B, C, H, W]` to `[B, P, D]`."""
 
-    def __init__(self, image_size: int, patch_size: int, embed_dim: int, channels: int) -> None:
+    def __init__(
+        self, image_size: int | tuple[int, int], patch_size: int, embed_dim: int, channels: int, in_chans: int = 3
+    ) -> None:
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"patches of {patch_size} do not divide {image_size} pixels")
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"patches of {patch_size} do not divide {height} x {width} pixels")
         self.patch_size = (patch_size, patch_size)
-        self.grid_size = (image_size // patch_size, image_size // patch_size)
+        self.grid_size = (height // patch_size, width // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -81,7 +84,7 @@ class DampedBlock(nn.Module):
 
 
 class LvVit(nn.Module):
-    """Images `[B, 3, S, S]` to logits `[B, classes]`: the class token's, and half of the highest among the patches'."""
+    """Images `[B, C, H, W]` to logits `[B, classes]`: the class token's, and half of the highest among the patches'."""
 
     num_prefix_tokens = 1
     #: What timm's models say of how images are prepared.
@@ -95,9 +98,10 @@ class LvVit(nn.Module):
         num_heads: int,
         damping: float,
         channels: int = 64,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         num_classes: int = 1000,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_features, self.num_classes, self.global_pool = (
@@ -106,7 +110,7 @@ class LvVit(nn.Module):
             num_classes,
             "token",
         )
-        self.patch_embed = DeepPatchEmbed(img_size, patch_size, embed_dim, channels)
+        self.patch_embed = DeepPatchEmbed(img_size, patch_size, embed_dim, channels, in_chans)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, self.patch_embed.num_patches + 1, embed_dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -138,7 +142,9 @@ class LvVit(nn.Module):
         return logits
 
 
-def make_lvvit(name: str, image_size: int | None = None, num_classes: int = 1000) -> LvVit:
+def make_lvvit(
+    name: str, image_size: tuple[int, int] | None = None, num_classes: int = 1000, in_chans: int = 3
+) -> LvVit:
     """One of `SIZES`, with random weights."""
     sizes = SIZES[name]
     model = LvVit(
@@ -149,6 +155,7 @@ def make_lvvit(name: str, image_size: int | None = None, num_classes: int = 1000
         channels=sizes.channels,
         img_size=image_size or 224,
         num_classes=num_classes,
+        in_chans=in_chans,
     )
     model.pretrained_cfg = {
         "input_size": (3, 224, 224),

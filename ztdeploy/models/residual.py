@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ztdeploy.errors import ModelError
 from ztdeploy.models.adapter import ModelAdapter, TapSink
 from ztdeploy.models.hooks import Undo, change_option, on_input, on_output, switch
-from ztdeploy.preprocess_spec import Output
+from ztdeploy.preprocess_spec import ImageSize, Output
 from ztdeploy.schedule import Architecture
 
 if TYPE_CHECKING:
@@ -37,14 +37,9 @@ class ResidualAdapter(ModelAdapter):
             missing = _missing(model.blocks[0], self.parts) if len(model.blocks) else "any block"
             raise unsound(model, f"its blocks lack {missing}", f"blocks with {' and '.join(self.parts[:2])}")
         self.check_blocks()
-        height, width = model.patch_embed.patch_size
-        published = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0,))[-1]
-        if self.image_size != published and (self.image_size % height or self.image_size % width):
-            raise ModelError(
-                f"image size {self.image_size} with patches of {height} x {width}",
-                f"a multiple of {height}, such as {max(1, round(self.image_size / height)) * height}",
-                "change --image-size",
-            )
+        published = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[-2:])
+        if tuple(self.image_size) != published:
+            check_divides(self.image_size, model.patch_embed.patch_size)
         return Architecture(
             depth=len(model.blocks),
             embed_dim=model.embed_dim,
@@ -55,6 +50,7 @@ class ResidualAdapter(ModelAdapter):
             class_token=self.reads_class_token(),
             patch_dim=self.patch_dim(),
             num_classes=model.num_classes,
+            grid=tuple(model.patch_embed.grid_size),
         )
 
     def give(self, output: Output) -> None:
@@ -70,7 +66,7 @@ class ResidualAdapter(ModelAdapter):
         if getattr(self.model, "head_dist", None) is not None:
             super().answer_with(texts)  # it has two heads
         with torch.no_grad():
-            image = torch.zeros(1, embed.proj.in_channels, self.image_size, self.image_size)
+            image = torch.zeros(1, embed.proj.in_channels, *self.image_size)
             dimension = self.model(image).shape[-1]
         self.model.head = with_text_head(head, texts, dimension)
         self.architecture = self.architecture.model_copy(update={"num_classes": len(texts.matrix)})
@@ -201,6 +197,20 @@ def tap_projection(attention: Any, part: int, take: Callable[[Tensor], None]) ->
 def add_bias_apart(attention: Any) -> list[Undo]:
     """Where the bias of queries, keys and values is no part of the projection module, have that module called."""
     return [switch(attention, "qkv_bias_separate", True)] if getattr(attention, "q_bias", None) is not None else []
+
+
+def check_divides(size: ImageSize, patch: tuple[int, int]) -> None:
+    """
+    Raises:
+        ModelError: patches leave a rest.
+    """
+    nearest = ImageSize(*(max(1, round(side / part)) * part for side, part in zip(size, patch, strict=True)))
+    if size != nearest:
+        raise ModelError(
+            f"image size {size} with patches of {patch[0]} x {patch[1]}",
+            f"a multiple of {patch[0] if patch[0] == patch[1] else 'each side'}, such as {nearest}",
+            "change --image-size",
+        )
 
 
 def unsound(model: nn.Module, found: str, expected: str) -> ModelError:

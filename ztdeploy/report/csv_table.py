@@ -23,7 +23,7 @@ def _cells(report: SweepReport, row: Row) -> dict[str, object]:
     facts, one = row.facts, row.measured
     return {
         **_origin(report, row),
-        "image_size": facts.image_size,
+        "image_size": facts.image_size.plain,
         "batch": one.batch,
         "threads": one.threads,
         "variant": facts.name,

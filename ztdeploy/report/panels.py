@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ztdeploy.measure.sweep_report import Row, SweepReport, VariantFacts, rows
+from ztdeploy.preprocess_spec import ImageSize
 
-Setting = tuple[int, int, "int | None"]
+Setting = tuple[ImageSize, int, "int | None"]
 
 
 @dataclass(frozen=True)
 class Panel:
     """Configurations of one setting, dense first, then by method and falling keep ratio."""
 
-    image_size: int
+    image_size: ImageSize
     batch: int
     threads: int | None  #: None: the runtime is not one that takes a number of threads
     rows: tuple[Row, ...]
@@ -41,7 +42,7 @@ class Panel:
         return tuple(row for row in self.rows if row.measured.latency)
 
 
-def setting_label(image_size: int, batch: int, threads: int | None) -> str:
+def setting_label(image_size: ImageSize, batch: int, threads: int | None) -> str:
     """Such as "224 px, batch 1, 2 threads"."""
     count = [f"{threads} thread{'' if threads == 1 else 's'}"] if threads is not None else []
     return ", ".join([f"{image_size} px", f"batch {batch}", *count])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ztdeploy.measure.sweep_report import Staircase, SweepReport, TokenStep
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.report.panels import is_dense
 
 #: How many of its tokens a schedule may be asked to give up for a tread.
@@ -22,7 +23,7 @@ class Snap:
     saved_ms: float  #: of one block; above 0
 
 
-def token_counts(report: SweepReport, image_size: int) -> dict[int, tuple[str, ...]]:
+def token_counts(report: SweepReport, image_size: ImageSize) -> dict[int, tuple[str, ...]]:
     """Every number of tokens that a block is given, ascending, with the variants that do."""
     found: dict[int, list[str]] = {}
     for one in report.variants:

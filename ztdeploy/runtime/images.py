@@ -1,4 +1,4 @@
-"""Reads one image, from wherever it comes, as upright 8-bit RGB.
+"""Reads one image, from wherever it comes, upright and with 8 bits: as RGB, or in the channels that a model takes.
 
 The bytes come from outside, and decoders are the usual way in: few formats are allowed, the size is checked before any
 pixel is decoded, and whatever a decoder raises leaves here as an `ImageError`. Pillow's and Python's process-wide
@@ -7,9 +7,12 @@ settings (`MAX_IMAGE_PIXELS`, warning filters) are left as they are.
 
 from __future__ import annotations
 
+import math
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ztdeploy.errors import ImageError
+from ztdeploy.errors import ImageError, ImageWarning
+from ztdeploy.preprocess_spec import PreprocessSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  #: what Pillow may try; each further decoder is a risk
 MAX_PIXELS = 100_000_000  #: width times height; 300 MB once decoded
+
+#: Files of an array, for images of any number of channels.
+ARRAY_SUFFIX = ".npy"
+#: Modes of Pillow's whose channels are a model's, one by one: an alpha channel holds whatever the model takes there.
+_MODES_BY_CHANNELS = {2: ("LA",), 4: ("RGBA", "RGBX")}
+_SAMPLES_PER_PIXEL = 277  # a tag of TIFF files
 
 _FORMATS_TEXT = f"one of the formats {', '.join(FORMATS)}"
 _EXIF_ORIENTATION = 0x0112
@@ -36,6 +46,14 @@ _TRANSPOSE = {
 }
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What an image is to become."""
+
+    channels: int = 3
+    bit_depth: int | None = None  #: of integers that take more than 8 bits; None: all that the file has
+
+
 def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     """Reads an image into a new PIL image of mode RGB, with its EXIF orientation applied and no metadata left.
 
@@ -43,21 +61,39 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     is scaled to 8 bits (its high byte), where Pillow clips. Of a file with several frames the first is read.
 
     Args:
-        source: a path to a file in one of `FORMATS`; or a PIL image, of which the current frame is taken and which is
-            not modified; or an array, uint8 `[H, W, 3]` (RGB) or `[H, W]` (greyscale).
+        source: a path to a file in one of `FORMATS`, or to an array in a `.npy` file; or a PIL image, of which the
+            current frame is taken and which is not modified; or an array, uint8 `[H, W, 3]` (RGB) or `[H, W]`
+            (greyscale).
 
     Raises:
         ImageError: the source is missing, unreadable, truncated, not an image, of no pixels or more than `MAX_PIXELS`,
-            or holds pixels that have no defined 8-bit value (floats, integers beyond 16 bits). An image that Pillow's
-            own limit turns away, where the process has set a lower one, is an ImageError, too.
+            or holds pixels that have no defined 8-bit value (floats, negative integers, integers beyond 16 bits). An
+            image that Pillow's own limit turns away, where the process has set a lower one, is an ImageError, too.
     """
+    return _read(source, _Wanted())[0]
+
+
+def read_bands(source: str | Path | Image.Image | NDArray[Any], spec: PreprocessSpec) -> list[Image.Image]:
+    """Reads an image in the channels that a model takes, otherwise as `read_image` does.
+
+    For three channels that is one image of mode RGB, for one channel one of mode L (Pillow's luma of colours); for any
+    other number, one image of mode L per channel. Four channels are read from RGBA, two from grey with alpha, and any
+    number from an array, uint8 `[H, W, C]`; none is ever made up.
+
+    Raises:
+        ImageError: see `read_image`; or it has not as many channels, or values beyond the bit depth of `spec`.
+    """
+    return _read(source, _Wanted(spec.channels, spec.bit_depth))
+
+
+def _read(source: str | Path | Image.Image | NDArray[Any], wanted: _Wanted) -> list[Image.Image]:
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, "an array", wanted)
     if isinstance(source, Image.Image):
         with _as_image_errors("the given PIL image"):
-            return _upright_rgb(source, "the given PIL image")
+            return _upright(source, "the given PIL image", wanted)
     if isinstance(source, (str, Path)):
-        return _from_file(Path(source))
+        return _from_file(Path(source), wanted)
     raise ImageError(
         f"an image of type {type(source).__name__}",
         "a path, a PIL image or a uint8 array",
@@ -65,25 +101,55 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     )
 
 
-def _from_array(pixels: NDArray[Any]) -> Image.Image:
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+def _from_array(pixels: NDArray[Any], name: str, wanted: _Wanted) -> list[Image.Image]:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 0
+    takes = {1: (0, 1, 3), 3: (0, 3)}.get(wanted.channels, (wanted.channels,))
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in takes:
+        shapes = ["[H, W]" if number == 0 else f"[H, W, {number}]" for number in reversed(takes)]
         raise ImageError(
-            f"an array of dtype {pixels.dtype} and shape {list(pixels.shape)}",
-            "uint8 of shape [H, W, 3] (RGB) or [H, W] (greyscale)",
+            f"{name} of dtype {pixels.dtype} and shape {list(pixels.shape)}",
+            f"uint8 of shape {' or '.join(shapes)}",
             "convert it to 8 bits, 0 to 255, and to one of these shapes",
         )
-    _check_size(pixels.shape[1], pixels.shape[0], "the given array")
-    return Image.fromarray(pixels).convert("RGB")
+    _check_size(pixels.shape[1], pixels.shape[0], name)
+    if channels in (0, 1, 3):
+        return [Image.fromarray(pixels[..., 0] if channels == 1 else pixels).convert(_mode(wanted))]
+    return [Image.fromarray(np.ascontiguousarray(pixels[..., channel])) for channel in range(channels)]
 
 
-def _from_file(path: Path) -> Image.Image:
+def _from_file(path: Path, wanted: _Wanted) -> list[Image.Image]:
     name = f"image {str(path)!r}"
     with _as_image_errors(name):
         _check_file(path, name)
         # Opened here and not by Pillow: closed whatever happens, and never mapped into memory, where a file
         # that shrinks while it is read kills the process.
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            return _upright_rgb(image, name)
+        with path.open("rb") as file:
+            if path.suffix.lower() == ARRAY_SUFFIX:
+                return _from_array(_array_in(file, name), f"{name}, an array", wanted)
+            with Image.open(file, formats=FORMATS) as image:
+                return _upright(image, name, wanted)
+
+
+def _array_in(file: Any, name: str) -> NDArray[np.uint8]:
+    """The array of a `.npy` file, whose header is checked before its pixels are read."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ImageError(f"{name} is a .npy file of version {version}", "version 1.0", "write it with numpy.save")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    wrong = fortran or len(shape) not in (2, 3) or not all(type(side) is int and side >= 0 for side in shape)
+    if dtype != np.uint8 or wrong:
+        raise ImageError(
+            f"{name} is an array of dtype {dtype} and shape {list(shape)}{' in column order' if fortran else ''}",
+            "uint8 of shape [H, W, C] in row order",
+            "convert it to 8 bits, 0 to 255, and write it with numpy.save",
+        )
+    _check_size(shape[1], shape[0], name)
+    values, most = math.prod(shape), 3 * MAX_PIXELS
+    if values > most:
+        raise ImageError(f"{name} has {values:,} values", f"at most {most:,}", "scale it down first")
+    pixels = file.read(values)
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -105,7 +171,7 @@ def _as_image_errors(name: str) -> Iterator[None]:
     """Turns whatever reading and decoding raise into an `ImageError` about the image `name`."""
     try:
         yield
-    except ImageError:
+    except (ImageError, ImageWarning):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image, or damaged", _FORMATS_TEXT, "convert it to PNG or JPEG") from error
@@ -136,13 +202,20 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise _too_large(f"{name} has {width} x {height} pixels")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image, name: str, wanted: _Wanted) -> list[Image.Image]:
     _check_size(*image.size, name)
+    deep = _is_deep_colour(image)
     image.load()
     method = _transpose_method(image)
-    rgb = _to_rgb(image, name)
-    rgb.info.clear()  # else the orientation would be applied again by whoever reads this image next
-    return rgb if method is None else rgb.transpose(method)
+    pictures = _converted(image, name, wanted, deep=deep)
+    for picture in pictures:
+        picture.info.clear()  # else the orientation would be applied again by whoever reads this image next
+    return pictures if method is None else [picture.transpose(method) for picture in pictures]
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file that is not loaded yet has 16 bits per channel, of which Pillow keeps the high byte."""
+    return image.mode in ("RGB", *_MODES_BY_CHANNELS[4]) and ";16" in str(getattr(image, "tile", ""))
 
 
 def _transpose_method(image: Image.Image) -> Image.Transpose | None:
@@ -156,9 +229,32 @@ def _transpose_method(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _mode(wanted: _Wanted) -> str:
+    return "L" if wanted.channels == 1 else "RGB"
+
+
+def _converted(image: Image.Image, name: str, wanted: _Wanted, *, deep: bool) -> list[Image.Image]:
+    """A loaded image in the wanted channels."""
+    if deep:
+        _check_deep_colour(image, name, wanted)
+    if wanted.channels in (1, 3):
+        return [_to_rgb(image, name, wanted).convert(_mode(wanted))]
+    samples = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, wanted.channels)
+    if image.mode not in _MODES_BY_CHANNELS.get(wanted.channels, ()) or samples != wanted.channels:
+        modes = " or ".join(_MODES_BY_CHANNELS.get(wanted.channels, ())[:1])
+        found = max(len(image.getbands()), samples if isinstance(samples, int) else 0)
+        raise ImageError(
+            f"{name} has {found} channels (mode {image.mode})",
+            f"the {wanted.channels} channels of the model: {f'an image of mode {modes}, or ' if modes else ''}"
+            f"a {ARRAY_SUFFIX} file of uint8 [H, W, {wanted.channels}]",
+            "save it with all channels that the model was trained on",
+        )
+    return list(image.split())
+
+
+def _to_rgb(image: Image.Image, name: str, wanted: _Wanted) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _high_byte(image, name).convert("RGB")
+        return _eight_bits(image, name, wanted).convert("RGB")
     if image.mode == "F":
         raise ImageError(f"{name} has floating-point pixels", "8 or 16 bits", "scale it to 0 to 255 and save as 8 bits")
     if "transparency" in image.info:
@@ -168,10 +264,41 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _high_byte(image: Image.Image, name: str) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str, wanted: _Wanted) -> Image.Image:
     """8-bit greyscale of 16-bit greyscale. The high byte is what Pillow itself keeps of 16-bit *colour*."""
     values = np.asarray(image)  # int32 in mode I, which holds 16-bit files as well
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 0xFFFF:
-        raise ImageError(f"{name} has pixel values from {low} to {high}", "0 to 65535", "save it with 8 or 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    depth = wanted.bit_depth or 16
+    if low < 0 or high >= 1 << depth:
+        raise ImageError(
+            f"{name} has pixel values from {low} to {high}",
+            f"0 to {(1 << depth) - 1}",
+            f"save it with 8 or 16 bits, without signs{', or build with another --bit-depth' if depth < 16 else ''}",
+        )
+    if wanted.bit_depth is None:
+        _warn_of_few_bits(name, high, str(high))
+    return Image.fromarray((values >> (depth - 8)).astype(np.uint8))
+
+
+def _check_deep_colour(image: Image.Image, name: str, wanted: _Wanted) -> None:
+    """Of 16-bit colour Pillow gives the high byte, so that a range can be seen, but not scaled."""
+    if wanted.bit_depth not in (None, 16):
+        raise ImageError(
+            f"{name} has colours of 16 bits, of which {wanted.bit_depth} are used",
+            "greyscale, or 8 bits per channel",
+            f"scale it to 0 to 255 and save it with 8 bits, or as a {ARRAY_SUFFIX} file",
+        )
+    high = max(int(np.asarray(band).max()) for band in image.split()[:3])
+    if wanted.bit_depth is None:
+        _warn_of_few_bits(name, high << 8 | 0xFF, f"about {high << 8 | 0xFF}")
+
+
+def _warn_of_few_bits(name: str, high: int, words: str) -> None:
+    """Cameras of 10, 12 or 14 bits write files of 16, which say nothing of it: such an image would be nearly black."""
+    if not 0 < high < 0x8000:
+        return
+    text = (
+        f"{name} has 16 bits per channel and no value above {words}: it is scaled as if 65535 were white, and is dark; "
+        f"if {(1 << high.bit_length()) - 1} is white, build with --bit-depth {max(9, high.bit_length())}"
+    )
+    warnings.warn(text, ImageWarning, stacklevel=2)

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ztdeploy.preprocess_spec import PreprocessSpec
-from ztdeploy.runtime.images import read_image
+from ztdeploy.runtime.images import read_bands
 from ztdeploy.runtime.preprocess import resize_and_crop
 
 ImageSource: TypeAlias = str | Path | Image.Image | NDArray[Any]
 
 
 def load_pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """Read, resize and crop, one image in memory at a time: uint8 `[n, S, S, 3]`.
+    """Read, resize and crop, one image in memory at a time: uint8 `[n, H, W, C]`.
 
     Raises:
         ImageError: an image cannot be read, or is too large.
     """
-    pixels = np.empty((len(sources), spec.image_size, spec.image_size, 3), np.uint8)
+    pixels = np.empty((len(sources), *spec.shape), np.uint8)
     for index, source in enumerate(sources):
-        pixels[index] = resize_and_crop(read_image(source), spec)
+        pixels[index] = resize_and_crop(read_bands(source, spec), spec)
     return pixels

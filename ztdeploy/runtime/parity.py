@@ -270,12 +270,14 @@ def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
 
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
-    """The golden inputs, uint8 `[n, S, S, 3]`."""
+    """The golden inputs, uint8 `[n, H, W, C]`."""
     pixels: NDArray[np.uint8] = _read_arrays(bundle, bundle.manifest.golden.pixels).get("", np.empty(0))
-    size = bundle.manifest.preprocess.image_size
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+    shape = bundle.manifest.preprocess.shape
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         raise BundleError(
-            f"golden pixels of shape {list(pixels.shape)}", f"[n, {size}, {size}, 3]", "build the bundle again"
+            f"golden pixels of shape {list(pixels.shape)}",
+            f"[n, {', '.join(map(str, shape))}]",
+            "build the bundle again",
         )
     return pixels
 

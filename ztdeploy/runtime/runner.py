@@ -18,13 +18,13 @@ from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core import arguments
-from ztdeploy.errors import BundleError, EnvironmentLacksError, ImageError
+from ztdeploy.errors import BundleError, EnvironmentLacksError
 from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
 from ztdeploy.runtime.interface import IMAGE, Interface, Outputs
 from ztdeploy.runtime.open_engine import OpenEngine
 from ztdeploy.runtime.postprocess import Prediction, kept_patches, top_labels
-from ztdeploy.runtime.preprocess import normalise
+from ztdeploy.runtime.preprocess import check_pixels, normalise
 
 
 class BundleRunner(AbstractContextManager["BundleRunner"]):
@@ -76,7 +76,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         return self.variant.graphs[self.profile]
 
     def __call__(self, images: ImageSource | Sequence[ImageSource], *, top: int = 5) -> list[Prediction]:
-        """Classify images given as paths, PIL images or uint8 arrays `[H, W, 3]`; one or many.
+        """Classify images given as paths, PIL images or uint8 arrays; one or many. See `runtime.images.read_bands`.
 
         A model without a classifier gives no labels, and its embedding as `logits`.
 
@@ -102,7 +102,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         ]
 
     def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
-        """Run on resized and cropped pixels, uint8 `[B, S, S, 3]`; batches of any size are cut to fit the engine.
+        """Run on resized and cropped pixels, uint8 `[B, H, W, C]`; batches of any size are cut to fit the engine.
 
         Any thread may call it. All images of a call go through the engine of one variant, whoever switches meanwhile.
 
@@ -113,18 +113,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             BundleError: the engine gives something else than its variant's outputs.
             ParityError: values that cannot be right, such as infinities.
         """
-        spec = self.bundle.manifest.preprocess
-        shape = (spec.image_size, spec.image_size, 3)
-        if not isinstance(pixels, np.ndarray):
-            raise ImageError(
-                f"pixels of type {type(pixels).__name__}", "a uint8 array", "pass images to the runner itself"
-            )
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape or not len(pixels):
-            raise ImageError(
-                f"pixels of type {pixels.dtype} and shape {list(pixels.shape)}",
-                f"uint8 [B, {spec.image_size}, {spec.image_size}, 3], B at least 1",
-                "pass images to the runner itself, or pre-process them with ztdeploy.runtime.preprocess",
-            )
+        check_pixels(pixels, self.bundle.manifest.preprocess, least=1)
         count = len(pixels)
         images = [name or f"image {at + 1} of {count}" for at, name in enumerate(names or [""] * count)]
         engine = self._entered()

@@ -19,7 +19,7 @@ def identity(request: TuneRequest, model: LoadedModel, images: DataFacts) -> dic
     return {
         "model": model.timm_name,
         "weights": model.weights_sha256,
-        "image size": model.preprocess.image_size,
+        "image size": model.preprocess.image_size.plain,
         "images": images.digest,
         "budget": None if request.budget is None else str(request.budget),
         "profile": request.profile if request.budget is not None and request.budget.in_time else None,

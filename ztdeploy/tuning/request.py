@@ -10,6 +10,7 @@ from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.methods import method_named
 from ztdeploy.models.catalogue import WeightsSource
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.tuning.budget import Budget
 
 #: `random` is the paper's Monte Carlo search.
@@ -39,7 +40,7 @@ class TuneRequest(Record):
     max_drop: float | None = None  #: points of top-1 that the winner may lose on the tuning images
     weights: WeightsSource = "pretrained"
     checkpoint: Path | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     crop_pct: float | None = None
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0

@@ -34,6 +34,7 @@ from ztdeploy.plugins import (
     WEIGHTED_PAGE_RANK_ALL,
     unknown_options,
 )
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule, uniform_schedule
 
@@ -88,7 +89,7 @@ def traced(case: Case) -> tuple[ir.Model, tuple[LayerPlan, ...]]:
     model = tiny_vit(depth=3, patch_size=case.patch_size, image_size=case.image_size, **arguments)
     schedule = PruningSchedule(name="test", method=case.method, layers=case.layers, options=case.options)
     with PrunedModel(VitAdapter(model, case.image_size), schedule) as module:
-        preprocess = PREPROCESS.model_copy(update={"image_size": case.image_size})
+        preprocess = PREPROCESS.model_copy(update={"image_size": ImageSize.of(case.image_size)})
         return export_onnx(module, preprocess, case.spec), module.token_plan.layers
 
 

@@ -20,6 +20,7 @@ from ztdeploy.measure.compare_markdown import markdown
 from ztdeploy.measure.compare_reports import Criteria, ReportComparison, compare_reports, judge
 from ztdeploy.measure.entries import Setting, entries, parse_match
 from ztdeploy.measure.statistics import FEWEST_ROUNDS, Interval, unpaired_ratio_interval
+from ztdeploy.preprocess_spec import ImageSize
 
 
 def judged(baseline, candidate, **criteria) -> ReportComparison:
@@ -345,7 +346,7 @@ def test_what_only_one_report_holds_is_listed():
     assert [one.setting.variant for one in found.pairs] == ["dense"]
 
 
-@pytest.mark.parametrize("change", [{"batch": 8}, {"threads": 1}, {"bundle": {"image_size": 384}}])
+@pytest.mark.parametrize("change", [{"batch": 8}, {"threads": 1}, {"bundle": {"image_size": ImageSize(384, 384)}}])
 def test_nothing_in_common(change):
     refused(lambda: judged(run(1), run(2, **change)), "no configuration was measured in both", kind=InputError)
 
@@ -368,7 +369,7 @@ def test_a_label_says_what_differs():
     setting = Setting(model="deit", image_size=224, variant="keep-0.70", batch=8, threads=1, backend="onnxruntime")
     assert str(setting) == "keep-0.70 at deit, 224 px, batch 8, 1 thread, onnxruntime"
     assert setting.label(("variant", "batch")) == "keep-0.70 at batch 8"
-    found = judged(*[sweep(run(seed), run(seed, bundle={"image_size": 384})) for seed in (1, 2)])
+    found = judged(*[sweep(run(seed), run(seed, bundle={"image_size": ImageSize(384, 384)})) for seed in (1, 2)])
     assert found.pairs[0].label == "dense at 32 px, batch 1, 2 threads"
 
 

@@ -20,6 +20,7 @@ from ztdeploy.measure.details import ask, measure_details, plan_details
 from ztdeploy.measure.details_worker import DetailsAnswer, DetailsOrder
 from ztdeploy.measure.sweep_folder import REPORT, read_previous
 from ztdeploy.measure.sweep_report import OperatorProfile, Staircase, SweepRequest, TokenStep
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.sweep import sweep
 
 
@@ -36,7 +37,7 @@ def order(bundle, variant=None, **changes) -> DetailsOrder:
 def test_a_real_engines_operators(variant, digits_bundle):
     profile = ask(order(digits_bundle, variant, batch=2)).profile
     assert profile is not None
-    assert (profile.variant, profile.image_size, profile.batch, profile.threads) == (variant, 32, 2, 1)
+    assert (profile.variant, profile.image_size, profile.batch, profile.threads) == (variant, (32, 32), 2, 1)
     assert profile.calls >= 5
     total = sum(part.ms for part in profile.parts)
     assert total == pytest.approx(sum(one.ms for one in profile.operators))
@@ -158,7 +159,7 @@ def report(**changes):
     return made_up(*made, **changes)
 
 
-IN_BUNDLE = {"image_size": 32, "profile": "cpu"}
+IN_BUNDLE = {"image_size": ImageSize(32, 32), "profile": "cpu"}
 
 
 class Worker:
@@ -172,7 +173,7 @@ class Worker:
         error = self.on_call.get(f"call_{len(self.orders)}")
         if error is not None:
             raise error
-        setting = {"image_size": 32, "batch": asked.batch, "threads": asked.threads}
+        setting = {"image_size": ImageSize(32, 32), "batch": asked.batch, "threads": asked.threads}
         if asked.variant is None:
             points = (TokenStep(tokens=65, block_ms=1.0),)
             return DetailsAnswer(staircase=Staircase(**setting, points=points, treads=()))

@@ -25,6 +25,7 @@ from ztdeploy.measure.sweep_plan import (
     why_not_resumed,
 )
 from ztdeploy.measure.sweep_report import SweepRequest
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.schedule import plan, uniform_schedule
 
 REQUEST = SweepRequest(model="vit_digits", profile="cpu", batches=(1, 8), threads=(1, 2), warmup_s=0, duration_s=2)
@@ -159,7 +160,7 @@ def test_values_out_of_range(changes, kind):
 def earlier(bundle, **changes):
     """A complete sweep of the bundle, and its groups."""
     groups = plan_groups(REQUEST, [bundle], "cpu")
-    runs = tuple(run(request=group.request, bundle={"image_size": 32}) for group in groups)
+    runs = tuple(run(request=group.request, bundle={"image_size": ImageSize(32, 32)}) for group in groups)
     start = empty_report(REQUEST, [bundle], "cpu", groups)
     return start.model_copy(update={"runs": runs, "progress": "complete", **changes}), groups
 
@@ -181,7 +182,9 @@ def test_groups_that_were_stopped_are_not(progress, bundle):
 def test_nor_are_groups_in_which_a_process_died(bundle):
     report, groups = earlier(bundle)
     died = run(
-        request=groups[0].request, bundle={"image_size": 32}, measured={"failure": {"message": "", "exit_code": 6}}
+        request=groups[0].request,
+        bundle={"image_size": ImageSize(32, 32)},
+        measured={"failure": {"message": "", "exit_code": 6}},
     )
     died = type(died).model_validate(died.model_dump())
     assert kept_runs(report.model_copy(update={"runs": (died, *report.runs[1:])}), groups).keys() == {

@@ -16,6 +16,7 @@ from ztdeploy.measure.sweep import measure_groups
 from ztdeploy.measure.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
 from ztdeploy.measure.sweep_plan import empty_report, plan_groups
 from ztdeploy.measure.sweep_report import SweepReport, SweepRequest, rows
+from ztdeploy.preprocess_spec import ImageSize
 
 REQUEST = SweepRequest(model=None, batches=(1, 8), threads=(1,), duration_s=1)
 
@@ -36,7 +37,9 @@ class Bench:
         self.requests.append(request)
         act = self.on_call.get(f"call_{len(self.requests)}", lambda report: report)
         report = run(len(self.requests), request=request, rounds=2, batch=request.batches[0], threads=1)
-        report = report.model_copy(update={"bundle": report.bundle.model_copy(update={"image_size": 32})})
+        report = report.model_copy(
+            update={"bundle": report.bundle.model_copy(update={"image_size": ImageSize(32, 32)})}
+        )
         names = ("dense", *request.variants)
         report = report.model_copy(
             update={

@@ -41,7 +41,7 @@ def _token_cells(one: VariantFacts) -> list[Cell]:
     return [
         Cell(one.name, heading=True),
         Cell("dense" if is_dense(one) else one.method),
-        number(f"{one.image_size} px", one.image_size),
+        number(f"{one.image_size} px", one.image_size.pixels),
         number(short(one.gmacs), one.gmacs),
         number(short(one.pruning_gmacs, 2), one.pruning_gmacs),
         Cell(_runs(one.tokens_per_block)),
