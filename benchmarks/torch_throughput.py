@@ -249,7 +249,7 @@ def main() -> None:
     device = Device(arguments.device)
     name = "deit_s" if device.is_gpu else "deit_t"
     loaded = load_model(name, weights="random")
-    architecture, size = loaded.adapter.architecture, loaded.adapter.image_size
+    architecture, size = loaded.adapter.architecture, loaded.adapter.image_size.height
     chosen = schedules(architecture, arguments.saved)
     plans = {one: plan(schedule, architecture) for one, schedule in chosen.items()}
     cost = {one: whole_block_gmacs(architecture, found) for one, found in plans.items()}

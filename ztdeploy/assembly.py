@@ -348,7 +348,7 @@ class Assembly:
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
-        """The golden input, uint8 `[n, S, S, 3]`."""
+        """The golden input, uint8 `[n, H, W, C]`."""
         return load_pixels(self.golden_sources, self.model.preprocess)
 
     def _variant_record(self, schedule: PruningSchedule) -> VariantRecord:

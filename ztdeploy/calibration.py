@@ -25,7 +25,7 @@ class Seen:
     """Some of the images, and what there is to say of them."""
 
     paths: tuple[Path, ...]  #: of those that can be read
-    pixels: NDArray[np.uint8]  #: `[n, S, S, 3]` of the same
+    pixels: NDArray[np.uint8]  #: `[n, H, W, C]` of the same
     record: CalibrationRecord
 
 

@@ -45,6 +45,7 @@ def check_gate(
     class_names: Sequence[str] | None,
     classes: int,
     output: Output = "logits",
+    channels: int = 3,
 ) -> EvalData:
     """Fail before anything is traced where no engine could be judged in the end.
 
@@ -54,7 +55,7 @@ def check_gate(
         InputError: a limit on top-1, but no labels; or one that says nothing of what the model gives.
     """
     _check_limits(gate.limits, output)
-    data = read_data(gate.data, class_names, classes if output == "logits" else None)
+    data = read_data(gate.data, class_names, classes if output == "logits" else None, channels)
     if gate.limits.max_drop is not None and not data.labelled:
         raise InputError(
             f"--max-drop with '{gate.data}', which has no labels",

@@ -326,7 +326,7 @@ class GoldenRecord(_Record):
     """Known inputs and what must come out."""
 
     images: tuple[BundlePath, ...]  #: lossless source images
-    pixels: BundlePath  #: `.npy`, uint8 `[n, S, S, 3]`: the images after resize and crop
+    pixels: BundlePath  #: `.npy`, uint8 `[n, H, W, C]`: the images after resize and crop
     outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
 
 

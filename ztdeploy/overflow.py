@@ -38,7 +38,7 @@ def probe(
     """By variant, what fp16 would have to hold.
 
     Args:
-        pixels: uint8 `[n, S, S, 3]`, as the model's preprocessing leaves them.
+        pixels: uint8 `[n, H, W, C]`, as the model's preprocessing leaves them.
         data: what these images are called.
     """
     found = {}
@@ -69,7 +69,7 @@ def check_range(found: dict[str, RangeRecord], profiles: Sequence[HardwareProfil
 
 
 def magnitudes(adapter: ModelAdapter, model: nn.Module, batches: Iterable[Tensor]) -> list[BlockRange]:
-    """The largest magnitudes per block over batches `[B, 3, S, S]`, pruning layers left out.
+    """The largest magnitudes per block over batches `[B, C, H, W]`, pruning layers left out.
 
     Args:
         model: the adapter's own, or pruned.

@@ -96,7 +96,7 @@ def _relative_error(given: NDArray[Any], wanted: NDArray[np.float64]) -> float:
 def reference_outputs(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
 ) -> Reference:
-    """What PyTorch makes of the pixels, uint8 `[B, S, S, 3]`; of a few at a time where images have many tokens.
+    """What PyTorch makes of the pixels, uint8 `[B, H, W, C]`; of a few at a time where images have many tokens.
 
     Args:
         actual: what an engine made of them; its choices are replayed.

@@ -108,7 +108,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     evidence = None
     if request.gate is not None:
         classes = model.adapter.architecture.num_classes
-        data = check_gate(request.gate, left, model.class_names, classes, model.output)
+        channels = model.preprocess.channels
+        data = check_gate(request.gate, left, model.class_names, classes, model.output, channels)
         progress("looking at calibration images", 0, 1)
         evidence, unfit = _look_at(data, model, schedules_of(request, left, model), left)
         failed |= unfit

@@ -40,7 +40,7 @@ class DensePrefix:
 
         Args:
             adapter: of a model that is not pruned.
-            images: as the model takes them, `[B, 3, S, S]`.
+            images: as the model takes them, `[B, C, H, W]`.
             blocks: in front of which tokens are kept, from 0; None: of all, which is `depth * B * N * D` numbers.
         """
         self._adapter, self.images = adapter, images

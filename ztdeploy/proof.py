@@ -42,7 +42,7 @@ class Proof:
 
     folder: Path
     model: LoadedModel
-    pixels: NDArray[np.uint8]  #: the golden input, `[n, S, S, 3]`
+    pixels: NDArray[np.uint8]  #: the golden input, `[n, H, W, C]`
 
     def added_to(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
         """The manifest with what proves a variant for a profile: its engine's parity; its graph's where no engine can

@@ -26,6 +26,7 @@ from ztdeploy.measure.verdict import compare
 from ztdeploy.preprocess_spec import ImageSize
 
 BLOCKS, TOKENS = 12, 197
+SIZE = ImageSize(224, 224)
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 #: How much longer a method takes than dropping tokens for free would.
 OVERHEAD = {"zero-tprune": 1.07, "slice": 1.0}
@@ -53,7 +54,7 @@ def name_of(method: str, ratio: float) -> str:
     return f"keep-{ratio:.2f}" if method == "zero-tprune" else f"{method}-keep-{ratio:.2f}"
 
 
-def facts(method: str, ratio: float, *, fidelity: bool, image_size: int = 224) -> VariantFacts:
+def facts(method: str, ratio: float, *, fidelity: bool, image_size: ImageSize = SIZE) -> VariantFacts:
     lost = (1 - ratio) ** 1.8 * (0.35 if method == "zero-tprune" else 0.9)
     found = Fidelity(
         images=1000,
@@ -122,7 +123,7 @@ def run(
     bundle = {
         "model": "deit_s",
         "timm_name": "deit_small_patch16_224",
-        "image_size": ImageSize(224, 224),
+        "image_size": SIZE,
         "weights": "pretrained",
     }
     fields: dict[str, Any] = {
@@ -171,7 +172,7 @@ def profile(method: str, ratio: float, *, batch: int = 1, threads: int | None = 
     ]
     return OperatorProfile(
         variant=name_of(method, ratio),
-        image_size=224,
+        image_size=SIZE,
         batch=batch,
         threads=threads,
         calls=20,
@@ -189,7 +190,7 @@ def staircase(*, batch: int = 1, threads: int | None = 4) -> Staircase:
         for count in range(16, TOKENS + 1, 3)
     ]
     return Staircase(
-        image_size=224,
+        image_size=SIZE,
         batch=batch,
         threads=threads,
         points=tuple(points),

@@ -19,8 +19,7 @@ from ztdeploy.schedule import default_schedule
 @pytest.mark.parametrize("method", ["zero-tprune", "zero-tprune-merge"])
 def test_only_images_that_an_engine_saw_otherwise_are_run_again(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("vit_digits")
-    size = model.preprocess.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *model.preprocess.shape), dtype=np.uint8)
     with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture, method=method)) as pruned:
         module = Deployable(pruned, model.preprocess, "uint8")
         own = reference_outputs(pruned, module, pixels)
@@ -49,8 +48,7 @@ def test_only_images_that_an_engine_saw_otherwise_are_run_again(method: str, mon
 
 def test_large_images_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("vit_digits")
-    size = model.preprocess.image_size
-    pixels = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, *model.preprocess.shape), dtype=np.uint8)
     with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture)) as pruned:
         module = Deployable(pruned, model.preprocess, "uint8")
         whole = reference_outputs(pruned, module, pixels)

@@ -55,7 +55,7 @@ def answer(
     """Run all rows on a few images.
 
     Args:
-        images: normalised, `[n, 3, S, S]`.
+        images: normalised, `[n, C, H, W]`.
         first_image: the first one's place among all images: what is random is drawn per image, not per part.
         kept: of the patch tokens, by each block's ranking; None: rankings are not asked for.
 

@@ -61,7 +61,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
     architecture = model.adapter.architecture
     if not architecture.num_classes:
         raise InputError(f"model '{request.model}' has no classifier", "a model that names classes", "choose another")
-    data = read_data(request.data, model.class_names, architecture.num_classes)
+    data = read_data(request.data, model.class_names, architecture.num_classes, model.preprocess.channels)
     chosen = limited(data, request.limit, request.seed)
     target = _share(request, architecture)
     found = bases(architecture, target, request.preset, request.keep_ratio)

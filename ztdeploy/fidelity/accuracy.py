@@ -32,7 +32,7 @@ class Accuracy:
 
 
 def all_pixels(runner: BundleRunner, images: Sequence[LabelledImage]) -> NDArray[np.uint8]:
-    """Decode, resize and crop once for all variants: uint8 `[n, S, S, 3]`."""
+    """Decode, resize and crop once for all variants: uint8 `[n, H, W, C]`."""
     return load_pixels([image.path for image in images], runner.bundle.manifest.preprocess)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ztdeploy.errors import ImageError
 from ztdeploy.fidelity.class_folders import apart, match_folders
-from ztdeploy.fidelity.image_folder import Found, find_images, images_inside, sub_folders
+from ztdeploy.fidelity.image_folder import Found, find_images, images_inside, sub_folders, suffixes_for
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 
 LABELS = "labels.json"
@@ -44,13 +44,14 @@ class EvalData:
         return image.path.relative_to(self.root).as_posix()
 
 
-def read_data(path: Path, names: Sequence[str] | None, classes: int | None) -> EvalData:
+def read_data(path: Path, names: Sequence[str] | None, classes: int | None, channels: int = 3) -> EvalData:
     """List the images of a data set and their labels; nothing is decoded.
 
     Args:
         path: a labels file, see `labels.read_labels`; a folder with a `labels.json` in it; a folder of class folders,
             see `class_folders.match_folders`; or a folder of images.
         names: the model's class names, if the bundle has any.
+        channels: of the model's images.
         classes: how many outputs the model has; None where it names no classes, so that labels only say what is alike.
 
     Raises:
@@ -61,8 +62,9 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int | None) -> E
         return _from_labels(path, path, classes)
     if (path / LABELS).is_file():
         return _from_labels(path, path / LABELS, classes)
-    inside = images_inside(path)
-    folders = {folder.name: found for folder in sub_folders(path) if (found := find_images(folder)).images}
+    suffixes = suffixes_for(channels)
+    inside = images_inside(path, suffixes)
+    folders = {folder.name: found for folder in sub_folders(path) if (found := find_images(folder, suffixes)).images}
     if inside.images and folders:
         raise ImageError(
             f"'{path}' holds images ({len(inside.images)}) as well as folders of images ({len(folders)})",

@@ -67,7 +67,7 @@ def evaluate_bundle(
     facts, work = plan(request, bundle)
     bundle.verify_files([name for name in (bundle.manifest.class_names,) if name is not None])
     classes = bundle.manifest.model.architecture.num_classes if work.output == "logits" else None
-    data = read_data(request.data, class_names(bundle), classes)
+    data = read_data(request.data, class_names(bundle), classes, bundle.manifest.preprocess.channels)
     taken = limited(data, request.limit, request.seed)
     recall_counts(request.recall_at, len(taken.images))
     parts = Parts(work, taken, cache_folder(cache) / "evaluations")

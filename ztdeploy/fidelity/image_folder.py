@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ztdeploy.errors import ImageError
+from ztdeploy.runtime.images import ARRAY_SUFFIX
 
 #: Of the formats that `runtime.images` reads. What a file really holds is seen when it is decoded.
 SUFFIXES = frozenset(
@@ -23,13 +24,18 @@ class Found:
     ignored: int  #: files that are no images by their names, and links that lead back to where they came from
 
 
-def find_images(folder: Path) -> Found:
+def suffixes_for(channels: int) -> frozenset[str]:
+    """The names of images of a model with so many channels: arrays are looked for where pictures do not do."""
+    return SUFFIXES if channels in (1, 3) else SUFFIXES | {ARRAY_SUFFIX}
+
+
+def find_images(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Found:
     """All image files below a folder. Links are followed, but not in circles; hidden files and folders are left out.
 
     Raises:
         ImageError: a folder cannot be read, or folders are nested too deeply.
     """
-    found = list(_walk(folder, ()))
+    found = list(_walk(folder, (), suffixes))
     return Found(tuple(path for path in found if path is not None), found.count(None))
 
 
@@ -42,18 +48,14 @@ def sub_folders(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if path.is_dir()]
 
 
-def images_inside(folder: Path) -> Found:
+def images_inside(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Found:
     """The same as `find_images`, without going into folders."""
     files = [path for path in _entries(folder) if not path.is_dir()]
-    images = tuple(path for path in files if is_image_name(path))
+    images = tuple(path for path in files if path.suffix.lower() in suffixes)
     return Found(images, len(files) - len(images))
 
 
-def is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | None]:
+def _walk(folder: Path, above: tuple[tuple[int, int], ...], suffixes: frozenset[str]) -> Iterator[Path | None]:
     """Images, and None for everything that is ignored."""
     try:
         status = folder.stat()
@@ -67,9 +69,9 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | N
         raise ImageError(f"'{folder}' is nested too deeply", f"at most {_MOST_LEVELS} levels", "name a folder below it")
     for path in _entries(folder):
         if path.is_dir():
-            yield from _walk(path, (*above, identity))
+            yield from _walk(path, (*above, identity), suffixes)
         else:
-            yield path if is_image_name(path) else None
+            yield path if path.suffix.lower() in suffixes else None
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from ztdeploy.schedule import PruningSchedule, TokenPlan
 
 
 class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
-    """Images `[B, 3, S, S]` to what the model gives, mostly logits `[B, classes]`.
+    """Images `[B, C, H, W]` to what the model gives, mostly logits `[B, classes]`.
 
     The model is changed in place by hooks, and belongs to one such module at a time; a deep copy would share the hooks
     of the original. `state_dict` and `load_state_dict` are the model's own.

@@ -96,7 +96,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             raise
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`images` as the model takes them, `[B, 3, S, S]`."""
+        """`images` as the model takes them, `[B, C, H, W]`."""
         self._pass = _Pass()
         output = self._output(images)
         return (output, *(tensor for choice in self._pass.choices for tensor in choice.tensors))

@@ -76,7 +76,7 @@ class Interface:
 
     def __init__(self, manifest: Manifest, variant: VariantRecord, profile: str) -> None:
         graph, spec, architecture = variant.graphs[profile], manifest.preprocess, manifest.model.architecture
-        side, int32 = spec.image_size, np.dtype(np.int32)
+        (height, width, channels), int32 = spec.shape, np.dtype(np.int32)
         shapes: dict[str, tuple[int | None, ...]] = {
             "logits": (architecture.num_classes,),
             "embedding": (None,),
@@ -85,8 +85,8 @@ class Interface:
         self.name, self.batch = variant.name, graph.batch
         self.noun = NOUNS[manifest.model.gives]
         self.layers = variant.plan.layers
-        pixels = (np.dtype(np.uint8), (side, side, 3))
-        values = (np.dtype(np.float32), (3, side, side))
+        pixels = (np.dtype(np.uint8), (height, width, channels))
+        values = (np.dtype(np.float32), (channels, height, width))
         self._image = _Tensor(IMAGE, *(pixels if graph.image_input == "uint8" else values))
         self._logits = _Tensor(LOGITS, np.dtype(np.float32), shapes[manifest.model.gives])
         self._kept = tuple(_Tensor(_choice(layer, "kept"), int32, (layer.tokens_out,)) for layer in self.layers)

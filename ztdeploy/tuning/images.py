@@ -33,7 +33,7 @@ class Half:
     """Some of the images, decoded."""
 
     facts: DataFacts
-    pixels: NDArray[np.uint8]  #: `[n, S, S, 3]`
+    pixels: NDArray[np.uint8]  #: `[n, H, W, C]`
     accepted: tuple[frozenset[int], ...]  #: classes that count as right; empty sets where there are no labels
 
 
@@ -52,7 +52,7 @@ def read_halves(request: TuneRequest, model: LoadedModel) -> tuple[EvalData, Eva
     Raises:
         ImageError: no images, labels that do not fit the model, or too few for two halves.
     """
-    data = read_data(request.data, model.class_names, model.adapter.architecture.num_classes)
+    data = read_data(request.data, model.class_names, model.adapter.architecture.num_classes, model.preprocess.channels)
     chosen = limited(data, request.limit, request.seed)
     ordered = sorted(chosen.images, key=chosen.name_of)
     if len(ordered) < 2 * FEWEST_IMAGES:

@@ -131,9 +131,9 @@ def test_the_report_before_anything_is_measured(bundle):
     report = empty_report(REQUEST, [bundle], "cpu", groups)
     assert (report.progress, report.runs, report.planned) == ("running", (), 3 * 2 * 2)
     assert [one.name for one in report.variants] == ["dense", "keep-0.70", "keep-0.50"]
-    dense = report.facts("dense", 32)
+    dense = report.facts("dense", ImageSize(32, 32))
     assert set(dense.tokens_per_block) == {65}
-    assert report.facts("keep-0.50", 32).gmacs < dense.gmacs
+    assert report.facts("keep-0.50", ImageSize(32, 32)).gmacs < dense.gmacs
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""Models of other shapes than a square of colours, from checkpoint to `show`, against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers.errors import refused
+from helpers.models import randomised
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ztdeploy.errors import CheckpointError
+from ztdeploy.fidelity.evaluate import evaluate
+from ztdeploy.fidelity.show import show_bundle
+from ztdeploy.models.loading import LoadedModel, load_model
+from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.preprocess_spec import ImageSize, PreprocessSpec
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.runtime.images import read_bands
+from ztdeploy.runtime.preprocess import normalise, resize_and_crop
+from ztdeploy.runtime.runner import load
+from ztdeploy.runtime.verify import verify_bundle
+
+NAME = "deit_tiny_patch16_224"
+SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_deit() -> Iterator[None]:
+    """timm's DeiT-Tiny with three narrow blocks: names, filters and options are timm's, and it is made in no time."""
+    made = timm.create_model
+
+    def small(name: str, **arguments: Any) -> Any:
+        return made(name, **{**SMALL, **arguments} if name == NAME else arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", small)
+        yield
+
+
+def trained(**arguments: Any) -> VisionTransformer:
+    return randomised(timm.create_model(NAME, **arguments))
+
+
+def saved(model: VisionTransformer, path: Path) -> Path:
+    torch.save(model.state_dict(), path)
+    return path
+
+
+#: What somebody trained, and the image size to give besides, where the checkpoint does not say.
+SHAPES: dict[str, tuple[dict[str, Any], ImageSize | None]] = {
+    "grey": ({"in_chans": 1}, None),
+    "two channels": ({"in_chans": 2, "img_size": 64}, None),
+    "four channels": ({"in_chans": 4, "img_size": 64}, None),
+    "seven channels, wide": ({"in_chans": 7, "img_size": (32, 96)}, ImageSize(32, 96)),
+    "wide": ({"img_size": (48, 96)}, ImageSize(48, 96)),
+    "tall": ({"img_size": (96, 32)}, ImageSize(96, 32)),
+    "as many patches as a square": ({"img_size": (32, 128)}, ImageSize(32, 128)),
+    "a square of another size": ({"img_size": 64}, None),
+    "pooled": ({"global_pool": "avg", "img_size": 64}, None),
+    "pooled, no class token": ({"global_pool": "avg", "class_token": False, "img_size": 64}, None),
+    "grey, wide, pooled": ({"in_chans": 1, "img_size": (32, 64), "global_pool": "avg"}, ImageSize(32, 64)),
+}
+shapes = pytest.mark.parametrize("name", SHAPES)
+
+
+@shapes
+def test_a_checkpoint_gives_the_trained_modules_logits_bit_for_bit(name: str, tmp_path: Path) -> None:
+    arguments, size = SHAPES[name]
+    model = trained(**arguments)
+    loaded = load_model(NAME, checkpoint=saved(model, tmp_path / "c.pth"), image_size=size)
+    images = torch.randn(2, arguments.get("in_chans", 3), *model.patch_embed.img_size)
+    with torch.no_grad():
+        assert torch.equal(loaded.adapter.model(images), model(images))
+    assert loaded.preprocess.image_size == model.patch_embed.img_size
+    assert loaded.adapter.architecture.grid == model.patch_embed.grid_size
+    assert loaded.adapter.architecture.class_token == (model.global_pool == "token")
+
+
+@pytest.mark.parametrize(
+    ("trained_at", "asked", "words"),
+    [
+        ((32, 128), None, ["16 patches", "4 x 4", "image size 64", "--image-size"]),
+        ((64, 64), ImageSize(32, 96), ["16 patches", "4 x 4", "resampled to 2 x 6"]),
+    ],
+)
+def test_a_grid_that_is_assumed_is_told(
+    trained_at: tuple[int, int], asked: ImageSize | None, words: list[str], tmp_path: Path
+) -> None:
+    found = load_model(NAME, checkpoint=saved(trained(img_size=trained_at), tmp_path / "c.pth"), image_size=asked)
+    assert any(all(word in remark for word in words) for remark in found.remarks), found.remarks
+
+
+@pytest.mark.parametrize("asked", [None, ImageSize(64, 64), ImageSize(96, 48)])
+def test_a_grid_that_is_no_square_has_to_be_given(asked: ImageSize | None, tmp_path: Path) -> None:
+    path = saved(trained(img_size=(32, 96)), tmp_path / "c.pth")
+    refused(
+        lambda: load_model(NAME, checkpoint=path, image_size=asked),
+        *("12 patches", "no square grid", "--image-size", "48x64"),
+        kind=CheckpointError,
+    )
+
+
+def test_statistics_of_other_channels_are_averages_and_told(tmp_path: Path) -> None:
+    found = load_model(NAME, checkpoint=saved(trained(in_chans=1, img_size=32), tmp_path / "c.pth"))
+    assert found.preprocess.mean == pytest.approx([0.449], abs=1e-3)
+    assert found.preprocess.std == pytest.approx([0.226], abs=1e-3)
+    assert any("mean 0.449" in remark for remark in found.remarks)
+
+
+def picture(spec: PreprocessSpec, path: Path, *, turned: bool = False) -> Path:
+    """A file of just the size and channels of a model's input, so that nothing is resampled."""
+    height, width, channels = spec.shape
+    size = (round(height / 0.9), round(width / 0.9))
+    pixels = np.random.default_rng(7).integers(0, 256, (*size, channels), np.uint8)
+    if channels in (1, 2, 3, 4):
+        path = path.with_suffix(".png")
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path)
+        return path
+    np.save(path.with_suffix(".npy"), pixels)
+    return path.with_suffix(".npy")
+
+
+def module_inputs(loaded: LoadedModel, path: Path) -> Tensor:
+    """What the module is given, by other means than the runner's: Pillow's, channel by channel."""
+    spec = loaded.preprocess
+    pixels = resize_and_crop(read_bands(path, spec), spec)
+    return torch.from_numpy(normalise(pixels[None], spec))
+
+
+END_TO_END = [
+    "grey",
+    "four channels",
+    "seven channels, wide",
+    "as many patches as a square",
+    "tall",
+    "grey, wide, pooled",
+]
+
+
+@pytest.mark.parametrize("name", END_TO_END)
+def test_from_build_to_show(name: str, tmp_path: Path) -> None:
+    arguments, size = SHAPES[name]
+    if name == "grey":
+        arguments = {**arguments, "img_size": 48}
+    checkpoint = saved(trained(**arguments), tmp_path / "c.pth")
+    request = BuildRequest(
+        NAME, ("cpu",), tmp_path / "bundle", keep_ratios=(0.6,), checkpoint=checkpoint, image_size=size
+    )
+    bundle = build(request)
+    assert verify_bundle(bundle.root, None, lambda *_: None).variants.keys() == {"dense", "keep-0.60"}
+    loaded = load_model(NAME, checkpoint=checkpoint, image_size=size)
+    data = tmp_path / "images"
+    data.mkdir()
+    path = picture(bundle.manifest.preprocess, data / "one")
+    variant = bundle.variant(0.6)
+    with load(bundle.root, keep_ratio=0.6) as runner, PrunedModel(loaded.adapter, variant.schedule) as pruned:
+        (prediction,) = runner(path)
+        with torch.no_grad():
+            replay = pruned.replay(module_inputs(loaded, path))
+    np.testing.assert_allclose(prediction.logits, replay.output[0].numpy(), atol=2e-4)
+    prefix, tokens = variant.plan.layers[0].prefix_tokens, np.arange(loaded.adapter.architecture.tokens)
+    for ours, choice in zip(prediction.kept, replay.choices, strict=True):
+        tokens = tokens[choice.kept[0].numpy()]
+        assert ours.tolist() == (tokens[prefix:] - prefix).tolist()
+    (shown,) = show_bundle(bundle.root, [path], tmp_path / "shown")
+    rows, columns = loaded.adapter.architecture.rows_and_columns
+    assert (shown.grid.rows, shown.grid.columns) == (rows, columns)
+    tall, wide = shown.plain.height / rows, shown.plain.width / columns
+    assert tall == wide >= 4
+    report = evaluate(bundle.root, data)
+    assert report.data.images == 1
