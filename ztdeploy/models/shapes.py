@@ -59,7 +59,7 @@ def making_of(
     Raises:
         CheckpointError: positions are of no square grid, and nobody said of which.
     """
-    state = {name: tensor for table in reversed(tables.values()) for name, tensor in table.items()}
+    state = {name: tensor for table in reversed(list(tables.values())) for name, tensor in table.items()}
     own = sketch.state_dict()
     arguments: dict[str, Any] = {}
     patches = _first(state, _DEEP if _is_deep(sketch) else _PATCHES, lambda tensor: tensor.dim() == 4)
