@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ztdeploy.core.arguments import MOST_CLASSES, shown
 from ztdeploy.core.data import read_json
 from ztdeploy.errors import ImageError
 
@@ -30,7 +31,7 @@ def read_labels(path: Path) -> list[LabelledImage]:
     entries = read_json(path, what="list of labels", error=ImageError, expected=expected, fix="correct the file")
     try:
         images = [
-            LabelledImage(folder / str(e["file"]), frozenset(map(int, e.get("indices", e.get("imagenet_indices")))))
+            LabelledImage(folder / str(e["file"]), frozenset(map(_index, e.get("indices", e.get("imagenet_indices")))))
             for e in entries
         ]
         if not images:
@@ -43,3 +44,9 @@ def read_labels(path: Path) -> list[LabelledImage]:
         if not image.path.resolve().is_relative_to(folder.resolve()):
             raise ImageError(f"'{image.path}' leaves the image folder", "file names inside it", "correct the file")
     return images
+
+
+def _index(value: object) -> int:
+    if not isinstance(value, int) or abs(value) > MOST_CLASSES:
+        raise ValueError(f"{shown(value)} is no index of a class")
+    return value
