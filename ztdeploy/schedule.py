@@ -459,7 +459,7 @@ def gmacs(
 
 
 def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
-    """The same for a plan as papers count and PyTorch computes: a layer behind a block lets the whole block run first."""
+    """The same for a plan as papers count and PyTorch computes: a whole block runs before a layer behind it."""
     return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -101,9 +102,7 @@ def _is_harmless(message: str) -> None:
 
 
 @pytest.mark.parametrize("model", [HardwareProfile, PruningSchedule])
-@pytest.mark.parametrize(
-    "number", [16**5000, -(10**400), 2**63, float("inf"), -float("inf"), float("nan")], ids="abcdef"
-)
+@pytest.mark.parametrize("number", [16**5000, -(10**400), 2**63, math.inf, -math.inf, math.nan], ids="abcdef")
 def test_every_number_of_settings_is_bounded(model: type[BaseModel], number: float) -> None:
     profile = {"title": "t", "backend": "onnxruntime", "precision": "int8"}
     whole = profile if model is HardwareProfile else {"layer": []}
