@@ -188,6 +188,7 @@ class Assembly:
         token_plan = plan(schedule, self.model.adapter.architecture)
         return key_of(
             timm_name=self.model.timm_name,
+            modules=hashlib.sha256(repr(self.model.adapter.model).encode()).hexdigest(),  # activations, epsilons
             family=self.model.adapter.family,
             output=self.model.adapter.output,
             architecture=self.model.adapter.architecture.model_dump(),
@@ -300,6 +301,7 @@ class Assembly:
             weights=weights,
             text_head=self.model.text_head,
             preprocess=self.model.preprocess,
+            preprocess_sources=dict(self.model.preprocess_sources),
             class_names=class_names,
             profiles={profile.name: profile for profile in self.profiles},
             default_variant=self.schedules[0].name,

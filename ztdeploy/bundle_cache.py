@@ -15,6 +15,7 @@ from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_one
 from ztdeploy.core.records import to_json
 from ztdeploy.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
+from ztdeploy.models.sources import files_behind
 from ztdeploy.pipeline import BuildRequest, Progress, build
 from ztdeploy.profile import read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, Architecture, PruningSchedule, default_schedule
@@ -100,9 +101,11 @@ def bundle_key(request: BuildRequest) -> str:
     """
     return key_of(
         model=request.model,
-        weights=request.weights if request.checkpoint is None else _file_key(request.checkpoint),
+        weights=request.weights,
+        files=[_file_key(path) for path in files_behind(request.model, request.checkpoint, request.weights)],
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        preprocess=request.preprocess.model_dump(mode="json"),
         class_names=None if request.class_names is None else _file_key(request.class_names),
         output=request.output,
         batch=request.batch,

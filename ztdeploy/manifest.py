@@ -371,6 +371,7 @@ class Manifest(_Record):
     weights: WeightsRecord
     text_head: TextHeadRecord | None = None  #: part of the weights as well
     preprocess: PreprocessSpec
+    preprocess_sources: dict[str, str] = {}  #: who says each field of it: an option, a file, or timm's default
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]
     default_variant: str

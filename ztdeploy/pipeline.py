@@ -15,7 +15,7 @@ from ztdeploy.errors import ScheduleError, ZtdeployError
 from ztdeploy.faults import StepError, step_of, without
 from ztdeploy.finalize import finalize_bundle
 from ztdeploy.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
-from ztdeploy.preprocess_spec import Output
+from ztdeploy.preprocess_spec import Output, PreprocessOptions
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
     DEFAULT_METHOD,
@@ -51,6 +51,7 @@ class BuildRequest:
     checkpoint: Path | None = None
     image_size: int | tuple[int, int] | None = None
     crop_pct: float | None = None  #: image size over resize; None: as the model was published
+    preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)  #: what else of it shall differ
     class_names: Path | None = None  #: a file that names the classes of a head of one's own
     output: Output = "logits"
     text_head: Path | None = None  #: a file of text embeddings that make a tower's embedding into logits
@@ -97,6 +98,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         checkpoint=request.checkpoint,
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        preprocess=request.preprocess,
         class_names=request.class_names,
         output=request.output,
         text_head=request.text_head,

@@ -90,6 +90,18 @@ def _of_a_model(size: ImageSize) -> ImageSize:
 _Positive = Annotated[float, Field(gt=0)]
 
 
+class PreprocessOptions(BaseModel):
+    """What somebody asks for in the place of what a model was published with; None: as it was."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_pct: float | None = None  #: image size over resize
+    crop_mode: Literal["center", "squash"] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
 class PreprocessSpec(BaseModel):
     """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
 

@@ -128,10 +128,11 @@ def _given(request: SweepRequest) -> Built:
     """The variants of a bundle as they are."""
     if request.bundle is None:
         raise InputError("neither a model nor a bundle", "one of them", "give --model MODEL, or --bundle DIR")
-    building = ("image_sizes", "checkpoint", "crop_pct", "weights", "preset")
+    building = ("image_sizes", "checkpoint", "crop_pct", "preprocess", "weights", "preset")
     for name in building:
         if getattr(request, name) != SweepRequest.model_fields[name].default:
-            option = name.replace("_", "-")
+            asked = request.preprocess.model_dump(exclude_none=True) if name == "preprocess" else (name,)
+            option = next(iter(asked)).replace("_", "-")
             raise InputError(f"--{option} with a bundle", "a bundle as it is", f"leave --{option} out, or give --model")
     bundle = read_bundle(request.bundle)
     profile = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
@@ -211,6 +212,7 @@ def _build_request(request: SweepRequest, image_size: ImageSize | None) -> Build
         checkpoint=request.checkpoint,
         image_size=image_size,
         crop_pct=request.crop_pct,
+        preprocess=request.preprocess,
     )
 
 

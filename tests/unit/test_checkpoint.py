@@ -22,6 +22,7 @@ from helpers.models import tiny_vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import ztdeploy.models.hub
 import ztdeploy.models.loading
 from ztdeploy.errors import CheckpointError, ModelError, WeightsUnavailableError
 from ztdeploy.models.catalogue import ASSETS, CATALOGUE
@@ -412,7 +413,7 @@ def no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)  # put back what a download changes
-    monkeypatch.setattr(ztdeploy.models.loading, "_hub_reachable", lambda *_, **__: False)
+    monkeypatch.setattr(ztdeploy.models.hub, "reachable", lambda *_, **__: False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return attempts
 
@@ -458,5 +459,5 @@ def test_the_hub_is_asked_where_it_is_reached(monkeypatch, proxy, asked):
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert not ztdeploy.models.loading._hub_reachable()
+    assert not ztdeploy.models.hub.reachable()
     assert seen == [asked]

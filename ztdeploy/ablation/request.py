@@ -9,7 +9,7 @@ from ztdeploy.ablation.topic_names import Topic
 from ztdeploy.errors import InputError
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.models.catalogue import WeightsSource
-from ztdeploy.preprocess_spec import ImageSize
+from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.schedule import check_keep_ratio
 
 SAVED = 0.35
@@ -25,6 +25,7 @@ class AblateRequest(Record):
     checkpoint: Path | None = None
     image_size: ImageSize | None = None
     crop_pct: float | None = None
+    preprocess: PreprocessOptions = PreprocessOptions()
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0  #: of the limit, the bootstrap and what is dropped at random
     saved: float | None = None  #: share of dense's multiply-adds; by default 0.35

@@ -57,6 +57,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
         checkpoint=request.checkpoint,
         image_size=request.image_size,
         crop_pct=request.crop_pct,
+        preprocess=request.preprocess,
     )
     architecture = model.adapter.architecture
     if not architecture.num_classes:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from ztdeploy.cli.options import CheckpointOption, CropOption, ImageSizeOption, parse_image_size, weights_source
+from ztdeploy.cli.options import (
+    CheckpointOption,
+    CropModeOption,
+    CropOption,
+    ImageSizeOption,
+    InterpolationOption,
+    MeanOption,
+    StdOption,
+    parse_image_size,
+    preprocess_options,
+    weights_source,
+)
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -24,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:NAME.")
+    ],
     profile: Annotated[list[str], typer.Option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
     keep_ratio: Annotated[
@@ -53,6 +66,10 @@ def build(
     batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
     image_size: ImageSizeOption = None,
     crop_pct: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    crop_mode: CropModeOption = None,
     calib: Annotated[
         Path | None,
         typer.Option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
@@ -79,6 +96,7 @@ def build(
         raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
+    from ztdeploy.models.sources import folder_word
     from ztdeploy.pipeline import BuildRequest
     from ztdeploy.profile import schedule_path
     from ztdeploy.schedule import DEFAULT_METHOD
@@ -86,7 +104,7 @@ def build(
     request = BuildRequest(
         model=model,
         profiles=tuple(profile),
-        out=out or Path(f"{model}-{'-'.join(Path(name).stem for name in profile)}"),
+        out=out or Path(f"{folder_word(model)}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
         schedules=tuple(map(schedule_path, schedule or ())),
         methods=tuple(method or (DEFAULT_METHOD,)),
@@ -96,6 +114,7 @@ def build(
         image_size=parse_image_size(image_size),
         batch=batch,
         crop_pct=crop_pct,
+        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         class_names=class_names,
         output=cast(Literal["logits", "embedding", "features"], output),
         text_head=text_head,
@@ -134,7 +153,7 @@ def build(
     here = [one for name, one in manifest.profiles.items() if name not in said and not is_elsewhere(one)]
     slow = filter(None, map(int8_note, here))
     for line in manifest.weights.remarks:
-        note(f"weights: {line}")
+        note(f"note: {line}")
     for line in (*(seen.cautions if seen else ()), *gate_lines(manifest), *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")

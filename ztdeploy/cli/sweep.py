@@ -12,10 +12,15 @@ from ztdeploy.cli.options import (
     BatchesOption,
     CacheOption,
     CheckpointOption,
+    CropModeOption,
     CropOption,
+    InterpolationOption,
     LimitOption,
+    MeanOption,
+    StdOption,
     ThreadsOption,
     WarmupOption,
+    preprocess_options,
 )
 from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
 
@@ -55,6 +60,10 @@ def sweep(
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
     checkpoint: CheckpointOption = None,
     crop_pct: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    crop_mode: CropModeOption = None,
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds.")] = 4.0,
     rounds: Annotated[int, typer.Option(help="How often configurations that are compared take turns.")] = 8,
@@ -91,6 +100,7 @@ def sweep(
         weights=weights,
         checkpoint=checkpoint,
         crop_pct=crop_pct,
+        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         preset=preset,
         duration_s=duration,
         rounds=rounds,
@@ -120,7 +130,13 @@ def default_out(request: SweepRequest) -> Path:
     """`sweep-MODEL-PROFILE`, or `sweep-BUNDLE`."""
     if request.bundle is not None:
         return Path(f"sweep-{request.bundle.resolve().name}")
-    return Path("-".join(["sweep", request.model or "", Path(request.profile or "").stem]).rstrip("-"))
+    from ztdeploy.models.sources import folder_word
+
+    return Path(
+        "-".join(
+            ["sweep", folder_word(request.model) if request.model else "", Path(request.profile or "").stem]
+        ).rstrip("-")
+    )
 
 
 def parse_ratios(text: str | None) -> tuple[float, ...]:

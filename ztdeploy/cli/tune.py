@@ -10,10 +10,15 @@ import typer
 from ztdeploy.cli.options import (
     CacheOption,
     CheckpointOption,
+    CropModeOption,
     CropOption,
     ImageSizeOption,
+    InterpolationOption,
     LimitOption,
+    MeanOption,
+    StdOption,
     parse_image_size,
+    preprocess_options,
     weights_source,
 )
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
@@ -55,6 +60,10 @@ def tune(
     weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
     image_size: ImageSizeOption = None,
     crop_pct: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    crop_mode: CropModeOption = None,
     limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Of the search and the limit.")] = 0,
     cache: CacheOption = None,
@@ -81,6 +90,7 @@ def tune(
         checkpoint=checkpoint,
         image_size=parse_image_size(image_size),
         crop_pct=crop_pct,
+        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         limit=limit,
         seed=seed,
     )

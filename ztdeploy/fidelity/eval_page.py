@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ztdeploy.core.files import read_bytes, write
-from ztdeploy.errors import InputError, OutputError
+from ztdeploy.core.files import write
+from ztdeploy.errors import OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
 from ztdeploy.fidelity.position_map import position_map
 from ztdeploy.fidelity.tiles import Grid
@@ -21,7 +21,6 @@ from ztdeploy.version import __version__
 
 _INTERVAL = "95 % interval"
 _WRITTEN = "Written by ztdeploy"
-_LARGEST = 2**30  #: bytes of a page
 
 
 def write_eval_page(report: EvalReport, out: Path) -> None:
@@ -42,8 +41,8 @@ def check_page_path(out: Path) -> None:
     if out.is_dir():
         raise OutputError(f"'{out}' is a folder", "a file's path", "give --page FILE.html")
     try:
-        ours = not out.exists() or _WRITTEN.encode() in read_bytes(out, _LARGEST)
-    except InputError:
+        ours = not out.exists() or _WRITTEN in out.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         ours = False
     if not ours:
         raise OutputError(f"'{out}' exists and is no page of 'ztdeploy eval'", "a new file", "choose another --page")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ztdeploy.core.arguments import shown
-from ztdeploy.core.data import errors_of, read_json
 from ztdeploy.core.text import printable
 from ztdeploy.errors import InputError, OutputError
 
@@ -24,7 +23,10 @@ def load_report(path: Path, expected: str) -> Any:
     Raises:
         InputError: there is no such file, or it is no JSON.
     """
-    return read_json(path, what="report", expected=expected)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"report '{path}' cannot be read ({error})", expected, "check the path") from error
 
 
 def kind_of(data: Any) -> str | None:
@@ -53,17 +55,16 @@ def parse_report(data: Any, path: Path, what: str, version: int, model: type[_Re
     """
     if data.get("schema_version") != version:
         raise InputError(
-            f"{what} '{path}' has schema version {shown(data.get('schema_version'))}",
+            f"{what} '{path}' has schema version {data.get('schema_version')}",
             f"version {version}",
             "measure again with this ztdeploy, or install the one that wrote it",
         )
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = errors_of(error)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(
-            f"{what} '{path}' is damaged at {where}: {first['msg']}", "a report as written", "measure again"
+            f"{what} '{path}' is damaged at {where}: {error.errors()[0]['msg']}", "a report as written", "measure again"
         ) from error
 
 

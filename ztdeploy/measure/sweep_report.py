@@ -9,7 +9,7 @@ from typing import Literal
 
 from ztdeploy.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress, Record
 from ztdeploy.measure.statistics import summarise
-from ztdeploy.preprocess_spec import ImageSize
+from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-sweep"] = "ztdeploy-sweep"
@@ -31,6 +31,7 @@ class SweepRequest(Record):
     weights: Literal["pretrained", "random"] = "pretrained"
     checkpoint: Path | None = None
     crop_pct: float | None = None
+    preprocess: PreprocessOptions = PreprocessOptions()
     preset: str = "default"
     warmup_s: float = 0.5  #: per configuration
     duration_s: float = 4.0  #: per configuration, over all rounds

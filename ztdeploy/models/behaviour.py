@@ -34,7 +34,8 @@ def check_activation(model: nn.Module, timm_name: str, classes: int | None, *, p
     twin = architecture.replace("_clip_", "_clip_quickgelu_")
     if twin == architecture or not timm.is_model(twin) or type(known.blocks[0].mlp.act).__name__.startswith(_QUICK):
         return None
-    noted = any("quickgelu" in note.lower() for note in known.pretrained_cfg.get("notes") or ())
+    facts = timm.get_pretrained_cfg(timm_name) if timm.is_model_pretrained(timm_name) else None
+    noted = any("quickgelu" in note.lower() for note in (facts.notes if facts else None) or ())
     as_published = published or classes in (None, timm.get_pretrained_cfg(twin).num_classes)
     if not as_published:  # a classifier that somebody trained on top, with timm's own model as likely as not
         return f"its activation is GELU; '{twin}' has {_QUICK}, which timm notes of the tower" if noted else None
@@ -47,3 +48,10 @@ def check_activation(model: nn.Module, timm_name: str, classes: int | None, *, p
     if published:
         return None
     return f"its activation is GELU; weights of OpenAI, DFN and MetaCLIP want {_QUICK}: --model {twin}"
+
+
+def set_epsilon(model: nn.Module, epsilon: float) -> None:
+    """Give all LayerNorms the epsilon that the weights were trained with."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = epsilon

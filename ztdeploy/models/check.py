@@ -8,7 +8,7 @@ from ztdeploy.errors import ModelError
 from ztdeploy.methods import METHODS
 from ztdeploy.models import adapt
 from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.models.catalogue import CATALOGUE
+from ztdeploy.models.sources import source_of
 from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.schedule import Architecture, default_schedule, plan, plan_gmacs
 
@@ -37,8 +37,10 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     """
     from ztdeploy.models.loading import sketch, sketched_size
 
-    entry = CATALOGUE.get(name)
-    model = sketch(name, image_size)
+    source = source_of(name, None, "random")
+    if image_size is None and source.description is not None and source.description.image_size is not None:
+        image_size = ImageSize.of(source.description.image_size)
+    model = sketch(source.name, image_size, source.arguments)
     size = image_size or sketched_size(model)
     adapter = adapt(model, size)
     architecture = adapter.architecture
@@ -46,7 +48,7 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     dense = plan(default_schedule(1.0, architecture), architecture)
     return ModelCheck(
         name=name,
-        timm_name=entry.timm_name if entry else name,
+        timm_name=source.timm_name,
         family=adapter.family,
         image_size=size,
         architecture=architecture,

@@ -185,7 +185,7 @@ def _fits(table: str, state: State, target: _Target) -> Iterator[Fit]:
         with suppress(RuntimeError, IndexError):  # shapes that none of the dialect's tensors have
             named = dialect(clean)
         if named is not None:
-            for prefix in _prefixes(named, len(target.own) // 2):
+            for prefix in _prefixes(named, min(len(target.own), len(named)) // 2):
                 yield _fit(table, prefix, named, target)
 
 

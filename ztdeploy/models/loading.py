@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import socket
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
 from ztdeploy.manifest import TextHeadRecord
-from ztdeploy.models import adapt, refused
+from ztdeploy.models import adapt, hub, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
-from ztdeploy.preprocess_spec import ImageSize, Output, PreprocessSpec, given
+from ztdeploy.models.sources import Source, source_of
+from ztdeploy.preprocess_spec import ImageSize, Output, PreprocessOptions, PreprocessSpec, given
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 
 RANDOM_SEED = 0
 _AS_PUBLISHED: Mapping[str, Any] = {}
+_AS_TRAINED = PreprocessOptions()
 _NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet' those of ImageNet-1k)"
 
 
@@ -47,6 +45,7 @@ class LoadedModel:
     weights_sha256: str
     entry: CatalogueEntry | None
     text_head: TextHeadRecord | None = None
+    preprocess_sources: Mapping[str, str] = field(default_factory=dict)  #: who says each field of `preprocess`
     remarks: tuple[str, ...] = ()  #: what whoever gave the weights should know, in words
 
     @property
@@ -62,6 +61,7 @@ def load_model(
     checkpoint: Path | None = None,
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
+    preprocess: PreprocessOptions = _AS_TRAINED,
     class_names: Path | None = None,
     output: Output = "logits",
     text_head: Path | None = None,
@@ -69,12 +69,13 @@ def load_model(
     """Create a model and fill it with weights.
 
     Args:
-        name: a short name of the catalogue, or any name that timm knows.
+        name: a short name of the catalogue, any name that timm knows, `local-dir:DIR`, or `hf-hub:OWNER/NAME`.
         weights: "pretrained" (the hub, its cache, or the package), or "random" for latency only.
-        checkpoint: a file that takes the place of `weights`.
+        checkpoint: a file, an index of shards, or a folder that takes the place of `weights`.
         image_size: side of the input in pixels, or height and width, where it shall differ from the model's own, or
             from the square that a checkpoint's positions are taken for.
         crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
+        preprocess: what else of the pre-processing shall differ.
         class_names: a file with a name for each class; "imagenet" for those of ImageNet-1k.
         output: what the model shall give.
         text_head: a file of text embeddings that its logits shall come from, see `models.text_head`.
@@ -86,48 +87,54 @@ def load_model(
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
-    from ztdeploy.models.behaviour import check_activation
-    from ztdeploy.models.checkpoint import check_finite, parameters_sha256, read_tables
+    from ztdeploy.models.behaviour import check_activation, set_epsilon
+    from ztdeploy.models.checkpoint import check_finite, parameters_sha256
     from ztdeploy.models.class_names import read_class_names
+    from ztdeploy.models.preprocessing import OPTION, preprocessing_of
     from ztdeploy.models.shapes import Making, channels_of, making_of
     from ztdeploy.models.text_head import read_text_embeddings
 
-    entry = CATALOGUE.get(name)
-    timm_name = entry.timm_name if entry else name
-    try:
-        size = None if image_size is None else ImageSize.of(image_size)
-    except ValueError as error:
-        raise ModelError(f"image size {image_size}", str(error), "change --image-size") from error
+    source = source_of(name, checkpoint, weights)
+    said = source.description
+    size = _size(image_size if image_size is not None or said is None else said.image_size)
     texts = None if text_head is None else read_text_embeddings(text_head)
-    source: str = weights if checkpoint is None else "checkpoint"
-    shipped = entry.shipped if entry else None
-    if shipped is not None and checkpoint is None and weights == "pretrained":
-        checkpoint, source = shipped / "model.safetensors", "shipped"
-    tables = None if checkpoint is None else read_tables(checkpoint)  # before the slow part, for it may be unusable
-    making, fit = Making({}, size), None
-    if checkpoint is not None and tables is not None:
-        if source == "checkpoint":
-            making = making_of(tables, sketch(name), size, checkpoint.name)
-        fit = _fit(tables, checkpoint, name, making, output)
+    tables = source.tables() if source.files else None  # before the slow part, for it may be unusable
+    making, fit = Making(source.arguments, size), None
+    if tables is not None:
+        if source.kind != "shipped":
+            making = making_of(tables, sketch(source.name, size, source.arguments), size, source.origin)
+            making = replace(making, arguments={**source.arguments, **making.arguments})
+        fit = _fit(tables, source, making, output)
     arguments = {**making.arguments, **({} if fit is None or fit.classes is None else {"num_classes": fit.classes})}
-    pretrained = source == "pretrained"
-    model, config, names = _create(name, timm_name, shipped, making.image_size, arguments, pretrained=pretrained)
-    origin, remarks = timm_name if source == "pretrained" else f"seed {RANDOM_SEED}", making.assumed
-    if fit is not None:
-        assert checkpoint is not None
-        origin, remarks = _load(model, fit, checkpoint, name), (*remarks, *fit.remarks)
-    elif source == "pretrained":
-        check_finite(dict(model.named_parameters()), timm_name)
-    if source in ("checkpoint", "pretrained"):
-        doubt = check_activation(model, timm_name, arguments.get("num_classes"), published=source == "pretrained")
-        remarks += () if doubt is None else (doubt,)
-    if source == "checkpoint":
-        remarks += (_NAMELESS,) if names and class_names is None else ()
-        names = None  # whose classes they are is not said by how many there are
-    preprocess, assumed = _preprocess(
-        config if crop_pct is None else {**config, "crop_pct": crop_pct}, making.image_size, channels_of(model)
+    timms_own = source.kind == "pretrained" and not source.files
+    model, config, names = _create(
+        source.name, source.timm_name, source.shipped, making.image_size, arguments, pretrained=timms_own
     )
-    adapter = adapt(model.eval(), preprocess.image_size)
+    origin = source.timm_name if timms_own else f"seed {RANDOM_SEED}"
+    remarks = (*source.remarks, *making.assumed)
+    if fit is not None:
+        origin, remarks = _load(model, fit, source), (*remarks, *fit.remarks)
+    elif timms_own:
+        check_finite(dict(model.named_parameters()), source.timm_name)
+    if source.files and source.kind != "shipped":
+        names, nameless = source.class_names(model), bool(names) and class_names is None
+        remarks += (_NAMELESS,) if nameless and not names else ()
+    if said is not None and said.layer_norm_eps is not None:
+        set_epsilon(model, said.layer_norm_eps)
+    elif timms_own or (source.files and source.kind != "shipped"):
+        doubt = check_activation(model, source.published_name, arguments.get("num_classes"), published=timms_own)
+        remarks += () if doubt is None else (doubt,)
+    prepared = preprocessing_of(
+        config,
+        {} if said is None else said.preprocess,
+        preprocess if crop_pct is None else preprocess.model_copy(update={"crop_pct": crop_pct}),
+        sources={**({} if said is None else said.sources), **({} if image_size is None else {"image_size": OPTION})},
+        default="that of the package" if source.shipped else f"timm's for {source.timm_name}",
+        size=making.image_size,
+        channels=channels_of(model),
+        doubtful=source.kind == "checkpoint" and source.shipped is None,
+    )
+    adapter = adapt(model.eval(), prepared.spec.image_size)
     adapter.give(output)
     if texts is not None:
         adapter.answer_with(texts)
@@ -136,17 +143,25 @@ def load_model(
         names = read_class_names(class_names, adapter.architecture.num_classes)
     return LoadedModel(
         name=name,
-        timm_name=timm_name,
+        timm_name=source.timm_name,
         adapter=adapter,
-        preprocess=preprocess,
+        preprocess=prepared.spec,
+        preprocess_sources=prepared.sources,
         class_names=tuple(names) if names and len(names) == adapter.architecture.num_classes else None,
-        weights_source=source,
+        weights_source=source.kind,
         weights_origin=origin,
         weights_sha256=parameters_sha256(model),
-        entry=entry,
+        entry=CATALOGUE.get(name),
         text_head=None if texts is None else texts.record,
-        remarks=(*remarks, *assumed),
+        remarks=(*remarks, *prepared.assumed),
     )
+
+
+def _size(asked: int | tuple[int, int] | None) -> ImageSize | None:
+    try:
+        return None if asked is None else ImageSize.of(asked)
+    except ValueError as error:
+        raise ModelError(f"image size {asked}", str(error), "change --image-size") from error
 
 
 def sketch(name: str, image_size: ImageSize | None = None, arguments: Mapping[str, Any] = _AS_PUBLISHED) -> nn.Module:
@@ -172,7 +187,7 @@ def sketched_size(model: nn.Module) -> ImageSize:
     return ImageSize(rows * height, columns * width)
 
 
-def _fit(tables: Tables, checkpoint: Path, name: str, making: Making, output: Output) -> Fit:
+def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:
     """What of a file is the model's.
 
     Raises:
@@ -180,20 +195,20 @@ def _fit(tables: Tables, checkpoint: Path, name: str, making: Making, output: Ou
     """
     from ztdeploy.models.layouts import best_fit
 
-    model: Any = sketch(name, making.image_size, making.arguments)
-    fit = best_fit(tables, model, checkpoint.name)
+    model: Any = sketch(source.name, making.image_size, making.arguments)
+    fit = best_fit(tables, model, source.origin)
     if fit.faults or fit.head or not model.num_classes:
         return fit
     if output != "logits":
         return replace(fit, classes=0)
     raise CheckpointError(
-        f"checkpoint '{checkpoint.name}' holds no head{fit.head_trouble}",
-        f"a linear layer behind the {model.embed_dim} features of '{name}'",
+        f"checkpoint '{source.origin}' holds no head{fit.head_trouble}",
+        f"a linear layer behind the {model.embed_dim} features of '{source.name}'",
         "give --output embedding (or features), which needs no head",
     )
 
 
-def _load(model: nn.Module, fit: Fit, checkpoint: Path, name: str) -> str:
+def _load(model: nn.Module, fit: Fit, source: Source) -> str:
     """Fill a model with a checkpoint.
 
     Returns:
@@ -205,15 +220,15 @@ def _load(model: nn.Module, fit: Fit, checkpoint: Path, name: str) -> str:
     from ztdeploy.models.checkpoint import as_weights, load_strictly
     from ztdeploy.models.siblings import sibling_of
 
-    state = as_weights(fit.state, str(checkpoint))
+    state = as_weights(fit.state, source.origin)
     try:
-        load_strictly(model, state, checkpoint)
+        load_strictly(model, state, Path(source.origin))
     except CheckpointError as error:
-        sibling = sibling_of(state, name)
+        sibling = sibling_of(state, source.name)
         if sibling is None:
             raise
         raise CheckpointError(error.given, error.expected, f"it is of '{sibling}': give --model {sibling}") from error
-    return f"{checkpoint.name}, positions resampled" if fit.resampled else checkpoint.name
+    return f"{source.origin}, positions resampled" if fit.resampled else source.origin
 
 
 def _need_host_half() -> None:
@@ -316,7 +331,7 @@ def _download(timm_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     import timm
 
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = offline or not _hub_reachable()
+    huggingface_hub.constants.HF_HUB_OFFLINE = offline or not hub.reachable()
     try:
         model: nn.Module = timm.create_model(timm_name, pretrained=True, **arguments)
     except (OSError, RuntimeError, LookupError) as error:
@@ -331,54 +346,6 @@ def _download(timm_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = offline
     return model
-
-
-def _hub_reachable(timeout_s: float = 3.0) -> bool:
-    """Whether the hub answers at all; its client retries for most of a minute before it says so."""
-    from huggingface_hub.constants import ENDPOINT
-
-    parts = urlsplit(os.environ.get("HTTPS_PROXY") or ENDPOINT)
-    try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout_s).close()
-    except OSError:
-        return False
-    return True
-
-
-def _preprocess(
-    config: Mapping[str, Any], asked: ImageSize | None, channels: int
-) -> tuple[PreprocessSpec, tuple[str, ...]]:
-    """timm's data configuration in our terms, and what was assumed about it."""
-    size = asked or ImageSize.of(tuple(config["input_size"][-2:]))
-    mode = config.get("crop_mode") or "center"
-    if mode not in ("center", "squash"):
-        raise ModelError(f"crop mode '{mode}'", "'center' or 'squash'", "choose another model")
-    try:
-        (mean, of_mean), (std, of_std) = (_per_channel(config[name], channels) for name in ("mean", "std"))
-        spec = PreprocessSpec(
-            image_size=size,
-            resize=ImageSize.of([math.floor(side / float(config["crop_pct"])) for side in size]),
-            interpolation=config["interpolation"],
-            crop_mode=mode,
-            mean=mean,
-            std=std,
-        )
-    except (ValueError, ArithmeticError) as error:  # pydantic's ValidationError is a ValueError
-        raise ModelError(
-            f"image size {size} with crop_pct {config['crop_pct']}",
-            "at most 4096 pixels, resized to at most 8192",
-            "change --image-size or --crop-pct",
-        ) from error
-
-    averaged = f"mean {mean[0]:.3f} and std {std[0]:.3f} for each of {channels} channel{'s' if channels > 1 else ''}"
-    return spec, (f"{averaged}, the average of those for colour",) if of_mean or of_std else ()
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[tuple[float, ...], bool]:
-    """One number per channel, and whether that is the average of others, which is what timm's own loader takes."""
-    if len(values) == channels:
-        return tuple(values), False
-    return (sum(values) / len(values),) * channels, True
 
 
 def _has_imagenets_classes(model: Any) -> bool:

@@ -175,6 +175,7 @@ def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: P
             checkpoint=request.checkpoint,
             image_size=request.image_size,
             crop_pct=request.crop_pct,
+            preprocess=request.preprocess,
         )
         return cached_bundle(build, cache, progress)
 

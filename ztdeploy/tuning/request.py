@@ -10,7 +10,7 @@ from ztdeploy.errors import InputError, did_you_mean
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.methods import method_named
 from ztdeploy.models.catalogue import WeightsSource
-from ztdeploy.preprocess_spec import ImageSize
+from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.tuning.budget import Budget
 
 #: `random` is the paper's Monte Carlo search.
@@ -42,6 +42,7 @@ class TuneRequest(Record):
     checkpoint: Path | None = None
     image_size: ImageSize | None = None
     crop_pct: float | None = None
+    preprocess: PreprocessOptions = PreprocessOptions()
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0
 

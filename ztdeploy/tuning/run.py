@@ -137,6 +137,7 @@ class Subject:
             checkpoint=request.checkpoint,
             image_size=request.image_size,
             crop_pct=request.crop_pct,
+            preprocess=request.preprocess,
         )
         if not model.adapter.architecture.num_classes:
             raise InputError(
