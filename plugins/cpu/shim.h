@@ -54,6 +54,7 @@ inline float __half2float(__half half) {
     const float value = zt_bit_cast<float>(magnitude << 13) * 5.192296858534828e+33f;
     return zt_bit_cast<float>(zt_bit_cast<std::uint32_t>(value) | sign);
 }
+inline __half2 as_half2(std::uint32_t word) { return zt_bit_cast<__half2>(word); }
 inline float2 __half22float2(__half2 pair) { return {__half2float(pair.x), __half2float(pair.y)}; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;

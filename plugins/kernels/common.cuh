@@ -43,6 +43,7 @@ template <typename V, typename T>
 ZT_DEVICE V load_as(const T* pointer, long long index) {
     return *reinterpret_cast<const V*>(pointer + index);
 }
+ZT_DEVICE __half2 as_half2(unsigned word) { return *reinterpret_cast<__half2*>(&word); }
 template <typename V>
 ZT_DEVICE void store_as(float* pointer, int index, V value) {
     *reinterpret_cast<V*>(pointer + index) = value;
@@ -73,43 +74,20 @@ ZT_DEVICE float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// 4 bytes' worth of elements, the unit in which a warp reads rows.
-template <typename T>
-struct Word;
-template <>
-struct Word<float> {
-    static constexpr int size = 1;
-    float value[1];
+// 4 elements, from a multiple of 4 of a tensor.
+constexpr int QUAD = 4;
+struct alignas(8) HalfQuad {
+    unsigned low, high;  // plain words, which a compiler reads in one load
 };
-template <>
-struct Word<__half> {
-    static constexpr int size = 2;
-    float value[2];
-};
-
-// `readable`: how many elements may be read. What a word holds beyond them is 0.
-template <typename Pointer>
-ZT_DEVICE void load_word(Word<float>& word, Pointer pointer, int index, int) {
-    word.value[0] = pointer[index];
-}
-template <typename Pointer>
-ZT_DEVICE void load_word(Word<__half>& word, Pointer pointer, int index, int readable) {
-    if (index + 1 < readable) {
-        const float2 pair = __half22float2(load_as<__half2>(pointer, index));
-        word.value[0] = pair.x;
-        word.value[1] = pair.y;
+template <typename T, typename Pointer>
+ZT_DEVICE float4 load_quad(Pointer pointer, long long index) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return load_as<float4>(pointer, index);
     } else {
-        word.value[0] = to_float(pointer[index]);
-        word.value[1] = 0.0f;
+        const HalfQuad quad = load_as<HalfQuad>(pointer, index);
+        const float2 low = __half22float2(as_half2(quad.low)), high = __half22float2(as_half2(quad.high));
+        return make_float4(low.x, low.y, high.x, high.y);
     }
-}
-
-// 4 elements at a multiple of 4.
-ZT_DEVICE float4 load_quad(Input<float> pointer, long long index) { return load_as<float4>(pointer, index); }
-ZT_DEVICE float4 load_quad(Input<__half> pointer, long long index) {
-    const float2 low = __half22float2(load_as<__half2>(pointer, index));
-    const float2 high = __half22float2(load_as<__half2>(pointer, index + 2));
-    return make_float4(low.x, low.y, high.x, high.y);
 }
 
 // Orders all floats, infinities and NaN (the highest) included, so that ranks are always a permutation.

@@ -24,7 +24,7 @@ ZT_HOST_DEVICE constexpr int smaller(int a, int b) { return a < b ? a : b; }
 // ---------------------------------------------------------------------------------------------- weighted page rank
 
 enum class PageRankPath {
-    none,    // the vectors alone don't fit: more than about 3000 tokens in 48 KB
+    none,    // the vectors alone don't fit: more than about 2000 tokens in 48 KB
     shared,  // the attention matrix is copied to shared memory once
     l2,      // the attention matrix is read again in each iteration, from the L2 cache
     single,  // as l2, but one block per image loops over the heads: one launch, no workspace
@@ -38,18 +38,11 @@ struct PageRankPlan {
     int shared_bytes;  // dynamic shared memory
 };
 
-// Elements that a thread reads at once: 4 bytes' worth, so that a warp reads 128 bytes.
-ZT_HOST_DEVICE constexpr int word_elements(int element_bytes) { return element_bytes == 2 ? 2 : 1; }
+// The quads that a row spans, wherever in a quad it starts: a thread reads 4 elements at once.
+ZT_HOST_DEVICE constexpr int row_quads(int tokens) { return (tokens + 6) / 4; }
 
-// The words that a row spans, wherever in a word it starts.
-ZT_HOST_DEVICE constexpr int row_words(int tokens, int element_bytes) {
-    return (tokens + 2 * word_elements(element_bytes) - 2) / word_elements(element_bytes);
-}
-
-// Words of a row that a thread reads together.
-constexpr int COLUMNS = 4;
 // Groups beyond these cost more where their partial votes are added up than they save.
-constexpr int MAX_GROUPS = 16;
+constexpr int MAX_GROUPS = 32;
 
 // Bytes that hold a copy of one head's matrix. It keeps the original's position within 16 bytes, hence the slack.
 ZT_HOST_DEVICE constexpr int matrix_bytes(int tokens, int element_bytes) {
@@ -61,24 +54,22 @@ ZT_HOST_DEVICE constexpr int page_rank_floats(int tokens, int threads, int group
     return 2 * tokens + larger(groups * tokens, threads) + groups;
 }
 
-ZT_HOST_DEVICE inline int page_rank_threads(int tokens, int element_bytes) {
-    const int words = row_words(tokens, element_bytes) * tokens;
-    return words >= 16384 ? 1024 : words >= 4096 ? 512 : words >= 1024 ? 256 : 64;
+ZT_HOST_DEVICE inline int page_rank_threads(int tokens) {
+    const int quads = row_quads(tokens) * tokens;
+    return quads >= 4096 ? 1024 : quads >= 1024 ? 512 : quads >= 256 ? 256 : 128;
 }
 
 // Chooses how threads share the matrix, within `floats` of shared memory; `path` is none where nothing fits.
-ZT_HOST_DEVICE inline PageRankPlan split_rows(int tokens, int element_bytes, int threads, int floats) {
+ZT_HOST_DEVICE inline PageRankPlan split_rows(int tokens, int threads, int floats) {
     PageRankPlan best = {PageRankPath::none, threads, 0, 0, 0};
     int best_cost = 0;
     for (int lanes = WARP; lanes <= threads; lanes += WARP) {
-        // Groups step over rows by their number; a multiple of the word keeps each group's rows in step with words.
-        const int word = word_elements(element_bytes);
-        int groups = smaller(threads / lanes, MAX_GROUPS) / word * word;
-        while (groups > 0 && page_rank_floats(tokens, threads, groups) > floats) groups -= word;
+        // Groups step over rows by their number; a multiple of 4 keeps each group's rows in step with quads.
+        int groups = smaller(threads / lanes, MAX_GROUPS) / 4 * 4;
+        while (groups > 0 && page_rank_floats(tokens, threads, groups) > floats) groups -= 4;
         if (groups < 1) continue;
-        // Loads per thread and iteration: of words and of the vector, by all warps; then of partial votes, by a few.
-        const int per_row = ceil_div(row_words(tokens, element_bytes), lanes);
-        const int cost = (per_row + ceil_div(per_row, COLUMNS)) * ceil_div(tokens, groups) + groups / 2;
+        // Quads per thread, by all warps; then partial votes, by the few warps that have a token each.
+        const int cost = ceil_div(row_quads(tokens), lanes) * ceil_div(tokens, groups) + groups / 2;
         if (best_cost == 0 || cost < best_cost) {
             best_cost = cost;
             best.path = PageRankPath::l2;
@@ -97,8 +88,8 @@ ZT_HOST_DEVICE inline PageRankPlan page_rank_plan_for(PageRankPath path, int tok
     const bool fits = tokens >= 1 && tokens <= MAX_TOKENS;
     const int matrix = fits && copies ? matrix_bytes(tokens, element_bytes) : 0;
     const int left = fits && shared_limit > matrix ? (shared_limit - matrix) / 4 : 0;
-    const int rows = fits ? tokens : 1, threads = page_rank_threads(rows, element_bytes);
-    PageRankPlan plan = split_rows(rows, element_bytes, threads, left);
+    const int rows = fits ? tokens : 1;
+    PageRankPlan plan = split_rows(rows, page_rank_threads(rows), left);
     if (plan.path == PageRankPath::none) return plan;
     plan.path = path;
     plan.shared_bytes += matrix;

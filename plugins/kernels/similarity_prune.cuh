@@ -71,7 +71,7 @@ ZT_DEVICE float4 mean_quad(const Keys<T>& keys, int token, int dim) {
     for (int head = 0; head < keys.heads; ++head, at += head_step) {
         float4 quad = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (aligned) {
-            quad = load_quad(keys.values, at);
+            quad = load_quad<T>(keys.values, at);
         } else {
             quad.x = to_float(keys.values[at]);
             if (dim + 1 < keys.width) quad.y = to_float(keys.values[at + 1]);

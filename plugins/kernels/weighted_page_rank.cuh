@@ -45,45 +45,70 @@ ZT_DEVICE float live_tokens(const PageRankBlock& block, Input<float> survivors) 
     return block_sum(block.partial, live);
 }
 
+// How many rows of a matrix can be read in quads: one may reach up to 3 elements beyond its row, which the last rows of a
+// tensor do not have behind them. `behind`: how many elements the tensor has behind the matrix.
+ZT_DEVICE int whole_rows(int tokens, long long behind) {
+    const int slack = behind < QUAD - 1 ? int(behind) : QUAD - 1;
+    return larger(tokens * tokens + slack - (QUAD - 1), 0) / tokens;
+}
+
+ZT_DEVICE void add_votes(float4& votes, float4 quad, float weight) {
+    votes.x = multiply_add(quad.x, weight, votes.x);
+    votes.y = multiply_add(quad.y, weight, votes.y);
+    votes.z = multiply_add(quad.z, weight, votes.z);
+    votes.w = multiply_add(quad.w, weight, votes.w);
+}
+
+// Rows that a thread reads before it adds up the first one's votes: the loads do not wait for one another.
+constexpr int AT_ONCE = 4;
+
 // Fills block.partial and block.mass: the votes of each group's rows, and how many votes these rows hold.
 //
-// Rows of an odd N start at changing places within a word. A group steps by a number of rows that keeps the place, so
-// that a thread's words stay aligned; what a word holds beyond its row's ends is read and left aside. A thread reads
-// several words of a row: that many loads are under way at once, and share one load of the row's own entry.
+// Rows of an odd N start at changing places within a quad. A group steps by a multiple of 4 rows, which keeps the place,
+// so that a thread's quads stay aligned. What a quad holds beyond its row's ends is read and left aside: a branch for
+// each load would make them wait for one another.
 //
-// `misaligned`: how many elements behind a word's start the matrix begins. `readable`: how many elements may be read
-// from there on; only the last word of a tensor reaches beyond them.
+// `misaligned`: how many elements behind a quad's start the matrix begins.
 template <typename T, typename Matrix>
-ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned, int readable) {
-    constexpr int size = Word<T>::size;
-    const int tokens = block.tokens, step = block.lanes * size;
+ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned, int whole) {
+    const int tokens = block.tokens;
     const int group = threadIdx.x / block.lanes, lane = threadIdx.x - group * block.lanes;
     if (group >= block.groups) return;
-    const int shift = (misaligned + group * tokens) % size;
-    for (int first = lane * size - shift; first < tokens; first += COLUMNS * step) {
-        Word<T> votes[COLUMNS] = {};
+    const int shift = (misaligned + group * tokens) % QUAD;
+    for (int column = lane * QUAD - shift; column < tokens; column += block.lanes * QUAD) {
+        float4 votes = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         float mass = 0.0f;
-#pragma unroll 2
-        for (int row = group; row < tokens; row += block.groups) {
-            const float weight = block.vector[row];
-            mass += weight;
+        int row = group;
+        for (; row + (AT_ONCE - 1) * block.groups < whole; row += AT_ONCE * block.groups) {
+            float weights[AT_ONCE];
+            float4 quads[AT_ONCE];
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c) {
-                const int column = first + c * step;
-                if (column >= tokens) continue;
-                Word<T> word;
-                load_word(word, matrix, row * tokens + column, readable);
-                for (int k = 0; k < size; ++k)
-                    votes[c].value[k] = multiply_add(word.value[k], weight, votes[c].value[k]);
+            for (int i = 0; i < AT_ONCE; ++i) {
+                weights[i] = block.vector[row + i * block.groups];
+                quads[i] = load_quad<T>(matrix, (row + i * block.groups) * tokens + column);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                add_votes(votes, quads[i], weights[i]);
+                mass += weights[i];
             }
         }
-        for (int c = 0; c < COLUMNS; ++c) {
-            for (int k = 0; k < size; ++k) {
-                const int column = first + c * step + k;
-                if (column >= 0 && column < tokens) block.partial[group * tokens + column] = votes[c].value[k];
-            }
+        for (; row < whole; row += block.groups) {
+            const float weight = block.vector[row];
+            add_votes(votes, load_quad<T>(matrix, row * tokens + column), weight);
+            mass += weight;
         }
-        if (first <= 0) block.mass[group] = mass;  // the first word of a row: one thread of each group
+        float out[QUAD] = {votes.x, votes.y, votes.z, votes.w};
+        for (; row < tokens; row += block.groups) {
+            const float weight = block.vector[row];
+            for (int k = 0; k < QUAD; ++k)
+                if (column + k >= 0 && column + k < tokens)
+                    out[k] = multiply_add(to_float(matrix[row * tokens + column + k]), weight, out[k]);
+            mass += weight;
+        }
+        for (int k = 0; k < QUAD; ++k)
+            if (column + k >= 0 && column + k < tokens) block.partial[group * tokens + column + k] = out[k];
+        if (column <= 0) block.mass[group] = mass;  // the first quad of a row: one thread of each group
     }
 }
 
@@ -119,14 +144,14 @@ ZT_DEVICE float scale_to_mean_one(const PageRankBlock& block, float live) {
 
 // Leaves a head's scores in block.vector, where each thread reads back only what it wrote; returns their variance.
 template <typename T, typename Matrix>
-ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misaligned, int readable,
+ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misaligned, int whole,
                           Input<float> survivors, float live, int iterations, int boost) {
     const float first = boost ? sqrtf(float(block.tokens)) : 1.0f;
     for (int token = threadIdx.x; token < block.tokens; token += blockDim.x)
         block.vector[token] = alive(survivors, token) * (token == 0 ? first : 1.0f);
     __syncthreads();
     for (int iteration = 0; iteration < iterations; ++iteration) {
-        gather_votes<T>(block, matrix, misaligned, readable);
+        gather_votes<T>(block, matrix, misaligned, whole);
         __syncthreads();
         finish_iteration(block, survivors, live);
         __syncthreads();
@@ -169,15 +194,13 @@ ZT_DEVICE void page_rank_of_head(const T* __restrict__ attention_, const float* 
     if constexpr (copies) {
         const Shared<T> copy = dynamic_shared<T>(0, matrix_bytes(tokens, sizeof(T)) / sizeof(T));
         const int place = copy_matrix(copy, attention, head * size, tokens * tokens);
-        const int readable = round_up(place + tokens * tokens, 16 / sizeof(T)) - place;
         live = live_tokens(block, survivors);  // its barriers, or the one before the iterations, also end the copy
-        variance = rank_head<T>(block, copy + place, place, readable, survivors, live, iterations, boost);
+        variance = rank_head<T>(block, copy + place, place % QUAD, tokens, survivors, live, iterations, boost);
     } else {
         live = live_tokens(block, survivors);
-        const int misaligned = int(head * size % Word<T>::size);
-        const int readable = int(size) + (head + 1 < (long long)batch * heads);
-        variance = rank_head<T>(block, attention + head * size, misaligned, readable, survivors, live, iterations,
-                                boost);
+        const int whole = whole_rows(tokens, (batch * heads - head - 1) * size);
+        variance = rank_head<T>(block, attention + head * size, int(head * size % QUAD), whole, survivors, live,
+                                iterations, boost);
     }
     for (int token = threadIdx.x; token < tokens; token += blockDim.x) head_scores[token] = block.vector[token];
     if (threadIdx.x == 0) variances[head] = variance;
@@ -222,9 +245,9 @@ ZT_DEVICE void page_rank_of_image(const T* __restrict__ attention_, const float*
     bool passed = false;  // all heads are joined until the first one passes; then only those that pass
     for (int head = 0; head < heads; ++head) {
         const long long start = first + head * size;
-        const float variance = rank_head<T>(block, attention + start, int(start % Word<T>::size),
-                                            int(size) + (start + size < gridDim.x * heads * size), survivors, live,
-                                            iterations, boost);
+        const float variance = rank_head<T>(block, attention + start, int(start % QUAD),
+                                            whole_rows(tokens, gridDim.x * heads * size - start - size), survivors,
+                                            live, iterations, boost);
         const bool pass = passes(filter, variance);
         if (passed && !pass) continue;
         const bool restart = head == 0 || (pass && !passed);

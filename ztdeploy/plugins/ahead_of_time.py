@@ -32,7 +32,6 @@ OLDEST_TENSORRT: Final = (10, 9)
 #: What every CUDA device gives a block without being asked. There is no way to opt in to more from here.
 SHARED_BYTES: Final = 48 * 1024
 _WARP: Final = 32
-_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -249,18 +248,16 @@ def page_rank_launch(tokens: int, element_bytes: int) -> Launch:
     Raises:
         InputError: so many tokens that not even the vectors fit into shared memory.
     """
-    word = 4 // element_bytes  # elements that a thread reads at once
-    words = (tokens + 2 * word - 2) // word  # that a row spans, wherever in a word it starts
-    threads = next((count for least, count in ((16384, 1024), (4096, 512), (1024, 256)) if words * tokens >= least), 64)
+    quads = (tokens + 6) // 4  # that a row spans, wherever in a quad it starts
+    threads = next((count for least, count in ((4096, 1024), (1024, 512), (256, 256)) if quads * tokens >= least), 128)
     best: tuple[int, int, int] | None = None
     for lanes in range(_WARP, threads + 1, _WARP):
-        groups = min(threads // lanes, 16) // word * word
+        groups = min(threads // lanes, 32) // 4 * 4
         while groups > 0 and _page_rank_floats(tokens, threads, groups) > SHARED_BYTES // 4:
-            groups -= word
+            groups -= 4
         if groups < 1:
             continue
-        per_row = -(-words // lanes)
-        cost = (per_row + -(-per_row // _COLUMNS)) * -(-tokens // groups) + groups // 2
+        cost = -(-quads // lanes) * -(-tokens // groups) + groups // 2
         if best is None or cost < best[0]:
             best = (cost, lanes, groups)
     if best is None:
