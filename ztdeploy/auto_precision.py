@@ -23,7 +23,7 @@ from ztdeploy.gate import Gate, apply_gate, none_left
 from ztdeploy.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.measure.environment import processor_name
 from ztdeploy.measure.latency import Configuration, measure_latency
-from ztdeploy.pipeline import BuildRequest, Progress, as_error, build, silent
+from ztdeploy.pipeline import BuildRequest, Progress, build, silent
 from ztdeploy.precision_choice import Contender, by_risk, choose, misses, timing
 from ztdeploy.profile import HardwareProfile, read_profile
 
@@ -140,7 +140,7 @@ def _trial(
     bundle = build(trial, progress, lambda *_: None)
     for one in bundle.manifest.failed:
         if one.profile in asked:
-            raise as_error(one)
+            raise one.error
     return bundle, {one.profile: one.given for one in bundle.manifest.failed}
 
 

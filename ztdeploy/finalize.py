@@ -17,8 +17,9 @@ from ztdeploy.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, re
 from ztdeploy.core.files import copy_file, move, own_folder, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
-from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError
-from ztdeploy.manifest import Candidate, EngineRecord, Manifest, VariantRecord, plugin_kind
+from ztdeploy.errors import BundleError, EnvironmentLacksError, ParityError, ZtdeployError
+from ztdeploy.faults import StepError, step_of, without
+from ztdeploy.manifest import Candidate, EngineRecord, FailedProfile, Manifest, VariantRecord, plugin_kind
 from ztdeploy.measure.alternating import medians, take_turns
 from ztdeploy.measure.statistics import median_ratio
 from ztdeploy.runtime.parity import check_golden, golden_pixels
@@ -38,6 +39,7 @@ class FinalizeReport(BaseModel):
     rebuilt: tuple[str, ...]  #: engines, as "variant (profile)"
     chosen: dict[str, EngineRecord]  #: the same, with what each was chosen from
     notes: tuple[str, ...]  #: profiles left out, plugins not used, and why
+    failed: tuple[FailedProfile, ...] = ()  #: whose engines are the old ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
     """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
 
     Where a graph has a twin with plugin nodes, both are built and proved, and the faster one is kept. The old engines
-    stay until all new ones are proved. Of two that finalize one bundle at once, the second waits.
+    stay until all new ones of their profile are proved; a profile that fails does not take the others with it. Of two
+    that finalize one bundle at once, the second waits.
 
     Args:
         profile: build for this one only; by default for all that this machine can build for.
@@ -65,7 +68,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
         BundleError: damaged, or without anything to build.
         EnvironmentLacksError: this machine cannot build for the profile, or for any of them.
         OutputError: the bundle cannot be written.
-        ParityError: a new engine does not reproduce the golden outputs; the bundle is left as it was.
+        ParityError: new engines of no profile reproduce the golden outputs; the bundle is left as it was.
     """
     read_bundle(root)  # says it if this is no bundle
     with only_writer(root, lambda: progress("waiting for another process that writes to this bundle", 0, 1)):
@@ -78,12 +81,33 @@ def _finalize(bundle: Bundle, progress: Progress, profile: str | None) -> Finali
     own_folder(bundle.root / GRAPHS, _FIX)  # its files may be links, which are replaced
     with scratch_folder(bundle.root / GRAPHS, _FIX) as scratch:
         workshop = Workshop(bundle, scratch, notes)
-        engines: dict[Job, EngineRecord] = {}
-        for done, job in enumerate(jobs):
-            engines[job] = workshop.make(job, partial(_tell, progress, done, len(jobs)))
+        engines, failed = _made(workshop, jobs, progress)
         put_in_place(bundle, engines, scratch)
     chosen = {job.label: engine for job, engine in engines.items()}
-    return FinalizeReport(rebuilt=tuple(chosen), chosen=chosen, notes=tuple(dict.fromkeys(workshop.notes)))
+    return FinalizeReport(
+        rebuilt=tuple(chosen), chosen=chosen, notes=tuple(dict.fromkeys(workshop.notes)), failed=failed
+    )
+
+
+def _made(
+    workshop: Workshop, jobs: list[Job], progress: Progress
+) -> tuple[dict[Job, EngineRecord], tuple[FailedProfile, ...]]:
+    """The engines of profiles for which all could be made, and the other profiles, whose old engines stay.
+
+    Raises:
+        ZtdeployError: there are only others; the first one's.
+    """
+    engines, failed = dict[Job, EngineRecord](), dict[str, ZtdeployError]()
+    for done, job in enumerate(jobs):
+        if job.profile in failed:
+            continue
+        try:
+            with step_of(job.profile):
+                engines[job] = workshop.make(job, partial(_tell, progress, done, len(jobs)))
+        except StepError as fault:
+            without(fault, failed, (one.profile for one in jobs))
+    whole = {job: engine for job, engine in engines.items() if job.profile not in failed}
+    return whole, tuple(FailedProfile.of(name, error) for name, error in failed.items())
 
 
 def _tell(progress: Progress, done: int, total: int, what: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ztdeploy.errors import ZtdeployError
 from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec, given
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
@@ -338,6 +339,18 @@ class FailedProfile(_Record):
     expected: str
     fix: str
     exit_code: int  #: that the build would have ended with, had it been for this profile alone
+
+    @classmethod
+    def of(cls, profile: str, error: ZtdeployError) -> FailedProfile:
+        return cls(
+            profile=profile, given=error.given, expected=error.expected, fix=error.fix, exit_code=error.exit_code
+        )
+
+    @property
+    def error(self) -> ZtdeployError:
+        error = ZtdeployError(self.given, self.expected, self.fix)
+        error.exit_code = self.exit_code
+        return error
 
     @property
     def line(self) -> str:

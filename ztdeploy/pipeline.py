@@ -177,7 +177,8 @@ class _Work:
                     work.build_engine(schedule, profile)
                 done += 1
         adapted = [record for name, record in self.adapted.items() if name in {profile.name for profile in profiles}]
-        draft = work.draft_manifest(failed_records(failed), adapted)
+        records = [FailedProfile.of(name, error) for name, error in failed.items()]
+        draft = work.draft_manifest(records, adapted)
         for profile in profiles:
             for schedule in schedules:
                 progress(f"proving {schedule.name} for {profile.name}", done + 1, total)
@@ -195,21 +196,6 @@ class _Work:
 
 def _left(profiles: list[HardwareProfile], failed: Mapping[str, ZtdeployError]) -> list[HardwareProfile]:
     return [profile for profile in profiles if profile.name not in failed]
-
-
-def failed_records(failed: Mapping[str, ZtdeployError]) -> list[FailedProfile]:
-    """What a manifest says of profiles that failed."""
-    return [
-        FailedProfile(profile=name, given=one.given, expected=one.expected, fix=one.fix, exit_code=one.exit_code)
-        for name, one in failed.items()
-    ]
-
-
-def as_error(record: FailedProfile) -> ZtdeployError:
-    """The error of a profile that failed, with its exit code."""
-    error = ZtdeployError(record.given, record.expected, record.fix)
-    error.exit_code = record.exit_code
-    return error
 
 
 def adapted_records(asked: list[HardwareProfile], built: list[HardwareProfile]) -> dict[str, AdaptedProfile]:

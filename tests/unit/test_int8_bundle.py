@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from helpers.processors import ARM, WITH_DOT_PRODUCTS, WITHOUT_DOT_PRODUCTS
 
+import ztdeploy.finalize
 from ztdeploy.backends.int8 import exact_here, int8_note
 from ztdeploy.backends.onnxruntime import load_graph
 from ztdeploy.backends.weights_file import map_weights
@@ -20,12 +24,13 @@ from ztdeploy.core.processor import ONEDNN_LIMIT, REPORT
 from ztdeploy.errors import ParityError
 from ztdeploy.finalize import finalize_bundle
 from ztdeploy.graph.exact_products import with_exact_products
+from ztdeploy.manifest import ParityRecord, VariantRecord
 from ztdeploy.models.catalogue import ASSETS
 from ztdeploy.parity import prove_products
 from ztdeploy.profile import profile_names, read_profile
 from ztdeploy.runtime.interface import Outputs
 from ztdeploy.runtime.parity import golden_pixels
-from ztdeploy.runtime.runner import load
+from ztdeploy.runtime.runner import BundleRunner, load
 from ztdeploy.runtime.verify import verify_bundle
 
 DIGITS = ASSETS / "digits"
@@ -169,6 +174,33 @@ def test_inspect_and_eval_say_against_what(both: Bundle, capsys: pytest.CaptureF
     assert "dense (cpu)" in capsys.readouterr().out
     assert run(["eval", str(both.root), *data, "--against", "cpux"]) != 0
     assert "did you mean 'cpu'?" in capsys.readouterr().err
+
+
+def test_finalizing_goes_on_without_a_profile_that_fails(
+    both: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its old engines stay, and the others are new."""
+    copy = Path(shutil.copytree(both.root, tmp_path / "copy"))
+    original = ztdeploy.finalize.check_golden
+
+    def check(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -> ParityRecord:
+        if runner.profile == "twin" and variant.name == "dense":
+            raise ParityError("no luck", "luck", "wait")
+        return original(bundle, runner, variant)
+
+    monkeypatch.setattr(ztdeploy.finalize, "check_golden", check)
+    for path in (copy / "graphs").glob("*.twin.onnx"):
+        os.utime(path, (0, 0))
+    assert run(["finalize", str(copy), "--json"]) == 9
+    report = json.loads(capsys.readouterr().out)
+    assert [(one["profile"], one["exit_code"]) for one in report["failed"]] == [("twin", 5)]
+    assert sorted(report["rebuilt"]) == sorted(
+        f"{v} ({p})" for v in ("keep-0.60", "dense") for p in ("cpu", "cpu-int8")
+    )
+    assert {path.stat().st_mtime for path in (copy / "graphs").glob("*.twin.onnx")} == {0}, "untouched"
+    verify_bundle(copy, None, lambda *_: None)
+    monkeypatch.setattr(ztdeploy.finalize, "check_golden", lambda *_: (_ for _ in ()).throw(ParityError("a", "b", "c")))
+    assert run(["finalize", str(copy)]) == 5
 
 
 class _Stub:

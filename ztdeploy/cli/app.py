@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from ztdeploy.cli.output import fail, say
 from ztdeploy.errors import ZtdeployError
@@ -19,7 +20,30 @@ EXIT_CODES = (
     "8 pruning costs too much accuracy, 9 some profiles were not built, 130 interrupted."
 )
 
-app = typer.Typer(
+#: Options that name one thing which a verb works on. Of two, the first would be dropped without a word.
+_NAMING = {"against", "bundle", "calib", "checkpoint", "class_names", "data", "model", "out", "output", "precision"}
+_NAMING |= {"preset", "profile", "schedule", "text_head", "variant", "weights"}
+
+
+class _Verb(TyperCommand):
+    """A command that takes what names one thing once; of other options the last one counts, as in any shell."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for option in given:
+            single = option.name in _NAMING and not getattr(option, "multiple", False) and option.nargs == 1
+            if single and given.count(option) > 1:
+                hint = f"'{' / '.join(option.opts)}'"
+                raise typer.BadParameter("it is given twice and takes one value", ctx=ctx, param_hint=hint)
+        return super().parse_args(ctx, args)
+
+
+class _Application(typer.Typer):
+    def command(self, *arguments: Any, **options: Any) -> Any:
+        return super().command(*arguments, **{"cls": _Verb, **options})
+
+
+app = _Application(
     name="ztdeploy",
     help="Deployment compiler for vision transformers on edge devices.",
     epilog=EXIT_CODES,

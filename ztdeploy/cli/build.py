@@ -19,10 +19,9 @@ from ztdeploy.cli.options import (
     preprocess_options,
     weights_source,
 )
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, warn
+from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
-    from ztdeploy.bundle import Bundle
     from ztdeploy.gate import Gate
 
 
@@ -136,7 +135,7 @@ def build(
                 **bundle.manifest.model_dump(mode="json", include=_IN_JSON),
             }
         )
-        _leave(bundle)
+        leave(bundle.manifest.failed)
         return
     from ztdeploy.backends.int8 import int8_note, is_elsewhere
     from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
@@ -157,18 +156,7 @@ def build(
     for line in (*(seen.cautions if seen else ()), *gate_lines(manifest), *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
-    _leave(bundle)
-
-
-def _leave(bundle: Bundle) -> None:
-    """
-    Raises:
-        Exit: some profiles were not built.
-    """
-    from ztdeploy.errors import PARTLY_BUILT
-
-    if bundle.manifest.failed:
-        raise typer.Exit(PARTLY_BUILT)
+    leave(bundle.manifest.failed)
 
 
 def _gate(calib: Path | None, **limits: float | None) -> Gate | None:

@@ -103,6 +103,20 @@ def note(text: str) -> None:
     typer.echo(printable(text, None), err=True)
 
 
+def leave(failed: Sequence[object]) -> None:
+    """
+    Args:
+        failed: profiles that are not built.
+
+    Raises:
+        Exit: there are such.
+    """
+    from ztdeploy.errors import PARTLY_BUILT
+
+    if failed:
+        raise typer.Exit(PARTLY_BUILT)
+
+
 def warn(text: str) -> None:
     typer.secho(f"warning: {printable(text, None)}", err=True, fg=typer.colors.YELLOW)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, ProfileOption
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table, warn
+from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.manifest import EngineRecord
@@ -65,6 +65,7 @@ def finalize(
         report = finalize_bundle(bundle, progress, profile=profile)
     if json:
         print_json({"bundle": str(bundle), **report.model_dump(mode="json")})
+        leave(report.failed)
         return
     measured = {label: engine.candidates for label, engine in report.chosen.items() if engine.candidates}
     if measured:
@@ -73,9 +74,10 @@ def finalize(
             for label, candidates in measured.items()
         ]
         table("measured here", [("engine", "left"), ("plain", "right"), ("plugins", "right"), ("kept", "left")], rows)
-    for line in report.notes:
+    for line in (*report.notes, *(one.line for one in report.failed)):
         warn(line)
     note(f"rebuilt and verified {len(report.rebuilt)} engines: {', '.join(report.rebuilt)}")
+    leave(report.failed)
 
 
 def _kept(engine: EngineRecord) -> str:
