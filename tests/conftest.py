@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,12 @@ def fake_device(tmp_path_factory: pytest.TempPathFactory) -> FakeDevice:
     if c_compiler() is None:
         pytest.skip("no C compiler here: the fake device's driver is written in C")
     return make_device(tmp_path_factory.mktemp("device"))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that anybody may enter; pytest's own may only its owner."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

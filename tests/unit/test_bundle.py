@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from helpers.bundles import edit
 from helpers.errors import refused
 from helpers.leftovers import dead_folder
+from helpers.places import NOBODY, as_nobody, mounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -695,16 +695,6 @@ def test_a_killed_build_leaves_nothing_at_out_and_the_next_one_cleans_up(tmp_pat
 # -------------------- volumes
 
 
-def mounted(*arguments):
-    """Mount for one test; undone by whoever uses it."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("mounting needs root on Linux")
-    try:
-        subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine mounts nothing: {getattr(error, 'stderr', error)}")
-
-
 @pytest.fixture(params=["tmpfs", "bind"])
 def volume(tmp_path, request):
     """A mount point, as a container has it: of another file system, or of the same one."""
@@ -730,50 +720,23 @@ def test_a_volume_takes_a_bundle_and_another_one(volume):
     build_into(volume / "deep" / "bundle")
 
 
-def as_nobody(call):
-    """Do something in a child that may not write everywhere; its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            call()
-            os._exit(0)
-        except OutputError as error:
-            os.write(2, str(error).encode())
-            os._exit(error.exit_code)
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-@pytest.fixture
-def between():
-    """A folder that anybody may enter; pytest's own may only its owner."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_in_one_that_cannot_be_written(between, force):
-    out = between / "out"
+def test_a_folder_in_one_that_cannot_be_written(open_folder, force):
+    out = open_folder / "out"
     if force:
         a_bundle(out)
     else:
         out.mkdir()
     if os.geteuid() == 0:
         for path in [out, *out.rglob("*")]:
-            os.chown(path, 65534, 65534)
-    between.chmod(0o555)
+            os.chown(path, NOBODY, NOBODY)
+    open_folder.chmod(0o555)
     try:
         assert as_nobody(lambda: build_into(out, force=force)) == 0
         assert names_in(out) == ["graphs"]
-        assert as_nobody(lambda: build_into(between / "other")) == OutputError.exit_code
+        assert as_nobody(lambda: build_into(open_folder / "other")) == OutputError.exit_code
     finally:
-        between.chmod(0o755)
+        open_folder.chmod(0o755)
 
 
 # -------------------- disks

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
     """Run the command line; errors become one line on standard error and a documented exit code."""
+    from ztdeploy.cli.streams import prepare_streams
+
+    prepare_streams()
+    _have_a_home()
     from ztdeploy.cli.app import run
     from ztdeploy.cli.output import survive_any_text
 
     survive_any_text()
     sys.exit(run(sys.argv[1:]))
+
+
+def _have_a_home() -> None:
+    """Libraries ask for a home when they are imported; a container's arbitrary user has none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"  # as Debian has it; what wants to write there says so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,8 @@ import typer
 from typer.core import TyperCommand
 
 from ztdeploy.cli.output import fail, say
+from ztdeploy.cli.streams import StreamError, silence
+from ztdeploy.core.files import system_error
 from ztdeploy.errors import ZtdeployError
 from ztdeploy.version import __version__
 
@@ -96,19 +99,26 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
+        sys.stdout.flush()
         if result == 130:  # what newer Typer makes of Ctrl-C
             return _fail("interrupted", 130, arguments)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130, arguments)
+    except StreamError as error:
+        silence(1)
+        return _fail(str(error), error.exit_code, arguments, error)
     except ZtdeployError as error:
         return _fail(str(error), error.exit_code, arguments, error)
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise  # shell completion leaves this way; Typer leaves with 1 from a broken pipe
         # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        silence(1)
         return 0
+    except OSError as error:  # of what no part of ours has words for
+        refused = system_error(error)
+        return _fail(str(refused), refused.exit_code, arguments, error)
     except Exception as error:
         if _is_malformed_command_line(error):
             return _malformed(error, arguments)

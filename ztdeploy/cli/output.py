@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.streams import StreamError, silence
 from ztdeploy.core.text import json_text, printable
 
 if TYPE_CHECKING:
@@ -172,5 +173,5 @@ def fail(message: str, json_code: int | None = None) -> None:
 def _echo_if_possible(text: str, *, err: bool) -> None:
     try:
         typer.echo(text, err=err)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if err else 1)
+    except (OSError, StreamError):
+        silence(2 if err else 1)

@@ -29,6 +29,7 @@ from ztdeploy.errors import InputError, OutputError, ZtdeployError
 #: What a text file of settings, names or records may hold; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20
 CHOOSE = "choose another --out"
+LONGEST_NAME = 255
 _PREFIX, _SUFFIX = ".ztdeploy-", ".partial"
 _FORGOTTEN_S = 24 * 3600
 
@@ -67,6 +68,15 @@ def reason_of(error: OSError) -> str:
 
 
 # -------------------- reading
+
+
+def system_error(error: OSError) -> InputError:
+    """The error of something that the system refused, whatever it was about."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    given = f"the system refused something: {reason_of(error)}" if name is None else f"'{name}': {reason_of(error)}"
+    return InputError(
+        given, "a file, folder or device that can be used so", "check the path, its permissions and space"
+    )
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -199,7 +209,7 @@ def write(path: Path, content: bytes | memoryview | str, *, executable: bool = F
     Raises:
         OutputError: it cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # work is never lost
     made = make_folder(path.parent)
     try:
         with writing(path, executable=executable) as file:
@@ -357,7 +367,7 @@ def _open_beside(path: Path, mode: int) -> tuple[Path | None, BinaryIO]:
     partial = nameable(path).parent / new_name()
     if os.path.isdir(path) and not os.path.islink(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if len(os.fsencode(path.name)) > 255:  # the temporary name would hide it until the work is done
+    if len(os.fsencode(path.name)) > LONGEST_NAME:  # the temporary name would hide it until the work is done
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -20,7 +21,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, cast
 
-from ztdeploy.core.files import CHOOSE, disk_errors, is_temporary, make_folder, new_name, output_error, remove_empty
+from ztdeploy.core.files import (
+    CHOOSE,
+    LONGEST_NAME,
+    disk_errors,
+    is_temporary,
+    make_folder,
+    nameable,
+    new_name,
+    output_error,
+    remove_empty,
+)
 from ztdeploy.core.locks import only_writer, taken_at_once
 from ztdeploy.errors import OutputError
 
@@ -95,10 +106,25 @@ def check_writable(folder: Path) -> None:
         OutputError: nothing can be made there.
     """
     with disk_errors(folder):
-        nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+        whole = nameable(folder).absolute()
+        nearest = next(one for one in (whole, *whole.parents) if one.exists())
         probe = nearest / new_name()
         probe.mkdir()
         probe.rmdir()
+
+
+def check_file_writable(path: Path) -> None:
+    """The same for a file.
+
+    Raises:
+        OutputError: it cannot be made there, nor overwritten.
+    """
+    with disk_errors(path):
+        if len(os.fsencode(nameable(path).name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if path.is_file() and os.access(path, os.W_OK):
+            return
+    check_writable(path.parent)
 
 
 def content_of(folder: Path) -> list[Path]:
@@ -144,8 +170,16 @@ def _refused(error: Exception, folder: Path) -> OSError | None:
         name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else None
         own = cause is error if name is None else Path(name).is_relative_to(folder)
         return cause if own and cause.errno is not None else None
-    full = shutil.disk_usage(folder).free < _FULL_BYTES  # not every library says why it could not write
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full and not isinstance(error, OutputError) else None
+    return None if isinstance(error, OutputError) else _unsaid(folder)
+
+
+def _unsaid(folder: Path) -> OSError | None:
+    """What keeps a folder's files from growing. Not every library says why it could not write."""
+    if shutil.disk_usage(folder).free < _FULL_BYTES:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = [path.lstat().st_size for path in folder.rglob("*")] if limit != resource.RLIM_INFINITY else []
+    return OSError(errno.EFBIG, os.strerror(errno.EFBIG)) if limit in sizes else None
 
 
 def _new_hidden(home: Path) -> tuple[Path, int]:

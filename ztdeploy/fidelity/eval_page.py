@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ztdeploy.core.files import write
-from ztdeploy.errors import OutputError
+from ztdeploy.core.files import TEXT_LIMIT, disk_errors, is_there, read_bytes, write
+from ztdeploy.core.folders import check_file_writable
+from ztdeploy.errors import InputError, OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
 from ztdeploy.fidelity.position_map import position_map
 from ztdeploy.fidelity.tiles import Grid
@@ -38,14 +39,17 @@ def check_page_path(out: Path) -> None:
     Raises:
         OutputError: a folder, or a file that no page of ours is in.
     """
-    if out.is_dir():
+    with disk_errors(out, "choose another --page"):
+        there, folder = is_there(out), out.is_dir()
+    if folder:
         raise OutputError(f"'{out}' is a folder", "a file's path", "give --page FILE.html")
     try:
-        ours = not out.exists() or _WRITTEN in out.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        ours = not there or _WRITTEN.encode() in read_bytes(out, TEXT_LIMIT)
+    except InputError:
         ours = False
     if not ours:
         raise OutputError(f"'{out}' exists and is no page of 'ztdeploy eval'", "a new file", "choose another --page")
+    check_file_writable(out)
 
 
 def eval_page(report: EvalReport) -> str:

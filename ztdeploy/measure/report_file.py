@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ztdeploy.core.files import disk_errors, is_there, read_text
+from ztdeploy.core.folders import check_file_writable
 from ztdeploy.core.text import printable
 from ztdeploy.errors import InputError, OutputError
 
+#: Every raw sample of a long sweep takes some megabytes.
+_LIMIT = 2**30
 _Report = TypeVar("_Report", bound=BaseModel)
 
 
@@ -24,8 +28,8 @@ def load_report(path: Path, expected: str) -> Any:
         InputError: there is no such file, or it is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(read_text(path, _LIMIT, what="report", expected=expected))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"report '{path}' cannot be read ({error})", expected, "check the path") from error
 
 
@@ -83,9 +87,12 @@ def check_overwritable(out: Path, kind: str, command: str) -> None:
         command: that writes such reports.
 
     Raises:
-        OutputError: a folder, or a file that is no such report, which is not to be overwritten.
+        OutputError: a folder, a file that is no such report, which is not to be overwritten, or where nothing can be.
     """
-    if out.is_dir():
+    with disk_errors(out):
+        there, folder = is_there(out), out.is_dir()
+    if folder:
         raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
-    if out.exists() and not holds_kind(out, kind):
+    if there and not holds_kind(out, kind):
         raise OutputError(f"'{out}' exists and is no report of '{command}'", "a new file", "choose another --out")
+    check_file_writable(out)

@@ -1,0 +1,81 @@
+"""The standard streams, which may be closed, full, or gone.
+
+A number that is closed would be given to the next file that is opened, and what a library prints would go into it. So
+closed streams are opened first: standard output so that writing to it fails, as the caller made it fail, with an error
+of ours; standard error so that nobody hears it. What cannot be said there never ends a command.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ztdeploy.core.files import reason_of
+from ztdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class StreamError(OutputError):
+    """Standard output takes nothing more."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:  # whoever read it, such as 'head', has had enough
+            raise
+        except OSError as error:
+            reason = "it is closed" if error.errno == errno.EBADF else reason_of(error)
+            raise StreamError(
+                f"standard output cannot be written: {reason}", "a terminal, a pipe or a file with space", "redirect it"
+            ) from error
+
+
+class _Remarks(io.FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def prepare_streams() -> None:
+    """Open what is closed, and have errors of ours from standard output and none from standard error."""
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free, which is this one
+    sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Remarks(2, "w", closefd=False), sys.stderr)
+
+
+def silence(descriptor: int) -> None:
+    """Let whatever is still to be written there go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _text(raw: io.FileIO, before: TextIO | None) -> TextIO:
+    """
+    Args:
+        before: the stream as Python opened it; None where it was closed.
+    """
+    if not isinstance(before, io.TextIOWrapper):
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=before.line_buffering,
+        write_through=before.write_through,
+    )
