@@ -407,7 +407,14 @@ def laid_out_as_by_kubernetes(bundle, elsewhere):
         (bundle / path.name).symlink_to(f"..data/{path.name}")
 
 
-@pytest.mark.parametrize("lay_out", [laid_out_as_by_a_hub, laid_out_as_by_kubernetes])
+def laid_out_as_by_a_store(bundle, elsewhere):
+    """Every file in a folder of its own, as git-annex keeps them; here only the weights, which others read."""
+    (elsewhere / "objects").mkdir(parents=True)
+    shutil.move(bundle / WEIGHTS_FILE, elsewhere / "objects" / "0123")
+    (bundle / WEIGHTS_FILE).symlink_to(elsewhere / "objects" / "0123")
+
+
+@pytest.mark.parametrize("lay_out", [laid_out_as_by_a_hub, laid_out_as_by_kubernetes, laid_out_as_by_a_store])
 @pytest.mark.parametrize("memory", ["speed", "shared"])
 def test_a_bundle_of_links_runs_as_the_bundle_itself(bundle_copy, tmp_path, lay_out, memory):
     pixels = np.load(bundle_copy / "golden" / "pixels.npy")

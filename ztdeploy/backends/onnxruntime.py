@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from ztdeploy.backends.base import (
@@ -40,6 +41,8 @@ PROVIDERS = ["CPUExecutionProvider"]
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 #: Initialisers at least this large are read from the shared weights file instead of from the graph.
 EXTERNAL_BYTES = 4096
+#: What all graphs of a bundle share, beside them.
+_WEIGHTS = "weights.safetensors"
 
 
 class OnnxRuntimeBackend:
@@ -179,6 +182,7 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
         BundleError: ONNX Runtime refuses the graph.
         EnvironmentLacksError: the session runs on other providers than asked for.
     """
+    lent = _lend_weights(model, options)
     try:
         session = ort.InferenceSession(str(model), options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
@@ -187,6 +191,7 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
             "a graph that it can load",
             "run 'ztdeploy verify' on the bundle, or build it again",
         ) from error
+    del lent  # what it needs of them it has copied
     if session.get_providers() != PROVIDERS:
         raise EnvironmentLacksError(
             f"ONNX Runtime runs '{model.name}' on {session.get_providers()}",
@@ -194,6 +199,19 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
             "install the plain 'onnxruntime' package",
         )
     return session
+
+
+def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
+    """Give a session those weights that it would refuse to read: ONNX Runtime follows no link out of a graph's folder,
+    and hubs' clients lay a bundle out as links. What a link leads to was held against the manifest before."""
+    home = model.resolve().parent
+    files = [file for file in (model.with_name(_WEIGHTS), model.with_suffix(".weights")) if file.is_file()]
+    linked = [file for file in files if not file.resolve().is_relative_to(home)]
+    mapped = [np.memmap(file, np.uint8, "r") for file in linked]
+    if linked:
+        sizes = [one.size for one in mapped]
+        options.add_external_initializers_from_files_in_memory([file.name for file in linked], mapped, sizes)
+    return mapped
 
 
 def current_fingerprint(graph_sha256: str) -> Fingerprint:

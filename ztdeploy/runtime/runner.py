@@ -185,6 +185,8 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
                 f"run: ztdeploy finalize {self.bundle.root}",
             )
         self._check([*engine.files, source, WEIGHTS_FILE])
+        for name in engine.files:
+            self.bundle.path(name)
         return get_backend(engine.backend).load(
             self.bundle.path(engine.file),
             engine.fingerprint,
