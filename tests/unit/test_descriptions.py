@@ -63,7 +63,12 @@ def test_what_timm_once_said_in_one_table(tmp_path: Path) -> None:
         ({"hidden_size": 240}, "vit_base_patch16_224", {"embed_dim": 240}),
         ({"patch_size": 8}, "vit_base_patch16_224", {"patch_size": 8}),
         ({"hidden_act": "gelu_new"}, "vit_tiny_patch16_224", {"act_layer": "gelu_tanh"}),
-        ({"model_type": "deit"}, "deit_tiny_distilled_patch16_224", {"act_layer": "gelu"}),
+        ({"model_type": "deit"}, "deit_tiny_patch16_224", {"reg_tokens": 1}),
+        (
+            {"model_type": "deit", "architectures": ["DeiTForImageClassificationWithTeacher"]},
+            "deit_tiny_distilled_patch16_224",
+            {"act_layer": "gelu"},
+        ),
         ({"model_type": "dinov2", "patch_size": 14, "mlp_ratio": 4}, "vit_base_patch14_dinov2", {"patch_size": 14}),
         (
             {"model_type": "dinov2_with_registers", "patch_size": 14, "hidden_size": 384, "num_register_tokens": 4},

@@ -203,6 +203,7 @@ HEADLESS: dict[str, State] = {
         "pooler.dense.weight": torch.ones(48, 48),
         "pooler.dense.bias": torch.ones(48),
     },
+    "a head of the class token and the mean": {**put("backbone.", TRUNK), "head.weight": torch.ones(7, 96)},
     "two of them": {**put("backbone.", TRUNK), **called("fc_a"), **called("fc_b")},
 }
 

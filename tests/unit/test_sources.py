@@ -134,6 +134,22 @@ def test_what_transformers_computes_otherwise(tmp_path: Path) -> None:
     same(found.adapter.model, model)
 
 
+def test_a_distilled_model_of_which_one_head_is_used(tmp_path: Path) -> None:
+    """As DeiTForImageClassification is: its second token takes part in attention and is then left aside."""
+    model = small(reg_tokens=1)
+    folder = of_transformers(tmp_path, model, model_type="deit", architectures=["DeiTForImageClassification"])
+    state = {**model.state_dict(), "dist_token": model.state_dict()["reg_token"]}
+    names = {n.replace("cls_classifier", "classifier"): tensor for n, tensor in vit_names(state, "deit").items()}
+    torch.save(names, folder / "pytorch_model.bin")
+    same(load_model(f"local-dir:{folder}").adapter.model, model)
+
+
+def test_names_for_other_classes_are_no_names(tmp_path: Path) -> None:
+    found = load_model(f"local-dir:{of_timm(tmp_path, small(classes=7))}")
+    assert found.class_names is None
+    assert any("name 4 classes, and there are 7" in remark for remark in found.remarks)
+
+
 def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
     torch.save(timm.create_model("deit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "c.pth")
     found = load_model("deit_t", checkpoint=tmp_path / "c.pth")
@@ -239,6 +255,7 @@ def test_places_of_no_known_kind(name: str) -> None:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    refused(lambda: load_model(str(tmp_path)), f"local-dir:{tmp_path}", kind=ModelError)
     refused(lambda: load_model(f"local-dir:{tmp_path / 'none'}"), "not a folder", kind=ModelError)
     refused(lambda: load_model("deit_t", checkpoint=tmp_path), "no such file", kind=CheckpointError)
 

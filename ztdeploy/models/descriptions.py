@@ -35,7 +35,9 @@ _ACTIVATIONS = {
 #: The models of `transformers` that timm has, by `model_type`; a size's word, and the side of patches, are filled in.
 _ARCHITECTURES = {
     "vit": "vit_{size}_patch{patch}_224",
-    "deit": "deit_{size}_distilled_patch{patch}_224",
+    "vit_mae": "vit_{size}_patch{patch}_224",
+    "vit_msn": "vit_{size}_patch{patch}_224",
+    "deit": "deit_{size}_patch{patch}_224",
     "dinov2": "vit_{size}_patch{patch}_dinov2",
     "dinov2_with_registers": "vit_{size}_patch{patch}_reg4_dinov2",
     "clip_vision_model": "vit_{size}_patch{patch}_clip_224",
@@ -186,6 +188,12 @@ class _Vision(_Said):
     layer_norm_eps: float | None = Field(default=None, gt=0, lt=1)
     use_swiglu_ffn: bool = False
     id2label: dict[str, str] | None = None
+    architectures: list[str] | None = None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether both heads of a distilled model are used."""
+        return "DeiTForImageClassificationWithTeacher" in (self.architectures or ())
 
 
 class _Preprocessor(_Said):
@@ -229,7 +237,7 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
     return Description(
         library="transformers",
         architecture=_architecture(kind, config),
-        geometry=_geometry(config),
+        geometry=_geometry(config) | ({"reg_tokens": 1} if kind == "deit" and not config.distilled else {}),
         arguments={} if config.use_swiglu_ffn else {"act_layer": activation},
         preprocess=said,
         sources={**dict.fromkeys(said, where), **({"image_size": where} if size else {})},
@@ -246,6 +254,8 @@ def _architecture(kind: str, config: _Vision) -> str | None:
         return None
     import timm
 
+    if kind == "deit" and config.distilled:
+        pattern = "deit_{size}_distilled_patch{patch}_224"
     if kind == "clip_vision_model" and config.hidden_act == "quick_gelu":
         pattern = pattern.replace("_clip_", "_clip_quickgelu_")
     size, patch = _SIZES.get(config.hidden_size or 0, "base"), (_pair(config.patch_size) or (16, 16))[0]

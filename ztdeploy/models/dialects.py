@@ -113,12 +113,24 @@ def _of_chunks(state: State) -> State | None:
     return _renamed(state, _CHUNKS) if _any(r"blocks\.\d+\.\d+\.", state) else None
 
 
+def _of_unused_distillation(state: State) -> State | None:
+    """A distilled model of which only the class token's head is used: its second token is a register.
+
+    So does DeiTForImageClassification of `transformers`.
+    """
+    known = _of_transformers(state) or state
+    if not any(name.rpartition(".")[2] == "dist_token" for name in known):
+        return None
+    return {re.sub(r"(^|\.)dist_token$", r"\1reg_token", name): tensor for name, tensor in known.items()}
+
+
 DIALECTS: tuple[Callable[[State], State | None], ...] = (
     _as_it_is,
     _of_transformers,
     _of_mmpretrain,
     _of_torchvision,
     _of_chunks,
+    _of_unused_distillation,
 )
 
 

@@ -66,6 +66,7 @@ class Fit:
     ignored: tuple[str, ...]  #: names of tensors that are not the network's
     head_name: str = ""  #: what the head is called, where that is not what timm calls it
     rivals: tuple[str, ...] = ()  #: what might be the head, where that is more than one
+    wide: int | None = None  #: how many numbers a head takes that is called as the model's, and takes others
     others: tuple[str, ...] = field(default=(), compare=False)  #: where else something fits as well
 
     @property
@@ -79,6 +80,8 @@ class Fit:
     @property
     def head_trouble(self) -> str:
         """Why it has no head, in words; empty where there is none at all."""
+        if self.wide is not None:
+            return f" that fits: its own takes {self.wide} numbers"
         return f", but {_listed(self.rivals)} that might be it" if self.rivals else ""
 
     @property
@@ -220,6 +223,7 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
         ignored=tuple(name for name in rest if name not in taken and not _LEFTOVERS.match(name)),
         head_name=head.name,
         rivals=head.rivals,
+        wide=head.wide,
     )
 
 
@@ -251,6 +255,7 @@ class _Head:
     used: frozenset[str] = frozenset()  #: its names in the table
     name: str = ""  #: what it is called there, where that is not what the model calls it
     rivals: tuple[str, ...] = ()
+    wide: int | None = None
 
 
 def _head(state: State, prefix: str, target: _Target) -> _Head:
@@ -264,7 +269,10 @@ def _head(state: State, prefix: str, target: _Target) -> _Head:
             return _Head(head, frozenset(place + name for name in head))
     names = tuple(name for place in places for name in _classifiers(state, place, prefix, target))
     if len(names) != 1 or len(target.heads) != 1:
-        return _Head(rivals=names)
+        called = [state.get(f"{place}{target.heads[0]}.weight") for place in places]
+        return _Head(
+            rivals=names, wide=next((one.shape[1] for one in called if one is not None and one.dim() == 2), None)
+        )
     linear = _linear(state, names[0], target.width)
     head = {f"{target.heads[0]}.{part}": tensor for part, tensor in linear.items()}
     return _Head(head, frozenset(f"{names[0]}.{part}" for part in linear), names[0])
@@ -299,7 +307,7 @@ def _same(one: Fit, other: Fit) -> bool:
     """Whether two hold the same values, as a file that ties one table to two names does."""
     return all(
         name in other.trunk
-        and not tensor.is_meta  # without values, see `checkpoint.read_tables`
+        and not (tensor.is_meta or other.trunk[name].is_meta)  # without values, see `checkpoint.read_tables`
         and torch.equal(tensor, other.trunk[name])
         for name, tensor in one.trunk.items()
     )

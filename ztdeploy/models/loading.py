@@ -119,6 +119,9 @@ def load_model(
     if source.files and source.kind != "shipped":
         names, nameless = source.class_names(model), bool(names) and class_names is None
         remarks += (_NAMELESS,) if nameless and not names else ()
+        classes = int(getattr(model, "num_classes", 0))
+        if names and class_names is None and len(names) != classes:
+            remarks += (f"the files name {len(names)} classes, and there are {classes}: none is named",)
     if said is not None and said.layer_norm_eps is not None:
         set_epsilon(model, said.layer_norm_eps)
     elif timms_own or (source.files and source.kind != "shipped"):

@@ -84,6 +84,8 @@ def source_of(name: str, checkpoint: Path | None, weights: WeightsSource) -> Sou
     kind, colon, place = name.partition(":")
     if colon:
         return _of_place(kind, place, checkpoint, weights)
+    if "/" in name and Path(name).is_dir():
+        raise ModelError(f"model '{printable(name)}', which is a folder", "a name", f"give --model {LOCAL}:{name}")
     if checkpoint is not None:
         return _of_checkpoint(name, checkpoint)
     entry = CATALOGUE.get(name)
