@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import typer
 from helpers.dialects import vit_names
 from helpers.errors import refused
 from helpers.models import randomised
@@ -18,10 +19,13 @@ from timm.models import save_for_hf
 from torch import nn
 
 import ztdeploy.models.hub
+from ztdeploy.bundle_cache import bundle_key
+from ztdeploy.cli.options import preprocess_options
 from ztdeploy.errors import CheckpointError, ModelError, WeightsUnavailableError, ZtdeployError
 from ztdeploy.models.folders import shards_of
 from ztdeploy.models.loading import load_model
 from ztdeploy.models.sources import folder_word
+from ztdeploy.pipeline import BuildRequest
 from ztdeploy.preprocess_spec import PreprocessOptions
 
 NAME = "vit_tiny_patch16_224"
@@ -175,6 +179,35 @@ def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     refused(lambda: load_model("vit_digits", preprocess=PreprocessOptions(**options)), "mean", kind=ModelError)
+
+
+@pytest.mark.parametrize("text", ["", "a", "0.5,", "0.5;0.5", "nan,1,1", "inf", "1e999", "0.5 0.5 0.5"])
+@pytest.mark.parametrize("option", ["mean", "std"])
+def test_what_is_no_list_of_numbers(text: str, option: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        preprocess_options(**{"mean": None, "std": None, "interpolation": None, "crop_mode": None, option: text})
+
+
+def test_options_as_they_are_typed() -> None:
+    found = preprocess_options("0.5,0,-1", "0.5, 1,2", "bilinear", "squash")
+    assert (found.mean, found.std) == ((0.5, 0.0, -1.0), (0.5, 1.0, 2.0))
+    assert (found.interpolation, found.crop_mode) == ("bilinear", "squash")
+    with pytest.raises(typer.BadParameter):
+        preprocess_options(None, "0.5,0,1", None, None)
+
+
+def test_a_cached_bundle_is_of_these_files(tmp_path: Path) -> None:
+    """What lies in a folder decides the bundle, not what the folder is called."""
+    folder = of_timm(tmp_path, small())
+    keys = []
+    for change in (None, "config.json", "model.safetensors"):
+        if change is not None:
+            (folder / change).write_bytes((folder / change).read_bytes() + b" ")
+        keys += [bundle_key(BuildRequest(f"local-dir:{folder}", ("cpu",), tmp_path / "out"))]
+        keys += [bundle_key(BuildRequest(NAME, ("cpu",), tmp_path / "out", checkpoint=folder))]
+    mean = PreprocessOptions(mean=(0.5,))
+    keys += [bundle_key(BuildRequest(NAME, ("cpu",), tmp_path / "out", checkpoint=folder, preprocess=mean))]
+    assert len(set(keys)) == 7
 
 
 # -------------------- places that hold nothing
