@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from ztdeploy.core.arguments import shown
+from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.errors import ProfileError, ScheduleError, did_you_mean
 from ztdeploy.options import MethodOptions
 from ztdeploy.preprocess_spec import ImageInput
-from ztdeploy.schedule import LayerSpec, PruningSchedule, check_keep_ratio
-from ztdeploy.toml import read_toml
+from ztdeploy.schedule import MOST_BLOCKS, MOST_TOKENS, LayerSpec, PruningSchedule, check_keep_ratio
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Calibration = Literal["min-max", "percentile", "entropy"]
+MOST_IMAGES = 65_536  #: in one batch
 
 
 class _Table(BaseModel):
@@ -31,15 +33,15 @@ class BatchSizes(_Table):
     @field_validator("sizes")
     @classmethod
     def _positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if any(size < 1 for size in sizes):
-            raise ValueError("batch sizes start at 1")
+        if not all(1 <= size <= MOST_IMAGES for size in sizes):
+            raise ValueError(f"batch sizes go from 1 to {MOST_IMAGES}")
         return tuple(sorted(set(sizes)))
 
 
 class TensorRtOptions(_Table):
     """What only TensorRT and TensorRT-RTX need to know."""
 
-    workspace_mib: int = Field(default=1024, ge=16)
+    workspace_mib: int = Field(default=1024, ge=16, le=2**20)
     compute_capabilities: tuple[str, ...] = ()  #: such as "8.7"; empty means the device that builds
 
 
@@ -47,7 +49,7 @@ class Int8Options(_Table):
     """What only precision int8 needs to know; see docs/precision.md for what each costs."""
 
     #: Blocks ahead of this one stay fp32. From behind the first pruning layer on, its choice is that of fp32.
-    from_block: int = Field(default=0, ge=0)
+    from_block: int = Field(default=0, ge=0, le=MOST_BLOCKS)
     #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them: there, 8 become 7.
     weight_bits: Literal[7, 8] = 8
     #: "dynamic": their range is taken while they run, over a whole call. "row": likewise, for each token by itself.
@@ -88,7 +90,7 @@ class HardwareProfile(_Table):
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
     notes: str = ""
     #: ONNX Runtime: blocks of at least so many tokens compute attention in one operator of its own; None: none do.
-    fused_attention_from: int | None = Field(default=None, ge=1)
+    fused_attention_from: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     tensorrt: TensorRtOptions | None = None
     int8: Int8Options | None = None  #: None: the defaults
     #: What `build --precision auto` may ship instead, where it is faster: other profiles, named as for `--profile`.
@@ -173,20 +175,14 @@ def read_profile(name: str) -> HardwareProfile:
                 f"profile '{name}'", "a shipped profile or a .toml file", did_you_mean(name, profile_names())
             )
         path = profile_folder() / f"{name}.toml"
-    try:
-        data = read_toml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProfileError(
-            f"profile '{path}' cannot be read ({error})", "a TOML file", "check the path and syntax"
-        ) from error
-    return parse_profile(data, path)
+    return parse_profile(read_settings(path, what="profile", error=ProfileError, expected="a TOML file"), path)
 
 
 def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
     try:
         return HardwareProfile.model_validate({"name": path.stem, **data})
     except ValidationError as error:
-        found = error.errors()  # a misspelt key that is required counts as missing, too: its own spelling comes first
+        found = errors_of(error)  # a misspelt key that is required counts as missing, too: its own spelling comes first
         first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
@@ -196,7 +192,7 @@ def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
                 "a known key",
                 did_you_mean(str(first["loc"][-1]), known),
             ) from error
-        got = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]})"
+        got = "" if first["type"] == "missing" else f" (got {shown(first['input'])})"
         raise ProfileError(
             f"profile '{path}': {where}: {first['msg']}{got}",
             "a value of the right type and range",

@@ -6,23 +6,24 @@ architecture into a `TokenPlan`: static integers, fixed before anything is trace
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from ztdeploy.core.arguments import number, shown
+from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.errors import ScheduleError, did_you_mean
 from ztdeploy.methods import COHERENCE_OPTIONS, SIMILARITY_OPTIONS, Method, check_options, method_named
 from ztdeploy.methods import DEFAULT_METHOD as DEFAULT_METHOD
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_range, known_values
-from ztdeploy.toml import read_toml
 
+MOST_BLOCKS, MOST_TOKENS = 1000, 10**6  #: of any model; what a file asks for beyond is a mistake
 #: From so many on, the attention matrices of six heads take more than 15 MB.
 MANY_TOKENS = 800
 #: Positions as fractions of the depth: behind blocks 3, 6, 9 of 12.
@@ -75,11 +76,11 @@ class Architecture(_Frozen):
 class LayerSpec(_Frozen):
     """One pruning layer as a person writes it; `block` counts from 1."""
 
-    block: int = Field(ge=1)
+    block: int = Field(ge=1, le=MOST_BLOCKS)
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    drop: int | None = Field(default=None, ge=0)  #: how many tokens go, in place of a keep ratio
+    drop: int | None = Field(default=None, ge=0, le=MOST_TOKENS)  #: how many tokens go, in place of a keep ratio
     similarity_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    similarity_drop: int | None = Field(default=None, ge=0)  #: explicit `r`; overrides the share
+    similarity_drop: int | None = Field(default=None, ge=0, le=MOST_TOKENS)  #: explicit `r`; overrides the share
     iterations: int | None = Field(default=None, ge=1, le=1000)  #: None: by position
 
     @model_validator(mode="after")
@@ -267,13 +268,7 @@ def read_schedule(path: Path) -> PruningSchedule:
     Raises:
         ScheduleError: unreadable, not TOML or JSON, an unknown key, or a value out of range.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else read_toml(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ScheduleError(
-            f"schedule file '{path}' cannot be read ({error})", "a TOML or JSON file", "check the path and syntax"
-        ) from error
+    data = read_settings(path, what="schedule file", error=ScheduleError, expected="a TOML or JSON file")
     return parse_schedule(data, path)
 
 
@@ -283,7 +278,7 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
     try:
         schedule = PruningSchedule.model_validate(data)
     except ValidationError as error:
-        raise _schedule_error(path, error.errors()[0]) from error
+        raise _schedule_error(path, errors_of(error)[0]) from error
     if schedule.keep_ratio not in (None, 1) and not schedule.layers:
         raise ScheduleError(
             f"schedule file '{path}' has a keep_ratio and no [[layer]]",
@@ -293,11 +288,12 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
     return schedule
 
 
-def _schedule_error(path: Path, first: Mapping[str, Any]) -> ScheduleError:
+def _schedule_error(path: Path, first: ErrorDetails) -> ScheduleError:
     """What pydantic found first, in words."""
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["loc"][:1] == ("options",) and len(first["loc"]) > 1:
-        name, value = str(first["loc"][1]), str(first["input"])[:60]
+        name, found = str(first["loc"][1]), first["input"]
+        value = found if isinstance(found, str) else shown(found)
         if name not in MethodOptions.model_fields:
             hint = did_you_mean(name, MethodOptions.model_fields)
             return ScheduleError(f"schedule file '{path}': unknown option '{name}'", "an option that there is", hint)
@@ -309,7 +305,7 @@ def _schedule_error(path: Path, first: Mapping[str, Any]) -> ScheduleError:
             did_you_mean(value, known) if known else f"correct {where}",
         )
     return ScheduleError(
-        f"schedule file '{path}': {where}: {first['msg']} (got {str(first['input'])[:60]})",
+        f"schedule file '{path}': {where}: {first['msg']} (got {shown(first['input'])})",
         "[[layer]] tables with block, keep_ratio or drop, perhaps similarity_share, similarity_drop, iterations;"
         " perhaps [options]",
         f"correct {where}",
@@ -463,7 +459,7 @@ def gmacs(
 
 
 def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
-    """The same for a plan as papers count and PyTorch computes: a layer behind a block lets the whole block run first."""
+    """The same for a plan as papers count and PyTorch computes: a whole block runs before a layer behind it."""
     return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ztdeploy.errors import ScheduleError
+from ztdeploy.errors import InputError, ScheduleError
 from ztdeploy.options import MethodOptions
 from ztdeploy.schedule import (
     Architecture,
@@ -87,7 +87,7 @@ class TestUniformSchedule:
 
     @pytest.mark.parametrize("ratio", ["0.7", None, [0.7]])
     def test_a_ratio_that_is_no_number_is_refused(self, ratio: object) -> None:
-        with pytest.raises(ScheduleError):
+        with pytest.raises(InputError):
             uniform_schedule(ratio, 12)  # type: ignore[arg-type]
 
     def test_names_say_ratio_method_and_preset(self) -> None:

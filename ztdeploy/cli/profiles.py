@@ -61,6 +61,7 @@ def list_schedules(json: JsonFlag = False) -> None:
 def show_profile(
     name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False
 ) -> None:
+    from ztdeploy.core.files import read_text
     from ztdeploy.profile import profile_folder, read_profile
 
     profile = read_profile(name)
@@ -68,7 +69,7 @@ def show_profile(
         print_json(profile.model_dump(mode="json"))
         return
     path = Path(name) if name.endswith(".toml") else profile_folder() / f"{name}.toml"
-    print_lines(path.read_text(encoding="utf-8").rstrip())
+    print_lines(read_text(path).rstrip())
 
 
 @profiles.command("check", help="Validate a profile file of your own.")

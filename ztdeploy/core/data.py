@@ -1,4 +1,4 @@
-"""JSON of unknown origin as data: bounded, and without what JSON cannot mean."""
+"""JSON and TOML of unknown origin as data: bounded before they are parsed, and without what a format cannot mean."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ztdeploy.core.arguments import shown
 from ztdeploy.core.files import TEXT_LIMIT, read_text
 from ztdeploy.errors import InputError, ZtdeployError
+from ztdeploy.toml import read_toml
+
+#: Bytes of a file of settings; real ones have one or two kilobytes.
+SETTINGS_LIMIT = 128 * 2**10
+#: Values of one JSON text; a sweep's report has some ten thousand.
+_MOST_VALUES = 2_000_000
+#: Dots in one line of TOML: the parser's time grows with the square of the parts of a dotted key.
+_MOST_DOTS = 200
+#: Errors of one validation that are looked at.
+_MOST_ERRORS = 1000
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str) -> Any:
     """Plain data: no NaN and no infinity, no key twice in one object, nothing nested without end.
 
     Raises:
         ValueError: it is something else; says what in a few words.
     """
+    if text.count(",") > _MOST_VALUES:
+        raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
     try:
         return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_table)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except UnicodeDecodeError as error:  # says all bytes that it was given
-        raise ValueError(f"it is not text in UTF-8 (byte {error.start})") from error
 
 
 def read_json(
@@ -47,6 +61,33 @@ def read_json(
         raise error(f"{what} '{path}' cannot be read ({wrong})", expected, fix) from wrong
 
 
+def read_settings(
+    path: Path, *, what: str, error: type[ZtdeployError], expected: str, fix: str = "check the path and syntax"
+) -> Any:
+    """What a file of settings says: JSON by its suffix, else TOML, which is a table.
+
+    Raises:
+        ZtdeployError: of the kind given, if it cannot be read or is neither.
+    """
+    if path.suffix == ".json":
+        return read_json(path, SETTINGS_LIMIT, what=what, error=error, expected=expected, fix=fix)
+    text = read_text(path, SETTINGS_LIMIT, what=what, error=error, expected=expected, fix=fix)
+    try:
+        if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+            raise ValueError(f"a line with more than {_MOST_DOTS} dots")
+        return read_toml(text)
+    except ValueError as wrong:
+        raise error(f"{what} '{path}' cannot be read ({wrong})", expected, fix) from wrong
+
+
+def errors_of(error: ValidationError) -> list[ErrorDetails]:
+    """What is wrong with data. Of very many errors, one that says so: each takes memory."""
+    if error.error_count() > _MOST_ERRORS:
+        count = f"{error.error_count():,} values are wrong"
+        return [ErrorDetails(type="too_many", loc=(), msg=count, input=None)]
+    return error.errors(include_url=False)
+
+
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
@@ -62,5 +103,5 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         counted = Counter(name for name, _ in pairs)
-        raise ValueError(f"'{counted.most_common(1)[0][0][:60]}' stands there twice")
+        raise ValueError(f"{shown(counted.most_common(1)[0][0])} stands there twice")
     return table

@@ -153,7 +153,9 @@ def read_text(
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
         raise error(
-            f"{what} '{path}' is not text in UTF-8 (byte {wrong.start})", expected or "text in UTF-8", fix
+            f"{what} '{path}' cannot be read: it is not text in UTF-8 (byte {wrong.start})",
+            expected or "text in UTF-8",
+            fix,
         ) from wrong
 
 

@@ -6,13 +6,12 @@ null that its reader refuses.
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ztdeploy.core.data import parse_json
 from ztdeploy.core.text import finite, json_text
 from ztdeploy.errors import ParityError
 
@@ -46,17 +45,10 @@ def from_json(model: type[_Record], text: str | bytes) -> _Record:
         ValidationError: no JSON, or another record.
     """
     try:
-        data = json.loads(text, parse_constant=_number, parse_float=_number)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text if isinstance(text, str) else text.decode())
+    except ValueError as error:
         problem = PydanticCustomError("json_invalid", "Invalid JSON: {error}", {"error": str(error)})
         raise ValidationError.from_exception_data(
             model.__name__, [InitErrorDetails(type=problem, loc=(), input=None)]
         ) from error
     return model.model_validate(data)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number that a record can hold")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ztdeploy.core.files import TEXT_LIMIT, disk_errors, is_there, read_bytes, write
+from ztdeploy.core.files import disk_errors, is_there, read_bytes, write
 from ztdeploy.core.folders import check_file_writable
 from ztdeploy.errors import InputError, OutputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
@@ -22,6 +22,7 @@ from ztdeploy.version import __version__
 
 _INTERVAL = "95 % interval"
 _WRITTEN = "Written by ztdeploy"
+_LARGEST = 2**30  #: bytes of a page
 
 
 def write_eval_page(report: EvalReport, out: Path) -> None:
@@ -44,7 +45,7 @@ def check_page_path(out: Path) -> None:
     if folder:
         raise OutputError(f"'{out}' is a folder", "a file's path", "give --page FILE.html")
     try:
-        ours = not there or _WRITTEN.encode() in read_bytes(out, TEXT_LIMIT)
+        ours = not there or _WRITTEN.encode() in read_bytes(out, _LARGEST)
     except InputError:
         ours = False
     if not ours:

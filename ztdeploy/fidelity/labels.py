@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ztdeploy.core.arguments import MOST_CLASSES, shown
+from ztdeploy.core.data import read_json
 from ztdeploy.errors import ImageError
 
 
@@ -26,21 +27,26 @@ def read_labels(path: Path) -> list[LabelledImage]:
         ImageError: not such a list, or a file name that leaves the folder.
     """
     folder = path.parent / "images"
+    expected = "objects with file and indices"
+    entries = read_json(path, what="list of labels", error=ImageError, expected=expected, fix="correct the file")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
         images = [
-            LabelledImage(folder / str(e["file"]), frozenset(map(int, e.get("indices", e.get("imagenet_indices")))))
+            LabelledImage(folder / str(e["file"]), frozenset(map(_index, e.get("indices", e.get("imagenet_indices")))))
             for e in entries
         ]
         if not images:
             raise ValueError("no images")
         for image in images:
             image.path.resolve()  # refuses what cannot be a file name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ImageError(
-            f"'{path}' is no list of labels ({error})", "objects with file and indices", "correct the file"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ImageError(f"'{path}' is no list of labels ({error})", expected, "correct the file") from error
     for image in images:
         if not image.path.resolve().is_relative_to(folder.resolve()):
             raise ImageError(f"'{image.path}' leaves the image folder", "file names inside it", "correct the file")
     return images
+
+
+def _index(value: object) -> int:
+    if not isinstance(value, int) or abs(value) > MOST_CLASSES:
+        raise ValueError(f"{shown(value)} is no index of a class")
+    return value

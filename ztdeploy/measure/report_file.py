@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ztdeploy.core.files import disk_errors, is_there, read_text
+from ztdeploy.core.arguments import shown
+from ztdeploy.core.data import errors_of, read_json
+from ztdeploy.core.files import disk_errors, is_there
 from ztdeploy.core.folders import check_file_writable
 from ztdeploy.core.text import printable
 from ztdeploy.errors import InputError, OutputError
 
-#: Every raw sample of a long sweep takes some megabytes.
-_LIMIT = 2**30
 _Report = TypeVar("_Report", bound=BaseModel)
 
 
@@ -27,10 +26,7 @@ def load_report(path: Path, expected: str) -> Any:
     Raises:
         InputError: there is no such file, or it is no JSON.
     """
-    try:
-        return json.loads(read_text(path, _LIMIT, what="report", expected=expected))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"report '{path}' cannot be read ({error})", expected, "check the path") from error
+    return read_json(path, what="report", expected=expected)
 
 
 def kind_of(data: Any) -> str | None:
@@ -59,16 +55,17 @@ def parse_report(data: Any, path: Path, what: str, version: int, model: type[_Re
     """
     if data.get("schema_version") != version:
         raise InputError(
-            f"{what} '{path}' has schema version {data.get('schema_version')}",
+            f"{what} '{path}' has schema version {shown(data.get('schema_version'))}",
             f"version {version}",
             "measure again with this ztdeploy, or install the one that wrote it",
         )
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        first = errors_of(error)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top"
         raise InputError(
-            f"{what} '{path}' is damaged at {where}: {error.errors()[0]['msg']}", "a report as written", "measure again"
+            f"{what} '{path}' is damaged at {where}: {first['msg']}", "a report as written", "measure again"
         ) from error
 
 

@@ -223,7 +223,7 @@ def _safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(_MOST_HEADER, size_of(file) - 8):
         raise ValueError("its header is longer than the file, or than any network's")
-    header = parse_json(file.read(length))
+    header = parse_json(file.read(length).decode())
     start, size = 8 + length, size_of(file)
     try:
         tensors = {name: _described(entry, start, size) for name, entry in header.items() if name != "__metadata__"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ztdeploy.core.data import read_json
+from ztdeploy.core.files import read_text
 from ztdeploy.core.text import printable
 from ztdeploy.errors import InputError
 
@@ -30,16 +32,12 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     Raises:
         InputError: it cannot be read, or names another number of classes.
     """
-    try:
-        if path == IMAGENET and not path.exists():
-            names = imagenet_names()
-        else:
-            text = path.read_text(encoding="utf-8")
-            names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"class names '{path}' cannot be read ({error})", "a name a line, or a JSON list", "correct the file"
-        ) from error
+    if path == IMAGENET and not path.exists():
+        names = imagenet_names()
+    else:
+        reading = partial(read_json if path.suffix == ".json" else read_text, path, what="class names")
+        found = reading(expected="a name a line, or a JSON list", fix="correct the file")
+        names = _from_json(found, path) if path.suffix == ".json" else found.splitlines()
     cleaned = tuple(printable(name).strip() for name in names)
     if len(cleaned) != classes or not all(cleaned):
         raise InputError(
@@ -50,10 +48,14 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     return cleaned
 
 
-def _from_json(data: Any) -> list[str]:
-    if isinstance(data, dict):
-        table = data.get("id2label", data)
-        data = [table[str(index)] for index in range(len(table))]
-    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
-        raise ValueError("neither a list of names nor a table of them")
-    return data
+def _from_json(data: Any, path: Path) -> list[str]:
+    table = data.get("id2label", data) if isinstance(data, dict) else data
+    if isinstance(table, dict):
+        table = [table.get(str(index)) for index in range(len(table))]
+    if not isinstance(table, list) or not all(isinstance(name, str) for name in table):
+        raise InputError(
+            f"class names '{path}' cannot be read (neither a list of names nor a table of them)",
+            "a name a line, or a JSON list",
+            "correct the file",
+        )
+    return table

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from ztdeploy.core.text import printable
+from ztdeploy.core.arguments import shown
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.models.loading import LoadedModel
@@ -46,7 +46,7 @@ def check_same(found: object, wanted: dict[str, Any], study: str) -> None:
         raise InputError(f"study '{study}' is none of 'ztdeploy tune'", "a study of its own", "give another --study")
     for name, value in wanted.items():
         if found.get(name) != value:
-            there, here = (printable(str(one))[:60] for one in (found.get(name), value))
+            there, here = (shown(one) for one in (found.get(name), value))
             raise InputError(
                 f"study '{study}' was made for other {name}: {there}, not {here}",
                 "the study of the same search",

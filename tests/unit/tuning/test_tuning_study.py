@@ -145,7 +145,7 @@ def test_a_study_of_something_else() -> None:
     wanted = {"model": "deit", "seed": 0}
     check_same({"model": "deit", "seed": 0}, wanted, "tune")
     other = {"model": "vit", "seed": 0}
-    refused(lambda: check_same(other, wanted, "tune"), "made for other model: vit, not deit", kind=InputError)
+    refused(lambda: check_same(other, wanted, "tune"), "made for other model: 'vit', not 'deit'", kind=InputError)
     refused(lambda: check_same(None, wanted, "tune"), "none of 'ztdeploy tune'", kind=InputError)
 
 
