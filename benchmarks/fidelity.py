@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
 from ztdeploy.equal_cost import at_cost, share_of_dense
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
 from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
 from ztdeploy.measure.statistics import CONFIDENCE, Interval
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.preprocess import normalise
 from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
@@ -109,7 +109,7 @@ def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Ar
 
 def table(rows: dict[str, Row], dense: Array, photographs: list[LabelledImage]) -> str:
     """Markdown, the smallest divergence first."""
-    divergences = {method: kl_divergences(dense, row.logits) for method, row in rows.items()}
+    divergences = {method: divergences(dense, row.logits) for method, row in rows.items()}
     lines = [
         "| method | keep ratio | GMACs | KL from dense (nats) | KL / KL of ToMe | same top class as dense | right |",
         "| --- | ---: | ---: | --- | --- | --- | ---: |",

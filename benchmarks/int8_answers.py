@@ -25,13 +25,13 @@ from PIL import Image, ImageOps
 from benchmarks.halves import CHECKPOINT, CROP_PCT, real_data, write_data
 from benchmarks.machine import describe_machine
 from ztdeploy.bundle import Bundle
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import read_labels
 from ztdeploy.fidelity.scoring import hits, share
 from ztdeploy.gate import Gate
 from ztdeploy.manifest import GateLimits
 from ztdeploy.pipeline import BuildRequest, build
 from ztdeploy.profile import schedule_path
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.runtime.images import read_image
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import load
@@ -106,7 +106,7 @@ def row(integers: NDArray[np.float32], single: NDArray[np.float32], accepted: li
     same = share(integers.argmax(-1) == single.argmax(-1))
     right = [int(hits(one.argmax(-1)[:, None].astype(np.int32), accepted).sum()) for one in (integers, single)]
     low, high = 100 * same.interval.low, 100 * same.interval.high
-    divergence = kl_divergences(single, integers).mean()
+    divergence = divergences(single, integers).mean()
     return f"{100 * same.value:.1f} ({low:.1f} to {high:.1f}) | {divergence:.4f} | {right[0]} | {right[1]}"
 
 

@@ -297,6 +297,8 @@ class Assembly:
                 family=self.model.adapter.family,
                 architecture=self.model.adapter.architecture,
                 output=self.model.output,
+                activation=self.model.activation,
+                activation_source=self.model.activation_source,
             ),
             weights=weights,
             text_head=self.model.text_head,

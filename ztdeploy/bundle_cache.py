@@ -108,6 +108,7 @@ def bundle_key(request: BuildRequest) -> str:
         preprocess=request.preprocess.model_dump(mode="json"),
         class_names=None if request.class_names is None else _file_key(request.class_names),
         output=request.output,
+        activation=request.activation,
         batch=request.batch,
         methods=request.methods,
         keep_ratios=request.keep_ratios,

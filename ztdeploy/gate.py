@@ -21,7 +21,7 @@ from ztdeploy.fidelity.evaluate import evaluate_bundle
 from ztdeploy.fidelity.judgement import judge
 from ztdeploy.fidelity.record import recorded
 from ztdeploy.manifest import GateLimits, GateRecord, Manifest, VariantRecord
-from ztdeploy.preprocess_spec import NOUNS, Output
+from ztdeploy.preprocess_spec import NOUNS, Activation, Output
 from ztdeploy.profile import HardwareProfile
 
 Progress = Callable[[str, int, int], None]
@@ -45,6 +45,8 @@ def check_gate(
     class_names: Sequence[str] | None,
     classes: int,
     output: Output = "logits",
+    activation: Activation = "softmax",
+    *,
     channels: int = 3,
 ) -> EvalData:
     """Fail before anything is traced where no engine could be judged in the end.
@@ -55,7 +57,8 @@ def check_gate(
         InputError: a limit on top-1, but no labels; or one that says nothing of what the model gives.
     """
     _check_limits(gate.limits, output)
-    data = read_data(gate.data, class_names, classes if output == "logits" else None, channels)
+    _check_meaning(gate.limits, classes, output, activation)
+    data = read_data(gate.data, class_names, classes if output == "logits" and classes > 1 else None, channels)
     if gate.limits.max_drop is not None and not data.labelled:
         raise InputError(
             f"--max-drop with '{gate.data}', which has no labels",
@@ -88,6 +91,23 @@ def _check_limits(limits: GateLimits, output: Output) -> None:
                 f"a limit on {'answers' if output == 'logits' else 'their cosine'}: {', '.join(own)}",
                 f"leave {option} out",
             )
+
+
+def _check_meaning(limits: GateLimits, outputs: int, output: Output, activation: Activation) -> None:
+    """
+    Raises:
+        InputError: a limit on answers where there are none.
+    """
+    if output == "logits" and activation == "none" and limits != GateLimits():
+        raise InputError(
+            "a limit with --activation none, whose values are no answers", "no limit", "leave limits on --calib out"
+        )
+    if output == "logits" and outputs == 1 and limits.max_drop is not None:
+        raise InputError(
+            f"--max-drop {limits.max_drop:g} for a model with one output, which has no top-1",
+            "a limit on agreement or KL",
+            "use --min-agreement or --max-kl",
+        )
 
 
 def apply_gate(

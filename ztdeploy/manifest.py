@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ztdeploy.errors import ZtdeployError
-from ztdeploy.preprocess_spec import ImageInput, Output, PreprocessSpec, given
+from ztdeploy.preprocess_spec import Activation, ImageInput, Output, PreprocessSpec, given
 from ztdeploy.profile import HardwareProfile, Precision
 from ztdeploy.schedule import Architecture, PruningSchedule, TokenPlan
 
@@ -49,6 +49,8 @@ class ModelRecord(_Record):
     family: str
     architecture: Architecture
     output: Output = "logits"
+    activation: Activation = "softmax"  #: of logits
+    activation_source: str = "default"  #: where that is known from, in words
 
     @property
     def gives(self) -> Output:

@@ -197,4 +197,6 @@ def prove(
     name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
     blocks = [layer.block for layer in variant.plan.layers]
     parity = compare(name, blocks, actual, reference, precision, graph=graph)
-    return parity, measure_drift(name, blocks, actual, own, runner.bundle.manifest.model.gives) if with_drift else None
+    model = runner.bundle.manifest.model
+    drift = measure_drift(name, blocks, actual, own, model.gives, model.activation) if with_drift else None
+    return parity, drift

@@ -15,7 +15,7 @@ from ztdeploy.errors import ScheduleError, ZtdeployError
 from ztdeploy.faults import StepError, step_of, without
 from ztdeploy.finalize import finalize_bundle
 from ztdeploy.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
-from ztdeploy.preprocess_spec import Output, PreprocessOptions
+from ztdeploy.preprocess_spec import Activation, Output, PreprocessOptions
 from ztdeploy.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.schedule import (
     DEFAULT_METHOD,
@@ -54,6 +54,7 @@ class BuildRequest:
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)  #: what else of it shall differ
     class_names: Path | None = None  #: a file that names the classes of a head of one's own
     output: Output = "logits"
+    activation: Activation | None = None  #: of logits; None: what the head suggests, see `models.activation`
     text_head: Path | None = None  #: a file of text embeddings that make a tower's embedding into logits
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
@@ -102,6 +103,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         class_names=request.class_names,
         output=request.output,
         text_head=request.text_head,
+        activation=request.activation,
     )
     left = _left(profiles, failed)
     schedules_of(request, left, model)  # wrong ones are known before anything is looked at
@@ -111,7 +113,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     if request.gate is not None:
         classes = model.adapter.architecture.num_classes
         channels = model.preprocess.channels
-        data = check_gate(request.gate, left, model.class_names, classes, model.output, channels)
+        given = model.output, model.activation
+        data = check_gate(request.gate, left, model.class_names, classes, *given, channels=channels)
         progress("looking at calibration images", 0, 1)
         evidence, unfit = _look_at(data, model, schedules_of(request, left, model), left)
         failed |= unfit
@@ -190,7 +193,7 @@ class _Work:
             if profile not in work.buildable and why_not_build(profile) is None:
                 with step_of(profile.name):
                     finalize_bundle(folder, progress, profile=profile.name)
-        if request.gate is not None:
+        if request.gate is not None and self.model.activation != "none":
             (self.judge or apply_gate)(folder, request.gate, progress)
 
 

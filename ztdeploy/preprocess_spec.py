@@ -24,6 +24,10 @@ Output = Literal["logits", "embedding", "features"]
 NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features"}
 
 
+#: What a head's numbers mean, see `runtime.activation`.
+Activation = Literal["softmax", "sigmoid", "none"]
+
+
 def given(output: Output, classes: int) -> Output:
     """What a model gives that was asked for an output: without classes, logits are its embedding."""
     return "embedding" if output == "logits" and not classes else output
@@ -100,6 +104,7 @@ class PreprocessOptions(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    bit_depth: int | None = Field(default=None, ge=9, le=16)  #: see `PreprocessSpec`
 
 
 class PreprocessSpec(BaseModel):
@@ -113,7 +118,6 @@ class PreprocessSpec(BaseModel):
     crop_mode: Literal["center", "squash"] = "center"
     mean: tuple[float, ...] = Field(min_length=1, max_length=MOST_CHANNELS)  #: per channel, of values from 0 to 1
     std: tuple[_Positive, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
-
     #: How many bits hold the values of images that have more than 8 per pixel; None: all that there are.
     bit_depth: int | None = Field(default=None, ge=9, le=16)
 

@@ -31,6 +31,7 @@ from ztdeploy.models.beit import BeitAdapter
 from ztdeploy.models.eva import EvaAdapter
 from ztdeploy.models.refusals import REFUSED
 from ztdeploy.models.vit import VitAdapter
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions
 from ztdeploy.pruning.layer import Choice
 from ztdeploy.pruning.pruned_model import PrunedModel
@@ -173,7 +174,7 @@ def layers_of(name: str) -> PruningSchedule:
 @cache
 def graph_of(name: str) -> ir.Model:
     facts = MEMBERS[name]
-    size = PREPROCESS.model_copy(update={"image_size": facts.image_size, "resize": facts.image_size})
+    size = PREPROCESS.model_copy(update=dict.fromkeys(("image_size", "resize"), ImageSize.of(facts.image_size)))
     with PrunedModel(adapter_of(name, **short(name)), layers_of(name)) as pruned:
         return export_onnx(pruned, size, GraphSpec(20, "float32", None))
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ztdeploy.export import GraphSpec, export_onnx
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.runner import load
 from ztdeploy.schedule import LayerSpec, PruningSchedule, uniform_schedule
@@ -118,7 +119,7 @@ def test_a_merged_token_has_the_features_of_what_it_was_merged_into() -> None:
 
 def test_a_graph_gives_the_same_features() -> None:
     name = "vit_small_patch16_dinov3"
-    size = PREPROCESS.model_copy(update={"image_size": 80, "resize": 80})
+    size = PREPROCESS.model_copy(update=dict.fromkeys(("image_size", "resize"), ImageSize.of(80)))
     with PrunedModel(giving(name, "features"), schedule("zero-tprune", 1, 2)) as pruned:
         model = export_onnx(pruned, size, GraphSpec(20, "float32", None))
     data = ir.serde.serialize_model(model).SerializeToString()

@@ -16,13 +16,15 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ztdeploy.errors import CheckpointError
+from ztdeploy.bundle import read_bundle
+from ztdeploy.errors import CheckpointError, InputError
 from ztdeploy.fidelity.evaluate import evaluate
 from ztdeploy.fidelity.show import show_bundle
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.pipeline import BuildRequest, build
 from ztdeploy.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.runtime.images import read_bands
 from ztdeploy.runtime.preprocess import normalise, resize_and_crop
 from ztdeploy.runtime.runner import load
@@ -177,3 +179,75 @@ def test_from_build_to_show(name: str, tmp_path: Path) -> None:
     assert tall == wide >= 4
     report = evaluate(bundle.root, data)
     assert report.data.images == 1
+
+
+@pytest.mark.parametrize(
+    ("outputs", "asked", "activation", "source"),
+    [
+        (5, None, "softmax", "default"),
+        (5, "sigmoid", "sigmoid", "--activation"),
+        (5, "none", "none", "--activation"),
+        (1, None, "sigmoid", "one output"),
+        (1, "none", "none", "--activation"),
+    ],
+)
+def test_what_a_heads_numbers_mean(outputs: int, asked: Any, activation: str, source: str, tmp_path: Path) -> None:
+    path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
+    found = load_model(NAME, checkpoint=path, activation=asked)
+    assert (found.activation, source in found.activation_source) == (activation, True)
+    assert any("one output" in remark for remark in found.remarks) == (outputs == 1 and asked is None)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "output", "asked", "words"),
+    [
+        (1, "logits", "softmax", ["one output", "--activation sigmoid"]),
+        (5, "embedding", "sigmoid", ["without a head", "leave --activation out"]),
+    ],
+)
+def test_an_activation_that_says_nothing_is_refused(
+    outputs: int, output: Any, asked: Any, words: list[str], tmp_path: Path
+) -> None:
+    path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
+    refused(lambda: load_model(NAME, checkpoint=path, activation=asked, output=output), *words, kind=InputError)
+
+
+@pytest.mark.parametrize(("outputs", "activation"), [(1, "sigmoid"), (5, "sigmoid"), (1, "none")])
+def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_path: Path) -> None:
+    """From the manifest to `run`, `show` and `eval`."""
+    path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
+    request = BuildRequest(
+        NAME, ("cpu",), tmp_path / "bundle", keep_ratios=(0.6,), checkpoint=path, activation=activation
+    )
+    bundle = build(request)
+    assert read_bundle(bundle.root).manifest.model.activation == activation
+    photos = [folder / "one" for folder in (tmp_path / "data" / "0", tmp_path / "data" / "1")]
+    for photo in photos:
+        photo.parent.mkdir(parents=True)
+    photos = [picture(bundle.manifest.preprocess, photo) for photo in photos]
+    with load(bundle.root) as runner:
+        (found,) = runner(photos[0])
+        chances = None if activation == "none" else 1 / (1 + np.exp(-found.logits.astype(float)))
+        assert [label.value for label in found.labels] == sorted(found.logits.tolist(), reverse=True)
+        for label in found.labels:
+            assert label.probability == (None if chances is None else pytest.approx(chances[label.index]))
+        if chances is None:
+            refused(lambda: runner(photos[0], threshold=0.5), "no probabilities", kind=InputError)
+        else:
+            likely = runner(photos[0], threshold=0.5)[0].labels
+            assert {label.index for label in likely} == set(np.flatnonzero(chances >= 0.5))
+    (shown,) = show_bundle(bundle.root, photos[:1], tmp_path / "shown")
+    assert "100 %" not in (tmp_path / "shown" / "show.html").read_text()
+    assert (shown.dense_labels[0].probability is None) == (chances is None)
+    if activation == "none":
+        refused(lambda: evaluate(bundle.root, tmp_path / "data"), "no probabilities", kind=InputError)
+        return
+    report = evaluate(bundle.root, tmp_path / "data")
+    assert report.data.labelled == (outputs > 1)
+    assert report.activation == "sigmoid"
+    with load(bundle.root, variant="dense") as dense, load(bundle.root, keep_ratio=0.6) as pruned:
+        both = [np.stack([one.logits for one in runner(photos)]) for runner in (dense, pruned)]
+    against = report.variants[1].against_dense
+    assert against is not None
+    assert against.kl.value == pytest.approx(divergences(*both, "sigmoid").mean())
+    assert against.agreement.value == ((both[0] > 0) == (both[1] > 0)).all(-1).mean()

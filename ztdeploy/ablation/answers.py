@@ -14,10 +14,10 @@ from torch import Tensor
 from ztdeploy.ablation.ranking import overlaps, rank_correlations, rankings
 from ztdeploy.ablation.topics import Row
 from ztdeploy.errors import ParityError
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.prefix_cache import DensePrefix, first_block
 from ztdeploy.pruning.layer import Choice
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.schedule import LayerPlan, plan
 
 
@@ -71,7 +71,7 @@ def answer(
     for position, row in enumerate(rows):
         logits = prefix.output(row.schedule, _random_choices(adapter, row, first_image, len(images), seed)).numpy()
         _check_numbers(logits, f"'{row.label}'")
-        best[position], kl[position] = logits.argmax(-1), kl_divergences(dense, logits)
+        best[position], kl[position] = logits.argmax(-1), divergences(dense, logits)
     empty = np.zeros((0, 0, len(images)))
     overlap, correlation = (empty, empty) if kept is None else _rankings(adapter, given, kept)
     return Part(dense.argmax(-1).astype(np.int32), best, kl, overlap, correlation)

@@ -24,6 +24,7 @@ from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.fidelity.scoring import hits, share
 from ztdeploy.measure.environment import Machine, installed_versions, read_machine, usable_cores
 from ztdeploy.measure.pace import Pace
+from ztdeploy.models.activation import check_classifies
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.runtime.preprocess import normalise
 from ztdeploy.schedule import Architecture, default_schedule, gmacs
@@ -62,6 +63,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
     architecture = model.adapter.architecture
     if not architecture.num_classes:
         raise InputError(f"model '{request.model}' has no classifier", "a model that names classes", "choose another")
+    check_classifies(model)
     data = read_data(request.data, model.class_names, architecture.num_classes, model.preprocess.channels)
     chosen = limited(data, request.limit, request.seed)
     target = _share(request, architecture)

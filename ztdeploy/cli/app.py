@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from ztdeploy.cli.output import fail, say
+from ztdeploy.cli.output import fail, say, warn
 from ztdeploy.cli.streams import StreamError, silence
 from ztdeploy.core.files import system_error
-from ztdeploy.errors import ZtdeployError
+from ztdeploy.errors import ImageWarning, ZtdeployError
 from ztdeploy.version import __version__
 
 EXIT_CODES = (
@@ -23,6 +25,7 @@ EXIT_CODES = (
     "8 pruning costs too much accuracy, 9 some profiles were not built, 130 interrupted."
 )
 
+_MOST_IMAGE_WARNINGS = 3
 #: Options that name one thing which a verb works on. Of two, the first would be dropped without a word.
 _NAMING = {"against", "bundle", "calib", "checkpoint", "class_names", "data", "model", "out", "output", "precision"}
 _NAMING |= {"preset", "profile", "schedule", "text_head", "variant", "weights"}
@@ -97,6 +100,31 @@ for _verb in VERBS:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    with _image_warnings_as_ours():
+        return _run(arguments)
+
+
+@contextmanager
+def _image_warnings_as_ours() -> Iterator[None]:
+    """Show what is odd about images as all else that is said; of a folder full of such images, the first few."""
+    shown, others = list[str](), warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, ImageWarning):
+            others(message, category, *place, **more)
+        elif len(shown) <= _MOST_IMAGE_WARNINGS:
+            shown.append(str(message))
+            last = len(shown) > _MOST_IMAGE_WARNINGS
+            warn("more images are like that; they are not named" if last else str(message))
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
         sys.stdout.flush()

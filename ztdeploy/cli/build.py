@@ -53,6 +53,10 @@ def build(
         Path | None, typer.Option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
     ] = None,
     output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
+    activation: Annotated[
+        str | None,
+        typer.Option(help="What logits mean: 'softmax', 'sigmoid' or 'none'. (default: softmax; one output: sigmoid)"),
+    ] = None,
     text_head: Annotated[
         Path | None,
         typer.Option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
@@ -69,6 +73,10 @@ def build(
     std: StdOption = None,
     interpolation: InterpolationOption = None,
     crop_mode: CropModeOption = None,
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(min=9, max=16, help="Bits that values of 16-bit images have, such as 12. (default: 16)"),
+    ] = None,
     calib: Annotated[
         Path | None,
         typer.Option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
@@ -91,6 +99,8 @@ def build(
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     if output not in ("logits", "embedding", "features"):
         raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
+    if activation not in (None, "softmax", "sigmoid", "none"):
+        raise typer.BadParameter(f"'{activation}' is not 'softmax', 'sigmoid' or 'none'", param_hint="--activation")
     if text_head is not None and output != "logits":
         raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
@@ -113,9 +123,10 @@ def build(
         image_size=parse_image_size(image_size),
         batch=batch,
         crop_pct=crop_pct,
-        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
+        preprocess=preprocess_options(mean, std, interpolation, crop_mode, bit_depth),
         class_names=class_names,
         output=cast(Literal["logits", "embedding", "features"], output),
+        activation=cast(Literal["softmax", "sigmoid", "none"] | None, activation),
         text_head=text_head,
         gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
 #: Images with the highest divergence that are shown per variant; the report has more.
 _WORST, _UNREADABLE = 3, 5
+_OF_SIGMOID = "same answer: the same outputs above 50 %; KL: mean over outputs of that between two chances"
 
 
 def register(app: typer.Typer) -> None:
@@ -154,16 +155,19 @@ def _show_against_dense(report: EvalReport) -> None:
         f"Against the dense engine, on {report.data.images} images",
         [("variant", "left"), *((heading, "right") for heading in headings)],
         rows,
+        caption=_OF_SIGMOID if report.activation == "sigmoid" else "",
     )
 
 
 def _show_worst(report: EvalReport) -> None:
+    from ztdeploy.runtime.postprocess import chance
+
     rows = [
         (
             score.variant if place == 0 else "",
             f"{one.kl:.3g}",
-            f"{one.dense.name} ({100 * one.dense.probability:.0f} %)",
-            f"{one.variant.name} ({100 * one.variant.probability:.0f} %)",
+            f"{one.dense.name} ({chance(one.dense.probability, None, 0)})",
+            f"{one.variant.name} ({chance(one.variant.probability, None, 0)})",
             one.image,
         )
         for score in report.variants

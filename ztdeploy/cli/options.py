@@ -61,7 +61,11 @@ CropModeOption = Annotated[
 
 
 def preprocess_options(
-    mean: str | None, std: str | None, interpolation: str | None, crop_mode: str | None
+    mean: str | None,
+    std: str | None,
+    interpolation: str | None,
+    crop_mode: str | None,
+    bit_depth: int | None = None,
 ) -> PreprocessOptions:
     """
     Raises:
@@ -75,6 +79,7 @@ def preprocess_options(
             "std": _numbers(std, "--std"),
             "interpolation": interpolation,
             "crop_mode": crop_mode,
+            "bit_depth": bit_depth,
         }
     )
 

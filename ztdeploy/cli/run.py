@@ -29,9 +29,13 @@ def run(
     profile: ProfileOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. (default: what the process may use)")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least probability to show. (default: any)")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.preprocess_spec import NOUNS
+    from ztdeploy.runtime.postprocess import chance
     from ztdeploy.runtime.runner import load
 
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
@@ -44,18 +48,15 @@ def run(
         with progress_bar(not json and len(images) > _CHUNK) as progress:
             for start in range(0, len(images), _CHUNK):
                 progress("classifying", start, len(images))
-                predictions += runner(images[start : start + _CHUNK], top=top)
-        chosen = runner.variant
+                predictions += runner(images[start : start + _CHUNK], top=top, threshold=threshold)
+        chosen, activation = runner.variant, runner.bundle.manifest.model.activation
     if json:
         print_json(
             [
                 {
                     "image": str(image),
                     "variant": chosen.name,
-                    "labels": [
-                        {"index": label.index, "name": label.name, "probability": round(label.probability, 6)}
-                        for label in p.labels
-                    ],
+                    "labels": [label.plain for label in p.labels],
                     "kept_patches": [len(layer) for layer in p.kept],
                 }
                 for image, p in zip(images, predictions, strict=True)
@@ -65,10 +66,11 @@ def run(
     rows = []
     for image, prediction in zip(images, predictions, strict=True):
         for rank, label in enumerate(prediction.labels):
-            rows.append((image.name if rank == 0 else "", label.name, f"{100 * label.probability:.1f} %"))
+            rows.append((image.name if rank == 0 else "", label.name, chance(label.probability, label.value)))
+    heading = "value" if activation == "none" else "probability"
     tokens = chosen.plan.tokens_per_block
     table(
         f"{bundle.resolve().name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
-        [("image", "left"), ("class", "left"), ("probability", "right")],
+        [("image", "left"), ("class", "left"), (heading, "right")],
         rows,
     )

@@ -114,8 +114,10 @@ def _gone(seen: Seen) -> str:
 
 
 def _labels(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
-    return [{"index": one.index, "name": one.name, "probability": round(one.probability, 6)} for one in labels]
+    return [one.plain for one in labels]
 
 
 def _best(labels: tuple[Label, ...]) -> str:
-    return f"{labels[0].name} ({100 * labels[0].probability:.0f} %)" if labels else "-"
+    from ztdeploy.runtime.postprocess import chance
+
+    return f"{labels[0].name} ({chance(labels[0].probability, labels[0].value, 0)})" if labels else "-"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.labels import LabelledImage
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.runner import BundleRunner
 
@@ -48,5 +48,5 @@ def accuracy(logits: NDArray[Any], dense: NDArray[Any], images: Sequence[Labelle
         images=len(images),
         correct=sum(int(index) in image.accepted for index, image in zip(best, images, strict=True)),
         agreement=float((best == dense.argmax(-1)).mean()),
-        kl=float(kl_divergences(dense, logits).mean()),
+        kl=float(divergences(dense, logits).mean()),
     )

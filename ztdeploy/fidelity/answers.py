@@ -42,9 +42,13 @@ class Answers:
 class ClassAnswers(Answers):
     """Of classifiers."""
 
-    OWN: ClassVar[dict[str, tuple[str, int]]] = {"best": ("i", 3), "probability": ("f", 2), "kl": ("f", 2)}
+    OWN: ClassVar[dict[str, tuple[str, int]]] = {
+        **{"best": ("i", 3), "probability": ("f", 2)},
+        **{"same": ("b", 2), "kl": ("f", 2)},
+    }
     best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
     probability: NDArray[np.float32]  #: `[v, n]` of the best one
+    same: NDArray[np.bool_]  #: `[v, n]` whether the answer is dense's
     kl: NDArray[np.float64]  #: `[v, n]` nats from dense
 
 

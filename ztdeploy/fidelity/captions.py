@@ -10,7 +10,7 @@ from ztdeploy.fidelity.reasons import LayerReasons
 from ztdeploy.fidelity.tiles import DRAWN_PAIRS, Grid
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
-from ztdeploy.runtime.postprocess import Label
+from ztdeploy.runtime.postprocess import Label, chance
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.show import Seen
@@ -94,4 +94,4 @@ def nearness(seen: Seen) -> str | None:
 
 
 def answers(labels: Sequence[Label]) -> str:
-    return "   ".join(f"{label.name} {100 * label.probability:.1f} %" for label in labels) or "no classifier"
+    return "   ".join(f"{label.name} {chance(label.probability, label.value)}" for label in labels) or "no classifier"

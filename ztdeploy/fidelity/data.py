@@ -80,6 +80,12 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int | None, chan
     return _from_class_folders(path, folders, inside.ignored, names, classes) if folders else _flat(path, inside)
 
 
+def without_labels(data: EvalData) -> EvalData:
+    """The same images, of which nothing is known."""
+    images = tuple(replace(image, accepted=frozenset()) for image in data.images)
+    return replace(data, kind="unlabelled", rule="labels left aside: against dense only", images=images)
+
+
 def check_exists(path: Path) -> None:
     """
     Raises:

@@ -125,7 +125,7 @@ class Engines(AbstractContextManager["Engines"]):
     def _summary(self, outputs: Sequence[Outputs], digests: Sequence[bytes]) -> Answers:
         content = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
         if self.work.answers is ClassAnswers:
-            return class_answers(outputs, content)
+            return class_answers(outputs, content, self.work.bundle.manifest.model.activation)
         variants = [self.work.bundle.variant(name=name) for name in self.work.variants]
         return vector_answers(outputs, variants, self.work.bundle.manifest.model.architecture.patch_tokens, content)
 

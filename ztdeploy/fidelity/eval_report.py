@@ -10,7 +10,7 @@ from ztdeploy.core.records import to_json
 from ztdeploy.measure.bench_report import BundleFacts, Record
 from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.measure.statistics import Interval
-from ztdeploy.preprocess_spec import Output
+from ztdeploy.preprocess_spec import Activation, Output
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-eval"] = "ztdeploy-eval"
@@ -182,6 +182,7 @@ class EvalReport(Record):
     request: EvalRequest
     bundle: BundleFacts
     output: Output = "logits"
+    activation: Activation = "softmax"  #: of logits
     grid: tuple[int, int] | None = None  #: rows and columns of patches; None in reports of older versions
     data: DataFacts
     variants: tuple[VariantScore, ...]  #: dense first

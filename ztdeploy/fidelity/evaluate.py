@@ -13,14 +13,14 @@ from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.cache import cache_folder, key_of
 from ztdeploy.errors import ImageError, InputError
 from ztdeploy.fidelity.answers import Answers, ClassAnswers, VectorAnswers, chosen, joined, keep_answers, kept_answers
-from ztdeploy.fidelity.data import EvalData, limited, read_data
+from ztdeploy.fidelity.data import EvalData, limited, read_data, without_labels
 from ztdeploy.fidelity.data_facts import data_facts
 from ztdeploy.fidelity.engines import Engines, Workload, in_order
 from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, VariantScore
 from ztdeploy.fidelity.labels import LabelledImage
 from ztdeploy.fidelity.scoring import against_dense, hits, share
 from ztdeploy.fidelity.vector_scoring import Finder, likeness, recall_counts
-from ztdeploy.manifest import VariantRecord
+from ztdeploy.manifest import ModelRecord, VariantRecord
 from ztdeploy.measure.bench_report import BenchRequest, BundleFacts
 from ztdeploy.measure.pace import Pace
 from ztdeploy.measure.plan import plan_bench
@@ -66,8 +66,12 @@ def evaluate_bundle(
     bundle = read_bundle(request.bundle)
     facts, work = plan(request, bundle)
     bundle.verify_files([name for name in (bundle.manifest.class_names,) if name is not None])
-    classes = bundle.manifest.model.architecture.num_classes if work.output == "logits" else None
+    outputs = bundle.manifest.model.architecture.num_classes
+    classes = outputs if work.output == "logits" and outputs > 1 else None  # of one output, folders may be no and yes
     data = read_data(request.data, class_names(bundle), classes, bundle.manifest.preprocess.channels)
+    if work.output == "logits" and classes is None and data.labelled:
+        note("the model has one output: labels are not counted, all figures are against dense")
+        data = without_labels(data)
     taken = limited(data, request.limit, request.seed)
     recall_counts(request.recall_at, len(taken.images))
     parts = Parts(work, taken, cache_folder(cache) / "evaluations")
@@ -125,6 +129,7 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         InputError: a value that makes no sense.
     """
     check_limit(request.limit)
+    check_comparable(bundle.manifest.model, f"'{bundle.root}'")
     given = bundle.manifest.model.gives
     if request.recall_at and given != "embedding":
         raise InputError(
@@ -166,6 +171,19 @@ def _other_dense(wanted: str | None, bundle: Bundle, profile: str) -> str | None
     return wanted
 
 
+def check_comparable(model: ModelRecord, what: str) -> None:
+    """
+    Raises:
+        InputError: what the model gives can be compared by no figure of an evaluation.
+    """
+    if model.gives == "logits" and model.activation == "none":
+        raise InputError(
+            f"{what} gives values that are no probabilities (--activation none)",
+            "answers or vectors, which agreement, KL and cosines are of",
+            "compare the runner's logits yourself; parity with PyTorch is proved by build and verify",
+        )
+
+
 def check_limit(limit: int | None) -> None:
     """
     Raises:
@@ -195,6 +213,7 @@ class Parts:
             engines=[engine_digest(self.work, position) for position in range(len(self.work.variants))],
             preprocess=self.work.bundle.manifest.preprocess.model_dump(mode="json"),
             batch=self.work.batch,
+            activation=self.work.bundle.manifest.model.activation,
             memory=self.work.memory,
             output=self.work.output,
         )
@@ -277,6 +296,7 @@ def report_of(
         request=request,
         bundle=facts,
         output=work.output,
+        activation=work.bundle.manifest.model.activation,
         grid=work.bundle.manifest.model.architecture.rows_and_columns,
         data=data,
         variants=tuple(map(scorer.score, range(len(work.variants)))),

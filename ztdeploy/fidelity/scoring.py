@@ -62,7 +62,7 @@ def against_dense(
 
     worst = [int(image) for image in np.argsort(-kl, kind="stable")[:WORST] if kl[image] > 0]
     return AgainstDense(
-        agreement=share(first[position] == first[0]),
+        agreement=share(answers.same[position]),
         kl=Mean(value=float(kl.mean()), interval=mean_interval(kl, seed=seed)),
         change=changed,
         worst=tuple(

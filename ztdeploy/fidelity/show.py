@@ -127,15 +127,16 @@ def _shown(
     """One image after the other, so that only one's drawings are in memory."""
     manifest, names = bundle.manifest, class_names(bundle)
     top = _TOP if manifest.model.architecture.num_classes else 0
+    activation = manifest.model.activation
     dense, *pruned = found
     for index, (image, sheet) in enumerate(zip(images, sheets, strict=True)):
         plain = plain_tile(pixels[index], grid)
         like = [_cosine(dense, one, index, manifest.model.gives) for one in pruned]
         seen = tuple(
-            _seen(one, index, plain, grid, top_labels(one.engine.logits[index], names, top), cosine)
+            _seen(one, index, plain, grid, top_labels(one.engine.logits[index], names, top, activation), cosine)
             for one, cosine in zip(pruned, like, strict=True)
         )
-        labels = top_labels(dense.engine.logits[index], names, top)
+        labels = top_labels(dense.engine.logits[index], names, top, activation)
         yield ShownImage(image, sheet, manifest.model.architecture.depth, plain, grid, manifest.dense, labels, seen)
 
 

@@ -27,6 +27,7 @@ from ztdeploy.fidelity.captions import (
     reason_caption,
 )
 from ztdeploy.fidelity.colours import SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
+from ztdeploy.runtime.postprocess import chance
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.reasons import LayerReasons, Pair
@@ -180,7 +181,8 @@ def _css(colour: Iterable[float]) -> str:
 
 
 def _labels(labels: tuple[Label, ...]) -> str:
-    return "".join(f"<td>{html_text(one.name)} <span>{100 * one.probability:.1f} %</span></td>" for one in labels)
+    cells = ((html_text(one.name), html_text(chance(one.probability, one.value))) for one in labels)
+    return "".join(f"<td>{name} <span>{likely}</span></td>" for name, likely in cells)
 
 
 def _image(tile: Image.Image, words: str) -> str:

@@ -8,15 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.fidelity.answers import BEST, ClassAnswers, VectorAnswers
-from ztdeploy.fidelity.divergence import kl_divergences, log_softmax
 from ztdeploy.fidelity.patches import follow
 from ztdeploy.manifest import VariantRecord
 from ztdeploy.methods import METHODS
+from ztdeploy.preprocess_spec import Activation
+from ztdeploy.runtime.activation import divergences, probabilities, same_answers
 from ztdeploy.runtime.cosine import cosines, unit_vectors
 from ztdeploy.runtime.interface import Outputs
 
 
-def class_answers(outputs: Sequence[Outputs], content: NDArray[np.uint8]) -> ClassAnswers:
+def class_answers(
+    outputs: Sequence[Outputs], content: NDArray[np.uint8], activation: Activation = "softmax"
+) -> ClassAnswers:
     """
     Args:
         outputs: of each variant to the same n images, dense first; logits `[n, classes]`.
@@ -26,11 +29,20 @@ def class_answers(outputs: Sequence[Outputs], content: NDArray[np.uint8]) -> Cla
     return ClassAnswers(
         # Of equal logits the first class is the best, as in argmax.
         best=np.stack([np.argsort(-own, axis=-1, kind="stable")[:, :BEST] for own in logits]).astype(np.int32),
-        probability=np.stack([np.exp(log_softmax(own).max(-1)) for own in logits]).astype(np.float32),
-        kl=np.stack([np.zeros(len(logits[0])), *(kl_divergences(logits[0], own) for own in logits[1:])]),
+        probability=np.stack([_likeliest(own, activation) for own in logits]).astype(np.float32),
+        same=np.stack([same_answers(logits[0], own, activation) for own in logits]),
+        kl=np.stack([np.zeros(len(logits[0])), *(divergences(logits[0], own, activation) for own in logits[1:])]),
         content=content,
         problem=np.full(len(content), "", np.str_),
     )
+
+
+def _likeliest(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64]:
+    """The probability of each image's best output, `[n]`."""
+    likely = probabilities(logits, activation)
+    assert likely is not None, "nothing is evaluated that gives no probabilities"
+    best: NDArray[np.float64] = likely.max(-1)
+    return best
 
 
 def vector_answers(

@@ -60,6 +60,7 @@ class Description:
     sources: Mapping[str, str] = field(default_factory=dict)  #: the file that says each of these
     image_size: tuple[int, int] | None = None  #: height and width
     class_names: tuple[str, ...] | None = None
+    problem_type: str | None = None  #: what a head's numbers mean, in the words of `transformers`
     layer_norm_eps: float | None = None
 
 
@@ -188,6 +189,7 @@ class _Vision(_Said):
     layer_norm_eps: float | None = Field(default=None, gt=0, lt=1)
     use_swiglu_ffn: bool = False
     id2label: dict[str, str] | None = None
+    problem_type: str | None = None
     architectures: list[str] | None = None
 
     @property
@@ -243,6 +245,7 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
         sources={**dict.fromkeys(said, where), **({"image_size": where} if size else {})},
         image_size=size,
         class_names=_labels(config.id2label),
+        problem_type=config.problem_type,
         layer_norm_eps=config.layer_norm_eps,
     )
 

@@ -15,7 +15,7 @@ from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, hub, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
 from ztdeploy.models.sources import Source, source_of
-from ztdeploy.preprocess_spec import ImageSize, Output, PreprocessOptions, PreprocessSpec, given
+from ztdeploy.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions, PreprocessSpec, given
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +47,8 @@ class LoadedModel:
     text_head: TextHeadRecord | None = None
     preprocess_sources: Mapping[str, str] = field(default_factory=dict)  #: who says each field of `preprocess`
     remarks: tuple[str, ...] = ()  #: what whoever gave the weights should know, in words
+    activation: Activation = "softmax"  #: of logits, see `models.activation`
+    activation_source: str = "default"
 
     @property
     def output(self) -> Output:
@@ -65,6 +67,7 @@ def load_model(
     class_names: Path | None = None,
     output: Output = "logits",
     text_head: Path | None = None,
+    activation: Activation | None = None,
 ) -> LoadedModel:
     """Create a model and fill it with weights.
 
@@ -79,14 +82,16 @@ def load_model(
         class_names: a file with a name for each class; "imagenet" for those of ImageNet-1k.
         output: what the model shall give.
         text_head: a file of text embeddings that its logits shall come from, see `models.text_head`.
+        activation: what its logits mean; by default what its head suggests.
 
     Raises:
-        InputError: the class names are not as many as the classes.
+        InputError: the class names are not as many as the classes, or the activation says nothing about the head.
         ModelError: unknown, or of a family that cannot be pruned soundly.
         CheckpointError: a file is unusable or does not fit, or a downloaded tensor holds NaN.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
+    from ztdeploy.models.activation import meaning_of
     from ztdeploy.models.behaviour import check_activation, set_epsilon
     from ztdeploy.models.checkpoint import check_finite, parameters_sha256
     from ztdeploy.models.class_names import read_class_names
@@ -142,6 +147,7 @@ def load_model(
     if texts is not None:
         adapter.answer_with(texts)
         names = None  # those of the head that it had
+    meaning = meaning_of(adapter.architecture.num_classes, activation, None if said is None else said.problem_type)
     if class_names is not None:
         names = read_class_names(class_names, adapter.architecture.num_classes)
     return LoadedModel(
@@ -156,7 +162,9 @@ def load_model(
         weights_sha256=parameters_sha256(model),
         entry=CATALOGUE.get(name),
         text_head=None if texts is None else texts.record,
-        remarks=(*remarks, *prepared.assumed),
+        remarks=(*remarks, *prepared.assumed, *(() if meaning.remark is None else (meaning.remark,))),
+        activation=meaning.activation,
+        activation_source=meaning.source,
     )
 
 

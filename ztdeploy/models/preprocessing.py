@@ -64,7 +64,8 @@ def preprocessing_of(
             f"{', '.join(_in_words(name, merged) for name in guessed)}; "
             f"{', '.join('--' + name.replace('_', '-') for name in guessed)} say otherwise"
         )
-    return Preprocessing(spec, {name: whose[name] for name in _FIELDS}, tuple(lines))
+    fields = (*_FIELDS, *(("bit_depth",) if spec.bit_depth else ()))
+    return Preprocessing(spec, {name: whose[name] for name in fields}, tuple(lines))
 
 
 def _spec(config: Mapping[str, Any], size: ImageSize, mean: Sequence[float], std: Sequence[float]) -> PreprocessSpec:
@@ -84,6 +85,7 @@ def _spec(config: Mapping[str, Any], size: ImageSize, mean: Sequence[float], std
             crop_mode=mode,
             mean=tuple(mean),
             std=tuple(std),
+            bit_depth=config.get("bit_depth"),
         )
     except (ValueError, ArithmeticError) as error:  # pydantic's ValidationError is a ValueError
         raise ModelError(

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ztdeploy.bundle import Bundle
 from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
-from ztdeploy.preprocess_spec import Output
+from ztdeploy.preprocess_spec import Activation, Output
 from ztdeploy.profile import Precision
+from ztdeploy.runtime.activation import divergences, same_answers
 from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
 from ztdeploy.runtime.interface import Outputs
-from ztdeploy.runtime.postprocess import softmax
 from ztdeploy.runtime.runner import BundleRunner
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
@@ -131,7 +131,12 @@ def compare(
 
 
 def measure_drift(
-    name: str, blocks: Sequence[int], actual: Outputs, reference: Reference, output: Output = "logits"
+    name: str,
+    blocks: Sequence[int],
+    actual: Outputs,
+    reference: Reference,
+    output: Output = "logits",
+    activation: Activation = "softmax",
 ) -> ParityRecord:
     """How far its precision moves a graph from the fp32 reference, each keeping the tokens of its own choice.
 
@@ -157,7 +162,7 @@ def measure_drift(
         gap_tolerance=None,
         layers=tuple(layers),
         replayed=False,
-        **_likeness(actual, reference, output),
+        **_likeness(actual, reference, output, activation),
     )
 
 
@@ -168,6 +173,7 @@ def compare_drift(
     reference: Reference,
     graph: GraphRecord,
     output: Output = "logits",
+    activation: Activation = "softmax",
 ) -> ParityRecord:
     """Hold an engine below fp32 against the fp32 reference, knowing how far its graph drifts by itself.
 
@@ -176,7 +182,7 @@ def compare_drift(
     Raises:
         ParityError: it drifts much further, in its logits or in the tokens that it keeps.
     """
-    found = measure_drift(name, blocks, actual, reference, output)
+    found = measure_drift(name, blocks, actual, reference, output, activation)
     tolerance = LOGIT_TOLERANCE[graph.precision] * _scale(reference)
     known = {layer.block: layer.overlap for layer in graph.drift.layers} if graph.drift is not None else {}
     if graph.drift is not None:
@@ -204,22 +210,16 @@ def _logit_differences(name: str, actual: Outputs, reference: Reference, toleran
     return differences
 
 
-def _likeness(actual: Outputs, reference: Reference, output: Output) -> dict[str, float]:
-    """The fields of a record that say how alike answers are."""
+def _likeness(actual: Outputs, reference: Reference, output: Output, activation: Activation) -> dict[str, float]:
+    """The fields of a record that say how alike answers are; none of values that are no answers."""
+    if output == "logits" and activation == "none":
+        return {}
     if output != "logits":
         return {"cosine": float(cosines(reference.logits, actual.logits).mean())}
     return {
-        "agreement": float((actual.logits.argmax(-1) == reference.logits.argmax(-1)).mean()),
-        "kl": float(_divergences(reference.logits, actual.logits).mean()),
+        "agreement": float(same_answers(reference.logits, actual.logits, activation).mean()),
+        "kl": float(divergences(reference.logits, actual.logits, activation).mean()),
     }
-
-
-def _divergences(reference: NDArray[Any], actual: NDArray[Any]) -> NDArray[np.float64]:
-    """KL of each image's answer from the reference's, `[B]`, nats."""
-    wanted, given = softmax(reference), softmax(actual)
-    tiny = np.finfo(np.float64).tiny
-    result: NDArray[np.float64] = (wanted * np.log(np.maximum(wanted, tiny) / np.maximum(given, tiny))).sum(-1)
-    return np.maximum(result, 0)
 
 
 def _logits_error(name: str, what: str, difference: float, tolerance: float) -> ParityError:
@@ -314,7 +314,8 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
     actual, reference = runner.infer(golden_pixels(bundle)), golden_reference(bundle, variant)
     if runner.graph.precision == "fp32":
         return compare(variant.name, blocks, actual, reference)
-    return compare_drift(variant.name, blocks, actual, reference, runner.graph, bundle.manifest.model.gives)
+    model = bundle.manifest.model
+    return compare_drift(variant.name, blocks, actual, reference, runner.graph, model.gives, model.activation)
 
 
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:

@@ -9,14 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.preprocess_spec import Activation
+from ztdeploy.runtime.activation import probabilities
+
 
 @dataclass(frozen=True)
 class Label:
-    """One class and its softmax probability."""
+    """One output and how likely it is."""
 
     index: int
     name: str
-    probability: float
+    probability: float | None  #: by softmax or sigmoid; None where outputs are values
+    value: float  #: what the head gave
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        likely = None if self.probability is None else round(self.probability, 6)
+        return {"index": self.index, "name": self.name, "probability": likely, "value": round(self.value, 6)}
+
+
+def chance(probability: float | None, value: float | None, digits: int = 1) -> str:
+    """Such as "97.3 %"; of a value such as "0.4127". What is not certain is never said to be."""
+    if probability is None:
+        return "-" if value is None else f"{value:.4g}"
+    text = f"{100 * probability:.{digits}f}"
+    return f">{100 - 10.0**-digits:.{digits}f} %" if float(text) >= 100 else f"{text} %"
 
 
 @dataclass(frozen=True)
@@ -28,18 +46,31 @@ class Prediction:
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer, the kept patches as indices into the image's patch grid
 
 
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Over the last axis, in double precision."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    result: NDArray[np.float64] = shifted / shifted.sum(-1, keepdims=True)
-    return result
+def top_labels(
+    logits: NDArray[Any],
+    names: Sequence[str] | None,
+    top: int,
+    activation: Activation = "softmax",
+    *,
+    threshold: float | None = None,
+) -> tuple[Label, ...]:
+    """The `top` best outputs of one image, best first; equal ones in the order of their indices.
 
-
-def top_labels(logits: NDArray[Any], names: Sequence[str] | None, top: int) -> tuple[Label, ...]:
-    """The `top` best classes of one image, best first; equal ones in the order of their indices."""
-    probabilities = softmax(logits)
-    best = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple(Label(int(i), names[i] if names is not None else f"class {i}", float(probabilities[i])) for i in best)
+    Args:
+        threshold: the least probability to be among them.
+    """
+    likely = probabilities(logits, activation)
+    best = np.argsort(-(logits.astype(np.float64) if likely is None else likely), kind="stable")[:top]
+    labels = (
+        Label(
+            int(i),
+            names[i] if names is not None else f"class {i}",
+            None if likely is None else float(likely[i]),
+            float(logits[i]),
+        )
+        for i in best
+    )
+    return tuple(one for one in labels if threshold is None or one.probability is None or one.probability >= threshold)
 
 
 def original_tokens(kept: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -18,7 +18,7 @@ from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core import arguments
-from ztdeploy.errors import BundleError, EnvironmentLacksError
+from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
 from ztdeploy.runtime.interface import IMAGE, Interface, Outputs
@@ -75,17 +75,23 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def graph(self) -> GraphRecord:
         return self.variant.graphs[self.profile]
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource], *, top: int = 5) -> list[Prediction]:
+    def __call__(
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5, threshold: float | None = None
+    ) -> list[Prediction]:
         """Classify images given as paths, PIL images or uint8 arrays; one or many. See `runtime.images.read_bands`.
 
         A model without a classifier gives no labels, and its embedding as `logits`.
 
+        Args:
+            top: how many labels an image gets at most, the likeliest first.
+            threshold: the least probability of a label; by default any.
+
         Raises:
             ImageError: an image cannot be read.
-            InputError: `top` is no whole number, or negative.
+            InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
             ParityError: the engine gives what cannot be right.
         """
-        top = arguments.top(top)
+        top, least = arguments.top(top), self._least(threshold)
         if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
             images = [images]
         sources = list(images)
@@ -96,10 +102,35 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         prefix = self.bundle.manifest.model.architecture.prefix_tokens
         if not self.bundle.manifest.model.architecture.num_classes:
             top = 0  # the output is an embedding
+        activation = self.bundle.manifest.model.activation
         return [
-            Prediction(top_labels(logits, self._names, top), logits, kept_patches(outputs.kept, index, prefix))
+            Prediction(
+                top_labels(logits, self._names, top, activation, threshold=least),
+                logits,
+                kept_patches(outputs.kept, index, prefix),
+            )
             for index, logits in enumerate(outputs.logits)
         ]
+
+    def _least(self, threshold: float | None) -> float | None:
+        """A threshold, checked.
+
+        Raises:
+            InputError: no probability, or the model's outputs are none.
+        """
+        if threshold is None:
+            return None
+        least = arguments.number("threshold", threshold)
+        model = self.bundle.manifest.model
+        if model.gives != "logits" or model.activation == "none":
+            raise InputError(
+                f"threshold = {least:g} for a model whose outputs are no probabilities",
+                "none",
+                "leave the threshold out",
+            )
+        if not 0 <= least <= 1:
+            raise InputError(f"threshold = {least:g}", "a probability from 0 to 1", "give another threshold")
+        return least
 
     def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
         """Run on resized and cropped pixels, uint8 `[B, H, W, C]`; batches of any size are cut to fit the engine.

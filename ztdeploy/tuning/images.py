@@ -14,10 +14,10 @@ from ztdeploy.errors import ImageError
 from ztdeploy.fidelity.data import EvalData, limited, read_data
 from ztdeploy.fidelity.data_facts import data_facts
 from ztdeploy.fidelity.decoding import Decoded, decode
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.models.loading import LoadedModel
 from ztdeploy.prefix_cache import DensePrefix
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.runtime.preprocess import normalise
 from ztdeploy.schedule import PruningSchedule
 from ztdeploy.tuning.request import FEWEST_IMAGES, TuneRequest
@@ -114,7 +114,7 @@ class Judge:
         """Mini-batch by mini-batch."""
         for batch in self._batches:
             dense, output = batch.dense.numpy(), batch.output(schedule).numpy()
-            yield Answers(kl_divergences(dense, output), output.argmax(-1), dense.argmax(-1))
+            yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1))
 
     def all(self, schedule: PruningSchedule) -> Answers:
         return joined(list(self.parts(schedule)))

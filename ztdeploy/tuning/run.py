@@ -15,6 +15,7 @@ from ztdeploy.ablation.run import machine_facts, model_facts
 from ztdeploy.cache import cache_folder
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.data import EvalData
+from ztdeploy.models.activation import check_classifies
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
 from ztdeploy.tuning.budget import FRONT
@@ -143,6 +144,7 @@ class Subject:
             raise InputError(
                 f"model '{request.model}' has no classifier", "a model that names classes", "choose another"
             )
+        check_classifies(model)
         tuning, rest = read_halves(request, model)
         return cls(request, model, decode_half(tuning, model), rest)
 

@@ -11,9 +11,9 @@ from helpers.models import IMAGE_SIZE, images, tiny_vit
 from ztdeploy.ablation.answers import answer, joined
 from ztdeploy.ablation.ranking import overlaps, rankings
 from ztdeploy.ablation.topics import Row, with_options
-from ztdeploy.fidelity.divergence import kl_divergences
 from ztdeploy.models.vit import VitAdapter
 from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.runtime.activation import divergences
 from ztdeploy.schedule import default_schedule
 
 ADAPTER = VitAdapter(tiny_vit(), IMAGE_SIZE)
@@ -41,7 +41,7 @@ def test_rows_are_pruned_models() -> None:
         with PrunedModel(ADAPTER, row.schedule) as pruned, torch.inference_mode():
             logits = pruned(GIVEN)[0].numpy()
         assert part.best[place].tolist() == logits.argmax(-1).tolist()
-        np.testing.assert_array_equal(part.kl[place], kl_divergences(dense, logits))
+        np.testing.assert_array_equal(part.kl[place], divergences(dense, logits))
     assert len({tuple(one) for one in part.kl.tolist()}) == len(ROWS), "every row does something of its own"
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ztdeploy.runtime.postprocess import kept_patches, original_tokens, softmax, top_labels
+from ztdeploy.runtime.activation import divergences, probabilities, same_answers, softmax
+from ztdeploy.runtime.postprocess import chance, kept_patches, original_tokens, top_labels
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 LOGITS = arrays.arrays(np.float32, arrays.array_shapes(min_dims=1, max_dims=2, max_side=6), elements=FLOATS)
@@ -110,3 +111,40 @@ def test_each_layers_patches_are_among_the_ones_before(data):
     for before, after in pairwise(layers):
         assert set(after[0]) <= set(before[0])
         assert len(set(after[0])) == after.shape[1]
+
+
+def test_sigmoid_gives_each_output_a_chance_of_its_own() -> None:
+    labels = top_labels(np.float32([-1, 2, 0, 800]), ["a", "b", "c", "d"], 3, "sigmoid")
+    assert [label.name for label in labels] == ["d", "b", "c"]
+    assert [label.probability for label in labels] == pytest.approx([1, 1 / (1 + np.exp(-2)), 0.5])
+    assert [one.name for one in top_labels(np.float32([-1, 2, 0]), ["a", "b", "c"], 3, "sigmoid", threshold=0.6)] == [
+        "b"
+    ]
+
+
+def test_values_have_no_probability() -> None:
+    labels = top_labels(np.float32([-3.5, 12]), ["x", "y"], 2, "none")
+    assert [(label.name, label.probability, label.value) for label in labels] == [("y", None, 12.0), ("x", None, -3.5)]
+    assert [chance(label.probability, label.value) for label in labels] == ["12", "-3.5"]
+    assert labels[0].plain == {"index": 1, "name": "y", "probability": None, "value": 12.0}
+
+
+@pytest.mark.parametrize("logit", [8.0, 40.0, 3e38])
+def test_nothing_is_ever_said_to_be_certain(logit: float) -> None:
+    for activation in ("sigmoid", "softmax"):
+        (label,) = top_labels(np.float32([logit, -logit]), None, 1, activation)  # type: ignore[arg-type]
+        assert chance(label.probability, label.value) == ">99.9 %"
+        assert chance(label.probability, label.value, 0) == ">99 %"
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays.arrays(np.float32, (2, 3, 4), elements=st.floats(-300, 300, width=32)))
+def test_sigmoids_divergence_is_that_of_softmax_over_yes_and_no(logits: np.ndarray) -> None:
+    """Each output by itself is a softmax over its logit and 0."""
+    two = np.stack([logits, np.zeros_like(logits)], -1).astype(np.float64)
+    expected = divergences(two[0].reshape(-1, 2), two[1].reshape(-1, 2)).reshape(3, 4).mean(-1)
+    np.testing.assert_allclose(divergences(logits[0], logits[1], "sigmoid"), expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(probabilities(logits, "sigmoid"), softmax(two)[..., 0], rtol=1e-6, atol=1e-300)
+    same = (softmax(two)[..., 0] > 0.5)[0] == (softmax(two)[..., 0] > 0.5)[1]
+    clear = (np.abs(logits) > 1e-6).all((0, 2))
+    assert (same_answers(logits[0], logits[1], "sigmoid") == same.all(-1))[clear].all()
