@@ -243,7 +243,7 @@ def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_
         refused(lambda: evaluate(bundle.root, tmp_path / "data"), "no probabilities", kind=InputError)
         return
     report = evaluate(bundle.root, tmp_path / "data")
-    assert report.data.labelled == (outputs > 1)
+    assert report.data.labelled == (outputs > 1), "no and yes are no classes of one output"
     assert report.activation == "sigmoid"
     with load(bundle.root, variant="dense") as dense, load(bundle.root, keep_ratio=0.6) as pruned:
         both = [np.stack([one.logits for one in runner(photos)]) for runner in (dense, pruned)]
