@@ -90,7 +90,7 @@ def evaluate(
     if page is not None:
         write_eval_page(report, page)
     if record:
-        write_record(report, bundle)
+        write_record(report, bundle, lambda: note("waiting for another process that writes to this bundle"))
     if json:
         print_record(report)
         return

@@ -175,6 +175,8 @@ def _refused(error: Exception, folder: Path) -> OSError | None:
 
 def _unsaid(folder: Path) -> OSError | None:
     """What keeps a folder's files from growing. Not every library says why it could not write."""
+    if not folder.is_dir():
+        return None
     if shutil.disk_usage(folder).free < _FULL_BYTES:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
