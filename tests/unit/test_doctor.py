@@ -13,7 +13,7 @@ import pytest
 from ztdeploy import doctor
 from ztdeploy.backends.tensorrt import flavours
 from ztdeploy.backends.tensorrt.cuda import Device
-from ztdeploy.core.processor import REPORT
+from ztdeploy.core.processor import ONEDNN_LIMIT, REPORT
 from ztdeploy.doctor import Finding, examine
 from ztdeploy.errors import EnvironmentLacksError, MissingExtraError
 from ztdeploy.plugins import library
@@ -112,6 +112,7 @@ def test_openvino_says_in_which_precisions_it_computes_here(
 ) -> None:
     monkeypatch.setattr(doctor, "load_openvino", lambda: SimpleNamespace(__version__="2026.4.1-22982-e213a147"))
     monkeypatch.setenv(REPORT, "avx2 avx512_bf16" if bf16 else "avx2")
+    monkeypatch.delenv(ONEDNN_LIMIT, raising=False)
     found = finding("backend openvino")
     assert found.state == "ok"
     assert words in found.found

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from ztdeploy.backends.openvino import load_openvino
+from ztdeploy.backends.openvino import exact_kernels, load_openvino
 from ztdeploy.backends.openvino_rows import block, early_bf16, early_scales, even_number, even_rows
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -82,7 +82,7 @@ def mlp(graph: Graph, kind: Any = np.uint8, width: int = 2 * WIDTH) -> str:
 
 
 def answers(model: Any) -> list[Any]:
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **exact_kernels(WIDTH, 8)}
     compiled = load_openvino().Core().compile_model(model, "CPU", options)
     return [np.array(value) for value in compiled({"x": X}).values()]
 
