@@ -11,12 +11,12 @@ from ztdeploy.errors import (
     EnvironmentLacksError,
     ModelError,
     ParityError,
-    ProfileError,
     ZtdeployError,
 )
 
-#: What may be wrong with one profile and not with the others. A full disk, say, is not among these.
-OWN_FAULTS = (AccuracyError, BundleError, EnvironmentLacksError, ModelError, ParityError, ProfileError)
+#: What may be wrong with one profile and not with the others. A full disk, say, is not among these, and neither is a
+#: profile that no machine could build, which is a mistake of whoever asked for it.
+OWN_FAULTS = (AccuracyError, BundleError, EnvironmentLacksError, ModelError, ParityError)
 
 
 class StepError(Exception):

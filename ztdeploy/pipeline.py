@@ -256,10 +256,11 @@ def check_backends(profiles: list[HardwareProfile]) -> dict[str, ZtdeployError]:
     """Find out before anything is traced where engines could not be built in the end.
 
     Returns:
-        By profile: a runtime is not installed, or cannot do what the profile asks for.
+        By profile: a runtime is not installed, or this machine lacks something else.
 
     Raises:
-        ZtdeployError: so it is with all of them; the first one's.
+        ProfileError: a profile asks for what its runtime can do on no machine.
+        ZtdeployError: this machine lacks what each of them needs; the first one's.
     """
 
     def check(profile: HardwareProfile) -> None:
