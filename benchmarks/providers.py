@@ -2,8 +2,8 @@
 
     python -m benchmarks.providers [--device cuda] [--batch 1] [--out FILE.json]
 
-Times dense and keep ratio 0.7 of DeiT-S, fp32, by `zero-tprune` and `slice`, in turns and in one process, with inputs and
-outputs in ordinary memory. `--device cpu` tries this code with the CPU's provider and the shipped model.
+Times dense and keep ratio 0.7 of DeiT-S, fp32, by `zero-tprune` and `slice`, in turns and in one process, with inputs
+and outputs in ordinary memory. `--device cpu` tries this code with the CPU's provider and the shipped model.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
     python -m benchmarks.torch_throughput [--device cuda] [--saved 0.347] [--seconds 150] [--out FILE.json]
 
-Zero-TPrune's authors report +45.3 % images per second on an A100 where multiply-adds fall by 34.7 % (CVPR 2024). All methods get the keep ratio at which the model's multiply-adds are nearest to that, counted as papers do:
-whole blocks, and a block whose tokens are dropped behind it in full. `slice` cuts the tokens of `zero-tprune` without
-looking at them: what it gains is the limit of all methods that drop as many.
+Zero-TPrune's authors report +45.3 % images per second on an A100 where multiply-adds fall by 34.7 % (CVPR 2024). Each
+method gets the keep ratio at which the model's multiply-adds are nearest to that, counted as papers do: whole blocks.
+`slice` cuts the tokens of `zero-tprune` without looking at them: what it gains is the limit of all methods that drop as
+many.
 
-In each setting (precision, batch, mode) the models take turns in rounds of changing order; a speed-up is the median of
-the rounds' ratios. Random weights are enough: with static shapes the time does not depend on the values. Settings
-come in the order of what matters most, and what does not fit into `--seconds` is left out and named. `--device cpu`
-tries all of it with a tiny model.
+In each setting (precision, batch, mode, attention) the models take turns in rounds of changing order; a speed-up is the
+median of the rounds' ratios. Random weights are enough: with static shapes the time does not depend on the values.
+Settings come in the order of what matters most; those that do not fit into `--seconds` are left out and named.
+`--device cpu` tries all of it with a tiny model.
 """
 
 from __future__ import annotations
@@ -304,6 +305,7 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     for found in report["settings"]:
         setting = found["setting"]
+        name = f"{setting['dtype']}, {setting['batch']}, {setting['mode']}, {setting['attention']}"
         cells = []
         for one in names:
             if one not in found["gain"]:
@@ -312,11 +314,7 @@ def table(report: Mapping[str, Any]) -> str:
             low, high = found["interval"].get(one, (float("nan"),) * 2)
             cells.append(f"{100 * found['gain'][one]:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})")
         dense = found["images_per_s"].get(DENSE)
-        lines.append(
-            f"| {setting['dtype']}, {setting['batch']}, {setting['mode']}, {setting['attention']} | {dense or float('nan'):.0f} | "
-            + " | ".join(cells)
-            + " |"
-        )
+        lines.append(f"| {name} | {dense or float('nan'):.0f} | {' | '.join(cells)} |")
     shares = [one for one in report["settings"] if one["pruning_share"] and one["setting"]["attention"] == "fused"]
     if shares:
         lines += [
