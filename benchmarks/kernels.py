@@ -165,7 +165,7 @@ def time_prune(
 def time_table(report: Mapping[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"{report['device']}, which copies {report['copy_gb_per_s']:.0f} GB/s, read and written bytes counted. Beside each",
+        f"{report['device']} copies {report['copy_gb_per_s']:.0f} GB/s, read and written bytes counted. Beside each",
         "time stand the microseconds in which its input is read once at that speed, and A in each iteration.",
         "",
         "| operator | N | H | batch | type | iterations | path | us | once | each time |",

@@ -90,15 +90,6 @@ ZT_DEVICE float4 load_quad(Pointer pointer, long long index) {
     }
 }
 
-// The quad from `column` of a row of `width` elements that begins at `row`, element by element; 0 beyond the row's ends.
-template <typename T, typename Pointer>
-ZT_DEVICE float4 load_within(Pointer pointer, int row, int column, int width) {
-    float quad[QUAD];
-    for (int k = 0; k < QUAD; ++k)
-        quad[k] = column + k >= 0 && column + k < width ? to_float(pointer[row + column + k]) : 0.0f;
-    return make_float4(quad[0], quad[1], quad[2], quad[3]);
-}
-
 // Orders all floats, infinities and NaN (the highest) included, so that ranks are always a permutation.
 ZT_DEVICE unsigned order_key(float value) {
     if (value != value) return 0xffffffffu;

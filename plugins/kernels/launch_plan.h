@@ -49,9 +49,9 @@ ZT_HOST_DEVICE constexpr int matrix_bytes(int tokens, int element_bytes) {
     return round_up(tokens * tokens * element_bytes + 16, 16);
 }
 
-// Floats: a row of partial sums per group (also the scratch of reductions), the vector, the joined heads, a mass per group.
+// Floats: the vector, the joined heads, a partial sum per group (also the scratch of reductions), a mass per group.
 ZT_HOST_DEVICE constexpr int page_rank_floats(int tokens, int threads, int groups) {
-    return larger(groups * 4 * row_quads(tokens), threads) + 2 * tokens + groups;
+    return 2 * tokens + larger(groups * tokens, threads) + groups;
 }
 
 ZT_HOST_DEVICE inline int page_rank_threads(int tokens) {

@@ -22,27 +22,19 @@ ZT_DEVICE float alive(Input<float> survivors, int token) { return survivors ? su
 // A block's shared memory for one head, and how its threads divide the matrix: `groups` rows at a time, each read by
 // `lanes` neighbouring threads.
 struct PageRankBlock {
-    Shared<float> partial;  // [groups, stride]: votes from each group's rows, by quads; also the scratch of reductions
     Shared<float> vector;   // [N]
     Shared<float> joined;   // [N], over heads; single-launch form only
+    Shared<float> partial;  // [groups, N]: votes from each group's rows; also the scratch of reductions
     Shared<float> mass;     // [groups]: the sum of the vector over each group's rows
-    int tokens, lanes, groups, stride;
+    int tokens, lanes, groups;
 };
 
 ZT_DEVICE PageRankBlock page_rank_block(int byte_offset, int tokens, int lanes, int groups) {
-    const int stride = QUAD * row_quads(tokens), partial = larger(groups * stride, blockDim.x);
-    const int vectors = byte_offset + 4 * partial;
-    return {dynamic_shared<float>(byte_offset, partial),
-            dynamic_shared<float>(vectors, tokens),
-            dynamic_shared<float>(vectors + 4 * tokens, tokens),
-            dynamic_shared<float>(vectors + 8 * tokens, groups),
-            tokens, lanes, groups, stride};
-}
-
-// How many elements in front of a group's rows its first quad begins. Rows of an odd N start at changing places within a
-// quad; a group steps by a multiple of 4 rows, which keeps the place. `misaligned`: the same of the matrix.
-ZT_DEVICE int shift_of(const PageRankBlock& block, int misaligned, int group) {
-    return (misaligned + group * block.tokens) % QUAD;
+    const int partial = larger(groups * tokens, blockDim.x);
+    const int floats = byte_offset + 4 * 2 * tokens;
+    return {dynamic_shared<float>(byte_offset, tokens), dynamic_shared<float>(byte_offset + 4 * tokens, tokens),
+            dynamic_shared<float>(floats, partial), dynamic_shared<float>(floats + 4 * partial, groups),
+            tokens, lanes, groups};
 }
 
 // How many tokens are live: sum(m).
@@ -72,16 +64,18 @@ constexpr int AT_ONCE = 4;
 
 // Fills block.partial and block.mass: the votes of each group's rows, and how many votes these rows hold.
 //
-// What a quad holds beyond its row's ends is read, added up and left aside: a branch for each load would make them wait
-// for one another. `whole`: how many rows have something to read there.
+// Rows of an odd N start at changing places within a quad. A group steps by a multiple of 4 rows, which keeps the place,
+// so that a thread's quads stay aligned. What a quad holds beyond its row's ends is read and left aside: a branch for
+// each load would make them wait for one another.
+//
+// `misaligned`: how many elements behind a quad's start the matrix begins.
 template <typename T, typename Matrix>
 ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned, int whole) {
     const int tokens = block.tokens;
     const int group = threadIdx.x / block.lanes, lane = threadIdx.x - group * block.lanes;
     if (group >= block.groups) return;
-    const int shift = shift_of(block, misaligned, group);
-    for (int at = QUAD * lane; at < tokens + shift; at += QUAD * block.lanes) {
-        const int column = at - shift;
+    const int shift = (misaligned + group * tokens) % QUAD;
+    for (int column = lane * QUAD - shift; column < tokens; column += block.lanes * QUAD) {
         float4 votes = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         float mass = 0.0f;
         int row = group;
@@ -99,15 +93,22 @@ ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misal
                 mass += weights[i];
             }
         }
-        for (; row < tokens; row += block.groups) {
+        for (; row < whole; row += block.groups) {
             const float weight = block.vector[row];
-            const float4 quad = row < whole ? load_quad<T>(matrix, row * tokens + column)
-                                            : load_within<T>(matrix, row * tokens, column, tokens);
-            add_votes(votes, quad, weight);
+            add_votes(votes, load_quad<T>(matrix, row * tokens + column), weight);
             mass += weight;
         }
-        store_as(block.partial, group * block.stride + at, votes);
-        if (lane == 0) block.mass[group] = mass;
+        float out[QUAD] = {votes.x, votes.y, votes.z, votes.w};
+        for (; row < tokens; row += block.groups) {
+            const float weight = block.vector[row];
+            for (int k = 0; k < QUAD; ++k)
+                if (column + k >= 0 && column + k < tokens)
+                    out[k] = multiply_add(to_float(matrix[row * tokens + column + k]), weight, out[k]);
+            mass += weight;
+        }
+        for (int k = 0; k < QUAD; ++k)
+            if (column + k >= 0 && column + k < tokens) block.partial[group * tokens + column + k] = out[k];
+        if (column <= 0) block.mass[group] = mass;  // the first quad of a row: one thread of each group
     }
 }
 
@@ -115,14 +116,15 @@ ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misal
 //
 // Votes for tokens that are gone are lost in each iteration, and fp32 would run out of range. Dividing by the mean of
 // the vector that voted, whose sum fell off while it was read, keeps the mean near 1 and costs no barrier.
-ZT_DEVICE void finish_iteration(const PageRankBlock& block, int misaligned, Input<float> survivors, float live) {
+ZT_DEVICE void finish_iteration(const PageRankBlock& block, Input<float> survivors, float live) {
+    if (int(threadIdx.x) >= block.tokens) return;
+    float mass = 0.0f;
+    for (int group = 0; group < block.groups; ++group) mass += block.mass[group];
+    const float scale = 1.0f / fmaxf(mass / live, TINY);
     for (int token = threadIdx.x; token < block.tokens; token += blockDim.x) {
-        float votes = 0.0f, mass = 0.0f;
-        for (int group = 0; group < block.groups; ++group) {
-            votes += block.partial[group * block.stride + shift_of(block, misaligned, group) + token];
-            mass += block.mass[group];
-        }
-        block.vector[token] = alive(survivors, token) * (votes / fmaxf(mass / live, TINY));
+        float votes = 0.0f;
+        for (int group = 0; group < block.groups; ++group) votes += block.partial[group * block.tokens + token];
+        block.vector[token] = alive(survivors, token) * (votes * scale);
     }
 }
 
@@ -151,7 +153,7 @@ ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misalig
     for (int iteration = 0; iteration < iterations; ++iteration) {
         gather_votes<T>(block, matrix, misaligned, whole);
         __syncthreads();
-        finish_iteration(block, misaligned, survivors, live);
+        finish_iteration(block, survivors, live);
         __syncthreads();
     }
     return scale_to_mean_one(block, live);

@@ -433,14 +433,14 @@ FAULTS = {
     "shared index": ("= block.vector[row];", "= block.vector[row + 1];", OutOfBoundsError, "element 65 of 65"),
     "tensor index": ("head_scores[token] =", "head_scores[token + 1] =", OutOfBoundsError, "writes element 65 of a"),
     "misaligned": (
-        "return (misaligned",
-        "return (1 + misaligned",
+        "const int shift = (misaligned",
+        "const int shift = (1 + misaligned",
         OutOfBoundsError,
         "a vector of",
     ),
     "same slot": (
-        "store_as(block.partial, group * block.stride + at, votes);",
-        "store_as(block.partial, at, votes);",
+        "block.partial[group * tokens + column + k] =",
+        "block.partial[column + k] =",
         RaceError,
         "race: writes",
     ),

@@ -282,7 +282,7 @@ def prune_launch(tokens: int, prefix_tokens: int, width: int) -> Launch:
 
 
 def _page_rank_floats(tokens: int, threads: int, groups: int) -> int:
-    return max(groups * 4 * ((tokens + 6) // 4), threads) + 2 * tokens + groups
+    return 2 * tokens + max(groups * tokens, threads) + groups
 
 
 def _prune_bytes(tokens: int, width: int, tile: int) -> int:
