@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,7 @@ from ztdeploy.core.files import (
     writing,
 )
 from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
+from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
@@ -94,6 +95,41 @@ class Bundle:
                     f"sha256 {record.sha256[:12]}...",
                     "copy or build the bundle again",
                 )
+
+    def files_of_graph(self, name: str) -> list[str]:
+        """A graph's file, and those that it has its runtime read: all of them listed with a hash.
+
+        Raises:
+            BundleError: it is no plain graph, or reads what the manifest does not list, or more than a file holds.
+        """
+        files = [name]
+        for location, least in read_graph(self.path(name)).reads.items():
+            file = (PurePosixPath(name).parent / location).as_posix()
+            if file not in self.manifest.files or self.manifest.files[file].bytes < least:
+                raise BundleError(
+                    f"'{self.root / name}' reads {least} bytes of '{location}'",
+                    "weights that the manifest lists, and no more than there are",
+                    "do not use this bundle",
+                )
+            files.append(file)
+        return files
+
+    def files_of_engine(self, variant: VariantRecord, profile: str) -> list[str]:
+        """All that is read to open a variant's engine: its own files, the graph that it was built from, weights.
+
+        Raises:
+            BundleError: as `files_of_graph`; or there is no such graph.
+        """
+        engine, graph = variant.engines[profile], variant.graphs[profile]
+        source = graph.source(engine.fingerprint.plugins)
+        if source is None:
+            raise BundleError(
+                f"an engine with plugins for '{variant.name}', whose graph has none",
+                "the graph that it was built from",
+                f"run: ztdeploy finalize {self.root}",
+            )
+        opened = engine.file if engine.file.endswith(".onnx") else source  # an engine may name its graph
+        return list(dict.fromkeys([*engine.files, source, WEIGHTS_FILE, *self.files_of_graph(opened)]))
 
     def engine_digest(self, engine: EngineRecord) -> str:
         """The sha256 of all that decides what an engine answers: its own files, and the weights that it may share."""

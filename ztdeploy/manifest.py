@@ -22,8 +22,10 @@ PluginKind = Literal["none", "library", "ahead-of-time"]
 def _inside(path: str) -> str:
     """A relative POSIX path without `..`; the only kind that a manifest may hold."""
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not path.isprintable():
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or not path.isprintable() or {*"\\:"} & {*path}:
         raise ValueError("the path leaves the bundle")
+    if str(pure) != path:
+        raise ValueError("the path is not the shortest one")
     if len(os.fsencode(path)) > 1024 or any(len(os.fsencode(part)) > 255 for part in pure.parts):
         raise ValueError("the path is too long")
     return path
@@ -35,7 +37,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileRecord(_Record):
@@ -328,7 +330,7 @@ class VariantRecord(_Record):
 class GoldenRecord(_Record):
     """Known inputs and what must come out."""
 
-    images: tuple[BundlePath, ...]  #: lossless source images
+    images: Annotated[tuple[BundlePath, ...], Field(min_length=1)]  #: lossless source images
     pixels: BundlePath  #: `.npy`, uint8 `[n, H, W, C]`: the images after resize and crop
     outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
 
@@ -389,7 +391,7 @@ class Manifest(_Record):
     preprocess_sources: dict[str, str] = {}  #: who says each field of it: an option, a file, or timm's default
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]
-    default_variant: str
+    default_variant: Name
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.cache import cache_folder, key_of
 from ztdeploy.errors import ImageError, InputError
 from ztdeploy.fidelity.answers import Answers, ClassAnswers, VectorAnswers, chosen, joined, keep_answers, kept_answers
@@ -167,7 +167,8 @@ def _other_dense(wanted: str | None, bundle: Bundle, profile: str) -> str | None
     """
     if wanted is None or bundle.profile_name(wanted) == profile:
         return None
-    bundle.verify_files([*engine_of(bundle, bundle.manifest.dense, wanted).files, WEIGHTS_FILE])
+    engine_of(bundle, bundle.manifest.dense, wanted)  # which says why there is none
+    bundle.verify_files(bundle.files_of_engine(bundle.manifest.dense, wanted))
     return wanted
 
 

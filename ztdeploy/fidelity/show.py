@@ -193,6 +193,7 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
     noted_graph, file = runner.bundle.path(notes), runner.bundle.path(record.file)
     runner.close()  # one of them in memory at a time
     try:
+        runner.bundle.verify_files(sorted({*runner.bundle.files_of_graph(notes)} - {notes, WEIGHTS_FILE}))
         graph = get_backend(record.backend).load_noted(noted_graph, engine=file, threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
         return _Found(variant, engine, None, f"Why patches went is not known: {error.given.rstrip('.')}.")

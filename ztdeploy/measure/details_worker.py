@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.backends import get_backend
 from ztdeploy.backends.base import Insight, Runner
-from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, ZtdeployError
@@ -27,10 +27,9 @@ from ztdeploy.measure.protocol import Refusal
 from ztdeploy.measure.staircase import find_treads, token_counts
 from ztdeploy.measure.sweep_report import OperatorProfile, Staircase, TokenStep
 from ztdeploy.measure.worker import prepare
+from ztdeploy.runtime.interface import TOKENS
 from ztdeploy.runtime.runner import BundleRunner, engine_of
 
-#: The blocks' input, fp32 `[batch, tokens, D]`.
-TOKENS = "tokens"
 #: Calls of which the first ones still allocate.
 _WARM_UP = 3
 _MOST_CALLS, _FEWEST_CALLS = 20, 5
@@ -90,7 +89,7 @@ def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
     engine = engine_of(bundle, variant, order.profile)
     source = variant.graphs[order.profile].source(engine.fingerprint.plugins)
     assert source is not None
-    bundle.verify_files([*engine.files, WEIGHTS_FILE])
+    bundle.verify_files(bundle.files_of_engine(variant, order.profile))
     runner = BundleRunner(bundle, profile=order.profile, threads=order.threads, memory="speed", verify=False)
     spec = bundle.manifest.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (order.batch, *spec.shape), dtype=np.uint8)
@@ -136,7 +135,7 @@ def climb(order: DetailsOrder) -> Staircase:
             f"{bundle.root} has no blocks of their own", "those of a newer build", "build the bundle again"
         )
     blocks = bundle.manifest.blocks[order.profile]
-    bundle.verify_files([blocks.file, WEIGHTS_FILE])
+    bundle.verify_files(bundle.files_of_graph(blocks.file))
     runner = insight_of(bundle, order.profile).load_graph(bundle.path(blocks.file), threads=order.threads)
     architecture = bundle.manifest.model.architecture
     call = _Call(runner, order.batch, architecture.embed_dim)

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from ztdeploy.backends.base import Array, Signature, TensorFacts
 from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import Manifest, VariantRecord
-from ztdeploy.preprocess_spec import NOUNS
+from ztdeploy.preprocess_spec import NOUNS, Output
 from ztdeploy.schedule import LayerPlan
 
 IMAGE, LOGITS = "image", "logits"
+#: The input of a few blocks alone, fp32 `[batch, tokens, D]`.
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,15 @@ class Interface:
     """Of one variant's engine for a profile."""
 
     def __init__(self, manifest: Manifest, variant: VariantRecord, profile: str) -> None:
-        graph, spec, architecture = variant.graphs[profile], manifest.preprocess, manifest.model.architecture
-        (height, width, channels), int32 = spec.shape, np.dtype(np.int32)
-        shapes: dict[str, tuple[int | None, ...]] = {
-            "logits": (architecture.num_classes,),
-            "embedding": (None,),
-            "features": (architecture.patch_tokens, None),
-        }
+        graph, int32 = variant.graphs[profile], np.dtype(np.int32)
+        height, width, channels = manifest.preprocess.shape
         self.name, self.batch = variant.name, graph.batch
         self.noun = NOUNS[manifest.model.gives]
         self.layers = variant.plan.layers
         pixels = (np.dtype(np.uint8), (height, width, channels))
         values = (np.dtype(np.float32), (channels, height, width))
         self._image = _Tensor(IMAGE, *(pixels if graph.image_input == "uint8" else values))
-        self._logits = _Tensor(LOGITS, np.dtype(np.float32), shapes[manifest.model.gives])
+        self._logits = _Tensor(LOGITS, np.dtype(np.float32), output_shape(manifest))
         self._kept = tuple(_Tensor(_choice(layer, "kept"), int32, (layer.tokens_out,)) for layer in self.layers)
         self._into = tuple(
             _Tensor(_choice(layer, "into"), int32, (layer.tokens_in - layer.tokens_out,))
@@ -172,6 +169,17 @@ class Interface:
 
     def _wrong(self, found: str, expected: str) -> BundleError:
         return BundleError(f"the engine of '{self.name}' {found}", expected, "copy or build the bundle again")
+
+
+def output_shape(manifest: Manifest) -> tuple[int | None, ...]:
+    """Of what a model gives for one image; None: any length, as that of an embedding."""
+    architecture = manifest.model.architecture
+    shapes: dict[Output, tuple[int | None, ...]] = {
+        "logits": (architecture.num_classes,),
+        "embedding": (None,),
+        "features": (architecture.patch_tokens, None),
+    }
+    return shapes[manifest.model.gives]
 
 
 def _choice(layer: LayerPlan, what: str) -> str:

@@ -6,25 +6,24 @@ Such a difference counts as a tie, and is reported; any other fails, and the pru
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.bundle import Bundle
-from ztdeploy.errors import BundleError, ParityError
+from ztdeploy.errors import BundleError, ImageError, ParityError
 from ztdeploy.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
 from ztdeploy.preprocess_spec import Activation, Output
 from ztdeploy.profile import Precision
 from ztdeploy.runtime.activation import divergences, same_answers
+from ztdeploy.runtime.arrays import read_arrays
 from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.interface import Outputs
+from ztdeploy.runtime.interface import Outputs, output_shape
 from ztdeploy.runtime.runner import BundleRunner
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
@@ -35,6 +34,7 @@ GAP_TOLERANCE = 1e-5
 #: An engine below fp32: how many times as far as its graph, as run at build time, its median image may be off; and on
 #: its own choices, how much smaller a share of the reference's tokens it may keep.
 DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
+_MOST_FEATURES = 2**16  #: of an embedding, whose length no manifest says
 
 
 @dataclass(frozen=True)
@@ -270,31 +270,29 @@ def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
 
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
-    """The golden inputs, uint8 `[n, H, W, C]`."""
-    pixels: NDArray[np.uint8] = _read_arrays(bundle, bundle.manifest.golden.pixels).get("", np.empty(0))
-    shape = bundle.manifest.preprocess.shape
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
-        raise BundleError(
-            f"golden pixels of shape {list(pixels.shape)}",
-            f"[n, {', '.join(map(str, shape))}]",
-            "build the bundle again",
-        )
-    return pixels
+    """The golden inputs, uint8 `[n, H, W, C]`.
+
+    Raises:
+        BundleError: damaged, or of another type, number or size.
+    """
+    golden = bundle.manifest.golden
+    wanted = {"": (np.dtype(np.uint8), (len(golden.images), *bundle.manifest.preprocess.shape))}
+    return _read_golden(bundle, golden.pixels, wanted)[""]
 
 
 def check_preprocessing(bundle: Bundle) -> None:
     """Resize and crop the golden images here; every byte must be as at build time.
 
     Raises:
+        BundleError: a golden image or the golden pixels are damaged.
         ParityError: this machine's image library gives other pixels.
     """
-    sources = [bundle.path(name) for name in bundle.manifest.golden.images]
     wanted = golden_pixels(bundle)
-    if len(sources) != len(wanted):
-        raise BundleError(
-            f"{len(sources)} golden images", f"{len(wanted)}, as there are pixels", "build the bundle again"
-        )
-    different = (load_pixels(sources, bundle.manifest.preprocess) != wanted).mean()
+    try:
+        given = load_pixels([bundle.path(name) for name in bundle.manifest.golden.images], bundle.manifest.preprocess)
+    except ImageError as error:
+        raise BundleError(error.given, "a golden image as built", "copy or build the bundle again") from error
+    different = (given != wanted).mean()
     if different:
         raise ParityError(
             f"pre-processing gives other pixels than at build time ({100 * different:.2f} % of the values)",
@@ -319,33 +317,55 @@ def check_golden(bundle: Bundle, runner: BundleRunner, variant: VariantRecord) -
 
 
 def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
-    arrays = _read_arrays(bundle, bundle.manifest.golden.outputs[variant.name])
-    blocks = [layer.block for layer in variant.plan.layers]
-    merging = [layer.block for layer in variant.plan.layers if layer.merges]
-    try:
-        return Reference(
-            logits=arrays["logits"],
-            kept=tuple(arrays[f"kept.{block}"] for block in blocks),
-            gaps=tuple(arrays[f"gap.{block}"] for block in blocks),
-            replayed=False,
-            into=tuple(arrays[f"into.{block}"] for block in merging),
-        )
-    except KeyError as error:
-        raise BundleError(
-            f"golden outputs of '{variant.name}' lack {error}", "all tensors", "build the bundle again"
-        ) from error
+    """
+    Raises:
+        BundleError: damaged, or of other names, types or shapes.
+    """
+    images, layers = len(bundle.manifest.golden.images), variant.plan.layers
+    wanted: dict[str, _Array] = {"logits": (np.dtype(np.float32), (images, *output_shape(bundle.manifest)))}
+    for layer in layers:
+        wanted[f"kept.{layer.block}"] = (np.dtype(np.int32), (images, layer.tokens_out))
+        wanted[f"gap.{layer.block}"] = (np.dtype(np.float32), (images,))
+        if layer.merges:
+            wanted[f"into.{layer.block}"] = (np.dtype(np.int32), (images, layer.tokens_in - layer.tokens_out))
+    arrays = _read_golden(bundle, bundle.manifest.golden.outputs[variant.name], wanted)
+    for layer in layers:
+        kept = arrays[f"kept.{layer.block}"]
+        if kept.min() < 0 or kept.max() >= layer.tokens_in or not (arrays[f"gap.{layer.block}"] >= 0).all():
+            raise BundleError(
+                f"golden outputs of '{variant.name}' at block {layer.block + 1} that cannot be right",
+                f"tokens from 0 to {layer.tokens_in - 1}, and gaps that are no less than 0",
+                "build the bundle again",
+            )
+    return Reference(
+        logits=arrays["logits"],
+        kept=tuple(arrays[f"kept.{layer.block}"] for layer in layers),
+        gaps=tuple(arrays[f"gap.{layer.block}"] for layer in layers),
+        replayed=False,
+        into=tuple(arrays[f"into.{layer.block}"] for layer in layers if layer.merges),
+    )
 
 
-def _read_arrays(bundle: Bundle, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` archive, or that of a `.npy` file under no name; never a pickle."""
-    try:
-        with ExitStack() as stack:
-            data = np.load(bundle.path(name), allow_pickle=False)
-            return {"": data} if isinstance(data, np.ndarray) else dict(stack.enter_context(data))
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise BundleError(
-            f"'{name}' cannot be read ({error})", "an array file as built", "build the bundle again"
-        ) from error
+_Array = tuple[np.dtype[Any], tuple[int | None, ...]]
+
+
+def _read_golden(bundle: Bundle, name: str, wanted: Mapping[str, _Array]) -> dict[str, NDArray[Any]]:
+    """The arrays of a golden file, all of the types and shapes that are wanted (None: any length), and no others."""
+    shapes = ([length or _MOST_FEATURES for length in shape] for _, shape in wanted.values())
+    arrays = read_arrays(bundle.path(name), sum(8 * math.prod(shape) for shape in shapes))
+    for key, (dtype, shape) in wanted.items():
+        found = arrays.get(key)
+        right = found is not None and found.dtype == dtype and found.ndim == len(shape)
+        if found is None or not right or any(w not in (None, f) for w, f in zip(shape, found.shape, strict=True)):
+            have = "is not there" if found is None else f"is {found.dtype} {list(found.shape)}"
+            raise BundleError(
+                f"golden '{name}': '{key or 'pixels'}' {have}",
+                f"{dtype} [{', '.join('any' if length is None else str(length) for length in shape)}]",
+                "build the bundle again",
+            )
+    if extra := sorted(arrays.keys() - wanted.keys()):
+        raise BundleError(f"golden '{name}' holds '{extra[0][:80]}'", f"{len(wanted)} arrays", "build the bundle again")
+    return arrays
 
 
 def _layer_error(name: str, block: int, images: int, gaps: NDArray[Any], unmeasured: str) -> ParityError:

@@ -208,16 +208,12 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
 
     def _load(self, variant: VariantRecord) -> Runner:
         engine, graph = engine_of(self.bundle, variant, self.profile), variant.graphs[self.profile]
-        source = graph.source(engine.fingerprint.plugins)
-        if source is None:
-            raise BundleError(
-                f"an engine with plugins for '{variant.name}', whose graph has none",
-                "the graph that it was built from",
-                f"run: ztdeploy finalize {self.bundle.root}",
-            )
-        self._check([*engine.files, source, WEIGHTS_FILE])
-        for name in engine.files:
+        files = self.bundle.files_of_engine(variant, self.profile)
+        self._check(files)
+        for name in files:  # none of them leads to another file, whether hashes are compared or not
             self.bundle.path(name)
+        source = graph.source(engine.fingerprint.plugins)
+        assert source is not None
         return get_backend(engine.backend).load(
             self.bundle.path(engine.file),
             engine.fingerprint,

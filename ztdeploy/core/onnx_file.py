@@ -1,0 +1,252 @@
+"""What an ONNX file would have a runtime read, and whether it is a plain graph, before any runtime opens it.
+
+A graph from outside may name any file as the home of its weights, loop for ever, or ask for terabytes. Some runtimes
+refuse that, others hang or crash. This reads the protobuf itself: the target half has no package `onnx`.
+
+Requires: nothing; any bytes. Ensures: no control flow, no functions, no sparse tensors, no tensor that is larger than
+the bytes it comes from, and none of the sizes that stand in the file as numbers beyond `MOST_VALUES`. Sizes that a
+graph computes are not followed.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ztdeploy.core.files import read_bytes
+from ztdeploy.errors import BundleError
+
+#: A graph keeps its weights outside: files have some hundred kilobytes and ten thousands of fields.
+LIMIT = 64 * 2**20
+MOST_FIELDS = 2_000_000
+#: That one tensor may hold.
+MOST_VALUES = 2**28
+#: The inputs that say how large the outputs of an operator are.
+_SIZES = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Resize": (2, 3),
+    "Tile": (1,),
+    "Upsample": (1,),
+}
+_FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  #: of raw data, by ONNX's number of a type
+_Value = int | slice
+
+
+@dataclass
+class GraphFile:
+    """What a graph refers to."""
+
+    reads: dict[str, int] = field(default_factory=dict)  #: files beside it -> how many bytes they must have at least
+
+
+def read_graph(path: Path) -> GraphFile:
+    """
+    Raises:
+        BundleError: it cannot be read, is no ONNX file, or is not a plain graph.
+    """
+    fix = "copy or build the bundle again"
+    content = read_bytes(path, LIMIT, what="graph", error=BundleError, fix=fix)
+    try:
+        return _Reader(content).graph()
+    except (ValueError, TypeError, struct.error, IndexError, OverflowError) as error:
+        raise BundleError(f"'{path}' cannot be run: {error}", "a plain graph as built", fix) from error
+
+
+class _Reader:
+    def __init__(self, content: bytes) -> None:
+        self._content, self._left = content, MOST_FIELDS
+        self._found = GraphFile()
+        self._constants: dict[str, tuple[float, ...]] = {}
+        self._sized: list[tuple[str, list[str]]] = []
+
+    def graph(self) -> GraphFile:
+        graphs = 0
+        for number, value in self._fields(slice(0, len(self._content))):
+            if number == 7:
+                graphs += 1
+                self._graph(_part(value))
+            elif number == 25:
+                raise ValueError("it has functions of its own")
+        if not graphs:
+            raise ValueError("it holds no graph")
+        for operator, inputs in self._sized:
+            self._check_sizes(operator, inputs)
+        return self._found
+
+    def _graph(self, part: slice) -> None:
+        for number, value in self._fields(part):
+            if number == 1:
+                self._node(_part(value))
+            elif number == 5:
+                self._tensor(_part(value))
+            elif number == 15:
+                raise ValueError("it has sparse tensors")
+
+    def _node(self, part: slice) -> None:
+        inputs, outputs, operator, values = list[str](), list[str](), "", tuple[float, ...]()
+        for number, value in self._fields(part):
+            if number == 1:
+                inputs.append(self._text(value))
+            elif number == 2:
+                outputs.append(self._text(value))
+            elif number == 4:
+                operator = self._text(value)
+            elif number == 5:
+                values += self._attribute(_part(value))
+        if operator in _SIZES:
+            self._sized.append((operator, inputs))
+        if operator == "Constant" and outputs:
+            self._constants[outputs[0]] = values
+
+    def _attribute(self, part: slice) -> tuple[float, ...]:
+        """The numbers of an attribute, as far as it holds few."""
+        values: tuple[float, ...] = ()
+        for number, value in self._fields(part):
+            if number in (6, 11):
+                raise ValueError("it has a graph inside a node, such as a loop")
+            if number in (22, 23):
+                raise ValueError("it has sparse tensors")
+            if number in (5, 10):
+                values += self._tensor(_part(value))
+            elif number in (2, 7):
+                values += self._unpacked(value, "f")
+            elif number in (3, 8):
+                values += self._integers(value)
+        return values
+
+    def _tensor(self, part: slice) -> tuple[float, ...]:
+        """Notes what a tensor reads; the numbers of one that has few."""
+        name, kind, dims, outside = "", 0, list[int](), dict[str, str]()
+        values, held = tuple[float, ...](), part.stop - part.start
+        for number, value in self._fields(part):
+            if number == 1:
+                dims += self._dims(value)
+            elif number == 2 and isinstance(value, int):
+                kind = value
+            elif number in (4, 10):
+                values += self._unpacked(value, "f" if number == 4 else "d")
+            elif number in (5, 7):
+                values += self._integers(value)
+            elif number == 8:
+                name = self._text(value)
+            elif number == 9 and kind in _FORMATS:
+                values += self._unpacked(value, _FORMATS[kind])
+            elif number == 13:
+                outside |= self._entry(_part(value))
+        count = math.prod(dims)
+        if any(length < 0 for length in dims) or count > (MOST_VALUES if outside else 4 * held):  # of 2 bits or more
+            raise ValueError(f"the tensor '{name[:80]}' of shape {dims[:8]} is larger than what it is made of")
+        if outside:
+            self._reads(name, count, outside)
+        self._constants[name] = values
+        return values
+
+    def _dims(self, value: _Value) -> list[int]:
+        if isinstance(value, slice) and value.stop - value.start > _FEW_BYTES:
+            raise ValueError("it has a tensor of too many dimensions")
+        return [int(length) for length in self._integers(value)]
+
+    def _reads(self, name: str, count: int, outside: dict[str, str]) -> None:
+        location, offset = outside.get("location", ""), int(outside.get("offset", "0")[:20])
+        length = int(outside.get("length", "0")[:20])
+        if offset < 0 or length < 0:
+            raise ValueError(f"the tensor '{name[:80]}' begins before its file")
+        self._found.reads[location] = max(self._found.reads.get(location, 0), offset + max(length, count // 4))
+
+    def _entry(self, part: slice) -> dict[str, str]:
+        texts = {number: self._text(value) for number, value in self._fields(part)}
+        return {texts.get(1, ""): texts.get(2, "")}
+
+    def _check_sizes(self, operator: str, inputs: list[str]) -> None:
+        places = (inputs[place] for place in _SIZES[operator] if place < len(inputs))
+        values = [self._constants.get(name, ()) for name in places]
+        sizes = [max(1.0, abs(one)) for some in values for one in some]
+        if operator == "Range" and all(values):
+            begin, end, step = (some[0] for some in values)
+            sizes = [abs(end - begin) / abs(step) if step else math.inf]
+        most = max(sizes, default=0) if operator == "Pad" else math.prod(sizes)
+        if not most <= MOST_VALUES:
+            raise ValueError(f"its operator {operator} makes a tensor of more than {MOST_VALUES} values")
+
+    def _fields(self, part: slice) -> Iterator[tuple[int, _Value]]:
+        """The fields of a message: numbers as they are, of all else the place."""
+        content, at, stop = self._content, part.start, part.stop
+        while at < stop:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"it has more than {MOST_FIELDS} fields")
+            key, at = _varint(content, at)
+            wire = key & 7
+            if wire == 0:
+                value, at = _varint(content, at)
+                yield key >> 3, value
+                continue
+            if wire == 2:
+                size, at = _varint(content, at)
+            elif wire in (1, 5):
+                size = 8 if wire == 1 else 4
+            else:
+                raise ValueError("it is no ONNX file")
+            if at + size > stop:
+                raise ValueError("it is cut off")
+            yield key >> 3, slice(at, at + size)
+            at += size
+
+    def _text(self, value: _Value) -> str:
+        return self._content[_part(value)].decode("utf-8", "replace")
+
+    def _integers(self, value: _Value) -> tuple[float, ...]:
+        """One, or those of a packed field; as signed ones of 64 bits."""
+        if isinstance(value, int):
+            return (_signed(value),)
+        if value.stop - value.start > _FEW_BYTES:
+            return ()
+        found, at = list[int](), value.start
+        while at < value.stop:
+            number, at = _varint(self._content, at)
+            found.append(_signed(number))
+        return tuple(found)
+
+    def _unpacked(self, value: _Value, kind: str) -> tuple[float, ...]:
+        """Those of a packed field or of raw data."""
+        part, size = _part(value), struct.calcsize(kind)
+        if part.stop - part.start > _FEW_BYTES:
+            return ()
+        return struct.unpack(f"<{(part.stop - part.start) // size}{kind}", self._content[part])
+
+
+#: Shapes have a few numbers; what is longer is no shape.
+_FEW_BYTES = 512
+
+
+def _part(value: _Value) -> slice:
+    if isinstance(value, int):
+        raise TypeError("it is no ONNX file")
+    return value
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    byte = content[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while True:
+        at += 1
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+        if shift > 63:
+            raise ValueError("it is no ONNX file")
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
