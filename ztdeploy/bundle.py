@@ -10,13 +10,16 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ztdeploy.core import arguments
+from ztdeploy.core.data import parse_json
 from ztdeploy.core.files import (
     disk_errors,
     is_temporary,
@@ -29,13 +32,16 @@ from ztdeploy.core.files import (
 )
 from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
 from ztdeploy.core.onnx_file import read_graph
-from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.records import to_json
 from ztdeploy.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
+from ztdeploy.schedule import Architecture
 
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
+#: That one call may be given.
+_MOST_PIXELS = 2**30
 #: What is a bundle's own where no manifest says so.
 _LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
@@ -206,26 +212,42 @@ def read_bundle(root: str | Path) -> Bundle:
             raise BundleError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
     text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
     try:
-        version = from_json(_SchemaVersion, text).schema_version
+        data = parse_json(text.decode())
+        version = _SchemaVersion.model_validate(data).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f"'{folder}' has schema version {version}",
                 f"version {SCHEMA_VERSION}",
                 "upgrade ztdeploy" if version > SCHEMA_VERSION else "build the bundle again",
             )
-        manifest = from_json(Manifest, text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the JSON"
+        manifest = Manifest.model_validate(data)
+        _check_types(data, manifest.model_dump(mode="json", by_alias=True), ())
+    except ValueError as error:  # that of pydantic is one, too
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        where = ".".join(str(part) for part in first["loc"]) if first is not None else ""
         raise BundleError(
-            f"'{path}' is damaged at {where}: {first['msg']}", "a manifest as built", "build the bundle again"
+            f"'{path}' is damaged at {where or 'the JSON'}: {error if first is None else first['msg']}",
+            "a manifest as built",
+            "build the bundle again",
         ) from error
     _check_consistent(folder, manifest)
     return Bundle(folder, manifest)
 
 
 class _SchemaVersion(BaseModel):
-    schema_version: int
+    schema_version: int = Field(strict=True)
+
+
+def _check_types(found: Any, read: Any, where: tuple[str, ...]) -> None:
+    """Nothing was taken for something else: text, or a truth value, for a number."""
+    if isinstance(found, dict) and isinstance(read, dict):
+        for name, value in found.items():
+            _check_types(value, read.get(name), (*where, name))
+    elif isinstance(found, list) and isinstance(read, list):
+        for one, other in zip(found, read, strict=False):
+            _check_types(one, other, where)
+    elif type(found) is not type(read) and (type(found), type(read)) != (int, float):
+        raise ValueError(f"a value of another type at {'.'.join(where)[:200]}")
 
 
 def _check_consistent(folder: Path, manifest: Manifest) -> None:
@@ -239,6 +261,10 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
     unlisted = sorted(used - set(manifest.files))
     if unlisted:
         raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")
+    alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST))
+    twice = [name for name in sorted(manifest.files) if alike[name.casefold()] > 1]
+    if twice:  # on some disks names that differ in case alone are one file
+        raise _inconsistent(folder, f"lists '{twice[0]}' under two names, or itself")
     names = [variant.name for variant in manifest.variants]
     if manifest.default_variant not in names:
         raise _inconsistent(folder, f"lacks its default variant '{manifest.default_variant}'")
@@ -251,6 +277,21 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
             raise _inconsistent(folder, f"has no golden outputs of '{variant.name}'")
         if set(variant.graphs) != set(manifest.profiles) or not set(variant.engines) <= set(manifest.profiles):
             raise _inconsistent(folder, f"has other profiles than the graphs and engines of '{variant.name}'")
+        _check_plan(folder, variant, manifest.model.architecture)
+    fixed = [graph.batch or 1 for variant in manifest.variants for graph in variant.graphs.values()]
+    batch = max(*fixed, *(size for profile in manifest.profiles.values() for size in profile.batch.sizes))
+    if batch * manifest.preprocess.image_size**2 > _MOST_PIXELS:
+        raise _inconsistent(folder, f"asks for {batch} images of side {manifest.preprocess.image_size} at a time")
+
+
+def _check_plan(folder: Path, variant: VariantRecord, architecture: Architecture) -> None:
+    """A plan's layers follow one another, each with fewer tokens, all of them tokens of the model."""
+    tokens, block = architecture.tokens, -1
+    for layer in variant.plan.layers:
+        kept = layer.prefix_tokens == architecture.prefix_tokens <= layer.tokens_out
+        if not (kept and layer.tokens_in == tokens > layer.tokens_out > 0 and block < layer.block < architecture.depth):
+            raise _inconsistent(folder, f"has a plan of '{variant.name}' that cannot be at block {layer.block + 1}")
+        tokens, block = layer.tokens_out, layer.block
 
 
 def _inconsistent(folder: Path, found: str) -> BundleError:

@@ -110,7 +110,7 @@ class PreprocessOptions(BaseModel):
 class PreprocessSpec(BaseModel):
     """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_size: Annotated[ImageSize, AfterValidator(_of_a_model)]  #: what the model takes
     resize: ImageSize  #: crop mode `center` scales an image until it covers this; `squash` distorts it to just this

@@ -44,21 +44,21 @@ _RATIO_STEPS = 1 << 14
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Architecture(_Frozen):
     """The sizes of a plain vision transformer that the cost model and the schedule need."""
 
-    depth: int
-    embed_dim: int
-    num_heads: int
-    mlp_dim: int
-    patch_tokens: int
-    prefix_tokens: int
+    depth: int = Field(ge=1, le=2**10)
+    embed_dim: int = Field(ge=1, le=2**16)
+    num_heads: int = Field(ge=1, le=2**12)
+    mlp_dim: int = Field(ge=0, le=2**20)
+    patch_tokens: int = Field(ge=1, le=2**24)
+    prefix_tokens: int = Field(ge=0, le=2**16)
     class_token: bool
-    patch_dim: int  #: multiply-adds per patch and output channel of the patch embedding
-    num_classes: int
+    patch_dim: int = Field(ge=0, le=2**24)  #: multiply-adds per patch and output channel of the patch embedding
+    num_classes: int = Field(ge=0, le=2**24)
     #: Rows and columns of patches; None: a square, in bundles of older versions.
     grid: tuple[int, int] | None = None
 
@@ -67,6 +67,7 @@ class Architecture(_Frozen):
         """Of the grid of patches; patches count row by row."""
         side = math.isqrt(self.patch_tokens)
         return self.grid or (side, self.patch_tokens // max(1, side))
+
 
     @property
     def tokens(self) -> int:

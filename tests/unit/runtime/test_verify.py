@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from helpers.bundles import edit
+from helpers.bundles import edit, rewrite
 from helpers.errors import refused
 from helpers.leftovers import dead_folder, leftovers
 
@@ -31,14 +31,6 @@ def silent(*_):
 
 def verified(bundle, profile=None):
     return verify_bundle(bundle, profile, silent)
-
-
-def rewrite(bundle, name, content):
-    """Change a file and its hash: the bundle is consistent and not what was built."""
-    path = bundle / name
-    path.write_bytes(content)
-    record = {"sha256": sha256_of(path), "bytes": len(content)}
-    edit(bundle, lambda manifest: manifest["files"].update({name: record}))
 
 
 def rewrite_golden(bundle, variant, change):
