@@ -109,11 +109,16 @@ class Bundle:
             BundleError: it is no plain graph, or reads what the manifest does not list, or more than a file holds.
         """
         files = [name]
-        for location, least in read_graph(self.path(name)).reads.items():
+        try:
+            reads = read_graph(self.path(name)).reads
+        except BundleError:
+            self.verify_files([name])  # says so where the file is not the one that was built
+            raise
+        for location, least in reads.items():
             file = (PurePosixPath(name).parent / location).as_posix()
             if file not in self.manifest.files or self.manifest.files[file].bytes < least:
                 raise BundleError(
-                    f"'{self.root / name}' reads {least} bytes of '{location}'",
+                    f"'{self.root / name}' reads {least} bytes of '{file}'",
                     "weights that the manifest lists, and no more than there are",
                     "do not use this bundle",
                 )

@@ -252,10 +252,9 @@ def check_keep_ratio(keep_ratio: object) -> float:
     """The ratio as a plain number.
 
     Raises:
-        ScheduleError: not in (0, 1].
-        InputError: no number.
+        ScheduleError: no number, or not in (0, 1].
     """
-    ratio = number("keep ratio", keep_ratio)
+    ratio = number("keep ratio", keep_ratio, ScheduleError)
     if not 0 < ratio <= 1:
         raise ScheduleError(
             f"keep ratio {shown(keep_ratio)}", "a number in (0, 1]", "give for instance --keep-ratio 0.7"

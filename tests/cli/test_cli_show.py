@@ -183,7 +183,7 @@ def test_a_graph_with_notes_that_cannot_be_run_here(
 
     done = show(edit(bundle_copy, listed), digit_images[0], "-k", "0.7", "--out", "shown", cwd=tmp_path)
     assert done.code == 0, done
-    assert "Why patches went is not known: ONNX Runtime" in done.err
+    assert re.search(r"Why patches went is not known: .*cannot be run", done.err)
     assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
 
 

@@ -51,7 +51,7 @@ def test_memory_is_one_of_two_words(digits_bundle, value):
 @pytest.mark.parametrize("value", [True, "0.7", [0.7], b"x", 1j, np.bool_(True), Odd()])
 def test_a_keep_ratio_is_a_number(digits_bundle, value):
     refused(lambda: ztdeploy.load(digits_bundle, keep_ratio=value), "keep_ratio = ", "a number", kind=InputError)
-    refused(lambda: check_keep_ratio(value), "keep ratio = ", "a number", kind=InputError)
+    refused(lambda: check_keep_ratio(value), "keep ratio = ", "a number", kind=ScheduleError)
     with ztdeploy.load(digits_bundle, threads=1) as runner:
         refused(lambda: runner.switch(value), "keep_ratio = ", kind=InputError)
 

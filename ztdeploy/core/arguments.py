@@ -31,10 +31,10 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     return int(value)
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object, error: type[InputError] = InputError) -> float:
     """A number as Python's own, NaN and infinities among it; truth values and text are none."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name} = {shown(value)}", "a number", f"give another value for {name}")
+        raise error(f"{name} = {shown(value)}", "a number", f"give another value for {name}")
     try:
         return float(value)
     except OverflowError:  # of integers, which know no limit

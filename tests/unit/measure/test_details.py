@@ -99,7 +99,7 @@ def test_a_block_graph_that_is_none(bundle_copy):
     (bundle_copy / name).write_bytes(b"no graph")
     entry = {"sha256": sha256_of(bundle_copy / name), "bytes": 8}
     edit(bundle_copy, lambda manifest: manifest["files"].update({name: entry}))
-    refused(lambda: ask(order(bundle_copy)), "refuses")
+    refused(lambda: ask(order(bundle_copy)), "cannot be run")
 
 
 def test_a_block_graph_that_the_manifest_does_not_list(bundle_copy):
