@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -40,8 +41,8 @@ from ztdeploy.schedule import Architecture
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
-#: That one call may be given.
-_MOST_PIXELS = 2**30
+#: That one call may be given, one for each value of a pixel.
+_MOST_BYTES = 2**31
 #: What is a bundle's own where no manifest says so.
 _LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
@@ -285,8 +286,11 @@ def _check_consistent(folder: Path, manifest: Manifest) -> None:
         _check_plan(folder, variant, manifest.model.architecture)
     fixed = [graph.batch or 1 for variant in manifest.variants for graph in variant.graphs.values()]
     batch = max(*fixed, *(size for profile in manifest.profiles.values() for size in profile.batch.sizes))
-    if batch * manifest.preprocess.image_size**2 > _MOST_PIXELS:
-        raise _inconsistent(folder, f"asks for {batch} images of side {manifest.preprocess.image_size} at a time")
+    if batch * math.prod(manifest.preprocess.shape) > _MOST_BYTES:
+        raise _inconsistent(folder, f"asks for {batch} images of {manifest.preprocess.image_size} at a time")
+    grid, patches = manifest.model.architecture.grid, manifest.model.architecture.patch_tokens
+    if grid is not None and (min(grid) < 1 or math.prod(grid) != patches):
+        raise _inconsistent(folder, f"has a grid of {grid[0]} x {grid[1]} for {patches} patches")
 
 
 def _check_plan(folder: Path, variant: VariantRecord, architecture: Architecture) -> None:

@@ -68,7 +68,6 @@ class Architecture(_Frozen):
         side = math.isqrt(self.patch_tokens)
         return self.grid or (side, self.patch_tokens // max(1, side))
 
-
     @property
     def tokens(self) -> int:
         return self.prefix_tokens + self.patch_tokens

@@ -655,12 +655,13 @@ def at(path, value):
 GONE = object()
 SHA = "0" * 64
 _NUMBERS = {
-    "preprocess/image_size": [0, -1, 10**9, 1e400, "32", 32.5, True, None, [32]],
+    "preprocess/image_size": [0, -1, 10**9, 1e400, "32", "32x", "32x96", 32.5, True, None, [32], [32, 32]],
     "model/architecture/num_classes": [-1, 11, 9, 10**18, "10", 10.5],
     "model/architecture/patch_tokens": [0, -64, 65, 10**18],
     "model/architecture/prefix_tokens": [-1, 2, 10**9],
     "model/architecture/depth": [0, 2, 10**30],
     "model/architecture/embed_dim": [0, 10**12],
+    "model/architecture/grid": [[8, 7], [-8, -8], [0, 0], [64], 8, "8x8", [10**9, 10**9]],
     "variants/0/plan/layers/0/tokens_in": [64, 10**9, -1],
     "variants/0/plan/layers/0/tokens_out": [0, -1, 65, 10**9, 45],
     "variants/0/plan/layers/0/block": [-1, 12, 8, 10**9],
