@@ -23,6 +23,7 @@ from helpers.models import (
 from helpers.reference_merging import ints, merged
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from ztdeploy.errors import ModelError, ScheduleError
 from ztdeploy.models.vit import VitAdapter
@@ -621,3 +622,16 @@ class TestTaps:
         for taps in seen:
             assert taps.attention is not None
             assert (taps.attention > 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_is_computed_where_the_model_is(method):
+    """A GPU that holds no data: an operator that is given tensors of two devices refuses them, as a real one does."""
+    layers = [LayerSpec(block=2, keep_ratio=0.7, iterations=1)] if method == "tome" else []
+    model = pruned(tiny_vit(), method, *layers)
+    with FakeTensorMode(), torch.no_grad():
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+        pixels = torch.empty(2, 3, IMAGE_SIZE, IMAGE_SIZE, device="cuda")
+        assert {output.device.type for output in model(pixels)} == {"cuda"}
+        replay = model.replay(pixels)
+        assert {gap.device.type for record in replay.records for gap in record.gaps.values()} <= {"cuda"}

@@ -84,7 +84,7 @@ def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Ten
     It does where a token's nearest more important one might be less important, or one at least as near might be more.
     """
     matters = (likeness >= nearest.unsqueeze(2)) & patch & patch.transpose(1, 2)
-    matters &= ~torch.eye(importance.shape[1], dtype=torch.bool)
+    matters &= ~torch.eye(importance.shape[1], dtype=torch.bool, device=importance.device)
     apart = (importance.unsqueeze(1) - importance.unsqueeze(2)).abs()
     return apart.masked_fill(~matters, torch.inf).amin((1, 2))
 
