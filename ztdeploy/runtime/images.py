@@ -239,12 +239,12 @@ def _converted(image: Image.Image, name: str, wanted: _Wanted, *, deep: bool) ->
         _check_deep_colour(image, name, wanted)
     if wanted.channels in (1, 3):
         return [_to_rgb(image, name, wanted).convert(_mode(wanted))]
-    samples = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, wanted.channels)
+    own = len(image.getbands())
+    samples = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, own)  # Pillow drops what is beyond a mode
     if image.mode not in _MODES_BY_CHANNELS.get(wanted.channels, ()) or samples != wanted.channels:
         modes = " or ".join(_MODES_BY_CHANNELS.get(wanted.channels, ())[:1])
-        found = max(len(image.getbands()), samples if isinstance(samples, int) else 0)
         raise ImageError(
-            f"{name} has {found} channels (mode {image.mode})",
+            f"{name} has {max(own, samples) if isinstance(samples, int) else own} channels (mode {image.mode})",
             f"the {wanted.channels} channels of the model: {f'an image of mode {modes}, or ' if modes else ''}"
             f"a {ARRAY_SUFFIX} file of uint8 [H, W, {wanted.channels}]",
             "save it with all channels that the model was trained on",
