@@ -218,7 +218,7 @@ def graph_microseconds(work: Callable[[], object], repeats: int, replays: int = 
     graph.replay()
     times: list[float] = []
     for _ in range(replays):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         graph.replay()
         end.record()

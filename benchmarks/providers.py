@@ -48,8 +48,16 @@ def main() -> None:
 def build_graphs(model: str, out: Path) -> dict[str, Path]:
     from ztdeploy.pipeline import BuildRequest, build
 
-    weights = "random" if model == "deit_s" else "pretrained"
-    bundle = build(BuildRequest(model, ("cpu",), out, keep_ratios=(0.7,), methods=METHODS, weights=weights))
+    bundle = build(
+        BuildRequest(
+            model,
+            ("cpu",),
+            out,
+            keep_ratios=(0.7,),
+            methods=METHODS,
+            weights="random" if model == "deit_s" else "pretrained",
+        )
+    )
     return {
         variant.schedule.method if variant.plan.layers else "dense": bundle.path(variant.graphs["cpu"].file)
         for variant in bundle.manifest.variants

@@ -180,7 +180,7 @@ def pruning_share(module: nn.Module, images: Tensor, device: Device) -> float:
     for layer in module.layers:
 
         def begin(_layer: nn.Module, _inputs: Any) -> None:
-            ranges.append(record_function("pruning layer").__enter__())
+            ranges.append(record_function("pruning layer").__enter__())  # type: ignore[no-untyped-call]
 
         def end(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
             ranges.pop().__exit__(None, None, None)

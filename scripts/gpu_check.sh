@@ -14,15 +14,24 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 device=cuda out=gpu_check wheels='' seconds=110
+usage() {
+    echo "error: '$1'; expected --device cuda or cpu, --out DIR, --wheels DIR or --quick; see the top of $0" >&2
+    exit 2
+}
 while [ $# -gt 0 ]; do
     case $1 in
-        --device) device=$2; shift 2 ;;
-        --out) out=$2; shift 2 ;;
-        --wheels) wheels=$2; shift 2 ;;
-        --quick) seconds=50; shift ;;
-        *) echo "error: '$1'; expected --device, --out, --wheels or --quick; see the top of $0" >&2; exit 2 ;;
+        --quick) seconds=50; shift; continue ;;
+        --device | --out | --wheels) [ $# -gt 1 ] || usage "$1" ;;
+        *) usage "$1" ;;
     esac
+    case $1 in
+        --device) device=$2 ;;
+        --out) out=$2 ;;
+        --wheels) wheels=$2 ;;
+    esac
+    shift 2
 done
+case $device in cuda | cpu) ;; *) usage "--device $device" ;; esac
 python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
