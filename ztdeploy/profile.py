@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +154,8 @@ def schedule_path(given: Path) -> Path:
     Raises:
         ScheduleError: a name, without a suffix, that neither a file nor a shipped schedule has.
     """
-    if given.exists() or given.suffix in (".toml", ".json"):
+    # Path.exists raises what the system says about a name that is too long, or a folder that may not be entered.
+    if os.path.exists(given) or given.suffix in (".toml", ".json"):  # noqa: PTH110
         return given
     if str(given) not in schedule_names():
         raise ScheduleError(

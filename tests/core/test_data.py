@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from ztdeploy.core.data import SETTINGS_LIMIT, errors_of, parse_json, read_json
-from ztdeploy.errors import ImageError, InputError, ProfileError, ScheduleError, ZtdeployError
+from ztdeploy.errors import CheckpointError, ImageError, InputError, ProfileError, ScheduleError, ZtdeployError
+from ztdeploy.fidelity.data import read_data
 from ztdeploy.fidelity.labels import read_labels
 from ztdeploy.measure.any_report import read_any_report
 from ztdeploy.measure.report_file import holds_kind
+from ztdeploy.models.checkpoint import read_tables
 from ztdeploy.models.class_names import read_class_names
-from ztdeploy.profile import HardwareProfile, read_profile
+from ztdeploy.profile import HardwareProfile, read_profile, schedule_path
 from ztdeploy.schedule import PruningSchedule, read_schedule
 
 PROFILE = 'title = "t"\nbackend = "onnxruntime"\n'
@@ -186,6 +188,10 @@ def test_json_that_is_something_else_is_refused(tmp_path: Path, what: str, reade
     assert list(tmp_path.iterdir()) == [path]
 
 
+def read_images(path: Path) -> object:
+    return read_data(path, None, 3)
+
+
 BYTES = {
     "UTF-16": "[1]".encode("utf-16"),
     "Latin-1": '["caf\xe9"]'.encode("latin-1"),
@@ -214,6 +220,15 @@ def test_what_is_no_file_of_text_is_refused_and_not_waited_for(tmp_path: Path, w
     PATHS[what](path)
     read, kind = READERS.get(reader, (lambda path: read_profile(str(path)), ProfileError))
     _is_harmless(refused(lambda: read(path), path.name, kind=kind))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + ".toml", "a\0b", "a\udcffb", "/dev/stdin/x"])
+def test_a_name_that_no_file_can_have_is_refused_by_every_reader(name: str) -> None:
+    more = {"images": (read_images, ImageError), "checkpoint": (read_tables, CheckpointError)}
+    for read, kind in {**READERS, **more}.values():
+        _is_harmless(refused(partial(read, Path(name)), kind=kind))
+    if not name.endswith(".toml"):  # such a one is then read
+        _is_harmless(refused(lambda: schedule_path(Path(name)), kind=ScheduleError))
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def check_exists(path: Path) -> None:
     Raises:
         ImageError: there is nothing.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a name is too long
         raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check the folder")
 
 

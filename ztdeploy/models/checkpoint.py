@@ -82,7 +82,7 @@ def read_tables(path: Path) -> Tables:
         ) from error
     except MemoryError as error:
         raise _corrupt(path, ValueError("it takes more memory than there is")) from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a place in a file may be beyond all integers of the system
         raise _corrupt(path, error) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,12 +35,14 @@ from ztdeploy.tuning.study import (
     COST,
     IDENTITY,
     Counts,
+    end_running,
     make_trials,
     open_study,
     storage_errors,
     storage_url,
     without_password,
 )
+from ztdeploy.tuning.trusted import check_database, check_trials
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,9 +74,14 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
     subject, caches = Subject.load(request), cache_folder(cache)
     with tune_folder(out, own_study=request.storage is None) as begun:
         url = storage_url(request, out)
+        with storage_errors(url):
+            check_database(url, own=request.storage is None)
         study = open_study(url, request)
         with storage_errors(url):
             search = _begin(study, request, subject, caches, progress)
+            check_trials(study, search)
+            if request.storage is None:  # the folder is this search's alone: whoever was at them is gone
+                end_running(study)
             begun()
             notes = _make_trials(study, search, request, url, progress)
             progress("comparing on the report half", request.trials, request.trials)
@@ -157,8 +165,8 @@ class Subject:
 
     def search_of(self, study: Study) -> Search:
         """What a study's trials are, which every worker of it must know alike; the study begins with its starts."""
-        cost: Cost = TypeAdapter(Cost).validate_python(study.user_attrs[COST])
-        dense, limit = dense_cost(cost, self.architecture), None
+        cost, limit = _cost_of(study, self.architecture), None
+        dense = dense_cost(cost, self.architecture)
         if self.request.budget is not None:
             limit = self.request.budget.limit(dense)
         latest = _latest(self.request, self.architecture, cost, dense * FRONT[0] if limit is None else limit)
@@ -173,6 +181,26 @@ class Subject:
         )
         study.sampler = sampler(self.request.sampler_used, self.request.seed, search.starts())
         return search
+
+
+def _cost_of(study: Study, architecture: Architecture) -> Cost:
+    """What a study says that its trials are priced by.
+
+    Raises:
+        InputError: no cost, or one that prices nothing.
+    """
+    try:
+        cost: Cost = TypeAdapter(Cost).validate_python(study.user_attrs.get(COST))
+        dense = dense_cost(cost, architecture)
+        if not (math.isfinite(dense) and dense > 0):
+            raise ValueError(f"dense costs {dense:g}")
+    except (ValueError, ArithmeticError, LookupError) as error:  # pydantic's ValidationError is a ValueError
+        raise InputError(
+            f"study '{study.study_name}' does not say what its trials cost",
+            "a study that 'ztdeploy tune' wrote",
+            "give another --study or --out, or remove it",
+        ) from error
+    return cost
 
 
 def dense_cost(cost: Cost, architecture: Architecture) -> float:

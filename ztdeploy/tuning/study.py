@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ztdeploy.errors import EnvironmentLacksError, InputError
 from ztdeploy.tuning.request import TuneRequest
 from ztdeploy.tuning.sampling import AGAIN_OF, START, WORKER, SeededByTrial, place_of, quiet, sampler
+from ztdeploy.tuning.trusted import damage_told
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
@@ -85,7 +86,7 @@ def open_study(url: str, request: TuneRequest) -> Study:
         InputError: the URL is none, or the study has other objectives.
     """
     quiet()
-    with storage_errors(url):
+    with storage_errors(url), damage_told(request.study):
         storage = _storage(url)
         goals = [StudyDirection.MINIMIZE] * (1 if request.budget is not None else 2)
         study = optuna.create_study(
@@ -200,6 +201,11 @@ def reap(study: Study, worker: str) -> int:
     ]
     _end(study, left)
     return len(left)
+
+
+def end_running(study: Study) -> None:
+    """Running trials of a study that nobody else works on are those of whoever died: their points wait again."""
+    _end(study, [one for one in study.get_trials(deepcopy=False) if one.state == TrialState.RUNNING])
 
 
 def _orphans(study: Study) -> list[FrozenTrial]:
