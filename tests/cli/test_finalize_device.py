@@ -559,7 +559,7 @@ def test_without_a_toolchain_the_plain_engine_is_built(bundle: Path, fake_device
         ({"FAKE_TRT_NO_LIBRARY": "1"}, "registers nothing"),
         ({"FAKE_TRT_REFUSE": "1"}, "refused to run"),
         ({"FAKE_CMAKE_FAIL": "compile", "XDG_CACHE_HOME": "another"}, "launch.cu(12): error"),
-        ({"XDG_CACHE_HOME": "file"}, "Not a directory"),
+        ({"XDG_CACHE_HOME": "file"}, "is not a folder"),
     ],
     ids=["wrong", "dies", "refused", "no-run", "uncompilable", "no-cache"],
 )
