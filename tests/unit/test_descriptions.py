@@ -100,6 +100,14 @@ def test_what_transformers_says(
     assert {name: said[name] for name in arguments} == arguments
 
 
+def test_of_models_that_timm_has_otherwise_only_images_and_names_are_taken(tmp_path: Path) -> None:
+    config = {**VIT, "model_type": "beit", "hidden_act": "mish", "id2label": {"0": "ant", "1": "bee"}}
+    found = describe(folder(tmp_path, config, {"size": 96, "image_mean": [0.5] * 3}))
+    assert found is not None
+    assert (found.architecture, found.arguments, found.layer_norm_eps) == (None, {}, None)
+    assert (found.class_names, found.image_size, found.preprocess["mean"]) == (("ant", "bee"), (96, 96), (0.5,) * 3)
+
+
 @pytest.mark.parametrize("inner", [3072, 4304, 1537, 3])
 def test_the_width_of_an_mlp_survives_timms_arithmetic(tmp_path: Path, inner: int) -> None:
     found = describe(folder(tmp_path, {**VIT, "hidden_size": 1152, "intermediate_size": inner}))

@@ -233,20 +233,21 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
     said = _said(_Preprocessor.of(preprocessor))
     size = said.pop("image_size", None) or _pair(config.image_size)
     where = PREPROCESSOR if said else CONFIG
-    activation = _ACTIVATIONS.get(config.hidden_act or "gelu")
+    known = kind in _ARCHITECTURES  # of others, pre-processing and names are all that is understood
+    activation = _ACTIVATIONS.get(config.hidden_act or "gelu") if known else ""
     if activation is None:
         raise ValueError(f"hidden_act '{config.hidden_act}', which is none of {', '.join(_ACTIVATIONS)}")
     return Description(
         library="transformers",
         architecture=_architecture(kind, config),
         geometry=_geometry(config) | ({"reg_tokens": 1} if kind == "deit" and not config.distilled else {}),
-        arguments={} if config.use_swiglu_ffn else {"act_layer": activation},
+        arguments={"act_layer": activation} if known and not config.use_swiglu_ffn else {},
         preprocess=said,
         sources={**dict.fromkeys(said, where), **({"image_size": where} if size else {})},
         image_size=size,
         class_names=_labels(config.id2label),
         problem_type=config.problem_type,
-        layer_norm_eps=config.layer_norm_eps,
+        layer_norm_eps=config.layer_norm_eps if known else None,
     )
 
 
