@@ -23,6 +23,7 @@ which some failed (`PARTLY_BUILT`: the bundle is there, and names them), 130 an 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from ztdeploy.core.text import printable
@@ -31,6 +32,8 @@ from ztdeploy.core.text import printable
 PARTLY_BUILT = 9
 #: Names that a hint lists at most.
 _LISTED = 20
+#: Characters of a name that are compared: comparing takes the square of its length.
+_COMPARED = 100
 
 
 class ZtdeployError(Exception):
@@ -126,6 +129,21 @@ class EngineMismatchError(EnvironmentLacksError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists them where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = nearest(name, names, 0.5)
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(names[:_LISTED])}{more}"
+    return f"did you mean '{near}'?" if near else f"choose from: {', '.join(names[:_LISTED])}{more}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
+    """The known name that is most alike, whatever its case and whatever stands between its words.
+
+    Args:
+        cutoff: how alike it must be, from 0 to 1.
+    """
+    plain = {_plain(one): one for one in known}
+    found = difflib.get_close_matches(_plain(name)[:_COMPARED], plain, n=1, cutoff=cutoff)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "-", name.strip().casefold())

@@ -196,8 +196,6 @@ def test_version(tmp_path: Path) -> None:
         ("build", "--model"),
         ("run", "bundle"),
         ("run bundle", "images"),
-        ("run bundle photo.png --threads 0", "--threads"),
-        ("run bundle photo.png --keep-ratio many", "--keep-ratio"),
         ("build -m vit_digits -p cpu --bogus", "--bogus"),
         ("build -m vit_digits -p cpu --weights none", "'none' is neither 'pretrained' nor 'random'"),
         ("build -m vit_digits -p cpu --preset none", "'none' is neither 'default' nor 'paper'"),

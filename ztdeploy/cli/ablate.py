@@ -16,11 +16,15 @@ from ztdeploy.cli.options import (
     LimitOption,
     MeanOption,
     StdOption,
+    number_option,
     parse_image_size,
+    path_option,
     preprocess_options,
     weights_source,
+    word_option,
 )
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.ablation.report import AblateReport, Table
@@ -33,21 +37,27 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
-    data: Annotated[Path, typer.Option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
+    model: Annotated[str, word_option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
     saved: Annotated[
-        float | None, typer.Option(help="Share of dense's multiply-adds that all rows save. (default: 0.35)")
+        float | None,
+        number_option(
+            arguments.SHARE, "--saved", help="Share of dense's multiply-adds that all rows save. (default: 0.35)"
+        ),
     ] = None,
     keep_ratio: Annotated[
-        float | None, typer.Option("--keep-ratio", "-k", help="Instead: what this keep ratio saves by default.")
+        float | None,
+        number_option(
+            arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Instead: what this keep ratio saves by default."
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
+    preset: Annotated[str, word_option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     only: Annotated[
-        str | None, typer.Option(help="Some tables, with commas: contribution,partition,feature,metric,...")
+        str | None, word_option(help="Some tables, with commas: contribution,partition,feature,metric,...")
     ] = None,
     checkpoint: CheckpointOption = None,
-    weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
+    weights: Annotated[str, word_option(help="'pretrained', or 'random'.")] = "pretrained",
     image_size: ImageSizeOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -55,7 +65,7 @@ def ablate(
     interpolation: InterpolationOption = None,
     crop_mode: CropModeOption = None,
     limit: LimitOption = None,
-    seed: Annotated[int, typer.Option(help="Of the limit and of what is random.")] = 0,
+    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the limit and of what is random.")] = 0,
     json: JsonFlag = False,
 ) -> None:
     source = weights_source(weights)

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BatchesOption, BundleArgument, ProfileOption, ThreadsOption, WarmupOption
+from ztdeploy.cli.options import (
+    BATCHES_HELP,
+    BundleArgument,
+    ProfileOption,
+    ThreadsOption,
+    WarmupOption,
+    counts_option,
+    number_option,
+    path_option,
+    word_option,
+)
 from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,20 +37,27 @@ def bench(
     bundle: BundleArgument,
     keep_ratio: Annotated[
         list[str] | None,
-        typer.Option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
+        word_option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
     ] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="The same by name; repeatable.")] = None,
+    variant: Annotated[list[str] | None, word_option(help="The same by name; repeatable.")] = None,
     profile: ProfileOption = None,
-    batch: BatchesOption = None,
+    batch: Annotated[str | None, counts_option("--batch", arguments.BATCH, help=BATCHES_HELP)] = None,
     threads: ThreadsOption = None,
     warmup: WarmupOption = 1.0,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds. (default: 10)")
+        float | None,
+        number_option(
+            arguments.SECONDS, "--duration", metavar="SECONDS", help="Per configuration, over all rounds. (default: 10)"
+        ),
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="Calls instead of seconds, likewise.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often the configurations take turns.")] = 10,
+    iterations: Annotated[
+        int | None, number_option(arguments.CALLS, "--iterations", help="Calls instead of seconds, likewise.")
+    ] = None,
+    rounds: Annotated[
+        int, number_option(arguments.ROUNDS, "--rounds", help="How often the configurations take turns.")
+    ] = 10,
     reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Measure dense as well.")] = True,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file, written after every round.")] = None,
+    out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.measure.bench import run_bench

@@ -15,11 +15,15 @@ from ztdeploy.cli.options import (
     InterpolationOption,
     MeanOption,
     StdOption,
+    number_option,
     parse_image_size,
+    path_option,
     preprocess_options,
     weights_source,
+    word_option,
 )
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.gate import Gate
@@ -35,38 +39,42 @@ def register(app: typer.Typer) -> None:
 
 def build(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:NAME.")
+        str, word_option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:NAME.")
     ],
-    profile: Annotated[list[str], typer.Option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
+    profile: Annotated[list[str], word_option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
+    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
     keep_ratio: Annotated[
         list[float] | None,
-        typer.Option("--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."),
+        number_option(
+            arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."
+        ),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
-    preset: Annotated[str, typer.Option(help="Where layers stand: 'default' or 'paper'.")] = "default",
+    method: Annotated[list[str] | None, word_option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
+    preset: Annotated[str, word_option(help="Where layers stand: 'default' or 'paper'.")] = "default",
     schedule: Annotated[
-        list[Path] | None, typer.Option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
+        list[Path] | None, path_option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
     ] = None,
     checkpoint: CheckpointOption = None,
     class_names: Annotated[
-        Path | None, typer.Option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
+        Path | None, path_option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
     ] = None,
-    output: Annotated[str, typer.Option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
+    output: Annotated[str, word_option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
     activation: Annotated[
         str | None,
-        typer.Option(help="What logits mean: 'softmax', 'sigmoid' or 'none'. (default: softmax; one output: sigmoid)"),
+        word_option(help="What logits mean: 'softmax', 'sigmoid' or 'none'. (default: softmax; one output: sigmoid)"),
     ] = None,
     text_head: Annotated[
         Path | None,
-        typer.Option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
+        path_option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
     ] = None,
-    weights: Annotated[str, typer.Option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
+    weights: Annotated[str, word_option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     precision: Annotated[
         str | None,
-        typer.Option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
+        word_option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Fix the batch. (default: as the profile says)")] = None,
+    batch: Annotated[
+        int | None, number_option(arguments.BATCH, "--batch", help="Fix the batch. (default: as the profile says)")
+    ] = None,
     image_size: ImageSizeOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -75,21 +83,32 @@ def build(
     crop_mode: CropModeOption = None,
     bit_depth: Annotated[
         int | None,
-        typer.Option(min=9, max=16, help="Bits that values of 16-bit images have, such as 12. (default: 16)"),
+        number_option(
+            arguments.WholeNumbers(9, 16),
+            "--bit-depth",
+            help="Bits that values of 16-bit images have, such as 12. (default: 16)",
+        ),
     ] = None,
     calib: Annotated[
         Path | None,
-        typer.Option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
+        path_option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Points of top-1 that pruning may cost on them.")
+        float | None,
+        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that pruning may cost on them."),
     ] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of them that must get dense's answer.")
+        float | None,
+        number_option(arguments.SHARE, "--min-agreement", help="Share of them that must get dense's answer."),
     ] = None,
-    max_kl: Annotated[float | None, typer.Option(min=0, help="Highest mean KL from dense on them, in nats.")] = None,
+    max_kl: Annotated[
+        float | None, number_option(arguments.PERCENT, "--max-kl", help="Highest mean KL from dense on them, in nats.")
+    ] = None,
     min_cosine: Annotated[
-        float | None, typer.Option(min=-1, max=1, help="Lowest mean cosine to dense, of embeddings and features.")
+        float | None,
+        number_option(
+            arguments.Numbers(-1, 1), "--min-cosine", help="Lowest mean cosine to dense, of embeddings and features."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ztdeploy.cli.options import number_option, path_argument, word_option
 from ztdeploy.cli.output import JsonFlag, print_lines, print_record, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.measure.bench_report import BenchReport
@@ -25,14 +27,25 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="Report of 'bench' or 'sweep': what it was.")],
-    candidate: Annotated[Path, typer.Argument(help="Report of 'bench' or 'sweep': what it is now.")],
+    baseline: Annotated[Path, path_argument("Report of 'bench' or 'sweep': what it was.")],
+    candidate: Annotated[Path, path_argument("Report of 'bench' or 'sweep': what it is now.")],
     max_slowdown: Annotated[
-        float, typer.Option(metavar="PERCENT", help="A regression is slower by more, with the whole interval.")
+        float,
+        number_option(
+            arguments.PERCENT,
+            "--max-slowdown",
+            metavar="PERCENT",
+            help="A regression is slower by more, with the whole interval.",
+        ),
     ] = 5.0,
     max_memory_growth: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="Judge peak memory and sizes as well. (default: changes are noted)"),
+        number_option(
+            arguments.PERCENT,
+            "--max-memory-growth",
+            metavar="PERCENT",
+            help="Judge peak memory and sizes as well. (default: changes are noted)",
+        ),
     ] = None,
     speedup_only: Annotated[
         bool, typer.Option("--speedup-only", help="Judge speed-ups over dense, not latencies.")
@@ -42,7 +55,7 @@ def compare(
     ] = False,
     match: Annotated[
         str | None,
-        typer.Option(
+        word_option(
             metavar="FIELDS",
             help="What makes two configurations the same. (default: model,image-size,variant,batch,threads,backend)",
         ),

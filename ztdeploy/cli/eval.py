@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.intervals import change_words, mean_words, share_words
-from ztdeploy.cli.options import BundleArgument, CacheOption, KeepRatiosOption, LimitOption, ProfileOption
+from ztdeploy.cli.options import (
+    BundleArgument,
+    CacheOption,
+    KeepRatiosOption,
+    LimitOption,
+    ProfileOption,
+    number_option,
+    path_option,
+    word_option,
+)
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.fidelity.eval_report import EvalReport, VariantScore
@@ -28,26 +38,35 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     bundle: BundleArgument,
-    data: Annotated[Path, typer.Option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
     limit: LimitOption = None,
-    seed: Annotated[int, typer.Option(help="Which images a limit takes.")] = 0,
+    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Which images a limit takes.")] = 0,
     keep_ratio: KeepRatiosOption = None,
     profile: ProfileOption = None,
     against: Annotated[
-        str | None, typer.Option(help="Profile whose dense engine all are held against. (default: the same)")
+        str | None, word_option(help="Profile whose dense engine all are held against. (default: the same)")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Images per call. (default: the profile's smallest)")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads. (default: what the process may use)")] = None,
+    batch: Annotated[
+        int | None, number_option(arguments.BATCH, "--batch", help="Images per call. (default: the profile's smallest)")
+    ] = None,
+    threads: Annotated[
+        int | None, number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)")
+    ] = None,
     recall_at: Annotated[
         list[int] | None,
-        typer.Option(metavar="K", help="Of embeddings: nearest images to look at; repeatable. (default: 1, 5, 10)"),
+        number_option(
+            arguments.IMAGES,
+            "--recall-at",
+            metavar="K",
+            help="Of embeddings: nearest images to look at; repeatable. (default: 1, 5, 10)",
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
     ] = True,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write.")] = None,
-    page: Annotated[Path | None, typer.Option(help="HTML file to write, with plots.")] = None,
+    out: Annotated[Path | None, path_option("--out", "-o", help="JSON file to write.")] = None,
+    page: Annotated[Path | None, path_option(help="HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,

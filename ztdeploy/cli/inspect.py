@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, VariantOption
+from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
 from ztdeploy.cli.output import JsonFlag, cell, print_json, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.bundle import Bundle
@@ -22,7 +23,8 @@ def register(app: typer.Typer) -> None:
 def inspect(
     bundle: BundleArgument,
     keep_ratio: Annotated[
-        float | None, typer.Option("--keep-ratio", "-k", help="Show this variant block by block.")
+        float | None,
+        number_option(arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Show this variant block by block."),
     ] = None,
     variant: VariantOption = None,
     json: JsonFlag = False,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import SIZE, parse_image_size
+from ztdeploy.cli.options import SIZE, parse_image_size, word_argument, word_option
 from ztdeploy.cli.output import JsonFlag, print_json, say, table
 
 if TYPE_CHECKING:
     from ztdeploy.models.check import ModelCheck
+    from ztdeploy.preprocess_spec import ImageSize
 
 
 def register(app: typer.Typer) -> None:
@@ -20,17 +21,18 @@ def register(app: typer.Typer) -> None:
 
 
 def models(
-    search: Annotated[str | None, typer.Argument(help="Part of a name or description.")] = None,
+    search: Annotated[str | None, word_argument("Part of a name or description.")] = None,
     check: Annotated[
-        str | None, typer.Option(help="Say what can be done with a model: any name that timm knows.")
+        str | None, word_option(help="Say what can be done with a model: any name that timm knows.")
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar=SIZE, help="With --check: side of the input, or HEIGHTxWIDTH.")
+        str | None, word_option(metavar=SIZE, help="With --check: side of the input, or HEIGHTxWIDTH.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
+    size = parse_image_size(image_size)
     if check is not None:
-        _check(check, image_size, json=json)
+        _check(check, size, json=json)
         return
     rows = _listed(search or "")
     if json:
@@ -66,7 +68,7 @@ def _listed(search: str) -> list[tuple[str, str, str, str]]:
     return sorted(found, key=lambda row: order.index(row[0]))
 
 
-def _check(name: str, image_size: str | None, *, json: bool) -> None:
+def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
     """
     Raises:
         ModelError: it can't be pruned; printed as JSON first where that was asked for.
@@ -75,7 +77,7 @@ def _check(name: str, image_size: str | None, *, json: bool) -> None:
     from ztdeploy.models.check import check_model
 
     try:
-        found = check_model(name, parse_image_size(image_size))
+        found = check_model(name, image_size)
     except ModelError as error:
         if not json:
             raise

@@ -2,53 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
+
+from ztdeploy.core import arguments
+from ztdeploy.core.arguments import Numbers, WholeNumbers
+from ztdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from ztdeploy.models.catalogue import WeightsSource
     from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
 
-BundleArgument = Annotated[Path, typer.Argument(help="Folder that 'ztdeploy build' wrote.")]
-ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Whose engines.")]
+_Value = TypeVar("_Value")
+
+
+def number_option(wanted: Numbers | WholeNumbers, name: str, *short: str, help: str, metavar: str = "") -> Any:
+    """An option that takes a number, which is checked before anything else is done."""
+
+    def typed(text: str | float) -> float:
+        value = wanted.typed(str(text).strip())
+        if value is None:
+            raise InputError(f"{name} {str(text)[:40]}", str(wanted), f"give another {name}")
+        return value
+
+    kind = "INTEGER" if isinstance(wanted, WholeNumbers) else "NUMBER"
+    return typer.Option(name, *short, parser=typed, metavar=metavar or kind, help=help)
+
+
+def counts_option(name: str, wanted: WholeNumbers, *, help: str) -> Any:
+    """An option that takes several numbers, such as 1,8; it stays text."""
+
+    def check(text: str) -> str:
+        from ztdeploy.measure.plan import parse_counts
+
+        for count in parse_counts(text, name):
+            arguments.whole_number(name, count, wanted)
+        return text
+
+    return typer.Option(name, parser=check, metavar="INTEGERS", help=help)
+
+
+def path_option(*names: str, help: str) -> Any:
+    """An option that takes the path of a file or folder."""
+    return typer.Option(*names, parser=_refusing(arguments.named_path), metavar="PATH", help=help)
+
+
+def path_argument(help: str) -> Any:
+    return typer.Argument(parser=_refusing(arguments.named_path), help=help)
+
+
+def word_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
+    """An option that takes a name."""
+    return typer.Option(*names, parser=_refusing(arguments.word), metavar=metavar, help=help)
+
+
+def word_argument(help: str) -> Any:
+    return typer.Argument(parser=_refusing(arguments.word), help=help)
+
+
+def _refusing(check: Callable[[str], _Value]) -> Callable[[Any], _Value]:
+    def typed(text: Any) -> _Value:
+        try:
+            return check(str(text))
+        except InputError as error:
+            raise typer.BadParameter(f"{error.given}; expected {error.expected}") from error
+
+    return typed
+
+
+BundleArgument = Annotated[Path, path_argument("Folder that 'ztdeploy build' wrote.")]
+ImagesArgument = Annotated[list[Path], path_argument("Image files.")]
+ProfileOption = Annotated[str | None, word_option("--profile", "-p", help="Whose engines.")]
 KeepRatiosOption = Annotated[
-    list[str] | None, typer.Option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
+    list[str] | None, word_option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
 ]
-VariantOption = Annotated[str | None, typer.Option("--variant", help="The same by name.")]
-BatchesOption = Annotated[str | None, typer.Option(help="Images per call: 1,8. (default: the profile's smallest)")]
-ThreadsOption = Annotated[str | None, typer.Option(help="Threads: 1,2. (default: what the process may use)")]
+VariantOption = Annotated[str | None, word_option("--variant", help="The same by name.")]
+BATCHES_HELP = "Images per call: 1,8. (default: the profile's smallest)"
+ThreadsOption = Annotated[
+    str | None,
+    counts_option("--threads", arguments.THREADS, help="Threads: 1,2. (default: what the process may use)"),
+]
 WarmupOption = Annotated[
-    float, typer.Option("--warmup", metavar="SECONDS", help="Per configuration, before the first round.")
+    float,
+    number_option(arguments.SECONDS, "--warmup", metavar="SECONDS", help="Per configuration, before the first round."),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many images, of every class alike.")]
+LimitOption = Annotated[
+    int | None, number_option(arguments.IMAGES, "--limit", help="At most so many images, of every class alike.")
+]
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
+    path_option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
 ]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Weights: a .safetensors, .pth or .ckpt file, an index of shards, or a folder."),
+    path_option("--checkpoint", help="Weights: a .safetensors, .pth or .ckpt file, an index of shards, or a folder."),
 ]
 SIZE = "PIXELS|HEIGHTxWIDTH"
 ImageSizeOption = Annotated[
     str | None,
-    typer.Option("--image-size", metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)"),
+    word_option("--image-size", metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)"),
 ]
 CropOption = Annotated[
     float | None,
-    typer.Option("--crop-pct", min=0.1, max=1.0, help="Image size over resize. (default: the model's)"),
+    number_option(Numbers(0.1, 1), "--crop-pct", help="Image size over resize. (default: the model's)"),
 ]
 
 
 MeanOption = Annotated[
-    str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of the channels, of 0 to 1. (default: the model's)")
+    str | None, word_option("--mean", metavar="R,G,B", help="Mean of the channels, of 0 to 1. (default: the model's)")
 ]
 StdOption = Annotated[
-    str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation, likewise. (default: the model's)")
+    str | None, word_option("--std", metavar="R,G,B", help="Standard deviation, likewise. (default: the model's)")
 ]
 InterpolationOption = Annotated[
     Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,

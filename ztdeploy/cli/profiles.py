@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ztdeploy.cli.options import word_argument
 from ztdeploy.cli.output import JsonFlag, note, print_json, print_lines, table
 
 profiles = typer.Typer(help="Hardware profiles: what a device can run.", no_args_is_help=True)
@@ -58,9 +59,7 @@ def list_schedules(json: JsonFlag = False) -> None:
 
 
 @profiles.command("show", help="One profile in full, as TOML.")
-def show_profile(
-    name: Annotated[str, typer.Argument(help="Shipped profile or TOML file.")], json: JsonFlag = False
-) -> None:
+def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML file.")], json: JsonFlag = False) -> None:
     from ztdeploy.core.files import read_text
     from ztdeploy.profile import profile_folder, read_profile
 
@@ -74,7 +73,7 @@ def show_profile(
 
 @profiles.command("check", help="Validate a profile file of your own.")
 def check_profile(
-    file: Annotated[str, typer.Argument(help="TOML file, or a shipped profile.")], json: JsonFlag = False
+    file: Annotated[str, word_argument("TOML file, or a shipped profile.")], json: JsonFlag = False
 ) -> None:
     from ztdeploy.backends import backend_exists, get_backend
     from ztdeploy.profile import read_profile

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ztdeploy.cli.options import path_option
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 
@@ -15,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("quickstart"),
+    out: Annotated[Path, path_option("--out", "-o", help="Folder to write.")] = Path("quickstart"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ztdeploy.cli.options import number_option, path_argument, path_option
 from ztdeploy.cli.output import note
+from ztdeploy.core import arguments
 
 
 def register(app: typer.Typer) -> None:
@@ -15,13 +17,13 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    sweep: Annotated[Path, typer.Argument(help="Folder of a sweep, or its sweep.json.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. (default: that of the sweep)")] = None,
+    sweep: Annotated[Path, path_argument("Folder of a sweep, or its sweep.json.")],
+    out: Annotated[Path | None, path_option("--out", "-o", help="Folder. (default: that of the sweep)")] = None,
     least_agreement: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=1,
+        number_option(
+            arguments.SHARE,
+            "--least-agreement",
             help="Share of images with dense's answer, or mean cosine to dense, that a recommendation takes.",
         ),
     ] = 0.95,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ImagesArgument, ProfileOption, VariantOption
+from ztdeploy.cli.options import BundleArgument, ImagesArgument, ProfileOption, VariantOption, number_option
 from ztdeploy.cli.output import JsonFlag, print_json, progress_bar, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.runtime.postprocess import Prediction
@@ -23,14 +24,19 @@ def run(
     bundle: BundleArgument,
     images: ImagesArgument,
     keep_ratio: Annotated[
-        float | None, typer.Option("--keep-ratio", "-k", help="Which variant. (default: the first built)")
+        float | None,
+        number_option(arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Which variant. (default: the first built)"),
     ] = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. (default: what the process may use)")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    threads: Annotated[
+        int | None, number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)")
+    ] = None,
+    top: Annotated[
+        int, number_option(arguments.WholeNumbers(1, arguments.CLASSES.most), "--top", help="How many classes to show.")
+    ] = 5,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least probability to show. (default: any)")
+        float | None, number_option(arguments.SHARE, "--threshold", help="Least probability to show. (default: any)")
     ] = None,
     json: JsonFlag = False,
 ) -> None:

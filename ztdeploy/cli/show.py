@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOption, ProfileOption
+from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOption, ProfileOption, path_option
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def show(
     bundle: BundleArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for show.html and a NAME.show.png per image.")],
+    out: Annotated[Path, path_option("--out", "-o", help="Folder for show.html and a NAME.show.png per image.")],
     keep_ratio: KeepRatiosOption = None,
     profile: ProfileOption = None,
     json: JsonFlag = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ztdeploy.cli.options import (
-    BatchesOption,
+    BATCHES_HELP,
     CacheOption,
     CheckpointOption,
     CropModeOption,
@@ -20,9 +20,14 @@ from ztdeploy.cli.options import (
     StdOption,
     ThreadsOption,
     WarmupOption,
+    counts_option,
+    number_option,
+    path_option,
     preprocess_options,
+    word_option,
 )
 from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.measure.sweep_report import Row, SweepReport, SweepRequest
@@ -38,23 +43,23 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name; built where needed.")
+        str | None, word_option("--model", "-m", help="Short name (deit_s) or any timm name; built where needed.")
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Instead of a model: the variants of a bundle. Needs no PyTorch.")
+        Path | None, path_option(help="Instead of a model: the variants of a bundle. Needs no PyTorch.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Shipped profile or TOML file. (default: the bundle's)")
+        str | None, word_option("--profile", "-p", help="Shipped profile or TOML file. (default: the bundle's)")
     ] = None,
     keep_ratios: Annotated[
-        str | None, typer.Option(help="Such as 1.0,0.7,0.5. (default: 1.0,0.9,0.8,0.7,0.6,0.5, or all of a bundle)")
+        str | None, word_option(help="Such as 1.0,0.7,0.5. (default: 1.0,0.9,0.8,0.7,0.6,0.5, or all of a bundle)")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
+        str | None, word_option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
     ] = None,
-    batches: BatchesOption = None,
+    batches: Annotated[str | None, counts_option("--batches", arguments.BATCH, help=BATCHES_HELP)] = None,
     image_sizes: Annotated[
-        str | None, typer.Option(help="Sides of the input: 224,96x384. (default: the model's)")
+        str | None, word_option(help="Sides of the input: 224,96x384. (default: the model's)")
     ] = None,
     threads: ThreadsOption = None,
     weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
@@ -65,19 +70,24 @@ def sweep(
     interpolation: InterpolationOption = None,
     crop_mode: CropModeOption = None,
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
-    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Per configuration, over all rounds.")] = 4.0,
-    rounds: Annotated[int, typer.Option(help="How often configurations that are compared take turns.")] = 8,
+    duration: Annotated[
+        float,
+        number_option(arguments.SECONDS, "--duration", metavar="SECONDS", help="Per configuration, over all rounds."),
+    ] = 4.0,
+    rounds: Annotated[
+        int, number_option(arguments.ROUNDS, "--rounds", help="How often configurations that are compared take turns.")
+    ] = 8,
     warmup: WarmupOption = 0.5,
     details: Annotated[
         bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")
     ] = True,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
+        path_option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
     ] = None,
     limit: LimitOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
+        Path | None, path_option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
     ] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,

@@ -17,11 +17,15 @@ from ztdeploy.cli.options import (
     LimitOption,
     MeanOption,
     StdOption,
+    number_option,
     parse_image_size,
+    path_option,
     preprocess_options,
     weights_source,
+    word_option,
 )
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.tuning.report import TuneReport
@@ -33,31 +37,39 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    model: Annotated[str, typer.Option("--model", "-m", help="Short name (deit_s) or any timm name.")],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Images; one half tunes, the other reports.")],
+    model: Annotated[str, word_option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    data: Annotated[Path, path_option("--data", "-d", help="Images; one half tunes, the other reports.")],
     budget: Annotated[
         str | None,
-        typer.Option("--budget", "-b", help="gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. (default: a front)"),
+        word_option("--budget", "-b", help="gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. (default: a front)"),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="Whose engines a budget in time is measured with.")
+        str | None, word_option("--profile", "-p", help="Whose engines a budget in time is measured with.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write. (default: MODEL-tuning)")] = None,
+    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-tuning)")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Pruning method to search; repeatable. (default: novelty-merge)")
+        list[str] | None, word_option(help="Pruning method to search; repeatable. (default: novelty-merge)")
     ] = None,
-    trials: Annotated[int, typer.Option(help="Of the whole study, an interrupted search's own among them.")] = 100,
+    trials: Annotated[
+        int,
+        number_option(arguments.TRIALS, "--trials", help="Of the whole study, an interrupted search's own among them."),
+    ] = 100,
     sampler: Annotated[
-        str | None, typer.Option(help="'tpe', 'random' or 'nsga2'. (default: tpe; nsga2 for a front)")
+        str | None, word_option(help="'tpe', 'random' or 'nsga2'. (default: tpe; nsga2 for a front)")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that make trials at the same time.")] = 1,
+    workers: Annotated[
+        int, number_option(arguments.WORKERS, "--workers", help="Processes that make trials at the same time.")
+    ] = 1,
     storage: Annotated[
-        str | None, typer.Option(help="Database URL, which machines can share. (default: SQLite in --out)")
+        str | None, word_option(help="Database URL, which machines can share. (default: SQLite in --out)")
     ] = None,
-    study: Annotated[str, typer.Option(help="The study's name in the storage.")] = "tune",
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 that may be lost on tuning images.")] = None,
+    study: Annotated[str, word_option(help="The study's name in the storage.")] = "tune",
+    max_drop: Annotated[
+        float | None,
+        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that may be lost on tuning images."),
+    ] = None,
     checkpoint: CheckpointOption = None,
-    weights: Annotated[str, typer.Option(help="'pretrained', or 'random'.")] = "pretrained",
+    weights: Annotated[str, word_option(help="'pretrained', or 'random'.")] = "pretrained",
     image_size: ImageSizeOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -65,7 +77,7 @@ def tune(
     interpolation: InterpolationOption = None,
     crop_mode: CropModeOption = None,
     limit: LimitOption = None,
-    seed: Annotated[int, typer.Option(help="Of the search and the limit.")] = 0,
+    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the search and the limit.")] = 0,
     cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ProfileOption
+from ztdeploy.cli.options import BundleArgument, ProfileOption, word_option
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def verify(
 def finalize(
     bundle: BundleArgument,
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="For this one only. (default: all that can be built here)")
+        str | None, word_option("--profile", "-p", help="For this one only. (default: all that can be built here)")
     ] = None,
     json: JsonFlag = False,
 ) -> None:

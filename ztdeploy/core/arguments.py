@@ -6,28 +6,78 @@ Every check gives the value back in its plain type, or raises an `InputError` th
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 
 from ztdeploy.errors import InputError, did_you_mean
 
-#: More threads than any machine has cores; a runtime that is asked for a million tries to start them.
-MOST_THREADS = 1024
-MOST_CLASSES = 10**6
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """Whole numbers from `least` to `most`."""
+
+    least: int
+    most: int
+
+    def typed(self, text: str) -> int | None:
+        """What somebody typed; None where it is none of these numbers."""
+        plain = re.fullmatch(r"[+-]?[0-9]{1,25}", text)
+        return int(text) if plain and self.least <= int(text) <= self.most else None
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.least} to {self.most}"
 
 
-def whole_number(name: str, value: object, least: int, most: int) -> int:
-    """An integer from `least` to `most`; truth values, fractions and text are none.
+@dataclass(frozen=True)
+class Numbers:
+    """Finite numbers from `least` to `most`."""
+
+    least: float
+    most: float
+    above: bool = False  #: `least` itself is none of them
+
+    def typed(self, text: str) -> float | None:
+        """What somebody typed; None where it is none of these numbers."""
+        plain = re.fullmatch(r"[+-]?([0-9]+\.?|[0-9]*\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE)
+        value = float(text) if plain and len(text) <= 50 else math.nan
+        return value if self.least <= value <= self.most and not (self.above and value == self.least) else None
+
+    def __str__(self) -> str:
+        return f"a number {f'above {self.least:g} and up' if self.above else f'from {self.least:g}'} to {self.most:g}"
+
+
+#: More threads than cores share them; a runtime that is asked for a thousand more starts them all, and they spin.
+THREADS = WholeNumbers(1, max(64, os.cpu_count() or 1))
+CLASSES = WholeNumbers(0, 10**6)
+BATCH = WholeNumbers(1, 4096)
+SEED = WholeNumbers(0, 2**32 - 1)  # what every generator of random numbers takes
+IMAGES = WholeNumbers(1, 10**9)
+ROUNDS = WholeNumbers(1, 10_000)
+CALLS = WholeNumbers(1, 10**9)
+TRIALS = WholeNumbers(1, 10**6)
+WORKERS = WholeNumbers(1, 64)
+SHARE = Numbers(0, 1)
+KEEP_RATIO = Numbers(0, 1, above=True)
+SECONDS = Numbers(0, 7 * 24 * 3600)
+PERCENT = Numbers(0, 10**6)
+POINTS = Numbers(0, 100)
+#: What Linux takes at most.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+
+
+def whole_number(name: str, value: object, wanted: WholeNumbers) -> int:
+    """An integer; truth values, fractions and text are none.
 
     Args:
         name: of what is asked for, as the caller knows it.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        raise InputError(
-            f"{name} = {shown(value)}", f"a whole number from {least} to {most}", f"give another value for {name}"
-        )
+    if isinstance(value, bool) or not isinstance(value, Integral) or not wanted.least <= int(value) <= wanted.most:
+        raise InputError(f"{name} = {shown(value)}", str(wanted), f"give another value for {name}")
     return int(value)
 
 
@@ -65,12 +115,12 @@ def folder(name: str, value: object) -> Path:
 
 def threads(value: object) -> int:
     """A number of threads."""
-    return whole_number("threads", value, 1, MOST_THREADS)
+    return whole_number("threads", value, THREADS)
 
 
 def top(value: object) -> int:
     """How many classes to show; 0 is none."""
-    return whole_number("top", value, 0, MOST_CLASSES)
+    return whole_number("top", value, CLASSES)
 
 
 def shown(value: object) -> str:
@@ -82,3 +132,36 @@ def shown(value: object) -> str:
     except Exception:  # anybody's object
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def named_path(typed: str) -> Path:
+    """A path as somebody typed it, which a file could have.
+
+    Raises:
+        InputError: it is empty, or no file system takes such a name.
+    """
+    try:
+        encoded = os.fsencode(typed)
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        encoded = b""
+    if not encoded or b"\0" in encoded:
+        raise InputError(f"the path {shown(typed)}", "the name of a file or folder", "give a path")
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
+        raise InputError(
+            f"a path of {len(encoded)} bytes, with a name of {longest} in it, '{typed[:40]}...'",
+            f"names of at most {_LONGEST_NAME} bytes in a path of at most {_LONGEST_PATH}",
+            "give another path",
+        )
+    return Path(typed)
+
+
+def word(typed: str) -> str:
+    """A name as somebody typed it.
+
+    Raises:
+        InputError: it is empty or too long to be one.
+    """
+    if not typed.strip() or "\0" in typed or len(typed) > _LONGEST_PATH:
+        raise InputError(f"the name {shown(typed)}", f"one of at most {_LONGEST_PATH} characters", "give a name")
+    return typed

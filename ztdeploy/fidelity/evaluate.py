@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.cache import cache_folder, key_of
+from ztdeploy.core import arguments
 from ztdeploy.errors import ImageError, InputError
 from ztdeploy.fidelity.answers import Answers, ClassAnswers, VectorAnswers, chosen, joined, keep_answers, kept_answers
 from ztdeploy.fidelity.data import EvalData, limited, read_data, without_labels
@@ -106,18 +107,18 @@ def evaluate(
         ZtdeployError: see `evaluate_bundle`.
     """
     request = EvalRequest(
-        bundle=Path(bundle),
-        data=Path(data),
-        limit=limit,
-        seed=seed,
-        keep_ratios=tuple(keep_ratios),
-        profile=profile,
-        batch=batch,
-        threads=threads,
+        bundle=arguments.folder("bundle", bundle),
+        data=arguments.folder("data", data),
+        limit=None if limit is None else arguments.whole_number("limit", limit, arguments.IMAGES),
+        seed=arguments.whole_number("seed", seed, arguments.SEED),
+        keep_ratios=tuple(arguments.number("keep_ratios", ratio) for ratio in keep_ratios),
+        profile=None if profile is None else arguments.text("profile", profile),
+        batch=None if batch is None else arguments.whole_number("batch", batch, arguments.BATCH),
+        threads=None if threads is None else arguments.threads(threads),
         strict=strict,
-        recall_at=tuple(recall_at),
+        recall_at=tuple(arguments.whole_number("recall_at", count, arguments.IMAGES) for count in recall_at),
     )
-    return evaluate_bundle(request, cache=None if cache is None else Path(cache), fresh=fresh)
+    return evaluate_bundle(request, cache=None if cache is None else arguments.folder("cache", cache), fresh=fresh)
 
 
 def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
@@ -128,7 +129,6 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         EnvironmentLacksError: this machine can run none of the engines.
         InputError: a value that makes no sense.
     """
-    check_limit(request.limit)
     check_comparable(bundle.manifest.model, f"'{bundle.root}'")
     given = bundle.manifest.model.gives
     if request.recall_at and given != "embedding":
@@ -183,15 +183,6 @@ def check_comparable(model: ModelRecord, what: str) -> None:
             "answers or vectors, which agreement, KL and cosines are of",
             "compare the runner's logits yourself; parity with PyTorch is proved by build and verify",
         )
-
-
-def check_limit(limit: int | None) -> None:
-    """
-    Raises:
-        InputError: not even one image.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}", "at least 1", "give for instance --limit 1000")
 
 
 @dataclass(frozen=True)

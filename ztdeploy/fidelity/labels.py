@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ztdeploy.core.arguments import MOST_CLASSES, shown
+from ztdeploy.core.arguments import CLASSES, shown
 from ztdeploy.core.data import read_json
 from ztdeploy.errors import ImageError
 
@@ -47,6 +47,6 @@ def read_labels(path: Path) -> list[LabelledImage]:
 
 
 def _index(value: object) -> int:
-    if not isinstance(value, int) or abs(value) > MOST_CLASSES:
+    if not isinstance(value, int) or abs(value) > CLASSES.most:
         raise ValueError(f"{shown(value)} is no index of a class")
     return value

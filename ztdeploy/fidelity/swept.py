@@ -9,7 +9,7 @@ from ztdeploy.bundle import Bundle
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.data import check_exists
 from ztdeploy.fidelity.eval_report import EvalRequest
-from ztdeploy.fidelity.evaluate import Note, Progress, check_limit, evaluate_bundle
+from ztdeploy.fidelity.evaluate import Note, Progress, evaluate_bundle
 from ztdeploy.fidelity.record import fidelity_record
 from ztdeploy.measure.sweep_plan import fidelity_of
 from ztdeploy.measure.sweep_report import Fidelity, SweepReport, SweepRequest
@@ -22,7 +22,6 @@ def check_images(request: SweepRequest) -> None:
         ImageError: there are none at `data`.
         InputError: a limit that makes no sense, or without images.
     """
-    check_limit(request.limit)
     if request.data is not None:
         check_exists(request.data)
     elif request.limit is not None:

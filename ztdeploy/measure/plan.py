@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle
+from ztdeploy.core import arguments
 from ztdeploy.errors import InputError
 from ztdeploy.manifest import EngineRecord, VariantRecord
 from ztdeploy.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
@@ -19,7 +20,6 @@ from ztdeploy.schedule import check_keep_ratio
 DEFAULT_DURATION_S = 10.0
 #: Runtimes whose engines run on the CPU, in as many threads as they are told.
 THREADED = ("onnxruntime", "openvino")
-_MOST_ROUNDS, _MOST_THREADS = 10_000, 1024
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_request(request: BenchRequest) -> None:
             "one of them",
             "leave out --duration or --iterations",
         )
-    _check(1 <= request.rounds <= _MOST_ROUNDS, f"--rounds {request.rounds}", f"1 to {_MOST_ROUNDS}", "--rounds 10")
+    arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
     duration = request.duration_s
     finite = duration is None or (math.isfinite(duration) and duration > 0)
     _check(finite, f"--duration {duration}", "seconds above 0", "--duration 10")
@@ -110,9 +110,9 @@ def check_request(request: BenchRequest) -> None:
             f"give --iterations {request.rounds} or more, or fewer --rounds",
         )
     for count in request.batches:
-        _check(count >= 1, f"--batch {count}", "whole numbers above 0", "--batch 1,8")
+        arguments.whole_number("--batch", count, arguments.BATCH)
     for count in request.threads:
-        _check(1 <= count <= _MOST_THREADS, f"--threads {count}", f"1 to {_MOST_THREADS}", "--threads 1,2")
+        arguments.whole_number("--threads", count, arguments.THREADS)
 
 
 def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from ztdeploy.errors import nearest
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -53,6 +56,15 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 MODULES: dict[str, tuple[str, ...]] = {"vit": ("vision_transformer", "deit"), "eva": ("eva",), "beit": ("beit",)}
 
 WeightsSource = Literal["pretrained", "random"]
+
+#: Sizes as timm spells them out and short names do not.
+_SIZES = {"tiny": "t", "small": "s", "base": "b", "large": "l", "medium": "m"}
+
+
+def near_short_name(name: str) -> str | None:
+    """The short name that somebody seems to mean: `deit_tiny` and `DeiT-T` are like `deit_t`."""
+    words = re.split(r"[\s_-]+", name.strip().casefold())
+    return nearest("_".join(_SIZES.get(word, word) for word in words), CATALOGUE, 0.7)
 
 
 def sample_images(entry: CatalogueEntry | None, count: int) -> list[Path]:

@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, did_you_mean
+from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, nearest
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, hub, refused
-from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource
+from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource, near_short_name
 from ztdeploy.models.sources import Source, source_of
 from ztdeploy.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions, PreprocessSpec, given
 
@@ -291,8 +291,9 @@ def _create(
     if timm_name in SIZES:
         return _create_own(timm_name, size, arguments, pretrained=pretrained)
     if not timm.is_model(timm_name):
-        near = did_you_mean(name, [*CATALOGUE, *timm.list_models("*vit*"), *timm.list_models("*deit*")])
-        fix = near if near.startswith("did you mean") else "run 'ztdeploy models'"  # timm knows hundreds
+        known = [one for modules in MODULES.values() for module in modules for one in timm.list_models(module=module)]
+        near = near_short_name(name) or nearest(name, known, 0.5)  # of timm's, those that are not refused
+        fix = f"did you mean '{near}'?" if near else "run 'ztdeploy models'"
         raise ModelError(f"model '{name}'", "a short name or a name that timm knows", fix)
     module = timm.model_entrypoint(timm_name).__module__
     if module.rpartition(".")[2] not in {one for modules in MODULES.values() for one in modules}:
