@@ -28,6 +28,7 @@ from ztdeploy.backends.base import (
 )
 from ztdeploy.backends.weights_file import map_weights
 from ztdeploy.bundle import sha256_of
+from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
 from ztdeploy.core.telemetry import stop_events
 from ztdeploy.errors import BundleError, EnvironmentLacksError
@@ -110,7 +111,7 @@ class OnnxRuntimeBackend:
         shared: list[Any] = []
         if memory == "shared":
             options.add_session_config_entry("session.disable_prepacking", "1")
-            shared = share_initializers(options, weights)
+            shared = share_initializers(options, weights, engine)
         return OnnxRuntimeRunner(open_session(engine, options), shared)
 
     def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OnnxRuntimeRunner:
@@ -223,16 +224,27 @@ def current_fingerprint(graph_sha256: str) -> Fingerprint:
     )
 
 
-def share_initializers(options: ort.SessionOptions, weights: Path) -> list[Any]:
+def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path) -> list[Any]:
     """Let sessions read their weights from one mapping of the weights file per process.
 
     The initialisers of every graph in a bundle bear the names that their tensors have in the weights file.
 
     Returns:
         What must outlive the session.
+
+    Raises:
+        BundleError: a tensor is of another type or shape than in the graph; ONNX Runtime would not look.
     """
-    values = _shared_values(weights, weights.stat().st_mtime_ns)
-    for name, value in values.items():
+    values, constants = _shared_values(weights, weights.stat().st_mtime_ns), read_graph(engine).tensors
+    for name in values.keys() & constants.keys():
+        value = values[name]
+        kind = {"float": "float32", "double": "float64"}.get(inner := value.data_type()[len("tensor(") : -1], inner)
+        if (kind, tuple(value.shape())) != constants[name]:
+            raise BundleError(
+                f"'{weights}' has '{name}' as {kind} {value.shape()}",
+                f"{constants[name][0]} {list(constants[name][1])}, as '{engine.name}' says",
+                "copy or build the bundle again",
+            )
         options.add_initializer(name, value)
     return [values]
 

@@ -36,6 +36,7 @@ _SIZES = {
     "Upsample": (1,),
 }
 _FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  #: of raw data, by ONNX's number of a type
+_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _Value = int | slice
 
 
@@ -44,6 +45,8 @@ class GraphFile:
     """What a graph refers to."""
 
     reads: dict[str, int] = field(default_factory=dict)  #: files beside it -> how many bytes they must have at least
+    #: Constants by name: what NumPy calls their type (or ONNX's number of it), and their shape.
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
 
 def read_graph(path: Path) -> GraphFile:
@@ -85,7 +88,7 @@ class _Reader:
             if number == 1:
                 self._node(_part(value))
             elif number == 5:
-                self._tensor(_part(value))
+                self._tensor(_part(value), constant=True)
             elif number == 15:
                 raise ValueError("it has sparse tensors")
 
@@ -121,7 +124,7 @@ class _Reader:
                 values += self._integers(value)
         return values
 
-    def _tensor(self, part: slice) -> tuple[float, ...]:
+    def _tensor(self, part: slice, *, constant: bool = False) -> tuple[float, ...]:
         """Notes what a tensor reads; the numbers of one that has few."""
         name, kind, dims, outside = "", 0, list[int](), dict[str, str]()
         values, held = tuple[float, ...](), part.stop - part.start
@@ -145,7 +148,9 @@ class _Reader:
             raise ValueError(f"the tensor '{name[:80]}' of shape {dims[:8]} is larger than what it is made of")
         if outside:
             self._reads(name, count, outside)
-        self._constants[name] = values
+        if constant:
+            self._constants[name] = values
+            self._found.tensors[name] = (_DTYPES.get(kind, str(kind)), tuple(dims))
         return values
 
     def _dims(self, value: _Value) -> list[int]:

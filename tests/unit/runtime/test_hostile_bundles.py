@@ -778,3 +778,54 @@ def test_files_that_are_none_are_refused(victim, pixels, name, what):
     else:
         path.symlink_to({"device": "/dev/zero", "itself": path.name, "nothing": "nowhere"}[what.split()[-1]])
     fails(lambda: (run(victim, pixels, keep_ratio=1), verified(victim)), BundleError)
+
+
+# -------------------- weights that all engines share
+
+
+def entry(dtype="F32", shape=(10,), begin=0, end=40, name=None):
+    return {name: {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}}
+
+
+HEADERS = {
+    "no JSON": b"x" * 100,
+    "an array": b"[1, 2]",
+    "nested": b"[" * 50_000,
+    "NaN": b'{"NAME": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 40]}}',
+    "text for a table": b'{"NAME": "x"}',
+    "an unknown type": entry("F99"),
+    "another type": entry("I64", (5,)),
+    "a type that NumPy lacks": entry("BF16", (20,)),
+    "truth values": entry("BOOL", (40,)),
+    "another shape": entry(shape=(2, 5)),
+    "no dimension": entry(shape=(), end=4),
+    "no value": entry(shape=(0,), end=0),
+    "terabytes": entry(shape=(TERA,), end=4 * TERA),
+    "an overflow": entry(shape=(2**62, 2**62)),
+    "a negative length": entry(shape=(-10,)),
+    "many dimensions": entry(shape=(1,) * 100, end=4),
+    "beyond the end": entry(begin=10**15, end=10**15 + 40),
+    "backwards": entry(begin=40, end=0),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_weights_with_another_header_are_refused(victim, pixels, name):
+    """Of a tensor that the engine reads; the bytes behind the header are as many as before."""
+    content = (victim / WEIGHTS_FILE).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    tensors = json.loads(content[8 : 8 + size])
+    model = onnx.load(victim / ENGINE, load_external_data=False)
+    used = next(one.name for one in model.graph.initializer if one.external_data and one.name in tensors)
+    made = HEADERS[name]
+    text = (
+        json.dumps({**tensors, used: made[None]}).encode()
+        if isinstance(made, dict)
+        else made.replace(b"NAME", used.encode())
+    )
+    new = len(text).to_bytes(8, "little") + text + content[8 + size :] + bytes(10**5)
+    fails(
+        partial(run, rewrite(victim, WEIGHTS_FILE, new), pixels, keep_ratio=1, memory="shared"),
+        BundleError,
+        ParityError,
+    )
