@@ -151,4 +151,5 @@ def test_only_one_module_makes_json_of_records():
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute)
         }
-        assert not names & {"model_dump_json", "model_validate_json"}, path
+        assert "model_dump_json" not in names, path
+        assert "model_validate_json" not in names or path.name == "descriptions.py", "which reads what others wrote"
