@@ -29,6 +29,7 @@ ALLOWED = {
     "measure/gpu.py": {"shutil.which"},
     "plugins/library.py": {"shutil.which"},
     "cli/streams.py": {"os.open"},  # /dev/null
+    "runtime/arrays.py": {".open"},  # a member of an archive, for reading
 }
 
 
