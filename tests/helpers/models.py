@@ -40,7 +40,7 @@ def tiny_vit(
     *,
     depth: int = 4,
     patch_size: int = 8,
-    image_size: int = IMAGE_SIZE,
+    image_size: int | tuple[int, int] = IMAGE_SIZE,
     distilled: bool = False,
     **arguments: Any,
 ) -> Any:

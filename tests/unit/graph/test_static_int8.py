@@ -11,13 +11,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.graphs import SPEC, trace_of
-from helpers.models import VARIANTS, fits, pixels
+from helpers.models import PREPROCESS, VARIANTS, fits, pixels, tiny_vit
 from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from ztdeploy.export import specialise
+from ztdeploy.export import GraphSpec, export_onnx, specialise
 from ztdeploy.graph.exact_products import with_exact_products
 from ztdeploy.graph.patch_rows import patch_product
 from ztdeploy.graph.ranges import measure_ranges
@@ -25,7 +25,11 @@ from ztdeploy.graph.rewriting import cast_to, new_node
 from ztdeploy.graph.rounding import with_rounding
 from ztdeploy.graph.static_int8 import scale_and_zero, to_static_int8
 from ztdeploy.methods import METHODS
+from ztdeploy.models.vit import VitAdapter
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.profile import Int8Options
+from ztdeploy.pruning.pruned_model import PrunedModel
+from ztdeploy.schedule import PruningSchedule
 
 UINT8 = Int8Options(activations="uint8")
 LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
@@ -193,8 +197,17 @@ def test_spelt_out_nothing_is_quantised_and_the_answer_is_near() -> None:
     assert np.median(np.abs(logits[1] - logits[2])) < 0.1 * scale
 
 
-def test_patches_times_a_matrix_are_the_convolution() -> None:
-    single = traced("zero-tprune")
+def wide_grey() -> ir.Model:
+    """A trace whose images are no squares, and have one channel."""
+    vit = tiny_vit(depth=1, image_size=(16, 48), in_chans=1)
+    spec = PREPROCESS.model_copy(update={"image_size": ImageSize(16, 48), "mean": (0.4,), "std": (0.3,)})
+    with PrunedModel(VitAdapter(vit, (16, 48)), PruningSchedule(name="dense", layers=())) as module:
+        return export_onnx(module, spec, GraphSpec(20, "uint8", None))
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (16, 48, 1)])
+def test_patches_times_a_matrix_are_the_convolution(shape: tuple[int, int, int]) -> None:
+    single = traced("zero-tprune") if shape[0] == shape[1] else wide_grey()
     model = single.clone()
     found = patch_product(model.graph)
     assert found is not None
@@ -203,7 +216,7 @@ def test_patches_times_a_matrix_are_the_convolution() -> None:
     product.replace_input_with(0, cast.outputs[0])
     model.graph.insert_before(product, cast)
     assert "Conv" not in {node.op_type for node in model.graph}
-    image = pixels(3).numpy()
+    image = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
     ours, theirs = run_graph(model, image=image), run_graph(single, image=image)
     np.testing.assert_allclose(ours["logits"], theirs["logits"], rtol=1e-4, atol=1e-4)
     assert patch_product(model.graph) is None, "nothing is left to replace"
