@@ -15,7 +15,6 @@ from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_one
 from ztdeploy.core.records import to_json
 from ztdeploy.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
-from ztdeploy.models.sources import files_behind
 from ztdeploy.pipeline import BuildRequest, Progress, build
 from ztdeploy.profile import read_profile
 from ztdeploy.schedule import DEFAULT_METHOD, Architecture, PruningSchedule, default_schedule
@@ -99,6 +98,8 @@ def bundle_key(request: BuildRequest) -> str:
         CheckpointError: the checkpoint cannot be read.
         ProfileError: no such profile.
     """
+    from ztdeploy.models.sources import files_behind  # of the host half, which a sweep of a bundle does without
+
     return key_of(
         model=request.model,
         weights=request.weights,
