@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 #: A million take one to three seconds; a thousand tensors and their optimizer's state are two hundred thousand.
-MOST_OPCODES, MOST_NAMES = 1_500_000, 10_000
+MOST_OPCODES, MOST_NAMES = 1_000_000, 10_000
 _OTHER_CLASS_TABLES = ("OrderedDict", "defaultdict", "Counter")
 
 
