@@ -35,7 +35,9 @@ class PartnerMerging(MergingLayer):
         if least is not None:
             into = torch.where(best >= least, into, -1)
         if record is not None:
-            record.gap("partner", partner_gap, similarity, torch.arange(gone.shape[1], device=gone.device).expand_as(gone))
+            record.gap(
+                "partner", partner_gap, similarity, torch.arange(gone.shape[1], device=gone.device).expand_as(gone)
+            )
             if least is not None:
                 record.gap("least similarity", lambda: (best - least).abs().amin(-1))
         return Choice(kept, into), gone, best
