@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,21 @@ def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
     return options
 
 
+@contextmanager
+def _in_utf8(path: Path) -> Iterator[str]:
+    """A path that ONNX Runtime takes: it refuses names that are not UTF-8; Linux knows folders by number as well."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{folder}/{path.name}"
+        finally:
+            os.close(folder)
+    else:
+        yield str(path)
+
+
 def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """Open a session that runs where it was told to, or not at all.
 
@@ -185,7 +202,8 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
     """
     lent = _lend_weights(model, options)
     try:
-        session = ort.InferenceSession(str(model), options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
+        with _in_utf8(model) as path:
+            session = ort.InferenceSession(path, options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
         raise BundleError(
             f"ONNX Runtime {ort.__version__} refuses '{model}': {first_line(error)}",

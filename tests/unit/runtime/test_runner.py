@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from helpers.errors import refused
@@ -347,3 +350,10 @@ def test_the_package_offers_load_without_importing_it_first():
     assert ztdeploy.BundleRunner.__name__ == "BundleRunner"
     with pytest.raises(AttributeError, match="nothing"):
         _ = ztdeploy.nothing
+
+
+def test_a_bundle_in_a_folder_whose_name_is_not_utf8(digits_bundle, digit_images, tmp_path):
+    folder = tmp_path / os.fsdecode(b"b\xff\x1b[31m")
+    shutil.copytree(digits_bundle, folder)
+    with ztdeploy.load(folder, threads=1) as runner, ztdeploy.load(digits_bundle, threads=1) as plain:
+        assert runner(digit_images[0])[0].labels == plain(digit_images[0])[0].labels
