@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
-from ztdeploy.cli.output import JsonFlag, cell, print_json, table, warn
+from ztdeploy.cli.output import JsonFlag, cell, print_json, say, table
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def inspect(
     show_bundle(opened)
     show_engines(opened)
     for line in opened.manifest.lines_of_missing:
-        warn(line)
+        say(line)
     show_drift(opened)
     show_fidelity(opened)
     show_choices(opened)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -116,15 +116,18 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, left_out: Sequence[str] = ()) -> None:
     """Load parameters whose names and shapes must match the model's exactly.
+
+    Args:
+        left_out: names that the file holds beside them, to be told where something is missing.
 
     Raises:
         CheckpointError: lists what is missing, unexpected and mis-shaped.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    unexpected = [*(name for name in state if name not in own), *(left_out if missing else ())]
     misshaped = [
         f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
         for name in own

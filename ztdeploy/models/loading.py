@@ -233,7 +233,7 @@ def _load(model: nn.Module, fit: Fit, source: Source) -> str:
 
     state = as_weights(fit.state, source.origin)
     try:
-        load_strictly(model, state, Path(source.origin))
+        load_strictly(model, state, Path(source.origin), fit.ignored)
     except CheckpointError as error:
         sibling = sibling_of(state, source.name)
         if sibling is None:
