@@ -7,7 +7,6 @@ is checked to stay inside it, every file against its hash, and nothing in it is 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from ztdeploy.core import arguments
-from ztdeploy.core.data import parse_json
+from ztdeploy.core.data import parse_json, read_json
 from ztdeploy.core.files import (
     disk_errors,
     is_temporary,
@@ -370,13 +369,7 @@ def check_output(out: Path, *, force: bool) -> None:
         above = next((folder for folder in final.parents if is_there(folder)), final)
         if not above.is_dir():
             raise OutputError(f"'{out}' lies below the file '{above}'", "a folder's path", "choose another --out")
-        if final.is_dir():
-            found = content_of(final)
-        elif is_there(final):
-            found = [final]
-        else:
-            found = []
-        if found:
+        if content_of(final) if final.is_dir() else is_there(final):
             _check_replaceable(out, final, force=force)
     check_writable(final)
 
@@ -407,7 +400,7 @@ def _check_replaceable(out: Path, final: Path, *, force: bool) -> None:
 def _listed(folder: Path) -> set[str]:
     """The files that a manifest names, whatever else is wrong with it; empty where it names none."""
     try:
-        files = json.loads(read_bytes(folder / MANIFEST, _MANIFEST_LIMIT))["files"]
-    except (InputError, ValueError, KeyError, TypeError, RecursionError):
+        files = read_json(folder / MANIFEST, _MANIFEST_LIMIT)["files"]
+    except (InputError, KeyError, TypeError):
         return set()
     return {MANIFEST, *files} if isinstance(files, dict) and files else set()

@@ -358,7 +358,7 @@ class FailedProfile(_Record):
 
     @property
     def line(self) -> str:
-        return f"profile '{self.profile}' was not built: {self.given}; expected {self.expected}; {self.fix}"
+        return f"profile '{self.profile}' was not built: {self.error}"
 
 
 class AdaptedProfile(_Record):

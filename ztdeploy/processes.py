@@ -34,17 +34,6 @@ def how_it_ended(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process, whoever's it is."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def own_standard_output() -> TextIO:
     """Standard output for our answers alone: what libraries print goes to standard error from now on."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

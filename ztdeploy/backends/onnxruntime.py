@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from ztdeploy.backends.base import (
     refused,
 )
 from ztdeploy.backends.weights_file import map_weights
-from ztdeploy.bundle import sha256_of
+from ztdeploy.bundle import WEIGHTS_FILE, sha256_of
+from ztdeploy.core.files import path_in_utf8
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
 from ztdeploy.core.telemetry import stop_events
@@ -44,8 +43,6 @@ PROVIDERS = ["CPUExecutionProvider"]
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 #: Initialisers at least this large are read from the shared weights file instead of from the graph.
 EXTERNAL_BYTES = 4096
-#: What all graphs of a bundle share, beside them.
-_WEIGHTS = "weights.safetensors"
 
 
 class OnnxRuntimeBackend:
@@ -157,9 +154,14 @@ class OnnxRuntimeRunner:
 
 
 def _facts(value: Any) -> TensorFacts:
-    kind = value.type.removeprefix("tensor(").removesuffix(")")
     lengths = (length if isinstance(length, int) and length >= 0 else None for length in value.shape or ())
-    return TensorFacts(value.name, {"float": "float32", "double": "float64"}.get(kind, kind), tuple(lengths))
+    return TensorFacts(value.name, _dtype(value.type), tuple(lengths))
+
+
+def _dtype(kind: str) -> str:
+    """What NumPy calls a type that ONNX Runtime calls, for instance, "tensor(float)"."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)
 
 
 def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
@@ -178,21 +180,6 @@ def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
     return options
 
 
-@contextmanager
-def _in_utf8(path: Path) -> Iterator[str]:
-    """A path that ONNX Runtime takes: it refuses names that are not UTF-8; Linux knows folders by number as well."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield f"/proc/self/fd/{folder}/{path.name}"
-        finally:
-            os.close(folder)
-    else:
-        yield str(path)
-
-
 def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """Open a session that runs where it was told to, or not at all.
 
@@ -202,7 +189,7 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
     """
     lent = _lend_weights(model, options)
     try:
-        with _in_utf8(model) as path:
+        with path_in_utf8(model) as path:
             session = ort.InferenceSession(path, options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
     except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
         raise BundleError(
@@ -224,7 +211,9 @@ def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
     """Give a session those weights that it would refuse to read: ONNX Runtime follows no link out of a graph's folder,
     and hubs' clients lay a bundle out as links. What a link leads to was held against the manifest before."""
     home = model.resolve().parent
-    files = [file for file in (model.with_name(_WEIGHTS), model.with_suffix(".weights")) if file.is_file()]
+    files = [
+        file for file in (model.with_name(Path(WEIGHTS_FILE).name), model.with_suffix(".weights")) if file.is_file()
+    ]
     linked = [file for file in files if not file.resolve().is_relative_to(home)]
     mapped = [np.memmap(file, np.uint8, "r") for file in linked]
     if linked:
@@ -256,7 +245,7 @@ def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path)
     values, constants = _shared_values(weights, weights.stat().st_mtime_ns), read_graph(engine).tensors
     for name in values.keys() & constants.keys():
         value = values[name]
-        kind = {"float": "float32", "double": "float64"}.get(inner := value.data_type()[len("tensor(") : -1], inner)
+        kind = _dtype(value.data_type())
         if (kind, tuple(value.shape())) != constants[name]:
             raise BundleError(
                 f"'{weights}' has '{name}' as {kind} {value.shape()}",

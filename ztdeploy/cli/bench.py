@@ -39,7 +39,9 @@ def bench(
         list[str] | None,
         word_option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
     ] = None,
-    variant: Annotated[list[str] | None, word_option(help="The same by name; repeatable.")] = None,
+    variant: Annotated[
+        list[str] | None, word_option(help="Select variants by name instead of keep ratio; repeatable.")
+    ] = None,
     profile: ProfileOption = None,
     batch: Annotated[str | None, counts_option("--batch", arguments.BATCH, help=BATCHES_HELP)] = None,
     threads: ThreadsOption = None,

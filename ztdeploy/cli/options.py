@@ -76,11 +76,16 @@ def _refusing(check: Callable[[str], _Value]) -> Callable[[Any], _Value]:
 
 BundleArgument = Annotated[Path, path_argument("Folder that 'ztdeploy build' wrote.")]
 ImagesArgument = Annotated[list[Path], path_argument("Image files.")]
-ProfileOption = Annotated[str | None, word_option("--profile", "-p", help="Whose engines.")]
+ProfileOption = Annotated[
+    str | None,
+    word_option("--profile", "-p", help="Run the engines of this profile. (default: the first that runs here)"),
+]
 KeepRatiosOption = Annotated[
     list[str] | None, word_option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
 ]
-VariantOption = Annotated[str | None, word_option("--variant", help="The same by name.")]
+VariantOption = Annotated[
+    str | None, word_option("--variant", help="Select the variant by name instead of keep ratio.")
+]
 BATCHES_HELP = "Images per call: 1,8. (default: the profile's smallest)"
 ThreadsOption = Annotated[
     str | None,

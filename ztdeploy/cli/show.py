@@ -49,7 +49,7 @@ def show(
                 {
                     "image": str(one.image),
                     "sheet": str(one.sheet),
-                    "dense": _labels(one.dense_labels),
+                    "dense": [label.plain for label in one.dense_labels],
                     "variants": [_variant(seen) for seen in one.seen],
                 }
             )
@@ -76,7 +76,7 @@ def _variant(seen: Seen) -> dict[str, Any]:
     return {
         "variant": seen.variant.name,
         "method": seen.variant.schedule.method,
-        "labels": _labels(seen.labels),
+        "labels": [label.plain for label in seen.labels],
         "cosine": None if seen.cosine is None else round(seen.cosine, 6),
         "doubt": seen.doubt,
         "layers": [
@@ -111,10 +111,6 @@ def _gone(seen: Seen) -> str:
     known = [reasons for reasons in seen.reasons if reasons is not None]
     counts = (sum(len(one.by_similarity) for one in known), sum(len(one.by_importance) for one in known))
     return f"{counts[0]} + {counts[1]}" if known else "-"
-
-
-def _labels(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
-    return [one.plain for one in labels]
 
 
 def _best(labels: tuple[Label, ...]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ProfileOption, word_option
+from ztdeploy.cli.options import BundleArgument, word_option
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     bundle: BundleArgument,
-    profile: ProfileOption = None,
+    profile: Annotated[
+        str | None,
+        word_option("--profile", "-p", help="Verify the engines of this profile. (default: all that run here)"),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.runtime.verify import verify_bundle

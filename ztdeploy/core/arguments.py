@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 
+from ztdeploy.core.files import LONGEST_NAME, LONGEST_PATH, nameable
 from ztdeploy.errors import InputError, did_you_mean
 
 
@@ -66,8 +67,6 @@ KEEP_RATIO = Numbers(0, 1, above=True)
 SECONDS = Numbers(0, 7 * 24 * 3600)
 PERCENT = Numbers(0, 10**6)
 POINTS = Numbers(0, 100)
-#: What Linux takes at most.
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095
 
 
 def whole_number(name: str, value: object, wanted: WholeNumbers) -> int:
@@ -141,16 +140,16 @@ def named_path(typed: str) -> Path:
         InputError: it is empty, or no file system takes such a name.
     """
     try:
-        encoded = os.fsencode(typed)
-    except UnicodeEncodeError:  # surrogates that stand for no byte
+        encoded = os.fsencode(nameable(typed))
+    except OSError:
         encoded = b""
-    if not encoded or b"\0" in encoded:
+    if not encoded:
         raise InputError(f"the path {shown(typed)}", "the name of a file or folder", "give a path")
     longest = max(map(len, encoded.split(b"/")))
-    if longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
+    if longest > LONGEST_NAME or len(encoded) > LONGEST_PATH:
         raise InputError(
             f"a path of {len(encoded)} bytes, with a name of {longest} in it, '{typed[:40]}...'",
-            f"names of at most {_LONGEST_NAME} bytes in a path of at most {_LONGEST_PATH}",
+            f"names of at most {LONGEST_NAME} bytes in a path of at most {LONGEST_PATH}",
             "give another path",
         )
     return Path(typed)
@@ -162,6 +161,6 @@ def word(typed: str) -> str:
     Raises:
         InputError: it is empty or too long to be one.
     """
-    if not typed.strip() or "\0" in typed or len(typed) > _LONGEST_PATH:
-        raise InputError(f"the name {shown(typed)}", f"one of at most {_LONGEST_PATH} characters", "give a name")
+    if not typed.strip() or "\0" in typed or len(typed) > LONGEST_PATH:
+        raise InputError(f"the name {shown(typed)}", f"one of at most {LONGEST_PATH} characters", "give a name")
     return typed

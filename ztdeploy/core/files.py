@@ -22,17 +22,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ztdeploy.errors import InputError, OutputError, ZtdeployError
 
 #: What a text file of settings, names or records may hold; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20
+#: What to do about a path that cannot be written, unless somebody knows better.
 CHOOSE = "choose another --out"
-LONGEST_NAME = 255
+#: Bytes of a name and of a path that Linux takes at most.
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+#: After a day, nobody writes into a temporary file or folder any more.
+FORGOTTEN_S = 24 * 3600
 _PREFIX, _SUFFIX = ".ztdeploy-", ".partial"
-_FORGOTTEN_S = 24 * 3600
-
+#: What more space would mend.
+_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTEMPTY: "something else has appeared there meanwhile",
@@ -48,6 +52,7 @@ _REASONS = {
     errno.EROFS: "the disk is read-only",
     errno.EFBIG: "a file may not be that large here (see 'ulimit -f')",
 }
+_Path = TypeVar("_Path", str, Path)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -55,10 +60,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-#: What more space would mend.
-SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def reason_of(error: OSError) -> str:
@@ -102,6 +103,21 @@ def _check_regular(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
+
+
+@contextmanager
+def path_in_utf8(path: Path) -> Iterator[str]:
+    """A path for libraries that refuse names which are not UTF-8: Linux knows an open folder by its number as well."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{folder}/{path.name}"
+        finally:
+            os.close(folder)
+    else:
+        yield str(path)
 
 
 def read_bytes(
@@ -178,7 +194,7 @@ def disk_errors(out: Path, fix: str = CHOOSE) -> Iterator[None]:
 
 def output_error(out: Path, error: OSError, fix: str = CHOOSE) -> OutputError:
     """The error of a path that cannot be written."""
-    fix = f"free space there, or {fix}" if error.errno in SPACE else fix
+    fix = f"free space there, or {fix}" if error.errno in _SPACE else fix
     return OutputError(f"cannot write '{out}': {reason_of(error)}", "a writable folder with enough space", fix)
 
 
@@ -331,12 +347,12 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `writing` left in a folder in processes that were killed: those write no more for a day."""
+    """Remove what `writing` left in a folder in processes that were killed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _FORGOTTEN_S:
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - FORGOTTEN_S:
                         os.unlink(entry.path)
 
 
@@ -349,7 +365,7 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(nameable(path))
 
 
-def nameable(path: Path) -> Path:
+def nameable(path: _Path) -> _Path:
     """The path, if the system can be asked about it at all.
 
     Raises:

@@ -23,6 +23,7 @@ from typing import TextIO, cast
 
 from ztdeploy.core.files import (
     CHOOSE,
+    FORGOTTEN_S,
     LONGEST_NAME,
     disk_errors,
     is_temporary,
@@ -37,7 +38,6 @@ from ztdeploy.errors import OutputError
 
 _LOCK = "lock"
 _FULL_BYTES = 64 * 2**10
-_FORGOTTEN_S = 24 * 3600
 #: What the system itself puts into the root of a volume.
 _SYSTEMS = ("lost+found",)
 
@@ -114,10 +114,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_file_writable(path: Path) -> None:
-    """The same for a file.
+    """Fail early where a file could neither be made nor overwritten.
 
     Raises:
-        OutputError: it cannot be made there, nor overwritten.
+        OutputError: it could not.
     """
     with disk_errors(path):
         if len(os.fsencode(nameable(path).name)) > LONGEST_NAME:
@@ -207,7 +207,7 @@ def _is_dead(folder: Path) -> bool:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:  # it has only just been made, as a rule
-        return folder.stat().st_mtime < time.time() - _FORGOTTEN_S
+        return folder.stat().st_mtime < time.time() - FORGOTTEN_S
     except OSError:
         return False
     try:

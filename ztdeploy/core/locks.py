@@ -49,7 +49,7 @@ def only_writer(folder: Path, waiting: Callable[[], None] = _nothing) -> Iterato
         OutputError: there is no such folder, or it cannot be read.
     """
     with disk_errors(folder):
-        descriptor = _opened(folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with _held(descriptor, waiting):
         yield
 
@@ -59,7 +59,7 @@ def only_command(out: Path, what: str) -> Iterator[None]:
     """Make a folder, and keep every other such command from writing there; new ones that stay empty go again.
 
     Args:
-        what: the command does, such as "sweep".
+        what: to call the command, such as "sweep".
 
     Raises:
         OutputError: another one is writing there right now, or the folder cannot be made.
@@ -76,10 +76,6 @@ def only_command(out: Path, what: str) -> Iterator[None]:
             yield
     finally:
         remove_empty(made)
-
-
-def _opened(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ _SIZES = {
 }
 _FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  #: of raw data, by ONNX's number of a type
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+#: Shapes have a few numbers; what is longer is no shape.
+_FEW_BYTES = 512
 _Value = int | slice
 
 
@@ -225,10 +227,6 @@ class _Reader:
         if part.stop - part.start > _FEW_BYTES:
             return ()
         return struct.unpack(f"<{(part.stop - part.start) // size}{kind}", self._content[part])
-
-
-#: Shapes have a few numbers; what is longer is no shape.
-_FEW_BYTES = 512
 
 
 def _part(value: _Value) -> slice:

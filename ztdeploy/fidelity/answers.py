@@ -43,8 +43,10 @@ class ClassAnswers(Answers):
     """Of classifiers."""
 
     OWN: ClassVar[dict[str, tuple[str, int]]] = {
-        **{"best": ("i", 3), "probability": ("f", 2)},
-        **{"same": ("b", 2), "kl": ("f", 2)},
+        "best": ("i", 3),
+        "probability": ("f", 2),
+        "same": ("b", 2),
+        "kl": ("f", 2),
     }
     best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
     probability: NDArray[np.float32]  #: `[v, n]` of the best one

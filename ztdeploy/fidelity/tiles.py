@@ -66,7 +66,7 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: Grid, reasons: Lay
             to the partner of those that were the most similar.
     """
     pixels = np.asarray(plain).astype(np.float64)
-    cell = cell_of(plain.size, grid)
+    cell = _cell_of(plain.size, grid)
     stays, groups = layer.stays, _group_of(layer)
     dimmed = pixels.mean(-1, keepdims=True) * (1 - _DIMMED_SHARE) + _DIM * _DIMMED_SHARE
     line = max(1, min(cell) // 12)
@@ -92,7 +92,7 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: Grid, reasons: Lay
 
 def importance_tile(size: tuple[int, int], layer: LayerPatches, grid: Grid, reasons: LayerReasons) -> Image.Image:
     """The importance of what a layer ranked, by rank; a line runs around what stays. As large as a plain tile."""
-    cell, stays = cell_of(size, grid), layer.stays
+    cell, stays = _cell_of(size, grid), layer.stays
     colours = importance_colour(np.nan_to_num(importance_shares(reasons.importance)))
     colours[~np.isfinite(reasons.importance)] = NOTHING
     pixels = np.zeros((size[1], size[0], 3))
@@ -154,7 +154,7 @@ def _draw_over(
     tile.paste(smooth, (0, 0), smooth)
 
 
-def cell_of(size: tuple[int, int], grid: Grid) -> tuple[int, int]:
+def _cell_of(size: tuple[int, int], grid: Grid) -> tuple[int, int]:
     """Height and width of a patch in a tile whose width and height are `size`."""
     return size[1] // grid.rows, size[0] // grid.columns
 

@@ -14,6 +14,7 @@ from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, Weig
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, hub, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource, near_short_name
+from ztdeploy.models.folders import read_all
 from ztdeploy.models.sources import Source, source_of
 from ztdeploy.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions, PreprocessSpec, given
 
@@ -103,7 +104,7 @@ def load_model(
     said = source.description
     size = _size(image_size if image_size is not None or said is None else said.image_size)
     texts = None if text_head is None else read_text_embeddings(text_head)
-    tables = source.tables() if source.files else None  # before the slow part, for it may be unusable
+    tables = read_all(source.files) if source.files else None  # before the slow part, for it may be unusable
     making, fit = Making(source.arguments, size), None
     if tables is not None:
         if source.kind != "shipped":

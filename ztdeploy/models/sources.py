@@ -12,7 +12,7 @@ from ztdeploy.errors import CheckpointError, ModelError
 from ztdeploy.models import hub
 from ztdeploy.models.catalogue import CATALOGUE, WeightsSource
 from ztdeploy.models.descriptions import CONFIG, PREPROCESSOR, Description, describe
-from ztdeploy.models.folders import WEIGHTS, files_of, read_all, weights_in
+from ztdeploy.models.folders import WEIGHTS, files_of, weights_in
 
 LOCAL, HUB = "local-dir", "hf-hub"
 _HUB_ALIAS = "hf_hub"  #: what timm called it
@@ -60,13 +60,6 @@ class Source:
             return self.description.class_names
         own = self.origin.startswith(f"{HUB}:timm/") and getattr(model, "num_classes", 0) == 1000
         return read_class_names(IMAGENET, 1000) if own else None
-
-    def tables(self) -> Any:
-        """
-        Raises:
-            CheckpointError: a file cannot be read.
-        """
-        return read_all(self.files)
 
 
 def source_of(name: str, checkpoint: Path | None, weights: WeightsSource) -> Source:

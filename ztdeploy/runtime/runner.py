@@ -254,7 +254,7 @@ def load(
         keep_ratio: which variant to run; by default the first that was asked for at build time.
         variant: the same by name, for variants made from a schedule file.
         profile: whose engines to run; by default the first profile with engines that this machine can run.
-        threads: intra-op threads, 1 to 1024; by default the profile's, bounded by what the process may use.
+        threads: intra-op threads; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
         verify: compare the files that are read with their hashes first.
 

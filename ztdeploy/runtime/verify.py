@@ -12,7 +12,7 @@ from ztdeploy.backends import get_backend, why_not_run
 from ztdeploy.backends.int8 import int8_note
 from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.errors import BundleError, ParityError
-from ztdeploy.manifest import ParityRecord, VariantRecord
+from ztdeploy.manifest import ParityRecord
 from ztdeploy.runtime.interface import TOKENS
 from ztdeploy.runtime.parity import check_golden, check_preprocessing, golden_pixels
 from ztdeploy.runtime.runner import BundleRunner, class_names, load
@@ -42,7 +42,8 @@ def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int,
     bundle = read_bundle(root)
     bundle.verify_files()
     class_names(bundle)
-    for file in sorted({file for variant in bundle.manifest.variants for file in graph_files(variant)}):
+    graphs = (graph for variant in bundle.manifest.variants for graph in variant.graphs.values())
+    for file in sorted({file for graph in graphs for file in graph.files}):
         bundle.files_of_graph(file)
     check_preprocessing(bundle)
     if profile is not None:
@@ -57,10 +58,6 @@ def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int,
         check_blocks(bundle, name)
     notes = tuple(filter(None, (int8_note(bundle.manifest.profiles[name]) for name in run if name in built)))
     return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run, notes=notes)
-
-
-def graph_files(variant: VariantRecord) -> list[str]:
-    return [file for graph in variant.graphs.values() for file in graph.files]
 
 
 def _check_engines(
