@@ -217,7 +217,7 @@ def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, t
         ({"methods": ("slize",)}, ScheduleError, ["did you mean 'slice'?"]),
         ({"keep_ratios": (0.0,)}, ScheduleError, ["keep ratio 0"]),
         ({"batches": (9,)}, InputError, ["--batches 9", "up to 8"]),
-        ({"rounds": 0}, InputError, ["--rounds 0"]),
+        ({"rounds": 0}, InputError, ["--rounds = 0"]),
     ],
 )
 def test_refusals(asked, kind, words, tmp_path, monkeypatch):
