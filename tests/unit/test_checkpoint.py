@@ -58,7 +58,7 @@ def same(state, other):
 # -------------------- reading
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".tar"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".tar", ".PTH", ".pkl", ""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_floating_point_tensors_become_fp32(tmp_path, suffix, dtype):
     state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
@@ -185,12 +185,24 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, suffix, content):
     refused(lambda: read_checkpoint(path), f"c{suffix}")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_git_lfs_pointer_is_not_called_dangerous(tmp_path, suffix):
-    """What a clone without Git LFS leaves in place of the weights."""
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22882784\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>Not found</html>", "a page of the web"),
+        (b"\x1f\x8b\x08\x00packed", "gzip"),
+        (b'{"weight_map": {}}', "JSON"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"", "empty"),
+    ],
+)
+def test_what_lies_in_place_of_weights_is_said(tmp_path, suffix, content, fragment):
+    """Such as what a clone without Git LFS leaves."""
     path = tmp_path / f"c{suffix}"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22882784\n")
-    assert "more than tensors" not in refused(lambda: read_checkpoint(path), "cannot be read")
+    path.write_bytes(content)
+    message = refused(lambda: read_checkpoint(path), "cannot be read", fragment)
+    assert "more than tensors" not in message
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -209,7 +221,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.onnx", "c.h5", "c.npz", "c"])
-def test_another_format_is_refused_by_its_suffix(tmp_path, name):
+def test_another_format_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     refused(lambda: read_checkpoint(tmp_path / name), name, "safetensors")
 

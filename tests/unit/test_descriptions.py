@@ -143,6 +143,13 @@ def test_the_width_of_an_mlp_survives_timms_arithmetic(tmp_path: Path, inner: in
         ),
         ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, (80, 80), {"mean": (0.5,) * 3, "std": (0.25,) * 3}),
         ({"do_normalize": False, "image_mean": [0.5] * 3}, (80, 80), {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
+        ({"do_rescale": False, "do_normalize": False}, (80, 80), {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}),
+        (
+            {"rescale_factor": 2 / 255, "image_mean": [1.0] * 3, "image_std": [0.5] * 3},
+            (80, 80),
+            {"mean": (0.5,) * 3, "std": (0.25,) * 3},
+        ),
+        ({"rescale_factor": 0.00392156862745098}, (80, 80), {}),
     ],
 )
 def test_what_a_preprocessor_says(
@@ -195,6 +202,9 @@ DAMAGED: dict[str, Any] = {
     "an argument is a table": timm_with(model_args={"norm_layer": {"x": 1}}),
     "a model without end": timm_with(model_args={"depth": 10**9}),
     "a model too wide": timm_with(model_args={"embed_dim": 10**9}),
+    "patches of no pixel": timm_with(model_args={"patch_size": 0}),
+    "no heads": timm_with(model_args={"num_heads": 0}),
+    "fewer registers than none": timm_with(model_args={"reg_tokens": -1}),
     "an image of three sides": timm_with(model_args={"img_size": [1, 2, 3]}),
     "a size of words": timm_with(model_args={"img_size": ["a", "b"]}),
     "a size of one side": timm_with(pretrained_cfg={"input_size": [3, 224]}),
@@ -230,6 +240,8 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, case: str) -> None:
         {"image_mean": [0.5, "x", 0.5]},
         {"crop_size": [224]},
         {"do_resize": "perhaps"},
+        {"do_rescale": False},
+        {"rescale_factor": 0},
         {"size": 0, "crop_size": 224, "do_center_crop": True},
         {"size": {"shortest_edge": -5}, "crop_size": 224, "do_center_crop": True},
     ],

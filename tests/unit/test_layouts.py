@@ -151,6 +151,15 @@ LAYOUTS: dict[str, Any] = {
     "torchvision": {tv(name): tensor for name, tensor in STATE.items()},
     "torchvision in Lightning": {"state_dict": {f"model.{tv(name)}": tensor for name, tensor in STATE.items()}},
     "chunks of blocks": {re.sub(r"^blocks\.", "blocks.0.", name): tensor for name, tensor in STATE.items()},
+    "a list of states": [{"state_dict": STATE}, 3],
+    "states of several models": {"models": [STATE], "optimizers": [{"exp_avg": OTHER}]},
+    "an average as a list without names": {"model": STATE, "ema": {"shadow_params": list(STATE.values())}},
+    "a table for each part": {"model": {"backbone": TRUNK, "head": {n[5:]: tensor for n, tensor in HEAD.items()}}},
+    "a table for each part, called otherwise": {
+        "encoder_state_dict": TRUNK,
+        "fc_state_dict": {name[5:]: tensor for name, tensor in HEAD.items()},
+    },
+    "a deep prefix": put("a.b.c.d.e.f.g.h."),
     "a mask token": {**STATE, "mask_token": torch.zeros(1, 1, 48)},
     "half precision": {name: tensor.half().float() for name, tensor in STATE.items()},
 }

@@ -252,6 +252,27 @@ def an_argument_that_timm_does_not_know(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": {"nonsense": 3}}))
 
 
+def an_argument_that_reads_a_file(folder: Path) -> None:
+    of_timm(folder, small())
+    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": {"checkpoint_path": "x.pth"}}))
+
+
+def an_argument_that_asks_the_hub(folder: Path) -> None:
+    of_timm(folder, small())
+    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": {"pretrained": True}}))
+
+
+def an_activation_of_no_name(folder: Path) -> None:
+    of_timm(folder, small())
+    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": {"act_layer": "os.system"}}))
+
+
+def a_model_of_terabytes(folder: Path) -> None:
+    of_timm(folder, small())
+    arguments = {"embed_dim": 65535, "depth": 256}
+    (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": arguments}))
+
+
 def heads_that_do_not_divide(folder: Path) -> None:
     of_transformers(folder, small(), num_attention_heads=5)
 
@@ -271,6 +292,10 @@ def another_depth(folder: Path) -> None:
         (of_swin, "config.json", ModelError),
         (a_convolutional_network, "cannot be pruned", ModelError),
         (an_argument_that_timm_does_not_know, "nonsense", ModelError),
+        (an_argument_that_reads_a_file, "checkpoint_path", ModelError),
+        (an_argument_that_asks_the_hub, "pretrained", ModelError),
+        (an_activation_of_no_name, "os.system", ModelError),
+        (a_model_of_terabytes, "does not fit", CheckpointError),
         (heads_that_do_not_divide, "num_heads 5", ModelError),
         (another_depth, "blocks.3", CheckpointError),
     ],

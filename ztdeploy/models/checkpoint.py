@@ -25,8 +25,16 @@ from ztdeploy.models.torch_file import read_torch_file
 
 _T = TypeVar("_T")
 
-_PICKLED = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
 _LISTED = 5
+#: What people have in place of weights, by what it starts with, and what to do about it.
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "run 'git lfs pull' where it was cloned"),
+    (b"<", "a page of the web", "download the file itself"),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
+    (b"\x89HDF", "a file of HDF5, such as Keras writes", "convert it to safetensors"),
+    (b"{", "text in JSON", "give the file of weights that lies beside it"),
+)
+_HEAD = 32
 #: Of a file; networks have some hundred tensors, and trainers' averages and optimizers a few times as many.
 _MOST_TENSORS, _LONGEST_NAME = 20_000, 500
 #: A table that lies deeper is not a network's.
@@ -163,12 +171,12 @@ def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTens
     Raises:
         CheckpointError, ValueError: see `read_tables`.
     """
-    if path.suffix == ".safetensors":
+    head = file.read(_HEAD)
+    file.seek(0)
+    if head[8:9] == b"{":  # files are called in many ways, so that the content decides
         return {"": _safetensors(file)}
-    if path.suffix not in _PICKLED:
-        raise CheckpointError(
-            f"checkpoint '{path}' ends in '{path.suffix}'", "a .safetensors or .pth file", "convert it to safetensors"
-        )
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        raise _other_file(path, head)
     saved = read_torch_file(file)
     tables = {} if any(map(_is_harmful, saved.names)) else tables_in(saved.root, saved.tensor_of)
     if not tables and not all(map(_is_known, saved.names)):
@@ -184,6 +192,15 @@ def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTens
     return tables
 
 
+def _other_file(path: Path, head: bytes) -> CheckpointError:
+    """The error of a file of another format."""
+    unknown = ("of an unknown format" if head else "empty", "copy, download or convert it again")
+    what, fix = next((other for start, *other in _OTHERS if head.lstrip().startswith(start)), unknown)
+    return CheckpointError(
+        f"checkpoint '{path}' cannot be read: it is {what}", "a file of safetensors or of torch.save", fix
+    )
+
+
 def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dict[str, _T]]:
     """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped.
 
@@ -196,16 +213,22 @@ def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dic
 def _tables(
     node: Any, tensor_of: Callable[[Any], _T | None], keys: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[str, dict[str, _T]]]:
-    """A dictionary that lies in several places, or in itself, is seen once."""
-    entries = node.entries if isinstance(node, Made) else node if isinstance(node, dict) else {}
-    named = {name: value for name, value in entries.items() if isinstance(name, str)}
+    """A dictionary or list that lies in several places, or in itself, is seen once; tensors in a list have no names."""
+    named = _entries(node)
     tensors = {name: tensor for name, value in named.items() if (tensor := tensor_of(value)) is not None}
-    if tensors:
+    if tensors and not isinstance(node, (list, tuple)):
         yield ".".join(keys), tensors
     for name, value in named.items() if len(keys) < _MOST_LEVELS else ():
-        if name not in tensors and isinstance(value, (dict, Made)) and id(value) not in seen:
+        if name not in tensors and isinstance(value, (dict, list, tuple, Made)) and id(value) not in seen:
             seen.add(id(value))
             yield from _tables(value, tensor_of, (*keys, name), seen)
+
+
+def _entries(node: Any) -> dict[str, Any]:
+    if isinstance(node, (list, tuple)):
+        return {str(place): value for place, value in enumerate(node)}
+    entries = node.entries if isinstance(node, Made) else node if isinstance(node, dict) else {}
+    return {name: value for name, value in entries.items() if isinstance(name, str)}
 
 
 def _is_known(name: Named) -> bool:

@@ -26,6 +26,8 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _MOST_BYTES = 16 * 2**20
 #: No argument of a model is larger, and no model is deeper.
 _LARGEST, _DEEPEST, _LARGEST_SIDE = 65536, 256, 8192
+#: Arguments of models that are never 0.
+_COUNTS = {"patch_size", "embed_dim", "depth", "num_heads", "num_kv_heads", "in_chans"}
 
 #: What `transformers` calls activations, in timm's words.
 _ACTIVATIONS = {
@@ -165,8 +167,9 @@ def _bounded(name: str, value: Any) -> Any:
     if not all(one is None or isinstance(one, (bool, int, float, str)) for one in numbers) or len(numbers) > _DEEPEST:
         raise ValueError(f"model_args.{name} is neither a number nor a word")
     most = _DEEPEST if name == "depth" else _LARGEST
-    if any(isinstance(one, (int, float)) and abs(one) > most for one in numbers):
-        raise ValueError(f"model_args.{name} is more than {most}")
+    least = 1 if name in _COUNTS else 0
+    if any(isinstance(one, (int, float)) and not least <= one <= most for one in numbers):
+        raise ValueError(f"model_args.{name} is not from {least} to {most}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -208,6 +211,14 @@ class _Preprocessor(_Said):
     resample: int | None = None
     image_mean: tuple[float, ...] | None = Field(default=None, min_length=1, max_length=64)
     image_std: tuple[float, ...] | None = Field(default=None, min_length=1, max_length=64)
+    do_rescale: bool = True
+    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)  #: that pixels from 0 to 255 are multiplied with
+
+    @property
+    def largest(self) -> float:
+        """What the largest value of a pixel becomes, ahead of mean and std; that of timm is 1."""
+        largest = 255 * self.rescale_factor if self.do_rescale else 255.0
+        return 1.0 if math.isclose(largest, 1, rel_tol=1e-3) else largest
 
 
 #: What its configurations leave out where it is what the library takes anyhow.
@@ -294,6 +305,10 @@ def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
     said: dict[str, Any] = {"mean": preprocessor.image_mean, "std": preprocessor.image_std}
     if not preprocessor.do_normalize:
         said = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if preprocessor.largest != 1:
+        if said["mean"] is None or said["std"] is None:
+            raise ValueError(f"pixels up to {preprocessor.largest:g}, without mean and std")
+        said = {name: tuple(value / preprocessor.largest for value in values) for name, values in said.items()}
     if preprocessor.resample is not None:
         said["interpolation"] = _FILTERS.get(preprocessor.resample)
         if said["interpolation"] is None:

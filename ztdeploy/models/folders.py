@@ -17,7 +17,7 @@ WEIGHTS = (
     *("pytorch_model.pth", "model.pth", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 )
 INDEX = ".index.json"
-_SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin", ".pth.tar")
 _MOST_INDEX = 16 * 2**20
 _LISTED = 5
 

@@ -45,7 +45,7 @@ _UNMERGED = (
     (r"(^|[._])lora_", "LoRA adapters beside the weights", "merge them before (peft: model.merge_and_unload())"),
     (r"(^|\.)_?flat_param", "weights that FSDP flattened", "save a full state_dict (StateDictType.FULL_STATE_DICT)"),
 )
-_DEEPEST, _LISTED = 6, 3
+_DEEPEST, _LISTED = 12, 3
 #: Of a file and of a table, those that are tried: a file is made by somebody, and each costs time.
 _MOST_TABLES, _MOST_PREFIXES = 16, 32
 
@@ -116,6 +116,10 @@ def best_fit(tables: Tables, model: nn.Module, where: str) -> Fit:
     usable = {table: state for table, state in tables.items() if not _OF_OPTIMIZERS.search(table)} or tables
     largest = set(nlargest(_MOST_TABLES, usable, key=lambda table: len(usable[table])))
     fits = [fit for table, state in usable.items() if table in largest for fit in _fits(table, state, target)]
+    if len(usable) > 1 and not any(fit.head and not fit.faults for fit in fits):
+        # Its parts may be tables of their own.
+        whole = {f"{table}.{name}".lstrip("."): usable[table][name] for table in usable for name in usable[table]}
+        fits += _fits("", whole, target)
     best = min(fits, key=lambda fit: (fit.faults, fit.unnamed, not fit.head, not fit.averaged))
     if best.faults:
         for pattern, what, fix in _UNMERGED:

@@ -6,7 +6,9 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,8 @@ def load_model(
             making = replace(making, arguments={**source.arguments, **making.arguments})
         fit = _fit(tables, source, making, output)
     arguments = {**making.arguments, **({} if fit is None or fit.classes is None else {"num_classes": fit.classes})}
+    if fit is not None and fit.faults:  # said before memory is taken, for a configuration may ask for any size
+        _load(sketch(source.name, making.image_size, arguments), fit, source)
     timms_own = source.kind == "pretrained" and not source.files
     model, config, names = _create(
         source.name, source.timm_name, source.shipped, making.image_size, arguments, pretrained=timms_own
@@ -301,11 +305,17 @@ def _create(
         raise refused(f"model '{name}'", module)
     if size is not None:
         arguments = {**arguments, "img_size": size.height if size.height == size.width else tuple(size)}
+    if strange := sorted(arguments.keys() - _arguments_of_models()):
+        raise ModelError(
+            f"'{timm_name}' with '{strange[0][:80]}', which says nothing about a model",
+            "arguments of the model's class",
+            "remove it from model_args in config.json",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on names that have moved
             model = _download(timm_name, arguments) if pretrained else timm.create_model(timm_name, **arguments)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         options = ", ".join(f"{option} {value}" for option, value in arguments.items())
         raise ModelError(
@@ -314,6 +324,16 @@ def _create(
             "change --model or --image-size",
         ) from error
     return model, resolve_model_data_config(model), imagenet_names() if _has_imagenets_classes(model) else None
+
+
+@cache
+def _arguments_of_models() -> frozenset[str]:
+    """What models are made with. timm takes others as well, that read files or ask the hub: no configuration may."""
+    from timm.models.beit import Beit
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    return frozenset(name for made in (VisionTransformer, Eva, Beit) for name in signature(made).parameters)
 
 
 def _create_own(

@@ -129,8 +129,6 @@ def read_torch_file(file: BinaryIO) -> Saved:
     file.seek(0)
     if head == b"PK":
         return _read_archive(file)
-    if head[:1] != b"\x80":  # text, for instance what a clone without Git LFS holds
-        raise ValueError("neither an archive nor a pickle")
     return _read_row(file)
 
 
