@@ -23,6 +23,11 @@ def imagenet_names() -> list[str]:
     return [str(info.index_to_description(index)).split(", ")[0] for index in range(1000)]
 
 
+def published_names(model: Any) -> list[str] | None:
+    """Those of ImageNet for a model of timm's with 1000 classes; None for any other head."""
+    return imagenet_names() if getattr(model, "num_classes", 0) == 1000 else None
+
+
 def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     """From a text file, a name a line; or JSON, a list or `{"0": name, ...}`, as `id2label` of a configuration is.
 

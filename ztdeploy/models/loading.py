@@ -16,6 +16,7 @@ from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, Weig
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, hub, refused
 from ztdeploy.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, WeightsSource, near_short_name
+from ztdeploy.models.descriptions import Description
 from ztdeploy.models.folders import read_all
 from ztdeploy.models.sources import Source, source_of
 from ztdeploy.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions, PreprocessSpec, given
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
     from ztdeploy.models.layouts import Fit
     from ztdeploy.models.shapes import Making
 
+    #: A model, its pre-processing in timm's words, and the names of its classes as it was published.
+    _Created = tuple[nn.Module, Mapping[str, Any], Sequence[str] | None]
+
 RANDOM_SEED = 0
 _AS_PUBLISHED: Mapping[str, Any] = {}
 _AS_TRAINED = PreprocessOptions()
+_NOTHING_SAID = Description("timm", None)
 _NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet' those of ImageNet-1k)"
 
 
@@ -96,54 +101,32 @@ def load_model(
     _need_host_half()
     from ztdeploy.models.activation import meaning_of
     from ztdeploy.models.behaviour import check_activation, set_epsilon
-    from ztdeploy.models.checkpoint import check_finite, parameters_sha256
+    from ztdeploy.models.checkpoint import parameters_sha256
     from ztdeploy.models.class_names import read_class_names
     from ztdeploy.models.preprocessing import OPTION, preprocessing_of
-    from ztdeploy.models.shapes import Making, channels_of, making_of
+    from ztdeploy.models.shapes import channels_of
     from ztdeploy.models.text_head import read_text_embeddings
 
     source = source_of(name, checkpoint, weights)
-    said = source.description
-    size = _size(image_size if image_size is not None or said is None else said.image_size)
+    said = source.description or _NOTHING_SAID
+    size = _size(said.image_size if image_size is None else image_size)
     texts = None if text_head is None else read_text_embeddings(text_head)
-    tables = read_all(source.files) if source.files else None  # before the slow part, for it may be unusable
-    making, fit = Making(source.arguments, size), None
-    if tables is not None:
-        if source.kind != "shipped":
-            making = making_of(tables, sketch(source.name, size, source.arguments), size, source.origin)
-            making = replace(making, arguments={**source.arguments, **making.arguments})
-        fit = _fit(tables, source, making, output)
-    arguments = {**making.arguments, **({} if fit is None or fit.classes is None else {"num_classes": fit.classes})}
-    if fit is not None and fit.faults:  # said before memory is taken, for a configuration may ask for any size
-        _load(sketch(source.name, making.image_size, arguments), fit, source)
-    timms_own = source.kind == "pretrained" and not source.files
-    model, config, names = _create(
-        source.name, source.timm_name, source.shipped, making.image_size, arguments, pretrained=timms_own
-    )
-    origin = source.timm_name if timms_own else f"seed {RANDOM_SEED}"
-    remarks = (*source.remarks, *making.assumed)
-    if fit is not None:
-        origin, remarks = _load(model, fit, source), (*remarks, *fit.remarks)
-    elif timms_own:
-        check_finite(dict(model.named_parameters()), source.timm_name)
-    if source.files and source.kind != "shipped":
-        names, nameless = source.class_names(model), bool(names) and class_names is None
-        remarks += (_NAMELESS,) if nameless and not names else ()
-        classes = int(getattr(model, "num_classes", 0))
-        if names and class_names is None and len(names) != classes:
-            remarks += (f"the files name {len(names)} classes, and there are {classes}: none is named",)
-    if said is not None and said.layer_norm_eps is not None:
+    filled = _filled(source, size, output)
+    model, remarks = filled.model, filled.remarks
+    names, unnamed = _class_names(source, model, filled.class_names)
+    remarks += unnamed if class_names is None else ()
+    if said.layer_norm_eps is not None:
         set_epsilon(model, said.layer_norm_eps)
-    elif timms_own or (source.files and source.kind != "shipped"):
-        doubt = check_activation(model, source.published_name, arguments.get("num_classes"), published=timms_own)
+    elif source.is_timms or source.is_foreign:
+        doubt = check_activation(model, source.published_name, filled.classes, published=source.is_timms)
         remarks += () if doubt is None else (doubt,)
     prepared = preprocessing_of(
-        config,
-        {} if said is None else said.preprocess,
+        filled.config,
+        said.preprocess,
         preprocess if crop_pct is None else preprocess.model_copy(update={"crop_pct": crop_pct}),
-        sources={**({} if said is None else said.sources), **({} if image_size is None else {"image_size": OPTION})},
+        sources={**said.sources, **({} if image_size is None else {"image_size": OPTION})},
         default="that of the package" if source.shipped else f"timm's for {source.timm_name}",
-        size=making.image_size,
+        size=filled.image_size,
         channels=channels_of(model),
         doubtful=source.kind == "checkpoint" and source.shipped is None,
     )
@@ -152,18 +135,19 @@ def load_model(
     if texts is not None:
         adapter.answer_with(texts)
         names = None  # those of the head that it had
-    meaning = meaning_of(adapter.architecture.num_classes, activation, None if said is None else said.problem_type)
+    classes = adapter.architecture.num_classes
+    meaning = meaning_of(classes, activation, said.problem_type)
     if class_names is not None:
-        names = read_class_names(class_names, adapter.architecture.num_classes)
+        names = read_class_names(class_names, classes)
     return LoadedModel(
         name=name,
         timm_name=source.timm_name,
         adapter=adapter,
         preprocess=prepared.spec,
         preprocess_sources=prepared.sources,
-        class_names=tuple(names) if names and len(names) == adapter.architecture.num_classes else None,
+        class_names=tuple(names) if names and len(names) == classes else None,
         weights_source=source.kind,
-        weights_origin=origin,
+        weights_origin=filled.origin,
         weights_sha256=parameters_sha256(model),
         entry=CATALOGUE.get(name),
         text_head=None if texts is None else texts.record,
@@ -171,6 +155,63 @@ def load_model(
         activation=meaning.activation,
         activation_source=meaning.source,
     )
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A model with its weights."""
+
+    model: nn.Module
+    config: Mapping[str, Any]  #: pre-processing in timm's words
+    class_names: Sequence[str] | None  #: as the model was published
+    image_size: ImageSize | None  #: None: the model's own
+    classes: int | None  #: of the head in the files; None where they have none, or there are no files
+    origin: str
+    remarks: tuple[str, ...]
+
+
+def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
+    """Make the model that a source's files fit, or that its name stands for, and fill it.
+
+    Raises:
+        ModelError, CheckpointError, WeightsUnavailableError: see `load_model`.
+    """
+    from ztdeploy.models.checkpoint import check_finite
+    from ztdeploy.models.shapes import Making, making_of
+
+    making, fit = Making(source.arguments, size), None
+    if source.files:
+        tables = read_all(source.files)  # before the slow part, for it may be unusable
+        if source.is_foreign:
+            making = making_of(tables, sketch(source.name, size, source.arguments), size, source.origin)
+            making = replace(making, arguments={**source.arguments, **making.arguments})
+        fit = _fit(tables, source, making, output)
+    classes = {} if fit is None or fit.classes is None else {"num_classes": fit.classes}
+    arguments = {**making.arguments, **classes}
+    if fit is not None and fit.faults:  # said before memory is taken, for a configuration may ask for any size
+        _load(sketch(source.name, making.image_size, arguments), fit, source)
+    model, config, names = _create(source.name, making.image_size, arguments, pretrained=source.is_timms)
+    remarks = (*source.remarks, *making.assumed)
+    if fit is not None:
+        origin, remarks = _load(model, fit, source), (*remarks, *fit.remarks)
+    elif source.is_timms:
+        origin = source.timm_name
+        check_finite(dict(model.named_parameters()), origin)
+    else:
+        origin = f"seed {RANDOM_SEED}"
+    return _Filled(model, config, names, making.image_size, arguments.get("num_classes"), origin, remarks)
+
+
+def _class_names(
+    source: Source, model: nn.Module, published: Sequence[str] | None
+) -> tuple[Sequence[str] | None, tuple[str, ...]]:
+    """What a source calls the classes, and what to say where its files do not name them."""
+    if not source.is_foreign:
+        return published, ()
+    names, classes = source.class_names(model), int(getattr(model, "num_classes", 0))
+    if names and len(names) != classes:
+        return names, (f"the files name {len(names)} classes, and there are {classes}: none is named",)
+    return names, (_NAMELESS,) if published and not names else ()
 
 
 def _size(asked: int | tuple[int, int] | None) -> ImageSize | None:
@@ -189,10 +230,8 @@ def sketch(name: str, image_size: ImageSize | None = None, arguments: Mapping[st
     import torch
 
     _need_host_half()
-    entry = CATALOGUE.get(name)
-    timm_name, shipped = (entry.timm_name, entry.shipped) if entry else (name, None)
     with torch.device("meta"):
-        return _create(name, timm_name, shipped, image_size, arguments, pretrained=False)[0].eval()
+        return _create(name, image_size, arguments, pretrained=False)[0].eval()
 
 
 def sketched_size(model: nn.Module) -> ImageSize:
@@ -255,46 +294,28 @@ def _need_host_half() -> None:
             raise MissingExtraError(module, "build", "building a bundle") from error
 
 
-def _create(
-    name: str,
-    timm_name: str,
-    shipped: Path | None,
-    size: ImageSize | None,
-    arguments: Mapping[str, Any],
-    *,
-    pretrained: bool,
-) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
+def _create(name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pretrained: bool) -> _Created:
     """The model, its preprocessing in timm's words, and its class names.
 
     Args:
+        name: a short name, or timm's.
         arguments: what differs from the model as it was published, in timm's words.
 
     Raises:
-        ModelError: timm cannot make it so.
+        ModelError: unknown, of no family, or timm cannot make it so.
     """
     import timm
     import torch
-    from timm.data import resolve_model_data_config
 
-    from ztdeploy.models.class_names import imagenet_names
     from ztdeploy.models.lvvit_module import SIZES
 
+    entry = CATALOGUE.get(name)
+    timm_name = entry.timm_name if entry else name
     torch.manual_seed(RANDOM_SEED)
-    if shipped is not None:
-        facts = json.loads((shipped / "model.json").read_text(encoding="utf-8"))
-        if size not in (None, ImageSize.of(facts["architecture"]["img_size"])):
-            raise ModelError(
-                f"image size {size} for '{name}'",
-                f"{facts['architecture']['img_size']}",
-                "leave --image-size out",
-            )
-        from timm.models.vision_transformer import VisionTransformer
-
-        architecture = {**facts["architecture"], **arguments}
-        config = {**facts["preprocessing"], "input_size": (3, *ImageSize.of(architecture["img_size"]))}
-        return VisionTransformer(**architecture), config, tuple(facts["classes"])
+    if entry is not None and entry.shipped is not None:
+        return _create_shipped(name, entry.shipped, size, arguments)
     if timm_name in SIZES:
-        return _create_own(timm_name, size, arguments, pretrained=pretrained)
+        return _create_lvvit(timm_name, size, arguments, pretrained=pretrained)
     if not timm.is_model(timm_name):
         known = [one for modules in MODULES.values() for module in modules for one in timm.list_models(module=module)]
         near = near_short_name(name) or nearest(name, known, 0.5)  # of timm's, those that are not refused
@@ -305,25 +326,46 @@ def _create(
         raise refused(f"model '{name}'", module)
     if size is not None:
         arguments = {**arguments, "img_size": size.height if size.height == size.width else tuple(size)}
+    return _create_timms(timm_name, arguments, pretrained=pretrained)
+
+
+def _create_shipped(name: str, folder: Path, size: ImageSize | None, arguments: Mapping[str, Any]) -> _Created:
+    """The model whose weights are in the package."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    own_size = ImageSize.of(facts["architecture"]["img_size"])
+    if size not in (None, own_size):
+        raise ModelError(f"image size {size} for '{name}'", str(own_size), "leave --image-size out")
+    config = {**facts["preprocessing"], "input_size": (3, *own_size)}
+    return VisionTransformer(**{**facts["architecture"], **arguments}), config, tuple(facts["classes"])
+
+
+def _create_timms(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> _Created:
+    import timm
+    from timm.data import resolve_model_data_config
+
+    from ztdeploy.models.class_names import published_names
+
     if strange := sorted(arguments.keys() - _arguments_of_models()):
         raise ModelError(
-            f"'{timm_name}' with '{strange[0][:80]}', which says nothing about a model",
+            f"'{name}' with '{strange[0][:80]}', which says nothing about a model",
             "arguments of the model's class",
             "remove it from model_args in config.json",
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on names that have moved
-            model = _download(timm_name, arguments) if pretrained else timm.create_model(timm_name, **arguments)
+            model = _download(name, arguments) if pretrained else timm.create_model(name, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         options = ", ".join(f"{option} {value}" for option, value in arguments.items())
         raise ModelError(
-            f"timm cannot make '{timm_name}'{f' with {options}' if options else ''} ({reason})",
+            f"timm cannot make '{name}'{f' with {options}' if options else ''} ({reason})",
             "a vision transformer and a size that its patch size divides",
             "change --model or --image-size",
         ) from error
-    return model, resolve_model_data_config(model), imagenet_names() if _has_imagenets_classes(model) else None
+    return model, resolve_model_data_config(model), published_names(model)
 
 
 @cache
@@ -336,11 +378,9 @@ def _arguments_of_models() -> frozenset[str]:
     return frozenset(name for made in (VisionTransformer, Eva, Beit) for name in signature(made).parameters)
 
 
-def _create_own(
-    name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pretrained: bool
-) -> tuple[nn.Module, dict[str, Any], Sequence[str] | None]:
+def _create_lvvit(name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pretrained: bool) -> _Created:
     """LV-ViT, of which no hub has weights."""
-    from ztdeploy.models.class_names import imagenet_names
+    from ztdeploy.models.class_names import published_names
     from ztdeploy.models.lvvit_module import make_lvvit
     from ztdeploy.models.residual import check_divides
 
@@ -355,7 +395,7 @@ def _create_own(
     if foreign := sorted(arguments.keys() - {"num_classes", "in_chans"}):
         raise ModelError(f"'{name}' with {', '.join(foreign)}", "its published form", "choose another --model")
     model = make_lvvit(name, size, **arguments)
-    return model, dict(model.pretrained_cfg), imagenet_names() if _has_imagenets_classes(model) else None
+    return model, dict(model.pretrained_cfg), published_names(model)
 
 
 def _download(timm_name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -379,8 +419,3 @@ def _download(timm_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = offline
     return model
-
-
-def _has_imagenets_classes(model: Any) -> bool:
-    """Whether a model as published tells ImageNet's usual 1000 classes apart."""
-    return bool(getattr(model, "num_classes", 0) == 1000)

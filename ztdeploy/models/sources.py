@@ -33,6 +33,16 @@ class Source:
     remarks: tuple[str, ...] = ()
 
     @property
+    def is_timms(self) -> bool:
+        """Whether the weights are those that timm's name stands for."""
+        return self.kind == "pretrained" and not self.files
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the weights are files from outside of timm and of the package."""
+        return bool(self.files) and self.kind != "shipped"
+
+    @property
     def timm_name(self) -> str:
         entry = CATALOGUE.get(self.name)
         return entry.timm_name if entry else self.name
@@ -54,12 +64,11 @@ class Source:
         Args:
             model: that the files are of.
         """
-        from ztdeploy.models.class_names import IMAGENET, read_class_names
+        from ztdeploy.models.class_names import published_names
 
         if self.description is not None and self.description.class_names is not None:
             return self.description.class_names
-        own = self.origin.startswith(f"{HUB}:timm/") and getattr(model, "num_classes", 0) == 1000
-        return read_class_names(IMAGENET, 1000) if own else None
+        return published_names(model) if self.origin.startswith(f"{HUB}:timm/") else None
 
 
 def source_of(name: str, checkpoint: Path | None, weights: WeightsSource) -> Source:
