@@ -16,6 +16,7 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
 from ztdeploy.graph import apply_passes
 from ztdeploy.graph.board import for_old_parsers
 from ztdeploy.graph.fused_attention import fuse_attention
@@ -28,8 +29,6 @@ from ztdeploy.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.profile import Int8Options, Precision
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.schedule import LayerPlan
-
-INPUT, OUTPUT = "image", "logits"
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,9 @@ class Deployable(nn.Module):
         return (output, *(indices.to(torch.int32) for indices in choices), *notes.values())
 
 
-def kept_name(block: int) -> str:
-    """The graph output that says which tokens the pruning layer behind a block (from 0) kept."""
-    return f"blocks.{block}/prune/kept"
-
-
-def into_name(block: int) -> str:
-    """The graph output that says into which slots a merging layer put the tokens that it did not keep, ascending."""
-    return f"blocks.{block}/prune/into"
-
-
 def choice_names(layer: LayerPlan) -> tuple[str, ...]:
     """The graph outputs of a pruning layer."""
-    return (kept_name(layer.block), into_name(layer.block)) if layer.merges else (kept_name(layer.block),)
+    return tuple(pruning_output(layer.block, what) for what in (("kept", "into") if layer.merges else ("kept",)))
 
 
 def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:
@@ -142,7 +131,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     notes: dict[str, None] = {}  # a module may be traced more than once
     tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
     module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
-    outputs = [OUTPUT, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
+    outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter(), no_garbage_collection():
         program = torch.onnx.export(
@@ -151,7 +140,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
             dynamo=True,
             opset_version=spec.opset,
             dynamic_shapes=axes,
-            input_names=[INPUT],
+            input_names=[IMAGE],
             output_names=outputs,
             custom_translation_table=_translations(),
             verbose=False,

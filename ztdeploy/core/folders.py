@@ -99,6 +99,18 @@ def new_folder(final: Path, last: str) -> Iterator[Path]:
         raise
 
 
+def check_folder_path(path: Path) -> None:
+    """
+    Raises:
+        OutputError: it is a file's path, or lies below one.
+    """
+    with disk_errors(path):
+        nearest = next((one for one in (nameable(path), *path.absolute().parents) if one.exists()), path)
+        if not nearest.is_dir():
+            where = "is a file" if nearest == path else f"lies below the file '{nearest}'"
+            raise OutputError(f"'{path}' {where}", "a folder's path", CHOOSE)
+
+
 def check_writable(folder: Path) -> None:
     """Fail early where nothing could be made in a folder, or in the nearest one above it that exists.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ztdeploy.core.files import disk_errors, is_there, read_bytes, write
-from ztdeploy.core.folders import check_file_writable
-from ztdeploy.errors import InputError, OutputError
+from ztdeploy.core.files import read_bytes, write
+from ztdeploy.errors import InputError
 from ztdeploy.fidelity.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
 from ztdeploy.fidelity.position_map import position_map
 from ztdeploy.fidelity.tiles import Grid
+from ztdeploy.measure.report_file import check_overwritable
 from ztdeploy.preprocess_spec import NOUNS
 from ztdeploy.report.document import document
 from ztdeploy.report.figures import counted, short
@@ -40,17 +40,14 @@ def check_page_path(out: Path) -> None:
     Raises:
         OutputError: a folder, or a file that no page of ours is in.
     """
-    with disk_errors(out, "choose another --page"):
-        there, folder = is_there(out), out.is_dir()
-    if folder:
-        raise OutputError(f"'{out}' is a folder", "a file's path", "give --page FILE.html")
+    check_overwritable(out, "page of 'ztdeploy eval'", lambda: _is_page(out), "--page FILE.html")
+
+
+def _is_page(path: Path) -> bool:
     try:
-        ours = not there or _WRITTEN.encode() in read_bytes(out, _LARGEST)
+        return _WRITTEN.encode() in read_bytes(path, _LARGEST)
     except InputError:
-        ours = False
-    if not ours:
-        raise OutputError(f"'{out}' exists and is no page of 'ztdeploy eval'", "a new file", "choose another --page")
-    check_file_writable(out)
+        return False
 
 
 def eval_page(report: EvalReport) -> str:

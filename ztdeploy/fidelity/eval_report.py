@@ -8,7 +8,7 @@ from typing import Literal
 from ztdeploy.core.files import write
 from ztdeploy.core.records import to_json
 from ztdeploy.measure.bench_report import BundleFacts, Record
-from ztdeploy.measure.report_file import check_overwritable
+from ztdeploy.measure.report_file import check_overwritable, holds_kind
 from ztdeploy.measure.statistics import Interval
 from ztdeploy.preprocess_spec import Activation, Output
 
@@ -207,4 +207,4 @@ def check_eval_path(out: Path) -> None:
     Raises:
         OutputError: see `check_overwritable`.
     """
-    check_overwritable(out, KIND, "ztdeploy eval")
+    check_overwritable(out, "report of 'ztdeploy eval'", lambda: holds_kind(out, KIND))

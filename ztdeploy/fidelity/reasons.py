@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.core.names import pruning_output
 from ztdeploy.errors import ParityError
 from ztdeploy.fidelity.patches import GONE, LayerPatches
 from ztdeploy.manifest import VariantRecord
@@ -148,7 +149,7 @@ def _ranks_by_squares(variant: VariantRecord) -> bool:
 
 def _notes(plan: LayerPlan, given: Mapping[str, NDArray[Any]], image: int) -> dict[str, NDArray[Any]]:
     """What is noted of a layer, by note, checked."""
-    names = {note: f"blocks.{plan.block}/prune/{note}" for note in _NOTES}
+    names = {note: pruning_output(plan.block, note) for note in _NOTES}
     notes = {note: given[name][image] for note, name in names.items() if name in given}
     by_token = all(len(notes[note]) == plan.tokens_in for note in ("importance", "rank", "survivors") if note in notes)
     pairs = [notes[note] for note in ("group", "partner", "similarity") if note in notes]

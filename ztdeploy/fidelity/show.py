@@ -14,7 +14,8 @@ from PIL import Image
 
 from ztdeploy.backends import get_backend
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
-from ztdeploy.core.files import disk_errors, make_folder, nameable, write
+from ztdeploy.core.files import disk_errors, make_folder, write
+from ztdeploy.core.folders import check_folder_path
 from ztdeploy.errors import BundleError, InputError, OutputError
 from ztdeploy.fidelity.captions import UNEXPLAINED, disagreement
 from ztdeploy.fidelity.contact_sheet import contact_sheet
@@ -212,11 +213,8 @@ def _run(runner: BundleRunner, pixels: NDArray[np.uint8]) -> Outputs:
 
 
 def _check_folder(out: Path, files: Sequence[Path]) -> None:
+    check_folder_path(out)
     with disk_errors(out):
-        nearest = next((path for path in (nameable(out), *out.absolute().parents) if path.exists()), out)
-        if not nearest.is_dir():
-            where = "is a file" if nearest == out else f"lies below the file '{nearest}'"
-            raise OutputError(f"'{out}' {where}", "a folder", "choose another --out")
         for file in files:
             if file.is_dir():
                 raise OutputError(f"'{file}' is a folder", "a file to write", "choose another --out")

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-TOKENS_IN, TOKENS_OUT = "tokens", "tokens_out"
+from ztdeploy.core.names import TOKENS, TOKENS_OUT
+
 _KEEP = 0  #: in a reshape's target: this axis as it is
 
 
@@ -41,7 +42,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
         return None
     (start,), (end,) = cut.graph.inputs, cut.graph.outputs
     shape = ir.Shape(["batch", "tokens", before.shape[2]])
-    start.name, start.shape = TOKENS_IN, shape
+    start.name, start.shape = TOKENS, shape
     RemoveUnusedNodesPass()(cut)  # and the old targets
     for node in cut.graph:
         for value in node.outputs:

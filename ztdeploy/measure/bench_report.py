@@ -11,7 +11,7 @@ from ztdeploy.core.files import write
 from ztdeploy.core.records import to_json
 from ztdeploy.measure.environment import Machine, State
 from ztdeploy.measure.protocol import ColdStart
-from ztdeploy.measure.report_file import check_overwritable, kind_of, load_report, no_report, parse_report
+from ztdeploy.measure.report_file import check_overwritable, holds_kind, kind_of, load_report, no_report, parse_report
 from ztdeploy.measure.statistics import Interval, Summary
 from ztdeploy.preprocess_spec import ImageSize
 
@@ -177,4 +177,4 @@ def check_report_path(out: Path) -> None:
     Raises:
         OutputError: see `check_overwritable`.
     """
-    check_overwritable(out, KIND, "ztdeploy bench")
+    check_overwritable(out, "report of 'ztdeploy bench'", lambda: holds_kind(out, KIND))

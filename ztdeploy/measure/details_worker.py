@@ -18,6 +18,7 @@ from ztdeploy.backends import get_backend
 from ztdeploy.backends.base import Insight, Runner
 from ztdeploy.bundle import Bundle, read_bundle
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.names import TOKENS
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.errors import BundleError, ZtdeployError
 from ztdeploy.measure.attention import attention_of
@@ -27,7 +28,6 @@ from ztdeploy.measure.protocol import Refusal
 from ztdeploy.measure.staircase import find_treads, token_counts
 from ztdeploy.measure.sweep_report import OperatorProfile, Staircase, TokenStep
 from ztdeploy.measure.worker import prepare
-from ztdeploy.runtime.interface import TOKENS
 from ztdeploy.runtime.runner import BundleRunner, engine_of
 
 #: Calls of which the first ones still allocate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,19 +78,21 @@ def holds_kind(path: Path, kind: str) -> bool:
         return False
 
 
-def check_overwritable(out: Path, kind: str, command: str) -> None:
+def check_overwritable(out: Path, what: str, is_one: Callable[[], bool], option: str = "--out FILE.json") -> None:
     """
     Args:
-        kind: of the report that is to be written there.
-        command: that writes such reports.
+        what: is to be written there, such as "report of 'ztdeploy bench'".
+        is_one: whether a file that is there is such a one.
+        option: that named the path.
 
     Raises:
-        OutputError: a folder, a file that is no such report, which is not to be overwritten, or where nothing can be.
+        OutputError: a folder, a file that is no such one, which is not to be overwritten, or where nothing can be.
     """
-    with disk_errors(out):
+    another = f"choose another {option.partition(' ')[0]}"
+    with disk_errors(out, another):
         there, folder = is_there(out), out.is_dir()
     if folder:
-        raise OutputError(f"'{out}' is a folder", "a file's path", "give --out FILE.json")
-    if there and not holds_kind(out, kind):
-        raise OutputError(f"'{out}' exists and is no report of '{command}'", "a new file", "choose another --out")
+        raise OutputError(f"'{out}' is a folder", "a file's path", f"give {option}")
+    if there and not is_one():
+        raise OutputError(f"'{out}' exists and is no {what}", "a new file", another)
     check_file_writable(out)

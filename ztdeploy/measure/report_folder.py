@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ztdeploy.core.files import disk_errors, nameable
-from ztdeploy.core.folders import check_writable, content_of
+from ztdeploy.core.files import disk_errors
+from ztdeploy.core.folders import check_folder_path, check_writable, content_of
 from ztdeploy.errors import OutputError
 
 
@@ -20,10 +20,8 @@ def check_report_folder(out: Path, what: str, is_one: Callable[[], bool]) -> Non
     Raises:
         OutputError: a file, or a folder with something else in it.
     """
+    check_folder_path(out)
     with disk_errors(out):
-        above = next((folder for folder in nameable(out).absolute().parents if folder.exists()), out)
-        if not above.is_dir() or (out.exists() and not out.is_dir()):
-            raise OutputError(f"'{out}' is a file, or lies below one", "a folder's path", "choose another --out")
         empty = not out.exists() or not content_of(out)
     check_writable(out)
     if not empty and not is_one():

@@ -16,13 +16,6 @@ from numpy.typing import NDArray
 from ztdeploy.preprocess_spec import Activation
 
 
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Over the last axis, in double precision."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    result: NDArray[np.float64] = shifted / shifted.sum(-1, keepdims=True)
-    return result
-
-
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Logarithms of the softmax over the last axis, in fp64; finite for all finite logits."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
@@ -39,7 +32,7 @@ def probabilities(logits: NDArray[Any], activation: Activation) -> NDArray[np.fl
     """Of each output, `[..., outputs]`; None where there are none."""
     if activation == "none":
         return None
-    return softmax(logits) if activation == "softmax" else np.exp(log_sigmoid(logits))
+    return np.exp(log_softmax(logits) if activation == "softmax" else log_sigmoid(logits))
 
 
 def divergences(dense: NDArray[Any], variant: NDArray[Any], activation: Activation = "softmax") -> NDArray[np.float64]:

@@ -16,14 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.backends.base import Array, Signature, TensorFacts
+from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
 from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import Manifest, VariantRecord
 from ztdeploy.preprocess_spec import NOUNS, Output
 from ztdeploy.schedule import LayerPlan
-
-IMAGE, LOGITS = "image", "logits"
-#: The input of a few blocks alone, fp32 `[batch, tokens, D]`.
-TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,11 @@ class Interface:
         values = (np.dtype(np.float32), (channels, height, width))
         self._image = _Tensor(IMAGE, *(pixels if graph.image_input == "uint8" else values))
         self._logits = _Tensor(LOGITS, np.dtype(np.float32), output_shape(manifest))
-        self._kept = tuple(_Tensor(_choice(layer, "kept"), int32, (layer.tokens_out,)) for layer in self.layers)
+        self._kept = tuple(
+            _Tensor(pruning_output(layer.block, "kept"), int32, (layer.tokens_out,)) for layer in self.layers
+        )
         self._into = tuple(
-            _Tensor(_choice(layer, "into"), int32, (layer.tokens_in - layer.tokens_out,))
+            _Tensor(pruning_output(layer.block, "into"), int32, (layer.tokens_in - layer.tokens_out,))
             for layer in self.layers
             if layer.merges
         )
@@ -182,12 +181,13 @@ def output_shape(manifest: Manifest) -> tuple[int | None, ...]:
     return shapes[manifest.model.gives]
 
 
-def _choice(layer: LayerPlan, what: str) -> str:
-    return f"blocks.{layer.block}/prune/{what}"
+def shape_words(shape: Sequence[int | None]) -> str:
+    """Such as "[any, 3]"."""
+    return f"[{', '.join('any' if one is None else str(one) for one in shape)}]"
 
 
 def _words(name: str, dtype: str, shape: Sequence[int | None]) -> str:
-    return f"{name!r} {dtype} [{', '.join('any' if one is None else str(one) for one in shape)}]"
+    return f"{name!r} {dtype} {shape_words(shape)}"
 
 
 def _found(name: str, value: object) -> str:

@@ -23,7 +23,7 @@ from ztdeploy.runtime.activation import divergences, same_answers
 from ztdeploy.runtime.arrays import read_arrays
 from ztdeploy.runtime.cosine import cosines
 from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.interface import Outputs, output_shape
+from ztdeploy.runtime.interface import Outputs, output_shape, shape_words
 from ztdeploy.runtime.runner import BundleRunner
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
@@ -360,7 +360,7 @@ def _read_golden(bundle: Bundle, name: str, wanted: Mapping[str, _Array]) -> dic
             have = "is not there" if found is None else f"is {found.dtype} {list(found.shape)}"
             raise BundleError(
                 f"golden '{name}': '{key or 'pixels'}' {have}",
-                f"{dtype} [{', '.join('any' if length is None else str(length) for length in shape)}]",
+                f"{dtype} {shape_words(shape)}",
                 "build the bundle again",
             )
     if extra := sorted(arrays.keys() - wanted.keys()):

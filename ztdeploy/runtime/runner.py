@@ -18,10 +18,11 @@ from ztdeploy.backends.base import MemoryMode, Runner
 from ztdeploy.backends.threads import usable_threads
 from ztdeploy.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core import arguments
+from ztdeploy.core.names import IMAGE
 from ztdeploy.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.runtime.inputs import ImageSource, load_pixels
-from ztdeploy.runtime.interface import IMAGE, Interface, Outputs
+from ztdeploy.runtime.interface import Interface, Outputs
 from ztdeploy.runtime.open_engine import OpenEngine
 from ztdeploy.runtime.postprocess import Prediction, kept_patches, top_labels
 from ztdeploy.runtime.preprocess import check_pixels, normalise

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from ztdeploy.backends import get_backend, why_not_run
 from ztdeploy.backends.int8 import int8_note
 from ztdeploy.bundle import Bundle, read_bundle
+from ztdeploy.core.names import TOKENS
 from ztdeploy.errors import BundleError, ParityError
 from ztdeploy.manifest import ParityRecord
-from ztdeploy.runtime.interface import TOKENS
 from ztdeploy.runtime.parity import check_golden, check_preprocessing, golden_pixels
 from ztdeploy.runtime.runner import BundleRunner, class_names, load
 

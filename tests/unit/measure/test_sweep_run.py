@@ -204,8 +204,8 @@ def test_nothing_of_value_is_overwritten(prepare, tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     path = tmp_path / "sweep"
     path.write_text("")
-    for out in (path, path / "below"):
-        refused(lambda out=out: sweep_folder(out).__enter__(), "is a file", "--out", kind=OutputError)
+    for out, words in ((path, "is a file"), (path / "below", "lies below the file")):
+        refused(lambda out=out: sweep_folder(out).__enter__(), words, "--out", kind=OutputError)
     assert path.read_text() == ""
 
 
