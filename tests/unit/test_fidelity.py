@@ -91,7 +91,7 @@ def test_the_shipped_labels_fit_their_images(digit_images):
     ids=lambda data: repr(data)[:40],
 )
 def test_what_is_no_list_of_labels_is_refused(labels, data):
-    refused(labels(data), "labels.json", "no list of labels")
+    refused(labels(data), "labels.json", "list of labels")
 
 
 def test_an_empty_list_is_refused(labels):
