@@ -95,7 +95,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
         (("--saved", "nan"), 3, "a number from 0 to 1"),
         (("--saved", "0.3", "--keep-ratio", "0.7"), 3, "one of them"),
         (("--keep-ratio", "1"), 3, "a ratio that prunes"),
-        (("--keep-ratio", "0"), 3, "a number in (0, 1]"),
+        (("--keep-ratio", "0"), 3, "above 0 and up to 1"),
         (("--limit", "0"), 3, "from 1 to"),
         (("--seed", "-1"), 3, "from 0 to"),
         (("--saved", "0.95"), 3, "the nearest is 0."),
