@@ -107,7 +107,7 @@ def test_a_study_of_another_budget_is_refused(
     assert run([*arguments, "-b", "reduction=0.5"]) == 0
     there = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix != ".db"}
     assert run([*arguments, "-b", "reduction=0.4"]) == 3
-    assert "made for other budget: reduction=0.5, not reduction=0.4" in capsys.readouterr().err
+    assert "made for other budget: 'reduction=0.5', not 'reduction=0.4'" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in there} == there
 
 
