@@ -86,8 +86,8 @@ class Assembly:
     ) -> None:
         """
         Args:
-            held: traces of an earlier assembly of the same model, by their keys, and where these are kept; None: a
-                second assembly is not to be expected.
+            held: traces by their keys, which are kept here for a second assembly of the same model; None: there will
+                be none.
             calibration: what int8 ranges come from where they are not dynamic; None: the golden images.
         """
         self.folder, self.model, self.profiles, self.schedules = folder, model, profiles, schedules
@@ -344,7 +344,7 @@ class Assembly:
 
     @cached_property
     def golden_sources(self) -> list[Path]:
-        """Photographs; of models that take neither colour nor grey, what `with_channels` makes of them."""
+        """Photographs. For models that take neither RGB nor grey, the files that `with_channels` makes of them."""
         photos, channels = sample_images(self.model.entry, GOLDEN_IMAGES), self.model.preprocess.channels
         if channels in (1, 3):
             return photos

@@ -40,9 +40,9 @@ from ztdeploy.schedule import Architecture
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
-#: That one call may be given, one for each value of a pixel.
+#: Bytes of pixels that one call may be given.
 _MOST_BYTES = 2**31
-#: What is a bundle's own where no manifest says so.
+#: Files that belong to a bundle whose manifest lists none.
 _LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
 
@@ -244,7 +244,7 @@ class _SchemaVersion(BaseModel):
 
 
 def _check_types(found: Any, read: Any, where: tuple[str, ...]) -> None:
-    """Nothing was taken for something else: text, or a truth value, for a number."""
+    """Refuse values that pydantic has converted to another type, such as text or a truth value to a number."""
     if isinstance(found, dict) and isinstance(read, dict):
         for name, value in found.items():
             _check_types(value, read.get(name), (*where, name))

@@ -44,7 +44,7 @@ def without(fault: StepError, failed: dict[str, ZtdeployError], profiles: Iterab
     """Count the profiles of a fault among those that failed.
 
     Raises:
-        ZtdeployError: no profile is left; of all errors the first.
+        ZtdeployError: no profile is left; the first error of all.
     """
     failed |= {name: fault.error for name in fault.profiles if name not in failed}
     if not set(profiles) - set(failed):

@@ -362,7 +362,7 @@ class FailedProfile(_Record):
 
 
 class AdaptedProfile(_Record):
-    """A profile that was built in another form than its file asks for, since of this one no sum is lost here."""
+    """A profile that was built in another form than its file asks for: one that loses no sums on this processor."""
 
     profile: Name
     change: str

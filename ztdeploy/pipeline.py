@@ -235,7 +235,7 @@ def _look_at(
 ) -> tuple[_Evidence, dict[str, ZtdeployError]]:
     """
     Returns:
-        With it, by profile, why some cannot be built: values that fp16 cannot hold.
+        What was found, and by profile why some cannot be built: values that fp16 cannot hold.
 
     Raises:
         ImageError: nothing can be judged on these images.

@@ -101,7 +101,7 @@ def test_an_empty_list_is_refused(labels):
 
 def test_a_missing_list_and_a_folder_are_refused(tmp_path):
     refused(tmp_path / "labels.json", "labels.json")
-    refused(tmp_path, "no list of labels")
+    refused(tmp_path, "list of labels", "it is a folder")
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "..", "../a\nb.png"])

@@ -232,7 +232,7 @@ def first_line(error: BaseException) -> str:
 
 
 def refused(runtime: str, error: Exception) -> BundleError:
-    """Of a call: a runtime raises its own classes, for damage as well as for want of memory."""
+    """The error of a call that a runtime refused. Its own classes tell damage and lack of memory badly apart."""
     return BundleError(
         f"{runtime} cannot run the engine: {first_line(error)}",
         "an engine as built, and memory for so many images",

@@ -1,4 +1,4 @@
-"""Int8 engines on processors without 8-bit dot products: the form that is exact there, and what is said of it.
+"""Int8 engines on processors without 8-bit dot products: how they stay exact, and what users are told.
 
 Kernels for such x86 processors add pairs of products in 16 bits. With weights of 7 bits every pair fits, and kernels
 are as fast. An engine with weights of 8 bits, built elsewhere or for elsewhere, is run there by slower kernels that are

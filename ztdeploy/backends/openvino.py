@@ -212,7 +212,7 @@ def check_processor(precision: Precision) -> None:
 
 
 def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
-    """What OpenVINO is told besides, so that no sum of integer products is lost on a processor that loses such sums.
+    """Options that keep OpenVINO from losing sums of integer products on a processor whose kernels would lose them.
 
     Then integers are multiplied in fp32, which takes as long as fp32 does. By row there are no integer kernels without
     8-bit dot products, and where oneDNN's limit forbids them OpenVINO must be told so.

@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _image_warnings_as_ours() -> Iterator[None]:
-    """Show what is odd about images as all else that is said; of a folder full of such images, the first few."""
+    """Show warnings about images as our own; of many such warnings, the first few."""
     shown, others = list[str](), warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -144,7 +144,7 @@ def _run(arguments: Sequence[str]) -> int:
         # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
         silence(1)
         return 0
-    except OSError as error:  # of what no part of ours has words for
+    except OSError as error:  # that no part of ours has turned into an error
         refused = system_error(error)
         return _fail(str(refused), refused.exit_code, arguments, error)
     except Exception as error:

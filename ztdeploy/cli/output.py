@@ -14,6 +14,7 @@ import typer
 
 from ztdeploy.cli.streams import StreamError, silence
 from ztdeploy.core.text import json_text, printable
+from ztdeploy.errors import PARTLY_BUILT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -104,15 +105,11 @@ def note(text: str) -> None:
 
 
 def leave(failed: Sequence[object]) -> None:
-    """
+    """Leave with an exit code of its own where some profiles were not built.
+
     Args:
-        failed: profiles that are not built.
-
-    Raises:
-        Exit: there are such.
+        failed: these profiles.
     """
-    from ztdeploy.errors import PARTLY_BUILT
-
     if failed:
         raise typer.Exit(PARTLY_BUILT)
 

@@ -142,11 +142,8 @@ def default_out(request: SweepRequest) -> Path:
         return Path(f"sweep-{request.bundle.resolve().name}")
     from ztdeploy.models.sources import folder_word
 
-    return Path(
-        "-".join(
-            ["sweep", folder_word(request.model) if request.model else "", Path(request.profile or "").stem]
-        ).rstrip("-")
-    )
+    model = folder_word(request.model) if request.model else ""
+    return Path(f"sweep-{model}-{Path(request.profile or '').stem}".rstrip("-"))
 
 
 def parse_ratios(text: str | None) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from ztdeploy.errors import BundleError
 #: A graph keeps its weights outside: files have some hundred kilobytes and ten thousands of fields.
 LIMIT = 64 * 2**20
 MOST_FIELDS = 2_000_000
-#: That one tensor may hold.
+#: Values that one tensor may hold.
 MOST_VALUES = 2**28
 #: The inputs that say how large the outputs of an operator are.
 _SIZES = {
@@ -111,7 +111,7 @@ class _Reader:
             self._constants[outputs[0]] = values
 
     def _attribute(self, part: slice) -> tuple[float, ...]:
-        """The numbers of an attribute, as far as it holds few."""
+        """The numbers of an attribute; none if it holds many."""
         values: tuple[float, ...] = ()
         for number, value in self._fields(part):
             if number in (6, 11):
@@ -127,7 +127,7 @@ class _Reader:
         return values
 
     def _tensor(self, part: slice, *, constant: bool = False) -> tuple[float, ...]:
-        """Notes what a tensor reads; the numbers of one that has few."""
+        """Note what a tensor reads. Returns its numbers; none if it has many."""
         name, kind, dims, outside = "", 0, list[int](), dict[str, str]()
         values, held = tuple[float, ...](), part.stop - part.start
         for number, value in self._fields(part):
@@ -183,7 +183,7 @@ class _Reader:
             raise ValueError(f"its operator {operator} makes a tensor of more than {MOST_VALUES} values")
 
     def _fields(self, part: slice) -> Iterator[tuple[int, _Value]]:
-        """The fields of a message: numbers as they are, of all else the place."""
+        """The fields of a message: numbers as themselves, everything else as its place in the file."""
         content, at, stop = self._content, part.start, part.stop
         while at < stop:
             self._left -= 1
@@ -210,7 +210,7 @@ class _Reader:
         return self._content[_part(value)].decode("utf-8", "replace")
 
     def _integers(self, value: _Value) -> tuple[float, ...]:
-        """One, or those of a packed field; as signed ones of 64 bits."""
+        """The integers of a field, signed, of 64 bits; none if it packs many."""
         if isinstance(value, int):
             return (_signed(value),)
         if value.stop - value.start > _FEW_BYTES:
@@ -222,7 +222,7 @@ class _Reader:
         return tuple(found)
 
     def _unpacked(self, value: _Value, kind: str) -> tuple[float, ...]:
-        """Those of a packed field or of raw data."""
+        """The numbers of a packed field or of raw data; none if they are many."""
         part, size = _part(value), struct.calcsize(kind)
         if part.stop - part.start > _FEW_BYTES:
             return ()

@@ -47,7 +47,7 @@ class Grid:
 def plain_tile(pixels: NDArray[np.uint8], grid: Grid) -> Image.Image:
     """The image as the model sees it, uint8 `[H, W, C]`, scaled so that each patch has whole pixels, and as RGB.
 
-    Of images that are no colours the first channel is shown, of those with more than three channels the first three.
+    An image of one or two channels is shown by its first one, an image of more than three by its first three.
     """
     colours = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
     height, width = len(pixels) / grid.rows, pixels.shape[1] / grid.columns

@@ -35,11 +35,12 @@ _OTHERS = (
     (b"{", "text in JSON", "give the file of weights that lies beside it"),
 )
 _HEAD = 32
-#: Of a file; networks have some hundred tensors, and trainers' averages and optimizers a few times as many.
+#: Tensors of a file, and characters of a name. Networks have some hundred tensors; with trainers' averages and
+#: optimizers it is a few times as many.
 _MOST_TENSORS, _LONGEST_NAME = 20_000, 500
 #: A table that lies deeper is not a network's.
 _MOST_LEVELS = 8
-#: Of a safetensors file; a hundred bytes a tensor.
+#: Bytes of the header of a safetensors file; each tensor takes a hundred.
 _MOST_HEADER = 16 * 2**20
 #: What a file's tensors may take beyond twice its size: tensors share storages, and small ones may be repeated.
 _SLACK = 64 * 2**20

@@ -221,7 +221,7 @@ class _Preprocessor(_Said):
         return 1.0 if math.isclose(largest, 1, rel_tol=1e-3) else largest
 
 
-#: What its configurations leave out where it is what the library takes anyhow.
+#: Defaults of the library, which its configurations leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
     "clip_vision_model": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},

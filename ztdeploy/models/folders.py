@@ -11,7 +11,7 @@ from ztdeploy.errors import CheckpointError
 if TYPE_CHECKING:
     from ztdeploy.models.checkpoint import Tables
 
-#: What files of weights are called, the first that there is being taken.
+#: Usual names of files of weights; the first one that exists is taken.
 WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     *("pytorch_model.pth", "model.pth", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),

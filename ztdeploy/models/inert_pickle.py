@@ -54,7 +54,7 @@ class PickleError(ValueError):
 
 
 def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference] | None = None) -> Any:
-    """The first pickle of a stream, which stands behind it afterwards.
+    """The first pickle of a stream, whose position then is behind that pickle.
 
     Args:
         stream: over bytes in memory, since lengths in it are taken at their word.
@@ -62,7 +62,7 @@ def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference
         references: takes everything that it refers to outside of itself.
 
     Raises:
-        PickleError: see there.
+        PickleError: no pickle, a damaged one, or one that is too long.
     """
     machine = _Machine(names, [] if references is None else references)
     try:
@@ -78,7 +78,7 @@ def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference
 
 
 class _Machine:
-    """The stack machine; a method for each opcode that does more than push a plain value."""
+    """The stack machine, with a method for each opcode that does more than push a plain value."""
 
     def __init__(self, names: set[Named], references: list[Reference]) -> None:
         self.stack: list[Any] = []

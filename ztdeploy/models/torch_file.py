@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 from ztdeploy.models.inert_pickle import Made, Named, Reference, read_pickle
 from ztdeploy.models.stored_tensors import DTYPES, StoredTensor, size_of
 
-#: Of pickles in one file; what they say takes many times as much while it is read.
+#: Bytes of the pickles in one file, which take many times as much memory while they are read.
 _MOST_PICKLED = 64 * 2**20
-#: Of a zip archive's directory: a hundred thousand records and more.
+#: Bytes of a zip archive's directory, enough for a hundred thousand records.
 _MOST_DIRECTORY = 16 * 2**20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  #: what the older format starts with
 _ENCRYPTED = 0x1
@@ -35,11 +35,11 @@ _STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",  # counted in bytes, whatever they are
 }
-#: Of what is stepped over in the older format.
+#: Item sizes of storages that are skipped in the older format.
 _OTHER_ITEM_SIZES = {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt32Storage": 4}
 _OTHER_ITEM_SIZES |= {"QInt8Storage": 1, "QUInt8Storage": 1}
 _MOST_WRAPPERS = 4
-#: What else torch has functions for, and where these are told the sizes.
+#: Functions of torch's for tensors without plain values, and where in its arguments each finds the sizes.
 _WITHOUT_PLAIN_VALUES: dict[str, Callable[[Any], Any]] = {
     "_rebuild_sparse_tensor": lambda arguments: next(filter(_is_size, arguments[1]), ()),
     "_rebuild_qtensor": lambda arguments: arguments[2],

@@ -25,7 +25,7 @@ _HEADER = re.compile(
     rb"\{'descr': '([<|][biuf][0-9]{1,2})', 'fortran_order': (False|True), "
     rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), *\} *\n"
 )
-#: Of an array's bytes, or an archive's, beyond the numbers themselves.
+#: Bytes of an array or of an archive beyond the numbers themselves.
 _OVERHEAD = 4096
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 

@@ -28,7 +28,7 @@ MAX_PIXELS = 100_000_000  #: width times height; 300 MB once decoded
 
 #: Files of an array, for images of any number of channels.
 ARRAY_SUFFIX = ".npy"
-#: Modes of Pillow's whose channels are a model's, one by one: an alpha channel holds whatever the model takes there.
+#: Pillow's modes for a number of channels. An alpha channel is a channel like the others: the model says what is in it.
 _MODES_BY_CHANNELS = {2: ("LA",), 4: ("RGBA", "RGBX")}
 _SAMPLES_PER_PIXEL = 277  # a tag of TIFF files
 

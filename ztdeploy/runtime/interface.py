@@ -71,7 +71,7 @@ class _Tensor:
 
 
 class Interface:
-    """Of one variant's engine for a profile."""
+    """What the engine of one variant for one profile takes and gives."""
 
     def __init__(self, manifest: Manifest, variant: VariantRecord, profile: str) -> None:
         graph, int32 = variant.graphs[profile], np.dtype(np.int32)

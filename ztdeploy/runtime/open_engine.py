@@ -1,4 +1,4 @@
-"""An engine in memory that several threads use, and that goes when nobody does any more."""
+"""An engine in memory that several threads use, and that is closed once none of them does."""
 
 from __future__ import annotations
 
