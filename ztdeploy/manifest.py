@@ -405,9 +405,14 @@ class Manifest(_Record):
     files: dict[BundlePath, FileRecord]
 
     @property
+    def lines_of_profiles(self) -> tuple[str, ...]:
+        """The profiles that failed, and those that have another form than was asked for."""
+        return (*(one.line for one in self.failed), *(one.line for one in self.adapted))
+
+    @property
     def lines_of_missing(self) -> tuple[str, ...]:
-        """What the bundle lacks, or has in another form than was asked for; the profiles that failed come first."""
-        return (*(one.line for one in self.failed), *(one.line for one in self.adapted), *self.missing)
+        """All that is not as it was asked for; profiles come first."""
+        return (*self.lines_of_profiles, *self.missing)
 
     @property
     def dense(self) -> VariantRecord:

@@ -38,8 +38,8 @@ def inspect(
         return
     show_bundle(opened)
     show_engines(opened)
-    for one in (*opened.manifest.failed, *opened.manifest.adapted):
-        say(one.line)
+    for line in opened.manifest.lines_of_profiles:
+        say(line)
     show_drift(opened)
     show_fidelity(opened)
     show_choices(opened)
