@@ -31,7 +31,7 @@ DOCUMENTS = [
 ]
 SHELL = ("sh", "bash", "shell", "console")
 FOREIGN = {"cd", "git", "source", ".", "export", "scp", "rsync", "ssh", "cat", "ls", "docker", "nvpmodel", "sudo"}
-FOREIGN |= {"cmake", "trtexec"}  # run by the tests of the plugins, or only on a board
+FOREIGN |= {"cmake", "trtexec", "qemu-x86_64"}  # the plugins' tests run it; only on boards; slow
 #: Verbs that need neither PyTorch nor the network: these are run, not only parsed.
 RUNNABLE = ("run", "verify", "finalize", "inspect", "profiles", "models", "doctor")
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
