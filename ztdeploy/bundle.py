@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from ztdeploy.core import arguments
-from ztdeploy.core.data import parse_json, read_json
+from ztdeploy.core.data import first_error, parse_json, read_json
 from ztdeploy.core.files import (
     disk_errors,
     is_temporary,
@@ -228,10 +228,9 @@ def read_bundle(root: str | Path) -> Bundle:
         manifest = Manifest.model_validate(data)
         _check_types(data, manifest.model_dump(mode="json", by_alias=True), ())
     except ValueError as error:  # that of pydantic is one, too
-        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-        where = ".".join(str(part) for part in first["loc"]) if first is not None else ""
+        where, wrong = first_error(error) if isinstance(error, ValidationError) else ("", str(error))
         raise BundleError(
-            f"'{path}' is damaged at {where or 'the JSON'}: {error if first is None else first['msg']}",
+            f"'{path}' is damaged at {where or 'the JSON'}: {wrong}",
             "a manifest as built",
             "build the bundle again",
         ) from error

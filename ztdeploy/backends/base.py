@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from ztdeploy.core.text import first_line
 from ztdeploy.errors import BundleError, EngineMismatchError, ProfileError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Int8Options, Precision
@@ -223,12 +224,6 @@ class Backend(Protocol):
         Raises:
             BundleError: the runtime refuses the graph.
         """
-
-
-def first_line(error: BaseException) -> str:
-    """What a runtime said, short enough for a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
 
 
 def refused(runtime: str, error: Exception) -> BundleError:

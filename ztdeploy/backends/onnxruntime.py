@@ -23,7 +23,6 @@ from ztdeploy.backends.base import (
     check_activations,
     check_fingerprint,
     check_precision,
-    first_line,
     refused,
 )
 from ztdeploy.backends.weights_file import map_weights
@@ -32,6 +31,7 @@ from ztdeploy.core.files import path_in_utf8
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
 from ztdeploy.core.telemetry import stop_events
+from ztdeploy.core.text import first_line
 from ztdeploy.errors import BundleError, EnvironmentLacksError
 from ztdeploy.manifest import Fingerprint, GraphRecord
 from ztdeploy.profile import HardwareProfile, Precision

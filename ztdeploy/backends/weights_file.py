@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ztdeploy.backends.base import Array
+from ztdeploy.core.data import parse_json
 from ztdeploy.errors import BundleError
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
@@ -31,10 +31,10 @@ def map_weights(path: Path) -> dict[str, Array]:
             raise _damaged(path, "its header is longer than the file")
         raw = file.read(header_size)
     try:
-        header = json.loads(raw)
+        header = parse_json(raw.decode())
         header.pop("__metadata__", None)
         entries = {name: _layout(entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(path, "its header is not a table of tensors") from error
     base, tensors = 8 + header_size, {}
     data = np.memmap(path, dtype=np.uint8, mode="r")

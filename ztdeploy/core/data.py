@@ -88,6 +88,12 @@ def errors_of(error: ValidationError) -> list[ErrorDetails]:
     return error.errors(include_url=False)
 
 
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Where the first wrong value stands, "" being the data as a whole, and what is wrong with it."""
+    first = errors_of(error)[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
+
+
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 

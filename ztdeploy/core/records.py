@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ztdeploy.core.data import parse_json
+from ztdeploy.core.data import first_error, parse_json
 from ztdeploy.core.text import finite, json_text
 from ztdeploy.errors import ParityError
 
@@ -30,9 +30,8 @@ def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = Fa
         try:
             type(record).model_validate(clean)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ParityError(
-                f"'{where}' of a {type(record).__name__} is no finite number",
+                f"'{first_error(error)[0]}' of a {type(record).__name__} is no finite number",
                 "finite numbers from every engine",
                 "run 'ztdeploy verify' on the bundle, which names the engine that gives others",
             ) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 #: Characters of one name, value or part of a message that are shown at most.
 LONGEST = 1000
+_LONGEST_REASON = 200
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 #: What makes a line of Markdown a list or the line above it a heading.
@@ -46,6 +47,17 @@ def _shown(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return " "
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library said, short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:_LONGEST_REASON]
+
+
+def one_line(error: BaseException) -> str:
+    """All that a library said, on one line, as far as a message takes it."""
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def html_text(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ztdeploy.core.arguments import shown
-from ztdeploy.core.data import errors_of, read_json
+from ztdeploy.core.data import first_error, read_json
 from ztdeploy.core.files import disk_errors, is_there
 from ztdeploy.core.folders import check_file_writable
 from ztdeploy.core.text import printable
@@ -63,10 +63,9 @@ def parse_report(data: Any, path: Path, what: str, version: int, model: type[_Re
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = errors_of(error)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        where, wrong = first_error(error)
         raise InputError(
-            f"{what} '{path}' is damaged at {where}: {first['msg']}", "a report as written", "measure again"
+            f"{what} '{path}' is damaged at {where or 'the top'}: {wrong}", "a report as written", "measure again"
         ) from error
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ztdeploy.core.data import parse_json
 from ztdeploy.core.files import open_regular, reason_of
+from ztdeploy.core.text import first_line
 from ztdeploy.errors import CheckpointError
 from ztdeploy.kernel_files import kibibytes, table
 from ztdeploy.models.inert_pickle import Made, Named
@@ -299,9 +300,8 @@ def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, p
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
     return CheckpointError(
-        f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again"
+        f"checkpoint '{path}' cannot be read ({first_line(error)})", "an intact file", "copy or download it again"
     )
 
 

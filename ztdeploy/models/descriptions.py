@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ztdeploy.core.data import read_json
+from ztdeploy.core.data import first_error, read_json
 from ztdeploy.core.text import printable
 from ztdeploy.errors import CheckpointError
 
@@ -79,9 +79,7 @@ def describe(folder: Path) -> Description | None:
         if "model_type" in config:
             return _of_transformers(config, preprocessor)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"]))
-        raise _damaged(folder, f"{place}: {wrong['msg']}") from error
+        raise _damaged(folder, ": ".join(first_error(error))) from error
     except (ValueError, TypeError, ArithmeticError) as error:
         raise _damaged(folder, str(error)) from error
     return None

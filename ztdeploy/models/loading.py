@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ztdeploy.core.text import first_line
 from ztdeploy.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, nearest
 from ztdeploy.manifest import TextHeadRecord
 from ztdeploy.models import adapt, hub, refused
@@ -358,10 +359,9 @@ def _create_timms(name: str, arguments: Mapping[str, Any], *, pretrained: bool) 
             warnings.simplefilter("ignore")  # timm's remarks on names that have moved
             model = _download(name, arguments) if pretrained else timm.create_model(name, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         options = ", ".join(f"{option} {value}" for option, value in arguments.items())
         raise ModelError(
-            f"timm cannot make '{name}'{f' with {options}' if options else ''} ({reason})",
+            f"timm cannot make '{name}'{f' with {options}' if options else ''} ({first_line(error)})",
             "a vision transformer and a size that its patch size divides",
             "change --model or --image-size",
         ) from error

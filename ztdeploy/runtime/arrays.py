@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.files import read_bytes
+from ztdeploy.core.text import one_line
 from ztdeploy.errors import BundleError
 
 _MAGIC = re.compile(rb"\x93NUMPY(?:\x01\x00(..)|[\x02\x03]\x00(..)\x00\x00)", re.DOTALL)
@@ -50,9 +51,8 @@ def read_arrays(path: Path, most_bytes: int) -> dict[str, NDArray[Any]]:
     try:
         return _members(content, most_bytes) if content[:2] == b"PK" else {"": _array(content)}
     except Exception as error:  # zipfile and zlib let out anything, from struct.error to NotImplementedError
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BundleError(
-            f"'{path}' cannot be read ({reason})", "arrays of numbers as built", "build the bundle again"
+            f"'{path}' cannot be read ({one_line(error)})", "arrays of numbers as built", "build the bundle again"
         ) from error
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ztdeploy.core.text import one_line
 from ztdeploy.errors import ImageError, ImageWarning
 from ztdeploy.preprocess_spec import PreprocessSpec
 
@@ -176,19 +177,15 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image, or damaged", _FORMATS_TEXT, "convert it to PNG or JPEG") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(f"{name} is too large ({_one_line(error)})") from error
+        raise _too_large(f"{name} is too large ({one_line(error)})") from error
     except Exception as error:  # Pillow's decoders let out anything, from struct.error to AttributeError
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(
                 f"{name} cannot be read ({error.strerror})", "a readable file", "check its path and permissions"
             ) from error
         raise ImageError(
-            f"{name} cannot be decoded ({_one_line(error)})", "a complete, undamaged image", "copy or export it again"
+            f"{name} cannot be decoded ({one_line(error)})", "a complete, undamaged image", "copy or export it again"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _too_large(given: str) -> ImageError:
