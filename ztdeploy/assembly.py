@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from ztdeploy.board_files import write_board_files
 from ztdeploy.bundle import WEIGHTS_FILE, file_records
 from ztdeploy.bundle_readme import bundle_readme
 from ztdeploy.cache import key_of
-from ztdeploy.core.files import make_folder, move, write
+from ztdeploy.core.files import make_folder, move, write, writing
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.export import Deployable, GraphSpec, export_onnx, specialise
 from ztdeploy.faults import step_of
@@ -117,9 +116,8 @@ class Assembly:
             with step_of(*self._profiles_of(spec)):
                 self._take(schedule, spec, graph)
         reference = next(iter(traces.values())).reference
-        arrays = io.BytesIO()
-        np.savez(arrays, allow_pickle=False, **reference)
-        write(self.folder / "golden" / f"{schedule.name}.npz", arrays.getbuffer())
+        with writing(self.folder / "golden" / f"{schedule.name}.npz") as file:
+            np.savez(file, allow_pickle=False, **reference)
 
     def _profiles_of(self, spec: GraphSpec) -> list[str]:
         """The names of the profiles that ask for such a graph."""
@@ -402,14 +400,13 @@ class Assembly:
         for source in self.golden_sources:
             path = source
             if not source.is_relative_to(self.folder):
-                (picture,), image = read_bands(source, self.model.preprocess), io.BytesIO()
-                picture.save(image, "PNG", optimize=True)
+                (picture,) = read_bands(source, self.model.preprocess)
                 path = self.folder / "golden" / f"{source.stem}.png"
-                write(path, image.getbuffer())
+                with writing(path) as file:
+                    picture.save(file, "PNG", optimize=True)
             names.append(path.relative_to(self.folder).as_posix())
-        pixels = io.BytesIO()
-        np.save(pixels, self.pixels, allow_pickle=False)
-        write(self.folder / "golden/pixels.npy", pixels.getbuffer())
+        with writing(self.folder / "golden/pixels.npy") as file:
+            np.save(file, self.pixels, allow_pickle=False)
         outputs = {schedule.name: f"golden/{schedule.name}.npz" for schedule in self.schedules}
         return GoldenRecord(images=tuple(names), pixels="golden/pixels.npy", outputs=outputs)
 
@@ -434,10 +431,12 @@ def with_channels(photo: Image.Image, channels: int, path: Path) -> Path:
     mode = {2: "LA", 4: "RGBA"}.get(channels)
     if mode is not None:
         path = path.with_suffix(".png")
-        Image.merge(mode, chosen).save(path, optimize=True)
+        with writing(path) as file:
+            Image.merge(mode, chosen).save(file, "PNG", optimize=True)
         return path
     path = path.with_suffix(ARRAY_SUFFIX)
-    np.save(path, np.stack([np.asarray(band) for band in chosen], axis=-1), allow_pickle=False)
+    with writing(path) as file:
+        np.save(file, np.stack([np.asarray(band) for band in chosen], axis=-1), allow_pickle=False)
     return path
 
 

@@ -17,7 +17,7 @@ FUNCTIONS |= {"symlink", "link", "mkfifo", "truncate", "chmod", "chown", "utime"
 
 #: What looks like writing and is none, or what a library writes into a scratch folder of ours.
 ALLOWED = {
-    "assembly.py": {"np.savez", "np.save", ".save"},  # into memory
+    "assembly.py": {"np.savez", "np.save", ".save"},  # into files of `writing`
     "traces.py": {"np.savez"},  # into memory
     "fidelity/answers.py": {"np.savez"},  # into memory
     "fidelity/show.py": {".save"},  # into memory

@@ -101,23 +101,14 @@ def _of_transformers(state: State) -> State | None:
     return _as_tokens(_pooling(_joined(_renamed(known, _TRANSFORMERS))))
 
 
-def _of_mmpretrain(state: State) -> State | None:
-    return _renamed(state, _MMPRETRAIN) if _any(r"layers\.\d+\.ffn\.layers\.", state) else None
-
-
-def _of_torchvision(state: State) -> State | None:
-    return _renamed(state, _TORCHVISION) if _any(r"encoder_layer_\d+\.", state) else None
-
-
-def _of_chunks(state: State) -> State | None:
-    return _renamed(state, _CHUNKS) if _any(r"blocks\.\d+\.\d+\.", state) else None
+def _told_by(sign: str, rules: _Rules) -> Callable[[State], State | None]:
+    """A dialect that some name shows, and that its rules translate."""
+    return lambda state: _renamed(state, rules) if _any(sign, state) else None
 
 
 def _of_unused_distillation(state: State) -> State | None:
-    """A distilled model of which only the class token's head is used: its second token is a register.
-
-    So does DeiTForImageClassification of `transformers`.
-    """
+    """A distilled model of which only the class token's head is used, as DeiTForImageClassification of `transformers`
+    does: its second token is a register."""
     known = _of_transformers(state) or state
     if not any(name.rpartition(".")[2] == "dist_token" for name in known):
         return None
@@ -127,9 +118,9 @@ def _of_unused_distillation(state: State) -> State | None:
 DIALECTS: tuple[Callable[[State], State | None], ...] = (
     _as_it_is,
     _of_transformers,
-    _of_mmpretrain,
-    _of_torchvision,
-    _of_chunks,
+    _told_by(r"layers\.\d+\.ffn\.layers\.", _MMPRETRAIN),
+    _told_by(r"encoder_layer_\d+\.", _TORCHVISION),
+    _told_by(r"blocks\.\d+\.\d+\.", _CHUNKS),
     _of_unused_distillation,
 )
 

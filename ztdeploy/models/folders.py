@@ -43,7 +43,13 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The file itself, or the shards that an index names."""
+    """The weights of a folder, the shards that an index names, or the file itself.
+
+    Raises:
+        CheckpointError: see `weights_in` and `shards_of`.
+    """
+    if path.is_dir():
+        return weights_in(path)
     return shards_of(path) if path.name.endswith(INDEX) else (path,)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,7 @@ def _of_place(kind: str, place: str, checkpoint: Path | None, weights: WeightsSo
         )
     arguments = {**description.geometry, **description.arguments}
     if checkpoint is not None:
-        files = weights_in(checkpoint) if checkpoint.is_dir() else files_of(checkpoint)
+        files = files_of(checkpoint)
         return Source(description.architecture, "checkpoint", files, checkpoint.name, arguments, description)
     if not wanted:
         return Source(description.architecture, "random", arguments=arguments, description=description)
@@ -155,10 +155,10 @@ def _of_place(kind: str, place: str, checkpoint: Path | None, weights: WeightsSo
 
 def _of_checkpoint(name: str, checkpoint: Path) -> Source:
     """A file or a folder of weights, for a model of that name."""
-    whole = checkpoint.is_dir()
+    whole, files, origin = checkpoint.is_dir(), files_of(checkpoint), checkpoint.name
     folder = checkpoint if whole else checkpoint.parent
-    files = weights_in(checkpoint) if whole else files_of(checkpoint)
-    origin = files[0].name if whole and len(files) == 1 else checkpoint.resolve().name if whole else checkpoint.name
+    if whole:
+        origin = files[0].name if len(files) == 1 else checkpoint.resolve().name
     plain = Source(name, "checkpoint", files, origin)
     entry = CATALOGUE.get(name)
     if entry is not None and (entry.shipped is not None or entry.family == "lvvit"):  # of which timm has none
@@ -173,13 +173,13 @@ def _of_checkpoint(name: str, checkpoint: Path) -> Source:
         return plain
     architecture = plain.timm_name.partition(".")[0]
     if description.library == "transformers":
-        return Source(name, "checkpoint", files, origin, description.arguments, description)
+        return replace(plain, arguments=description.arguments, description=description)
     if description.architecture == architecture:
-        return Source(name, "checkpoint", files, origin, description.geometry, description)
+        return replace(plain, arguments=description.geometry, description=description)
     if whole:
         raise ModelError(
             f"model '{name}', and weights of '{description.architecture}' by their {CONFIG}",
             "one model",
             f"give --model {LOCAL}:{folder}",
         )
-    return Source(name, "checkpoint", files, origin, remarks=(f"the {CONFIG} beside it is of another model: not used",))
+    return replace(plain, remarks=(f"the {CONFIG} beside it is of another model: not used",))

@@ -135,15 +135,7 @@ def damage_told(study: str, place: str = "the database") -> Iterator[None]:
     """
     try:
         yield
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
         raise InputError(
             f"study '{study}' was changed by something else than 'ztdeploy tune' ({place}: {shown(error)})",
             "the trials of this search",
