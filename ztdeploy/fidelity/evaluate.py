@@ -21,7 +21,7 @@ from ztdeploy.fidelity.eval_report import DataFacts, EvalReport, EvalRequest, Va
 from ztdeploy.fidelity.labels import LabelledImage
 from ztdeploy.fidelity.scoring import against_dense, hits, share
 from ztdeploy.fidelity.vector_scoring import Finder, likeness, recall_counts
-from ztdeploy.manifest import ModelRecord, VariantRecord
+from ztdeploy.manifest import VariantRecord
 from ztdeploy.measure.bench_report import BenchRequest, BundleFacts
 from ztdeploy.measure.pace import Pace
 from ztdeploy.measure.plan import plan_bench
@@ -129,7 +129,7 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         EnvironmentLacksError: this machine can run none of the engines.
         InputError: a value that makes no sense.
     """
-    check_comparable(bundle.manifest.model, f"'{bundle.root}'")
+    _check_comparable(bundle)
     given = bundle.manifest.model.gives
     if request.recall_at and given != "embedding":
         raise InputError(
@@ -172,14 +172,15 @@ def _other_dense(wanted: str | None, bundle: Bundle, profile: str) -> str | None
     return wanted
 
 
-def check_comparable(model: ModelRecord, what: str) -> None:
+def _check_comparable(bundle: Bundle) -> None:
     """
     Raises:
         InputError: what the model gives can be compared by no figure of an evaluation.
     """
+    model = bundle.manifest.model
     if model.gives == "logits" and model.activation == "none":
         raise InputError(
-            f"{what} gives values that are no probabilities (--activation none)",
+            f"'{bundle.root}' gives values that are no probabilities (--activation none)",
             "answers or vectors, which agreement, KL and cosines are of",
             "compare the runner's logits yourself; parity with PyTorch is proved by build and verify",
         )

@@ -38,8 +38,8 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     from ztdeploy.models.loading import sketch, sketched_size
 
     source = source_of(name, None, "random")
-    if image_size is None and source.description is not None and source.description.image_size is not None:
-        image_size = ImageSize.of(source.description.image_size)
+    if image_size is None and source.description is not None:
+        image_size = source.description.image_size
     model = sketch(source.name, image_size, source.arguments)
     size = image_size or sketched_size(model)
     adapter = adapt(model, size)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ztdeploy.core.data import first_error, read_json
 from ztdeploy.core.text import printable
 from ztdeploy.errors import CheckpointError
+from ztdeploy.preprocess_spec import LARGEST_RESIZED, ImageSize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +26,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 #: A folder's configurations, 21841 names of classes included, take a few MB.
 _MOST_BYTES = 16 * 2**20
 #: No argument of a model is larger, and no model is deeper.
-_LARGEST, _DEEPEST, _LARGEST_SIDE = 65536, 256, 8192
+_LARGEST, _DEEPEST = 65536, 256
 #: Arguments of models that are never 0.
 _COUNTS = {"patch_size", "embed_dim", "depth", "num_heads", "num_kv_heads", "in_chans"}
 
@@ -60,7 +61,7 @@ class Description:
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm that do not
     preprocess: Mapping[str, Any] = field(default_factory=dict)  #: in timm's words
     sources: Mapping[str, str] = field(default_factory=dict)  #: the file that says each of these
-    image_size: tuple[int, int] | None = None  #: height and width
+    image_size: ImageSize | None = None
     class_names: tuple[str, ...] | None = None
     problem_type: str | None = None  #: what a head's numbers mean, in the words of `transformers`
     layer_norm_eps: float | None = None
@@ -144,9 +145,7 @@ def _of_timm(data: dict[str, Any]) -> Description:
     if facts.input_size is not None and facts.input_size[0] != 3:
         arguments.setdefault("in_chans", facts.input_size[0])
     given = arguments.pop("img_size", None)
-    size = (given, given) if isinstance(given, int) else tuple(given) if given is not None else size
-    if size is not None and (len(size) != 2 or not all(isinstance(side, int) and _side(side) for side in size)):
-        raise ValueError(f"an image size of {size}")
+    size = given if given is not None else size
     return Description(
         library="timm",
         architecture=config.architecture,
@@ -154,7 +153,7 @@ def _of_timm(data: dict[str, Any]) -> Description:
         geometry=arguments,
         preprocess=said,
         sources=dict.fromkeys((*said, *(["image_size"] if size else [])), CONFIG),
-        image_size=size,
+        image_size=None if size is None else ImageSize.of(size),
         class_names=_names(names),
     )
 
@@ -253,7 +252,7 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
         arguments={"act_layer": activation} if known and not config.use_swiglu_ffn else {},
         preprocess=said,
         sources={**dict.fromkeys(said, where), **({"image_size": where} if size else {})},
-        image_size=size,
+        image_size=None if size is None else ImageSize.of(size),
         class_names=_labels(config.id2label),
         problem_type=config.problem_type,
         layer_norm_eps=config.layer_norm_eps if known else None,
@@ -338,7 +337,7 @@ def _sides(size: int | dict[str, int | None] | None) -> tuple[int, int] | None:
 
 
 def _side(pixels: int) -> int:
-    if not 1 <= pixels <= _LARGEST_SIDE:
+    if not 1 <= pixels <= LARGEST_RESIZED:
         raise ValueError(f"a side of {pixels} pixels")
     return pixels
 
