@@ -194,13 +194,18 @@ class Bundle:
         name = name if name is None else arguments.text("variant", name)
         name = self.manifest.default_variant if name is None and keep_ratio is None else name
         for variant in self.manifest.variants:
-            if variant.name == name or (keep_ratio is not None and variant.keep_ratio == keep_ratio):
+            if variant.name == name or _is_ratio(keep_ratio, variant.keep_ratio):
                 return variant
         have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
         asked = f"variant '{name}'" if keep_ratio is None else f"keep ratio {keep_ratio:g}"
         raise BundleError(
             f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it"
         )
+
+
+def _is_ratio(asked: float | None, there: float | None) -> bool:
+    """Whether two keep ratios are one, in NumPy's fp32 as well."""
+    return asked is not None and there is not None and math.isclose(asked, there, rel_tol=1e-6)
 
 
 def read_bundle(root: str | Path) -> Bundle:
@@ -299,6 +304,13 @@ def _check_plan(folder: Path, variant: VariantRecord, architecture: Architecture
         if not (kept and layer.tokens_in == tokens > layer.tokens_out > 0 and block < layer.block < architecture.depth):
             raise _inconsistent(folder, f"has a plan of '{variant.name}' that cannot be at block {layer.block + 1}")
         tokens, block = layer.tokens_out, layer.block
+    entering = [architecture.tokens] * architecture.depth
+    for layer in variant.plan.layers:
+        entering[layer.block + 1 :] = [layer.tokens_out] * (architecture.depth - layer.block - 1)
+    if list(variant.plan.tokens_per_block) != entering:
+        raise _inconsistent(folder, f"has a plan of '{variant.name}' with other tokens than its layers leave")
+    if any(len(graph.nodes) != architecture.depth for graph in variant.graphs.values()):
+        raise _inconsistent(folder, f"counts nodes of more or fewer blocks of '{variant.name}' than there are")
 
 
 def _inconsistent(folder: Path, found: str) -> BundleError:

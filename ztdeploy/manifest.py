@@ -124,6 +124,12 @@ class ParityRecord(_Record):
     def judged(self) -> float:
         return self.max_logit_difference if self.replayed else self.median_logit_difference
 
+    @property
+    def judgement(self) -> str:
+        """What was judged, and what it was allowed to be where that is known."""
+        allowed = "" if self.logit_tolerance is None else f" of {self.logit_tolerance:.0e}"
+        return f"{self.judged:.0e}{allowed}"
+
 
 class GraphRecord(_Record):
     file: BundlePath
@@ -312,8 +318,8 @@ class VariantRecord(_Record):
     name: Name
     schedule: PruningSchedule
     plan: TokenPlan
-    gmacs: float
-    pruning_gmacs: float
+    gmacs: float = Field(gt=0)
+    pruning_gmacs: float = Field(ge=0)
     graphs: dict[Name, GraphRecord]  #: by profile name
     engines: dict[Name, EngineRecord]  #: by profile name
     fp16_range: RangeRecord | None = None  #: where the build was given calibration images and an fp16 profile

@@ -89,6 +89,14 @@ def test_a_graph_that_was_only_emulated_says_so(bundle_copy: Path) -> None:
     assert proofs[2] == "never run"
 
 
+def test_a_proof_that_says_nothing_of_what_was_allowed(bundle_copy: Path) -> None:
+    def change(manifest: Any) -> None:
+        manifest["variants"][0]["engines"]["cpu"]["parity"]["logit_tolerance"] = None
+
+    row = engines(inspect(edit(bundle_copy, change)))["cpu", VARIANTS[0]]
+    assert re.search(r" \de-\d\d$", row), row
+
+
 @pytest.mark.parametrize(
     ("plugins", "shown"),
     [

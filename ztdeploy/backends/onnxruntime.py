@@ -87,12 +87,13 @@ class OnnxRuntimeBackend:
         options = session_options(threads=1, exact=False)  # the engine's weights stay what they are in the graph
         # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(out)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)
         )
-        open_session(graph, options)
+        with path_in_utf8(out) as written:
+            options.optimized_model_filepath = written
+            open_session(graph, options)
         return BuiltEngine(out, weights if weights.exists() else None, current_fingerprint(sha256_of(graph)))
 
     def load(
@@ -174,7 +175,7 @@ def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a block for all values of a call, beside the arena: megabytes, and no faster
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well; its own lines would show names as a file has them
     if exact and processor().loses_sums:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options

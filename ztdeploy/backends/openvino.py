@@ -38,7 +38,7 @@ from ztdeploy.backends.base import (
 )
 from ztdeploy.backends.openvino_rows import early_bf16, early_scales, even_rows
 from ztdeploy.bundle import sha256_of
-from ztdeploy.core.files import write
+from ztdeploy.core.files import path_in_utf8, write
 from ztdeploy.core.processor import BF16_PRODUCTS, onednn_processor
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.core.telemetry import without_openvino_telemetry
@@ -239,7 +239,7 @@ def read_engine(path: Path) -> OpenVinoEngine:
 
 def row_group(graph: Path) -> int:
     """How many values share a scale in a graph whose weights are int8 and whose activations are not."""
-    constants = [node for node in _core().read_model(str(graph)).get_ops() if node.get_type_name() == "Constant"]
+    constants = [node for node in _read_model(graph).get_ops() if node.get_type_name() == "Constant"]
     integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
     return widest_group([node.shape[0] for node in integers if len(node.shape) == 2])
 
@@ -278,7 +278,7 @@ def compile_graph(
         **exact_kernels(row_group, weight_bits),
     }
     try:
-        model = _core().read_model(str(graph))
+        model = _read_model(graph)
         signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))
         if alone:
             for source in model.inputs:
@@ -308,6 +308,11 @@ def _facts(port: Any) -> TensorFacts:
 @lru_cache(maxsize=1)
 def _core() -> Any:
     return load_openvino().Core()
+
+
+def _read_model(graph: Path) -> Any:
+    with path_in_utf8(graph) as path:
+        return _core().read_model(path)
 
 
 def current_fingerprint(graph_sha256: str) -> Fingerprint:

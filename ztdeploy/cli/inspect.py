@@ -132,10 +132,10 @@ def show_engines(bundle: Bundle) -> None:
 def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
     if engine is not None and engine.parity is not None:
         layers = "" if engine.parity.layer_error is None else f", layers {engine.parity.layer_error:.0e}"
-        return f"{engine.parity.judged:.0e} of {engine.parity.logit_tolerance:.0e}{layers}"
+        return f"{engine.parity.judgement}{layers}"
     if graph.parity is not None:
         what = "graph emulated" if graph.parity.emulated else "graph alone"
-        return f"{what}: {graph.parity.judged:.0e} of {graph.parity.logit_tolerance:.0e}; never run"
+        return f"{what}: {graph.parity.judgement}; never run"
     return "never run"
 
 

@@ -61,7 +61,8 @@ def read_graph(path: Path) -> GraphFile:
     try:
         return _Reader(content).graph()
     except (ValueError, TypeError, struct.error, IndexError, OverflowError) as error:
-        raise BundleError(f"'{path}' cannot be run: {error}", "a plain graph as built", fix) from error
+        reason = "it is cut off" if isinstance(error, IndexError) else error
+        raise BundleError(f"'{path}' cannot be run: {reason}", "a plain graph as built", fix) from error
 
 
 class _Reader:

@@ -352,6 +352,11 @@ def test_the_package_offers_load_without_importing_it_first():
         _ = ztdeploy.nothing
 
 
+def test_a_keep_ratio_in_fp32_is_that_of_the_bundle(digits_bundle):
+    with load(digits_bundle, keep_ratio=np.float32(0.7), threads=1) as runner:
+        assert runner.keep_ratio == 0.7
+
+
 def test_a_bundle_in_a_folder_whose_name_is_not_utf8(digits_bundle, digit_images, tmp_path):
     folder = tmp_path / os.fsdecode(b"b\xff\x1b[31m")
     shutil.copytree(digits_bundle, folder)

@@ -242,6 +242,12 @@ def test_finalize_can_be_repeated_and_moved(bundle_copy, tmp_path):
     verified(moved)
 
 
+def test_finalize_works_in_a_folder_whose_name_is_not_utf8(bundle_copy, tmp_path):
+    moved = bundle_copy.rename(tmp_path / os.fsdecode(b"b\xff\x1b[31m"))
+    finalize_bundle(moved, silent)
+    verified(moved)
+
+
 def test_finalize_leaves_what_is_not_its_own_out_of_the_manifest(bundle_copy):
     """Else a photo that was lying about would be missed for ever."""
     before = set(read_bundle(bundle_copy).manifest.files)
