@@ -15,7 +15,7 @@ from ztdeploy.errors import EnvironmentLacksError, InputError, ZtdeployError
 from ztdeploy.tuning.budget import Budget
 from ztdeploy.tuning.identity import check_same
 from ztdeploy.tuning.request import SamplerName, TuneRequest
-from ztdeploy.tuning.sampling import SeededByTrial, sampler
+from ztdeploy.tuning.sampling import SeededByTrial, quiet, sampler
 from ztdeploy.tuning.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
 
 
@@ -166,4 +166,5 @@ def test_storages_that_are_none(url: str, error: type[ZtdeployError], words: str
 
 def test_no_password_is_shown() -> None:
     assert without_password("postgresql://me:secret@host/tune") == "postgresql://me:***@host/tune"
+    quiet()
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
