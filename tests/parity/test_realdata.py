@@ -20,6 +20,7 @@ import ztdeploy
 from ztdeploy.bundle import Bundle
 from ztdeploy.fidelity.accuracy import accuracy, all_logits, all_pixels
 from ztdeploy.fidelity.labels import LabelledImage, read_labels
+from ztdeploy.preprocess_spec import ImageSize
 from ztdeploy.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
 from ztdeploy.runtime.runner import BundleRunner, load
 
@@ -41,6 +42,7 @@ def bundle(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         out=tmp_path_factory.mktemp("realdata") / "deit_t",
         checkpoint=realdata / CHECKPOINT,
         crop_pct=CROP_PCT,
+        class_names=Path("imagenet"),
     )
     return build(request)
 
@@ -95,7 +97,7 @@ def torch_model(realdata: Path) -> Any:
 
 def test_the_bundle_says_where_it_comes_from(bundle: Bundle, torch_model: Any) -> None:
     manifest = bundle.manifest
-    assert manifest.preprocess.resize == 256
+    assert manifest.preprocess.resize == ImageSize.of(256)
     assert (manifest.preprocess.image_size, manifest.preprocess.interpolation) == ((224, 224), "bicubic")
     assert manifest.preprocess == torch_model.preprocess
     assert (manifest.weights.source, manifest.weights.origin) == ("checkpoint", CHECKPOINT)
