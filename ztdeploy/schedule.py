@@ -272,6 +272,8 @@ def read_schedule(path: Path) -> PruningSchedule:
 
 
 def parse_schedule(data: Any, path: Path) -> PruningSchedule:
+    if data == {}:
+        raise ScheduleError(f"schedule file '{path}' says nothing", "[[layer]] tables", "give the file that was meant")
     if isinstance(data, dict):
         data = {"name": path.stem.lower().replace(" ", "-"), **data}
     try:

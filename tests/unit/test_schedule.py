@@ -361,6 +361,13 @@ class TestReading:
         assert caught.value.fix == f"correct {where}"
         assert str(path) in caught.value.given
 
+    @pytest.mark.parametrize("content", ["", "# to be written", "\n\n"])
+    def test_a_file_that_says_nothing_is_no_schedule(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "empty.toml"
+        path.write_text(content)
+        with pytest.raises(ScheduleError, match="says nothing"):
+            read_schedule(path)
+
     def test_options(self, tmp_path: Path) -> None:
         path = tmp_path / "options.toml"
         path.write_text(f'method = "zero-tprune"\n{LAYER}[options]\nmetric = "dot"\nhead_filter = false\n')
