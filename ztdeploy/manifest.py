@@ -280,7 +280,9 @@ class CalibrationRecord(_Record):
 
 
 class BlockRange(_Record):
-    """The largest magnitudes of what fp16 would hold of one block."""
+    """The largest magnitudes of what fp16 would hold of one block; infinite ones are refused before they are recorded."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     block: int
     residual: float  #: of the tokens, ahead of the block, behind attention and behind the MLP
