@@ -280,7 +280,7 @@ class CalibrationRecord(_Record):
 
 
 class BlockRange(_Record):
-    """The largest magnitudes of what fp16 would hold of one block; infinite ones are refused before they are recorded."""
+    """The largest magnitudes of what fp16 would hold of one block; infinite ones are refused, not recorded."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 

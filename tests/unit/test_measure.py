@@ -85,14 +85,16 @@ def test_a_checkout_measures_from_any_folder(digits_bundle, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"no graph", None], ids=["empty-engine", "garbled-engine", "engine-without-weights"]
+    ("damage", "words"),
+    [(b"", "has changed since the build"), (b"no graph", "has changed since the build"), (None, "ztdeploy verify")],
+    ids=["empty-engine", "garbled-engine", "engine-without-weights"],
 )
-def test_a_broken_bundle_is_the_bundles_error(bundle_copy, damage, children):
+def test_a_broken_bundle_is_the_bundles_error(bundle_copy, damage, words, children):
     if damage is None:
         (bundle_copy / "graphs" / "weights.safetensors").write_bytes(b"")
     else:
         (bundle_copy / "graphs" / "dense.cpu.onnx").write_bytes(damage)
-    refused(lambda: measure_latency([Configuration(bundle_copy, "dense", "cpu", 1)]), "'dense'", "has changed since the build")
+    refused(lambda: measure_latency([Configuration(bundle_copy, "dense", "cpu", 1)]), "'dense'", words)
     assert all(child.returncode is not None for child in children)
 
 
