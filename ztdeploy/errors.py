@@ -8,6 +8,7 @@
     |   |-- CheckpointError               corrupt, unsafe or mismatching weights
     |   |-- ImageError                    unreadable, truncated or oversized image
     |   `-- OutputError                   the output folder exists, or cannot be written
+    |       `-- StreamError               standard output takes nothing more
     |-- BundleError                   4   a bundle is damaged, too new, or points outside itself
     |-- ParityError                   5   an engine does not reproduce its reference
     |-- AccuracyError                 8   pruning costs more on the calibration images than was allowed
@@ -85,6 +86,10 @@ class ImageError(InputError):
 
 class OutputError(InputError):
     pass
+
+
+class StreamError(OutputError):
+    """Standard output takes nothing more."""
 
 
 class BundleError(ZtdeployError):

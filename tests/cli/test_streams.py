@@ -46,7 +46,8 @@ import os, sys
 for one in (0, 1, 2):
     os.close(one)
 sys.stdin = sys.stdout = sys.stderr = None
-from ztdeploy.cli.streams import StreamError, prepare_streams
+from ztdeploy.cli.streams import prepare_streams
+from ztdeploy.errors import StreamError
 prepare_streams()
 first = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
 os.write(2, b"a library speaks")

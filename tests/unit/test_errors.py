@@ -23,6 +23,7 @@ EXIT_CODES = {
     "CheckpointError": 3,
     "ImageError": 3,
     "OutputError": 3,
+    "StreamError": 3,
     "BundleError": 4,
     "ParityError": 5,
     "AccuracyError": 8,

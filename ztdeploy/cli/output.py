@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.streams import StreamError, silence
+from ztdeploy.cli.streams import silence
 from ztdeploy.core.text import json_text, printable
-from ztdeploy.errors import PARTLY_BUILT
+from ztdeploy.errors import PARTLY_BUILT, StreamError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -14,14 +14,10 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from ztdeploy.core.files import reason_of
-from ztdeploy.errors import OutputError
+from ztdeploy.errors import StreamError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-
-class StreamError(OutputError):
-    """Standard output takes nothing more."""
 
 
 class _Output(io.FileIO):
