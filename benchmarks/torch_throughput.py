@@ -199,12 +199,17 @@ def pruning_share(module: nn.Module, images: Tensor, device: Device) -> float:
     return float(inside / total) if total else 0.0
 
 
-def compare(setting: Setting, models: Mapping[str, nn.Module], device: Device, size: int, turn_s: float) -> Comparison:
-    """Time all models in turns; who fails is named."""
+def compare(
+    setting: Setting, models: Mapping[str, nn.Module], device: Device, size: int, turn_s: float, deadline: float
+) -> Comparison:
+    """Time all models in turns; who fails, or would begin to be compiled after the deadline, is named."""
     found = Comparison(setting)
     images = torch.randn(setting.batch, 3, size, size, device=device.name, dtype=DTYPES[setting.dtype])
     works, calls = {}, {}
     for name, module in models.items():
+        if time.monotonic() > deadline:
+            found.failed[name] = "no time left"
+            continue
         choose_attention(module, setting.attention)
         try:
             works[name] = prepared(module, images, setting.mode)
@@ -287,7 +292,7 @@ def main() -> None:
                     one: model_of(name, schedule, device, DTYPES[setting.dtype]) for one, schedule in chosen.items()
                 }
                 dtype = setting.dtype
-            report["settings"].append(asdict(compare(setting, models, device, size, arguments.turn)))
+            report["settings"].append(asdict(compare(setting, models, device, size, arguments.turn, deadline)))
             if arguments.out:
                 arguments.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(table(report))
