@@ -232,9 +232,9 @@ def compare(
         if name != DENSE and DENSE in rounds:
             ratios = round_ratios(rounds[DENSE], samples)
             interval = bootstrap_interval(ratios)
+            assert interval is not None, "there are enough rounds for one"
             found.gain[name] = median(ratios) - 1
-            if interval is not None:
-                found.interval[name] = (interval.low - 1, interval.high - 1)
+            found.interval[name] = (interval.low - 1, interval.high - 1)
     if setting.mode == "eager":
         for name in names:
             if name != DENSE:
@@ -316,30 +316,23 @@ def table(report: Mapping[str, Any]) -> str:
             if one not in found["gain"]:
                 cells.append(found["failed"].get(one, "-"))
                 continue
-            low, high = found["interval"].get(one, (float("nan"),) * 2)
+            low, high = found["interval"][one]
             cells.append(f"{100 * found['gain'][one]:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})")
-        dense = found["images_per_s"].get(DENSE)
-        lines.append(f"| {name} | {dense or float('nan'):.0f} | {' | '.join(cells)} |")
+        dense = f"{found['images_per_s'][DENSE]:.0f}" if DENSE in found["images_per_s"] else "-"
+        lines.append(f"| {name} | {dense} | {' | '.join(cells)} |")
     shares = [one for one in report["settings"] if one["pruning_share"] and one["setting"]["attention"] == "fused"]
     if shares:
         lines += [
             "",
-            "| in pruning layers | peak, MB, dense | " + " | ".join(names) + " |",
+            "| in pruning layers | peak, dense | " + " | ".join(names) + " |",
             "| --- | ---: |" + " --- |" * len(names),
         ]
         for found in shares:
-            setting = found["setting"]
-            cells = [
-                f"{100 * found['pruning_share'][one]:.1f} % of time, {found['peak_mb'].get(one, float('nan')):.0f} MB"
-                if one in found["pruning_share"]
-                else "-"
-                for one in names
-            ]
-            lines.append(
-                f"| {setting['dtype']}, {setting['batch']} | {found['peak_mb'].get(DENSE, float('nan')):.0f} | "
-                + " | ".join(cells)
-                + " |"
-            )
+            setting, peaks = found["setting"], found["peak_mb"]
+            peak = {one: f"{took:.0f} MB" for one, took in peaks.items()}
+            shown = {one: f"{100 * share:.1f} % of time" for one, share in found["pruning_share"].items()}
+            cells = [", ".join(said[one] for said in (shown, peak) if one in said) or "-" for one in names]
+            lines.append(f"| {setting['dtype']}, {setting['batch']} | {peak.get(DENSE, '-')} | {' | '.join(cells)} |")
     if report["left_out"]:
         lines += ["", f"Left out for want of time: {'; '.join(report['left_out'])}."]
     return "\n".join(lines)

@@ -68,7 +68,7 @@ constexpr int AT_ONCE = 4;
 // so that a thread's quads stay aligned. What a quad holds beyond its row's ends is read and left aside: a branch for
 // each load would make them wait for one another.
 //
-// `misaligned`: how many elements behind a quad's start the matrix begins.
+// `misaligned`: how many elements behind a quad's start the matrix begins. `whole`: how many rows can be read in quads.
 template <typename T, typename Matrix>
 ZT_DEVICE void gather_votes(const PageRankBlock& block, Matrix matrix, int misaligned, int whole) {
     const int tokens = block.tokens;
