@@ -1,4 +1,4 @@
-"""One half of the photographs as a data set of its own: what `ztdeploy eval` and `ztdeploy ablate` take with --data.
+"""One half of the photographs as a data set of its own: taken with --data by `eval` and the ablation.
 
     ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.halves tuning OUT
 

@@ -20,7 +20,7 @@ import ztdeploy
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "show", "sweep", "report", "compare")
-VERBS += ("models", "doctor", "quickstart", "profiles", "ablate")
+VERBS += ("models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 
 #: Runs command lines in forks of one process that has imported PyTorch already, which takes most of their time.

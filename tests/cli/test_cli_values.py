@@ -176,7 +176,6 @@ def test_a_short_name_is_nearest_to_itself(name):
         (["quick-start"], "quickstart"),
         (["tune", "-m", "vit_digits", "-d", ".", "--method", "novelty_merge"], "novelty-merge"),
         (["tune", "-m", "vit_digits", "-d", ".", "--sampler", "TPE"], "tpe"),
-        (["ablate", "-m", "vit_digits", "-d", ".", "--only", "contributions"], "contribution"),
         (["compare", "a", "b", "--match", "image_size"], "image-size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

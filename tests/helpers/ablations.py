@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ablation.answers import Part
+from benchmarks.ablation.ranking import ITERATIONS
+from benchmarks.ablation.report import AblateReport, AblateRequest, ModelFacts
+from benchmarks.ablation.scoring import Scorer
+from benchmarks.ablation.topic_names import Topic
+from benchmarks.ablation.topics import bases, topics
 from helpers.architectures import SMALL
-from ztdeploy.ablation.answers import Part
-from ztdeploy.ablation.ranking import ITERATIONS
-from ztdeploy.ablation.report import AblateReport, AblateRequest, ModelFacts
-from ztdeploy.ablation.scoring import Scorer
-from ztdeploy.ablation.topic_names import Topic
-from ztdeploy.ablation.topics import bases, topics
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.fidelity.scoring import hits, share
 from ztdeploy.measure.environment import read_machine

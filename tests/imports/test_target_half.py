@@ -39,7 +39,6 @@ HOST_MODULES = tuple(
         "parity",
         "proof",
         "bundle_readme",
-        "ablation",
         "prefix_cache",
     )
 )

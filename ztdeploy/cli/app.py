@@ -68,7 +68,6 @@ VERBS: tuple[str, ...] = (
     "eval",
     "show",
     "sweep",
-    "ablate",
     "tune",
     "report",
     "compare",

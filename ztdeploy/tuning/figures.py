@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ztdeploy.ablation.figures import Figure
 from ztdeploy.report.figures import short
 from ztdeploy.report.markup import Markup, element
 from ztdeploy.report.plots.by_block import Curve, by_block_plot
@@ -13,6 +12,7 @@ from ztdeploy.report.plots.fidelity import steps
 from ztdeploy.report.plots.frame import HEIGHT, Frame, path, x_range, y_range
 from ztdeploy.report.plots.scale import linear
 from ztdeploy.report.plots.series import Series
+from ztdeploy.report.plots.standalone import Figure
 from ztdeploy.schedule import LayerSpec
 from ztdeploy.tuning.report import Compared, TrialRecord, TuneReport
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ztdeploy.ablation.words import machine_words
 from ztdeploy.report.document import document
 from ztdeploy.report.figures import percent, short
 from ztdeploy.report.markup import Markup, element
@@ -10,7 +9,16 @@ from ztdeploy.report.parts.figure import figure, legend, plots
 from ztdeploy.report.parts.sheet import Cell, number, sheet
 from ztdeploy.tuning.figures import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
 from ztdeploy.tuning.report import Compared, Score, TrialRecord, TuneReport
-from ztdeploy.tuning.words import cautions, findings, finished, layer_lines, origin_lines, subtitle, title
+from ztdeploy.tuning.words import (
+    cautions,
+    findings,
+    finished,
+    layer_lines,
+    machine_words,
+    origin_lines,
+    subtitle,
+    title,
+)
 from ztdeploy.version import __version__
 
 BEST_TRIALS = 15

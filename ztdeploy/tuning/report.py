@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ztdeploy.ablation.report import ModelFacts
 from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.measure.environment import Machine
@@ -16,6 +15,17 @@ from ztdeploy.tuning.request import TuneRequest
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-tune"] = "ztdeploy-tune"
 State = Literal["complete", "pruned", "failed"]
+
+
+class ModelFacts(Record):
+    name: str
+    timm_name: str
+    weights: str  #: where they come from
+    origin: str
+    sha256: str  #: of the parameters
+    depth: int
+    tokens: int
+    dense_gmacs: float
 
 
 class TrialRecord(Record):

@@ -12,20 +12,20 @@ from typing import Any
 from optuna.study import Study
 from pydantic import TypeAdapter
 
-from ztdeploy.ablation.run import machine_facts, model_facts
 from ztdeploy.cache import cache_folder
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.data import EvalData
+from ztdeploy.measure.environment import Machine, installed_versions, read_machine, usable_cores
 from ztdeploy.models.activation import check_classifies
 from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
+from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, gmacs
 from ztdeploy.tuning.budget import FRONT
 from ztdeploy.tuning.cost import Cost, GmacsCost
 from ztdeploy.tuning.folder import tune_folder
 from ztdeploy.tuning.identity import check_same, identity
 from ztdeploy.tuning.images import Half, Judge, decode_half, read_halves
 from ztdeploy.tuning.pool import run_workers
-from ztdeploy.tuning.report import Compared, Measured, TuneReport
+from ztdeploy.tuning.report import Compared, Measured, ModelFacts, TuneReport
 from ztdeploy.tuning.request import TuneRequest, check_request
 from ztdeploy.tuning.results import Results
 from ztdeploy.tuning.sampling import sampler
@@ -275,3 +275,22 @@ def _measured(
     from ztdeploy.tuning.latency import measure_winners
 
     return measure_winners(request, [one.tuned.schedule for one in compared], search.price, cache, progress)
+
+
+def model_facts(model: LoadedModel) -> ModelFacts:
+    architecture = model.adapter.architecture
+    return ModelFacts(
+        name=model.name,
+        timm_name=model.timm_name,
+        weights=model.weights_source,
+        origin=model.weights_origin,
+        sha256=model.weights_sha256,
+        depth=architecture.depth,
+        tokens=architecture.tokens,
+        dense_gmacs=gmacs(architecture, (architecture.tokens,) * architecture.depth),
+    )
+
+
+def machine_facts() -> Machine:
+    machine = read_machine(usable_cores())
+    return machine.model_copy(update={"versions": {**machine.versions, **installed_versions("torch", "timm")}})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ztdeploy.ablation.findings import nats
+from ztdeploy.fidelity.eval_report import Mean
+from ztdeploy.measure.environment import Machine
 from ztdeploy.report.figures import percent, short
 from ztdeploy.schedule import PruningSchedule
 from ztdeploy.tuning.report import Compared, Ratio, TrialRecord, TuneReport
@@ -23,6 +24,17 @@ def subtitle(report: TuneReport) -> str:
         f"{request.sampler_used}, seed {request.seed}, on {report.tuning_data.images} images of "
         f"'{report.tuning_data.name}', reported on {report.report_data.images} others; {report.created[:10]}"
     )
+
+
+def nats(mean: Mean, sign: str = "+") -> str:
+    """Such as "+0.012 (+0.003 to +0.021)"."""
+    interval = mean.interval
+    return f"{mean.value:{sign}.4f} ({interval.low:{sign}.4f} to {interval.high:{sign}.4f})"
+
+
+def machine_words(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if name != "onnxruntime")
+    return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
 
 
 def finished(report: TuneReport) -> list[TrialRecord]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ztdeploy.report.markup import Markup, element
-from ztdeploy.report.plots.frame import SVG
+from ztdeploy.report.plots.frame import SVG, WIDTH
 from ztdeploy.report.styles import PLOT_STYLE, style
 
 _MARGIN = 10.0
@@ -34,3 +36,21 @@ def standalone(plot: Markup, width: float, height: float) -> str:
         height=down,
     )
     return f"{drawn}\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of a page that is a file of its own as well."""
+
+    name: str  #: of its file, without a suffix
+    title: str
+    text: str
+    plot: Markup
+    height: float
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.svg"
+
+    def document(self) -> str:
+        return standalone(self.plot, WIDTH, self.height)

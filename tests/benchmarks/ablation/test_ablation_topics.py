@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers.architectures import SMALL
 
-from ztdeploy.ablation.topic_names import TOPICS
-from ztdeploy.ablation.topics import TopicRows, bases, topics
+from benchmarks.ablation.topic_names import TOPICS
+from benchmarks.ablation.topics import TopicRows, bases, topics
 from ztdeploy.equal_cost import share_of_dense
 from ztdeploy.options import MethodOptions
 

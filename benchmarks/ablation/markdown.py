@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ztdeploy.ablation.figures import Figure, convergence_figures, table_figures
-from ztdeploy.ablation.findings import summary
-from ztdeploy.ablation.report import AblateReport, Convergence, RowScore, Table
-from ztdeploy.ablation.words import (
+from benchmarks.ablation.figures import convergence_figures, table_figures
+from benchmarks.ablation.findings import summary
+from benchmarks.ablation.report import AblateReport, Convergence, RowScore, Table
+from benchmarks.ablation.words import (
     HOST_HALF,
     NOTES,
     cautions,

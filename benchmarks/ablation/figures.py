@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from ztdeploy.ablation.findings import outcome
-from ztdeploy.ablation.report import AblateReport, Convergence, RankingPoint, RowScore, Table
-from ztdeploy.ablation.words import mean_words
+from benchmarks.ablation.findings import outcome
+from benchmarks.ablation.report import AblateReport, Convergence, RankingPoint, RowScore, Table
+from benchmarks.ablation.words import mean_words
 from ztdeploy.fidelity.eval_report import Mean
 from ztdeploy.report.markup import Markup
 from ztdeploy.report.plots.by_block import Curve, by_block_plot
 from ztdeploy.report.plots.estimates import Estimate, estimates_height, estimates_plot
-from ztdeploy.report.plots.frame import HEIGHT, WIDTH
-from ztdeploy.report.plots.standalone import standalone
+from ztdeploy.report.plots.frame import HEIGHT
+from ztdeploy.report.plots.standalone import Figure
 
 CONVERGENCE = ("overlap", "correlation")  #: the names of its plots
 _COLOURS = {"higher": "c1", "lower": "c2", "not shown": "cd", "the same": "cd", "": "cd"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str  #: of its file, without a suffix
-    title: str
-    text: str
-    plot: Markup
-    height: float
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.svg"
-
-    def document(self) -> str:
-        return standalone(self.plot, WIDTH, self.height)
 
 
 def figures(report: AblateReport) -> list[Figure]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ztdeploy.ablation.figures import CONVERGENCE, figures
-from ztdeploy.ablation.markdown import markdown
-from ztdeploy.ablation.page import page
-from ztdeploy.ablation.report import KIND, AblateReport
-from ztdeploy.ablation.topic_names import TOPICS
+from benchmarks.ablation.figures import CONVERGENCE, figures
+from benchmarks.ablation.markdown import markdown
+from benchmarks.ablation.page import page
+from benchmarks.ablation.report import KIND, AblateReport
+from benchmarks.ablation.topic_names import TOPICS
 from ztdeploy.core.files import remove, write
 from ztdeploy.core.records import to_json
 from ztdeploy.measure.report_file import holds_kind

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ztdeploy.ablation.report import AblateReport
+from benchmarks.ablation.report import AblateReport
 from ztdeploy.fidelity.eval_report import Change, Mean, Share
-from ztdeploy.measure.environment import Machine
+from ztdeploy.tuning.words import machine_words
 
 HOST_HALF = "Computed in PyTorch, fp32: options decide which tokens stay, not how an engine computes."
 #: Below it, hardly any difference can be shown.
@@ -52,11 +52,6 @@ def cautions(report: AblateReport) -> list[str]:
 
 def machine_line(report: AblateReport) -> str:
     return machine_words(report.machine)
-
-
-def machine_words(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if name != "onnxruntime")
-    return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
 
 
 def mean_words(mean: Mean | None, sign: str = "") -> tuple[str, str]:

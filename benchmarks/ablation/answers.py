@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ztdeploy.ablation.ranking import overlaps, rank_correlations, rankings
-from ztdeploy.ablation.topics import Row
+from benchmarks.ablation.ranking import overlaps, rank_correlations, rankings
+from benchmarks.ablation.topics import Row
 from ztdeploy.errors import ParityError
 from ztdeploy.models.adapter import ModelAdapter
 from ztdeploy.prefix_cache import DensePrefix, first_block

@@ -11,9 +11,9 @@ from helpers import ablations
 from helpers.errors import refused
 from helpers.pages import EVIL, check_inert
 
-from ztdeploy.ablation.folder import MARKDOWN, PAGE, REPORT, write_ablation
-from ztdeploy.ablation.report import AblateReport
-from ztdeploy.ablation.topic_names import Topic
+from benchmarks.ablation.folder import MARKDOWN, PAGE, REPORT, write_ablation
+from benchmarks.ablation.report import AblateReport
+from benchmarks.ablation.topic_names import Topic
 from ztdeploy.errors import OutputError
 
 STATES = {

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from helpers.models import random_attention
 
-from ztdeploy.ablation.ranking import ITERATIONS, overlaps, rank_correlations, rankings
+from benchmarks.ablation.ranking import ITERATIONS, overlaps, rank_correlations, rankings
 
 
 def written_out(attention: np.ndarray, iterations: int) -> np.ndarray:

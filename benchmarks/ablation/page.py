@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ztdeploy.ablation.figures import convergence_figures, table_figures
-from ztdeploy.ablation.findings import outcome, summary
-from ztdeploy.ablation.report import AblateReport, Convergence, RowScore, Table
-from ztdeploy.ablation.words import (
+from benchmarks.ablation.figures import convergence_figures, table_figures
+from benchmarks.ablation.findings import outcome, summary
+from benchmarks.ablation.report import AblateReport, Convergence, RowScore, Table
+from benchmarks.ablation.words import (
     HOST_HALF,
     NOTES,
     cautions,

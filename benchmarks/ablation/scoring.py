@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.ablation.answers import Part
-from ztdeploy.ablation.findings import convergence_findings, table_findings
-from ztdeploy.ablation.ranking import ITERATIONS
-from ztdeploy.ablation.report import BlockRanking, Convergence, RankingPoint, RowScore, Table
-from ztdeploy.ablation.topics import Row, TopicRows
+from benchmarks.ablation.answers import Part
+from benchmarks.ablation.findings import convergence_findings, table_findings
+from benchmarks.ablation.ranking import ITERATIONS
+from benchmarks.ablation.report import BlockRanking, Convergence, RankingPoint, RowScore, Table
+from benchmarks.ablation.topics import Row, TopicRows
 from ztdeploy.fidelity.eval_report import Mean
 from ztdeploy.fidelity.scoring import change, hits, share
 from ztdeploy.fidelity.statistics import mean_interval

@@ -1,4 +1,4 @@
-"""`ztdeploy ablate` as people meet it: what it says, writes and refuses."""
+"""`python -m benchmarks.ablation` as people meet it: what it says, writes and refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from helpers.processes import HANG_S, Done, started
 
 import ztdeploy
-from ztdeploy.ablation.report import AblateReport
-from ztdeploy.cli.app import run
+from benchmarks.ablation.__main__ import main
+from benchmarks.ablation.report import AblateReport
 from ztdeploy.models.catalogue import ASSETS
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ DIGITS = ASSETS / "digits"
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
     return started(
-        [sys.executable, "-m", "ztdeploy", "ablate", "--model", "vit_digits", *map(str, arguments)],
+        [sys.executable, "-m", "benchmarks.ablation", "--model", "vit_digits", *map(str, arguments)],
         cwd=cwd,
         env={**shell, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},  # the model is tiny
     )
@@ -118,6 +118,6 @@ def test_refusals(
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "today.txt").write_text("mine")
     given = ["--data", str(DIGITS)] if "--data" not in arguments else []
-    assert run(["ablate", "--model", "vit_digits", *given, *arguments]) == code
+    assert main(["--model", "vit_digits", *given, *arguments]) == code
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["diary", "today.txt"]

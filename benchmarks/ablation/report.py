@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ztdeploy.ablation.request import AblateRequest
-from ztdeploy.ablation.topic_names import Topic
+from benchmarks.ablation.request import AblateRequest
+from benchmarks.ablation.topic_names import Topic
 from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.measure.environment import Machine
 from ztdeploy.schedule import PruningSchedule
+from ztdeploy.tuning.report import ModelFacts
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-ablate"] = "ztdeploy-ablate"
-
-
-class ModelFacts(Record):
-    name: str
-    timm_name: str
-    weights: str  #: where they come from
-    origin: str
-    sha256: str  #: of the parameters
-    depth: int
-    tokens: int
-    dense_gmacs: float
 
 
 class RowScore(Record):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from helpers.ablations import SMALL
 
-from ztdeploy.ablation.answers import Part
-from ztdeploy.ablation.findings import outcome, summary, table_findings
-from ztdeploy.ablation.ranking import ITERATIONS
-from ztdeploy.ablation.report import RowScore, Table
-from ztdeploy.ablation.scoring import Scorer
-from ztdeploy.ablation.topics import TopicRows, bases, topics
+from benchmarks.ablation.answers import Part
+from benchmarks.ablation.findings import outcome, summary, table_findings
+from benchmarks.ablation.ranking import ITERATIONS
+from benchmarks.ablation.report import RowScore, Table
+from benchmarks.ablation.scoring import Scorer
+from benchmarks.ablation.topics import TopicRows, bases, topics
 from ztdeploy.fidelity.statistics import mean_interval, paired_interval, wilson_interval
 
 IMAGES = 40

@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.ablation.answers import Part, answer, joined
-from ztdeploy.ablation.report import AblateReport, ModelFacts
-from ztdeploy.ablation.request import SAVED, AblateRequest, check_request
-from ztdeploy.ablation.scoring import Scorer
-from ztdeploy.ablation.topics import Row, bases, topics
+from benchmarks.ablation.answers import Part, answer, joined
+from benchmarks.ablation.report import AblateReport
+from benchmarks.ablation.request import SAVED, AblateRequest, check_request
+from benchmarks.ablation.scoring import Scorer
+from benchmarks.ablation.topics import Row, bases, topics
 from ztdeploy.equal_cost import share_of_dense
 from ztdeploy.errors import InputError
 from ztdeploy.fidelity.data import EvalData, limited, read_data
@@ -22,12 +22,12 @@ from ztdeploy.fidelity.data_facts import data_facts
 from ztdeploy.fidelity.decoding import Decoded, decode
 from ztdeploy.fidelity.eval_report import DataFacts
 from ztdeploy.fidelity.scoring import hits, share
-from ztdeploy.measure.environment import Machine, installed_versions, read_machine, usable_cores
 from ztdeploy.measure.pace import Pace
 from ztdeploy.models.activation import check_classifies
 from ztdeploy.models.loading import LoadedModel, load_model
 from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import Architecture, default_schedule, gmacs
+from ztdeploy.schedule import Architecture, default_schedule
+from ztdeploy.tuning.run import machine_facts, model_facts
 
 #: Images that go through the model at once.
 BATCH = 16
@@ -147,22 +147,3 @@ class _Answers:
             seed=self.seed,
             kept=self.kept,
         )
-
-
-def model_facts(model: LoadedModel) -> ModelFacts:
-    architecture = model.adapter.architecture
-    return ModelFacts(
-        name=model.name,
-        timm_name=model.timm_name,
-        weights=model.weights_source,
-        origin=model.weights_origin,
-        sha256=model.weights_sha256,
-        depth=architecture.depth,
-        tokens=architecture.tokens,
-        dense_gmacs=gmacs(architecture, (architecture.tokens,) * architecture.depth),
-    )
-
-
-def machine_facts() -> Machine:
-    machine = read_machine(usable_cores())
-    return machine.model_copy(update={"versions": {**machine.versions, **installed_versions("torch", "timm")}})

@@ -1,7 +1,9 @@
-"""ztdeploy ablate"""
+"""Which options of the method matter for a model and images, in PyTorch: python -m benchmarks.ablation --help"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -27,13 +29,9 @@ from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.ablation.report import AblateReport, Table
-    from ztdeploy.ablation.request import Preset
-    from ztdeploy.ablation.topic_names import Topic
-
-
-def register(app: typer.Typer) -> None:
-    app.command(help="Which options of the method matter for a model and images; in PyTorch, no bundle needed.")(ablate)
+    from benchmarks.ablation.report import AblateReport, Table
+    from benchmarks.ablation.request import Preset
+    from benchmarks.ablation.topic_names import Topic
 
 
 def ablate(
@@ -71,9 +69,8 @@ def ablate(
     source = weights_source(weights)
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
-    from ztdeploy.ablation.folder import check_folder, write_ablation
-    from ztdeploy.ablation.request import AblateRequest, check_request
-    from ztdeploy.errors import MissingExtraError
+    from benchmarks.ablation.folder import check_folder, write_ablation
+    from benchmarks.ablation.request import AblateRequest, check_request
 
     request = AblateRequest(
         model=model,
@@ -93,10 +90,8 @@ def ablate(
     folder = out or Path(f"{model}-ablation")
     check_request(request)
     check_folder(folder)
-    try:
-        from ztdeploy.ablation.run import ablate as run
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "build", "an ablation") from error
+    from benchmarks.ablation.run import ablate as run
+
     with progress_bar(not json) as progress:
         report = run(request, progress)
     page, *_ = write_ablation(report, folder)
@@ -114,7 +109,7 @@ def _topics(only: str | None) -> tuple[Topic, ...]:
     """
     if only is None:
         return ()
-    from ztdeploy.ablation.topic_names import TOPICS
+    from benchmarks.ablation.topic_names import TOPICS
     from ztdeploy.errors import InputError, did_you_mean
 
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -128,8 +123,8 @@ def _topics(only: str | None) -> tuple[Topic, ...]:
 
 def show_ablation(report: AblateReport) -> None:
     """What was found, in words and tables."""
-    from ztdeploy.ablation.findings import summary
-    from ztdeploy.ablation.words import HOST_HALF, cautions, subtitle, title
+    from benchmarks.ablation.findings import summary
+    from benchmarks.ablation.words import HOST_HALF, cautions, subtitle, title
 
     say(title(report))
     say(subtitle(report))
@@ -148,7 +143,7 @@ def show_ablation(report: AblateReport) -> None:
 
 
 def _show_table(one: Table) -> None:
-    from ztdeploy.ablation.words import change_words, mean_words, share_words
+    from benchmarks.ablation.words import change_words, mean_words, share_words
 
     labelled = any(row.top1 is not None for row in one.rows)
     staircase = any(row.step is not None for row in one.rows)
@@ -166,3 +161,16 @@ def _show_table(one: Table) -> None:
         for row in one.rows
     ]
     table(one.title, [("", "left"), *((head, "right") for head in heads)], rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the study as a verb of the command line, whose errors and exit codes it shares."""
+    from ztdeploy.cli.app import app, run
+
+    if all(command.callback is not ablate for command in app.registered_commands):
+        app.command()(ablate)
+    return run(["ablate", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
-from ztdeploy.ablation.topic_names import Topic
+from benchmarks.ablation.topic_names import Topic
 from ztdeploy.equal_cost import at_cost, share_of_dense
 from ztdeploy.options import Feature, MethodOptions, Metric, Partition
 from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, iterations_by_position, uniform_schedule

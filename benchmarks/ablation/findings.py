@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ztdeploy.ablation.report import AblateReport, Convergence, Table
+from benchmarks.ablation.report import AblateReport, Convergence, Table
 from ztdeploy.fidelity.eval_report import Mean
+from ztdeploy.tuning.words import nats
 
 
 def outcome(difference: Mean | None) -> str:
@@ -20,12 +21,6 @@ def outcome(difference: Mean | None) -> str:
     if difference.interval.low > 0:
         return "higher"
     return "lower" if difference.interval.high < 0 else "not shown"
-
-
-def nats(mean: Mean, sign: str = "+") -> str:
-    """Such as "+0.012 (+0.003 to +0.021)"."""
-    interval = mean.interval
-    return f"{mean.value:{sign}.4f} ({interval.low:{sign}.4f} to {interval.high:{sign}.4f})"
 
 
 def table_findings(table: Table) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from helpers.models import IMAGE_SIZE, images, tiny_vit
 
-from ztdeploy.ablation.answers import answer, joined
-from ztdeploy.ablation.ranking import overlaps, rankings
-from ztdeploy.ablation.topics import Row, with_options
+from benchmarks.ablation.answers import answer, joined
+from benchmarks.ablation.ranking import overlaps, rankings
+from benchmarks.ablation.topics import Row, with_options
 from ztdeploy.models.vit import VitAdapter
 from ztdeploy.pruning.pruned_model import PrunedModel
 from ztdeploy.runtime.activation import divergences

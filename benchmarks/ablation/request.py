@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.ablation.topic_names import Topic
+from benchmarks.ablation.topic_names import Topic
 from ztdeploy.errors import InputError
 from ztdeploy.measure.bench_report import Record
 from ztdeploy.models.catalogue import WeightsSource
