@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from benchmarks.turns import time_in_turns
-from ztdeploy.bundle import Bundle
-from ztdeploy.measure.latency import Configuration
-from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.measure.latency import Configuration
 
 FORMS = {"plain": "", "fused": "fused_attention_from = 1\n"}
 PROFILE = 'title = "{form} attention"\nbackend = "onnxruntime"\n{key}'

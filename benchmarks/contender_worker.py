@@ -1,17 +1,17 @@
-"""The process in which one contender is timed; speaks the protocol of `ztdeploy.measure.protocol`."""
+"""The process in which one contender is timed; speaks the protocol of `ztdeploy.target.measure.protocol`."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from ztdeploy.measure.worker import prepare, serve
+from ztdeploy.target.measure.worker import prepare, serve
 
 
 def main() -> None:
     answers = prepare()
     from benchmarks.contenders import CONTENDERS, Infer, pixels_for, read_job
-    from ztdeploy.errors import EnvironmentLacksError
+    from ztdeploy.core.errors import EnvironmentLacksError
 
     name, text, ordered_ns = sys.argv[1:]
     job = read_job(text)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.processes import module_command
+from ztdeploy.core.processes import module_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,7 @@ def plain_export(job: Job) -> int:
     """
     import torch
 
-    from ztdeploy.export import quiet_exporter
+    from ztdeploy.host.export import quiet_exporter
 
     module, size = _module(job)
     with torch.no_grad(), quiet_exporter():
@@ -148,7 +148,7 @@ def _torch(job: Job, wrap: Callable[[nn.Module], Any]) -> Infer:
 
 def _module(job: Job) -> tuple[nn.Module, int]:
     """The timm model as it is, and the side of its input in pixels."""
-    from ztdeploy.models.loading import load_model
+    from ztdeploy.host.models.loading import load_model
 
     loaded = load_model(job.model, weights="random", image_size=job.image_size)
     return loaded.adapter.model, loaded.preprocess.image_size.height
@@ -156,7 +156,7 @@ def _module(job: Job) -> tuple[nn.Module, int]:
 
 def versions() -> str:
     """Of what takes part beside ONNX Runtime."""
-    from ztdeploy.measure.environment import installed_versions
+    from ztdeploy.target.measure.environment import installed_versions
 
     found = installed_versions("torch", "timm", "openvino", "numpy")
     return ", ".join(f"{name} {version}" for name, version in found.items())

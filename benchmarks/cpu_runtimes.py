@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
-from ztdeploy.backends.threads import usable_threads
-from ztdeploy.bundle import Bundle, read_bundle
-from ztdeploy.measure.latency import Configuration
-from ztdeploy.measure.plan import parse_counts
-from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.measure.latency import Configuration
+from ztdeploy.target.measure.plan import parse_counts
 
 PROFILES = (
     "cpu",

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from ztdeploy.backends.tensorrt.backend import TensorRtRtxBackend, options_of
-from ztdeploy.backends.tensorrt.build import build_engine
-from ztdeploy.backends.tensorrt.order import BuildAnswer, BuildOrder
-from ztdeploy.bundle import Bundle
-from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.backends.tensorrt.backend import TensorRtRtxBackend, options_of
+from ztdeploy.target.backends.tensorrt.build import build_engine
+from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder
 
 PROFILE = """title = "desktop GPU, {precision}"
 backend = "tensorrt-rtx"

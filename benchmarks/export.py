@@ -12,10 +12,10 @@ import argparse
 import time
 
 from benchmarks.machine import describe_machine
-from ztdeploy.export import GraphSpec, export_onnx
-from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.schedule import default_schedule
+from ztdeploy.core.schedule import default_schedule
+from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 MODELS = (
     "deit_tiny_patch16_224",

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
-from ztdeploy.equal_cost import at_cost, share_of_dense
-from ztdeploy.fidelity.labels import LabelledImage, read_labels
-from ztdeploy.fidelity.statistics import mean_interval, wilson_interval
-from ztdeploy.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.activation import divergences
-from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule
+from ztdeploy.core.equal_cost import at_cost, share_of_dense
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule
+from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
+from ztdeploy.target.evaluate.statistics import mean_interval, wilson_interval
+from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
+from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import normalise
 
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20

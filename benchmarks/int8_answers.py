@@ -24,17 +24,17 @@ from PIL import Image, ImageOps
 
 from benchmarks.halves import CHECKPOINT, CROP_PCT, real_data, write_data
 from benchmarks.machine import describe_machine
-from ztdeploy.bundle import Bundle
-from ztdeploy.fidelity.labels import read_labels
-from ztdeploy.fidelity.scoring import hits, share
-from ztdeploy.gate import Gate
-from ztdeploy.manifest import GateLimits
-from ztdeploy.pipeline import BuildRequest, build
-from ztdeploy.profile import schedule_path
-from ztdeploy.runtime.activation import divergences
-from ztdeploy.runtime.images import read_image
-from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.runner import load
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.manifest import GateLimits
+from ztdeploy.core.profile import schedule_path
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.jobs.gate import Gate
+from ztdeploy.target.evaluate.labels import read_labels
+from ztdeploy.target.evaluate.scoring import hits, share
+from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.images import read_image
+from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.runner import load
 
 SINGLE = "cpu"
 PART = 0.88  #: of a photograph's width and height, in its copies

@@ -28,7 +28,7 @@ import numpy as np
 
 from tests.helpers.cpu_kernels import PATHS, CpuKernels, cpu_kernels
 from tests.helpers.kernel_launches import Launch, launches_bytes, page_rank_launches, prune_launches
-from ztdeploy.profile import data_folder
+from ztdeploy.core.profile import data_folder
 
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "110", "120")
 #: `--write` replaces what stands between these lines.

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from ztdeploy.backends.threads import usable_threads
+from ztdeploy.target.backends.threads import usable_threads
 
 
 def describe_machine() -> str:

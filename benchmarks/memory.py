@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from ztdeploy.backends.threads import usable_threads
-from ztdeploy.pipeline import BuildRequest, build
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.backends.threads import usable_threads
 
 RATIOS = (0.9, 0.7, 0.5)
 CHILD = """
@@ -53,7 +53,7 @@ def megabytes():
 stages = {}
 import numpy as np, onnxruntime
 stages["Python, NumPy, ONNX Runtime"] = megabytes()
-from ztdeploy.runtime.runner import load
+from ztdeploy.target.runtime.runner import load
 stages["and ztdeploy"] = megabytes()
 runner = load(sys.argv[1], keep_ratio=0.7, profile=sys.argv[2])
 stages["loaded"] = megabytes()

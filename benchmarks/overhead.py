@@ -17,12 +17,12 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
-from ztdeploy.bundle import Bundle
-from ztdeploy.manifest import VariantRecord
-from ztdeploy.measure.latency import Configuration
-from ztdeploy.measure.statistics import Interval
-from ztdeploy.pipeline import BuildRequest, build
-from ztdeploy.schedule import gmacs
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.manifest import VariantRecord
+from ztdeploy.core.schedule import gmacs
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.measure.latency import Configuration
+from ztdeploy.target.measure.statistics import Interval
 
 METHODS = ("zero-tprune", "slice")
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, plain_export, versions
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
-from ztdeploy.backends.threads import usable_threads
-from ztdeploy.bundle import Bundle
-from ztdeploy.measure.latency import Configuration, Subject
-from ztdeploy.pipeline import BuildRequest, build
-from ztdeploy.pruning import METHODS
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.host.pruning import METHODS
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.measure.latency import Configuration, Subject
 
 #: Ours, and references at the same token counts.
 OURS = ("zero-tprune", "slice", "tome")

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ztdeploy.measure.order import turn_orders
-from ztdeploy.measure.statistics import bootstrap_interval, round_ratios
+from ztdeploy.target.measure.order import turn_orders
+from ztdeploy.target.measure.statistics import bootstrap_interval, round_ratios
 
 PROVIDERS = {"cuda": ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "cpu": ("CPUExecutionProvider",)}
 METHODS = ("zero-tprune", "slice")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def build_graphs(model: str, out: Path) -> dict[str, Path]:
-    from ztdeploy.pipeline import BuildRequest, build
+    from ztdeploy.jobs.build import BuildRequest, build
 
     bundle = build(
         BuildRequest(

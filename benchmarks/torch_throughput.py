@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.equal_cost import at_cost
-from ztdeploy.measure.order import turn_orders
-from ztdeploy.measure.statistics import bootstrap_interval, round_ratios
-from ztdeploy.models.loading import load_model
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.schedule import Architecture, PruningSchedule, default_schedule, plan, whole_block_gmacs
+from ztdeploy.core.equal_cost import at_cost
+from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule, plan, whole_block_gmacs
+from ztdeploy.host.models.loading import load_model
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.measure.order import turn_orders
+from ztdeploy.target.measure.statistics import bootstrap_interval, round_ratios
 
 DENSE, SLICE = "dense", "slice"
 CONTENDERS = (DENSE, SLICE, "zero-tprune", "novelty-merge", "tome")

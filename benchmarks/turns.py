@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 
-from ztdeploy.errors import ZtdeployError
-from ztdeploy.measure.latency import Subject, Worker
-from ztdeploy.measure.order import turn_orders
-from ztdeploy.measure.protocol import Order
-from ztdeploy.measure.statistics import Interval, bootstrap_interval, round_ratios
+from ztdeploy.core.errors import ZtdeployError
+from ztdeploy.target.measure.latency import Subject, Worker
+from ztdeploy.target.measure.order import turn_orders
+from ztdeploy.target.measure.protocol import Order
+from ztdeploy.target.measure.statistics import Interval, bootstrap_interval, round_ratios
 
 
 @dataclass

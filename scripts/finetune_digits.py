@@ -1,7 +1,7 @@
 """Train a heavily pruned model further, and show that what this wins back is in the engine.
 
-The model is the small vision transformer that ships in ``ztdeploy/assets/digits``; the images are those that it was
-trained on (see ``train_digits.py``). Per seed and method, on the held-out digits, which training never sees:
+The model is the small vision transformer that ships in ``ztdeploy/host/assets/digits``; the images are those that it
+was trained on (see ``train_digits.py``). Per seed and method, on the held-out digits, which training never sees:
 
 - *dense*: the shipped model, not pruned
 - *pruned*: the same weights, pruned
@@ -52,8 +52,8 @@ from train_digits import (
 )
 
 import ztdeploy
-from ztdeploy.fidelity.statistics import paired_interval, wilson_interval
-from ztdeploy.models.loading import load_model
+from ztdeploy.host.models.loading import load_model
+from ztdeploy.target.evaluate.statistics import paired_interval, wilson_interval
 
 MODEL = "vit_digits"
 Right = npt.NDArray[np.bool_]  # one per held-out digit

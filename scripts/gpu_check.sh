@@ -68,11 +68,11 @@ for model in dense slice zero-tprune novelty-merge tome; do
     compiling+=($!)
 done
 part machine 20 "$python" -m benchmarks.gpu_report --machine "$device" --out "$out/machine.json"
-part tests 80 "$python" -m pytest tests/plugins/test_gpu.py -m gpu -W default -p no:cacheprovider --junitxml "$out/tests.xml"
+part tests 80 "$python" -m pytest tests/target/plugins/test_gpu.py -m gpu -W default -p no:cacheprovider --junitxml "$out/tests.xml"
 if command -v compute-sanitizer >/dev/null && [ "$device" = cuda ]; then
     for tool in memcheck racecheck; do
         part "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 99 \
-            "$python" -m pytest tests/plugins/test_gpu.py -m gpu -W default -p no:cacheprovider -k checker_of_memory
+            "$python" -m pytest tests/target/plugins/test_gpu.py -m gpu -W default -p no:cacheprovider -k checker_of_memory
     done
 fi
 wait "${compiling[@]}"

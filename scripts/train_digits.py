@@ -1,4 +1,4 @@
-"""Train the small vision transformer that ships in ``ztdeploy/assets/digits``.
+"""Train the small vision transformer that ships in ``ztdeploy/host/assets/digits``.
 
 The model is an ordinary ``timm`` ``VisionTransformer`` (32x32 input, 4x4 patches, 64 patch tokens
 and a class token, 12 blocks). It is trained from scratch on the handwritten digits that come with
@@ -6,7 +6,7 @@ scikit-learn, so neither training nor use needs a network.
 
 Usage::
 
-    python scripts/train_digits.py [--epochs N] [--out ztdeploy/assets/digits]
+    python scripts/train_digits.py [--epochs N] [--out ztdeploy/host/assets/digits]
     python scripts/train_digits.py --check      # re-evaluate what is already there
 
 The held-out digits are never looked at during training: the number of epochs is fixed, and the

@@ -57,8 +57,8 @@ def traces(common: Path) -> Iterator[Path]:
 
     Those in other processes: see `helpers.processes.sharing`.
     """
-    from ztdeploy import assembly
-    from ztdeploy.traces import TraceStore
+    from ztdeploy.host.traces import TraceStore
+    from ztdeploy.jobs import assembly
 
     class Sharing(assembly.Assembly):
         def __init__(self, *arguments: Any, cache: TraceStore | None = None, **named: Any) -> None:
@@ -75,7 +75,7 @@ def digits_bundle(common: Path, traces: Path, tmp_path_factory: pytest.TempPathF
 
     Each process has its own copy.
     """
-    from ztdeploy.pipeline import BuildRequest, build
+    from ztdeploy.jobs.build import BuildRequest, build
 
     built = common / "bundles" / "digits"
     with only_one(common / "digits.lock"):
@@ -93,7 +93,7 @@ def bundle_copy(digits_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digit_images() -> list[Path]:
     """The held-out digits; a file's name ends in its label."""
-    from ztdeploy.models.catalogue import ASSETS
+    from ztdeploy.host.models.catalogue import ASSETS
 
     return sorted((ASSETS / "digits" / "images").glob("*.png"))
 

@@ -20,7 +20,7 @@ import typer
 
 import ztdeploy
 from ztdeploy.cli.app import app, run
-from ztdeploy.toml import read_toml
+from ztdeploy.core.toml import read_toml
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 README = CHECKOUT / "README.md"
@@ -265,7 +265,7 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
 def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespace: dict[str, Any]) -> None:
     """Run a document's Python on the digits' bundle; of what builds bundles, only the imports."""
     tree = ast.parse(source)
-    if "ztdeploy.pipeline" in source:
+    if "ztdeploy.jobs.build" in source:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     bundles, images = names_in(source)
     for bundle in bundles:
@@ -318,8 +318,8 @@ def test_the_readme_inside_a_bundle_works(
     "block", [block for document in DOCUMENTS for block in blocks(document, "toml")], ids=lambda block: str(block)
 )
 def test_toml_is_a_schedule_or_a_profile(block: Block) -> None:
-    from ztdeploy.profile import parse_profile
-    from ztdeploy.schedule import parse_schedule
+    from ztdeploy.core.profile import parse_profile
+    from ztdeploy.core.schedule import parse_schedule
 
     data = read_toml(block.text)
     if "layer" in data:
@@ -338,7 +338,7 @@ def test_the_table_of_verbs_is_complete() -> None:
 
 
 def test_the_table_of_profiles_is_complete() -> None:
-    from ztdeploy.profile import profile_names
+    from ztdeploy.core.profile import profile_names
 
     text = README.read_text(encoding="utf-8")
     table = re.search(r"^\| profile \|.*?\n((?:\|.*\n)+)", text, re.MULTILINE)

@@ -15,18 +15,18 @@ from ztdeploy.core.telemetry import switch_off
 from ztdeploy.version import __version__
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.evaluate import evaluate
-    from ztdeploy.finetune import prune
-    from ztdeploy.runtime.runner import BundleRunner, load
+    from ztdeploy.host.finetune import prune
+    from ztdeploy.target.evaluate.evaluate import evaluate
+    from ztdeploy.target.runtime.runner import BundleRunner, load
 
 switch_off()  # here, because no library is imported before the package is
 
 #: Imported on first use: the command line must start without NumPy and the runtime.
 _LAZY = {
-    "load": "ztdeploy.runtime.runner",
-    "BundleRunner": "ztdeploy.runtime.runner",
-    "evaluate": "ztdeploy.fidelity.evaluate",
-    "prune": "ztdeploy.finetune",
+    "load": "ztdeploy.target.runtime.runner",
+    "BundleRunner": "ztdeploy.target.runtime.runner",
+    "evaluate": "ztdeploy.target.evaluate.evaluate",
+    "prune": "ztdeploy.host.finetune",
 }
 
 __all__ = ["BundleRunner", "__version__", "evaluate", "load", "prune"]

@@ -110,7 +110,7 @@ def _topics(only: str | None) -> tuple[Topic, ...]:
     if only is None:
         return ()
     from benchmarks.ablation.topic_names import TOPICS
-    from ztdeploy.errors import InputError, did_you_mean
+    from ztdeploy.core.errors import InputError, did_you_mean
 
     names = [name.strip() for name in only.split(",") if name.strip()]
     for name in names:

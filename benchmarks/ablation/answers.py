@@ -13,12 +13,12 @@ from torch import Tensor
 
 from benchmarks.ablation.ranking import overlaps, rank_correlations, rankings
 from benchmarks.ablation.topics import Row
-from ztdeploy.errors import ParityError
-from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.prefix_cache import DensePrefix, first_block
-from ztdeploy.pruning.layer import Choice
-from ztdeploy.runtime.activation import divergences
-from ztdeploy.schedule import LayerPlan, plan
+from ztdeploy.core.errors import ParityError
+from ztdeploy.core.schedule import LayerPlan, plan
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.prefix_cache import DensePrefix, first_block
+from ztdeploy.host.pruning.layer import Choice
+from ztdeploy.target.runtime.activation import divergences
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks.ablation.findings import outcome
 from benchmarks.ablation.report import AblateReport, Convergence, RankingPoint, RowScore, Table
 from benchmarks.ablation.words import mean_words
-from ztdeploy.fidelity.eval_report import Mean
-from ztdeploy.report.markup import Markup
-from ztdeploy.report.plots.by_block import Curve, by_block_plot
-from ztdeploy.report.plots.estimates import Estimate, estimates_height, estimates_plot
-from ztdeploy.report.plots.frame import HEIGHT
-from ztdeploy.report.plots.standalone import Figure
+from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.plots.by_block import Curve, by_block_plot
+from ztdeploy.report.kit.plots.estimates import Estimate, estimates_height, estimates_plot
+from ztdeploy.report.kit.plots.frame import HEIGHT
+from ztdeploy.report.kit.plots.standalone import Figure
+from ztdeploy.target.evaluate.eval_report import Mean
 
 CONVERGENCE = ("overlap", "correlation")  #: the names of its plots
 _COLOURS = {"higher": "c1", "lower": "c2", "not shown": "cd", "the same": "cd", "": "cd"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from benchmarks.ablation.report import AblateReport, Convergence, Table
-from ztdeploy.fidelity.eval_report import Mean
-from ztdeploy.tuning.words import nats
+from ztdeploy.report.tune.words import nats
+from ztdeploy.target.evaluate.eval_report import Mean
 
 
 def outcome(difference: Mean | None) -> str:

@@ -19,6 +19,7 @@ from benchmarks.ablation.words import (
     title,
 )
 from ztdeploy.core.text import markdown_text
+from ztdeploy.report.kit.plots.standalone import Figure
 
 
 def markdown(report: AblateReport, folder: str = "") -> str:

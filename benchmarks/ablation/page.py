@@ -16,12 +16,12 @@ from benchmarks.ablation.words import (
     subtitle,
     title,
 )
-from ztdeploy.fidelity.eval_report import Mean
-from ztdeploy.report.document import document
-from ztdeploy.report.figures import short
-from ztdeploy.report.markup import Markup, element
-from ztdeploy.report.parts.figure import figure, plots
-from ztdeploy.report.parts.sheet import Cell, number, sheet
+from ztdeploy.report.kit.document import document
+from ztdeploy.report.kit.figure import figure, plots
+from ztdeploy.report.kit.figures import short
+from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.sheet import Cell, number, sheet
+from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.version import __version__
 
 _TONES = {"higher": "bad", "lower": "good"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ztdeploy.options import DEFAULT_OPTIONS
-from ztdeploy.pruning.selection import top_indices
-from ztdeploy.pruning.wpr import join_heads, start_vector
+from ztdeploy.core.options import DEFAULT_OPTIONS
+from ztdeploy.host.pruning.selection import top_indices
+from ztdeploy.host.pruning.wpr import join_heads, start_vector
 
 #: After which iterations a ranking is compared with the one after the last of them.
 ITERATIONS = (1, 2, 3, 5, 10, 20, 30, 50)

@@ -6,11 +6,11 @@ from typing import Literal
 
 from benchmarks.ablation.request import AblateRequest
 from benchmarks.ablation.topic_names import Topic
-from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.measure.bench_report import Record
-from ztdeploy.measure.environment import Machine
-from ztdeploy.schedule import PruningSchedule
-from ztdeploy.tuning.report import ModelFacts
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.report.tune.records import ModelFacts
+from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
+from ztdeploy.target.measure.bench_report import Record
+from ztdeploy.target.measure.environment import Machine
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-ablate"] = "ztdeploy-ablate"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.ablation.topic_names import Topic
-from ztdeploy.errors import InputError
-from ztdeploy.measure.bench_report import Record
-from ztdeploy.models.catalogue import WeightsSource
-from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
-from ztdeploy.schedule import check_keep_ratio
+from ztdeploy.core.errors import InputError
+from ztdeploy.core.manifest import WeightsSource
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.core.schedule import check_keep_ratio
+from ztdeploy.target.measure.bench_report import Record
 
 SAVED = 0.35
 Preset = Literal["default", "paper"]

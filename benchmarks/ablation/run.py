@@ -15,19 +15,19 @@ from benchmarks.ablation.report import AblateReport
 from benchmarks.ablation.request import SAVED, AblateRequest, check_request
 from benchmarks.ablation.scoring import Scorer
 from benchmarks.ablation.topics import Row, bases, topics
-from ztdeploy.equal_cost import share_of_dense
-from ztdeploy.errors import InputError
-from ztdeploy.fidelity.data import EvalData, limited, read_data
-from ztdeploy.fidelity.data_facts import data_facts
-from ztdeploy.fidelity.decoding import Decoded, decode
-from ztdeploy.fidelity.eval_report import DataFacts
-from ztdeploy.fidelity.scoring import hits, share
-from ztdeploy.measure.pace import Pace
-from ztdeploy.models.activation import check_classifies
-from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.runtime.preprocess import normalise
-from ztdeploy.schedule import Architecture, default_schedule
-from ztdeploy.tuning.run import machine_facts, model_facts
+from ztdeploy.core.equal_cost import share_of_dense
+from ztdeploy.core.errors import InputError
+from ztdeploy.core.schedule import Architecture, default_schedule
+from ztdeploy.host.models.activation import check_classifies
+from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.jobs.tune.run import machine_facts, model_facts
+from ztdeploy.target.evaluate.data import EvalData, limited, read_data
+from ztdeploy.target.evaluate.data_facts import data_facts
+from ztdeploy.target.evaluate.decoding import Decoded, decode
+from ztdeploy.target.evaluate.eval_report import DataFacts
+from ztdeploy.target.evaluate.scoring import hits, share
+from ztdeploy.target.measure.pace import Pace
+from ztdeploy.target.runtime.preprocess import normalise
 
 #: Images that go through the model at once.
 BATCH = 16

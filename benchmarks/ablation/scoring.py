@@ -13,10 +13,10 @@ from benchmarks.ablation.findings import convergence_findings, table_findings
 from benchmarks.ablation.ranking import ITERATIONS
 from benchmarks.ablation.report import BlockRanking, Convergence, RankingPoint, RowScore, Table
 from benchmarks.ablation.topics import Row, TopicRows
-from ztdeploy.fidelity.eval_report import Mean
-from ztdeploy.fidelity.scoring import change, hits, share
-from ztdeploy.fidelity.statistics import mean_interval
-from ztdeploy.schedule import Architecture, plan, plan_gmacs
+from ztdeploy.core.schedule import Architecture, plan, plan_gmacs
+from ztdeploy.target.evaluate.eval_report import Mean
+from ztdeploy.target.evaluate.scoring import change, hits, share
+from ztdeploy.target.evaluate.statistics import mean_interval
 
 #: From this overlap on, a ranking counts as settled.
 SETTLED = 0.99

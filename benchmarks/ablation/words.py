@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.ablation.report import AblateReport
-from ztdeploy.fidelity.eval_report import Change, Mean, Share
-from ztdeploy.tuning.words import machine_words
+from ztdeploy.report.tune.words import machine_words
+from ztdeploy.target.evaluate.eval_report import Change, Mean, Share
 
 HOST_HALF = "Computed in PyTorch, fp32: options decide which tokens stay, not how an engine computes."
 #: Below it, hardly any difference can be shown.

@@ -27,7 +27,7 @@ PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
 PRELOADED = """
 import json, os, sys
 import onnx_ir, onnxscript, timm.data, torch
-import ztdeploy.models.checkpoint, ztdeploy.models.vit, ztdeploy.pipeline, ztdeploy.pruning
+import ztdeploy.host.models.checkpoint, ztdeploy.host.models.vit, ztdeploy.jobs.build, ztdeploy.host.pruning
 import ztdeploy.cli.app
 exec(sys.argv[1])
 from ztdeploy.cli import main
@@ -460,7 +460,7 @@ def test_force_replaces_bundles_only(run: Run, tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_filled_with_a_shell_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `ztdeploy build --out .` does: renaming would leave the shell in a folder that is gone."""
-    from ztdeploy.bundle import new_bundle_folder
+    from ztdeploy.core.bundle import new_bundle_folder
 
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -577,7 +577,7 @@ def write_checkpoint(kind: str, folder: Path) -> str:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from ztdeploy.models.catalogue import CATALOGUE
+    from ztdeploy.host.models.catalogue import CATALOGUE
 
     shipped = CATALOGUE["vit_digits"].shipped
     assert shipped is not None
@@ -677,7 +677,7 @@ def test_errors_as_json_and_with_a_traceback(run: Run, tmp_path: Path) -> None:
 def test_bad_images(
     run: Run, name: str, words: list[str], digits_bundle: Path, digit_images: list[Path], tmp_path: Path
 ) -> None:
-    from ztdeploy.models.catalogue import ASSETS
+    from ztdeploy.host.models.catalogue import ASSETS
 
     photo = next((ASSETS / "photos").glob("*.jpg")).read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(photo[: len(photo) // 2])

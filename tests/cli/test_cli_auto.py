@@ -15,15 +15,15 @@ from helpers.processors import WITHOUT_DOT_PRODUCTS, pretending
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ztdeploy.proof
-from ztdeploy.auto_precision import build_fastest
-from ztdeploy.bundle import Bundle, read_bundle
+import ztdeploy.host.proof
+from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.errors import ParityError
+from ztdeploy.core.manifest import GateLimits
 from ztdeploy.core.processor import onednn_processor
-from ztdeploy.errors import ParityError
-from ztdeploy.gate import Gate
-from ztdeploy.manifest import GateLimits
-from ztdeploy.models.catalogue import ASSETS
-from ztdeploy.pipeline import BuildRequest
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.jobs.auto_precision import build_fastest
+from ztdeploy.jobs.build import BuildRequest
+from ztdeploy.jobs.gate import Gate
 
 DIGITS = ASSETS / "digits"
 CANDIDATES = ("cpu", "cpu-openvino", "cpu-openvino-bf16", "cpu-int8", "cpu-openvino-int8")
@@ -131,7 +131,7 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     def wrong(*_: object) -> None:
         raise ParityError("integer products on this CPU are not exact", "exact ones", "set weight_bits = 7")
 
-    monkeypatch.setattr(ztdeploy.proof, "prove_products", wrong)
+    monkeypatch.setattr(ztdeploy.host.proof, "prove_products", wrong)
     own = tmp_path / "mine.toml"
     own.write_text('title = "T"\nbackend = "onnxruntime"\ncandidates = ["cpu-int8"]\n[batch]\nsizes = [1, 8]\n')
     request = BuildRequest(model="vit_digits", profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out")

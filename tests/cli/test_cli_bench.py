@@ -16,8 +16,8 @@ from helpers.bundles import edit
 from helpers.processes import HANG_S, started, wait_for
 
 import ztdeploy
-from ztdeploy.measure.bench_report import BenchReport, read_report
-from ztdeploy.measure.statistics import summarise
+from ztdeploy.target.measure.bench_report import BenchReport, read_report
+from ztdeploy.target.measure.statistics import summarise
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 QUICK = ("--threads", "1", "--warmup", "0", "--iterations", "6", "--rounds", "6")
@@ -148,7 +148,7 @@ def test_an_engine_that_does_not_load_is_said_behind_the_others(bundle_copy: Pat
 
 def matrix() -> BenchReport:
     """Two variants at two batches and two numbers of threads, with figures as wide as a board's."""
-    report = read_report(Path(__file__).parents[1] / "unit" / "measure" / "bench_report_v1.json")
+    report = read_report(Path(__file__).parents[1] / "target" / "measure" / "bench_report_v1.json")
     settings = [{"batch": batch, "threads": threads} for batch in (1, 16) for threads in (1, 2)]
     slow = {"latency": summarise([4321.0 + call for call in range(120)]), "peak_rss_mb": 1234.0, "model_mb": 345.6}
     return report.model_copy(

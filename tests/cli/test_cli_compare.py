@@ -14,8 +14,8 @@ from helpers.processes import HANG_S
 from helpers.reports import run, sweep
 
 import ztdeploy
-from ztdeploy.measure.bench_report import Caution
-from ztdeploy.measure.compare_reports import ReportComparison
+from ztdeploy.report.compare.comparison import ReportComparison
+from ztdeploy.target.measure.bench_report import Caution
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 

@@ -16,10 +16,10 @@ from helpers.bundles import edit
 from helpers.processes import HANG_S, Done, started, wait_for
 
 import ztdeploy
-from ztdeploy.bundle import read_bundle
-from ztdeploy.errors import ParityError
-from ztdeploy.fidelity.eval_report import EvalReport
-from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.errors import ParityError
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.target.evaluate.eval_report import EvalReport
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 DIGITS = ASSETS / "digits"
@@ -217,8 +217,8 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
     """The image is named."""
     import numpy as np
 
-    from ztdeploy.backends.onnxruntime import OnnxRuntimeRunner
-    from ztdeploy.fidelity import engines
+    from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
+    from ztdeploy.target.evaluate import engines
 
     work = engines.Workload(read_bundle(digits_bundle), ("dense", "keep-0.50"), "cpu", 2, 1)
     images = [DIGITS / "images" / name for name in ("0021_1.png", "0481_6.png")]

@@ -13,10 +13,10 @@ from helpers.processes import HANG_S
 from safetensors.torch import save_file
 
 import ztdeploy
-from ztdeploy.models.catalogue import ASSETS
-from ztdeploy.models.loading import load_model
-from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.preprocess import normalise
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.host.models.loading import load_model
+from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import normalise
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.processes import run_ztdeploy, sharing
 from helpers.processors import WITHOUT_BF16, needs_bf16, pretending
 
-from ztdeploy.bundle import read_bundle
+from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.processor import onednn_processor
 
 PROFILES = ("cpu-openvino", "cpu-openvino-bf16")

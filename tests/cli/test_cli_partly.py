@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from helpers.processes import run_ztdeploy
 
-import ztdeploy.assembly
-import ztdeploy.gate
-import ztdeploy.proof
-from ztdeploy.backends.onnxruntime import OnnxRuntimeBackend
-from ztdeploy.bundle import WEIGHTS_FILE, read_bundle, sha256_of
+import ztdeploy.host.proof
+import ztdeploy.jobs.assembly
+import ztdeploy.jobs.gate
 from ztdeploy.cli.app import run
-from ztdeploy.errors import BundleError, EnvironmentLacksError, ModelError, OutputError, ParityError, ZtdeployError
-from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.core.bundle import WEIGHTS_FILE, read_bundle, sha256_of
+from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ModelError, OutputError, ParityError, ZtdeployError
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.target.backends.onnxruntime import OnnxRuntimeBackend
 
 BUILD = ("build", "-m", "vit_digits", "-k", "0.6")
 GATE = ("--calib", str(ASSETS / "digits"))
@@ -54,14 +54,14 @@ STEPS: dict[str, tuple[Callable[[Patch], None], tuple[str, ...], int]] = {
         (),
         6,
     ),
-    "graph": (failing(ztdeploy.assembly, "specialise", ModelError("no luck", "luck", "wait"), of_int8), (), 3),
+    "graph": (failing(ztdeploy.jobs.assembly, "specialise", ModelError("no luck", "luck", "wait"), of_int8), (), 3),
     "engine": (failing(OnnxRuntimeBackend, "build", BundleError("no luck", "luck", "wait"), of_int8), (), 4),
     "proof": (
-        failing(ztdeploy.proof, "prove_products", ParityError("no luck", "luck", "wait"), lambda *_: True),
+        failing(ztdeploy.host.proof, "prove_products", ParityError("no luck", "luck", "wait"), lambda *_: True),
         (),
         5,
     ),
-    "gate": (failing(ztdeploy.gate, "evaluate_bundle", ParityError("no luck", "luck", "wait"), of_int8), GATE, 5),
+    "gate": (failing(ztdeploy.jobs.gate, "evaluate_bundle", ParityError("no luck", "luck", "wait"), of_int8), GATE, 5),
 }
 
 
@@ -111,7 +111,7 @@ def test_if_all_fail_the_first_one_decides_and_nothing_is_left(
 ) -> None:
     for step in ("engine", "proof"):
         STEPS[step][0](monkeypatch)
-    failing(ztdeploy.assembly.Assembly, "build_engine", ParityError("none", "one", "wait"), lambda *_: True)(
+    failing(ztdeploy.jobs.assembly.Assembly, "build_engine", ParityError("none", "one", "wait"), lambda *_: True)(
         monkeypatch
     )
     arguments = [*BUILD, "-p", "cpu", "-p", "cpu-int8", "-o", str(tmp_path / "out"), *(["--json"] if json_flag else [])]

@@ -12,7 +12,7 @@ from helpers import reports, sweeps
 from helpers.processes import HANG_S
 
 import ztdeploy
-from ztdeploy.measure.sweep_folder import REPORT, write_sweep
+from ztdeploy.report.sweep_folder import REPORT, write_sweep
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 PAGES = {"report.html", "sweep.csv", "report.md"}

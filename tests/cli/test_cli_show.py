@@ -20,7 +20,7 @@ from helpers.processes import HANG_S, Done
 from PIL import Image
 
 import ztdeploy
-from ztdeploy.bundle import read_bundle
+from ztdeploy.core.bundle import read_bundle
 
 NOTES = ("importance", "survivors", "group", "partner", "similarity")
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
@@ -89,10 +89,10 @@ def test_kept_patches_are_the_runners(digits_bundle: Path, digit_images: list[Pa
 
 
 def test_reasons_are_those_of_pytorch(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
-    from ztdeploy.export import Deployable
-    from ztdeploy.models.loading import load_model
-    from ztdeploy.pruning.pruned_model import PrunedModel
-    from ztdeploy.runtime.inputs import load_pixels
+    from ztdeploy.host.export import Deployable
+    from ztdeploy.host.models.loading import load_model
+    from ztdeploy.host.pruning.pruned_model import PrunedModel
+    from ztdeploy.target.runtime.inputs import load_pixels
 
     images = digit_images[2:6]
     found = show(digits_bundle, *images, "-k", "0.7", "-o", "shown", "--json", cwd=tmp_path).json()

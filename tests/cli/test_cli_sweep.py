@@ -16,10 +16,10 @@ import pytest
 from helpers.processes import HANG_S, started, wait_for
 
 import ztdeploy
-from ztdeploy.measure.sweep_folder import REPORT, read_previous
-from ztdeploy.measure.sweep_report import SweepReport, rows
-from ztdeploy.models.catalogue import ASSETS
-from ztdeploy.report.verdict import verdicts
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.report.sweep.verdict import verdicts
+from ztdeploy.report.sweep_folder import REPORT, read_previous
+from ztdeploy.target.measure.sweep_report import SweepReport, rows
 
 DIGITS = ASSETS / "digits"
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
@@ -271,9 +271,9 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
 
 def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was traced is not traced again, and nothing half is left."""
-    from ztdeploy import assembly
-    from ztdeploy.bundle_cache import cached_bundle
-    from ztdeploy.pipeline import BuildRequest, silent
+    from ztdeploy.jobs import assembly
+    from ztdeploy.jobs.build import BuildRequest, silent
+    from ztdeploy.jobs.bundle_cache import cached_bundle
 
     cache = tmp_path / "cache"
     arguments = ("-m", "vit_digits", "-p", "cpu", "--keep-ratios", "1.0", *QUICK, "--out", "out")

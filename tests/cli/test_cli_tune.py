@@ -18,13 +18,13 @@ from helpers.processes import HANG_S, Done, started
 from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
-from ztdeploy.bundle import read_bundle
 from ztdeploy.cli.app import run
-from ztdeploy.measure.bench_report import BenchReport
-from ztdeploy.measure.details import DetailsAnswer, DetailsOrder
-from ztdeploy.models.catalogue import ASSETS
-from ztdeploy.tuning import latency, results
-from ztdeploy.tuning.report import TuneReport
+from ztdeploy.core.bundle import read_bundle
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.jobs.tune import latency, results
+from ztdeploy.report.tune.records import TuneReport
+from ztdeploy.target.measure.bench_report import BenchReport
+from ztdeploy.target.measure.details import DetailsAnswer, DetailsOrder
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 DIGITS = ASSETS / "digits"
@@ -153,7 +153,7 @@ def _made(file: Path) -> int:
 def _working(parent: int) -> int | None:
     """A child that is a worker."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if b"ztdeploy.tuning.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"ztdeploy.jobs.tune.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     return None
 

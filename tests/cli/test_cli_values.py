@@ -13,8 +13,8 @@ import typer
 
 from ztdeploy.cli import options
 from ztdeploy.cli.app import VERBS, app, run
-from ztdeploy.models.catalogue import CATALOGUE, near_short_name
-from ztdeploy.profile import profile_names
+from ztdeploy.core.profile import profile_names
+from ztdeploy.host.models.catalogue import CATALOGUE, near_short_name
 
 HUGE = str(10**20)
 NO_NUMBER = [

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from helpers.processes import run_ztdeploy, sharing
 
-from ztdeploy.bundle import read_bundle
-from ztdeploy.fidelity.eval_report import EvalReport
-from ztdeploy.models.catalogue import ASSETS
-from ztdeploy.runtime.inputs import load_pixels
-from ztdeploy.runtime.runner import load
+from ztdeploy.core.bundle import read_bundle
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.target.evaluate.eval_report import EvalReport
+from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.runner import load
 
 DIGITS = ASSETS / "digits"
 IMAGES = 48

@@ -21,8 +21,8 @@ from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
 from helpers.leftovers import dead_folder, leftovers
 from helpers.processes import HANG_S, started, wait_for
 
-from ztdeploy.bundle import MANIFEST, read_bundle, sha256_of
-from ztdeploy.manifest import EngineRecord, GraphRecord, Manifest
+from ztdeploy.core.bundle import MANIFEST, read_bundle, sha256_of
+from ztdeploy.core.manifest import EngineRecord, GraphRecord, Manifest
 
 PROFILE = "jetson-orin"
 PRUNED, DENSE = "keep-0.70", "dense"
@@ -253,7 +253,7 @@ BATCHES = """
 import json, sys
 import numpy as np
 import ztdeploy
-from ztdeploy.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.inputs import load_pixels
 bundle, *images = sys.argv[1:]
 with ztdeploy.load(bundle, profile="jetson-orin") as runner:
     pixels = load_pixels(images, runner.bundle.manifest.preprocess)

@@ -47,7 +47,7 @@ for one in (0, 1, 2):
     os.close(one)
 sys.stdin = sys.stdout = sys.stderr = None
 from ztdeploy.cli.streams import prepare_streams
-from ztdeploy.errors import StreamError
+from ztdeploy.core.errors import StreamError
 prepare_streams()
 first = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
 os.write(2, b"a library speaks")

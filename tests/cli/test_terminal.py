@@ -175,8 +175,8 @@ def test_ctrl_c_leaves_nothing(stopped: dict[str, Stopped]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_looks_finished(stopped: dict[str, Stopped]) -> None:
-    from ztdeploy.bundle import MANIFEST, new_bundle_folder, read_bundle
-    from ztdeploy.errors import BundleError
+    from ztdeploy.core.bundle import MANIFEST, new_bundle_folder, read_bundle
+    from ztdeploy.core.errors import BundleError
 
     build = stopped["killed"]
     out = build.folder / "digits"

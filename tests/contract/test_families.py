@@ -19,23 +19,23 @@ from helpers.models import PREPROCESS
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
-from ztdeploy.backends import get_backend
-from ztdeploy.backends.tensorrt.flavours import TENSORRT_RTX
-from ztdeploy.errors import ModelError
-from ztdeploy.export import GraphSpec, export_onnx
-from ztdeploy.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.manifest import GraphRecord
-from ztdeploy.models import FAMILIES, adapt
-from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.models.beit import BeitAdapter
-from ztdeploy.models.eva import EvaAdapter
-from ztdeploy.models.refusals import REFUSED
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.preprocess_spec import ImageSize
-from ztdeploy.profile import BatchSizes, HardwareProfile, TensorRtOptions
-from ztdeploy.pruning.layer import Choice
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.schedule import LayerSpec, PruningSchedule, plan, uniform_schedule
+from ztdeploy.core.errors import ModelError
+from ztdeploy.core.manifest import GraphRecord
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule, plan, uniform_schedule
+from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
+from ztdeploy.host.models import FAMILIES, adapt
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.models.beit import BeitAdapter
+from ztdeploy.host.models.eva import EvaAdapter
+from ztdeploy.host.models.refusals import REFUSED
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.layer import Choice
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.backends import get_backend
+from ztdeploy.target.backends.tensorrt.flavours import TENSORRT_RTX
 
 DENSE = uniform_schedule(1.0, 3)
 #: Two layers, so that what is left of what was left is gathered as well.

@@ -25,13 +25,13 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from ztdeploy.errors import ModelError, ScheduleError
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.pruning import METHODS, check_method, pruning_layer
-from ztdeploy.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
-from ztdeploy.pruning.pruned_model import CHILD, PrunedModel
-from ztdeploy.schedule import LayerPlan, LayerSpec, uniform_schedule
+from ztdeploy.core.errors import ModelError, ScheduleError
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import LayerPlan, LayerSpec, uniform_schedule
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning import METHODS, check_method, pruning_layer
+from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
+from ztdeploy.host.pruning.pruned_model import CHILD, PrunedModel
 
 BATCH, HEADS, WIDTH, EMBED = 3, 2, 5, 6
 

@@ -18,17 +18,17 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ztdeploy.errors import ScheduleError
-from ztdeploy.export import GraphSpec, export_onnx, specialise
-from ztdeploy.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.methods import COHERENCE_OPTIONS, METHODS
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.pruning import pruning_layer
-from ztdeploy.pruning.layer import BlockTaps, PruningLayer, Recorder
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.similarity import group_positions
-from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule, plan
+from ztdeploy.core.errors import ScheduleError
+from ztdeploy.core.methods import COHERENCE_OPTIONS, METHODS
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import LayerPlan, LayerSpec, PruningSchedule, plan
+from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning.layer import BlockTaps, PruningLayer, Recorder
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.pruning.similarity import group_positions
 
 SETTINGS = settings(deadline=None, max_examples=60)
 HEADS, WIDTH, EMBED = 3, 4, 5

@@ -14,13 +14,13 @@ from helpers.models import PREPROCESS
 from torch import Tensor
 from torch.nn import functional
 
-from ztdeploy.export import GraphSpec, export_onnx
-from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.pipeline import BuildRequest, build
-from ztdeploy.preprocess_spec import ImageSize
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.runner import load
-from ztdeploy.schedule import LayerSpec, PruningSchedule, uniform_schedule
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule, uniform_schedule
+from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.runtime.runner import load
 
 NAMES = [
     "deit_small_distilled_patch16_224",

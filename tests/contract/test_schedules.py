@@ -13,14 +13,14 @@ from helpers.architectures import DEIT_S, DEIT_TINY
 from helpers.models import PREPROCESS
 from timm.models.vision_transformer import VisionTransformer
 
-from ztdeploy.equal_cost import share_of_dense
-from ztdeploy.errors import ScheduleError
-from ztdeploy.export import GraphSpec, export_onnx
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.preprocess_spec import ImageSize
-from ztdeploy.profile import schedule_names, schedule_path
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.schedule import PruningSchedule, read_schedule
+from ztdeploy.core.equal_cost import share_of_dense
+from ztdeploy.core.errors import ScheduleError
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.profile import schedule_names, schedule_path
+from ztdeploy.core.schedule import PruningSchedule, read_schedule
+from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 DEIT_B = DEIT_TINY.model_copy(update={"embed_dim": 768, "num_heads": 12, "mlp_dim": 3072})
 ARCHITECTURES = {"deit_t": DEIT_TINY, "deit_s": DEIT_S, "deit_b": DEIT_B}

@@ -16,19 +16,19 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ztdeploy.bundle import read_bundle
-from ztdeploy.errors import CheckpointError, InputError
-from ztdeploy.fidelity.evaluate import evaluate
-from ztdeploy.fidelity.show import show_bundle
-from ztdeploy.models.loading import LoadedModel, load_model
-from ztdeploy.pipeline import BuildRequest, build
-from ztdeploy.preprocess_spec import ImageSize, PreprocessSpec
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.activation import divergences
-from ztdeploy.runtime.images import read_bands
-from ztdeploy.runtime.preprocess import normalise, resize_and_crop
-from ztdeploy.runtime.runner import load
-from ztdeploy.runtime.verify import verify_bundle
+from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.errors import CheckpointError, InputError
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
+from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.report.show.show import show_bundle
+from ztdeploy.target.evaluate.evaluate import evaluate
+from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.images import read_bands
+from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
+from ztdeploy.target.runtime.runner import load
+from ztdeploy.target.verify import verify_bundle
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 5}

@@ -10,8 +10,8 @@ from helpers.errors import refused
 
 import ztdeploy
 from ztdeploy.core import arguments
-from ztdeploy.errors import BundleError, ImageError, InputError, ScheduleError
-from ztdeploy.schedule import check_keep_ratio
+from ztdeploy.core.errors import BundleError, ImageError, InputError, ScheduleError
+from ztdeploy.core.schedule import check_keep_ratio
 
 
 class Odd:

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from ztdeploy.core.data import SETTINGS_LIMIT, errors_of, parse_json, read_json
-from ztdeploy.errors import CheckpointError, ImageError, InputError, ProfileError, ScheduleError, ZtdeployError
-from ztdeploy.fidelity.data import read_data
-from ztdeploy.fidelity.labels import read_labels
-from ztdeploy.measure.any_report import read_any_report
-from ztdeploy.measure.report_file import holds_kind
-from ztdeploy.models.checkpoint import read_tables
-from ztdeploy.models.class_names import read_class_names
-from ztdeploy.profile import HardwareProfile, read_profile, schedule_path
-from ztdeploy.schedule import PruningSchedule, read_schedule
+from ztdeploy.core.errors import CheckpointError, ImageError, InputError, ProfileError, ScheduleError, ZtdeployError
+from ztdeploy.core.profile import HardwareProfile, read_profile, schedule_path
+from ztdeploy.core.schedule import PruningSchedule, read_schedule
+from ztdeploy.host.models.checkpoint import read_tables
+from ztdeploy.host.models.class_names import read_class_names
+from ztdeploy.report.any_report import read_any_report
+from ztdeploy.target.evaluate.data import read_data
+from ztdeploy.target.evaluate.labels import read_labels
+from ztdeploy.target.measure.report_file import holds_kind
 
 PROFILE = 'title = "t"\nbackend = "onnxruntime"\n'
 LAYER = "[[layer]]\nblock = 1\nkeep_ratio = 0.5\n"

@@ -13,6 +13,7 @@ from helpers.places import as_nobody, mounted
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ztdeploy.core.errors import BundleError, InputError, OutputError
 from ztdeploy.core.files import (
     copy_file,
     disk_errors,
@@ -29,7 +30,6 @@ from ztdeploy.core.files import (
     write,
     writing,
 )
-from ztdeploy.errors import BundleError, InputError, OutputError
 
 # -------------------- reading
 

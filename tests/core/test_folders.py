@@ -10,10 +10,10 @@ from helpers.errors import refused
 from helpers.leftovers import dead_folder, leftovers
 from helpers.places import mounted
 
+from ztdeploy.core.errors import BundleError, OutputError
 from ztdeploy.core.files import new_name, write
 from ztdeploy.core.folders import check_file_writable, check_writable, new_folder, scratch_folder
 from ztdeploy.core.locks import only_command, only_one, only_writer
-from ztdeploy.errors import BundleError, OutputError
 
 
 def test_a_scratch_folder_vanishes_and_nobody_else_may_enter_it(tmp_path):

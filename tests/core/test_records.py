@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ztdeploy.core.errors import ParityError
 from ztdeploy.core.records import from_json, to_json
-from ztdeploy.errors import ParityError
 
 
 class Row(BaseModel):

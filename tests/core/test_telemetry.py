@@ -17,7 +17,7 @@ from ztdeploy.core import telemetry
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 RUN = "import sys, ztdeploy\nwith ztdeploy.load(sys.argv[1]) as runner: runner(sys.argv[2])"
-OPENVINO = "import ztdeploy\nfrom ztdeploy.backends.openvino import load_openvino\nload_openvino()"
+OPENVINO = "import ztdeploy\nfrom ztdeploy.target.backends.openvino import load_openvino\nload_openvino()"
 
 
 def watched(code: str, *arguments: Path, home: Path, **extra: str) -> tuple[list[str], list[str]]:

@@ -13,9 +13,9 @@ from benchmarks.ablation.scoring import Scorer
 from benchmarks.ablation.topic_names import Topic
 from benchmarks.ablation.topics import bases, topics
 from helpers.architectures import SMALL
-from ztdeploy.fidelity.eval_report import DataFacts
-from ztdeploy.fidelity.scoring import hits, share
-from ztdeploy.measure.environment import read_machine
+from ztdeploy.target.evaluate.eval_report import DataFacts
+from ztdeploy.target.evaluate.scoring import hits, share
+from ztdeploy.target.measure.environment import read_machine
 
 
 def model_facts(name: str, *, dense_gmacs: float) -> ModelFacts:

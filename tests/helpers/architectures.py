@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztdeploy.schedule import Architecture
+from ztdeploy.core.schedule import Architecture
 
 DEIT_TINY = Architecture(
     depth=12,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.machines import SERVER, plant
-from ztdeploy.measure.bench_report import ConfigurationReport, Turn
-from ztdeploy.measure.environment import Machine, State
-from ztdeploy.measure.statistics import summarise
+from ztdeploy.target.measure.bench_report import ConfigurationReport, Turn
+from ztdeploy.target.measure.environment import Machine, State
+from ztdeploy.target.measure.statistics import summarise
 
 
 def configuration(
@@ -61,7 +61,7 @@ def machine(
     tmp_path: Path, files: dict[str, str] = SERVER, cores: Sequence[int] = (0, 1, 2, 3)
 ) -> tuple[Machine, State]:
     """A faked machine's records."""
-    from ztdeploy.measure.environment import read_machine, read_state
+    from ztdeploy.target.measure.environment import read_machine, read_state
 
     root = plant(tmp_path, files)
     return read_machine(cores, root, ask_gpu=lambda: None), read_state(cores, root, ask_gpu=lambda: None)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.bundle import MANIFEST
+from ztdeploy.core.bundle import MANIFEST
 
 
 def edit(bundle: Path, change: Callable[[Any], object]) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ztdeploy.profile import data_folder
+from ztdeploy.core.profile import data_folder
 
 from .kernel_launches import Launch, PageRankPlan, SimilarityPlan, page_rank_launches, prune_launches
 

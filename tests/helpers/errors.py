@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ztdeploy.errors import BundleError, ZtdeployError
+from ztdeploy.core.errors import BundleError, ZtdeployError
 
 
 def refused(call: Callable[[], object], *fragments: str, kind: type[ZtdeployError] = BundleError) -> str:

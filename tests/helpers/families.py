@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers.models import randomised
-from ztdeploy.models import adapt
-from ztdeploy.models.adapter import ModelAdapter
-from ztdeploy.models.lvvit_module import SIZES, LvVit
+from ztdeploy.host.models import adapt
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.models.lvvit_module import SIZES, LvVit
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 

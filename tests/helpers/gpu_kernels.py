@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ztdeploy.errors import EnvironmentLacksError
-from ztdeploy.plugins.ptx import Version, compile_ptx
+from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.target.plugins.ptx import Version, compile_ptx
 
 from .cpu_kernels import CpuKernels, Floats, Order, compile_library, sources
 from .kernel_launches import Launch

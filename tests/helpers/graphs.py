@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from helpers.models import PREPROCESS, pruned, variant
 from ztdeploy.core.locks import only_one
-from ztdeploy.export import GraphSpec, export_onnx
+from ztdeploy.host.export import GraphSpec, export_onnx
 
 SPEC = GraphSpec(20, "uint8", None)
 
 
 class Store:
-    """Where all processes of the run keep the graphs; `tests/unit/graph/conftest.py` says it."""
+    """Where all processes of the run keep the graphs; `tests/host/graph/conftest.py` says it."""
 
     folder: Path
 

@@ -10,11 +10,11 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ztdeploy.methods import METHODS
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.preprocess_spec import PreprocessSpec
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.schedule import LayerPlan, LayerSpec, PruningSchedule
+from ztdeploy.core.methods import METHODS
+from ztdeploy.core.preprocess_spec import PreprocessSpec
+from ztdeploy.core.schedule import LayerPlan, LayerSpec, PruningSchedule
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 #: Handing such small tensors to other threads takes longer than computing them, much longer on a busy machine.
 torch.set_num_threads(1)

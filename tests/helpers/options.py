@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ztdeploy.methods import COHERENCE_OPTIONS, METHODS
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions, known_values
+from ztdeploy.core.methods import COHERENCE_OPTIONS, METHODS
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
 
 LEAST = 0.4  #: a least similarity that some pairs have and others lack
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ztdeploy.report.plots.frame import SVG
+from ztdeploy.report.kit.plots.frame import SVG
 
 #: A name that would be somebody's script or address, were it not escaped.
 EVIL = "<script>alert(1)</script>&\"'|`](http://evil.example)\x1b[31m"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ztdeploy.errors import ZtdeployError
+from ztdeploy.core.errors import ZtdeployError
 
 NOBODY = 65534
 

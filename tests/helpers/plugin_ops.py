@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 
-from ztdeploy.plugins import NAMESPACE, SIMILARITY_PRUNE, WEIGHTED_PAGE_RANK
+from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, WEIGHTED_PAGE_RANK
 
 Array = NDArray[Any]
 _LABELS = ("plugin_version", "plugin_namespace")

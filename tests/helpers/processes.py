@@ -88,7 +88,7 @@ def wait_for(until: Callable[[], bool], child: subprocess.Popen[str]) -> None:
 def sharing(traces: Path) -> str:
     """What a command runs first whose builds shall find and leave traces there, as the fixture `traces` says."""
     return (
-        "import dataclasses, pathlib\nimport ztdeploy.pipeline as pipeline\nbuild = pipeline.build\n"
+        "import dataclasses, pathlib\nimport ztdeploy.jobs.build as pipeline\nbuild = pipeline.build\n"
         f"shared = pathlib.Path({str(traces)!r})\n"
         "pipeline.build = lambda request, *others: build(dataclasses.replace(request, cache=shared), *others)\n"
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers import reference
 from helpers.reference import Array, Decision, gap
-from ztdeploy.options import MethodOptions
+from ztdeploy.core.options import MethodOptions
 
 
 @dataclass(frozen=True)

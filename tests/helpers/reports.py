@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers.bench import configuration
-from ztdeploy.measure.bench_report import BenchReport, read_report
-from ztdeploy.measure.sweep_report import SweepReport, SweepRequest, VariantFacts
-from ztdeploy.measure.verdict import compare
+from ztdeploy.target.measure.bench_report import BenchReport, read_report
+from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest, VariantFacts
+from ztdeploy.target.measure.verdict import compare
 
 #: Milliseconds, and GMACs.
 VARIANTS: dict[str, tuple[float, float]] = {"dense": (50.0, 4.6), "keep-0.70": (33.0, 2.9), "keep-0.50": (24.0, 2.2)}
-TEMPLATE = Path(__file__).parents[1] / "unit" / "measure" / "bench_report_v1.json"
+TEMPLATE = Path(__file__).parents[1] / "target" / "measure" / "bench_report_v1.json"
 
 
 def run(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ztdeploy.backends.onnxruntime import session_options
+from ztdeploy.target.backends.onnxruntime import session_options
 
 
 def serialised(model: ir.Model) -> bytes:

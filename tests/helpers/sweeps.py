@@ -8,9 +8,10 @@ from typing import Any
 
 from helpers.bench import configuration
 from helpers.reports import TEMPLATE
-from ztdeploy.measure.bench_report import BenchReport, Caution, ConfigurationReport, read_report
-from ztdeploy.measure.protocol import ColdStart
-from ztdeploy.measure.sweep_report import (
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.target.measure.bench_report import BenchReport, Caution, ConfigurationReport, read_report
+from ztdeploy.target.measure.protocol import ColdStart
+from ztdeploy.target.measure.sweep_report import (
     BlockAttention,
     Fidelity,
     OperatorProfile,
@@ -22,8 +23,7 @@ from ztdeploy.measure.sweep_report import (
     TokenStep,
     VariantFacts,
 )
-from ztdeploy.measure.verdict import compare
-from ztdeploy.preprocess_spec import ImageSize
+from ztdeploy.target.measure.verdict import compare
 
 BLOCKS, TOKENS = 12, 197
 SIZE = ImageSize(224, 224)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.ablations import SMALL, model_facts
-from ztdeploy.fidelity.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.measure.environment import read_machine
-from ztdeploy.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.schedule import PruningSchedule, default_schedule
-from ztdeploy.tuning.budget import Budget
-from ztdeploy.tuning.cost import GmacsCost
-from ztdeploy.tuning.report import Compared, Importance, Measured, Ratio, Score, TrialRecord, TuneReport
-from ztdeploy.tuning.request import TuneRequest
-from ztdeploy.tuning.space import Point, fitted
+from ztdeploy.core.schedule import PruningSchedule, default_schedule
+from ztdeploy.jobs.tune.space import Point, fitted
+from ztdeploy.report.tune.budget import Budget
+from ztdeploy.report.tune.cost import GmacsCost
+from ztdeploy.report.tune.records import Compared, Importance, Measured, Ratio, Score, TrialRecord, TuneReport
+from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
+from ztdeploy.target.measure.environment import read_machine
+from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
 
 DENSE = GmacsCost().of(PruningSchedule(name="dense"), SMALL)
 

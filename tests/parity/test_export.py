@@ -24,13 +24,13 @@ from helpers.sessions import serialised
 from onnx.numpy_helper import to_array
 from torch import Tensor, nn
 
-from ztdeploy.export import GraphSpec, ImageInput, export_onnx, quiet_exporter
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.pruning import METHODS
-from ztdeploy.pruning.layer import Choice, KeepTopTokens
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.similarity import SimilarityDrop
-from ztdeploy.schedule import uniform_schedule
+from ztdeploy.core.schedule import uniform_schedule
+from ztdeploy.host.export import GraphSpec, ImageInput, export_onnx, quiet_exporter
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning import METHODS
+from ztdeploy.host.pruning.layer import Choice, KeepTopTokens
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.pruning.similarity import SimilarityDrop
 
 TOLERANCE = 1e-4
 

@@ -12,15 +12,15 @@ from helpers.models import images, layer_plan, random_attention, tiny_vit
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.options import MethodOptions
-from ztdeploy.pruning import pruning_layer
-from ztdeploy.pruning.layer import BlockTaps, Choice, Recorder
-from ztdeploy.pruning.merging import Averages, coherence_of, slot_of
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.pruning.selection import complement
-from ztdeploy.pruning.zero_tprune_merge import ZeroTPruneMerge
-from ztdeploy.schedule import default_schedule
+from ztdeploy.core.options import MethodOptions
+from ztdeploy.core.schedule import default_schedule
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder
+from ztdeploy.host.pruning.merging import Averages, coherence_of, slot_of
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.pruning.selection import complement
+from ztdeploy.host.pruning.zero_tprune_merge import ZeroTPruneMerge
 
 SETTINGS = settings(deadline=None, max_examples=60)
 CLEAR = 1e-9

@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 import ztdeploy
-from ztdeploy.bundle import Bundle
-from ztdeploy.fidelity.accuracy import accuracy, all_logits, all_pixels
-from ztdeploy.fidelity.labels import LabelledImage, read_labels
-from ztdeploy.preprocess_spec import ImageSize
-from ztdeploy.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
-from ztdeploy.runtime.runner import BundleRunner, load
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.target.evaluate.accuracy import accuracy, all_logits, all_pixels
+from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
+from ztdeploy.target.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
+from ztdeploy.target.runtime.runner import BundleRunner, load
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
@@ -33,7 +33,7 @@ PANDA = "panda__image_0001.jpg"
 
 @pytest.fixture(scope="module")
 def bundle(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    from ztdeploy.pipeline import BuildRequest, build
+    from ztdeploy.jobs.build import BuildRequest, build
 
     request = BuildRequest(
         model="deit_t",
@@ -90,7 +90,7 @@ def logits(bundle: Bundle, pixels: NDArray[np.uint8]) -> Logits:
 @pytest.fixture(scope="module")
 def torch_model(realdata: Path) -> Any:
     """The same weights in PyTorch, loaded once more."""
-    from ztdeploy.models.loading import load_model
+    from ztdeploy.host.models.loading import load_model
 
     return load_model("deit_t", checkpoint=realdata / CHECKPOINT, crop_pct=CROP_PCT)
 
@@ -154,9 +154,9 @@ def test_engines_prove_themselves_on_photographs(
     keep_ratio: float, runner: BundleRunner, torch_model: Any, pixels: NDArray[np.uint8], some: list[int]
 ) -> None:
     """The build's own proof, on images that the build never saw: the engine's choices are replayed in PyTorch."""
-    from ztdeploy.export import Deployable
-    from ztdeploy.parity import prove
-    from ztdeploy.pruning.pruned_model import PrunedModel
+    from ztdeploy.host.export import Deployable
+    from ztdeploy.host.parity import prove
+    from ztdeploy.host.pruning.pruned_model import PrunedModel
 
     variant = runner.bundle.variant(keep_ratio)
     with PrunedModel(torch_model.adapter, variant.schedule) as pruned:
@@ -175,8 +175,8 @@ def test_pruned_engine_equals_torch_left_alone(
     """No replay here: PyTorch decides for itself, and only an image with a tie may come out otherwise."""
     import torch
 
-    from ztdeploy.export import Deployable
-    from ztdeploy.pruning.pruned_model import PrunedModel
+    from ztdeploy.host.export import Deployable
+    from ztdeploy.host.pruning.pruned_model import PrunedModel
 
     variant = runner.bundle.variant(0.7)
     runner.switch(0.7)
@@ -218,8 +218,8 @@ def test_zero_tprune_keeps_what_matters(
     """Dropping as many tokens in raster order changes the answers far more."""
     import torch
 
-    from ztdeploy.export import Deployable
-    from ztdeploy.pruning.pruned_model import PrunedModel
+    from ztdeploy.host.export import Deployable
+    from ztdeploy.host.pruning.pruned_model import PrunedModel
 
     schedule = bundle.variant(0.7).schedule.model_copy(update={"method": "slice"})
     with PrunedModel(torch_model.adapter, schedule) as sliced, torch.no_grad():

@@ -15,13 +15,14 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ztdeploy.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.pruning import pruning_layer
-from ztdeploy.pruning.features import unit_length, vectors
-from ztdeploy.pruning.layer import BlockTaps, KeepTopTokens, Recorder
-from ztdeploy.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
-from ztdeploy.pruning.similarity import SimilarityDrop
-from ztdeploy.pruning.wpr import (
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning.features import unit_length, vectors
+from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
+from ztdeploy.host.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
+from ztdeploy.host.pruning.similarity import SimilarityDrop
+from ztdeploy.host.pruning.wpr import (
     WeightedPageRank,
     head_filter,
     join_heads,
@@ -29,7 +30,6 @@ from ztdeploy.pruning.wpr import (
     ranking_of,
     start_vector,
 )
-from ztdeploy.schedule import LayerPlan
 
 SETTINGS = settings(deadline=None, max_examples=60)
 #: Scores of two implementations agree to this, the start vector being single precision; closer calls are

@@ -15,8 +15,8 @@ from typer.core import TyperCommand
 
 from ztdeploy.cli.output import fail, say, warn
 from ztdeploy.cli.streams import silence
+from ztdeploy.core.errors import ImageWarning, StreamError, ZtdeployError
 from ztdeploy.core.files import system_error
-from ztdeploy.errors import ImageWarning, StreamError, ZtdeployError
 from ztdeploy.version import __version__
 
 EXIT_CODES = (

@@ -25,8 +25,8 @@ from ztdeploy.core import arguments
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztdeploy.measure.bench_report import BenchReport, ConfigurationReport
-    from ztdeploy.measure.environment import Machine
+    from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
+    from ztdeploy.target.measure.environment import Machine
 
 
 def register(app: typer.Typer) -> None:
@@ -62,9 +62,9 @@ def bench(
     out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.measure.bench import run_bench
-    from ztdeploy.measure.bench_report import BenchRequest, check_report_path, write_report
-    from ztdeploy.measure.plan import parse_counts, parse_keep_ratios
+    from ztdeploy.target.measure.bench import run_bench
+    from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report
+    from ztdeploy.target.measure.plan import parse_counts, parse_keep_ratios
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
     request = BenchRequest(

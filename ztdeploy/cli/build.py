@@ -26,7 +26,7 @@ from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.gate import Gate
+    from ztdeploy.jobs.gate import Gate
 
 
 #: What `--json` prints of the manifest.
@@ -124,10 +124,10 @@ def build(
         raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
-    from ztdeploy.models.sources import folder_word
-    from ztdeploy.pipeline import BuildRequest
-    from ztdeploy.profile import schedule_path
-    from ztdeploy.schedule import DEFAULT_METHOD
+    from ztdeploy.core.profile import schedule_path
+    from ztdeploy.core.schedule import DEFAULT_METHOD
+    from ztdeploy.host.models.sources import folder_word
+    from ztdeploy.jobs.build import BuildRequest
 
     request = BuildRequest(
         model=model,
@@ -153,9 +153,9 @@ def build(
     if weights == "random" and checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
     if precision == "auto":
-        from ztdeploy.auto_precision import build_fastest as build_bundle
+        from ztdeploy.jobs.auto_precision import build_fastest as build_bundle
     else:
-        from ztdeploy.pipeline import build as build_bundle
+        from ztdeploy.jobs.build import build as build_bundle
     with progress_bar(not json) as progress:
         bundle = build_bundle(request, progress)
     if json:
@@ -167,10 +167,10 @@ def build(
         )
         leave(bundle.manifest.failed)
         return
-    from ztdeploy.backends.int8 import int8_note, is_elsewhere
     from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
     from ztdeploy.cli.precision import show_choices, show_ranges
-    from ztdeploy.gate import gate_lines
+    from ztdeploy.jobs.gate import gate_lines
+    from ztdeploy.target.backends.int8 import int8_note, is_elsewhere
 
     show_bundle(bundle)
     show_drift(bundle)
@@ -199,9 +199,9 @@ def _gate(calib: Path | None, **limits: float | None) -> Gate | None:
     """
     from math import isfinite
 
-    from ztdeploy.errors import InputError
-    from ztdeploy.gate import Gate
-    from ztdeploy.manifest import GateLimits
+    from ztdeploy.core.errors import InputError
+    from ztdeploy.core.manifest import GateLimits
+    from ztdeploy.jobs.gate import Gate
 
     for name, value in limits.items():
         option = f"--{name.replace('_', '-')}"

@@ -12,9 +12,9 @@ from ztdeploy.cli.output import JsonFlag, print_lines, print_record, say, table,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.measure.bench_report import BenchReport
-    from ztdeploy.measure.compare_reports import ReportComparison
-    from ztdeploy.measure.sweep_report import SweepReport
+    from ztdeploy.report.compare.comparison import ReportComparison
+    from ztdeploy.target.measure.bench_report import BenchReport
+    from ztdeploy.target.measure.sweep_report import SweepReport
 
 #: What is left when something became slower.
 REGRESSION = 7
@@ -63,10 +63,10 @@ def compare(
     layout: Annotated[Literal["text", "md"], typer.Option("--format", help="md: for a pull request.")] = "text",
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.measure.any_report import read_any_report
-    from ztdeploy.measure.compare_markdown import markdown
-    from ztdeploy.measure.compare_reports import Criteria, compare_reports
-    from ztdeploy.measure.entries import FIELDS, parse_match
+    from ztdeploy.report.any_report import read_any_report
+    from ztdeploy.report.compare.comparison import Criteria, compare_reports
+    from ztdeploy.report.compare.entries import FIELDS, parse_match
+    from ztdeploy.report.compare.markdown import markdown
 
     criteria = Criteria(
         max_slowdown=max_slowdown / 100,
@@ -113,15 +113,15 @@ def show(
 
 def _measured_on(report: BenchReport | SweepReport) -> str:
     from ztdeploy.core.text import printable
-    from ztdeploy.measure.entries import bench_runs
+    from ztdeploy.report.compare.entries import bench_runs
 
     run = bench_runs(report)[0]
     return printable(f"{run.bundle.timm_name}, {run.bundle.runtime}, {run.machine.processor}, {run.before.at[:10]}")
 
 
 def _show_figures(comparison: ReportComparison) -> None:
-    from ztdeploy.measure.compare_markdown import interval
-    from ztdeploy.measure.entries import FIELDS
+    from ztdeploy.report.compare.entries import FIELDS
+    from ztdeploy.report.compare.markdown import interval
 
     settings = [pair.setting for pair in comparison.pairs]
     varying = {"variant", *(name for name in FIELDS if len({getattr(one, name) for one in settings}) > 1)}
@@ -152,7 +152,7 @@ def _show_figures(comparison: ReportComparison) -> None:
 
 
 def _show_remarks(comparison: ReportComparison) -> None:
-    from ztdeploy.measure.compare_markdown import pair_remarks
+    from ztdeploy.report.compare.markdown import pair_remarks
 
     for pair in comparison.pairs:
         for text in pair_remarks(pair):

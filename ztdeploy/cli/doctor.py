@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json: JsonFlag = False) -> None:
-    from ztdeploy.doctor import examine
+    from ztdeploy.jobs.doctor import examine
 
     findings = examine()
     if json:

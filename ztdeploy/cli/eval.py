@@ -22,7 +22,7 @@ from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.eval_report import EvalReport, VariantScore
+    from ztdeploy.target.evaluate.eval_report import EvalReport, VariantScore
 
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
 #: Images with the highest divergence that are shown per variant; the report has more.
@@ -71,12 +71,12 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.fidelity.eval_page import check_page_path, write_eval_page
-    from ztdeploy.fidelity.eval_report import EvalRequest, check_eval_path, write_eval
-    from ztdeploy.fidelity.evaluate import evaluate_bundle
-    from ztdeploy.fidelity.record import check_recordable
-    from ztdeploy.fidelity.record import record as write_record
-    from ztdeploy.measure.plan import parse_keep_ratios
+    from ztdeploy.report.evaluate.page import check_page_path, write_eval_page
+    from ztdeploy.target.evaluate.eval_report import EvalRequest, check_eval_path, write_eval
+    from ztdeploy.target.evaluate.evaluate import evaluate_bundle
+    from ztdeploy.target.evaluate.record import check_recordable
+    from ztdeploy.target.evaluate.record import record as write_record
+    from ztdeploy.target.measure.plan import parse_keep_ratios
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
     request = EvalRequest(
@@ -179,7 +179,7 @@ def _show_against_dense(report: EvalReport) -> None:
 
 
 def _show_worst(report: EvalReport) -> None:
-    from ztdeploy.runtime.postprocess import chance
+    from ztdeploy.target.runtime.postprocess import chance
 
     rows = [
         (

@@ -8,7 +8,7 @@ from ztdeploy.cli.intervals import HEADING, change_words, mean_words, share_word
 from ztdeploy.cli.output import say, table
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.eval_report import EvalReport, Likeness, VariantScore
+    from ztdeploy.target.evaluate.eval_report import EvalReport, Likeness, VariantScore
 
 #: Images with the lowest cosine that are shown per variant; the report has more.
 _FURTHEST = 3

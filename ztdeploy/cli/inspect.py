@@ -12,8 +12,8 @@ from ztdeploy.cli.output import JsonFlag, cell, print_json, say, table
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.bundle import Bundle
-    from ztdeploy.manifest import EngineRecord, FidelityRecord, GraphRecord, VariantRecord
+    from ztdeploy.core.bundle import Bundle
+    from ztdeploy.core.manifest import EngineRecord, FidelityRecord, GraphRecord, VariantRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +29,8 @@ def inspect(
     variant: VariantOption = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.bundle import read_bundle
     from ztdeploy.cli.precision import show_choices, show_ranges
+    from ztdeploy.core.bundle import read_bundle
 
     opened = read_bundle(bundle)
     if json:
@@ -101,7 +101,7 @@ def _counts(tokens: Sequence[int]) -> str:
 
 def show_engines(bundle: Bundle) -> None:
     """What each engine is bound to, and what proves it."""
-    from ztdeploy.manifest import plugin_kind
+    from ztdeploy.core.manifest import plugin_kind
 
     rows = []
     for profile in bundle.manifest.profiles:
@@ -172,7 +172,7 @@ def show_drift(bundle: Bundle) -> None:
 
 def show_fidelity(bundle: Bundle) -> None:
     """What evaluations on images found out, if there were any."""
-    from ztdeploy.preprocess_spec import NOUNS
+    from ztdeploy.core.preprocess_spec import NOUNS
 
     vectors = bundle.manifest.model.gives != "logits"
     rows = [
@@ -203,7 +203,7 @@ def _answers(record: FidelityRecord) -> tuple[str, ...]:
 
 def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     """One variant, block by block."""
-    from ztdeploy.schedule import block_gmacs
+    from ztdeploy.core.schedule import block_gmacs
 
     layers = {layer.block: layer for layer in variant.plan.layers}
     graph = next(iter(variant.graphs.values()))

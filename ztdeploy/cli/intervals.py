@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.eval_report import Change, Mean, Quantile, Share
-    from ztdeploy.measure.statistics import Interval
+    from ztdeploy.target.evaluate.eval_report import Change, Mean, Quantile, Share
+    from ztdeploy.target.measure.statistics import Interval
 
 HEADING = "95 % interval"
 

@@ -12,8 +12,8 @@ from ztdeploy.cli.options import SIZE, parse_image_size, word_argument, word_opt
 from ztdeploy.cli.output import JsonFlag, print_json, say, table
 
 if TYPE_CHECKING:
-    from ztdeploy.models.check import ModelCheck
-    from ztdeploy.preprocess_spec import ImageSize
+    from ztdeploy.core.preprocess_spec import ImageSize
+    from ztdeploy.host.models.check import ModelCheck
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +53,7 @@ def models(
 
 def _listed(search: str) -> list[tuple[str, str, str, str]]:
     """Short names; where something is searched for, timm's as well."""
-    from ztdeploy.models.catalogue import CATALOGUE, MODULES
+    from ztdeploy.host.models.catalogue import CATALOGUE, MODULES
 
     rows = [(entry.family, name, entry.timm_name, entry.about) for name, entry in CATALOGUE.items()]
     if search and find_spec("timm") is not None:
@@ -73,8 +73,8 @@ def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
     Raises:
         ModelError: it can't be pruned; printed as JSON first where that was asked for.
     """
-    from ztdeploy.errors import ModelError
-    from ztdeploy.models.check import check_model
+    from ztdeploy.core.errors import ModelError
+    from ztdeploy.host.models.check import check_model
 
     try:
         found = check_model(name, image_size)
@@ -97,7 +97,7 @@ def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
 
 
 def _facts(found: ModelCheck) -> list[tuple[str, str]]:
-    from ztdeploy.methods import METHODS
+    from ztdeploy.core.methods import METHODS
 
     sizes, dense, pruned = found.architecture, found.gmacs, found.pruned_gmacs
     kind = "class token among them" if sizes.class_token else "no class token that the head reads"

@@ -11,11 +11,11 @@ import typer
 
 from ztdeploy.core import arguments
 from ztdeploy.core.arguments import Numbers, WholeNumbers
-from ztdeploy.errors import InputError
+from ztdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from ztdeploy.models.catalogue import WeightsSource
-    from ztdeploy.preprocess_spec import ImageSize, PreprocessOptions
+    from ztdeploy.core.manifest import WeightsSource
+    from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 
 _Value = TypeVar("_Value")
 
@@ -37,7 +37,7 @@ def counts_option(name: str, wanted: WholeNumbers, *, help: str) -> Any:
     """An option that takes several numbers, such as 1,8; it stays text."""
 
     def check(text: str) -> str:
-        from ztdeploy.measure.plan import parse_counts
+        from ztdeploy.target.measure.plan import parse_counts
 
         for count in parse_counts(text, name):
             arguments.whole_number(name, count, wanted)
@@ -144,7 +144,7 @@ def preprocess_options(
     Raises:
         typer.BadParameter: `mean` or `std` is no list of numbers.
     """
-    from ztdeploy.preprocess_spec import PreprocessOptions
+    from ztdeploy.core.preprocess_spec import PreprocessOptions
 
     return PreprocessOptions.model_validate(
         {
@@ -174,7 +174,7 @@ def parse_image_size(text: str | None) -> ImageSize | None:
     Raises:
         typer.BadParameter: no size, or one of less than 8 pixels.
     """
-    from ztdeploy.preprocess_spec import LARGEST_SIDE, ImageSize
+    from ztdeploy.core.preprocess_spec import LARGEST_SIDE, ImageSize
 
     if text is None:
         return None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ztdeploy.cli.streams import silence
+from ztdeploy.core.errors import PARTLY_BUILT, StreamError
 from ztdeploy.core.text import json_text, printable
-from ztdeploy.errors import PARTLY_BUILT, StreamError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from ztdeploy.cli.output import cell, table
 
 if TYPE_CHECKING:
-    from ztdeploy.bundle import Bundle
-    from ztdeploy.manifest import CandidateRecord, ChoiceRecord, GateRow
+    from ztdeploy.core.bundle import Bundle
+    from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRow
 
 _WORDS = ("candidate", "precision", "result")
 _TIMES, _ANSWERS = ("candidate", "precision", "ms", "speed-up"), ("same answer, in %", "mean KL", "top-1, points")

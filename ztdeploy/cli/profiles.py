@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 @profiles.command("list", help="All shipped profiles.")
 def list_profiles(json: JsonFlag = False) -> None:
-    from ztdeploy.backends import backend_exists
-    from ztdeploy.profile import profile_names, read_profile
+    from ztdeploy.core.profile import profile_names, read_profile
+    from ztdeploy.target.backends import backend_exists
 
     found = [read_profile(name) for name in profile_names()]
     if json:
@@ -43,8 +43,8 @@ def list_profiles(json: JsonFlag = False) -> None:
 
 @profiles.command("schedules", help="All shipped schedules, for 'build --schedule'.")
 def list_schedules(json: JsonFlag = False) -> None:
-    from ztdeploy.profile import schedule_names, schedule_path
-    from ztdeploy.schedule import read_schedule
+    from ztdeploy.core.profile import schedule_names, schedule_path
+    from ztdeploy.core.schedule import read_schedule
 
     found = [read_schedule(schedule_path(Path(name))) for name in schedule_names()]
     if json:
@@ -61,7 +61,7 @@ def list_schedules(json: JsonFlag = False) -> None:
 @profiles.command("show", help="One profile in full, as TOML.")
 def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML file.")], json: JsonFlag = False) -> None:
     from ztdeploy.core.files import read_text
-    from ztdeploy.profile import profile_folder, read_profile
+    from ztdeploy.core.profile import profile_folder, read_profile
 
     profile = read_profile(name)
     if json:
@@ -75,8 +75,8 @@ def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML fil
 def check_profile(
     file: Annotated[str, word_argument("TOML file, or a shipped profile.")], json: JsonFlag = False
 ) -> None:
-    from ztdeploy.backends import backend_exists, get_backend
-    from ztdeploy.profile import read_profile
+    from ztdeploy.core.profile import read_profile
+    from ztdeploy.target.backends import backend_exists, get_backend
 
     profile = read_profile(file)
     exists = backend_exists(profile.backend)
@@ -92,7 +92,7 @@ def check_profile(
 
 
 def _built_where(backend: str) -> str:
-    from ztdeploy.backends import backend_exists, get_backend
+    from ztdeploy.target.backends import backend_exists, get_backend
 
     if not backend_exists(backend):
         return "-"

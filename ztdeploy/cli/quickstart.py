@@ -20,8 +20,8 @@ def quickstart(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.quickstart import KEEP_RATIOS
-    from ztdeploy.quickstart import quickstart as run_quickstart
+    from ztdeploy.jobs.quickstart import KEEP_RATIOS
+    from ztdeploy.jobs.quickstart import quickstart as run_quickstart
 
     with progress_bar(not json) as progress:
         rows = run_quickstart(out, progress, force=force)

@@ -29,7 +29,7 @@ def report(
     ] = 0.95,
 ) -> None:
     from ztdeploy.cli.sweep import show_verdicts
-    from ztdeploy.report.pages import read_sweep, write_pages
+    from ztdeploy.report.sweep.pages import read_sweep, write_pages
 
     found, folder = read_sweep(sweep)
     written = write_pages(found, out or folder, least_agreement=least_agreement)

@@ -11,7 +11,7 @@ from ztdeploy.cli.output import JsonFlag, print_json, progress_bar, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.runtime.postprocess import Prediction
+    from ztdeploy.target.runtime.postprocess import Prediction
 
 _CHUNK = 16
 
@@ -40,9 +40,9 @@ def run(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.preprocess_spec import NOUNS
-    from ztdeploy.runtime.postprocess import chance
-    from ztdeploy.runtime.runner import load
+    from ztdeploy.core.preprocess_spec import NOUNS
+    from ztdeploy.target.runtime.postprocess import chance
+    from ztdeploy.target.runtime.runner import load
 
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
         if runner.bundle.manifest.weights.source == "random":

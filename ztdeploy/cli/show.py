@@ -12,9 +12,9 @@ from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOptio
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
-    from ztdeploy.fidelity.reasons import LayerReasons
-    from ztdeploy.fidelity.show import Seen
-    from ztdeploy.runtime.postprocess import Label
+    from ztdeploy.report.show.show import Seen
+    from ztdeploy.target.evaluate.reasons import LayerReasons
+    from ztdeploy.target.runtime.postprocess import Label
 
 HELP = """Draw which patches of images the engines keep, layer by layer: a PNG per image, and a page of all.
 
@@ -35,8 +35,8 @@ def show(
     profile: ProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.fidelity.show import PAGE, show_bundle
-    from ztdeploy.measure.plan import parse_keep_ratios
+    from ztdeploy.report.show.show import PAGE, show_bundle
+    from ztdeploy.target.measure.plan import parse_keep_ratios
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
     rows, found, vectors = [], [], False
@@ -114,6 +114,6 @@ def _gone(seen: Seen) -> str:
 
 
 def _best(labels: tuple[Label, ...]) -> str:
-    from ztdeploy.runtime.postprocess import chance
+    from ztdeploy.target.runtime.postprocess import chance
 
     return f"{labels[0].name} ({chance(labels[0].probability, labels[0].value, 0)})" if labels else "-"

@@ -13,8 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from ztdeploy.core.errors import StreamError
 from ztdeploy.core.files import reason_of
-from ztdeploy.errors import StreamError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

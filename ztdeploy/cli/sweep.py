@@ -30,7 +30,7 @@ from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.measure.sweep_report import Row, SweepReport, SweepRequest
+    from ztdeploy.target.measure.sweep_report import Row, SweepReport, SweepRequest
 
 RESUME = "what is built and measured so far is kept: the same command goes on with it"
 
@@ -93,10 +93,10 @@ def sweep(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.measure.plan import parse_counts, parse_image_sizes
-    from ztdeploy.measure.sweep_report import SweepRequest
-    from ztdeploy.report.pages import write_pages
-    from ztdeploy.sweep import sweep as run_sweep
+    from ztdeploy.jobs.sweep import sweep as run_sweep
+    from ztdeploy.report.sweep.pages import write_pages
+    from ztdeploy.target.measure.plan import parse_counts, parse_image_sizes
+    from ztdeploy.target.measure.sweep_report import SweepRequest
 
     request = SweepRequest(
         model=model,
@@ -140,7 +140,7 @@ def default_out(request: SweepRequest) -> Path:
     """`sweep-MODEL-PROFILE`, or `sweep-BUNDLE`."""
     if request.bundle is not None:
         return Path(f"sweep-{request.bundle.resolve().name}")
-    from ztdeploy.models.sources import folder_word
+    from ztdeploy.host.models.sources import folder_word
 
     model = folder_word(request.model) if request.model else ""
     return Path(f"sweep-{model}-{Path(request.profile or '').stem}".rstrip("-"))
@@ -152,8 +152,8 @@ def parse_ratios(text: str | None) -> tuple[float, ...]:
     Raises:
         InputError: something else than numbers in (0, 1].
     """
-    from ztdeploy.errors import InputError
-    from ztdeploy.measure.plan import parse_keep_ratios
+    from ztdeploy.core.errors import InputError
+    from ztdeploy.target.measure.plan import parse_keep_ratios
 
     if text is None:
         return ()
@@ -169,7 +169,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     Raises:
         InputError: there is none.
     """
-    from ztdeploy.errors import InputError
+    from ztdeploy.core.errors import InputError
 
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not names:
@@ -180,9 +180,9 @@ def parse_names(text: str) -> tuple[str, ...]:
 def show_sweep(report: SweepReport) -> None:
     """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
     from ztdeploy.core.text import printable
-    from ztdeploy.report.identity import images
-    from ztdeploy.report.panels import panels
-    from ztdeploy.report.trust import warned
+    from ztdeploy.report.sweep.identity import images
+    from ztdeploy.report.sweep.panels import panels
+    from ztdeploy.report.sweep.trust import warned
 
     for panel in panels(report):
         _show_setting(panel.label, panel.rows)
@@ -198,7 +198,7 @@ def show_sweep(report: SweepReport) -> None:
 def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> None:
     """What to deploy, setting by setting, in words."""
     from ztdeploy.core.text import printable
-    from ztdeploy.report.verdict import LEAST_AGREEMENT, verdicts
+    from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
 
     found = verdicts(report, LEAST_AGREEMENT if least_agreement is None else least_agreement)
     for one in found:
@@ -207,7 +207,7 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
-    from ztdeploy.report.costs import fidelity_figures, fidelity_headings
+    from ztdeploy.report.sweep.costs import fidelity_figures, fidelity_headings
 
     known = fidelity_headings(rows)
     cells = [

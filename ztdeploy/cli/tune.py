@@ -28,8 +28,8 @@ from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.tuning.report import TuneReport
-    from ztdeploy.tuning.request import SamplerName, TuneRequest
+    from ztdeploy.report.tune.records import TuneReport
+    from ztdeploy.report.tune.request import SamplerName, TuneRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -82,9 +82,9 @@ def tune(
     json: JsonFlag = False,
 ) -> None:
     source = weights_source(weights)
-    from ztdeploy.errors import MissingExtraError
-    from ztdeploy.tuning.budget import parse_budget
-    from ztdeploy.tuning.request import TUNABLE, TuneRequest, check_request
+    from ztdeploy.core.errors import MissingExtraError
+    from ztdeploy.report.tune.budget import parse_budget
+    from ztdeploy.report.tune.request import TUNABLE, TuneRequest, check_request
 
     request = TuneRequest(
         model=model,
@@ -108,11 +108,11 @@ def tune(
     )
     folder = out or Path(f"{model}-tuning")
     check_request(request)
-    from ztdeploy.tuning.folder import check_folder, write_tuning
+    from ztdeploy.jobs.tune.folder import check_folder, write_tuning
 
     check_folder(folder)
     try:
-        from ztdeploy.tuning.run import tune as run
+        from ztdeploy.jobs.tune.run import tune as run
     except ModuleNotFoundError as error:
         name = error.name or "optuna"
         extra = "tune" if name.split(".")[0] in ("optuna", "sqlalchemy") else "build"
@@ -141,8 +141,8 @@ def _sampler(name: str | None) -> SamplerName | None:
     Raises:
         InputError: no such sampler.
     """
-    from ztdeploy.errors import InputError, did_you_mean
-    from ztdeploy.tuning.request import SAMPLERS
+    from ztdeploy.core.errors import InputError, did_you_mean
+    from ztdeploy.report.tune.request import SAMPLERS
 
     if name is not None and name not in SAMPLERS:
         raise InputError(f"--sampler {name}", "a sampler that there is", did_you_mean(name, SAMPLERS))
@@ -151,7 +151,7 @@ def _sampler(name: str | None) -> SamplerName | None:
 
 def show_tuning(report: TuneReport) -> None:
     """What was found, in words and tables."""
-    from ztdeploy.tuning.words import cautions, findings, subtitle, title
+    from ztdeploy.report.tune.words import cautions, findings, subtitle, title
 
     say(title(report))
     say(subtitle(report))

@@ -10,7 +10,7 @@ from ztdeploy.cli.options import BundleArgument, word_option
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, table, warn
 
 if TYPE_CHECKING:
-    from ztdeploy.manifest import EngineRecord
+    from ztdeploy.core.manifest import EngineRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def verify(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.runtime.verify import verify_bundle
+    from ztdeploy.target.verify import verify_bundle
 
     with progress_bar(not json) as progress:
         report = verify_bundle(bundle, profile, progress)
@@ -62,7 +62,7 @@ def finalize(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.finalize import finalize_bundle
+    from ztdeploy.target.finalize import finalize_bundle
 
     with progress_bar(not json) as progress:
         report = finalize_bundle(bundle, progress, profile=profile)
@@ -84,7 +84,7 @@ def finalize(
 
 
 def _kept(engine: EngineRecord) -> str:
-    from ztdeploy.manifest import plugin_kind
+    from ztdeploy.core.manifest import plugin_kind
 
     kind = plugin_kind(engine.fingerprint.plugins)
     return "plain" if kind == "none" else f"plugins ({kind})"

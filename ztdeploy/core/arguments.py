@@ -14,8 +14,8 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 
+from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.files import LONGEST_NAME, LONGEST_PATH, nameable
-from ztdeploy.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ztdeploy.core.arguments import shown
+from ztdeploy.core.errors import InputError, ZtdeployError
 from ztdeploy.core.files import TEXT_LIMIT, read_text
-from ztdeploy.errors import InputError, ZtdeployError
-from ztdeploy.toml import read_toml
+from ztdeploy.core.toml import read_toml
 
 #: Bytes of a file of settings; real ones have one or two kilobytes.
 SETTINGS_LIMIT = 128 * 2**10

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from ztdeploy.errors import InputError, OutputError, ZtdeployError
+from ztdeploy.core.errors import InputError, OutputError, ZtdeployError
 
 #: What a text file of settings, names or records may hold; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, cast
 
+from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import (
     CHOOSE,
     FORGOTTEN_S,
@@ -34,7 +35,6 @@ from ztdeploy.core.files import (
     remove_empty,
 )
 from ztdeploy.core.locks import only_writer, taken_at_once
-from ztdeploy.errors import OutputError
 
 _LOCK = "lock"
 _FULL_BYTES = 64 * 2**10

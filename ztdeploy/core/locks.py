@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import CHOOSE, disk_errors, make_folder, remove_empty
-from ztdeploy.errors import OutputError
 
 
 def _nothing() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ztdeploy.core.errors import BundleError
 from ztdeploy.core.files import read_bytes
-from ztdeploy.errors import BundleError
 
 #: A graph keeps its weights outside: files have some hundred kilobytes and ten thousands of fields.
 LIMIT = 64 * 2**20

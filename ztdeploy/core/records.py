@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ztdeploy.core.data import first_error, parse_json
+from ztdeploy.core.errors import ParityError
 from ztdeploy.core.text import finite, json_text
-from ztdeploy.errors import ParityError
 
 _Record = TypeVar("_Record", bound=BaseModel)
 

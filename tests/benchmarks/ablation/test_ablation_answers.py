@@ -11,10 +11,10 @@ from helpers.models import IMAGE_SIZE, images, tiny_vit
 from benchmarks.ablation.answers import answer, joined
 from benchmarks.ablation.ranking import overlaps, rankings
 from benchmarks.ablation.topics import Row, with_options
-from ztdeploy.models.vit import VitAdapter
-from ztdeploy.pruning.pruned_model import PrunedModel
-from ztdeploy.runtime.activation import divergences
-from ztdeploy.schedule import default_schedule
+from ztdeploy.core.schedule import default_schedule
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.runtime.activation import divergences
 
 ADAPTER = VitAdapter(tiny_vit(), IMAGE_SIZE)
 PLAIN = default_schedule(0.6, ADAPTER.architecture)

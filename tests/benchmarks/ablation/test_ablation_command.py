@@ -15,7 +15,7 @@ from helpers.processes import HANG_S, Done, started
 import ztdeploy
 from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.report import AblateReport
-from ztdeploy.models.catalogue import ASSETS
+from ztdeploy.host.models.catalogue import ASSETS
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 DIGITS = ASSETS / "digits"

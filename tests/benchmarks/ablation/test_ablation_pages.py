@@ -14,7 +14,7 @@ from helpers.pages import EVIL, check_inert
 from benchmarks.ablation.folder import MARKDOWN, PAGE, REPORT, write_ablation
 from benchmarks.ablation.report import AblateReport
 from benchmarks.ablation.topic_names import Topic
-from ztdeploy.errors import OutputError
+from ztdeploy.core.errors import OutputError
 
 STATES = {
     "full": lambda: ablations.report(),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ztdeploy
 from helpers.processes import HANG_S, Done
-from ztdeploy.plugins.library import plugin_abi
+from ztdeploy.target.plugins.library import plugin_abi
 
 HERE = Path(__file__).parent
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]

@@ -1,0 +1,202 @@
+"""Linear layers in 8-bit integers: which they are, what they compute, and what must stay as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers.graphs import SPEC, trace_of
+from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, tiny_vit, variant
+from helpers.sessions import run_graph, serialised
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from ztdeploy.core.methods import METHODS
+from ztdeploy.core.profile import Int8Options
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.host.export import export_onnx, specialise
+from ztdeploy.host.graph.blocks import blocks_graph
+from ztdeploy.host.graph.exact_products import with_exact_products
+from ztdeploy.host.graph.int8 import quantised, to_int8
+from ztdeploy.host.graph.notes import notes_of, without_notes
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+
+INT8 = replace(SPEC, precision="int8")
+LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
+#: A model that each method can prune; every other one once.
+MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for method in METHODS}
+
+
+@cache
+def traced(method: str) -> ir.Model:
+    return trace_of(MODELS[method], method)
+
+
+@cache
+def dense() -> ir.Model:
+    module = PrunedModel(VitAdapter(tiny_vit(), PREPROCESS.image_size), PruningSchedule(name="dense", layers=()))
+    return export_onnx(module, PREPROCESS, SPEC)
+
+
+def pruning_nodes(model: ir.Model) -> list[tuple[Any, ...]]:
+    """All that pruning layers compute: operators, values by name, and the constants that they read."""
+    return [
+        (node.name, node.op_type, [value and value.name for value in node.inputs], [v.dtype for v in node.outputs])
+        for node in model.graph
+        if "prune" in (node.name or "").split("/")
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_the_same_counts_and_its_layers_untouched(method: str) -> None:
+    single = traced(method)
+    before = serialised(single)
+    typed = specialise(single, INT8)
+    assert serialised(single) == before
+    assert serialised(specialise(single, INT8)) == serialised(typed), "the same bytes every time"
+    onnx.checker.check_model(onnx.load_from_string(serialised(typed)), full_check=True)
+    products = [node.name for node in typed.graph if node.op_type == "MatMulInteger"]
+    wanted = [f"blocks.{block}/{layer}/MatMul_0/int8" for block in range(DEPTH) for layer in LINEAR]
+    assert products == wanted
+    assert pruning_nodes(typed) == pruning_nodes(single)
+    assert pruning_nodes(single)
+    gone = {node.name for node in single.graph} - {node.name for node in typed.graph}
+    assert gone == {name.removesuffix("/int8") for name in wanted}
+    shapes = [{value.name: str(value.shape) for value in model.graph.outputs} for model in (single, typed)]
+    assert shapes[0] == shapes[1]
+    image = pixels(3).numpy()
+    exact, given_ = run_graph(single, image=image), run_graph(typed, image=image)
+    for name, values in given_.items():
+        assert values.shape == exact[name].shape, name
+        if name != "logits":  # what stays is a choice: ascending, without repetition
+            assert name.endswith("into") or (np.diff(values, axis=-1) > 0).all()
+    assert np.isfinite(given_["logits"]).all()
+
+
+def test_logits_are_near_those_of_fp32_and_not_the_same() -> None:
+    image = pixels(4).numpy()
+    exact, rounded = (run_graph(model, image=image)["logits"] for model in (dense(), specialise(dense(), INT8)))
+    apart = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 1e-4 < apart < 5e-2
+
+
+def test_onnx_runtimes_own_quantiser_makes_the_same_of_it(tmp_path: Path) -> None:
+    """An independent implementation: the same integers, hence the same answers."""
+    (tmp_path / "single.onnx").write_bytes(serialised(dense()))
+    names = [
+        node.name.removesuffix("/int8") for node in specialise(dense(), INT8).graph if node.op_type == "MatMulInteger"
+    ]
+    quantize_dynamic(
+        tmp_path / "single.onnx",
+        tmp_path / "theirs.onnx",
+        nodes_to_quantize=names,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
+    image = pixels(4).numpy()
+    theirs = run_graph((tmp_path / "theirs.onnx").read_bytes(), image=image)["logits"]
+    ours = run_graph(specialise(dense(), INT8), image=image)["logits"]
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@given(
+    arrays.arrays(np.float32, (5, 3), elements=st.floats(-8, 8, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)),
+    st.sampled_from([127, 63]),
+)
+def test_a_weight_is_off_by_half_a_step_of_its_column_at_most(weight: np.ndarray, largest: int) -> None:
+    integers, scales = quantised(weight, largest)
+    assert integers.dtype == np.int8
+    assert np.abs(integers.astype(int)).max() <= largest
+    assert (np.abs(integers * scales - weight) <= 0.5001 * scales).all()
+    assert (quantised(-weight, largest)[0] == -integers).all()
+    assert (integers[weight == 0] == 0).all()
+
+
+def one_product(weight: np.ndarray) -> ir.Model:
+    """`[n, K]` times a weight, by the name of a block's linear layer."""
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="blocks.0/mlp/fc1/MatMul_0")
+    value = onnx.helper.make_tensor_value_info
+    rows, columns = weight.shape
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [value("x", 1, ["n", rows])],
+        [value("y", 1, ["n", columns])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_the_product_is_what_the_formula_says(bits: Any, extreme: bool) -> None:
+    """s_x s_w (q_x - z_x) q_w in NumPy, in ONNX's reference, spelt out, and by ONNX Runtime's kernels.
+
+    Extreme: the largest integers side by side, which do not fit 16 bits with 8-bit weights. A processor that adds them
+    there takes other kernels.
+    """
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(96, 33)).astype(np.float32)
+    x = generator.normal(size=(7, 96)).astype(np.float32)
+    if extreme:
+        weight, x = np.sign(weight), np.abs(np.sign(x))
+    typed = to_int8(one_product(weight), Int8Options(weight_bits=bits))
+    step = np.float32((max(x.max(), 0) - min(x.min(), 0)) / 255)
+    zero = np.rint(np.float32(-min(x.min(), 0)) / step)
+    integers = np.clip(np.rint(x / step) + zero, 0, 255).astype(np.int64)
+    scales = np.abs(weight).max(0) / {8: 127, 7: 63}[bits]
+    wanted = step * scales * ((integers - int(zero)) @ np.rint(weight / scales).astype(np.int64))
+    results = {
+        "reference": ReferenceEvaluator(onnx.load_from_string(serialised(typed))).run(None, {"x": x})[0],
+        "spelt out": run_graph(with_exact_products(typed), x=x)["y"],
+        "kernels": run_graph(typed, x=x)["y"],
+    }
+    for name, result in results.items():
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
+
+
+def test_exact_products_leave_no_integer_one_and_change_nothing_else() -> None:
+    typed = specialise(traced("zero-tprune"), INT8)
+    before = serialised(typed)
+    exact = with_exact_products(typed)
+    assert serialised(typed) == before
+    assert "MatMulInteger" not in {node.op_type for node in exact.graph}
+    assert pruning_nodes(exact) == pruning_nodes(typed)
+    assert {node.name for node in typed.graph} - {node.name for node in exact.graph} == {
+        node.name for node in typed.graph if node.op_type == "MatMulInteger"
+    }
+
+
+def test_blocks_ahead_stay_fp32_and_seven_bits_are_seven() -> None:
+    options = Int8Options(from_block=2, weight_bits=7)
+    typed = specialise(dense(), replace(INT8, int8=options))
+    products = [node for node in typed.graph if node.op_type == "MatMulInteger"]
+    assert {(node.name or "").split("/")[0] for node in products} == {"blocks.2", "blocks.3"}
+    weights = [node.inputs[1].const_value.numpy() for node in products]
+    assert {int(np.abs(weight.astype(int)).max()) for weight in weights} == {63}
+    assert options.label == "from-2-w7"
+    assert Int8Options().label == ""
+
+
+def test_graphs_with_notes_and_of_blocks_alone_come_in_int8_too() -> None:
+    noted = export_onnx(pruned(variant("class-token")), PREPROCESS, SPEC, noted=True)
+    typed = specialise(noted, INT8)
+    assert notes_of(typed) == notes_of(noted)
+    image = pixels(2).numpy()
+    with_notes, plain = (run_graph(model, image=image) for model in (typed, without_notes(typed)))
+    assert all((with_notes[name] == values).all() for name, values in plain.items())
+    blocks = blocks_graph(specialise(dense(), INT8), range(1, 3))
+    assert blocks is not None
+    tokens = np.random.default_rng(0).normal(size=(2, 9, 48)).astype(np.float32)
+    assert run_graph(blocks, tokens=tokens)["tokens_out"].shape == (2, 9, 48)

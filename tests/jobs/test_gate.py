@@ -1,0 +1,162 @@
+"""Which variants are shipped, and what is left of those that are not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.errors import refused
+
+from ztdeploy.cli.app import run
+from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.errors import ImageError, InputError
+from ztdeploy.core.manifest import GateLimits, GateRow
+from ztdeploy.core.profile import read_profile
+from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.jobs.gate import Gate, check_gate
+from ztdeploy.target.evaluate.judgement import _missed, advice
+from ztdeploy.target.verify import verify_bundle
+
+DIGITS = ASSETS / "digits"
+LIMITS = GateLimits(max_drop=1.0, min_agreement=0.9, max_kl=0.1)
+OF_VECTORS = GateLimits(min_cosine=0.9)
+
+
+def row(
+    ratio: float, *, drop: float | None = 0.0, agreement: float = 1.0, kl: float = 0.0, method: str = "m"
+) -> GateRow:
+    found = GateRow(
+        variant=f"keep-{ratio}", keep_ratio=ratio, method=method, drop=drop, agreement=agreement, kl=kl, failed=()
+    )
+    return found.model_copy(update={"failed": tuple(_missed(found, LIMITS))})
+
+
+def test_each_limit_says_by_how_much_it_was_missed() -> None:
+    assert row(0.5, drop=1.0, agreement=0.9, kl=0.1).failed == ()
+    assert row(0.5, drop=None).failed == ()
+    assert row(0.5, drop=1.75).failed == ("top-1 falls by 1.75 points, 0.75 more than allowed",)
+    assert row(0.5, agreement=0.87).failed == ("agreement is 0.8700, 0.0300 less than asked for",)
+    assert row(0.5, kl=0.35).failed == ("mean KL is 0.3500, 0.2500 more than allowed",)
+    assert len(row(0.5, drop=9, agreement=0.1, kl=2).failed) == 3
+
+
+def test_advice_names_what_passes_and_estimates_between() -> None:
+    """Between 0.5 (3 points) and 0.7 (0.5 points), 1 point is at 0.66; the KL of 0.2 to 0.05 is at 0.6333."""
+    rows = [row(0.9), row(0.7, drop=0.5, kl=0.05), row(0.5, drop=3.0, kl=0.2), row(0.3, drop=20.0)]
+    assert advice(rows, LIMITS) == [
+        "m: keep ratio 0.7 passes",
+        "m: about 0.66 might pass (an estimate by interpolation, not measured)",
+    ]
+
+
+def test_advice_goes_up_to_dense_and_keeps_methods_apart() -> None:
+    rows = [row(0.6, drop=2.0), row(0.8, method="other", kl=0.2), row(0.7, method="third")]
+    assert advice(rows, LIMITS) == [
+        "m: about 0.80 might pass (an estimate by interpolation, not measured)",
+        "other: about 0.90 might pass (an estimate by interpolation, not measured)",
+    ]
+
+
+def vectors(ratio: float, cosine: float) -> GateRow:
+    found = GateRow(
+        variant=f"keep-{ratio}",
+        keep_ratio=ratio,
+        method="m",
+        drop=None,
+        agreement=None,
+        kl=None,
+        cosine=cosine,
+        failed=(),
+    )
+    return found.model_copy(update={"failed": tuple(_missed(found, OF_VECTORS))})
+
+
+def test_vectors_are_judged_by_their_cosine() -> None:
+    """Between 0.5 (0.80) and 0.7 (0.95), a cosine of 0.9 is at 0.6333."""
+    assert vectors(0.7, 0.9).failed == ()
+    assert vectors(0.5, 0.85).failed == ("mean cosine is 0.8500, 0.0500 less than asked for",)
+    assert advice([vectors(0.7, 0.95), vectors(0.5, 0.8)], OF_VECTORS) == [
+        "m: keep ratio 0.7 passes",
+        "m: about 0.64 might pass (an estimate by interpolation, not measured)",
+    ]
+    assert advice([vectors(0.5, 0.8)], OF_VECTORS) == [
+        "m: about 0.75 might pass (an estimate by interpolation, not measured)"
+    ]
+
+
+def test_nothing_is_made_up() -> None:
+    """No ratio between 0.99 and 1 can be named; a schedule of its own has no ratio."""
+    assert advice([row(0.99, drop=2.0)], LIMITS) == []
+    own = row(0.5, drop=2.0).model_copy(update={"keep_ratio": None})
+    assert advice([own], LIMITS) == []
+    assert advice([row(0.5)], LIMITS) == []
+
+
+def test_what_cannot_be_judged_is_refused_early(tmp_path: Path) -> None:
+    cpu = [read_profile("cpu")]
+    flat = Gate(DIGITS / "images", LIMITS)
+    refused(lambda: check_gate(flat, cpu, None, 10), "--max-drop", "no labels", kind=InputError)
+    refused(lambda: check_gate(Gate(tmp_path, LIMITS), cpu, None, 10), "no images", kind=ImageError)
+    refused(lambda: check_gate(flat, cpu, None, 0, "embedding"), "--max-drop 1", "--min-cosine", kind=InputError)
+    of_vectors = Gate(DIGITS / "images", GateLimits(min_cosine=0.9))
+    refused(lambda: check_gate(of_vectors, cpu, None, 10), "--min-cosine 0.9", "gives logits", kind=InputError)
+    assert not check_gate(of_vectors, cpu, None, 0, "features").labelled
+
+
+def command(out: Path, *arguments: str) -> int:
+    return run(["build", "-m", "vit_digits", "-p", "cpu", "-o", str(out), "--calib", str(DIGITS), *arguments])
+
+
+@pytest.mark.usefixtures("traces")
+def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    assert command(out, "-k", "0.3", "-k", "0.6", "--max-kl", "0.03") == 0
+    said = capsys.readouterr()
+    assert re.search(
+        r"warning: 'keep-0.30' is not in the bundle: on 360 images of 'digits' \(cpu\), mean KL is", said.err
+    )
+    assert "keep ratio 0.6 passes" in said.err
+    verify_bundle(out, None, lambda *_: None)
+    manifest = read_bundle(out).manifest
+    assert [variant.name for variant in manifest.variants] == ["keep-0.60", "dense"]
+    assert manifest.default_variant == "keep-0.60"
+    (gate,) = manifest.gates
+    assert {one.variant: bool(one.failed) for one in gate.rows} == {"keep-0.30": True, "keep-0.60": False}
+    assert (gate.images, gate.limits.max_kl, len(gate.data_sha256)) == (360, 0.03, 64)
+    assert all(read_bundle(out).fidelity(variant, "cpu") is not None for variant in manifest.variants)
+    assert not [path for path in out.rglob("*") if "keep-0.30" in path.name]
+    assert "keep-0.30" not in (out / "README.md").read_text()
+    on_disk = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert on_disk == {*manifest.files, "manifest.json"}
+
+
+@pytest.mark.usefixtures("traces")
+def test_where_none_passes_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path / "bundle", "-k", "0.3", "--max-drop", "0.1", "--json") == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"error: no pruned variant passes .*keep-0\.30: top-1 falls by .*; expected .*; prune less.*", line
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--max-drop", "0.5"), "--max-drop 0.5 without --calib"),
+        (("--calib", "nowhere"), "'nowhere' does not exist"),
+        (("--calib", ".", "--max-kl", "inf"), "--max-kl inf"),
+    ],
+)
+def test_refusals(
+    arguments: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["build", "-m", "vit_digits", "-p", "cpu", "-o", "out", *arguments]) == 3
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""What a search writes: well-formed, escaped, nothing half; and schedules that can be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import tunings
+from helpers.errors import refused
+from helpers.pages import EVIL, check_inert
+
+from ztdeploy.core.errors import InputError, OutputError
+from ztdeploy.core.options import MethodOptions
+from ztdeploy.core.profile import profile_folder, profile_names, read_profile
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule, read_schedule
+from ztdeploy.jobs.tune.folder import PAGE, PATCH, REPORT, check_folder, tune_folder, write_tuning
+from ztdeploy.jobs.tune.schedule_file import toml
+from ztdeploy.report.tune.records import TuneReport
+
+STATES = {
+    "full": lambda: tunings.report(),
+    "front": lambda: tunings.report(front=True),
+    "unlabelled": lambda: tunings.report(labelled=False),
+    "one trial": lambda: tunings.report(trials=1),
+    "measured": lambda: tunings.report(measured=True),
+    "hostile": lambda: tunings.report(name=EVIL),
+}
+
+
+@pytest.fixture(scope="module", params=STATES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneReport, Path]:
+    report, out = STATES[request.param](), tmp_path_factory.mktemp("tuning")
+    paths = write_tuning(report, out)
+    assert set(paths) == {path for path in out.rglob("*") if path.is_file()}
+    assert paths[0] == out / PAGE
+    return report, out
+
+
+def test_all_of_it_is_well_formed_and_asks_for_nothing(written: tuple[TuneReport, Path]) -> None:
+    for path in written[1].iterdir():
+        if path.suffix in (".html", ".svg"):
+            check_inert(path)
+
+
+def test_report_and_schedules_come_back(written: tuple[TuneReport, Path]) -> None:
+    report, out = written
+    assert TuneReport.model_validate_json((out / REPORT).read_text()) == report
+    for one in report.compared:
+        assert read_schedule(out / "schedules" / f"{one.name}.toml") == one.tuned.schedule
+    searched = tuple(one.tuned.schedule for one in report.compared if one.searched)
+    for name in profile_names():
+        patched = out.with_name(f"{name}.toml")
+        patched.write_text((profile_folder() / f"{name}.toml").read_text() + (out / PATCH).read_text())
+        assert read_profile(str(patched)) == read_profile(name).model_copy(update={"schedules": searched})
+    page = (out / PAGE).read_text()
+    for one in report.compared:
+        assert f"{one.tuned.kl.value:.4f}" in page
+    assert ("Predicted and measured" in page) == bool(report.measured)
+    assert ("was not searched for" in page) == (report.request.budget is not None)
+
+
+def test_any_schedule_comes_back_from_its_file(tmp_path: Path) -> None:
+    schedule = PruningSchedule(
+        name="all-of-it",
+        method="zero-tprune-merge",
+        options=MethodOptions(partner="keys", coherent=False, least_similarity=0.25),
+        layers=(
+            LayerSpec(block=2, drop=7, similarity_share=0.75, iterations=3),
+            LayerSpec(block=4, keep_ratio=0.5, similarity_drop=2),
+        ),
+    )
+    (tmp_path / "x.toml").write_text(toml(schedule))
+    assert read_schedule(tmp_path / "x.toml") == schedule
+
+
+def test_an_earlier_report_goes_and_anything_else_stays(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    write_tuning(tunings.report(front=True), out)
+    write_tuning(tunings.report(), out)
+    assert len(list((out / "schedules").iterdir())) == 2
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary" / "today.txt").write_text("mine")
+    refused(lambda: check_folder(tmp_path / "diary"), "something else than a search", kind=OutputError)
+    refused(lambda: check_folder(tmp_path / "diary" / "today.txt"), "is a file", kind=OutputError)
+
+
+def test_one_search_at_a_time_and_a_refused_one_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+
+    def second() -> None:
+        with tune_folder(out, own_study=True):
+            raise AssertionError
+
+    def refusing() -> None:
+        with tune_folder(tmp_path / "new", own_study=True):
+            (tmp_path / "new" / "study.db").write_text("begun")
+            raise InputError("a", "b", "c")
+
+    with tune_folder(out, own_study=True):
+        refused(second, "another search is writing", kind=OutputError)
+    refused(refusing, kind=InputError)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,417 @@
+"""The bundle: a folder with engines, graphs, one shared weights file, golden data, and the evidence.
+
+It is the only thing that host and target have in common. A bundle is untrusted input: every path in its manifest
+is checked to stay inside it, every file against its hash, and nothing in it is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ztdeploy.core import arguments
+from ztdeploy.core.data import first_error, parse_json, read_json
+from ztdeploy.core.errors import BundleError, InputError, OutputError, did_you_mean
+from ztdeploy.core.files import (
+    disk_errors,
+    is_temporary,
+    is_there,
+    nameable,
+    open_regular,
+    read_bytes,
+    reason_of,
+    writing,
+)
+from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
+from ztdeploy.core.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
+from ztdeploy.core.onnx_file import read_graph
+from ztdeploy.core.records import to_json
+from ztdeploy.core.schedule import Architecture
+
+MANIFEST = "manifest.json"
+WEIGHTS_FILE = "graphs/weights.safetensors"
+_MANIFEST_LIMIT = 64 * 2**20
+#: Bytes of pixels that one call may be given.
+_MOST_BYTES = 2**31
+#: Files that belong to a bundle whose manifest lists none.
+_LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
+
+
+class Bundle:
+    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root, self.manifest = root, manifest
+        self._linked = set[str]()  #: links out of the bundle whose files have been found to be those of the manifest
+
+    def path(self, name: str) -> Path:
+        """The absolute path of a bundle's file.
+
+        A hub's client and Kubernetes lay a folder out as links to files elsewhere. Such a link is followed for reading
+        if what it leads to has the hash that the manifest gives it.
+
+        Raises:
+            BundleError: the file is missing, is not listed, is no regular file, or is a link to another file.
+        """
+        path = self.root / name
+        if name not in self.manifest.files:
+            raise BundleError(f"'{name}' of {self.root}", "a file listed in the manifest", "build the bundle again")
+        try:
+            with open_regular(path):
+                pass
+        except OSError as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason_of(error)}"
+            raise BundleError(
+                f"'{path}' {what}", "every file of the manifest", "copy the whole folder again"
+            ) from error
+        if name not in self._linked and not path.resolve().is_relative_to(self.root.resolve()):
+            if not self._is_as_built(name):
+                raise BundleError(
+                    f"'{path}' leads outside the bundle, to another file than the manifest's",
+                    "the bundle's own files",
+                    "do not use this bundle",
+                )
+            self._linked.add(name)
+        return path
+
+    def _is_as_built(self, name: str) -> bool:
+        path, record = self.root / name, self.manifest.files[name]
+        return path.stat().st_size == record.bytes and sha256_of(path) == record.sha256
+
+    def verify_files(self, names: list[str] | None = None) -> None:
+        """Compare files (default: all) with their recorded sizes and sha256.
+
+        Raises:
+            BundleError: a file is missing or has changed.
+        """
+        for name in sorted(self.manifest.files) if names is None else names:
+            path, record = self.path(name), self.manifest.files[name]
+            if not self._is_as_built(name):
+                raise BundleError(
+                    f"'{path}' has changed since the build",
+                    f"sha256 {record.sha256[:12]}...",
+                    "copy or build the bundle again",
+                )
+
+    def files_of_graph(self, name: str) -> list[str]:
+        """A graph's file, and those that it has its runtime read: all of them listed with a hash.
+
+        Raises:
+            BundleError: it is no plain graph, or reads what the manifest does not list, or more than a file holds.
+        """
+        files = [name]
+        try:
+            reads = read_graph(self.path(name)).reads
+        except BundleError:
+            self.verify_files([name])  # says so where the file is not the one that was built
+            raise
+        for location, least in reads.items():
+            file = (PurePosixPath(name).parent / location).as_posix()
+            if file not in self.manifest.files or self.manifest.files[file].bytes < least:
+                raise BundleError(
+                    f"'{self.root / name}' reads {least} bytes of '{file}'",
+                    "weights that the manifest lists, and no more than there are",
+                    "do not use this bundle",
+                )
+            files.append(file)
+        return files
+
+    def files_of_engine(self, variant: VariantRecord, profile: str) -> list[str]:
+        """All that is read to open a variant's engine: its own files, the graph that it was built from, weights.
+
+        Raises:
+            BundleError: as `files_of_graph`; or there is no such graph.
+        """
+        engine, graph = variant.engines[profile], variant.graphs[profile]
+        source = graph.source(engine.fingerprint.plugins)
+        if source is None:
+            raise BundleError(
+                f"an engine with plugins for '{variant.name}', whose graph has none",
+                "the graph that it was built from",
+                f"run: ztdeploy finalize {self.root}",
+            )
+        opened = engine.file if engine.file.endswith(".onnx") else source  # an engine may name its graph
+        return list(dict.fromkeys([*engine.files, source, WEIGHTS_FILE, *self.files_of_graph(opened)]))
+
+    def engine_digest(self, engine: EngineRecord) -> str:
+        """The sha256 of all that decides what an engine answers: its own files, and the weights that it may share."""
+        hashes = [self.manifest.files[name].sha256 for name in (*engine.files, WEIGHTS_FILE)]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    def fidelity(self, variant: VariantRecord, profile: str) -> FidelityRecord | None:
+        """What is on record of a variant's engine, if the engine and the dense one still are those evaluated."""
+        engine = variant.engines.get(profile)
+        if engine is None or engine.fidelity is None:
+            return None
+        dense = self.manifest.dense.engines.get(engine.fidelity.dense_profile or profile)
+        if dense is None:
+            return None
+        now = (self.engine_digest(engine), self.engine_digest(dense))
+        return engine.fidelity if now == (engine.fidelity.engine_sha256, engine.fidelity.dense_sha256) else None
+
+    def profile_name(self, wanted: str | None) -> str:
+        """The profile to run: the one asked for, or the first that has engines."""
+        if wanted is not None:
+            arguments.text("profile", wanted)
+            for failed in self.manifest.failed:
+                if failed.profile == wanted:
+                    raise BundleError(failed.line, f"a profile in {self.root}", "build it again for that one")
+            if wanted not in self.manifest.profiles:
+                raise BundleError(
+                    f"profile '{wanted}' of {self.root}",
+                    "a profile in the bundle",
+                    did_you_mean(wanted, self.manifest.profiles),
+                )
+            return wanted
+        for name in self.manifest.profiles:
+            if any(name in variant.engines for variant in self.manifest.variants):
+                return name
+        raise BundleError(
+            f"{self.root} holds no engine ({'; '.join(self.manifest.lines_of_missing)})",
+            "at least one engine that this machine can run",
+            "build with --profile cpu as well",
+        )
+
+    def variant(self, keep_ratio: float | None = None, name: str | None = None) -> VariantRecord:
+        """A variant by keep ratio or name; the default one where neither is given.
+
+        Raises:
+            BundleError: the bundle has no such variant, or both were given.
+            InputError: a keep ratio that is no number, or a name that is no text.
+        """
+        if keep_ratio is not None and name is not None:
+            raise BundleError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
+        keep_ratio = keep_ratio if keep_ratio is None else arguments.number("keep_ratio", keep_ratio)
+        name = name if name is None else arguments.text("variant", name)
+        name = self.manifest.default_variant if name is None and keep_ratio is None else name
+        for variant in self.manifest.variants:
+            if variant.name == name or _is_ratio(keep_ratio, variant.keep_ratio):
+                return variant
+        have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
+        asked = f"variant '{name}'" if keep_ratio is None else f"keep ratio {keep_ratio:g}"
+        raise BundleError(
+            f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it"
+        )
+
+
+def _is_ratio(asked: float | None, there: float | None) -> bool:
+    """Whether two keep ratios are one, in NumPy's fp32 as well."""
+    return asked is not None and there is not None and math.isclose(asked, there, rel_tol=1e-6)
+
+
+def read_bundle(root: str | Path) -> Bundle:
+    """Open a bundle.
+
+    Raises:
+        BundleError: not a bundle, a damaged manifest, a newer schema, or a path that leaves the bundle.
+    """
+    folder = arguments.folder("bundle", root)
+    path = folder / MANIFEST
+    expected = "a folder that 'ztdeploy build' wrote"
+    with suppress(OSError):
+        if not is_there(path):
+            raise BundleError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
+    text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
+    try:
+        data = parse_json(text.decode())
+        version = _SchemaVersion.model_validate(data).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"'{folder}' has schema version {version}",
+                f"version {SCHEMA_VERSION}",
+                "upgrade ztdeploy" if version > SCHEMA_VERSION else "build the bundle again",
+            )
+        manifest = Manifest.model_validate(data)
+        _check_types(data, manifest.model_dump(mode="json", by_alias=True), ())
+    except ValueError as error:  # that of pydantic is one, too
+        where, wrong = first_error(error) if isinstance(error, ValidationError) else ("", str(error))
+        raise BundleError(
+            f"'{path}' is damaged at {where or 'the JSON'}: {wrong}",
+            "a manifest as built",
+            "build the bundle again",
+        ) from error
+    _check_consistent(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+class _SchemaVersion(BaseModel):
+    schema_version: int = Field(strict=True)
+
+
+def _check_types(found: Any, read: Any, where: tuple[str, ...]) -> None:
+    """Refuse values that pydantic has converted to another type, such as text or a truth value to a number."""
+    if isinstance(found, dict) and isinstance(read, dict):
+        for name, value in found.items():
+            _check_types(value, read.get(name), (*where, name))
+    elif isinstance(found, list) and isinstance(read, list):
+        for one, other in zip(found, read, strict=False):
+            _check_types(one, other, where)
+    elif type(found) is not type(read) and (type(found), type(read)) != (int, float):
+        raise ValueError(f"a value of another type at {'.'.join(where)[:200]}")
+
+
+def _check_consistent(folder: Path, manifest: Manifest) -> None:
+    """Every file that the manifest refers to must be one that it lists with a hash."""
+    used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
+    used |= {*(blocks.file for blocks in manifest.blocks.values()), *manifest.timing_caches.values()}
+    used |= {manifest.class_names} if manifest.class_names else set()
+    for variant in manifest.variants:
+        used |= {file for graph in variant.graphs.values() for file in graph.files}
+        used |= {file for engine in variant.engines.values() for file in engine.files}
+    unlisted = sorted(used - set(manifest.files))
+    if unlisted:
+        raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")
+    alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST))
+    twice = [name for name in sorted(manifest.files) if alike[name.casefold()] > 1]
+    if twice:  # on some disks names that differ in case alone are one file
+        raise _inconsistent(folder, f"lists '{twice[0]}' under two names, or itself")
+    names = [variant.name for variant in manifest.variants]
+    if manifest.default_variant not in names:
+        raise _inconsistent(folder, f"lacks its default variant '{manifest.default_variant}'")
+    if all(variant.plan.layers for variant in manifest.variants):
+        raise _inconsistent(folder, "has no dense variant")
+    for variant in manifest.variants:
+        if names.count(variant.name) > 1:
+            raise _inconsistent(folder, f"has two variants '{variant.name}'")
+        if variant.name not in manifest.golden.outputs:
+            raise _inconsistent(folder, f"has no golden outputs of '{variant.name}'")
+        if set(variant.graphs) != set(manifest.profiles) or not set(variant.engines) <= set(manifest.profiles):
+            raise _inconsistent(folder, f"has other profiles than the graphs and engines of '{variant.name}'")
+        _check_plan(folder, variant, manifest.model.architecture)
+    fixed = [graph.batch or 1 for variant in manifest.variants for graph in variant.graphs.values()]
+    batch = max(*fixed, *(size for profile in manifest.profiles.values() for size in profile.batch.sizes))
+    if batch * math.prod(manifest.preprocess.shape) > _MOST_BYTES:
+        raise _inconsistent(folder, f"asks for {batch} images of {manifest.preprocess.image_size} at a time")
+    grid, patches = manifest.model.architecture.grid, manifest.model.architecture.patch_tokens
+    if grid is not None and (min(grid) < 1 or math.prod(grid) != patches):
+        raise _inconsistent(folder, f"has a grid of {grid[0]} x {grid[1]} for {patches} patches")
+
+
+def _check_plan(folder: Path, variant: VariantRecord, architecture: Architecture) -> None:
+    """A plan's layers follow one another, each with fewer tokens, all of them tokens of the model."""
+    tokens, block = architecture.tokens, -1
+    for layer in variant.plan.layers:
+        kept = layer.prefix_tokens == architecture.prefix_tokens <= layer.tokens_out
+        if not (kept and layer.tokens_in == tokens > layer.tokens_out > 0 and block < layer.block < architecture.depth):
+            raise _inconsistent(folder, f"has a plan of '{variant.name}' that cannot be at block {layer.block + 1}")
+        tokens, block = layer.tokens_out, layer.block
+    entering = [architecture.tokens] * architecture.depth
+    for layer in variant.plan.layers:
+        entering[layer.block + 1 :] = [layer.tokens_out] * (architecture.depth - layer.block - 1)
+    if list(variant.plan.tokens_per_block) != entering:
+        raise _inconsistent(folder, f"has a plan of '{variant.name}' with other tokens than its layers leave")
+    if any(len(graph.nodes) != architecture.depth for graph in variant.graphs.values()):
+        raise _inconsistent(folder, f"counts nodes of more or fewer blocks of '{variant.name}' than there are")
+
+
+def _inconsistent(folder: Path, found: str) -> BundleError:
+    return BundleError(f"'{folder / MANIFEST}' {found}", "a consistent manifest", "build the bundle again")
+
+
+def sha256_of(path: Path) -> str:
+    """
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_records(folder: Path, names: list[str] | None = None) -> dict[str, FileRecord]:
+    """Hash files of a folder; by default everything but its manifest."""
+    everything = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = everything if names is None else [folder / name for name in names]
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in paths
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    with new_manifest(folder, manifest):
+        pass
+
+
+@contextmanager
+def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Write a manifest beside the old one, whose place it takes when the block ends well."""
+    with writing(folder / MANIFEST) as file:
+        file.write(to_json(manifest, indent=1, by_alias=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())  # what needs space comes first
+        yield
+
+
+@contextmanager
+def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder that becomes `out`, or what is in it, when the block ends well, and vanishes when it does not.
+
+    A killed process leaves only a hidden folder in or beside `out`, which the next build removes.
+
+    Raises:
+        OutputError: `out` exists (and is not a bundle to be replaced with `force`), cannot be written, or is full.
+    """
+    check_output(out, force=force)
+    with new_folder(_real(out), last=MANIFEST) as folder:
+        yield folder
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Fail early where a bundle could not be written in the end.
+
+    Raises:
+        OutputError: see `new_bundle_folder`; nothing that is not a bundle's is ever replaced.
+    """
+    final = _real(out)
+    with disk_errors(out):
+        above = next((folder for folder in final.parents if is_there(folder)), final)
+        if not above.is_dir():
+            raise OutputError(f"'{out}' lies below the file '{above}'", "a folder's path", "choose another --out")
+        if content_of(final) if final.is_dir() else is_there(final):
+            _check_replaceable(out, final, force=force)
+    check_writable(final)
+
+
+def _real(out: Path) -> Path:
+    """Where a folder really is: "." has no name, and a link to a folder stays one."""
+    with disk_errors(out):
+        return Path(os.path.realpath(nameable(out)))
+
+
+def _check_replaceable(out: Path, final: Path, *, force: bool) -> None:
+    if not force:
+        raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another --out, or add --force")
+    # A manifest.json alone proves nothing: web apps have one, too.
+    if not (final / MANIFEST).is_file() or not (final / WEIGHTS_FILE).is_file():
+        raise OutputError(f"'{out}' exists and is not a bundle", "a bundle to replace", "choose another --out")
+    own = _listed(final)
+    files = [name for name in files_of(final) if not any(map(is_temporary, Path(name).parts))]
+    strange = [name for name in files if not (name in own if own else _LAYOUT.fullmatch(name))]
+    if strange:
+        raise OutputError(
+            f"'{out}' holds '{strange[0]}', which is not the bundle's",
+            "nothing but a bundle to replace",
+            "move it elsewhere, or choose another --out",
+        )
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that a manifest names, whatever else is wrong with it; empty where it names none."""
+    try:
+        files = read_json(folder / MANIFEST, _MANIFEST_LIMIT)["files"]
+    except (InputError, KeyError, TypeError):
+        return set()
+    return {MANIFEST, *files} if isinstance(files, dict) and files else set()

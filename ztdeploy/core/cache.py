@@ -1,0 +1,79 @@
+"""The cache of what takes long to make: where it lies, what its entries are named after, and who writes when.
+
+An entry is named after everything that decides its content, so it is never out of date; whoever reads one checks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from ztdeploy.core.errors import OutputError
+from ztdeploy.core.files import reason_of
+from ztdeploy.core.profile import data_folder
+from ztdeploy.core.tools import tool_versions
+
+VARIABLE = "ZTDEPLOY_CACHE"
+#: What to do about a cache that cannot be written.
+FIX = f"give --cache DIR, or set {VARIABLE}"
+
+
+def cache_folder(given: Path | None = None) -> Path:
+    """The one given, or that of the environment: `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        OutputError: no cache is named, and there is no home folder, as for a container's arbitrary user.
+    """
+    if given is not None:
+        return given.absolute()
+    if named := os.environ.get(VARIABLE):
+        return Path(named).absolute()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if shared.is_absolute():  # a relative one is to be ignored
+        return shared / "ztdeploy"
+    try:
+        return Path.home() / ".cache" / "ztdeploy"
+    except RuntimeError as error:
+        raise OutputError("this user has no home folder for the cache", "HOME to be set", FIX) from error
+
+
+def key_of(**facts: object) -> str:
+    """The sha256 of what is said here, of ztdeploy's own files, and of the versions of its tools.
+
+    Args:
+        facts: what JSON can hold; the order of names does not matter.
+    """
+    everything = {"facts": facts, "tools": tool_versions(), "source": source_digest()}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def source_digest() -> str:
+    """The sha256 of all files of this package, and of the plugins: what is made depends on who makes it."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for folder in (package, data_folder("plugins")):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Turn a cache that cannot be written into an error that says how to have another one."""
+    try:
+        yield
+    except (OSError, OutputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = reason_of(cause) if isinstance(cause, OSError) else str(error)
+        raise OutputError(
+            f"the cache '{folder}' cannot be used: {reason}",
+            "a writable folder with enough space",
+            f"free space there, {FIX}",
+        ) from error

@@ -1,0 +1,250 @@
+"""From a pruned module to a plain ONNX graph with static token counts."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
+from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
+from ztdeploy.core.profile import Int8Options, Precision
+from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.host.graph import apply_passes
+from ztdeploy.host.graph.board import for_old_parsers
+from ztdeploy.host.graph.fused_attention import fuse_attention
+from ztdeploy.host.graph.int8 import to_int8
+from ztdeploy.host.graph.precision import to_precision
+from ztdeploy.host.graph.static_int8 import Ranges, to_static_int8, within_int8
+from ztdeploy.host.graph.static_shapes import check_static_shapes
+from ztdeploy.host.graph.turing import without_fp32_products
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What distinguishes two graphs of the same pruned model. Profiles that agree on it share one graph."""
+
+    opset: int
+    image_input: ImageInput
+    batch: int | None  #: None is a dynamic batch axis
+    precision: Precision = "fp32"
+    turing: bool = False  #: must compile for compute capability 7.5
+    board: bool = False  #: must be read by the oldest TensorRT that boards have
+    fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
+    int8: Int8Options | None = None  #: of precision int8
+
+    @property
+    def traced(self) -> GraphSpec:
+        """The spec of the trace that the graph is made from."""
+        return replace(self, precision="fp32", turing=False, board=False, fused_attention_from=None, int8=None)
+
+    def label(self, others: Iterable[GraphSpec]) -> str:
+        """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
+        parts = {
+            "opset": f"opset{self.opset}",
+            "image_input": self.image_input,
+            "batch": f"batch-{'any' if self.batch is None else self.batch}",
+            "precision": self.precision,
+            "turing": "turing" if self.turing else "",
+            "board": "board" if self.board else "",
+            "int8": self.int8.label if self.int8 else "",
+            "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
+        }
+        differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
+        return "-".join(parts[name] for name in differing if parts[name])
+
+
+class Deployable(nn.Module):
+    """The module that is traced: normalisation inside, the choice of tokens as int32 outputs."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        pruned: PrunedModel,
+        preprocess: PreprocessSpec,
+        image_input: ImageInput,
+        *,
+        notes: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            notes: is told the names of the notes, which then are outputs as well; a call, since tracing gives a module
+                its attributes back.
+        """
+        super().__init__()
+        self.pruned, self.image_input, self.notes = pruned, image_input, notes
+        deviation = torch.tensor(preprocess.std).view(1, -1, 1, 1)
+        mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
+        self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
+        self.register_buffer("shift", -mean / deviation, persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 `[B, H, W, C]` to what the model takes, fp32 `[B, C, H, W]`."""
+        return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift  # TensorRT moves no uint8
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """`image` is uint8 `[B, H, W, C]`, or fp32 `[B, C, H, W]` already normalised."""
+        tensor = self.normalise(image) if self.image_input == "uint8" else image
+        if self.notes is None:
+            (output, *choices), notes = self.pruned(tensor), dict[str, Tensor]()
+        else:
+            (output, *choices), notes = self.pruned.noted(tensor)
+            self.notes(notes)
+        return (output, *(indices.to(torch.int32) for indices in choices), *notes.values())
+
+
+def choice_names(layer: LayerPlan) -> tuple[str, ...]:
+    """The graph outputs of a pruning layer."""
+    return tuple(pruning_output(layer.block, what) for what in (("kept", "into") if layer.merges else ("kept",)))
+
+
+def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:
+    height, width, channels = preprocess.shape
+    batch = spec.batch or 2  # 1 would be specialised away where the axis is dynamic
+    if spec.image_input == "uint8":
+        return torch.randint(0, 256, (batch, height, width, channels), dtype=torch.uint8)
+    return torch.randn(batch, channels, height, width)
+
+
+def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
+    """Trace the module and clean the graph up; the same module gives the same bytes.
+
+    Args:
+        noted: what the pruning layers note becomes outputs as well, behind the ordinary ones; see `graph.notes`.
+
+    Returns:
+        An ONNX model whose initialisers still live in memory, shared with the module's parameters.
+    """
+    notes: dict[str, None] = {}  # a module may be traced more than once
+    tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
+    module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
+    outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
+    axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
+    with torch.no_grad(), quiet_exporter(), no_garbage_collection():
+        program = torch.onnx.export(
+            module,
+            (example_input(spec, preprocess),),
+            dynamo=True,
+            opset_version=spec.opset,
+            dynamic_shapes=axes,
+            input_names=[IMAGE],
+            output_names=outputs,
+            custom_translation_table=_translations(),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    for value, name in zip(model.graph.outputs[len(outputs) :], notes, strict=True):
+        value.name = name
+    apply_passes(model)
+    return model
+
+
+def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
+    """The graph that a spec asks for, from the fp32 trace, which stays as it is.
+
+    Args:
+        ranges: what int8 activations that are not dynamic need.
+    """
+    if spec == spec.traced:
+        return traced
+    model = _typed(traced, spec, ranges)
+    if spec.turing:
+        without_fp32_products(model)
+    if spec.board:
+        for_old_parsers(model)
+    if spec.fused_attention_from is not None:
+        fuse_attention(model, spec.fused_attention_from)
+    check_static_shapes(model)
+    return model
+
+
+def _typed(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None) -> ir.Model:
+    """A copy of the trace in the spec's precision."""
+    if spec.precision == "fp32":
+        return traced.clone()
+    if spec.precision == "int8":
+        options = spec.int8 or Int8Options()
+        if options.activations == "dynamic":
+            model = to_int8(traced, options)
+        else:
+            assert ranges is not None or not options.static, "static ranges have to be measured first"
+            model = to_static_int8(traced, options, ranges or {})
+        return to_precision(model, options.rest, within=within_int8(model, options))
+    return to_precision(traced, spec.precision)
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operators whose stock translation carries more nodes than the static shapes here need."""
+    return {
+        torch.ops.aten.scaled_dot_product_attention.default: _plain_attention,
+        torch.ops.aten.unbind.int: _unbind,
+    }
+
+
+def _unbind(self: Any, dim: int = 0) -> Any:
+    """One Gather with a scalar index per part, instead of Slice and Squeeze."""
+    return [op.Gather(self, op.Constant(value_int=part), axis=dim) for part in range(self.shape[dim])]
+
+
+def _plain_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q k^T / sqrt(d) + mask) v, in the form that runtimes recognise and fuse; a mask is what is added."""
+    if is_causal or enable_gqa or (attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL):
+        raise NotImplementedError("attention with a mask of truth values, causal or grouped, inside a block")
+    factor = scale if scale is not None else float(query.shape[-1]) ** -0.5
+    scaled = op.Mul(query, op.Constant(value_float=factor))
+    scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """The exporter makes millions of objects that live to its end. In a process that holds many already, looking for
+    garbage among them takes up to a third of its time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter's notes are for its developers; errors still come as exceptions."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,120 @@
+"""Every integer layer of a graph by itself, on inputs whose products are known: what proves a runtime's kernels.
+
+Whole engines can't be compared closely with each other in int8: between integer products fp32 operators differ in the
+last bit, now and then a value falls to the next step, and each layer turns a small difference into the root of it. One
+layer on given integers has no such excuse: sums of products of 8-bit integers are exact, or the kernel is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ztdeploy.host.graph.rewriting import constant, new_node, numbers
+
+#: How many tokens a layer is given: those of extreme values, and random ones.
+ROWS = 16
+_SINGLE = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class IntegerLayers:
+    """A graph of layers side by side, each with an input and an output of its own, named after it."""
+
+    model: ir.Model
+    feeds: Mapping[str, NDArray[np.float32]]  #: `[1, ROWS, K]`
+    wanted: Mapping[str, NDArray[np.float64]]  #: `[1, ROWS, N]`, exactly
+
+
+def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
+    """The layers of a graph that has been through `to_static_int8`; None where it has none.
+
+    Inputs are whole steps of the layer's own scale, so that rounding them changes nothing. Where the runtime rounds by
+    row a step is worth 1, and one value in 64 is 127: with that as the largest, every scale is 1. The first rows are
+    at either end of the range, by the signs of one output's weights as well: the largest sums that there are.
+    """
+    generator = np.random.default_rng(seed)
+    graph = ir.Graph([], [], nodes=[], opset_imports=dict(typed.graph.opset_imports), name="integer layers")
+    feeds, wanted = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float64]]()
+    for product, rounding, scaling in layers_of(typed.graph):
+        weight, scales = (numbers(value) for value in scaling.inputs[:2])
+        scale, low, high = _range(rounding)
+        steps = _extremes(weight, low, high, generator)
+        if rounding is None:
+            steps[:, ::64] = high
+        source, result = _copy(graph, product, rounding, scaling)
+        feeds[source] = (steps * scale).astype(np.float32)[None]
+        sums = steps.astype(np.float64) @ weight.astype(np.float64)  # exact: far below 2^53
+        wanted[result] = (sums * (scale * scales.astype(np.float64)))[None]
+    return IntegerLayers(ir.Model(graph, ir_version=typed.ir_version), feeds, wanted) if feeds else None
+
+
+def layers_of(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node | None, ir.Node]]:
+    """Each product with an integer weight, but for that of pixels, which are integers already: itself; what rounds its
+    activations, None where that is left to the runtime; what scales its weight."""
+    for node in (node for node in graph if node.op_type == "MatMul"):
+        activation, weight = (value.producer() if value is not None else None for value in node.inputs)
+        if weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        if activation is None or activation.op_type != "DequantizeLinear":
+            yield node, None, weight
+            continue
+        integers = activation.inputs[0]
+        rounding = integers.producer() if integers is not None else None
+        if rounding is not None and rounding.op_type == "QuantizeLinear":
+            yield node, rounding, weight
+
+
+def _range(rounding: ir.Node | None) -> tuple[float, int, int]:
+    """What a step is worth, and from where to where steps go, the zero point taken off."""
+    if rounding is None:
+        return 1.0, -127, 127
+    scale, zero = (numbers(value) for value in rounding.inputs[1:])
+    limits = np.iinfo(zero.dtype)
+    return float(scale), int(limits.min) - int(zero), int(limits.max) - int(zero)
+
+
+def _extremes(weight: NDArray[np.int8], low: int, high: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`[ROWS, K]`, for a weight `[K, N]`."""
+    steps = generator.integers(low, high, (ROWS, len(weight)), endpoint=True)
+    positive = weight[:, generator.integers(weight.shape[1])] > 0
+    steps[:4] = [
+        np.full(len(weight), low),
+        np.full(len(weight), high),
+        *(np.where(positive, *ends) for ends in ((high, low), (low, high))),
+    ]
+    return steps
+
+
+def _copy(graph: ir.Graph, product: ir.Node, rounding: ir.Node | None, scaling: ir.Node) -> tuple[str, str]:
+    """Add a layer to the graph; the names of its input and its output."""
+    weight = scaling.inputs[0]
+    assert weight is not None
+    assert weight.shape is not None
+    width, outputs = weight.shape
+    source = ir.Value(name=f"{product.name}/x", shape=ir.Shape([1, ROWS, width]), type=ir.TensorType(_SINGLE))
+    graph.inputs.append(source)
+    value, nodes = source, list[ir.Node]()
+    if rounding is not None:
+        steps = [_held(graph, one) for one in rounding.inputs[1:]]
+        nodes = [new_node("QuantizeLinear", [source, *steps], product, "quantize")]
+        nodes.append(new_node("DequantizeLinear", [nodes[0].outputs[0], *steps], product, "dequantize"))
+        value = nodes[-1].outputs[0]
+    held = [_held(graph, one) for one in scaling.inputs]
+    nodes.append(new_node("DequantizeLinear", held, product, "weight", tuple(scaling.attributes.values())))
+    nodes.append(new_node("MatMul", [value, nodes[-1].outputs[0]], product, "y"))
+    graph.extend(nodes)
+    result = nodes[-1].outputs[0]
+    result.shape, result.type = ir.Shape([1, ROWS, outputs]), ir.TensorType(_SINGLE)
+    graph.outputs.append(result)
+    return str(source.name), str(result.name)
+
+
+def _held(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    assert value.dtype is not None
+    return constant(graph, str(value.name), numbers(value), value.dtype)

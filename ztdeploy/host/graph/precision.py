@@ -1,0 +1,191 @@
+"""Half precision as types in the graph: strongly typed runtimes take them as they are, flags have gone.
+
+What follows stays fp32, because rounding there costs accuracy or moves the ranking of tokens:
+
+- the normalisation of the image, ahead of the first contraction;
+- LayerNorm, whose variance overflows in fp16 for some checkpoints, and for the same reason a head of text embeddings,
+  which takes lengths;
+- everything a pruning layer computes, and for bf16 the softmax that it reads: eight bits do not rank tokens.
+
+What only moves data keeps the type of its data. Weights are cast once, ahead of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx.defs
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ztdeploy.core.errors import ModelError
+from ztdeploy.core.profile import Precision
+from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
+
+LOW: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_SUFFIX = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895e38}
+_CONTRACTIONS = {"Conv", "MatMul", "Gemm", "Einsum"}
+_NORMALISATIONS = {"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"}
+MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat"}
+MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
+
+
+def to_precision(model: ir.Model, precision: Precision, *, within: Callable[[ir.Node], bool] | None = None) -> ir.Model:
+    """A copy of an fp32 graph with the given types inside; inputs and outputs keep theirs.
+
+    Args:
+        model: named by `stable_names`, with static shapes. It is not changed; weights are cast when they are read.
+        precision: "fp16" or "bf16"; "fp32" gives the graph itself.
+        within: which nodes may compute in it at all; None: all.
+
+    Raises:
+        ModelError: a weight is out of the type's range; a large one when it is read.
+    """
+    if precision == "fp32":
+        return model
+    typed = model.clone()
+    casts = _Casts(typed.graph)
+    choose = _chooser(typed.graph, LOW[precision], within or (lambda _node: True))
+    for node in list(typed.graph):
+        target = choose(node)
+        if target is None:
+            continue
+        for position, value in enumerate(node.inputs):
+            if value is not None and _is_float(value) and value.dtype != target:
+                node.replace_input_with(position, casts.of(value, target))
+        for output in node.outputs:
+            if _is_float(output):
+                output.type = ir.TensorType(target)  # the copy shares its type objects with the original
+    for position, output in enumerate(typed.graph.outputs):
+        if _is_float(output) and output.dtype != ir.DataType.FLOAT:
+            typed.graph.outputs[position] = casts.output(output)
+    _drop_unused(typed)
+    return typed
+
+
+def _chooser(
+    graph: ir.Graph, low: ir.DataType, within: Callable[[ir.Node], bool]
+) -> Callable[[ir.Node], ir.DataType | None]:
+    """Which type a node computes in; None for one that leaves the choice to nobody."""
+    first = next((node for node in graph if node.op_type in _CONTRACTIONS), None)
+    ahead = _ancestors(first) if first is not None else set()
+    opset = graph.opset_imports[""]
+
+    def choose(node: ir.Node) -> ir.DataType | None:
+        floats = [value for value in node.inputs if value is not None and _is_float(value)]
+        if not floats:
+            return None
+        if node in ahead or node.op_type in _NORMALISATIONS:
+            return ir.DataType.FLOAT
+        moved = {value.dtype for value in floats if not value.is_initializer()}
+        if node.op_type in MOVES and moved:
+            return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
+        if keeps_fp32(node) or not within(node) or not _takes(node, low, opset):
+            return ir.DataType.FLOAT
+        if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and is_ranked(node):
+            return ir.DataType.FLOAT
+        return None if node.op_type == "Cast" else low
+
+    return choose
+
+
+class _Casts:
+    """Casts of values, each made once: right behind its producer, or ahead of time for a weight."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph, self._made = graph, dict[tuple[ir.Value, ir.DataType], ir.Value]()
+
+    def of(self, value: ir.Value, target: ir.DataType) -> ir.Value:
+        key = (value, target)
+        if key not in self._made:
+            self._made[key] = self._weight(*key) if value.is_initializer() else self._cast(*key)
+        return self._made[key]
+
+    def output(self, value: ir.Value) -> ir.Value:
+        """An fp32 value under the name of a graph output, which itself gets another."""
+        name, value.name = value.name, f"{value.name}/{_SUFFIX[value.dtype or ir.DataType.FLOAT16]}"
+        cast = self._cast(value, ir.DataType.FLOAT)
+        cast.name = name
+        return cast
+
+    def _cast(self, value: ir.Value, target: ir.DataType) -> ir.Value:
+        name = f"{value.name}/{_SUFFIX[target]}"
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(target))], num_outputs=1, name=name)
+        cast = node.outputs[0]
+        cast.name, cast.shape, cast.type = name, value.shape, ir.TensorType(target)
+        producer = value.producer()
+        if producer is None:  # a graph input
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
+        return cast
+
+    def _weight(self, value: ir.Value, target: ir.DataType) -> ir.Value:
+        tensor, name = value.const_value, f"{value.name}.{_SUFFIX[target]}"
+        assert tensor is not None
+
+        def cast() -> ir.TensorProtocol:
+            return ir.tensor(_in_range(tensor.numpy(), target, str(value.name)), name=name)
+
+        # What stays inside the graph is read by its serialiser, which would hide the error in one of its own.
+        lazy = ir.LazyTensor(cast, dtype=target, shape=ir.Shape(tensor.numpy().shape), name=name)
+        now = tensor.size * target.itemsize < THRESHOLD_BYTES
+        weight = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target), const_value=cast() if now else lazy)
+        self._graph.register_initializer(weight)
+        return weight
+
+
+def _in_range(values: Any, target: ir.DataType, name: str) -> Any:
+    with np.errstate(over="ignore"):
+        low = values.astype(target.numpy())
+    lost = np.isfinite(values) & ~np.isfinite(low.astype(np.float32))
+    # Infinities that were there before are meant: prefix tokens have an infinite score.
+    if lost.any():
+        raise ModelError(
+            f"weight '{name}' holds {np.abs(values[lost]).max():.4g}, which {_SUFFIX[target]} cannot",
+            f"values up to {_LARGEST[target]:.6g}",
+            f"choose a profile with precision fp32{' or bf16' if target == ir.DataType.FLOAT16 else ''}",
+        )
+    return low
+
+
+def _takes(node: ir.Node, low: ir.DataType, opset: int) -> bool:
+    """Whether the operator is defined for the type: Conv takes bf16 since opset 22 only."""
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    return f"tensor({low.name.lower()})" in schema.inputs[0].types
+
+
+def _ancestors(node: ir.Node) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    waiting = list(node.predecessors())
+    while waiting:
+        found.add(one := waiting.pop())
+        waiting.extend(set(one.predecessors()) - found)
+    return found
+
+
+def _in_pruning_layer(node: ir.Node) -> bool:
+    return "/prune/" in (node.name or "")
+
+
+def keeps_fp32(node: ir.Node) -> bool:
+    """Whether a node is of a part that no precision changes: a pruning layer, or a head of text embeddings."""
+    return _in_pruning_layer(node) or "/text_head/" in (node.name or "")
+
+
+def is_ranked(node: ir.Node) -> bool:
+    """Whether a pruning layer reads what the node computes."""
+    return any(_in_pruning_layer(user) for user in node.outputs[0].consumers())
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in _SUFFIX
+
+
+def _drop_unused(model: ir.Model) -> None:
+    RemoveUnusedNodesPass()(model)
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        model.graph.initializers.pop(name)

@@ -1,0 +1,310 @@
+"""Reading weights that may come from anywhere: no code is ever run from a file.
+
+What a file claims is checked first: which tables of tensors there are in it, their names, sizes and types, and where in
+the file they lie. Only then is memory taken, and no more than twice what the file has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.core.data import parse_json
+from ztdeploy.core.errors import CheckpointError
+from ztdeploy.core.files import open_regular, reason_of
+from ztdeploy.core.kernel_files import kibibytes, table
+from ztdeploy.core.text import first_line
+from ztdeploy.host.models.inert_pickle import Made, Named
+from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor, contiguous, read_tensor, size_of
+from ztdeploy.host.models.torch_file import read_torch_file
+
+_T = TypeVar("_T")
+
+_LISTED = 5
+#: What people have in place of weights, by what it starts with, and what to do about it.
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "run 'git lfs pull' where it was cloned"),
+    (b"<", "a page of the web", "download the file itself"),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
+    (b"\x89HDF", "a file of HDF5, such as Keras writes", "convert it to safetensors"),
+    (b"{", "text in JSON", "give the file of weights that lies beside it"),
+)
+_HEAD = 32
+#: Tensors of a file, and characters of a name. Networks have some hundred tensors; with trainers' averages and
+#: optimizers it is a few times as many.
+_MOST_TENSORS, _LONGEST_NAME = 20_000, 500
+#: A table that lies deeper is not a network's.
+_MOST_LEVELS = 8
+#: Bytes of the header of a safetensors file; each tensor takes a hundred.
+_MOST_HEADER = 16 * 2**20
+#: What a file's tensors may take beyond twice its size: tensors share storages, and small ones may be repeated.
+_SLACK = 64 * 2**20
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
+_SAFETENSORS |= {
+    f"{letter}{bits}": f"{word}{bits}" for letter, word in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+#: A file that would have these called is meant to do harm: it is refused as a whole, though nothing of it is called.
+_HARMFUL_MODULES = {"os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "importlib", "socket", "ctypes", "shutil"}
+_HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
+
+#: The tables of tensors in a file by where they are in it, as in `state_dict` or `ema.shadow`; "" is the file itself.
+Tables = dict[str, dict[str, Tensor]]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The largest table of a file, as `as_weights` leaves it.
+
+    Raises:
+        CheckpointError: see `read_tables` and `as_weights`.
+    """
+    return as_weights(max(read_tables(path).values(), key=len), str(path))
+
+
+def read_tables(path: Path) -> Tables:
+    """All tensors of a file as they are, in its order; whatever else lies in it is skipped, and nothing of it is run.
+
+    A tensor without plain values (sparse, quantised, of a type that is no number) is one of torch's device "meta".
+
+    Raises:
+        CheckpointError: missing, of an unknown format, corrupt, meant to do harm, without a table of tensors, or with
+            tensors that would take more memory than the file can mean.
+    """
+    try:
+        with open_regular(path) as file:
+            stored = _stored_tables(file, path)
+            _check_bounds(stored, size_of(file), path)
+            return {
+                place: {name: read_tensor(file, tensor) for name, tensor in state.items()}
+                for place, state in stored.items()
+            }
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a file that can be read: {reason_of(error)}",
+            "a .safetensors or .pth file",
+            "check the path",
+        ) from error
+    except MemoryError as error:
+        raise _corrupt(path, ValueError("it takes more memory than there is")) from error
+    except (ValueError, OverflowError) as error:  # a place in a file may be beyond all integers of the system
+        raise _corrupt(path, error) from error
+
+
+def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The same with floating point tensors cast to fp32.
+
+    Raises:
+        CheckpointError: a tensor is not dense, or holds NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(
+                f"tensor '{name}' of '{where}' is sparse, quantised, or of a type that is no number by itself",
+                "dense tensors of plain numbers",
+                "save it as such",
+            )
+    cast = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    check_finite(cast, where)
+    return cast
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"tensor '{name}' of '{where}' holds NaN or infinity", "finite numbers", "use an intact checkpoint"
+            )
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, left_out: Sequence[str] = ()) -> None:
+    """Load parameters whose names and shapes must match the model's exactly.
+
+    Args:
+        left_out: names that the file holds beside them, to be told where something is missing.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected and mis-shaped.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [*(name for name in state if name not in own), *(left_out if missing else ())]
+    misshaped = [
+        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    misshaped += [
+        f"{name} {state[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in state and own[name].is_floating_point() != state[name].is_floating_point()
+    ]
+    if missing or unexpected or misshaped:
+        parts = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+        found = "; ".join(f"{len(names)} {kind}: {_short(names)}" for kind, names in parts.items() if names)
+        raise CheckpointError(
+            f"checkpoint '{path.name}' does not fit {type(model).__name__} ({found})",
+            f"the {len(own)} tensors of the model",
+            "give the --model and --image-size that the checkpoint was trained for",
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def parameters_sha256(model: nn.Module) -> str:
+    """A digest of names, types, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTensor]]:
+    """
+    Raises:
+        CheckpointError, ValueError: see `read_tables`.
+    """
+    head = file.read(_HEAD)
+    file.seek(0)
+    if head[8:9] == b"{":  # files are called in many ways, so that the content decides
+        return {"": _safetensors(file)}
+    if head[:2] != b"PK" and head[:1] != b"\x80":
+        raise _other_file(path, head)
+    saved = read_torch_file(file)
+    tables = {} if any(map(_is_harmful, saved.names)) else tables_in(saved.root, saved.tensor_of)
+    if not tables and not all(map(_is_known, saved.names)):
+        raise CheckpointError(
+            f"checkpoint '{path}' holds more than tensors (nothing in it was run)",
+            "a file of tensors, such as a state_dict",
+            "load it where you trust it, and save its state_dict as safetensors",
+        )
+    if not tables:
+        raise CheckpointError(
+            f"checkpoint '{path}' is not a table of tensors", "a state_dict", "save model.state_dict()"
+        )
+    return tables
+
+
+def _other_file(path: Path, head: bytes) -> CheckpointError:
+    """The error of a file of another format."""
+    unknown = ("of an unknown format" if head else "empty", "copy, download or convert it again")
+    what, fix = next((other for start, *other in _OTHERS if head.lstrip().startswith(start)), unknown)
+    return CheckpointError(
+        f"checkpoint '{path}' cannot be read: it is {what}", "a file of safetensors or of torch.save", fix
+    )
+
+
+def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dict[str, _T]]:
+    """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped.
+
+    Args:
+        tensor_of: the tensor that a value is; None where it is none.
+    """
+    return dict(_tables(root, tensor_of, (), {id(root)}))
+
+
+def _tables(
+    node: Any, tensor_of: Callable[[Any], _T | None], keys: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[str, dict[str, _T]]]:
+    """A dictionary or list that lies in several places, or in itself, is seen once; tensors in a list have no names."""
+    named = _entries(node)
+    tensors = {name: tensor for name, value in named.items() if (tensor := tensor_of(value)) is not None}
+    if tensors and not isinstance(node, (list, tuple)):
+        yield ".".join(keys), tensors
+    for name, value in named.items() if len(keys) < _MOST_LEVELS else ():
+        if name not in tensors and isinstance(value, (dict, list, tuple, Made)) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _tables(value, tensor_of, (*keys, name), seen)
+
+
+def _entries(node: Any) -> dict[str, Any]:
+    if isinstance(node, (list, tuple)):
+        return {str(place): value for place, value in enumerate(node)}
+    entries = node.entries if isinstance(node, Made) else node if isinstance(node, dict) else {}
+    return {name: value for name, value in entries.items() if isinstance(name, str)}
+
+
+def _is_known(name: Named) -> bool:
+    return name.module.partition(".")[0] in ("torch", "collections")
+
+
+def _is_harmful(name: Named) -> bool:
+    package = name.module.partition(".")[0]
+    in_builtins = package in ("builtins", "__builtin__") and name.name in _HARMFUL_BUILTINS
+    return package in _HARMFUL_MODULES or in_builtins
+
+
+def _safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
+    """
+    Raises:
+        ValueError: not of that format, or a tensor that lies outside the file.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_MOST_HEADER, size_of(file) - 8):
+        raise ValueError("its header is longer than the file, or than any network's")
+    header = parse_json(file.read(length).decode())
+    start, size = 8 + length, size_of(file)
+    try:
+        tensors = {name: _described(entry, start, size) for name, entry in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("its header is not a table of tensors") from error
+    if not tensors:
+        raise ValueError("it holds no tensor")
+    return tensors
+
+
+def _described(entry: Any, start: int, size: int) -> StoredTensor:
+    shape, kind, (begin, end) = tuple(entry["shape"]), str(entry["dtype"]), entry["data_offsets"]
+    dtype = DTYPES.get(_SAFETENSORS.get(kind, ""))
+    if not (type(begin) is type(end) is int and 0 <= begin <= end <= size - start):
+        raise ValueError("a tensor lies outside the file")
+    if dtype is None:
+        return StoredTensor(shape)
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError("a tensor's shape does not match its size")
+    return StoredTensor(shape, dtype, stride=contiguous(shape), offset=start + begin)
+
+
+def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
+    """Bounds on what is read, held, and compared with a model's own names, before any of it."""
+    count = sum(map(len, tables.values()))
+    if count > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for state in tables.values() for name in state):
+        raise CheckpointError(
+            f"checkpoint '{path}' holds {count:,} tensors, or one with a very long name",
+            f"at most {_MOST_TENSORS:,}, of names of at most {_LONGEST_NAME} characters",
+            "save the network's state_dict by itself",
+        )
+    cost = sum(tensor.cost for state in tables.values() for tensor in state.values())
+    if cost > 2 * size + _SLACK:
+        raise CheckpointError(
+            f"the tensors of checkpoint '{path}' would take {cost / 2**30:.3g} GiB, of a file of {size:,} bytes",
+            "tensors that are stored in full",
+            "save a contiguous copy of each",
+        )
+    available = kibibytes(table(Path("/proc/meminfo")).get("MemAvailable"))
+    if available is not None and cost > available * 2**10:
+        raise CheckpointError(
+            f"the tensors of checkpoint '{path}' take {cost / 2**30:.3g} GiB",
+            f"at most the memory at hand, {available / 2**20:.3g} GiB",
+            "save the network's state_dict by itself, or use a machine with more memory",
+        )
+
+
+def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint '{path}' cannot be read ({first_line(error)})", "an intact file", "copy or download it again"
+    )
+
+
+def _short(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,327 @@
+"""Which tensors of a checkpoint are a model's weights: decided by what fits the model's own names and shapes.
+
+A file may hold several tables (a model, its average, an optimizer), and a table several networks (a student and a
+teacher) and tensors that belong to none. Each table is brought to timm's names in every way that `dialects` knows; each
+prefix that many names share is tried; timm's own filters do the rest (OpenAI's and OpenCLIP's towers, Meta's DINOv2 and
+DINOv3, other image sizes). What leaves the fewest of the model's tensors without a counterpart is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from heapq import nlargest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.core.errors import CheckpointError
+from ztdeploy.host.models.checkpoint import Tables
+from ztdeploy.host.models.dialects import DIALECTS, without_wrappers
+
+State = dict[str, Tensor]
+
+#: What transformers are made of, beside what the model at hand is: such tensors are never left out as somebody else's.
+_PARTS = {
+    *("blocks", "patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token", "register_tokens"),
+    *("norm", "norm_pre", "fc_norm", "attn_pool", "head_dist", "aux_head", "rel_pos_bias", "rope", "pre_logits"),
+}
+#: What training adds to a network and nothing else reads.
+_LEFTOVERS = re.compile(r"(.*\.)?(mask_token|position_ids|relative_position_index|num_batches_tracked)$")
+#: What an average of weights is called, as a word of its own. Averages come first, for it is they that get published.
+_AVERAGED = re.compile(r"(^|[\W_])(ema|teacher|swa|averaged?|momentum_encoder|target_encoder)([\W_]|$)")
+#: Tables whose names and shapes are the parameters' own, and whose values are not.
+_OF_OPTIMIZERS = re.compile(r"optim|exp_avg|momentum_buffer|grad", re.IGNORECASE)
+#: What classifiers are called that are not called as timm calls them.
+_CLASSIFIER = re.compile(r"head|fc|cls|class|linear|logit|output|\d+$")
+#: What cannot be loaded as it is, by a part of some name, and what to do about it.
+_UNMERGED = (
+    (r"(^|[._])lora_", "LoRA adapters beside the weights", "merge them before (peft: model.merge_and_unload())"),
+    (r"(^|\.)_?flat_param", "weights that FSDP flattened", "save a full state_dict (StateDictType.FULL_STATE_DICT)"),
+)
+_DEEPEST, _LISTED = 12, 3
+#: Of a file and of a table, those that are tried: a file is made by somebody, and each costs time.
+_MOST_TABLES, _MOST_PREFIXES = 16, 32
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found in a file, and how well it fits."""
+
+    table: str  #: where in the file, "" being the file itself
+    prefix: str  #: of its names there
+    inside: State = field(repr=False, compare=False)  #: what has the prefix, without it, before anything was resampled
+    trunk: State  #: all but the head, in the model's names
+    head: State  #: empty where none was found
+    classes: int | None  #: what the head has; None without one
+    faults: int  #: tensors of the model that are missing or of another shape, and tensors that the model lacks
+    unnamed: int  #: names of the model that it has not
+    resampled: bool  #: whether positions were resampled to the model's image size
+    ignored: tuple[str, ...]  #: names of tensors that are not the network's
+    head_name: str = ""  #: what the head is called, where that is not what timm calls it
+    rivals: tuple[str, ...] = ()  #: what might be the head, where that is more than one
+    wide: int | None = None  #: how many numbers a head takes that is called as the model's, and takes others
+    others: tuple[str, ...] = field(default=(), compare=False)  #: where else something fits as well
+
+    @property
+    def state(self) -> State:
+        return {**self.trunk, **self.head}
+
+    @property
+    def place(self) -> str:
+        return f"{self.table}:{self.prefix}" if self.table and self.prefix else self.table or self.prefix
+
+    @property
+    def head_trouble(self) -> str:
+        """Why it has no head, in words; empty where there is none at all."""
+        if self.wide is not None:
+            return f" that fits: its own takes {self.wide} numbers"
+        return f", but {_listed(self.rivals)} that might be it" if self.rivals else ""
+
+    @property
+    def averaged(self) -> bool:
+        return _AVERAGED.search(self.place) is not None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What somebody who gave the file should know, in words."""
+        lines = []
+        if self.others:
+            why = "an average comes first" if self.averaged else "the first in the file"
+            lines.append(f"took '{self.place}' ({why}), where {_listed(self.others)} would fit as well")
+        if self.head_name:
+            lines.append(f"took '{self.head_name}' for the head")
+        if self.ignored:
+            lines.append(f"left out {_counted(len(self.ignored))} not the network's: {_listed(self.ignored)}")
+        return tuple(lines)
+
+
+def best_fit(tables: Tables, model: nn.Module, where: str) -> Fit:
+    """What of a file the model can load, or what comes nearest.
+
+    Args:
+        model: its values do not matter, nor how many classes it has.
+        where: what the file is called in errors.
+
+    Raises:
+        CheckpointError: the file holds weights in a form that has to be changed by whoever trained them.
+    """
+    target = _Target(model)
+    usable = {table: state for table, state in tables.items() if not _OF_OPTIMIZERS.search(table)} or tables
+    largest = set(nlargest(_MOST_TABLES, usable, key=lambda table: len(usable[table])))
+    fits = [fit for table, state in usable.items() if table in largest for fit in _fits(table, state, target)]
+    if len(usable) > 1 and not any(fit.head and not fit.faults for fit in fits):
+        # Its parts may be tables of their own.
+        whole = {f"{table}.{name}".lstrip("."): usable[table][name] for table in usable for name in usable[table]}
+        fits += _fits("", whole, target)
+    best = min(fits, key=lambda fit: (fit.faults, fit.unnamed, not fit.head, not fit.averaged))
+    if best.faults:
+        for pattern, what, fix in _UNMERGED:
+            if any(re.search(pattern, name) for state in tables.values() for name in state):
+                raise CheckpointError(f"checkpoint '{where}' holds {what}", "the network's own weights", fix)
+        return best
+    others = {fit.place: fit for fit in fits if not fit.faults and fit.place != best.place and not _same(fit, best)}
+    return replace(best, others=tuple(others))
+
+
+class _Target:
+    """The model's own names and shapes, the head apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        known: Any = model
+        self.model = model
+        named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+        self.heads = (named,) if isinstance(named, str) else tuple(named)
+        self.width = int(getattr(known, "head_hidden_size", None) or known.embed_dim)
+        self.own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(self.of_heads)}
+        self.parts = {name.partition(".")[0] for name in self.own} | _PARTS
+
+    @property
+    def of_heads(self) -> tuple[str, ...]:
+        return tuple(f"{head}." for head in self.heads)
+
+    @cached_property
+    def filter(self) -> Callable[..., State]:
+        """The filter for published checkpoints of the module that defines the model's class."""
+        module: Any = sys.modules[type(self.model).__module__]
+        known = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "filter_checkpoint", None)
+        if known is None:
+            return lambda state, _model: state
+        # DeiT-III published its layer scales under older names; the filter for all others leaves them alone.
+        takes_scales = "adapt_layer_scale" in known.__code__.co_varnames
+        return (lambda state, one: known(state, one, adapt_layer_scale=True)) if takes_scales else known
+
+    def lacks(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Its own names that a state has not, or in another shape or type."""
+        return [name for name, own in self.own.items() if name not in state or not _alike(state[name], own)]
+
+    def strange(self, state: Mapping[str, Tensor]) -> list[str]:
+        """What a state has of a network, and the model has not."""
+        return [
+            name
+            for name, tensor in state.items()
+            if name not in self.own
+            and not name.startswith(self.of_heads)
+            and not _LEFTOVERS.match(name)
+            and (name.partition(".")[0] in self.parts or self._is_token(name, tensor))
+        ]
+
+    def _is_token(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor might enter the blocks beside the patches, as learned prompts do."""
+        return "." not in name and tensor.dim() == 3 and tensor.shape[0] == 1 and tensor.shape[2] == self.width
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
+
+
+def _fits(table: str, state: State, target: _Target) -> Iterator[Fit]:
+    """What a table holds, in each dialect and behind each prefix."""
+    # Before anything is resampled or added: fp16 would round what comes of it.
+    clean = {
+        n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in without_wrappers(state).items()
+    }
+    for dialect in DIALECTS:
+        named: State | None = None
+        with suppress(RuntimeError, IndexError):  # shapes that none of the dialect's tensors have
+            named = dialect(clean)
+        if named is not None:
+            for prefix in _prefixes(named, min(len(target.own), len(named)) // 2):
+                yield _fit(table, prefix, named, target)
+
+
+def _prefixes(names: Iterable[str], least: int) -> list[str]:
+    """None, and each that so many names share; whole words only."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        words = name.split(".")[:-1][:_DEEPEST]
+        counts.update(".".join(words[:depth]) + "." for depth in range(1, len(words) + 1))
+    shared = [prefix for prefix, count in counts.most_common(_MOST_PREFIXES) if count >= max(1, least)]
+    return ["", *sorted(shared, key=list(counts).index)]
+
+
+def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
+    inside = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    trunk, resampled = _filtered(inside, target)
+    lacks, strange = target.lacks(trunk), target.strange(trunk)
+    placed = {prefix + name: tensor for name, tensor in trunk.items()}
+    head = _head({**state, **placed}, prefix, target)
+    taken = {prefix + name for name in (*target.own, *strange)} | head.used
+    rest = [*(name for name in state if not name.startswith(prefix)), *placed]
+    return Fit(
+        table=table,
+        prefix=prefix,
+        inside=inside,
+        trunk={name: trunk[name] for name in (*target.own, *strange) if name in trunk},
+        head=head.state,
+        classes=next(iter(head.state.values())).shape[0] if head.state else None,
+        faults=len(lacks) + len(strange),
+        unnamed=sum(name not in trunk for name in target.own),
+        resampled=resampled,
+        ignored=tuple(name for name in rest if name not in taken and not _LEFTOVERS.match(name)),
+        head_name=head.name,
+        rivals=head.rivals,
+        wide=head.wide,
+    )
+
+
+def _filtered(state: State, target: _Target) -> tuple[State, bool]:
+    """As timm's own filter leaves it, where it does not fit as it is and the filter knows better."""
+    if not (target.lacks(state) or target.strange(state)) or _other_patches(state, target.own):
+        return state, False
+    try:
+        found = target.filter(dict(state), target.model)
+    except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError):
+        return state, False  # not what the filter takes it for; what does not fit is then told by name
+    found |= {name: tensor for name, tensor in state.items() if "pre_logits" in name}  # dropped there without a word
+    before, after = (one.get("pos_embed") for one in (state, target.own))
+    return found, before is not None and after is not None and before.shape != after.shape
+
+
+def _other_patches(state: State, own: State) -> bool:
+    """Whether patches have another size: resampling these makes another model."""
+    ours = own.get("patch_embed.proj.weight")
+    theirs = [
+        tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4
+    ]
+    return ours is not None and any(tensor.shape[2:] != ours.shape[2:] for tensor in theirs)
+
+
+@dataclass(frozen=True)
+class _Head:
+    state: State = field(default_factory=dict)  #: in the model's names
+    used: frozenset[str] = frozenset()  #: its names in the table
+    name: str = ""  #: what it is called there, where that is not what the model calls it
+    rivals: tuple[str, ...] = ()
+    wide: int | None = None
+
+
+def _head(state: State, prefix: str, target: _Target) -> _Head:
+    """The classifier beside, or behind, what has a prefix."""
+    words = prefix.split(".")[:-1]
+    places = ["".join(f"{word}." for word in words[:depth]) for depth in range(len(words), -1, -1)]
+    for place in places:
+        found = {head: _linear(state, f"{place}{head}", target.width) for head in target.heads}
+        if all(found.values()):
+            head = {f"{name}.{part}": tensor for name, linear in found.items() for part, tensor in linear.items()}
+            return _Head(head, frozenset(place + name for name in head))
+    names = tuple(name for place in places for name in _classifiers(state, place, prefix, target))
+    if len(names) != 1 or len(target.heads) != 1:
+        called = [state.get(f"{place}{target.heads[0]}.weight") for place in places]
+        return _Head(
+            rivals=names, wide=next((one.shape[1] for one in called if one is not None and one.dim() == 2), None)
+        )
+    linear = _linear(state, names[0], target.width)
+    head = {f"{target.heads[0]}.{part}": tensor for part, tensor in linear.items()}
+    return _Head(head, frozenset(f"{names[0]}.{part}" for part in linear), names[0])
+
+
+def _linear(state: State, name: str, width: int) -> State:
+    """The weight and the bias of a linear layer that takes so many numbers; without a bias, one of zeros."""
+    weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+    if weight is None or weight.dim() != 2 or weight.shape[1] != width:
+        return {}
+    return {"weight": weight, "bias": torch.zeros(weight.shape[0]) if bias is None else bias}
+
+
+def _classifiers(state: State, place: str, prefix: str, target: _Target) -> list[str]:
+    """Modules under a prefix that are a classifier by their names, and one linear layer by what they hold."""
+    modules: dict[str, list[str]] = {}
+    for name in state:
+        top = name[len(place) :].partition(".")[0]
+        own = place == prefix and top in target.parts
+        if name.startswith(place) and not own and not prefix.startswith(f"{place}{top}.") and _CLASSIFIER.search(top):
+            modules.setdefault(top, []).append(name)
+    linear = [names[0].rpartition(".")[0] for names in modules.values() if _one_linear(names)]
+    return [name for name in linear if _linear(state, name, target.width)]
+
+
+def _one_linear(names: list[str]) -> bool:
+    kinds = {name.rpartition(".")[2] for name in names}
+    return len({name.rpartition(".")[0] for name in names}) == 1 and kinds == {"weight", "bias"}
+
+
+def _same(one: Fit, other: Fit) -> bool:
+    """Whether two hold the same values, as a file that ties one table to two names does."""
+    return all(
+        name in other.trunk
+        and not (tensor.is_meta or other.trunk[name].is_meta)  # without values, see `checkpoint.read_tables`
+        and torch.equal(tensor, other.trunk[name])
+        for name, tensor in one.trunk.items()
+    )
+
+
+def _counted(count: int) -> str:
+    return "1 tensor that is" if count == 1 else f"{count} tensors that are"
+
+
+def _listed(names: Iterable[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    more = f" and {len(quoted) - _LISTED} more" if len(quoted) > _LISTED else ""
+    return ", ".join(quoted[:_LISTED]) + more

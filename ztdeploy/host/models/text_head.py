@@ -1,0 +1,142 @@
+"""A head of text embeddings, for image towers that were trained with text: cosines to each, scaled, are logits.
+
+`build --text-head FILE` reads them from a safetensors file that somebody computed beforehand, with the text tower of
+the same model; it is untrusted input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.core.bundle import sha256_of
+from ztdeploy.core.errors import CheckpointError
+from ztdeploy.core.manifest import TextHeadRecord
+from ztdeploy.host.models.checkpoint import read_checkpoint
+
+#: What the matrix `[classes, D]` may be called: by us, by open_clip, by transformers.
+MATRIX = ("text_embeddings", "text_features", "text_embeds")
+SCALE, BIAS = "logit_scale", "logit_bias"  #: as both libraries name them; the scale as its natural logarithm
+#: The scale where the file has none: CLIP's, which training clips at 100.
+DEFAULT_SCALE = 100.0
+_LARGEST_LOG = 10.0
+_TINY = 1e-24  #: keeps an embedding of zeros from being divided by its length
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What such a file holds."""
+
+    path: Path
+    matrix: Tensor  #: fp32 `[classes, D]`, rows of length 1
+    scale: float  #: that cosines are multiplied by
+    bias: float  #: that is added to all
+    sha256: str  #: of the file
+
+    @property
+    def record(self) -> TextHeadRecord:
+        classes, dimension = self.matrix.shape
+        return TextHeadRecord(
+            origin=self.path.name,
+            sha256=self.sha256,
+            classes=classes,
+            dimension=dimension,
+            scale=self.scale,
+            bias=self.bias,
+        )
+
+
+class TextHead(nn.Module):
+    """Embeddings `[B, D]` to logits `[B, classes]`: scale * cosine + bias."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, texts: TextEmbeddings) -> None:
+        super().__init__()
+        self.register_buffer("weight", texts.matrix.T.contiguous())  # a plain product, which `graph.turing` knows
+        self.register_buffer("scale", torch.tensor(texts.scale))
+        self.register_buffer("bias", torch.tensor(texts.bias))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        length = ((embedding * embedding).sum(-1, keepdim=True) + _TINY).sqrt()
+        return embedding / length @ self.weight * self.scale + self.bias
+
+
+def read_text_embeddings(path: Path) -> TextEmbeddings:
+    """
+    Raises:
+        CheckpointError: no safetensors file, other tensors than these, or values that make no head.
+    """
+    if path.suffix != ".safetensors":
+        raise _unfit(path, f"ends in '{path.suffix}'", "a .safetensors file")
+    if not path.is_file():
+        raise CheckpointError(f"text head '{path}' is not a file", "a .safetensors file", "check the path")
+    state = read_checkpoint(path)
+    names = [name for name in MATRIX if name in state]
+    strange = sorted(state.keys() - {*MATRIX, SCALE, BIAS})
+    if len(names) != 1 or strange:
+        found = ", ".join(f"'{name}'" for name in sorted(state)[:5]) or "nothing"
+        raise _unfit(path, f"holds {found}", f"one of {', '.join(MATRIX)}; {SCALE} and {BIAS} if there are any")
+    matrix = state[names[0]]
+    if matrix.dim() != 2 or not matrix.is_floating_point() or 0 in matrix.shape:
+        raise _unfit(
+            path, f"has {names[0]} of {_words(matrix)}", "floating point numbers [classes, D], a row per class"
+        )
+    rows = matrix.double()
+    lengths = rows.norm(dim=1)
+    if not bool((lengths > 0).all()):
+        raise _unfit(path, f"has zeros alone in row {int((lengths == 0).nonzero()[0])} of {names[0]}", "a direction")
+    log_scale = _scalar(state, SCALE, path)
+    if log_scale is not None and abs(log_scale) > _LARGEST_LOG:
+        raise _unfit(path, f"has {SCALE} {log_scale:g}", "its natural logarithm, such as 4.605 for 100")
+    return TextEmbeddings(
+        path=path,
+        matrix=(rows / lengths[:, None]).float(),
+        scale=DEFAULT_SCALE if log_scale is None else math.exp(log_scale),
+        bias=_scalar(state, BIAS, path) or 0.0,
+        sha256=sha256_of(path),
+    )
+
+
+def with_text_head(head: nn.Module, texts: TextEmbeddings, dimension: int) -> nn.Module:
+    """What takes the place of a tower's head.
+
+    Args:
+        head: what the tower ends in; a projection, or nothing.
+        dimension: of what it gives.
+
+    Raises:
+        CheckpointError: the text embeddings are of another one.
+    """
+    found = texts.matrix.shape[1]
+    if found != dimension:
+        raise _unfit(texts.path, f"is of dimension {found}", f"{dimension}, as the model's own embedding")
+    sequence = nn.Sequential()
+    sequence.add_module("projection", head)
+    sequence.add_module("text_head", TextHead(texts))
+    return sequence
+
+
+def _scalar(state: dict[str, Tensor], name: str, path: Path) -> float | None:
+    if name not in state:
+        return None
+    tensor = state[name]
+    if tensor.numel() != 1 or not tensor.is_floating_point():
+        raise _unfit(path, f"has {name} of {_words(tensor)}", "one floating point number")
+    return float(tensor)
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _unfit(path: Path, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"text head '{path}' {found}", expected, "write it with the text tower of the same model, see docs/models.md"
+    )

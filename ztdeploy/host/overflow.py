@@ -1,0 +1,136 @@
+"""Whether fp16 can hold what a variant computes: the largest magnitudes per block, by PyTorch in fp32 on real images.
+
+Random images and golden ones miss what overflows: a few channels of a few tokens, for some pictures. LayerNorm, the
+pruning layers and the normalisation of the image stay fp32 in an fp16 graph (`graph/precision.py`), so they are left
+out. bf16 has the range of fp32, and nothing to be probed for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ztdeploy.core.errors import ModelError
+from ztdeploy.core.manifest import BlockRange, RangeRecord
+from ztdeploy.core.profile import HardwareProfile
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.pruning.pruned_model import CHILD, PrunedModel
+from ztdeploy.target.runtime.preprocess import normalise
+
+LARGEST = float(np.finfo(np.float16).max)  #: 65504
+BATCH = 16
+WORDS = {"residual": "the residual stream", "attention": "a linear layer of attention"}
+WORDS |= {"logits": "an attention logit", "mlp": "a value inside the MLP"}
+
+
+def probe(
+    model: LoadedModel, schedules: Iterable[PruningSchedule], pixels: NDArray[np.uint8], data: str
+) -> dict[str, RangeRecord]:
+    """By variant, what fp16 would have to hold.
+
+    Args:
+        pixels: uint8 `[n, H, W, C]`, as the model's preprocessing leaves them.
+        data: what these images are called.
+    """
+    found = {}
+    for schedule in schedules:
+        with PrunedModel(model.adapter, schedule) as pruned:
+            blocks = magnitudes(model.adapter, pruned, _batches(pixels, model))
+        found[schedule.name] = RangeRecord(data=data, images=len(pixels), blocks=tuple(blocks))
+    return found
+
+
+def check_range(found: dict[str, RangeRecord], profiles: Sequence[HardwareProfile]) -> None:
+    """
+    Raises:
+        ModelError: a value that an fp16 profile cannot hold; the first block with one is named.
+    """
+    asking = next((profile.name for profile in profiles if profile.precision == "fp16"), None)
+    for variant, record in found.items() if asking is not None else ():
+        for block in record.blocks:
+            values = block.model_dump(exclude={"block"})
+            kind = max(values, key=lambda name: float(values[name]))
+            if values[kind] > LARGEST:
+                raise ModelError(
+                    f"profile '{asking}' asks for fp16, which '{variant}' overflows in block {block.block}: "
+                    f"{WORDS[kind]} reaches {values[kind]:.4g} on images of '{record.data}'",
+                    f"values up to {LARGEST:g}",
+                    "choose a profile of precision bf16, or fp32",
+                )
+
+
+def magnitudes(adapter: ModelAdapter, model: nn.Module, batches: Iterable[Tensor]) -> list[BlockRange]:
+    """The largest magnitudes per block over batches `[B, C, H, W]`, pruning layers left out.
+
+    Args:
+        model: the adapter's own, or pruned.
+    """
+    watches = [_Watch() for _ in adapter.blocks]
+    with ExitStack() as stack, torch.inference_mode():
+        for index, watch in enumerate(watches):
+            for undo in watch.attach(adapter, index):
+                stack.callback(undo)
+        for batch in batches:
+            model(batch)
+    return [BlockRange(block=index, **watch.largest) for index, watch in enumerate(watches)]
+
+
+class _Watch:
+    """Sees one block's values pass; as a sink, holds its queries and keys until the block ends."""
+
+    def __init__(self) -> None:
+        self.largest = dict.fromkeys(WORDS, 0.0)
+        self.attention: Tensor | None = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.queries: Tensor | None = None
+
+    def attach(self, adapter: ModelAdapter, index: int) -> list[Callable[[], None]]:
+        """Hooks; what undoes them, in any order."""
+        block = adapter.blocks[index]
+        undo = adapter.tap(index, self, attention=False, keys=True, values=False, queries=True)
+        # Ahead of a pruning layer's own hook: tokens that it drops are in the stream, too.
+        undo.append(block.register_forward_hook(self._end, prepend=True).remove)
+        for name, child in block.named_children():
+            if name.startswith("norm"):  # behind hooks that replace what enters it
+                undo.append(child.register_forward_pre_hook(self._into_norm).remove)
+            elif name != CHILD:
+                linear = [module for module in child.modules() if isinstance(module, nn.Linear)]
+                see = self._see_attention if name == "attn" else self._see_mlp
+                undo.extend(module.register_forward_hook(see).remove for module in linear)
+        return undo
+
+    def _see(self, kind: str, value: Tensor) -> None:
+        largest = float(value.abs().max())
+        self.largest[kind] = max(self.largest[kind], math.inf if math.isnan(largest) else largest)
+
+    def _into_norm(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._see("residual", inputs[0])
+
+    def _see_attention(self, _linear: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._see("attention", output)
+
+    def _see_mlp(self, _linear: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._see("mlp", inputs[0])
+        self._see("mlp", output)
+
+    def _end(self, _block: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._see("residual", output)
+        if self.queries is not None and self.keys is not None:
+            scaled = self.queries * self.keys.shape[-1] ** -0.5  # as the graph does it, ahead of the product
+            self._see("logits", scaled @ self.keys.transpose(-2, -1))
+        self.queries = self.keys = None
+
+
+def _batches(pixels: NDArray[np.uint8], model: LoadedModel) -> Iterable[Tensor]:
+    for start in range(0, len(pixels), BATCH):
+        yield torch.from_numpy(normalise(pixels[start : start + BATCH], model.preprocess))

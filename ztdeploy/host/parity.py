@@ -1,0 +1,202 @@
+"""The build's own proof: every engine against PyTorch, each pruning layer on identical input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ztdeploy.core.errors import ParityError
+from ztdeploy.core.manifest import ParityRecord, VariantRecord
+from ztdeploy.host.export import Deployable
+from ztdeploy.host.graph.integer_layers import IntegerLayers
+from ztdeploy.host.pruning.layer import Choice
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.backends.base import Runner
+from ztdeploy.target.runtime.interface import Outputs
+from ztdeploy.target.runtime.parity import Reference, compare, measure_drift, same_choices
+from ztdeploy.target.runtime.runner import BundleRunner
+
+#: How many tokens PyTorch runs at once in a reference: attention matrices grow with their square, and of large images
+#: one keeps the processor as busy as four do.
+TOKENS_AT_ONCE = 2048
+#: Of an integer layer, relative to its largest result: its sums are exact, their scales fp32.
+LAYER_TOLERANCE = 1e-5
+SMALLER_WEIGHTS = "set weight_bits = 7 under [int8] in the profile, or build on a processor with VNNI"
+
+
+def prove_products(
+    runner: BundleRunner, variant: VariantRecord, exact: Runner, pixels: NDArray[np.uint8]
+) -> ParityRecord:
+    """Hold an int8 engine against its graph with exact products, on the pixels as a batch and the first image alone.
+
+    Everything else is the same on both sides, so that the same tokens are kept, and logits agree as in fp32.
+
+    Args:
+        exact: runs that graph; it is closed.
+
+    Raises:
+        ParityError: this CPU's integer kernels give other sums.
+    """
+    runner.switch(variant=variant.name)
+    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    runner.adopt(variant.name, exact)
+    expected = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    blocks = [layer.block for layer in variant.plan.layers]
+    no_ties = tuple(np.full(len(expected.logits), np.nan) for _ in blocks)
+    reference = Reference(
+        expected.logits,
+        expected.kept,
+        no_ties,
+        replayed=False,
+        into=expected.into,
+        unmeasured="an engine must choose exactly as its own graph",
+    )
+    try:
+        parity = compare(f"{variant.name} ({runner.profile})", blocks, actual, reference)
+    except ParityError as error:
+        raise ParityError(
+            f"integer products on this CPU are not exact: {error.given}",
+            "what the graph gives with exact ones",
+            SMALLER_WEIGHTS,
+        ) from error
+    return parity.model_copy(update={"against": "graph"})
+
+
+def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
+    """Hold a runtime's integer layers, each by itself, against the products of the integers that they are given.
+
+    Returns:
+        The error of the worst layer, relative to its largest result.
+
+    Raises:
+        ParityError: this CPU's integer kernels give other sums.
+    """
+    given = runner.infer(layers.feeds)
+    errors = {layer: _relative_error(given[layer], wanted) for layer, wanted in layers.wanted.items()}
+    wrong = [layer for layer, error in errors.items() if not error <= LAYER_TOLERANCE]  # NaN is wrong, too
+    if wrong:
+        raise ParityError(
+            f"{name}: integer products on this CPU are not exact: off by {100 * errors[wrong[0]]:.1g} % in {wrong[0]}"
+            f" ({len(wrong)} of {len(errors)} layers)",
+            "the sums of the products",
+            SMALLER_WEIGHTS,
+        )
+    return max(errors.values())
+
+
+def _relative_error(given: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    return float(np.abs(given - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
+
+
+def reference_outputs(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
+) -> Reference:
+    """What PyTorch makes of the pixels, uint8 `[B, H, W, C]`; of a few at a time where images have many tokens.
+
+    Args:
+        actual: what an engine made of them; its choices are replayed.
+    """
+    at_once = max(1, TOKENS_AT_ONCE // pruned.token_plan.tokens_per_block[0])
+    choices = [] if actual is None else _choices(actual)
+    parts = []
+    for start in range(0, len(pixels), at_once):
+        some = slice(start, start + at_once)
+        forced = [Choice(one.kept[some], None if one.into is None else one.into[some]) for one in choices]
+        parts.append(_reference_at_once(pruned, module, pixels[some], None if actual is None else forced))
+    return Reference.joined(parts)
+
+
+def _reference_at_once(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], forced: list[Choice] | None
+) -> Reference:
+    replay = pruned.replay(module.normalise(torch.from_numpy(pixels)), forced)
+    images = len(pixels)
+    return Reference(
+        logits=replay.output.numpy(),
+        kept=tuple(_int32(choice.kept) for choice in replay.choices),
+        into=tuple(_int32(choice.into) for choice in replay.choices if choice.into is not None),
+        gaps=tuple(np.asarray(record.smallest_gap(images).numpy()) for record in replay.records),
+        replayed=forced is not None,
+    )
+
+
+def replayed_reference(
+    pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs, own: Reference
+) -> Reference:
+    """What PyTorch makes of the pixels where it keeps what an engine kept.
+
+    Where the engine chose in all layers as PyTorch did of its own accord, that is what PyTorch gave then.
+
+    Args:
+        own: what PyTorch gave with its own choices.
+    """
+    if any(a.shape != b.shape for a, b in zip((*actual.kept, *actual.into), (*own.kept, *own.into), strict=False)):
+        return reference_outputs(pruned, module, pixels, actual)
+    same = np.all([np.ones(len(pixels), bool), *same_choices(actual, own)], axis=0)
+    agreed, others = np.flatnonzero(same).tolist(), np.flatnonzero(~same).tolist()
+    parts = [own.of_images(agreed)]
+    if others:
+        parts.append(reference_outputs(pruned, module, pixels[others], _of_images(actual, others)))
+    order = np.argsort([*agreed, *others]).tolist()
+    return replace(Reference.joined(parts), replayed=True).of_images(order)
+
+
+def _of_images(outputs: Outputs, rows: list[int]) -> Outputs:
+    kept, into = (tuple(layer[rows] for layer in layers) for layers in (outputs.kept, outputs.into))
+    return Outputs(outputs.logits[rows], kept, into)
+
+
+def _choices(outputs: Outputs) -> list[Choice]:
+    """One per pruning layer; those of a bundle's variant all merge, or none does."""
+    pairs = zip_longest(outputs.kept, outputs.into)
+    return [Choice(_long(kept), None if into is None else _long(into)) for kept, into in pairs]
+
+
+def _long(array: NDArray[np.int32]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).long()
+
+
+def _int32(tensor: torch.Tensor) -> NDArray[np.int32]:
+    array: NDArray[np.int32] = tensor.to(torch.int32).numpy()
+    return array
+
+
+def prove(
+    runner: BundleRunner,
+    variant: VariantRecord,
+    pruned: PrunedModel,
+    module: Deployable,
+    pixels: NDArray[np.uint8],
+    *,
+    own: Reference | None = None,
+    graph: ParityRecord | None = None,
+    with_drift: bool = False,
+) -> tuple[ParityRecord, ParityRecord | None]:
+    """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
+
+    Args:
+        own: what PyTorch makes of the pixels with its own choices, where that is known already.
+        graph: see `runtime.parity.compare`.
+
+    Returns:
+        Its parity, and if asked for its drift: the same on PyTorch's own choices.
+
+    Raises:
+        ParityError: names the pruning layer, or the logits.
+    """
+    runner.switch(variant=variant.name)
+    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    rows = [*range(len(pixels)), 0]
+    own = (own or reference_outputs(pruned, module, pixels)).of_images(rows)
+    reference = replayed_reference(pruned, module, pixels[rows], actual, own)
+    name, precision = f"{variant.name} ({runner.profile})", runner.graph.precision
+    blocks = [layer.block for layer in variant.plan.layers]
+    parity = compare(name, blocks, actual, reference, precision, graph=graph)
+    model = runner.bundle.manifest.model
+    drift = measure_drift(name, blocks, actual, own, model.gives, model.activation) if with_drift else None
+    return parity, drift

@@ -1,0 +1,104 @@
+"""Many schedules on the same images: what the dense model computes in front of the first pruning layer, only once."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.core.schedule import Architecture, PruningSchedule, plan
+from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.pruning.layer import Choice
+from ztdeploy.host.pruning.pruned_model import PrunedModel, Replay
+
+
+def first_block(schedule: PruningSchedule, architecture: Architecture) -> int:
+    """The block, from 0, of the first pruning layer; the depth where there is none.
+
+    Raises:
+        ScheduleError: the schedule does not fit.
+    """
+    layers = plan(schedule, architecture).layers
+    return layers[0].block if layers else architecture.depth
+
+
+class DensePrefix:
+    """One batch of images, and the tokens of the untouched model that enter some of its blocks.
+
+    A schedule starts from the last of these that lies in front of its first pruning layer, and gives bit by bit what a
+    `PrunedModel` gives by itself: the same operators run on the same tokens. Only the patch embedding, which is no
+    block, is computed each time.
+    """
+
+    def __init__(self, adapter: ModelAdapter, images: Tensor, blocks: Collection[int] | None = None) -> None:
+        """Run the dense model once.
+
+        Args:
+            adapter: of a model that is not pruned.
+            images: as the model takes them, `[B, C, H, W]`.
+            blocks: in front of which tokens are kept, from 0; None: of all, which is `depth * B * N * D` numbers.
+        """
+        self._adapter, self.images = adapter, images
+        depth = adapter.architecture.depth
+        self._tokens: dict[int, Tensor] = {}
+        wanted = sorted({block for block in (range(depth) if blocks is None else blocks) if 0 < block < depth})
+        handles = [adapter.blocks[block].register_forward_pre_hook(partial(self._keep, block)) for block in wanted]
+        try:
+            with torch.inference_mode():
+                self.dense: Tensor = adapter.model(images)  #: what the dense model gives
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._kept = sorted(self._tokens)
+
+    def _keep(self, block: int, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._tokens[block] = inputs[0]
+
+    def output(self, schedule: PruningSchedule, choices: Sequence[Choice] = ()) -> Tensor:
+        """What the pruned model gives for the images.
+
+        Args:
+            choices: what stays at each pruning layer, in place of what the method would choose.
+
+        Raises:
+            ModelError: the model is pruned already.
+            ScheduleError: the schedule does not fit.
+        """
+        first = first_block(schedule, self._adapter.architecture)
+        if first == self._adapter.architecture.depth:
+            return self.dense
+        with self._resumed(first), PrunedModel(self._adapter, schedule) as pruned, torch.inference_mode():
+            if choices:
+                replay: Replay = pruned.replay(self.images, choices)
+                return replay.output
+            output: Tensor = pruned(self.images)[0]
+            return output
+
+    @contextmanager
+    def _resumed(self, first: int) -> Iterator[None]:
+        """Meanwhile the blocks before the last kept tokens pass everything on, the last of them these tokens."""
+        place = bisect_right(self._kept, first)
+        start = self._kept[place - 1] if place else 0
+        skipped = list(self._adapter.blocks[:start])
+        try:
+            for block in skipped:
+                vars(block)["forward"] = _pass_on
+            if skipped:
+                vars(skipped[-1])["forward"] = partial(_give, self._tokens[start])
+            yield
+        finally:
+            for block in skipped:
+                vars(block).pop("forward", None)
+
+
+def _pass_on(x: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
+    return x
+
+
+def _give(tokens: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
+    return tokens

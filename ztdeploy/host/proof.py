@@ -1,0 +1,172 @@
+"""What a build proves before its bundle is one: every engine and graph, by the means that suit its precision.
+
+- fp32: the engine against PyTorch, tokens and logits.
+- fp16, bf16, int8: likewise, PyTorch being given the engine's tokens; and the graph, run with its rounding spelt out.
+- int8 with ranges taken over a whole call: the engine against its graph with exact products.
+- any other int8: every integer layer by itself, on integers whose products are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.manifest import GraphRecord, Manifest, ParityRecord, VariantRecord
+from ztdeploy.core.profile import HardwareProfile, Int8Options
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.host.export import Deployable
+from ztdeploy.host.graph.exact_products import with_exact_products
+from ztdeploy.host.graph.integer_layers import integer_layers
+from ztdeploy.host.graph.rounding import with_rounding
+from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.parity import prove, prove_layers, prove_products
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.backends import get_backend, why_not_run
+from ztdeploy.target.backends.onnxruntime import load_graph
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.runtime.parity import golden_reference
+from ztdeploy.target.runtime.runner import BundleRunner
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Of one bundle in the making."""
+
+    folder: Path
+    model: LoadedModel
+    pixels: NDArray[np.uint8]  #: the golden input, `[n, H, W, C]`
+
+    def added_to(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
+        """The manifest with what proves a variant for a profile: its engine's parity; its graph's where no engine can
+        run here, and below fp32 always, since the graph's drift is what engines are held against.
+
+        Raises:
+            ParityError: PyTorch is not reproduced, or integer products are not exact.
+        """
+        variant = Bundle(self.folder, manifest).variant(name=schedule.name)
+        engine, graph = variant.engines.get(profile.name), variant.graphs[profile.name]
+        runs = engine is not None and why_not_run(profile) is None
+        if not runs or graph.precision != "fp32":
+            graph = self._of_graph(manifest, variant, profile)
+            manifest, variant = _with_variant(manifest, variant, graphs={**variant.graphs, profile.name: graph})
+        if engine is not None and runs:
+            parity = self._of_engine(manifest, variant, profile)
+            engine = engine.model_copy(update={"parity": parity})
+            manifest, variant = _with_variant(manifest, variant, engines={**variant.engines, profile.name: engine})
+        return manifest
+
+    def _of_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
+        """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
+        graph = variant.graphs[profile.name]
+        for name, other in variant.graphs.items():
+            if other.file == graph.file and name != profile.name:
+                if other.parity is not None:
+                    return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
+                proved = name in variant.engines and why_not_run(manifest.profiles[name]) is None
+                if proved and graph.precision == "fp32":  # below, the drift is still to be found out
+                    return graph
+        file = self.folder / graph.file
+        if graph.precision == "fp32":
+            parity, _ = self._compare(manifest, variant, profile, file)
+            return graph.model_copy(update={"parity": parity})
+        with self._emulation(graph) as emulation:
+            parity, drift = self._compare(manifest, variant, profile, emulation, emulated=True)
+        if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
+            parity, _ = self._compare(manifest, variant, profile, file)
+        return graph.model_copy(update={"parity": parity, "drift": drift})
+
+    def _of_engine(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> ParityRecord:
+        if profile.precision != "int8":
+            return self._compare(manifest, variant, profile, None)[0]
+        if (profile.int8 or Int8Options()).activations == "dynamic":
+            return self._against_exact_products(manifest, variant, profile)
+        error = self._of_layers(variant, profile)
+        parity, _ = self._compare(manifest, variant, profile, None)
+        return parity.model_copy(update={"layer_error": error})
+
+    def _against_exact_products(
+        self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile
+    ) -> ParityRecord:
+        """Only where the runtime is that of the proof, ONNX Runtime: of another, fp32 operators between the integer
+        ones differ in the last bit, so that now and then a value falls to the next step."""
+        threads = usable_threads(profile.threads)
+        bundle = Bundle(self.folder, manifest)
+        with (
+            self._emulation(variant.graphs[profile.name]) as exact,
+            BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner,
+        ):
+            return prove_products(runner, variant, load_graph(exact, threads), self.pixels)
+
+    def _of_layers(self, variant: VariantRecord, profile: HardwareProfile) -> float | None:
+        """The error of the worst integer layer, each by itself in an engine that is built as the variant's is."""
+        record, backend = variant.graphs[profile.name], get_backend(profile.backend)
+        layers = integer_layers(ir.load(self.folder / record.file))
+        if layers is None:
+            return None
+        with scratch_folder(self.folder) as scratch:
+            graph, weights = scratch / "layers.onnx", "layers.weights"
+            ir.save(layers.model, graph, external_data=weights)
+            built = backend.build(graph, record, profile, scratch / f"layers{backend.suffix}")
+            runner = backend.load(
+                built.file,
+                built.fingerprint,
+                graph_sha256=built.fingerprint.graph_sha256,
+                weights=scratch / weights,
+                threads=usable_threads(profile.threads),
+                memory="speed",
+            )
+            try:
+                return prove_layers(f"{variant.name} ({profile.name})", runner, layers)
+            finally:
+                runner.close()
+
+    @contextmanager
+    def _emulation(self, graph: GraphRecord) -> Iterator[Path]:
+        """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
+        with scratch_folder(self.folder) as scratch:
+            file = scratch / "emulation.onnx"
+            model = ir.load(self.folder / graph.file)
+            if graph.precision == "int8":
+                model = with_exact_products(model)
+            ir.save(with_rounding(model), file, external_data="emulation.weights")
+            yield file
+
+    def _compare(
+        self,
+        manifest: Manifest,
+        variant: VariantRecord,
+        profile: HardwareProfile,
+        graph: Path | None,
+        *,
+        emulated: bool = False,
+    ) -> tuple[ParityRecord, ParityRecord | None]:
+        """Parity of a variant's engine, or of a graph in its stead; drift where the graph emulates rounding."""
+        threads = usable_threads(profile.threads)
+        bundle = Bundle(self.folder, manifest)
+        runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
+        with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
+            if graph is not None:
+                runner.adopt(variant.name, load_graph(graph, threads))
+            module = Deployable(pruned, self.model.preprocess, "uint8")
+            own = golden_reference(bundle, variant)
+            known = variant.graphs[profile.name].parity if graph is None else None
+            known = known if known is not None and known.emulated else None
+            records = prove(runner, variant, pruned, module, self.pixels, own=own, graph=known, with_drift=emulated)
+        parity, drift = (record and record.model_copy(update={"emulated": emulated}) for record in records)
+        assert parity is not None
+        return parity, drift
+
+
+def _with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> tuple[Manifest, VariantRecord]:
+    """A manifest whose variant has changed, and that variant."""
+    changed = variant.model_copy(update=changes)
+    variants = tuple(changed if one.name == variant.name else one for one in manifest.variants)
+    return manifest.model_copy(update={"variants": variants}), changed

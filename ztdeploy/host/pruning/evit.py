@@ -1,0 +1,47 @@
+"""EViT (ICLR 2022, arXiv 2202.07800): the tokens that the class token attends to stay, the rest is fused into one.
+
+Of the `k` slots, the last by attention holds the fused token: what would have been the `k`-th best, and all that are
+worse, averaged by attention. Here the average's weights sum to 1, so that without any training the fused token has the
+scale of a token; the paper, which trains, adds the tokens up.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.host.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder
+from ztdeploy.host.pruning.merging import Joined, MergingLayer
+from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices
+
+_EPSILON = 1e-6
+
+
+def class_attention(attention: Tensor) -> Tensor:
+    """What the class token (index 0) pays to each token, mean over heads, scaled to mean 1: `[B, N]`."""
+    return attention[:, :, 0].mean(1) * attention.shape[-1]
+
+
+class EVit(MergingLayer):
+    """Weighs by attention; later attention is not told how much a token stands for."""
+
+    needs_attention = True
+    proportional = False
+
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
+        self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
+
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
+        assert taps.attention is not None
+        scores = class_attention(taps.attention)
+        ranked = self.protect(scores)
+        kept = ascending(top_indices(ranked, self.keep))
+        gone = complement(kept, x.shape[1])
+        fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
+        if record is not None:
+            record.note(importance=scores)
+            record.gap("importance", cut_gap, ranked, self.keep)
+            record.gap("fused", cut_gap, ranked, self.keep - 1)
+        return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON))

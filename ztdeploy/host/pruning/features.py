@@ -1,0 +1,56 @@
+"""What tokens are compared by, and how much alike that makes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ztdeploy.core.options import Feature, Metric
+from ztdeploy.host.pruning.layer import BlockTaps
+
+_EPSILON = 1e-12
+
+
+def source_of(feature: Feature, x: Tensor, taps: BlockTaps) -> Tensor:
+    """What a feature is made of: `[B, H, N, d]` of the block, or its tokens `x [B, N, D]`."""
+    tapped = {"keys": taps.keys, "all-keys": taps.keys, "queries": taps.queries, "values": taps.values, "tokens": x}
+    source = tapped[feature]
+    assert source is not None, f"the layer did not ask for {feature}"
+    return source
+
+
+def vectors(feature: Feature, source: Tensor) -> Tensor:
+    """One vector per token, `[B, N, f]`: averaged over heads, or those of all heads one behind the other."""
+    if feature == "tokens":
+        return source
+    return source.transpose(1, 2).flatten(2) if feature == "all-keys" else source.mean(1)
+
+
+def unit_length(feature: Tensor) -> Tensor:
+    """Each vector along the last axis at length 1; a zero vector stays one."""
+    length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
+    return feature / length.clamp_min(_EPSILON)
+
+
+def comparable(feature: Tensor, metric: Metric) -> Tensor:
+    """Vectors `[B, N, f]` as `similarities` takes them: each at length 1 for cosines, else the longest of an image.
+
+    One factor for all changes no ranking, and keeps what is computed in the range of half precision.
+    """
+    if metric == "cosine":
+        return unit_length(feature)
+    longest: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True).amax(1, keepdim=True)
+    return feature / longest.clamp_min(_EPSILON)
+
+
+def similarities(one: Tensor, other: Tensor, metric: Metric) -> Tensor:
+    """How much alike each of `[B, m, f]` and each of `[B, n, f]` are, `[B, m, n]`; of distances, the negative.
+
+    Euclidean distances are squared, for their order is the same. Manhattan distances take a tensor `[B, m, n, f]`.
+    """
+    if metric == "manhattan":
+        return -(one.unsqueeze(2) - other.unsqueeze(1)).abs().sum(-1)
+    product = one @ other.transpose(1, 2)
+    if metric != "euclidean":
+        return product
+    return 2 * product - (one * one).sum(-1).unsqueeze(2) - (other * other).sum(-1).unsqueeze(1)

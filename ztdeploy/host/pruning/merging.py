@@ -1,0 +1,144 @@
+"""Merging tokens: those that go are averaged into slots that stay, with static shapes and without a scatter reduction.
+
+After "Token Merging: Your ViT But Faster" (ICLR 2023, arXiv 2210.09461): averages are weighted by size, and later
+attention pays each token the attention of all that it stands for: `softmax(q k^T / sqrt(d) + log size)`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
+from ztdeploy.host.pruning.selection import complement, gather_tokens
+
+_EPSILON = 1e-12
+#: Opposites average to nothing; what is left of them still has a direction.
+_LEAST_COHERENCE = 0.05
+
+
+class Averages:
+    """Weighted averages over the tokens of each slot; `total [B, k]` is what a slot weighs.
+
+    Args:
+        like: of the tokens' type, on their device: `[B, N, ...]`.
+        choice: what stays, and what goes into which slot; a slot of -1 is none: that token is dropped.
+        gone: the tokens that do not stay, ascending, `[B, N - k]`.
+        weight: `[B, N]`, positive; None is 1 for all.
+    """
+
+    def __init__(self, like: Tensor, choice: Choice, gone: Tensor, weight: Tensor | None) -> None:
+        assert choice.into is not None
+        self.kept, self.gone = choice.kept, gone
+        slots = torch.arange(self.kept.shape[1], device=like.device)
+        member = (choice.into.unsqueeze(-1) == slots).to(like.dtype)  # [B, N - k, k]
+        if weight is None:
+            weight = like.new_ones(like.shape[:2])
+        self.member = member
+        of_kept, of_gone = weight.gather(1, self.kept), weight.gather(1, gone)
+        self.total = self.sums(weight)
+        # Shares of a slot sum to 1, so that no sum leaves the range of its tokens: half precision might not hold it.
+        self.share = member * of_gone.unsqueeze(-1) / self.total.unsqueeze(1)
+        self.own_share = of_kept / self.total
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token unchanged, bit by bit."""
+        own = gather_tokens(x, self.kept) * self.own_share.unsqueeze(-1)
+        average: Tensor = own + self.share.transpose(1, 2) @ gather_tokens(x, self.gone)
+        return average
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Of the tokens of each slot, not weighed: `[B, N]` to `[B, k]`."""
+        return values.gather(1, self.kept) + (values.gather(1, self.gone).unsqueeze(1) @ self.member).squeeze(1)
+
+    def of_numbers(self, values: Tensor) -> Tensor:
+        """`[B, N]` to `[B, k]`."""
+        own = values.gather(1, self.kept) * self.own_share
+        return own + (values.gather(1, self.gone).unsqueeze(1) @ self.share).squeeze(1)
+
+
+def coherence_of(x: Tensor, before: Tensor | None, tokens: Tensor, averages: Averages) -> Tensor:
+    """The length of each slot's average as a share of the mean length of all that was ever merged into it: `[B, k]`.
+
+    Args:
+        x: `[B, N, D]`, before they were averaged to `tokens [B, k, D]`.
+        before: their own coherence, `[B, N]`; None is 1 for all.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    parts = averages.of_numbers(lengths if before is None else lengths / before)
+    share: Tensor = torch.linalg.vector_norm(tokens, dim=-1) / parts.clamp_min(_EPSILON)
+    return share.clamp(_LEAST_COHERENCE, 1.0)
+
+
+def slot_of(token: Tensor, gone: Tensor) -> Tensor:
+    """The slots of tokens that stay, `[B, m]`, where the tokens `gone [B, r]` leave: how many that stay are before."""
+    before = gone.unsqueeze(1) < token.unsqueeze(2)
+    return token - before.to(torch.float32).sum(-1).to(token.dtype)  # exact; not every runtime sums integers
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a merging layer decides, and by what it averages."""
+
+    choice: Choice  #: what stays, prefix tokens first, and what goes where
+    gone: Tensor  #: `[B, N - k]`, ascending
+    weight: Tensor | None = None  #: `[B, N]`, positive: what each token weighs in an average; None: its size
+
+
+class MergingLayer(PruningLayer):
+    """A method whose tokens go into others."""
+
+    proportional = True  #: later attention must know how much each token stands for
+    #: Later attention must know how well. The average of tokens that differ is shorter than they are, and adds up to
+    #: less; but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of
+    #: its parts. Attention's normalised input is multiplied with the root of it: the share itself would be right in the
+    #: next block, but with each block an average becomes more of a token of its own (docs/method.md). Other powers of
+    #: it than the root are options, and so is one for what attention and MLP add to an average.
+    coherent = False
+
+    @abstractmethod
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
+        """What becomes of each token of `x [B, N, D]`."""
+
+    def forward(
+        self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
+    ) -> Reduction:
+        joined = self.choose(x, taps, record)
+        applied, gone = joined.choice, joined.gone
+        if forced is not None:
+            applied, gone = forced, complement(forced.kept, x.shape[1])
+        averages = Averages(x, applied, gone, taps.size if joined.weight is None else joined.weight)
+        reduction = Reduction(averages.of_tokens(x), joined.choice)
+        if self.proportional:
+            size = averages.total if joined.weight is None else averages.sums(sizes(taps, joined.weight))
+            reduction = replace(reduction, size=size, bias=size.log()[:, None, None, :])
+        if self.coherent:
+            coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
+            scale, update = (raised(coherence.unsqueeze(-1), power) for power in self.powers)
+            reduction = replace(reduction, coherence=coherence, scale=scale, update=update)
+        return reduction
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Of coherence, for what enters attention and for what blocks add."""
+        return self.options.coherence_power, self.options.update_power
+
+
+def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
+    """`[B, N]`, of the type of `like [B, N]`."""
+    return torch.ones_like(like) if taps.size is None else taps.size
+
+
+def raised(values: Tensor, power: float) -> Tensor | None:
+    """None where that is 1 whatever the values are."""
+    return None if power == 0 else powered(values, power)
+
+
+def powered(values: Tensor, power: float) -> Tensor:
+    """Values, not negative, to a power; nothing is computed where that is 1."""
+    if power == 1:
+        return values
+    return values.sqrt() if power == 0.5 else values**power

@@ -1,0 +1,67 @@
+"""ToMe, bipartite soft matching: "Token Merging: Your ViT But Faster" (ICLR 2023, arXiv 2210.09461).
+
+Written from the paper's text. The tokens are cut into two groups by position, alternately. Each token of A is
+matched with the token of B whose key is the most similar; of the `r` most similar pairs, the token of A is merged
+into that of B. Prefix tokens are in neither group. The layer stands between attention and MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.host.pruning.features import comparable, similarities, source_of, vectors
+from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder
+from ztdeploy.host.pruning.merging import Joined, MergingLayer, slot_of
+from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices
+
+
+class ToMe(MergingLayer):
+    """Group A holds the even positions, group B the odd ones; tokens never change their order."""
+
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
+        self.proportional = options.proportional
+        self.will_compare(options.feature)
+        first = plan.prefix_tokens
+        self.start_a, self.start_b = first + first % 2, first + 1 - first % 2
+        self.merge = plan.tokens_in - plan.tokens_out
+        self.pairs = PairsByPosition(self.start_a, self.start_b)
+
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
+        metric, source = self.options.metric, source_of(self.options.feature, x, taps)
+        feature = comparable(vectors(self.options.feature, source), metric)
+        similarity = similarities(feature[:, self.start_a :: 2], feature[:, self.start_b :: 2], metric)
+        best = similarity.amax(-1)
+        pairs = ascending(top_indices(best, self.merge))
+        gone = self.start_a + 2 * pairs
+        partner = self.start_b + 2 * similarity.argmax(-1).gather(1, pairs)
+        choice = Choice(complement(gone, feature.shape[1]), slot_of(partner, gone))
+        if record is not None:
+            record.gap("similarity", cut_gap, best, self.merge)
+            record.gap("partner", partner_gap, similarity, pairs)
+            group, nearest = self.pairs(similarity)
+            record.note(group=group, partner=nearest, similarity=best)
+        return Joined(choice, gone)
+
+
+class PairsByPosition(nn.Module):
+    """Between every other token and the rest: `[B, A, A']` similarities to `group` and `partner` of a note."""
+
+    def __init__(self, start_a: int, start_b: int) -> None:
+        super().__init__()
+        self.start_a, self.start_b = start_a, start_b
+
+    def forward(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        group = self.start_a + 2 * torch.arange(similarity.shape[1], device=similarity.device)
+        return group.expand(similarity.shape[0], -1), self.start_b + 2 * similarity.argmax(-1)
+
+
+def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:
+    """How close another partner came, at the closest of the given rows: `[B, A, B']` and `[B, r]` to `[B]`."""
+    if similarity.shape[-1] < 2:
+        return similarity.new_full(similarity.shape[:1], torch.inf)
+    first, second = similarity.topk(2, dim=-1).values.unbind(-1)
+    return (first - second).gather(1, rows).amin(-1)

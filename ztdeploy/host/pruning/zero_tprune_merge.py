@@ -1,0 +1,22 @@
+"""Zero-TPrune decides who goes; who goes is folded into the most similar token that stays, weighted by size.
+
+Ours: the ranking of CVPR 2024 (arXiv 2305.17328), the averages and the proportional attention of ICLR 2023 (arXiv
+2210.09461).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ztdeploy.host.pruning.layer import BlockTaps, Recorder
+from ztdeploy.host.pruning.merging import Joined
+from ztdeploy.host.pruning.partners import PartnerMerging
+from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
+
+
+class ZeroTPruneMerge(PartnerMerging, ZeroTPrune):
+    """The scoring is Zero-TPrune's own, node by node."""
+
+    def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
+        choice, gone, _ = self.partners(x, taps, self.decide(x, taps, record), record)
+        return Joined(choice, gone)

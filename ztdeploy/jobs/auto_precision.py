@@ -1,0 +1,245 @@
+"""`build --precision auto`: of a profile and its candidates, the engines that are fastest here and cost little.
+
+All are built into one trial bundle, judged on the calibration images against dense of the profile asked for, and timed.
+What ships is then built by itself from the same traces: the bundle holds nothing of the others but the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ztdeploy.core.bundle import Bundle, check_output, read_bundle, write_manifest
+from ztdeploy.core.errors import EnvironmentLacksError, InputError, ParityError
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRecord
+from ztdeploy.core.profile import HardwareProfile, read_profile
+from ztdeploy.host.precision_choice import Contender, by_risk, choose, misses, timing
+from ztdeploy.jobs.build import BuildRequest, Progress, build, silent
+from ztdeploy.jobs.gate import Gate, apply_gate, none_left
+from ztdeploy.target.backends import why_not_build, why_not_run
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
+from ztdeploy.target.evaluate.evaluate import evaluate_bundle
+from ztdeploy.target.evaluate.judgement import judge, judged_rows
+from ztdeploy.target.measure.environment import processor_name
+from ztdeploy.target.measure.latency import Configuration, measure_latency
+
+ROUNDS, ITERATIONS = 10, 10
+
+
+@dataclass(frozen=True)
+class Slate:
+    """A profile asked for, and what might be shipped in its place."""
+
+    asked: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]  #: the one asked for first, then the less risky first
+    lacking: Mapping[str, str]  #: why some of them cannot be tried here
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ships in a profile's place."""
+
+    record: ChoiceRecord
+    gate: GateRecord  #: of what ships
+
+
+def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
+    """Build what `pipeline.build` does, with each profile that has candidates replaced by the best of them.
+
+    Raises:
+        AccuracyError: no pruned variant passes in fp32.
+        EnvironmentLacksError: a profile with candidates cannot run here, so that nothing can be held against it.
+        InputError: no calibration images, or no profile with candidates.
+        ZtdeployError: what `pipeline.build` raises.
+    """
+    gate = request.gate
+    if gate is None:
+        raise InputError(
+            "--precision auto without --calib", "images to judge candidates on", "give --calib DIR as well"
+        )
+    asked = {(profile := read_profile(source)).name: (source, profile) for source in request.profiles}
+    slates = [slate_of(profile) for _, profile in asked.values() if profile.candidates]
+    if not slates:
+        raise InputError(
+            f"--precision auto with {', '.join(asked)}, which has no candidates",
+            "a profile with the key 'candidates', such as cpu",
+            "leave --precision out, or choose another profile",
+        )
+    check_output(request.out, force=request.force)
+    sources = {read_profile(source).name: source for slate in slates for source in slate.asked.candidates}
+    sources |= {name: source for name, (source, _) in asked.items()}
+    request = replace(request, keep_ratios=_keep_ratios(request, [profile for _, profile in asked.values()]))
+    with scratch_folder() as scratch:
+        request = replace(request, cache=request.cache or scratch / "traces")
+        trial, failed = _trial(request, slates, sources, scratch / "trial", progress)
+        choices = {slate.asked.name: _choose(slate, trial, failed, gate, progress) for slate in slates}
+        shipped = dict.fromkeys(choices[name].record.shipped if name in choices else name for name in asked)
+        final = replace(request, profiles=tuple(sources[name] for name in shipped))
+        return build(final, progress, partial(_settle, choices=list(choices.values())))
+
+
+def slate_of(asked: HardwareProfile) -> Slate:
+    """A profile with its candidates.
+
+    Raises:
+        EnvironmentLacksError: its own engines cannot be built or run here.
+        ProfileError: no such candidate.
+    """
+    reason = why_not_build(asked) or why_not_run(asked)
+    if reason is not None:
+        raise EnvironmentLacksError(
+            f"--precision auto with profile '{asked.name}', whose engines cannot run here ({reason})",
+            "a machine that runs them",
+            "leave --precision out, or build on the device",
+        )
+    others = {one.name: one for one in map(read_profile, asked.candidates) if one.name != asked.name}
+    order = by_risk([(one.name, one.precision) for one in others.values()])
+    profiles = (asked, *(others[name] for name in order))
+    lacking = {one.name: reason for one in profiles[1:] if (reason := _why_not_tried(one, asked)) is not None}
+    return Slate(asked, profiles, lacking)
+
+
+def _why_not_tried(profile: HardwareProfile, asked: HardwareProfile) -> str | None:
+    if (profile.batch, profile.image_input) != (asked.batch, asked.image_input):
+        return f"it takes other batches or inputs than '{asked.name}'"
+    return why_not_build(profile) or why_not_run(profile)
+
+
+def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tuple[float, ...]:
+    """Those of the request, or of the profiles asked for: what their candidates say does not matter."""
+    if request.keep_ratios or request.schedules:
+        return request.keep_ratios
+    if request.profiles_decide and (named := next((one for one in asked if one.schedules), None)):
+        raise InputError(
+            f"--precision auto with profile '{named.name}', which has schedules of its own",
+            "what shall be built, in the command",
+            "give --schedule or --keep-ratio",
+        )
+    return tuple(dict.fromkeys(ratio for profile in asked for ratio in profile.keep_ratios))
+
+
+def _trial(
+    request: BuildRequest, slates: Sequence[Slate], sources: Mapping[str, str], out: Path, progress: Progress
+) -> tuple[Bundle, dict[str, str]]:
+    """A bundle with the engines of all candidates that can be built.
+
+    Returns:
+        With it, why the others cannot, by profile.
+
+    Raises:
+        ZtdeployError: a profile that was asked for cannot be built.
+    """
+    asked = [slate.asked.name for slate in slates]
+    able = [one.name for slate in slates for one in slate.profiles if one.name not in slate.lacking]
+    names = dict.fromkeys((*asked, *able))
+    trial = replace(request, profiles=tuple(sources[name] for name in names), out=out, force=True)
+    bundle = build(trial, progress, lambda *_: None)
+    for one in bundle.manifest.failed:
+        if one.profile in asked:
+            raise one.error
+    return bundle, {one.profile: one.given for one in bundle.manifest.failed}
+
+
+def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, progress: Progress) -> Choice:
+    """Judge, time and choose.
+
+    Raises:
+        AccuracyError: no pruned variant of the profile asked for passes.
+        ParityError: its engine gives something else than numbers.
+    """
+    reports, reasons = _evaluated(slate, trial, gate, {**slate.lacking, **failed}, progress)
+    asked = slate.asked.name
+    in_fp32 = judge(reports[asked], gate.limits)
+    variant, batch = _timed(trial, in_fp32), trial.manifest.dense.graphs[asked].batch or slate.asked.batch.sizes[0]
+    configurations = [Configuration(trial.root, variant, name, batch=batch) for name in reports]
+    measured = measure_latency(configurations, rounds=ROUNDS, iterations=ITERATIONS, progress=progress)
+    rows = {name: tuple(judged_rows(report, gate.limits)) for name, report in reports.items()}
+    contenders = [
+        Contender(
+            profile=name,
+            precision=trial.manifest.profiles[name].precision,
+            misses=() if name == asked else misses(rows[name], in_fp32.rows, gate.limits),
+            rounds_ms=tuple(map(tuple, one.rounds_ms)),
+        )
+        for name, one in zip(reports, measured, strict=True)
+    ]
+    timings = {one.profile: timing(one, contenders[0]) for one in contenders}
+    why = {**reasons, **dict(zip(reports, choose(contenders), strict=True))}
+    shipped = next(name for name in reports if why[name] is None)
+    record = ChoiceRecord(
+        asked=asked,
+        shipped=shipped,
+        processor=processor_name(Path("/")),
+        threads=usable_threads(slate.asked.threads),
+        variant=variant,
+        batch=batch,
+        rounds=ROUNDS,
+        data=in_fp32.data,
+        data_sha256=in_fp32.data_sha256,
+        images=in_fp32.images,
+        limits=gate.limits,
+        candidates=tuple(
+            CandidateRecord(
+                profile=one.name,
+                backend=one.backend,
+                precision=one.precision,
+                reason=why[one.name],
+                rows=rows.get(one.name, ()),
+                timing=timings.get(one.name),
+            )
+            for one in slate.profiles
+        ),
+    )
+    return Choice(record, judge(reports[shipped], gate.limits))
+
+
+def _evaluated(
+    slate: Slate, trial: Bundle, gate: Gate, reasons: Mapping[str, str], progress: Progress
+) -> tuple[dict[str, EvalReport], dict[str, str]]:
+    """What engines answer, against dense of the profile asked for.
+
+    Args:
+        reasons: why some profiles have no engines.
+
+    Returns:
+        Reports by profile, and the reasons with those of engines that give something else than numbers.
+
+    Raises:
+        ParityError: the profile asked for is one of these.
+    """
+    reports, reasons = dict[str, EvalReport](), dict(reasons)
+    with scratch_folder() as answers:
+        for name in (one.name for one in slate.profiles if one.name not in reasons):
+            progress(f"judging {name}", 0, 1)
+            request = EvalRequest(bundle=trial.root, data=gate.data, profile=name, dense_profile=slate.asked.name)
+            try:
+                reports[name] = evaluate_bundle(request, cache=answers, progress=progress)
+            except ParityError as error:
+                if name == slate.asked.name:
+                    raise
+                reasons[name] = error.given
+    return reports, reasons
+
+
+def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
+    """The variant that the bundle will run by default; dense where that is all there is.
+
+    Raises:
+        AccuracyError: no pruned variant passes.
+    """
+    passing = [row.variant for row in in_fp32.rows if not row.failed]
+    if in_fp32.rows and not passing:
+        raise none_left([in_fp32])
+    default, dense = trial.manifest.default_variant, trial.manifest.dense.name
+    return default if default in (*passing, dense) else passing[0]
+
+
+def _settle(folder: Path, gate: Gate, progress: Progress, *, choices: Sequence[Choice]) -> None:
+    """Write the tables down, judge what was not among the candidates, and leave out what fails."""
+    manifest = read_bundle(folder).manifest
+    write_manifest(folder, manifest.model_copy(update={"choices": tuple(choice.record for choice in choices)}))
+    apply_gate(folder, gate, progress, known={choice.record.shipped: choice.gate for choice in choices})

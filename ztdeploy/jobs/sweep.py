@@ -1,0 +1,234 @@
+"""A sweep: build every variant once, measure it against dense, and go on where an earlier one was stopped.
+
+`sweep` is the job on one screen. The first half needs PyTorch only where something is missing from the cache, and not
+at all for a bundle that is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.cache import cache_folder
+from ztdeploy.core.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.profile import HardwareProfile, read_profile
+from ztdeploy.core.schedule import DEFAULT_METHOD
+from ztdeploy.jobs.build import BuildRequest, Progress, check_backends, silent
+from ztdeploy.jobs.bundle_cache import Unbuilt, buildable_bundle
+from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
+from ztdeploy.target.backends import why_not_run
+from ztdeploy.target.evaluate.swept import check_images, with_fidelity
+from ztdeploy.target.measure.bench_report import Failure
+from ztdeploy.target.measure.details import measure_details, with_details_of
+from ztdeploy.target.measure.environment import read_machine, usable_cores
+from ztdeploy.target.measure.sweep import measure_groups
+from ztdeploy.target.measure.sweep_plan import (
+    check_holds,
+    check_sweep,
+    empty_report,
+    kept_runs,
+    plan_groups,
+    why_not_resumed,
+    with_fidelity_of,
+)
+from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest
+from ztdeploy.target.runtime.runner import runnable_profile
+
+KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What there is to measure, and what could not be built."""
+
+    bundles: tuple[Bundle, ...]
+    profile: str
+    failures: tuple[Failure, ...] = ()
+
+
+def sweep(
+    request: SweepRequest,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+    note: Note = lambda _text: None,
+) -> SweepReport:
+    """Build, evaluate on images where there are some, measure, and write `out/sweep.json` after every round.
+
+    Args:
+        out: a new folder, or that of an earlier sweep: with the same request, its complete groups are kept.
+        cache: see `cache.cache_folder`.
+        fresh: evaluate and measure everything again.
+        note: told what is worth knowing and no error.
+
+    Returns:
+        The report; its `progress` is "interrupted" after Ctrl-C.
+
+    Raises:
+        ZtdeployError: the request makes no sense, nothing can be built, `out` is something else, or what
+            `evaluate_bundle` raises.
+    """
+    check_sweep(request)
+    check_images(request)
+    caches = cache_folder(cache)
+    with sweep_folder(out):
+        request, built = gather(request, caches, progress)
+        groups = plan_groups(request, built.bundles, built.profile)
+        start = empty_report(request, built.bundles, built.profile, groups, built.failures)
+        start = with_fidelity(
+            start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=progress, note=note
+        )
+        earlier = _earlier(out, start, fresh=fresh, note=note)
+        start = with_fidelity_of(with_details_of(start, earlier), earlier)
+        kept = kept_runs(earlier, groups) if earlier else {}
+        if kept:
+            note(f"kept from before: {len(kept)} of {len(groups)} groups of configurations; --fresh measures all again")
+        save = partial(write_sweep, out=out)
+        report = measure_groups(start, groups, kept, progress=progress, save=save)
+        if report.progress == "complete" and request.details:
+            report = measure_details(report, built.bundles, progress=progress, save=save)
+        write_sweep(report, out)
+        for line in report.notes:
+            note(line)
+    return report
+
+
+def gather(request: SweepRequest, cache: Path, progress: Progress) -> tuple[SweepRequest, Built]:
+    """The bundles of a sweep, one per image size, and the request with its defaults filled in.
+
+    Raises:
+        ZtdeployError: a bad request, or nothing at all can be built.
+    """
+    if request.model is None:
+        return request, _given(request)
+    if request.bundle is not None or request.profile is None:
+        raise InputError(
+            f"model '{request.model}' with {'a bundle' if request.bundle else 'no profile'}",
+            "a model and a profile, or a bundle",
+            "give --model MODEL --profile PROFILE, or --bundle DIR",
+        )
+    profile = read_profile(request.profile)
+    request = request.model_copy(
+        update={
+            "keep_ratios": tuple(sorted(set(request.keep_ratios or KEEP_RATIOS), reverse=True)),
+            "methods": tuple(dict.fromkeys(request.methods or (DEFAULT_METHOD,))),
+        }
+    )
+    return request, _build(request, profile, cache, progress)
+
+
+def _given(request: SweepRequest) -> Built:
+    """The variants of a bundle as they are."""
+    if request.bundle is None:
+        raise InputError("neither a model nor a bundle", "one of them", "give --model MODEL, or --bundle DIR")
+    building = ("image_sizes", "checkpoint", "crop_pct", "preprocess", "weights", "preset")
+    for name in building:
+        if getattr(request, name) != SweepRequest.model_fields[name].default:
+            asked = request.preprocess.model_dump(exclude_none=True) if name == "preprocess" else (name,)
+            option = next(iter(asked)).replace("_", "-")
+            raise InputError(f"--{option} with a bundle", "a bundle as it is", f"leave --{option} out, or give --model")
+    bundle = read_bundle(request.bundle)
+    profile = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
+    check_holds(request, bundle)
+    return Built((bundle,), profile)
+
+
+def _build(request: SweepRequest, profile: HardwareProfile, cache: Path, progress: Progress) -> Built:
+    _check_can_do(request, profile)
+    bundles, failures, errors = [], list[Failure](), list[ZtdeployError]()
+    for size in request.image_sizes or (None,):
+        wanted = _build_request(request, size)
+        try:
+            bundle, unbuilt = buildable_bundle(wanted, cache, progress)
+        except (EnvironmentLacksError, OutputError):
+            raise
+        except ZtdeployError as error:
+            errors.append(error)
+            failures.append(Failure(message=f"at {size} px: {error}", exit_code=error.exit_code))
+            continue
+        bundles.append(bundle)
+        failures += [_failure(one, bundle) for one in unbuilt]
+    if not bundles:
+        raise errors[0]
+    return Built(tuple(bundles), profile.name, tuple(failures))
+
+
+def _check_can_do(request: SweepRequest, profile: HardwareProfile) -> None:
+    """What can be known before anything is built.
+
+    Raises:
+        ZtdeployError: this machine cannot build or run engines for the profile, or there is no such method.
+    """
+    from ztdeploy.host.pruning import check_method
+
+    check_backends([profile])
+    for method in request.methods:
+        check_method(method)
+    reason = why_not_run(profile)
+    if reason is not None:
+        raise EnvironmentLacksError(
+            f"profile '{profile.name}': {reason}",
+            "a machine that runs its engines",
+            "build with 'ztdeploy build', copy the bundle there, and run: ztdeploy sweep --bundle BUNDLE",
+        )
+    _check_batches(request.batches, profile)
+
+
+def _check_batches(batches: tuple[int, ...], profile: HardwareProfile) -> None:
+    """
+    Raises:
+        InputError: a batch that the profile's engines will not take.
+    """
+    dynamic, sizes = profile.batch.dynamic, profile.batch.sizes
+    for batch in batches:
+        if (batch > max(sizes)) if dynamic else (batch != sizes[0]):
+            takes = f"up to {max(sizes)} images" if dynamic else f"{sizes[0]} images"
+            raise InputError(
+                f"--batches {batch} with profile '{profile.name}', whose engines take {takes}",
+                takes,
+                f"choose another one, or a profile whose batch.sizes hold {batch}",
+            )
+
+
+def _build_request(request: SweepRequest, image_size: ImageSize | None) -> BuildRequest:
+    assert request.model is not None
+    assert request.profile is not None
+    pruned = tuple(ratio for ratio in request.keep_ratios if ratio != 1)
+    return BuildRequest(
+        model=request.model,
+        profiles=(request.profile,),
+        out=Path(),  # the cache's own
+        keep_ratios=pruned or (1.0,),
+        methods=request.methods if pruned else (DEFAULT_METHOD,),
+        preset=request.preset,
+        weights=request.weights,
+        checkpoint=request.checkpoint,
+        image_size=image_size,
+        crop_pct=request.crop_pct,
+        preprocess=request.preprocess,
+    )
+
+
+def _failure(unbuilt: Unbuilt, bundle: Bundle) -> Failure:
+    size = bundle.manifest.preprocess.image_size
+    return Failure(message=f"{unbuilt.variant} at {size} px: {unbuilt.error}", exit_code=unbuilt.error.exit_code)
+
+
+def _earlier(out: Path, start: SweepReport, *, fresh: bool, note: Note) -> SweepReport | None:
+    """The sweep to go on with; any other one is set aside, with the reason."""
+    earlier, reason = read_previous(out)
+    if earlier is not None:
+        machine = read_machine(usable_cores())
+        reason = "asked for with --fresh" if fresh else why_not_resumed(earlier, start, machine)
+    if reason is not None:
+        set_aside(out)
+        note(f"measuring all anew: {reason}; what was in '{out / REPORT}' is now '{PREVIOUS}'")
+        return None
+    return earlier

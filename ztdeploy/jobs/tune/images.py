@@ -1,0 +1,142 @@
+"""The images of a search: one half to choose on, the other half to report on, which no choice ever sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ztdeploy.core.errors import ImageError
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.prefix_cache import DensePrefix
+from ztdeploy.report.tune.request import FEWEST_IMAGES, TuneRequest
+from ztdeploy.target.evaluate.data import EvalData, limited, read_data
+from ztdeploy.target.evaluate.data_facts import data_facts
+from ztdeploy.target.evaluate.decoding import Decoded, decode
+from ztdeploy.target.evaluate.eval_report import DataFacts
+from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.preprocess import normalise
+
+#: Images that go through the model at once.
+BATCH = 20
+#: What the tokens in front of blocks may take; beyond it, fewer blocks are kept.
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Half:
+    """Some of the images, decoded."""
+
+    facts: DataFacts
+    pixels: NDArray[np.uint8]  #: `[n, H, W, C]`
+    accepted: tuple[frozenset[int], ...]  #: classes that count as right; empty sets where there are no labels
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of some images, in a fixed order."""
+
+    kl: NDArray[np.float64]  #: `[n]`, KL(dense || pruned) in nats
+    best: NDArray[np.int64]  #: `[n]`, the pruned model's class
+    dense: NDArray[np.int64]  #: `[n]`, dense's
+
+
+def read_halves(request: TuneRequest, model: LoadedModel) -> tuple[EvalData, EvalData]:
+    """The tuning and the report half: sorted by name, images at even places tune, those at odd ones report.
+
+    Raises:
+        ImageError: no images, labels that do not fit the model, or too few for two halves.
+    """
+    data = read_data(request.data, model.class_names, model.adapter.architecture.num_classes, model.preprocess.channels)
+    chosen = limited(data, request.limit, request.seed)
+    ordered = sorted(chosen.images, key=chosen.name_of)
+    if len(ordered) < 2 * FEWEST_IMAGES:
+        raise ImageError(
+            f"{len(ordered)} images in '{request.data}'",
+            f"at least {2 * FEWEST_IMAGES}: one half to tune on, the other to report on",
+            "give more images; 200 and more tell good schedules apart",
+        )
+    return replace(chosen, images=tuple(ordered[0::2])), replace(chosen, images=tuple(ordered[1::2]))
+
+
+def decode_half(part: EvalData, model: LoadedModel) -> Half:
+    """One that cannot be read counts nowhere.
+
+    Raises:
+        ImageError: fewer than `FEWEST_IMAGES` can be read.
+    """
+    images = [decode(one.path, model.preprocess) for one in part.images]
+    good = [(image, one) for image, one in zip(images, part.images, strict=True) if isinstance(image, Decoded)]
+    facts = data_facts(
+        part,
+        part,
+        [image.digest if isinstance(image, Decoded) else b"" for image in images],
+        ["" if isinstance(image, Decoded) else image for image in images],
+    )
+    if len(good) < FEWEST_IMAGES:
+        raise ImageError(f"{len(good)} readable images in a half", f"at least {FEWEST_IMAGES}", "give more images")
+    pixels = np.stack([image.pixels for image, _ in good])
+    return Half(facts, pixels, tuple(one.accepted for _, one in good))
+
+
+class Judge:
+    """Schedules against dense on one half, a mini-batch at a time; what all schedules share is computed once.
+
+    Images come in an order of their own, the same for all schedules, so that the first mini-batches stand for all.
+    """
+
+    def __init__(self, model: LoadedModel, half: Half, latest: int) -> None:
+        """
+        Args:
+            latest: the last block, from 1, behind which a schedule's first layer may stand.
+        """
+        architecture = model.adapter.architecture
+        order = sorted(range(len(half.pixels)), key=lambda place: hashlib.sha256(str(place).encode()).digest())
+        self.accepted = [half.accepted[place] for place in order]
+        self.facts, self.labelled = half.facts, half.facts.labelled
+        self._batches: list[DensePrefix] = []
+        kept = _kept_blocks(latest, len(order) * architecture.tokens * architecture.embed_dim * 4)
+        for start in range(0, len(order), BATCH):
+            images = torch.from_numpy(normalise(half.pixels[order[start : start + BATCH]], model.preprocess))
+            self._batches.append(DensePrefix(model.adapter, images, kept))
+        self.dense = np.concatenate([batch.dense.numpy().argmax(-1) for batch in self._batches])
+
+    @property
+    def images(self) -> int:
+        return len(self.accepted)
+
+    def parts(self, schedule: PruningSchedule) -> Iterator[Answers]:
+        """Mini-batch by mini-batch."""
+        for batch in self._batches:
+            dense, output = batch.dense.numpy(), batch.output(schedule).numpy()
+            yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1))
+
+    def all(self, schedule: PruningSchedule) -> Answers:
+        return joined(list(self.parts(schedule)))
+
+    def lost(self, best: NDArray[np.int64]) -> float | None:
+        """Points of top-1 below dense's over the first images, `[m]`; None without labels."""
+        if not self.labelled:
+            return None
+        pairs = zip(best, self.dense, self.accepted, strict=False)
+        return 100 * sum((int(dense) in right) - (int(own) in right) for own, dense, right in pairs) / len(best)
+
+
+def joined(parts: list[Answers]) -> Answers:
+    return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("kl", "best", "dense")))
+
+
+def _kept_blocks(latest: int, each: int) -> list[int]:
+    """In front of which blocks, from 0, tokens are kept: all where a first layer may stand, as memory allows.
+
+    A first layer behind block b, from 1, reduces what block b gives, so all in front of block b - 1, from 0, is shared.
+    """
+    blocks = list(range(1, latest))
+    while blocks and len(blocks) * each > _MOST_BYTES:
+        blocks = blocks[1::2]
+    return blocks

@@ -1,0 +1,231 @@
+"""From the trials of a study to what is reported: the winner, what it is held against, what mattered."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ztdeploy.core.equal_cost import at_cost, share_of_dense
+from ztdeploy.core.errors import AccuracyError
+from ztdeploy.core.records import to_json
+from ztdeploy.core.schedule import PruningSchedule, default_schedule, plan, plan_gmacs
+from ztdeploy.jobs.tune.images import Answers, Judge
+from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
+from ztdeploy.jobs.tune.space import choose, starts
+from ztdeploy.jobs.tune.study import DONE
+from ztdeploy.report.tune.records import Compared, Importance, Ratio, Score, State, TrialRecord
+from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.target.evaluate.eval_report import Mean, Share
+from ztdeploy.target.evaluate.scoring import change, hits, share
+from ztdeploy.target.evaluate.statistics import RESAMPLES, mean_interval
+from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
+
+#: What the winner's shape is held against ToMe at, beside its own cost: shares of dense's.
+OTHER_SHARES = (0.85, 0.75, 0.65, 0.5)
+#: Of a front, at most so many are compared and written.
+MOST_WINNERS = 8
+_NEAR = 0.02
+
+
+class Results:
+    """Computes on demand; schedules that were judged once are not judged again."""
+
+    def __init__(self, request: TuneRequest, study: Study, search: Search, judge: Judge) -> None:
+        """
+        Args:
+            judge: of the report half.
+        """
+        self.request, self.study, self.search, self.judge = request, study, search, judge
+        self._answers: dict[tuple[str, bool], Answers] = {}
+        self._best_start = 0
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        found = self.study.get_trials(deepcopy=False)
+        return tuple(map(_record, (one for one in found if one.state in DONE or one.state == TrialState.FAIL)))
+
+    def compared(self) -> tuple[Compared, ...]:
+        """The winner first; of a search for the front, its members from the most exact to the cheapest.
+
+        Raises:
+            AccuracyError: no trial keeps `max_drop`.
+        """
+        if self.search.limit is None:
+            return tuple(self._compare(one, one.user_attrs[PRICE], True) for one in self._front())
+        best = min(self._allowed(), key=lambda one: (one.user_attrs[KL], one.number))
+        limit = self.search.limit
+        others = [share for share in OTHER_SHARES if abs(self.search.dense * share - limit) > _NEAR * self.search.dense]
+        scaled = [self._compare(best, self.search.dense * share, False) for share in others]
+        return (self._compare(best, limit, True), *(one for one in scaled if one is not None))
+
+    def _allowed(self) -> list[FrozenTrial]:
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        most = self.request.max_drop
+        allowed = [one for one in complete if most is None or (one.user_attrs.get(LOST) or 0.0) <= most]
+        if not allowed:
+            least = min((one.user_attrs.get(LOST) or 0.0 for one in complete), default=float("nan"))
+            raise AccuracyError(
+                f"the least that a trial loses on the tuning half is {least:.2f} points of top-1",
+                f"at most {most:g} (--max-drop)",
+                "raise --max-drop or the budget, or give more --trials",
+            )
+        return allowed
+
+    def _front(self) -> list[FrozenTrial]:
+        """Those that no other is at least as good as in cost and KL, spread evenly if they are many."""
+        best: list[FrozenTrial] = []
+        for one in sorted(self._allowed(), key=lambda one: (one.user_attrs[PRICE], one.user_attrs[KL])):
+            if not best or one.user_attrs[KL] < best[-1].user_attrs[KL]:
+                best.append(one)
+        places = np.unique(np.linspace(0, len(best) - 1, min(MOST_WINNERS, len(best))).round().astype(int))
+        return [best[place] for place in places[::-1]]
+
+    def _compare(self, trial: FrozenTrial, limit: float, searched: bool) -> Compared:
+        point = choose(
+            optuna.trial.FixedTrial({name: v for name, v in trial.params.items() if name != SHARE}),
+            self.search.methods,
+            self.search.architecture.depth,
+            self.search.latest,
+        )
+        relative = limit / self.search.dense
+        name = f"tuned-{point.method}-{round(100 * relative)}"
+        tuned = self.search.fitted(point, limit, name)
+        if tuned is None:  # its shape stands too late for this cost: the earliest one that can
+            tuned = self.search.fitted(point.model_copy(update={"first": 1}), limit, name)
+        assert tuned is not None
+        price = self.search.price(tuned)
+        preset = self._preset(limit, searched=searched)
+        tome = self._tome(tuned)
+        ours = self._of(tuned)
+        return Compared(
+            limit=limit,
+            share=price / self.search.dense,
+            searched=searched,
+            tuned=self._score("tuned", tuned),
+            preset=self._score("preset", preset),
+            tome=self._score("ToMe", tome),
+            to_preset=ratio(ours.kl, self._of(preset).kl),
+            to_tome=ratio(ours.kl, self._of(tome).kl),
+        )
+
+    def _preset(self, limit: float, *, searched: bool) -> PruningSchedule:
+        """The best of the presets on the tuning half; at costs that were not searched, the one that was best there."""
+        found = {
+            place: schedule
+            for place, start in enumerate(
+                starts(self.search.methods, self.search.architecture.depth, self.search.latest)
+            )
+            if (schedule := self.search.fitted(start, limit, "preset")) is not None
+        }
+        if not searched and self._best_start in found:
+            return found[self._best_start]
+        best = min(found, key=lambda place: self._tuning_kl(found[place]))
+        if searched:
+            self._best_start = best
+        return found[best]
+
+    def _tuning_kl(self, schedule: PruningSchedule) -> float:
+        """As a trial has found it, where there was one."""
+        trial = self._trial_of(schedule)
+        return float(self._of(schedule, tuning=True).kl.mean()) if trial is None else float(trial.user_attrs[KL])
+
+    def _trial_of(self, schedule: PruningSchedule) -> FrozenTrial | None:
+        wanted = schedule.model_copy(update={"name": "tuned"}).model_dump(mode="json", by_alias=True)
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return next((one for one in complete if one.user_attrs.get(SCHEDULE) == wanted), None)
+
+    def _tome(self, tuned: PruningSchedule) -> PruningSchedule:
+        """ToMe at the multiply-adds of what was found."""
+        architecture = self.search.architecture
+        share = share_of_dense(tuned, architecture)
+        return at_cost(lambda ratio: default_schedule(ratio, architecture, method="tome"), architecture, share)
+
+    def _of(self, schedule: PruningSchedule, *, tuning: bool = False) -> Answers:
+        key = (to_json(schedule.model_copy(update={"name": "x", "keep_ratio": None})), tuning)
+        if key not in self._answers:
+            self._answers[key] = (self.search.judge if tuning else self.judge).all(schedule)
+        return self._answers[key]
+
+    def _score(self, label: str, schedule: PruningSchedule) -> Score:
+        answers, trial = self._of(schedule), self._trial_of(schedule)
+        right = self._right(answers.best)
+        return Score(
+            label=label,
+            schedule=schedule,
+            cost=self.search.price(schedule),
+            gmacs=plan_gmacs(self.search.architecture, plan(schedule, self.search.architecture)),
+            tuning_kl=None if trial is None else float(trial.user_attrs[KL]),
+            kl=Mean(value=float(answers.kl.mean()), interval=mean_interval(answers.kl, seed=self.request.seed)),
+            agreement=share(answers.best == answers.dense),
+            top1=None if right is None else share(right),
+            change=None if right is None else change(right, self._right_dense),
+        )
+
+    def _right(self, best: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        return hits(best.astype(np.int32)[:, None], self.judge.accepted) if self.judge.labelled else None
+
+    @cached_property
+    def _right_dense(self) -> NDArray[np.bool_]:
+        right = self._right(self.judge.dense)
+        assert right is not None
+        return right
+
+    @property
+    def dense_top1(self) -> Share | None:
+        return share(self._right_dense) if self.judge.labelled else None
+
+    def importances(self) -> tuple[Importance, ...]:
+        """How much each parameter decides whether a trial is among the good ones, of all parameters together."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = {one.user_attrs[KL] for one in complete}
+        if len(complete) < _FEWEST_TRIALS or len(values) < 2:
+            return ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that less is better, which is what is meant
+            found = get_param_importances(
+                self.study, evaluator=PedAnovaImportanceEvaluator(), target=lambda one: float(one.user_attrs[KL])
+            )
+        return tuple(Importance(parameter=name, share=float(value)) for name, value in found.items())
+
+
+#: Fewer say nothing about what mattered.
+_FEWEST_TRIALS = 10
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    said = trial.user_attrs
+    schedule = said.get(SCHEDULE)
+    return TrialRecord(
+        number=trial.number,
+        state=_STATES[trial.state],
+        start=bool(said.get(PRESET)),
+        kl=said.get(KL),
+        images=said.get(IMAGES) or 0,
+        cost=said.get(PRICE),
+        lost=said.get(LOST),
+        seconds=said.get(SECONDS) or 0.0,
+        same_as=said.get(AGAIN),
+        parameters=trial.params,
+        schedule=None if schedule is None else PruningSchedule.model_validate(schedule),
+    )
+
+
+def ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 0) -> Ratio:
+    """Of two means over the same images `[n]`, with a percentile bootstrap that draws them in pairs."""
+    drawn = np.random.default_rng(seed).integers(0, len(ours), (RESAMPLES, len(ours)))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    tiny = np.finfo(np.float64).tiny  # what agrees to the last bit has a ratio all the same
+    low, high = np.percentile((ours[drawn].mean(1) + tiny) / (theirs[drawn].mean(1) + tiny), [tail, 100 - tail])
+    value = (ours.mean() + tiny) / (theirs.mean() + tiny)
+    return Ratio(value=float(value), interval=Interval(low=float(low), high=float(high), confidence=CONFIDENCE))

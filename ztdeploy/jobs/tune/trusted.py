@@ -1,0 +1,229 @@
+"""Whether a study is what `tune` left there: anybody may have written the file that a search goes on with.
+
+The file is looked at before Optuna opens it, since a database can hold programs (triggers, views, computed columns).
+The trials are looked at before any is used, since Optuna takes their values at their word.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from ztdeploy.core.arguments import shown
+from ztdeploy.core.errors import EnvironmentLacksError, InputError
+from ztdeploy.core.files import reason_of
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.jobs.tune.sampling import AGAIN_OF, WORKER
+from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, RUNGS, SCHEDULE, SECONDS, SHARE, Search
+from ztdeploy.jobs.tune.space import choose
+from ztdeploy.report.tune.budget import FRONT
+
+#: Bytes of a study, rows of one of its tables, and bytes of one text in it; a thousand trials take four megabytes.
+_LARGEST, _MOST_ROWS, _LONGEST = 256 * 2**20, 500_000, 100_000
+_LOCKED_S = 5.0
+#: Beside a database, what SQLite reads as well.
+_SIDES = ("", "-journal", "-wal", "-shm")
+#: Optuna's tables that grow, and what is longest in each.
+_TEXTS = {
+    "studies": "study_name",
+    "trials": "state",
+    "trial_params": "distribution_json",
+    "trial_intermediate_values": "step",
+    "trial_values": "value_type",
+    **dict.fromkeys(("study_user_attributes", "study_system_attributes"), "value_json"),
+    **dict.fromkeys(("trial_user_attributes", "trial_system_attributes"), "value_json"),
+}
+#: What makes a table or an index compute something, once the one check that Optuna's tables have is taken out.
+_PROGRAMS = re.compile(r"\b(CHECK|AS|DEFAULT|WHERE|VIRTUAL|SELECT)\b", re.IGNORECASE)
+_OWN_CHECK = "CHECK (version_info_id=1)"
+_FIX = "give another --study or --out, or remove it"
+
+
+def check_database(url: str, *, own: bool) -> None:
+    """Look at a SQLite file before it is opened; databases of servers are left to whoever runs them.
+
+    Args:
+        own: whether it is the study in the search's own folder, which is no link.
+
+    Raises:
+        InputError: no regular file, somebody else's database, or one that computes something or is too large.
+        EnvironmentLacksError: it cannot be read, or somebody else keeps it locked.
+    """
+    place = sqlalchemy.make_url(url)
+    if place.get_backend_name() != "sqlite" or not place.database or place.database == ":memory:":
+        return
+    path = Path(place.database) if own else Path(place.database).resolve()
+    for side in _SIDES:
+        _check_regular(path.with_name(path.name + side))
+    try:
+        if not path.exists() or not path.stat().st_size:
+            return
+        if path.stat().st_size > _LARGEST:
+            raise _strange(path, f"has more than {_LARGEST:,} bytes")
+        with closing(sqlite3.connect(path, timeout=_LOCKED_S)) as database:
+            _check_content(database, path)
+    except (sqlite3.OperationalError, OSError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise EnvironmentLacksError(
+            f"the storage {path} cannot be used ({reason})", "a database that answers", "check --storage and --out"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise _strange(path, f"cannot be read ({error})") from error
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        regular = stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):  # nothing there, or what opening it will say
+        return
+    if not regular:
+        raise _strange(path, "is a link, a folder, a device or a FIFO")
+
+
+def _check_content(database: sqlite3.Connection, path: Path) -> None:
+    database.text_factory = bytes  # it may be no text
+    tables = set[str]()
+    for kind, name, statement in database.execute("SELECT type, name, sql FROM sqlite_master"):
+        said = (statement or b"").decode(errors="replace").replace(_OWN_CHECK, "")
+        expression = kind == b"index" and said.count("(") > 1
+        if kind not in (b"table", b"index") or _PROGRAMS.search(said) or expression:
+            raise _strange(path, f"holds a program ({shown(name.decode(errors='replace'))})")
+        if kind == b"table":
+            tables.add(name.decode(errors="replace"))
+    if tables and not tables >= _TEXTS.keys():
+        raise _strange(path, "is the database of something else")
+    for table in tables & _TEXTS.keys():
+        query = f"SELECT count(*), max(length({_TEXTS[table]})) FROM {table}"  # noqa: S608 - names of ours
+        ((rows, longest),) = database.execute(query)
+        if rows > _MOST_ROWS or (longest or 0) > _LONGEST:
+            raise _strange(path, f"holds more than a search writes (table {table})")
+    twice = "SELECT number FROM trials GROUP BY study_id, number HAVING count(*) > 1"
+    if tables and database.execute(twice).fetchone() is not None:
+        raise _strange(path, "holds two trials of one number")
+
+
+def check_trials(study: Study, search: Search) -> None:
+    """Look at every trial of a study before one is used.
+
+    Raises:
+        InputError: a trial, or the study, that no such search makes.
+    """
+    wanted = [StudyDirection.MINIMIZE] * (1 if search.limit is not None else 2)
+    with damage_told(study.study_name):
+        _check(study.directions == wanted, "its directions")
+        for number, trial in enumerate(study.get_trials(deepcopy=False)):
+            with damage_told(study.study_name, f"trial {number}"):
+                _check_trial(number, trial, search)
+
+
+@contextmanager
+def damage_told(study: str, place: str = "the database") -> Iterator[None]:
+    """Turn what Optuna, SQLAlchemy or a check of ours raises about strange values into one line.
+
+    Raises:
+        InputError: instead.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"study '{study}' was changed by something else than 'ztdeploy tune' ({place}: {shown(error)})",
+            "the trials of this search",
+            _FIX,
+        ) from error
+
+
+def _check_trial(number: int, trial: FrozenTrial, search: Search) -> None:
+    """
+    Raises:
+        ValueError, ...: whatever looking at it raises.
+    """
+    said = trial.user_attrs
+    _check(trial.number == number, "its number")
+    _check_attributes(said)
+    _check(len(trial.intermediate_values) <= len(RUNGS), "its reports")
+    _check(all(map(_finite, (*trial.intermediate_values, *trial.intermediate_values.values()))), "its reports")
+    waiting: Any = trial.system_attrs.get("fixed_params", {})
+    _check(isinstance(waiting, Mapping), "its parameters")
+    complete = trial.state == TrialState.COMPLETE
+    for given in (trial.params, waiting):
+        asked = _Asked(given, whole=complete and given is trial.params)
+        choose(asked, search.methods, search.architecture.depth, search.latest)
+        if search.limit is None:
+            asked.suggest_float(SHARE, *FRONT)
+        _check(given.keys() <= asked.distributions.keys(), "its parameters")
+        if given is trial.params:
+            right = (asked.distributions[name] == one for name, one in trial.distributions.items())
+            _check(all(right), "its distributions")
+    if complete:
+        values = [said[KL]] if search.limit is not None else [said[PRICE], said[KL]]
+        _check(trial.values == values and SCHEDULE in said, "its values")
+
+
+def _check_attributes(said: Mapping[str, Any]) -> None:
+    numbers = {
+        name: said[name] for name in (KL, PRICE, LOST, SECONDS, IMAGES, AGAIN, AGAIN_OF) if said.get(name) is not None
+    }
+    _check(all(map(_finite, numbers.values())), "its figures")
+    whole = (numbers.get(name, 0) for name in (IMAGES, AGAIN, AGAIN_OF))
+    _check(all(isinstance(one, int) and abs(one) < 2**31 for one in whole), "its figures")
+    _check(isinstance(said.get(PRESET, False), bool) and isinstance(said.get(WORKER, ""), str), "its figures")
+    if SCHEDULE in said:
+        PruningSchedule.model_validate(said[SCHEDULE])
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _check(right: bool, what: str) -> None:
+    if not right:
+        raise ValueError(what)
+
+
+class _Asked:
+    """Answers a search's questions with the values of a trial, each of which must be one that it could have drawn.
+
+    Args:
+        whole: whether all of them must be there; else the first possible value stands for one that is not.
+    """
+
+    def __init__(self, given: Mapping[str, Any], *, whole: bool) -> None:
+        self._given, self._whole = given, whole
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.distributions[name] = CategoricalDistribution(tuple(choices))
+        value = self._value(name, choices[0])
+        _check(any(type(value) is type(one) and value == one for one in choices), name)
+        return value
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        self.distributions[name] = IntDistribution(low, high)
+        value = self._value(name, low)
+        _check(type(value) is int and low <= value <= high, name)
+        return int(value)
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        self.distributions[name] = FloatDistribution(low, high)
+        value = self._value(name, low)
+        _check(_finite(value) and low <= value <= high, name)
+        return float(value)
+
+    def _value(self, name: str, first: Any) -> Any:
+        _check(name in self._given or not self._whole, name)
+        return self._given.get(name, first)
+
+
+def _strange(path: Path, found: str) -> InputError:
+    return InputError(f"study file '{path}' {found}", "a study that 'ztdeploy tune' wrote", _FIX)

@@ -1,0 +1,83 @@
+"""The top of the page: what was measured, the verdict, how far to trust it, key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ztdeploy.report.kit.figures import counted, short, span, times
+from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.sweep.identity import machine, model, subtitle, title
+from ztdeploy.report.sweep.panels import Panel, panels
+from ztdeploy.report.sweep.trust import limits
+from ztdeploy.report.sweep.verdict import Verdict, candidates, compared
+from ztdeploy.target.measure.sweep_report import SweepReport
+
+
+def summary(report: SweepReport, verdicts: Sequence[Verdict]) -> Markup:
+    header = element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead"))
+    several = len(verdicts) > 1
+    return fragment(header, [_verdict(one, several) for one in verdicts], _trust(report), _cards(report))
+
+
+def _verdict(verdict: Verdict, several: bool) -> Markup:
+    where = element("p", verdict.panel.label, class_="where") if several else None
+    return element(
+        "section",
+        where,
+        element("p", verdict.headline, class_="headline"),
+        element("p", " ".join(verdict.sentences)),
+        class_=f"verdict {verdict.decision.replace(' ', '-')}",
+    )
+
+
+def _trust(report: SweepReport) -> Markup:
+    lines = limits(report)
+    if not lines:
+        nothing = "Nothing was seen on the machine that speaks against these figures."
+        return element("ul", element("li", nothing), class_="trust fine")
+    return element("ul", [element("li", line) for line in lines], class_="trust")
+
+
+def _cards(report: SweepReport) -> Markup | None:
+    if not report.runs:
+        return None
+    run, found = report.runs[0], panels(report)
+    there = run.machine
+    cores = counted(len(there.usable_cores), "core")
+    day, clock = run.before.at[:10], run.before.at[11:16]
+    cards = [
+        _card("Machine", machine(run), f"{there.architecture}, {cores} in use", words=True),
+        _card("Model", model(report), f"weights: {run.bundle.weights}", words=True),
+        *_figures(found),
+        _card("Measured", day, f"at {clock} UTC, {counted(len(report.runs), 'run')}", words=True),
+        _card("Runtime", run.bundle.runtime, _versions(there.versions), words=True),
+    ]
+    return element("dl", cards, class_="cards")
+
+
+def _figures(found: Sequence[Panel]) -> list[Markup]:
+    """Of the first setting that has a dense figure, and the best of all settings."""
+    several, cards = len(found) > 1, []
+    dense = next(((panel, panel.dense) for panel in found if panel.dense), None)
+    if dense is not None and dense[1].measured.latency is not None:
+        latency = dense[1].measured.latency
+        where = f", {dense[0].label}" if several else ""
+        cards.append(_card("Dense, p50", f"{short(latency.p50_ms)} ms", f"MAD {short(latency.mad_ms, 2)} ms{where}"))
+    pruned = [(panel, row) for panel in found for row in candidates(panel)]
+    if pruned:
+        panel, row = max(pruned, key=lambda pair: compared(pair[1]).speedup)
+        best = compared(row)
+        where = f", {panel.label}" if several else ""
+        more = f"{row.facts.name}, {span(best.interval)}{where}" if best.interval else f"{row.facts.name}{where}"
+        cards.append(_card("Best speed-up", times(best.speedup, best.interval), more))
+    return cards
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if name in ("ztdeploy", "numpy"))
+
+
+def _card(name: str, value: str, more: str, *, words: bool = False) -> Markup:
+    kind = "words" if words else None
+    parts = (element("dt", name), element("dd", value, class_=kind), element("dd", more, class_="more"))
+    return element("div", parts, class_="card")

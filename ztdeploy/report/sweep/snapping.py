@@ -1,0 +1,63 @@
+"""Which numbers of tokens lie just above a tread of the machine's staircase: a few less would cost less. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.report.sweep.panels import is_dense
+from ztdeploy.target.measure.sweep_report import Staircase, SweepReport, TokenStep
+
+#: How many of its tokens a schedule may be asked to give up for a tread.
+_NEAR = 0.06
+
+
+@dataclass(frozen=True)
+class Snap:
+    """A schedule's number of tokens, and the tread right below it."""
+
+    tokens: int
+    tread: int
+    variants: tuple[str, ...]
+    saved_ms: float  #: of one block; above 0
+
+
+def token_counts(report: SweepReport, image_size: ImageSize) -> dict[int, tuple[str, ...]]:
+    """Every number of tokens that a block is given, ascending, with the variants that do."""
+    found: dict[int, list[str]] = {}
+    for one in report.variants:
+        if one.image_size == image_size:
+            for count in set(one.tokens_per_block):
+                found.setdefault(count, []).append(one.name)
+    return {count: tuple(found[count]) for count in sorted(found)}
+
+
+def snaps(report: SweepReport, staircase: Staircase) -> list[Snap]:
+    """Numbers of tokens up to 6 % above a tread, where the tread is faster; dense's own number is not to be changed."""
+    pruned = {one.name for one in report.variants if not is_dense(one)}
+    found = []
+    for count, names in token_counts(report, staircase.image_size).items():
+        below = max((tread for tread in staircase.treads if tread < count), default=None)
+        if below is None or count - below > _NEAR * count or not set(names) <= pruned:
+            continue
+        saved = block_ms(staircase.points, count) - block_ms(staircase.points, below)
+        if saved > 0:
+            found.append(Snap(count, below, names, saved))
+    return found
+
+
+def block_ms(points: Sequence[TokenStep], tokens: int) -> float:
+    """Time of a block at that many tokens, on the straight line between the two nearest that were measured.
+
+    Raises:
+        ValueError: there are no points.
+    """
+    if not points:
+        raise ValueError("a staircase without points")
+    lower = max((one for one in points if one.tokens <= tokens), key=lambda one: one.tokens, default=points[0])
+    upper = min((one for one in points if one.tokens >= tokens), key=lambda one: one.tokens, default=points[-1])
+    if lower.tokens >= upper.tokens:
+        return upper.block_ms
+    share = (tokens - lower.tokens) / (upper.tokens - lower.tokens)
+    return lower.block_ms + share * (upper.block_ms - lower.block_ms)

@@ -1,0 +1,113 @@
+"""What a search found, in words; shared by its page, its schedule files and the terminal. Pure."""
+
+from __future__ import annotations
+
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.report.kit.figures import percent, short
+from ztdeploy.report.tune.records import Compared, Ratio, TrialRecord, TuneReport
+from ztdeploy.target.evaluate.eval_report import Mean
+from ztdeploy.target.measure.environment import Machine
+
+FEW_IMAGES = 50
+
+
+def title(report: TuneReport) -> str:
+    budget = report.request.budget
+    return f"{report.model.name} tuned for {budget}" if budget else f"{report.model.name}: cost against fidelity"
+
+
+def subtitle(report: TuneReport) -> str:
+    """Weights, images, trials and day."""
+    request = report.request
+    return (
+        f"{report.model.timm_name}, weights: {report.model.origin}; {len(finished(report))} trials by "
+        f"{request.sampler_used}, seed {request.seed}, on {report.tuning_data.images} images of "
+        f"'{report.tuning_data.name}', reported on {report.report_data.images} others; {report.created[:10]}"
+    )
+
+
+def nats(mean: Mean, sign: str = "+") -> str:
+    """Such as "+0.012 (+0.003 to +0.021)"."""
+    interval = mean.interval
+    return f"{mean.value:{sign}.4f} ({interval.low:{sign}.4f} to {interval.high:{sign}.4f})"
+
+
+def machine_words(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if name != "onnxruntime")
+    return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
+
+
+def finished(report: TuneReport) -> list[TrialRecord]:
+    return [one for one in report.trials if one.state != "failed"]
+
+
+def findings(report: TuneReport) -> list[str]:
+    """The winner, and how it compares; all on images that no choice has seen."""
+    found = report.winner
+    lines = [cost_words(found, report), *(_against(ratio, name) for ratio, name in _rivals(found))]
+    if found.tuned.change is not None:
+        interval = found.tuned.change.interval
+        lines.append(
+            f"Top-1 less dense's: {100 * found.tuned.change.value:+.1f} points "
+            f"({100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
+        )
+    return lines
+
+
+def _rivals(found: Compared) -> list[tuple[Ratio, str]]:
+    return [(found.to_tome, "ToMe"), (found.to_preset, "the best preset")]
+
+
+def _against(ratio: Ratio, name: str) -> str:
+    interval = f"{ratio.interval.low:.2f} to {ratio.interval.high:.2f}"
+    beginning = f"KL is {ratio.value:.2f} times that of {name} at the same cost ({interval})"
+    if ratio.interval.high < 1:
+        return f"{beginning}."
+    return f"{beginning}: {'worse' if ratio.interval.low > 1 else 'no difference is shown'}."
+
+
+def cost_words(found: Compared, report: TuneReport) -> str:
+    return (
+        f"{short(found.tuned.cost, 4)} {report.unit} ({100 * (found.share - 1):+.1f} %): KL from dense "
+        f"{nats(found.tuned.kl, '')}, {percent(found.tuned.agreement.value)} same answers."
+    )
+
+
+def cautions(report: TuneReport) -> list[str]:
+    """What limits how far the figures can be believed."""
+    lines = list(report.notes)
+    if report.model.weights == "random":
+        lines.append("The weights are random: nothing here says anything about a trained model.")
+    if report.report_data.images < FEW_IMAGES:
+        lines.append(f"Only {report.report_data.images} images to report on: hardly any difference can be shown.")
+    unreadable = len(report.tuning_data.unreadable) + len(report.report_data.unreadable)
+    if unreadable:
+        lines.append(f"{unreadable} images could not be read and count nowhere.")
+    return lines
+
+
+def origin_lines(report: TuneReport) -> list[str]:
+    """Where a schedule comes from."""
+    budget = report.request.budget
+    return [
+        f"Found by 'ztdeploy tune' {report.created[:10]}: budget {budget or 'none (front)'}, "
+        f"{len(finished(report))} trials by {report.request.sampler_used}, seed {report.request.seed}.",
+        f"{report.model.timm_name}, weights sha256 {report.model.sha256[:12]}; tuned on {report.tuning_data.images} "
+        f"images of '{report.tuning_data.name}' (sha256 {report.tuning_data.digest[:12]}).",
+        f"Figures: {report.report_data.images} other images (sha256 {report.report_data.digest[:12]}).",
+    ]
+
+
+def layer_lines(schedule: PruningSchedule, tokens: tuple[int, ...]) -> list[str]:
+    """Block by block, what a schedule does.
+
+    Args:
+        tokens: that enter each block.
+    """
+    drops = {layer.block: layer.drop for layer in schedule.layers}
+    lines = []
+    for block, entering in enumerate(tokens, 1):
+        gone = drops.get(block)
+        after = f", then {gone} go, {100 * gone / entering:.0f} %" if gone else ""
+        lines.append(f"block {block}: {entering} tokens{after}")
+    return lines

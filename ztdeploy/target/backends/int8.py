@@ -1,0 +1,59 @@
+"""Int8 engines on processors without 8-bit dot products: how they stay exact, and what users are told.
+
+Kernels for such x86 processors add pairs of products in 16 bits. With weights of 7 bits every pair fits, and kernels
+are as fast. An engine with weights of 8 bits, built elsewhere or for elsewhere, is run there by slower kernels that are
+exact: see `exact_kernels` in each backend.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from ztdeploy.core.processor import Processor, onednn_processor, processor
+from ztdeploy.core.profile import HardwareProfile, Int8Options
+
+
+def processor_of(profile: HardwareProfile) -> Processor:
+    """The processor here, as the kernels of the profile's runtime see it."""
+    return onednn_processor() if profile.backend == "openvino" else processor()
+
+
+def exact_here(profile: HardwareProfile) -> HardwareProfile:
+    """The profile as it is built on this machine: with weights of 7 bits where this processor loses sums of others.
+
+    One that is for another kind of processor (`machine`) stays as it is, and so do activations by row, which OpenVINO
+    computes in fp32 on such processors.
+    """
+    options = profile.int8 or Int8Options()
+    if is_elsewhere(profile) or not _narrows(profile, options):
+        return profile
+    return profile.model_copy(update={"int8": options.model_copy(update={"weight_bits": 7})})
+
+
+def is_elsewhere(profile: HardwareProfile) -> bool:
+    """Whether the profile is for another kind of processor than the one here."""
+    return profile.machine not in ("", platform.machine())
+
+
+def _narrows(profile: HardwareProfile, options: Int8Options) -> bool:
+    whole = profile.precision == "int8" and options.weight_bits == 8 and options.activations != "row"
+    return whole and processor_of(profile).loses_sums
+
+
+def what_int8_lacks(here: Processor) -> str | None:
+    """What int8 engines miss on such a processor; None where it has what it takes, or does not say."""
+    if not here.features or here.dot_products:
+        return None
+    return "no 8-bit dot products (VNNI), so that int8 gains less over fp32"
+
+
+def int8_note(profile: HardwareProfile) -> str | None:
+    """What to tell whoever runs a profile's engines on this machine, if anything."""
+    options = profile.int8 or Int8Options()
+    lacking = what_int8_lacks(processor_of(profile)) if profile.precision == "int8" else None
+    if lacking is None:
+        return None
+    if _narrows(profile, options):
+        lacking += "; its weights of 8 bits take slower kernels here, which lose no sum"
+        lacking += "" if is_elsewhere(profile) else ": built on this machine they would have 7"
+    return f"profile '{profile.name}': the processor here has {lacking}"

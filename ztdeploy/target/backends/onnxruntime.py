@@ -1,0 +1,262 @@
+"""CPU engines: ONNX Runtime, its own optimised graph saved, its real providers asserted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ztdeploy.core.bundle import WEIGHTS_FILE, sha256_of
+from ztdeploy.core.errors import BundleError, EnvironmentLacksError
+from ztdeploy.core.files import path_in_utf8
+from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.onnx_file import read_graph
+from ztdeploy.core.processor import processor
+from ztdeploy.core.profile import HardwareProfile, Precision
+from ztdeploy.core.telemetry import stop_events
+from ztdeploy.core.text import first_line
+from ztdeploy.target.backends.base import (
+    Array,
+    BuiltEngine,
+    BuiltWhere,
+    Insight,
+    MemoryMode,
+    Plugins,
+    Signature,
+    TensorFacts,
+    check_activations,
+    check_fingerprint,
+    check_precision,
+    refused,
+)
+from ztdeploy.target.backends.weights_file import map_weights
+
+stop_events(ort)
+
+PROVIDERS = ["CPUExecutionProvider"]
+#: One operator for a sum and a LayerNormalization, whose kernel takes about twice as long as the two it replaces.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
+#: Initialisers at least this large are read from the shared weights file instead of from the graph.
+EXTERNAL_BYTES = 4096
+
+
+class OnnxRuntimeBackend:
+    """Engines are graphs that ONNX Runtime has optimised for any CPU; they stay bound to its version."""
+
+    name, suffix = "onnxruntime", ".onnx"
+    built_where: BuiltWhere = "anywhere"
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+
+    @property
+    def insight(self) -> Insight | None:
+        from ztdeploy.target.backends.onnxruntime_insight import OnnxRuntimeInsight
+
+        return OnnxRuntimeInsight()
+
+    def check_profile(self, profile: HardwareProfile) -> None:
+        check_precision(self, profile)
+        check_activations(self, profile, ("dynamic",))
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        self.check_profile(profile)
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        """ONNX Runtime comes with ztdeploy."""
+
+    def plugin_library(self) -> Plugins:
+        raise EnvironmentLacksError("plugins for ONNX Runtime", "a TensorRT profile", "use the plain graph")
+
+    ahead_of_time_plugins = plugin_library
+
+    def build(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: Plugins | None = None,
+        timing_cache: Path | None = None,
+    ) -> BuiltEngine:
+        weights = out.with_suffix(".weights")
+        options = session_options(threads=1, exact=False)  # the engine's weights stay what they are in the graph
+        # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)
+        )
+        with path_in_utf8(out) as written:
+            options.optimized_model_filepath = written
+            open_session(graph, options)
+        return BuiltEngine(out, weights if weights.exists() else None, current_fingerprint(sha256_of(graph)))
+
+    def load(
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
+    ) -> OnnxRuntimeRunner:
+        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        options = session_options(threads)
+        shared: list[Any] = []
+        if memory == "shared":
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            shared = share_initializers(options, weights, engine)
+        return OnnxRuntimeRunner(open_session(engine, options), shared)
+
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OnnxRuntimeRunner:
+        return load_graph(noted, threads)
+
+
+def load_graph(graph: Path, threads: int) -> OnnxRuntimeRunner:
+    """Run a graph of which no engine was built.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
+    return OnnxRuntimeRunner(open_session(graph, session_options(threads)), [])
+
+
+class OnnxRuntimeRunner:
+    """A session, and the shared weights it reads."""
+
+    def __init__(self, session: ort.InferenceSession, shared: list[Any]) -> None:
+        self._session: ort.InferenceSession | None = session
+        self._shared = shared  # the session does not own them
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    @property
+    def signature(self) -> Signature:
+        assert self._session is not None, "the runner is closed"
+        return Signature(
+            *(tuple(map(_facts, side)) for side in (self._session.get_inputs(), self._session.get_outputs()))
+        )
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert self._session is not None, "the runner is closed"
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
+            raise refused(f"ONNX Runtime {ort.__version__}", error) from error
+
+    def close(self) -> None:
+        self._session = None
+        self._shared = []
+
+
+def _facts(value: Any) -> TensorFacts:
+    lengths = (length if isinstance(length, int) and length >= 0 else None for length in value.shape or ())
+    return TensorFacts(value.name, _dtype(value.type), tuple(lengths))
+
+
+def _dtype(kind: str) -> str:
+    """What NumPy calls a type that ONNX Runtime calls, for instance, "tensor(float)"."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)
+
+
+def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
+    """
+    Args:
+        exact: on a processor that loses sums of products with 8-bit weights, take kernels that do not: such weights
+            become unsigned, and products take up to twice as long. Weights of 7 bits stay, for their sums fit.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # a block for all values of a call, beside the arena: megabytes, and no faster
+    options.log_severity_level = 4  # errors are raised as well; its own lines would show names as a file has them
+    if exact and processor().loses_sums:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Open a session that runs where it was told to, or not at all.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+        EnvironmentLacksError: the session runs on other providers than asked for.
+    """
+    lent = _lend_weights(model, options)
+    try:
+        with path_in_utf8(model) as path:
+            session = ort.InferenceSession(path, options, providers=PROVIDERS, disabled_optimizers=SLOW_FUSIONS)
+    except Exception as error:  # ONNX Runtime raises its own classes, with no common base that it documents
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} refuses '{model}': {first_line(error)}",
+            "a graph that it can load",
+            "run 'ztdeploy verify' on the bundle, or build it again",
+        ) from error
+    del lent  # what it needs of them it has copied
+    if session.get_providers() != PROVIDERS:
+        raise EnvironmentLacksError(
+            f"ONNX Runtime runs '{model.name}' on {session.get_providers()}",
+            f"{PROVIDERS}",
+            "install the plain 'onnxruntime' package",
+        )
+    return session
+
+
+def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
+    """Give a session those weights that it would refuse to read: ONNX Runtime follows no link out of a graph's folder,
+    and hubs' clients lay a bundle out as links. What a link leads to was held against the manifest before."""
+    home = model.resolve().parent
+    files = [
+        file for file in (model.with_name(Path(WEIGHTS_FILE).name), model.with_suffix(".weights")) if file.is_file()
+    ]
+    linked = [file for file in files if not file.resolve().is_relative_to(home)]
+    mapped = [np.memmap(file, np.uint8, "r") for file in linked]
+    if linked:
+        sizes = [one.size for one in mapped]
+        options.add_external_initializers_from_files_in_memory([file.name for file in linked], mapped, sizes)
+    return mapped
+
+
+def current_fingerprint(graph_sha256: str) -> Fingerprint:
+    return Fingerprint(
+        graph_sha256=graph_sha256,
+        runtime="onnxruntime",
+        runtime_version=ort.__version__,
+        device=f"cpu-{platform.machine()}",
+    )
+
+
+def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path) -> list[Any]:
+    """Let sessions read their weights from one mapping of the weights file per process.
+
+    The initialisers of every graph in a bundle bear the names that their tensors have in the weights file.
+
+    Returns:
+        What must outlive the session.
+
+    Raises:
+        BundleError: a tensor is of another type or shape than in the graph; ONNX Runtime would not look.
+    """
+    values, constants = _shared_values(weights, weights.stat().st_mtime_ns), read_graph(engine).tensors
+    for name in values.keys() & constants.keys():
+        value = values[name]
+        kind = _dtype(value.data_type())
+        if (kind, tuple(value.shape())) != constants[name]:
+            raise BundleError(
+                f"'{weights}' has '{name}' as {kind} {value.shape()}",
+                f"{constants[name][0]} {list(constants[name][1])}, as '{engine.name}' says",
+                "copy or build the bundle again",
+            )
+        options.add_initializer(name, value)
+    return [values]
+
+
+@lru_cache(maxsize=8)
+def _shared_values(weights: Path, _changed_ns: int) -> dict[str, Any]:
+    return {name: ort.OrtValue.ortvalue_from_numpy(tensor) for name, tensor in map_weights(weights).items()}

@@ -1,0 +1,330 @@
+"""CPU engines of OpenVINO: it compiles the bundle's own graph each time that an engine is opened.
+
+An engine is a short file that names its graph, which lies beside the weights that both graph and engine read: nothing
+is stored twice. What OpenVINO compiles is not kept: on two cores opening a DeiT-S takes 0.3 s, and would take 0.1 s
+from a cache that holds another copy of the weights for each engine.
+
+The precision is that of the graph's types. OpenVINO is told to compute in fp32, which leaves the types as they are: by
+itself it would compute everything in bf16 wherever it can, the ranking of tokens as well. A processor without bf16
+would be given fp32 kernels for a bf16 graph, and is refused instead.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ztdeploy.core.bundle import sha256_of
+from ztdeploy.core.errors import (
+    BundleError,
+    EngineMismatchError,
+    EnvironmentLacksError,
+    MissingExtraError,
+    ZtdeployError,
+)
+from ztdeploy.core.files import path_in_utf8, write
+from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.processor import BF16_PRODUCTS, onednn_processor
+from ztdeploy.core.profile import HardwareProfile, Int8Options, Precision
+from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.telemetry import without_openvino_telemetry
+from ztdeploy.target.backends.base import (
+    Array,
+    BuiltEngine,
+    BuiltWhere,
+    Insight,
+    MemoryMode,
+    Plugins,
+    Signature,
+    TensorFacts,
+    check_activations,
+    check_fingerprint,
+    check_precision,
+    refused,
+)
+from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, even_rows
+
+MODULE = "openvino"
+_ENGINE_LIMIT = 4096
+_DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
+#: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
+ROW_GROUPS = (192, 128, 64)
+
+
+class OpenVinoEngine(BaseModel):
+    """What is in an engine's file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
+    precision: Precision
+    row_group: int = Field(default=0, ge=0)  #: 0: activations are as the graph says
+    weight_bits: int = Field(default=8, ge=2, le=8)  #: of int8 weights
+
+
+class OpenVinoBackend:
+    """Engines run on any CPU that has their precision; they stay bound to OpenVINO's version."""
+
+    name, suffix = "openvino", ".openvino.json"
+    built_where: BuiltWhere = "anywhere"
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    insight: Insight | None = None
+
+    def check_profile(self, profile: HardwareProfile) -> None:
+        check_precision(self, profile)
+        check_activations(self, profile, ("row", "uint8", "int8"))
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        self.check_profile(profile)
+        load_openvino()
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        load_openvino()
+        check_processor(profile.precision)
+
+    def plugin_library(self) -> Plugins:
+        raise EnvironmentLacksError("plugins for OpenVINO", "a TensorRT profile", "use the plain graph")
+
+    ahead_of_time_plugins = plugin_library
+
+    def build(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: Plugins | None = None,
+        timing_cache: Path | None = None,
+    ) -> BuiltEngine:
+        by_row = profile.int8 is not None and profile.int8.activations == "row"
+        group = row_group(graph) if by_row else 0
+        bits = (profile.int8 or Int8Options()).weight_bits
+        engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group, weight_bits=bits)
+        write(out, to_json(engine) + "\n")
+        return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
+
+    def load(
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
+    ) -> OpenVinoRunner:
+        """See `base.Backend`. OpenVINO packs the weights for its kernels in either memory mode."""
+        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        content = read_engine(engine)
+        check_processor(content.precision)
+        graph = weights.parent / content.graph
+        if not graph.is_file() or sha256_of(graph) != graph_sha256:
+            raise EngineMismatchError(
+                f"engine '{engine.name}' names '{content.graph}', which is not the graph that it was built from",
+                "an engine of this bundle's graph",
+                f"run: ztdeploy finalize {weights.parent.parent}",
+            )
+        return _runner(graph, content, threads)
+
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OpenVinoRunner:
+        return _runner(noted, read_engine(engine), threads)
+
+
+def _runner(graph: Path, engine: OpenVinoEngine, threads: int) -> OpenVinoRunner:
+    compiled = partial(compile_graph, graph, threads, row_group=engine.row_group, weight_bits=engine.weight_bits)
+    return OpenVinoRunner(*compiled(alone=True), compiled)
+
+
+class OpenVinoRunner:
+    """A compiled graph with one request; one call at a time."""
+
+    def __init__(
+        self, compiled: Any, signature: Signature, more: Callable[[], tuple[Any, Signature]] | None = None
+    ) -> None:
+        """
+        Args:
+            compiled: for any batch, or for one image alone where there is `more`.
+            signature: of the graph.
+            more: compiles it for any batch, when the first one comes.
+        """
+        self._request: Any = compiled.create_infer_request()
+        self.signature, self._more = signature, more
+        self._alone = more is not None and any(one.shape[:1] == (None,) for one in signature.inputs)
+        self._any: Any = None
+        self._turn = Lock()
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert self._request is not None, "the runner is closed"
+        try:
+            with self._turn:
+                found = self._request_for(feeds).infer(dict(feeds), share_inputs=True)  # results are copies
+        except ZtdeployError:
+            raise
+        except Exception as error:  # of its own, and NumPy's of inputs that it cannot take
+            raise refused("OpenVINO", error) from error
+        return {output.name: found[position] for position, output in enumerate(self.signature.outputs)}
+
+    def _request_for(self, feeds: Mapping[str, Array]) -> Any:
+        if not self._alone or self._more is None or len(next(iter(feeds.values()))) == 1:
+            return self._request
+        if self._any is None:
+            self._any = self._more()[0].create_infer_request()
+        return self._any
+
+    def close(self) -> None:
+        self._request = self._any = None
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        EnvironmentLacksError: it is, but its libraries cannot be loaded.
+    """
+    if find_spec(MODULE) is None:
+        raise MissingExtraError(MODULE, "openvino", "the backend openvino")
+    try:
+        with without_openvino_telemetry():
+            return import_module(MODULE)
+    except (ImportError, OSError) as error:
+        raise EnvironmentLacksError(
+            f"'{MODULE}' cannot be loaded ({error})",
+            "its libraries beside it",
+            "run: pip install --force-reinstall 'ztdeploy[openvino]'",
+        ) from error
+
+
+def check_processor(precision: Precision) -> None:
+    """
+    Raises:
+        EnvironmentLacksError: bf16 on a processor without it.
+    """
+    if precision == "bf16" and not onednn_processor().computes_bf16:
+        raise EnvironmentLacksError(
+            "this processor does not compute in bf16",
+            f"one with {' or '.join(BF16_PRODUCTS)}",
+            "use a profile of precision fp32, such as cpu-openvino",
+        )
+
+
+def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
+    """Options that keep OpenVINO from losing sums of integer products on a processor whose kernels would lose them.
+
+    Then integers are multiplied in fp32, which takes as long as fp32 does. By row there are no integer kernels without
+    8-bit dot products, and where oneDNN's limit forbids them OpenVINO must be told so.
+    """
+    here = onednn_processor()
+    if row_group:
+        return {} if here.dot_products else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    return {"LP_TRANSFORMS_MODE": "NO"} if here.loses_sums and weight_bits > 7 else {}
+
+
+def read_engine(path: Path) -> OpenVinoEngine:
+    """
+    Raises:
+        BundleError: the file is not an engine of this backend.
+    """
+    try:
+        with path.open("rb") as file:
+            return from_json(OpenVinoEngine, file.read(_ENGINE_LIMIT))
+    except (OSError, ValidationError) as error:
+        raise BundleError(
+            f"'{path}' is not an OpenVINO engine", "a file as built", f"run: ztdeploy finalize {path.parent.parent}"
+        ) from error
+
+
+def row_group(graph: Path) -> int:
+    """How many values share a scale in a graph whose weights are int8 and whose activations are not."""
+    constants = [node for node in _read_model(graph).get_ops() if node.get_type_name() == "Constant"]
+    integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
+    return widest_group([node.shape[0] for node in integers if len(node.shape) == 2])
+
+
+def widest_group(widths: Sequence[int]) -> int:
+    """The largest of `ROW_GROUPS` that divides the inputs of all int8 products: activations of the others would stay
+    fp32, which is right and slow; so it is where none does."""
+    return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
+
+
+def compile_graph(
+    graph: Path, threads: int, *, alone: bool = False, row_group: int = 0, weight_bits: int = 8
+) -> tuple[Any, Signature]:
+    """A compiled graph for one call at a time, in so many threads.
+
+    Args:
+        alone: for a batch of one where the graph takes any: with all shapes known, OpenVINO fuses more, and a call of
+            DeiT-S in int8 takes a tenth less.
+        row_group: values of a token that share a scale where a graph's weights are int8 and its activations are not.
+        weight_bits: of int8 weights.
+
+    Returns:
+        With it what the graph takes and gives: compiling adds the names of other values to the one that each output
+        has there, and may be for one image alone.
+
+    Raises:
+        BundleError: OpenVINO refuses the graph.
+    """
+    openvino = load_openvino()
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
+        **exact_kernels(row_group, weight_bits),
+    }
+    try:
+        model = _read_model(graph)
+        signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))
+        if alone:
+            for source in model.inputs:
+                shape = source.partial_shape
+                if shape[0].is_dynamic:
+                    shape[0] = 1
+                    model.reshape({source.get_any_name(): shape})
+            early_scales(model, openvino.opset13)
+            even_rows(model, openvino.opset13, by_row=row_group > 0)
+            early_bf16(model, openvino.opset13)
+        return _core().compile_model(model, "CPU", options), signature
+    except Exception as error:  # RuntimeError, and whatever our own rewrites meet in a graph that nobody checked
+        reasons = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
+        raise BundleError(
+            f"OpenVINO {openvino.__version__} refuses '{graph}': {' '.join(reasons)[:200]}",
+            "a graph that it can load",
+            "run 'ztdeploy verify' on the bundle, or build it again",
+        ) from error
+
+
+def _facts(port: Any) -> TensorFacts:
+    shape, kind = port.partial_shape, port.element_type.get_type_name()
+    lengths = () if shape.rank.is_dynamic else tuple(one.get_length() if one.is_static else None for one in shape)
+    return TensorFacts(port.get_any_name(), _DTYPES.get(kind, kind), lengths)
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return load_openvino().Core()
+
+
+def _read_model(graph: Path) -> Any:
+    with path_in_utf8(graph) as path:
+        return _core().read_model(path)
+
+
+def current_fingerprint(graph_sha256: str) -> Fingerprint:
+    return Fingerprint(
+        graph_sha256=graph_sha256,
+        runtime=OpenVinoBackend.name,
+        runtime_version=load_openvino().__version__.partition("-")[0],
+        device=f"cpu-{platform.machine()}",
+    )

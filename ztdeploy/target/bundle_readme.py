@@ -1,0 +1,62 @@
+"""The README that lies in every bundle, for whoever finds the folder on a device."""
+
+from __future__ import annotations
+
+from ztdeploy.core.manifest import Manifest, VariantRecord
+from ztdeploy.core.preprocess_spec import NOUNS
+from ztdeploy.core.text import markdown_text
+
+
+def bundle_readme(manifest: Manifest) -> str:
+    """How to run the bundle, what is in it, and what is not."""
+    default = next(variant for variant in manifest.variants if variant.name == manifest.default_variant)
+    choice = "" if default.keep_ratio is None else f", keep_ratio={default.keep_ratio:g}"
+    spec = manifest.preprocess
+    channels = {1: "grey", 3: "RGB"}.get(spec.channels, f"{spec.channels} channels")
+    resize = "Resize both sides to" if spec.crop_mode == "squash" else "Resize the shorter side to"
+    if spec.crop_mode == "center" and spec.resize.height != spec.resize.width:
+        resize = "Keep the aspect ratio and resize to just cover"
+    rows = "\n".join(_row(variant) for variant in manifest.variants)
+    given = manifest.model.gives
+    what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
+    random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
+    missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.lines_of_missing)
+    return f"""# {markdown_text(manifest.model.name)}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
+
+{random if manifest.weights.source == "random" else ""}Run it on the target (no PyTorch needed):
+
+    pip install ztdeploy
+    ztdeploy verify .
+    ztdeploy run . photo.jpg
+
+or from Python:
+
+    import ztdeploy
+    runner = ztdeploy.load("."{choice})
+    prediction, = runner("photo.jpg")
+
+| variant | keep ratio | method | tokens | GMACs | engines |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+- `manifest.json`: where everything comes from, parity figures, and the sha256 of every file
+- `graphs/`: plain ONNX graphs, engines beside them, and the one weights file that all of them read
+- `golden/`: known images, the pixels after resize and crop, and the outputs that must come out
+
+Input `image`: {spec.image_size.in_full} pixels (height x width), {channels}; uint8 `[batch, height, width, channel]`
+where the profile says so, else fp32 `[batch, channel, height, width]`, normalised. {resize} {spec.resize} pixels
+({spec.interpolation}), crop the centre. Outputs: `logits`{what}, and per pruning layer the indices of the tokens kept.
+{f"{chr(10)}What is missing:{chr(10)}{chr(10)}{missing}" if missing else ""}"""
+
+
+def _row(variant: VariantRecord) -> str:
+    tokens = variant.plan.tokens_per_block
+    cells = (
+        markdown_text(variant.name),
+        "-" if variant.keep_ratio is None else f"{variant.keep_ratio:g}",
+        variant.schedule.method if variant.plan.layers else "-",
+        f"{tokens[0]} -> {tokens[-1]}",
+        f"{variant.gmacs:.3f}",
+        markdown_text(", ".join(variant.engines)) or "none",
+    )
+    return f"| {' | '.join(cells)} |"

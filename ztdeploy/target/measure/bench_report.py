@@ -1,0 +1,187 @@
+"""What a benchmark says: records that are JSON on disk, with a schema version, and every raw sample in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ztdeploy.core.files import write
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.records import to_json
+from ztdeploy.target.measure.environment import Machine, State
+from ztdeploy.target.measure.protocol import ColdStart
+from ztdeploy.target.measure.report_file import (
+    check_overwritable,
+    holds_kind,
+    kind_of,
+    load_report,
+    no_report,
+    parse_report,
+)
+from ztdeploy.target.measure.statistics import Interval, Summary
+
+SCHEMA_VERSION: Literal[1] = 1
+KIND: Literal["ztdeploy-bench"] = "ztdeploy-bench"
+#: "running": the process was killed later on, if it does not run any more.
+Progress = Literal["running", "complete", "interrupted"]
+Outcome = Literal["faster", "slower", "no difference shown", "too few rounds"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BenchRequest(Record):
+    """What to measure and for how long. Empty tuples and None stand for the defaults that are described."""
+
+    bundle: Path
+    keep_ratios: tuple[float, ...] = ()
+    variants: tuple[str, ...] = ()
+    all_variants: bool = False  #: instead of the bundle's default variant, where none is named
+    profile: str | None = None  #: by default the first whose engines run here
+    batches: tuple[int, ...] = ()  #: images per call; by default the profile's smallest batch
+    threads: tuple[int, ...] = ()  #: by default what the profile says, within what the process may use
+    warmup_s: float = 1.0  #: per configuration, before the first round
+    duration_s: float | None = None  #: per configuration, over all rounds; by default 10
+    iterations: int | None = None  #: calls per configuration, over all rounds, instead of a duration
+    rounds: int = 10
+    reference: bool = True  #: measure the dense variant as well, at the same batch and threads
+    seed: int = 0  #: of the order of turns and of the bootstrap
+
+
+class BundleFacts(Record):
+    path: str
+    created: str
+    model: str
+    timm_name: str
+    image_size: ImageSize
+    weights: str  #: where they come from
+    profile: str
+    backend: str
+    runtime: str  #: name and version, which an engine is bound to
+
+
+class Turn(Record):
+    """One configuration's part of one round."""
+
+    round: int  #: from 0
+    place: int  #: within the round, from 0
+    samples_ms: tuple[float, ...]  #: each call, in order
+    wall_s: float  #: with the calls that are not counted
+    own_cpu_s: float  #: what our own processes used meanwhile, of all usable cores together
+    busy_cpu_s: float | None  #: what all processes used
+    stolen_s: float | None  #: what a hypervisor gave to other machines
+    clock_mhz: float | None  #: of the fastest usable core, right after the last call
+    gpu_clock_mhz: float | None
+
+
+class Failure(Record):
+    """Why a configuration has no samples, or fewer than the others."""
+
+    message: str
+    exit_code: int
+
+
+class ConfigurationReport(Record):
+    """One variant at one batch and number of threads, in a process of its own."""
+
+    variant: str
+    keep_ratio: float | None
+    batch: int
+    threads: int | None  #: None: the runtime is not one that takes a number of threads
+    gmacs: float  #: per image
+    model_mb: float  #: the weights that its graph reads
+    engine_mb: float  #: the engine's own files
+    shared_weights_mb: float  #: the bundle's weights file, where the engine reads it
+    cold_start: ColdStart | None = None
+    latency: Summary | None = None  #: over all turns, per call
+    images_per_s: float | None = None  #: batch over mean latency
+    peak_rss_mb: float | None = None
+    turns: tuple[Turn, ...] = ()
+    failure: Failure | None = None
+
+    @property
+    def samples_by_round(self) -> dict[int, tuple[float, ...]]:
+        return {turn.round: turn.samples_ms for turn in self.turns}
+
+
+class Comparison(Record):
+    """One configuration against the reference at the same batch and threads."""
+
+    variant: str
+    reference: str
+    batch: int
+    threads: int | None
+    speedup: float  #: the median of the rounds' ratios
+    interval: Interval | None  #: None: too few rounds
+    ratios: tuple[float, ...]  #: one a round
+    work_ratio: float  #: the reference's GMACs over its own
+    outcome: Outcome
+    verdict: str
+
+
+class Caution(Record):
+    """Something about the machine that makes figures worse than they look."""
+
+    kind: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
+
+
+class BenchReport(Record):
+    kind: Literal["ztdeploy-bench"] = KIND
+    schema_version: Literal[1] = SCHEMA_VERSION
+    progress: Progress
+    request: BenchRequest
+    bundle: BundleFacts
+    machine: Machine
+    before: State
+    after: State
+    quiet_cores: float | None  #: how many cores others kept busy before anything was started
+    configurations: tuple[ConfigurationReport, ...]
+    comparisons: tuple[Comparison, ...]
+    warnings: tuple[Caution, ...] = Field(default=())
+
+    @property
+    def measured(self) -> tuple[ConfigurationReport, ...]:
+        """Those that have samples."""
+        return tuple(one for one in self.configurations if one.latency is not None)
+
+    @property
+    def failures(self) -> tuple[ConfigurationReport, ...]:
+        return tuple(one for one in self.configurations if one.failure is not None)
+
+
+def write_report(report: BenchReport, out: Path) -> None:
+    """Write a report, whole or not at all, in place of an earlier one.
+
+    Raises:
+        OutputError: the file exists and is no such report, or cannot be written.
+    """
+    check_report_path(out)
+    write(out, to_json(report) + "\n")
+
+
+def read_report(path: Path) -> BenchReport:
+    """
+    Raises:
+        InputError: not a report, damaged, or of another schema version.
+    """
+    expected = "a file that 'ztdeploy bench --out' wrote"
+    data = load_report(path, expected)
+    if kind_of(data) != KIND:
+        raise no_report(data, path, expected)
+    return parse_report(data, path, "report", SCHEMA_VERSION, BenchReport)
+
+
+def check_report_path(out: Path) -> None:
+    """
+    Raises:
+        OutputError: see `check_overwritable`.
+    """
+    check_overwritable(out, "report of 'ztdeploy bench'", lambda: holds_kind(out, KIND))

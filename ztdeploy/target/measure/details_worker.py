@@ -1,0 +1,201 @@
+"""The process in which one engine is looked into, or a few blocks are timed; nothing else runs in it.
+
+Started by `measure.details` with a `DetailsOrder` as its argument; writes one `DetailsAnswer` to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.errors import BundleError, ZtdeployError
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.names import TOKENS
+from ztdeploy.core.records import from_json, to_json
+from ztdeploy.target.backends import get_backend
+from ztdeploy.target.backends.base import Insight, Runner
+from ztdeploy.target.measure.attention import attention_of
+from ztdeploy.target.measure.operators import take_apart
+from ztdeploy.target.measure.order import turn_orders
+from ztdeploy.target.measure.protocol import Refusal
+from ztdeploy.target.measure.staircase import find_treads, token_counts
+from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, TokenStep
+from ztdeploy.target.measure.worker import prepare
+from ztdeploy.target.runtime.runner import BundleRunner, engine_of
+
+#: Calls of which the first ones still allocate.
+_WARM_UP = 3
+_MOST_CALLS, _FEWEST_CALLS = 20, 5
+#: A round of the staircase takes each count once.
+_MOST_ROUNDS, _FEWEST_ROUNDS = 40, 7
+_MOST_COUNTS = 400
+#: About what a call takes, as a share of the longest, where counts lie between a quarter of it and all of it.
+_MEAN = 0.6
+
+
+class DetailsOrder(BaseModel):
+    """What to look into."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path
+    profile: str
+    variant: str | None  #: None: the staircase
+    batch: int
+    threads: int
+    seconds: float  #: about what it may take, beyond starting
+
+
+class DetailsAnswer(BaseModel):
+    """One of the three."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: OperatorProfile | None = None
+    staircase: Staircase | None = None
+    refusal: Refusal | None = None
+
+
+def main() -> None:
+    answers = prepare()
+    order = from_json(DetailsOrder, sys.argv[1])
+    try:
+        if order.variant is None:
+            answer = DetailsAnswer(staircase=climb(order))
+        else:
+            answer = DetailsAnswer(profile=look_into(order, order.variant))
+    except ZtdeployError as error:
+        refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
+        answer = DetailsAnswer(refusal=refusal)
+    answers.write(to_json(answer) + "\n")
+    answers.flush()
+
+
+def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
+    """An engine's operator profile.
+
+    Raises:
+        ZtdeployError: the engine cannot be loaded, has changed, or its runtime's account cannot be read.
+    """
+    bundle = read_bundle(order.bundle)
+    variant = bundle.variant(name=name)
+    engine = engine_of(bundle, variant, order.profile)
+    source = variant.graphs[order.profile].source(engine.fingerprint.plugins)
+    assert source is not None
+    bundle.verify_files(bundle.files_of_engine(variant, order.profile))
+    runner = BundleRunner(bundle, profile=order.profile, threads=order.threads, memory="speed", verify=False)
+    spec = bundle.manifest.preprocess
+    pixels = np.random.default_rng(0).integers(0, 256, (order.batch, *spec.shape), dtype=np.uint8)
+    with scratch_folder() as folder:
+        profiled = insight_of(bundle, order.profile).load_profiled(
+            bundle.path(engine.file),
+            engine.fingerprint,
+            graph_sha256=bundle.manifest.files[source].sha256,
+            threads=order.threads,
+            folder=folder,
+        )
+        runner.adopt(name, profiled)
+        for _ in range(_WARM_UP):
+            runner.infer(pixels)
+        begun, done = time.monotonic(), 0
+        while done < _FEWEST_CALLS or (done < _MOST_CALLS and time.monotonic() - begun < order.seconds):
+            runner.infer(pixels)
+            done += 1
+        accounts = take_apart(profiled.finish()[-done:])
+    return OperatorProfile(
+        variant=name,
+        image_size=spec.image_size,
+        batch=order.batch,
+        threads=order.threads,
+        calls=accounts.calls,
+        call_ms=round(accounts.call_ms, 6),
+        parts=accounts.parts,
+        operators=accounts.operators,
+        attention=attention_of(accounts.nodes),
+        between_ms=round(accounts.between_ms, 6),
+    )
+
+
+def climb(order: DetailsOrder) -> Staircase:
+    """The time of the bundle's blocks at many token counts, which take turns in every round.
+
+    Raises:
+        ZtdeployError: the blocks' graph is missing, has changed, or cannot be run.
+    """
+    bundle = read_bundle(order.bundle)
+    if order.profile not in bundle.manifest.blocks:
+        raise BundleError(
+            f"{bundle.root} has no blocks of their own", "those of a newer build", "build the bundle again"
+        )
+    blocks = bundle.manifest.blocks[order.profile]
+    bundle.verify_files(bundle.files_of_graph(blocks.file))
+    runner = insight_of(bundle, order.profile).load_graph(bundle.path(blocks.file), threads=order.threads)
+    architecture = bundle.manifest.model.architecture
+    call = _Call(runner, order.batch, architecture.embed_dim)
+    longest = median(call(architecture.tokens) for _ in range(_FEWEST_ROUNDS))
+    affordable = order.seconds * 1000 / (_MEAN * longest * (1 + _FEWEST_ROUNDS))
+    counts = token_counts(architecture.tokens, max(2, min(_MOST_COUNTS, int(affordable))))
+    rounds = _rounds(call, counts, order.seconds)
+    points = [median(own[place] for own in rounds) / blocks.count for place in range(len(counts))]
+    return Staircase(
+        image_size=bundle.manifest.preprocess.image_size,
+        batch=order.batch,
+        threads=order.threads,
+        points=tuple(TokenStep(tokens=n, block_ms=round(ms, 5)) for n, ms in zip(counts, points, strict=True)),
+        treads=find_treads(counts, rounds),
+        rounds=len(rounds),
+    )
+
+
+class _Call:
+    """Times one call of the blocks."""
+
+    def __init__(self, runner: Runner, batch: int, width: int) -> None:
+        self._runner, self._batch, self._width = runner, batch, width
+        self._feeds: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, tokens: int) -> float:
+        """Milliseconds at that many tokens."""
+        if tokens not in self._feeds:
+            shape = (self._batch, tokens, self._width)
+            self._feeds[tokens] = {TOKENS: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+        before = time.perf_counter()
+        self._runner.infer(self._feeds[tokens])
+        return 1000 * (time.perf_counter() - before)
+
+
+def _rounds(call: _Call, counts: tuple[int, ...], seconds: float) -> list[list[float]]:
+    """Per round, one time per count; each round in an order of its own, so that drift hits all alike."""
+    rounds: list[list[float]] = []
+    begun = time.monotonic()
+    for order in turn_orders(len(counts), 1 + _MOST_ROUNDS, seed=0):
+        times = {place: call(counts[place]) for place in order}
+        rounds.append([times[place] for place in range(len(counts))])
+        if len(rounds) > _FEWEST_ROUNDS and time.monotonic() - begun > seconds:
+            break
+    return rounds[1:]  # the first one allocates
+
+
+def insight_of(bundle: Bundle, profile: str) -> Insight:
+    """
+    Raises:
+        BundleError: the profile's runtime offers none.
+    """
+    name = bundle.manifest.profiles[profile].backend
+    insight = get_backend(name).insight
+    if insight is None:
+        raise BundleError(
+            f"engines of {name}, which say nothing about their parts", "ONNX Runtime's", "use --no-details"
+        )
+    return insight
+
+
+if __name__ == "__main__":
+    main()

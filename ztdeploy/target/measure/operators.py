@@ -1,0 +1,147 @@
+"""From the runtime's account of every node to where the time of a call goes: by block, by kind, by operator. Pure.
+
+Nodes are named after the modules that they came from (`blocks.2/attn/qkv/MatMul_0`, `blocks.2/prune/wpr/Mul_3`). What
+a runtime merges or inserts may have a name of its own (`BiasGelu_token_192`, `Squeeze`): such a node belongs where the
+next node with a proper name does, which as a rule is the one that it works for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.target.backends.base import NodeRun, ProfiledCall
+from ztdeploy.target.measure.sweep_report import Kind, OperatorTime, Part
+
+#: Attention in a single operator.
+FUSED_ATTENTION = frozenset(
+    (
+        "Attention",
+        "MultiHeadAttention",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "GroupQueryAttention",
+        "QAttention",
+    )
+)
+PRODUCTS = frozenset(("MatMul", "FusedMatMul", "TransposeMatMul", "MatMulNBits", "MatMulInteger", "QLinearMatMul"))
+_KINDS: dict[Kind, str] = {
+    "linear": "Gemm FusedGemm Conv FusedConv NhwcFusedConv Einsum QLinearConv ConvInteger DynamicQuantizeMatMul",
+    "norm": "LayerNormalization SkipLayerNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization"
+    " RMSNormalization GroupNormalization InstanceNormalization BatchNormalization LpNormalization",
+    "activation": "Gelu FastGelu BiasGelu QuickGelu Erf Relu Tanh Sigmoid Swish BiasSplitGelu HardSwish Elu Silu",
+    "elementwise": "Add Sub Mul Div Sqrt Pow Exp Log Neg Abs Clip Max Min Sum Mean Where And Or Not Equal Greater Less"
+    " GreaterOrEqual LessOrEqual ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 BiasAdd QuickAdd Reciprocal",
+    "data movement": "Reshape Transpose Squeeze Unsqueeze Slice Split Concat Gather GatherND GatherElements Expand Tile"
+    " Pad Identity Flatten Cast Shape ConstantOfShape Constant ScatterElements ScatterND ReorderInput ReorderOutput"
+    " MemcpyToHost MemcpyFromHost QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
+}
+_KIND_OF: dict[str, Kind] = {operator: kind for kind, operators in _KINDS.items() for operator in operators.split()}
+_BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})(/prune)?/")
+
+
+@dataclass(frozen=True)
+class PlacedNode:
+    """A node, where it belongs, and the median time of its calls."""
+
+    run: NodeRun
+    ms: float
+    block: int | None
+    pruning: bool
+
+    @property
+    def kind(self) -> Kind:
+        return "pruning" if self.pruning else kind_of(self.run)
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Where the time of one call goes: the parts and what lies between the nodes are all of it."""
+
+    calls: int
+    nodes: tuple[PlacedNode, ...]
+    parts: tuple[Part, ...]
+    operators: tuple[OperatorTime, ...]
+    between_ms: float
+
+    @property
+    def call_ms(self) -> float:
+        return sum(part.ms for part in self.parts) + self.between_ms
+
+
+def take_apart(calls: Sequence[ProfiledCall]) -> Accounts:
+    """Medians over calls of the same engine on inputs of the same shape.
+
+    Raises:
+        EnvironmentLacksError: there are no nodes, or not the same ones in every call.
+    """
+    names = [[(node.name, node.operator) for node in call.nodes] for call in calls]
+    if not names or not names[0] or any(other != names[0] for other in names):
+        raise EnvironmentLacksError(
+            f"a profile of {len(calls)} calls with {sorted({len(own) for own in names})} nodes",
+            "the same nodes in every call",
+            "install another version of onnxruntime, or leave the details out",
+        )
+    columns = list(zip(*(call.nodes for call in calls), strict=True))
+    times = [median(node.ms for node in column) for column in columns]
+    nodes = place([column[0] for column in columns], times)
+    between = median(max(0.0, call.ms - sum(node.ms for node in call.nodes)) for call in calls)
+    return Accounts(len(calls), nodes, parts_of(nodes), operators_of(nodes), between)
+
+
+def place(runs: Sequence[NodeRun], times_ms: Sequence[float]) -> tuple[PlacedNode, ...]:
+    """Where each node belongs; they are given in the order in which they run."""
+    scopes = [_scope(run.name) for run in runs]
+    following: tuple[int | None, bool] | None = None
+    filled: list[tuple[int | None, bool] | None] = []
+    for scope in reversed(scopes):
+        following = scope or following
+        filled.append(following)
+    filled.reverse()
+    last = next((scope for scope in reversed(scopes) if scope is not None), (None, False))
+    return tuple(PlacedNode(run, ms, *(scope or last)) for run, ms, scope in zip(runs, times_ms, filled, strict=True))
+
+
+def _scope(name: str) -> tuple[int | None, bool] | None:
+    """Block and whether it is a pruning layer's; None where the name says neither."""
+    found = _BLOCK.match(name)
+    if found:
+        return int(found[1]), found[2] is not None
+    return (None, False) if "/" in name else None
+
+
+def kind_of(run: NodeRun) -> Kind:
+    """What a node outside the pruning layers does."""
+    if run.operator in FUSED_ATTENTION or run.operator in ("Softmax", "BiasSoftmax"):
+        return "attention"
+    if run.operator in PRODUCTS:
+        return "attention" if _of_activations(run) else "linear"
+    return _KIND_OF.get(run.operator, "other")
+
+
+def _of_activations(run: NodeRun) -> bool:
+    """Whether a product is one of two computed tensors; weights are matrices, or packed away and not listed at all."""
+    return sum(len(shape) > 2 for shape in run.inputs) > 1
+
+
+def parts_of(nodes: Sequence[PlacedNode]) -> tuple[Part, ...]:
+    """By block, what lies outside last; then by kind, the longest first."""
+    sums: dict[tuple[int | None, Kind], float] = defaultdict(float)
+    for node in nodes:
+        sums[node.block, node.kind] += node.ms
+    order = sorted(sums.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0, -item[1], item[0][1]))
+    return tuple(Part(block=block, kind=kind, ms=round(ms, 6)) for (block, kind), ms in order)
+
+
+def operators_of(nodes: Sequence[PlacedNode]) -> tuple[OperatorTime, ...]:
+    """The longest first."""
+    counts = Counter(node.run.operator for node in nodes)
+    sums: dict[str, float] = defaultdict(float)
+    for node in nodes:
+        sums[node.run.operator] += node.ms
+    order = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(OperatorTime(operator=name, count=counts[name], ms=round(ms, 6)) for name, ms in order)

@@ -1,0 +1,223 @@
+"""Which configurations a benchmark measures: a request and a bundle in, a list out, or a refusal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ztdeploy.core import arguments
+from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
+from ztdeploy.core.errors import InputError
+from ztdeploy.core.manifest import EngineRecord, VariantRecord
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.schedule import check_keep_ratio
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
+from ztdeploy.target.measure.latency import Configuration
+from ztdeploy.target.runtime.runner import engine_of, runnable_profile
+
+DEFAULT_DURATION_S = 10.0
+#: Runtimes whose engines run on the CPU, in as many threads as they are told.
+THREADED = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One configuration: what the worker is told, and what the report says of it before anything is measured."""
+
+    configuration: Configuration
+    report: ConfigurationReport
+    reference: int | None  #: the position of the dense variant at the same batch and threads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before anything is measured."""
+
+    bundle: BundleFacts
+    threaded: bool
+    entries: tuple[Planned, ...]
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """Numbers as typed, such as "1,8", each once.
+
+    Raises:
+        InputError: an entry is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in parts):
+        raise InputError(
+            f"{option} {text!r}", "whole numbers above 0, separated by commas", f"give for instance {option} 1,8"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def parse_image_sizes(text: str, option: str) -> tuple[ImageSize, ...]:
+    """Sizes as typed, such as "224,96x384", each once.
+
+    Raises:
+        InputError: an entry is no size.
+    """
+    try:
+        return tuple(dict.fromkeys(ImageSize.of(part.strip()) for part in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"{option} {text!r}", str(error), f"give for instance {option} 224,96x384") from error
+
+
+def parse_keep_ratios(texts: Sequence[str]) -> tuple[tuple[float, ...], bool]:
+    """Keep ratios as typed.
+
+    Returns:
+        The numbers, and whether "all" was among the texts.
+
+    Raises:
+        InputError: neither a number in (0, 1] nor "all".
+    """
+    ratios = []
+    typed = [part.strip() for text in texts for part in text.split(",")]
+    for text in (part for part in typed if part != "all"):
+        try:
+            ratios.append(float(text))
+        except ValueError as error:
+            raise InputError(f"--keep-ratio '{text}'", "a number or 'all'", "give for instance -k 0.7") from error
+        check_keep_ratio(ratios[-1])
+    return tuple(ratios), "all" in typed
+
+
+def check_request(request: BenchRequest) -> None:
+    """
+    Raises:
+        InputError: a value is out of range, or two exclude each other.
+    """
+    if request.duration_s is not None and request.iterations is not None:
+        raise InputError(
+            f"both a duration of {request.duration_s:g} s and {request.iterations} iterations",
+            "one of them",
+            "leave out --duration or --iterations",
+        )
+    arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
+    duration = request.duration_s
+    finite = duration is None or (math.isfinite(duration) and duration > 0)
+    _check(finite, f"--duration {duration}", "seconds above 0", "--duration 10")
+    warm = math.isfinite(request.warmup_s) and request.warmup_s >= 0
+    _check(warm, f"--warmup {request.warmup_s}", "seconds, 0 or more", "--warmup 1")
+    if request.iterations is not None and request.iterations < request.rounds:
+        raise InputError(
+            f"{request.iterations} iterations in {request.rounds} rounds",
+            "at least one call in each round",
+            f"give --iterations {request.rounds} or more, or fewer --rounds",
+        )
+    for count in request.batches:
+        arguments.whole_number("--batch", count, arguments.BATCH)
+    for count in request.threads:
+        arguments.whole_number("--threads", count, arguments.THREADS)
+
+
+def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
+    """Every chosen variant at every batch and number of threads, behind the dense one at the same.
+
+    Raises:
+        InputError: a value that makes no sense, a batch that takes several calls, threads where there are none.
+        BundleError: no such variant or profile, no engine, or an engine's file has changed since the build.
+        EnvironmentLacksError: this machine can run none of the engines.
+    """
+    check_request(request)
+    name = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
+    profile, manifest = bundle.manifest.profiles[name], bundle.manifest
+    threaded = profile.backend in THREADED
+    if request.threads and not threaded:
+        raise InputError(
+            f"--threads with profile '{name}', whose engines run on a GPU", "no --threads", "leave --threads out"
+        )
+    variants = _variants(request, bundle)
+    _verify(bundle, variants, name)
+    threads = (request.threads or (usable_threads(profile.threads),)) if threaded else (None,)
+    entries: list[Planned] = []
+    for batch in request.batches or (variants[0].graphs[name].batch or min(profile.batch.sizes),):
+        for variant in variants:
+            _check_batch(batch, variant, name, profile.batch.sizes)
+        for count in threads:
+            first = len(entries)
+            for variant in variants:
+                compared = request.reference and variant is not manifest.dense
+                entries.append(_planned(bundle, variant, name, batch, count, first if compared else None))
+    bound = engine_of(bundle, variants[0], name).fingerprint
+    facts = BundleFacts(
+        path=str(bundle.root),
+        created=manifest.created,
+        model=manifest.model.name,
+        timm_name=manifest.model.timm_name,
+        image_size=manifest.preprocess.image_size,
+        weights=manifest.weights.source,
+        profile=name,
+        backend=profile.backend,
+        runtime=f"{bound.runtime} {bound.runtime_version}",
+    )
+    return Plan(facts, threaded, tuple(entries))
+
+
+def _variants(request: BenchRequest, bundle: Bundle) -> list[VariantRecord]:
+    """The chosen variants, the dense one first where it is among them or the reference."""
+    chosen = [bundle.variant(keep_ratio=ratio) for ratio in request.keep_ratios]
+    chosen += [bundle.variant(name=name) for name in request.variants]
+    if request.all_variants:
+        chosen += bundle.manifest.variants
+    if not chosen:
+        chosen = [bundle.variant()]
+    dense = bundle.manifest.dense
+    if request.reference or dense in chosen:
+        chosen.insert(0, dense)
+    return list({variant.name: variant for variant in chosen}.values())
+
+
+def _planned(
+    bundle: Bundle, variant: VariantRecord, profile: str, batch: int, threads: int | None, reference: int | None
+) -> Planned:
+    engine, files = engine_of(bundle, variant, profile), bundle.manifest.files
+    report = ConfigurationReport(
+        variant=variant.name,
+        keep_ratio=variant.keep_ratio,
+        batch=batch,
+        threads=threads,
+        gmacs=variant.gmacs,
+        model_mb=round(variant.graphs[profile].weights_bytes / 1e6, 3),
+        engine_mb=round(sum(files[name].bytes for name in engine.files) / 1e6, 3),
+        shared_weights_mb=round(files[WEIGHTS_FILE].bytes / 1e6, 3) if _reads_shared_weights(engine) else 0.0,
+    )
+    return Planned(Configuration(bundle.root, variant.name, profile, threads or 0, batch), report, reference)
+
+
+def _reads_shared_weights(engine: EngineRecord) -> bool:
+    return engine.backend in THREADED and engine.weights is None
+
+
+def _verify(bundle: Bundle, variants: Sequence[VariantRecord], profile: str) -> None:
+    """Measure what was proved, and nothing else."""
+    files = set[str]()
+    for variant in variants:
+        engine_of(bundle, variant, profile)  # which says why there is none
+        files |= set(bundle.files_of_engine(variant, profile))
+    bundle.verify_files(sorted(files))
+
+
+def _check_batch(batch: int, variant: VariantRecord, profile: str, sizes: Sequence[int]) -> None:
+    fixed = variant.graphs[profile].batch
+    if fixed is not None and batch != fixed:
+        raise InputError(
+            f"--batch {batch} with engines of profile '{profile}', which are fixed at batch {fixed}",
+            f"--batch {fixed}",
+            f"leave --batch out, or build with --batch {batch}",
+        )
+    if fixed is None and batch > max(sizes):
+        raise InputError(
+            f"--batch {batch} with engines of profile '{profile}', which take {max(sizes)} images in one call",
+            f"at most {max(sizes)}",
+            f"choose a smaller --batch, or build with a profile whose batch.sizes hold {batch}",
+        )
+
+
+def _check(holds: bool, given: str, expected: str, example: str) -> None:
+    if not holds:
+        raise InputError(given, expected, f"give for instance {example}")

@@ -1,0 +1,322 @@
+"""Which configurations a sweep measures together, and what of an earlier sweep still answers that. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
+from ztdeploy.core.errors import InputError, did_you_mean
+from ztdeploy.core.manifest import FidelityRecord, VariantRecord
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.schedule import check_keep_ratio
+from ztdeploy.core.text import printable
+from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, Failure
+from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.plan import check_request
+from ztdeploy.target.measure.sweep_report import BundleUsed, Fidelity, SweepReport, SweepRequest, VariantFacts
+from ztdeploy.target.runtime.runner import engine_of
+
+#: Processes that take turns with one another; each holds an engine in memory, and waits for all others.
+MOST_AT_ONCE = 6
+#: What a request asks for beside latencies, which stay the same without it.
+BESIDE = ("details", "data", "limit")
+#: About what starting a process takes, and looking at the machine before a group.
+_START_S, _WATCH_S = 1.0, 0.6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Configurations that take turns with one another: dense, and as many others as wait beside it."""
+
+    image_size: ImageSize
+    dense: str
+    request: BenchRequest  #: of one batch and one number of threads; dense comes by itself
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.dense, *self.request.variants)))
+
+    @property
+    def setting(self) -> str:
+        """Such as "224 px, batch 1, 2 threads"."""
+        threads = [f"{count} thread{'s' if count > 1 else ''}" for count in self.request.threads]
+        return ", ".join([f"{self.image_size} px", f"batch {self.request.batches[0]}", *threads])
+
+    @property
+    def label(self) -> str:
+        """Such as "keep-0.70, slice-keep-0.70 at 224 px, batch 1, 2 threads"."""
+        return f"{', '.join(self.request.variants)} at {self.setting}"
+
+    @property
+    def seconds(self) -> float:
+        """How long measuring takes at least."""
+        each = self.request.warmup_s + (self.request.duration_s or 0) + _START_S
+        return _WATCH_S + each * len(self.configurations)
+
+    def is_answered_by(self, run: BenchReport) -> bool:
+        """Whether an earlier run is what this group would measure, and all of it."""
+        same = run.request == self.request.model_copy(update={"bundle": run.request.bundle})
+        return same and run.bundle.image_size == self.image_size and run.progress == "complete" and not run.failures
+
+
+def check_sweep(request: SweepRequest) -> None:
+    """
+    Raises:
+        InputError: a value is out of range.
+    """
+    for ratio in request.keep_ratios:
+        check_keep_ratio(ratio)
+    check_request(
+        BenchRequest(
+            bundle=Path(),
+            batches=request.batches,
+            threads=request.threads,
+            warmup_s=request.warmup_s,
+            duration_s=request.duration_s,
+            rounds=request.rounds,
+        )
+    )
+
+
+def check_holds(request: SweepRequest, bundle: Bundle) -> None:
+    """
+    Raises:
+        BundleError: the bundle has no variant of a keep ratio that is asked for.
+        InputError: likewise of a method.
+    """
+    for ratio in request.keep_ratios:
+        bundle.variant(keep_ratio=ratio)
+    known = {variant.schedule.method for variant in pruned_variants(bundle)}
+    for method in request.methods:
+        if method not in known:
+            raise InputError(f"--methods {method} of {bundle.root}", "a method in it", did_you_mean(method, known))
+
+
+def pruned_variants(bundle: Bundle) -> list[VariantRecord]:
+    return [variant for variant in bundle.manifest.variants if variant.plan.layers]
+
+
+def chosen_variants(request: SweepRequest, bundle: Bundle) -> list[VariantRecord]:
+    """What of a bundle is asked for, dense apart; by falling keep ratio, schedules without one last."""
+    chosen = [
+        variant
+        for variant in pruned_variants(bundle)
+        if (not request.keep_ratios or variant.keep_ratio in request.keep_ratios)
+        and (not request.methods or variant.schedule.method in request.methods)
+    ]
+    return sorted(chosen, key=lambda variant: -(variant.keep_ratio or 0))
+
+
+def plan_groups(request: SweepRequest, bundles: Sequence[Bundle], profile: str) -> list[Group]:
+    """By image size, batch, number of threads, and falling keep ratio."""
+    groups = []
+    for bundle in bundles:
+        size, dense = bundle.manifest.preprocess.image_size, bundle.manifest.dense
+        together = list(_together(chosen_variants(request, bundle))) or [(dense.name,)]
+        batches = request.batches or (
+            dense.graphs[profile].batch or min(bundle.manifest.profiles[profile].batch.sizes),
+        )
+        counts: list[tuple[int, ...]] = [(count,) for count in request.threads]
+        for batch in batches:
+            for threads in counts or [()]:
+                groups += [
+                    Group(size, dense.name, _bench_request(request, bundle, profile, names, batch, threads))
+                    for names in together
+                ]
+    return groups
+
+
+def _together(variants: Sequence[VariantRecord]) -> Iterator[tuple[str, ...]]:
+    """Names of variants that take turns; the dense one needs a place as well.
+
+    All of one keep ratio stay together where they can, since they are compared with one another first; several ratios
+    share a group, so that dense is not measured anew for each.
+    """
+
+    def same(variant: VariantRecord) -> tuple[float, str]:
+        return (variant.keep_ratio, "") if variant.keep_ratio is not None else (0, variant.name)
+
+    room, waiting = MOST_AT_ONCE - 1, list[str]()
+    for _, alike in groupby(variants, key=same):
+        names = [variant.name for variant in alike]
+        parts = math.ceil(len(names) / room)
+        for part in range(parts):
+            own = names[part::parts]
+            if len(waiting) + len(own) > room:
+                yield tuple(waiting)
+                waiting = []
+            waiting += own
+    if waiting:
+        yield tuple(waiting)
+
+
+def _bench_request(
+    request: SweepRequest,
+    bundle: Bundle,
+    profile: str,
+    variants: tuple[str, ...],
+    batch: int,
+    threads: tuple[int, ...],
+) -> BenchRequest:
+    return BenchRequest(
+        bundle=bundle.root,
+        variants=variants,
+        profile=profile,
+        batches=(batch,),
+        threads=threads,
+        warmup_s=request.warmup_s,
+        duration_s=request.duration_s,
+        rounds=request.rounds,
+        seed=request.seed,
+    )
+
+
+def configurations_of(groups: Iterable[Group]) -> set[tuple[object, ...]]:
+    """Each once: dense takes part in several groups."""
+    return {
+        (group.image_size, group.request.batches, group.request.threads, name)
+        for group in groups
+        for name in group.configurations
+    }
+
+
+def empty_report(
+    request: SweepRequest,
+    bundles: Sequence[Bundle],
+    profile: str,
+    groups: Sequence[Group],
+    failures: Sequence[Failure] = (),
+) -> SweepReport:
+    """All that is known before anything is measured."""
+    facts = [one for bundle in bundles for one in _facts(request, bundle, profile)]
+    return SweepReport(
+        progress="running",
+        request=request,
+        variants=tuple(facts),
+        runs=(),
+        planned=len(configurations_of(groups)),
+        failures=tuple(failures),
+        bundles=tuple(_used(request, bundle, profile) for bundle in bundles),
+    )
+
+
+def _facts(request: SweepRequest, bundle: Bundle, profile: str) -> list[VariantFacts]:
+    return [
+        VariantFacts(
+            name=variant.name,
+            method=variant.schedule.method,
+            keep_ratio=variant.keep_ratio,
+            image_size=bundle.manifest.preprocess.image_size,
+            gmacs=variant.gmacs,
+            pruning_gmacs=variant.pruning_gmacs,
+            tokens_per_block=variant.plan.tokens_per_block,
+            fidelity=_fidelity(bundle, variant, profile),
+        )
+        for variant in (bundle.manifest.dense, *chosen_variants(request, bundle))
+    ]
+
+
+def _fidelity(bundle: Bundle, variant: VariantRecord, profile: str) -> Fidelity | None:
+    """What an evaluation of the very engine left in the manifest."""
+    record = bundle.fidelity(variant, profile)
+    return None if record is None else fidelity_of(record)
+
+
+def fidelity_of(record: FidelityRecord) -> Fidelity:
+    """What a sweep says of an evaluation."""
+    return Fidelity(
+        images=record.images,
+        agreement=record.agreement,
+        kl=record.kl,
+        cosine=record.cosine,
+        top1=record.top1,
+        dense_top1=record.dense_top1,
+        change=record.change,
+        data=record.data,
+        data_sha256=record.data_sha256,
+    )
+
+
+def with_fidelity_of(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
+    """The report with what an earlier one, of the same engines, knows of variants that nothing is known of here."""
+    known = {(one.name, one.image_size): one.fidelity for one in earlier.variants} if earlier else {}
+    variants = [
+        one if one.fidelity else one.model_copy(update={"fidelity": known.get((one.name, one.image_size))})
+        for one in report.variants
+    ]
+    return report.model_copy(update={"variants": tuple(variants)})
+
+
+def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
+    """The bundle, with a digest of what a measurement depends on; a bundle that was built again has the same."""
+    files = {WEIGHTS_FILE}
+    for variant in (bundle.manifest.dense, *chosen_variants(request, bundle)):
+        files |= set(engine_of(bundle, variant, profile).files)
+    if profile in bundle.manifest.blocks:  # which the token staircase is measured on
+        files.add(bundle.manifest.blocks[profile].file)
+    hashes = {name: bundle.manifest.files[name].sha256 for name in sorted(files)}
+    return BundleUsed(
+        image_size=bundle.manifest.preprocess.image_size,
+        path=str(bundle.root),
+        digest=hashlib.sha256(json.dumps(hashes).encode()).hexdigest(),
+    )
+
+
+def why_not_resumed(previous: SweepReport, now: SweepReport, machine: Machine) -> str | None:
+    """What keeps an earlier sweep's runs from being part of this one; None where nothing does."""
+    asked = [
+        name.removesuffix("_s").replace("_", " ")
+        for name in SweepRequest.model_fields
+        if name not in BESIDE and getattr(previous.request, name) != getattr(now.request, name)
+    ]
+    if asked:
+        return f"it was asked for with other values of {', '.join(asked)}"
+    if _contents(previous) != _contents(now):
+        return "its engines or weights were others"
+    there = next((run.machine for run in previous.runs), machine)
+    differing = [
+        name.replace("_", " ") for name in Machine.model_fields if _setup(there, name) != _setup(machine, name)
+    ]
+    if differing:
+        return printable(f"it ran on another machine, or one set up otherwise: {', '.join(differing)}")
+    return None
+
+
+def _contents(report: SweepReport) -> dict[ImageSize, str]:
+    return {used.image_size: used.digest for used in report.bundles}
+
+
+def _setup(machine: Machine, name: str) -> object:
+    """What a field says of the machine, without a GPU's clocks and temperatures."""
+    return [(gpu.name, gpu.driver) for gpu in machine.gpus] if name == "gpus" else getattr(machine, name)
+
+
+def kept_runs(previous: SweepReport, groups: Sequence[Group]) -> dict[int, BenchReport]:
+    """Groups that need not be measured again, by position."""
+    return {
+        position: run for position, group in enumerate(groups) for run in previous.runs if group.is_answered_by(run)
+    }
+
+
+def seconds_left(todo: Sequence[Group], done: Sequence[Group], spent_s: float) -> float:
+    """An estimate: what is nominal, stretched as what is done already was.
+
+    Args:
+        done: measured in this session, in `spent_s` seconds.
+    """
+    nominal = sum(group.seconds for group in done)
+    return sum(group.seconds for group in todo) * (spent_s / nominal if nominal else 1.0)
+
+
+def in_words(seconds: float) -> str:
+    """Such as "about 2 min" or "about 40 s"; no more digits than an estimate has."""
+    if seconds < 90:
+        return f"about {max(10, math.ceil(seconds / 10) * 10)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {minutes / 60:.1f} h"

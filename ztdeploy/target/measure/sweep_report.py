@@ -1,0 +1,209 @@
+"""What a sweep says: one benchmark per group of configurations that are compared, and what the variants are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress, Record
+from ztdeploy.target.measure.statistics import summarise
+
+SCHEMA_VERSION: Literal[1] = 1
+KIND: Literal["ztdeploy-sweep"] = "ztdeploy-sweep"
+#: What an operator does. "pruning" is everything inside a pruning layer, whatever it does there.
+Kind = Literal["linear", "attention", "norm", "activation", "elementwise", "data movement", "pruning", "other"]
+
+
+class SweepRequest(Record):
+    """What to build and measure. Empty tuples and None stand for the defaults that are described."""
+
+    model: str | None  #: None: the variants of `bundle` as they are
+    bundle: Path | None = None
+    profile: str | None = None
+    methods: tuple[str, ...] = ()
+    keep_ratios: tuple[float, ...] = ()  #: 1.0 is the dense model, which is always there
+    image_sizes: tuple[ImageSize, ...] = ()  #: by default the model's own
+    batches: tuple[int, ...] = ()  #: by default the profile's smallest
+    threads: tuple[int, ...] = ()  #: by default what the profile says
+    weights: Literal["pretrained", "random"] = "pretrained"
+    checkpoint: Path | None = None
+    crop_pct: float | None = None
+    preprocess: PreprocessOptions = PreprocessOptions()
+    preset: str = "default"
+    warmup_s: float = 0.5  #: per configuration
+    duration_s: float = 4.0  #: per configuration, over all rounds
+    rounds: int = 8
+    details: bool = True  #: also profile operators and measure the token staircase
+    data: Path | None = None  #: images that the engines are evaluated on, as `eval` does; None: on none
+    limit: int | None = None  #: of these images, of every class alike; by default all
+    seed: int = 0
+
+
+class BundleUsed(Record):
+    """The bundle that the variants of one image size came from."""
+
+    image_size: ImageSize
+    path: str
+    digest: str  #: of the engines, the blocks and the weights that were measured
+
+
+class Fidelity(Record):
+    """What pruning costs, on images; against the dense engine of the same weights."""
+
+    images: int
+    agreement: float | None  #: share of images with the dense engine's answer; None for embeddings and features
+    kl: float | None  #: mean divergence of the outputs from the dense engine's, nats; likewise
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
+    top1: float | None = None  #: where the images are labelled
+    dense_top1: float | None = None
+    change: tuple[float, float] | None = None  #: 95 % interval of top1 less dense_top1
+    data: str = ""  #: what the images are called
+    data_sha256: str = ""  #: of their names, contents and labels
+
+    @property
+    def likeness(self) -> float:
+        """What is held against the least agreement: that of answers, or the mean cosine where there are none."""
+        return next((value for value in (self.agreement, self.cosine) if value is not None), 0.0)
+
+
+class VariantFacts(Record):
+    """What is known of a variant without running it."""
+
+    name: str
+    method: str
+    keep_ratio: float | None
+    image_size: ImageSize
+    gmacs: float  #: per image, pruning layers not counted
+    pruning_gmacs: float
+    tokens_per_block: tuple[int, ...]  #: that each block is given
+    fidelity: Fidelity | None = None
+
+
+class Part(Record):
+    """A share of one call."""
+
+    block: int | None  #: from 0; None: in front of the first block or behind the last
+    kind: Kind
+    ms: float
+
+
+class OperatorTime(Record):
+    operator: str
+    count: int  #: nodes in the graph
+    ms: float  #: of all of them, in one call
+
+
+class BlockAttention(Record):
+    """How the runtime computes a block's attention."""
+
+    block: int  #: from 0
+    fused: bool
+    operators: tuple[str, ...]  #: what computes it
+    reason: str  #: why it is not fused; empty where it is
+
+
+class OperatorProfile(Record):
+    """Where the time of one configuration goes, by the runtime's own account; timing every operator slows them down."""
+
+    variant: str
+    image_size: ImageSize
+    batch: int
+    threads: int | None
+    calls: int  #: that the figures are medians of
+    call_ms: float  #: one profiled call as a whole: all parts, and `between_ms`
+    parts: tuple[Part, ...]
+    operators: tuple[OperatorTime, ...]
+    attention: tuple[BlockAttention, ...]
+    between_ms: float = 0.0  #: of a call that no operator ran: the runtime's own work, and that of taking these times
+
+
+class TokenStep(Record):
+    tokens: int
+    block_ms: float  #: median time of one transformer block at that many tokens
+
+
+class Staircase(Record):
+    """How the time of a block grows with its tokens, on this machine."""
+
+    image_size: ImageSize
+    batch: int
+    threads: int | None
+    points: tuple[TokenStep, ...]  #: ascending
+    treads: tuple[int, ...]  #: the token counts right below a jump: a `k` slightly above one of them should snap down
+    rounds: int = 0  #: that the times are medians of
+
+
+class SweepReport(Record):
+    kind: Literal["ztdeploy-sweep"] = KIND
+    schema_version: Literal[1] = SCHEMA_VERSION
+    progress: Progress
+    request: SweepRequest
+    variants: tuple[VariantFacts, ...]
+    runs: tuple[BenchReport, ...]  #: one per group; a group's configurations took turns with its dense one
+    planned: int  #: configurations that were asked for
+    failures: tuple[Failure, ...] = ()  #: what could not be built, or not be measured at all
+    bundles: tuple[BundleUsed, ...] = ()
+    profiles: tuple[OperatorProfile, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
+    notes: tuple[str, ...] = ()  #: what of profiles and staircases cannot be had, and why
+
+    def facts(self, name: str, image_size: ImageSize) -> VariantFacts:
+        return next(one for one in self.variants if (one.name, one.image_size) == (name, image_size))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration of a sweep, for a table or a plot."""
+
+    facts: VariantFacts
+    measured: ConfigurationReport  #: the dense one's turns come from all groups that it took part in
+    comparison: Comparison | None  #: with dense in the same group; None for dense itself, or where there is none
+
+    @property
+    def dense(self) -> bool:
+        return len(set(self.facts.tokens_per_block)) == 1
+
+
+def rows(report: SweepReport) -> list[Row]:
+    """Every configuration once: by image size, batch, threads; then dense first, then by method and falling ratio."""
+    found: dict[tuple[ImageSize, int, int, str], Row] = {}
+    for size, one, comparison in _measured(report):
+        key = (size, one.batch, one.threads or 0, one.variant)
+        row = Row(report.facts(one.variant, size), one, comparison)
+        found[key] = Row(row.facts, pooled(found[key].measured, one), comparison) if key in found else row
+    methods = list(dict.fromkeys(one.method for one in report.variants))
+
+    def place(item: tuple[tuple[ImageSize, int, int, str], Row]) -> tuple[object, ...]:
+        (size, batch, threads, _), row = item
+        return (size, batch, threads, not row.dense, methods.index(row.facts.method), -(row.facts.keep_ratio or 0))
+
+    return [row for _, row in sorted(found.items(), key=place)]
+
+
+def pooled(first: ConfigurationReport, second: ConfigurationReport) -> ConfigurationReport:
+    """One configuration that was measured twice, as if it had been measured once; the second's rounds come last."""
+    if first.latency is None or second.latency is None:
+        return first if second.latency is None else second
+    offset = 1 + max(turn.round for turn in first.turns)
+    later = [turn.model_copy(update={"round": turn.round + offset}) for turn in second.turns]
+    turns = (*first.turns, *later)
+    latency = summarise([sample for turn in turns for sample in turn.samples_ms])
+    peaks = [peak for peak in (first.peak_rss_mb, second.peak_rss_mb) if peak is not None]
+    return first.model_copy(
+        update={
+            "turns": turns,
+            "latency": latency,
+            "images_per_s": first.batch * 1000 / latency.mean_ms,
+            "peak_rss_mb": max(peaks, default=None),
+        }
+    )
+
+
+def _measured(report: SweepReport) -> Iterator[tuple[ImageSize, ConfigurationReport, Comparison | None]]:
+    for run in report.runs:
+        compared = {(one.variant, one.batch, one.threads): one for one in run.comparisons}
+        for one in run.configurations:
+            yield run.bundle.image_size, one, compared.get((one.variant, one.batch, one.threads))

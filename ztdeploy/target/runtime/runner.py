@@ -1,0 +1,336 @@
+"""Running a bundle: load an engine, pre-process, infer, post-process. No torch, no timm, no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from ztdeploy.core import arguments
+from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
+from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
+from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
+from ztdeploy.core.names import IMAGE
+from ztdeploy.target.backends import PLANNED, backend_exists, first_that_runs, get_backend
+from ztdeploy.target.backends.base import MemoryMode, Runner
+from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.target.runtime.inputs import ImageSource, load_pixels
+from ztdeploy.target.runtime.interface import Interface, Outputs
+from ztdeploy.target.runtime.open_engine import OpenEngine
+from ztdeploy.target.runtime.postprocess import Prediction, kept_patches, top_labels
+from ztdeploy.target.runtime.preprocess import check_pixels, normalise
+
+
+class BundleRunner(AbstractContextManager["BundleRunner"]):
+    """One bundle's engines behind one call; the keep ratio can be switched at any time.
+
+    With memory "speed" one engine is open at a time and its weights are packed for its kernels. With "shared"
+    every engine that was used stays open and all read one copy of the weights, at some cost in speed.
+    """
+
+    def __init__(self, bundle: Bundle, *, profile: str, threads: int, memory: MemoryMode, verify: bool) -> None:
+        self.bundle, self.profile, self.threads, self.memory = bundle, profile, threads, memory
+        self._verify, self._verified = verify, set[str]()
+        self._names = self._class_names()
+        self._switching = RLock()  # whoever opens or closes engines; calls do not wait for it
+        self._open: dict[str, OpenEngine] = {}
+        self._active: OpenEngine | None = None  #: what calls use from now on
+        self._variant: VariantRecord = bundle.manifest.dense
+
+    def switch(self, keep_ratio: float | None = None, *, variant: str | None = None) -> None:
+        """Run another variant from now on. Calls of other threads that are under way end on the one before.
+
+        Raises:
+            BundleError: the bundle does not hold it, or it is damaged; the runner stays on the one before.
+            InputError: a keep ratio that is no number, or a name that is no text.
+        """
+        chosen = self.bundle.variant(keep_ratio, variant)
+        with self._switching:
+            self._activate(self._open.get(chosen.name) or self._opened(chosen, self._load(chosen)))
+
+    def adopt(self, variant: str, runner: Runner) -> None:
+        """Run something else for a variant than the bundle's own engine, and switch to it.
+
+        Raises:
+            BundleError: it takes or gives something else than the variant's engine does; it is closed.
+        """
+        with self._switching:
+            self._activate(self._opened(self.bundle.variant(name=variant), runner, noted=True))
+
+    @property
+    def variant(self) -> VariantRecord:
+        return self._variant
+
+    @property
+    def keep_ratio(self) -> float | None:
+        return self.variant.keep_ratio
+
+    @property
+    def graph(self) -> GraphRecord:
+        return self.variant.graphs[self.profile]
+
+    def __call__(
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5, threshold: float | None = None
+    ) -> list[Prediction]:
+        """Classify images given as paths, PIL images or uint8 arrays; one or many. See `runtime.images.read_bands`.
+
+        A model without a classifier gives no labels, and its embedding as `logits`.
+
+        Args:
+            top: how many labels an image gets at most, the likeliest first.
+            threshold: the least probability of a label; by default any.
+
+        Raises:
+            ImageError: an image cannot be read.
+            InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
+            ParityError: the engine gives what cannot be right.
+        """
+        top, least = arguments.top(top), self._least(threshold)
+        if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
+            images = [images]
+        sources = list(images)
+        if not sources:
+            return []
+        names = [repr(str(source)) if isinstance(source, str | Path) else "" for source in sources]
+        outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess), names)
+        prefix = self.bundle.manifest.model.architecture.prefix_tokens
+        if not self.bundle.manifest.model.architecture.num_classes:
+            top = 0  # the output is an embedding
+        activation = self.bundle.manifest.model.activation
+        return [
+            Prediction(
+                top_labels(logits, self._names, top, activation, threshold=least),
+                logits,
+                kept_patches(outputs.kept, index, prefix),
+            )
+            for index, logits in enumerate(outputs.logits)
+        ]
+
+    def _least(self, threshold: float | None) -> float | None:
+        """A threshold, checked.
+
+        Raises:
+            InputError: no probability, or the model's outputs are none.
+        """
+        if threshold is None:
+            return None
+        least = arguments.number("threshold", threshold)
+        model = self.bundle.manifest.model
+        if model.gives != "logits" or model.activation == "none":
+            raise InputError(
+                f"threshold = {least:g} for a model whose outputs are no probabilities",
+                "none",
+                "leave the threshold out",
+            )
+        if not 0 <= least <= 1:
+            raise InputError(f"threshold = {least:g}", "a probability from 0 to 1", "give another threshold")
+        return least
+
+    def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
+        """Run on resized and cropped pixels, uint8 `[B, H, W, C]`; batches of any size are cut to fit the engine.
+
+        Any thread may call it. All images of a call go through the engine of one variant, whoever switches meanwhile.
+
+        Args:
+            names: what to call the images in an error; by default they are counted.
+
+        Raises:
+            BundleError: the engine gives something else than its variant's outputs.
+            ParityError: values that cannot be right, such as infinities.
+        """
+        check_pixels(pixels, self.bundle.manifest.preprocess, least=1)
+        count = len(pixels)
+        images = [name or f"image {at + 1} of {count}" for at, name in enumerate(names or [""] * count)]
+        engine = self._entered()
+        try:
+            size = engine.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
+            chunks = (slice(start, start + size) for start in range(0, count, size))
+            return Outputs.joined([self._infer_part(engine, pixels[chunk], images[chunk]) for chunk in chunks])
+        finally:
+            engine.leave()
+
+    def _infer_part(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
+        count, batch = len(pixels), engine.graph.batch
+        if batch is not None and count < batch:  # a fixed batch is filled up with copies, whose results are dropped
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - count, axis=0)])
+        feed: NDArray[Any] = (
+            pixels if engine.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
+        )
+        return engine.interface.outputs(engine.runner.infer({IMAGE: feed}), len(pixels), images)
+
+    def close(self) -> None:
+        """Close every engine, each when the calls that use it have ended; the next call opens one again."""
+        with self._switching:
+            self._active = None
+            while self._open:
+                self._open.popitem()[1].retire()
+
+    def _entered(self) -> OpenEngine:
+        """The engine of the variant at hand, which the caller has entered; opened again after `close`."""
+        while True:
+            engine = self._active
+            if engine is not None and engine.enter():
+                return engine
+            with self._switching:  # whoever retires an engine names the next one first, or none
+                if self._active is None:
+                    self.switch(variant=self._variant.name)
+
+    def _opened(self, variant: VariantRecord, runner: Runner, *, noted: bool = False) -> OpenEngine:
+        interface = Interface(self.bundle.manifest, variant, self.profile)
+        try:
+            interface.check_declared(runner.signature, noted=noted)
+        except BaseException:
+            runner.close()
+            raise
+        return OpenEngine(variant, variant.graphs[self.profile], interface, runner)
+
+    def _activate(self, engine: OpenEngine) -> None:
+        """Have calls use an engine from now on, and retire those that are not kept."""
+        kept = self._open if self.memory == "shared" else {}
+        gone = [
+            one for name, one in self._open.items() if one is not engine and (not kept or name == engine.variant.name)
+        ]
+        self._open = {**kept, engine.variant.name: engine}
+        self._active, self._variant = engine, engine.variant
+        for one in gone:
+            one.retire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, variant: VariantRecord) -> Runner:
+        engine, graph = engine_of(self.bundle, variant, self.profile), variant.graphs[self.profile]
+        files = self.bundle.files_of_engine(variant, self.profile)
+        self._check(files)
+        for name in files:  # none of them leads to another file, whether hashes are compared or not
+            self.bundle.path(name)
+        source = graph.source(engine.fingerprint.plugins)
+        assert source is not None
+        return get_backend(engine.backend).load(
+            self.bundle.path(engine.file),
+            engine.fingerprint,
+            graph_sha256=self.bundle.manifest.files[source].sha256,
+            weights=self.bundle.path(WEIGHTS_FILE),
+            threads=self.threads,
+            memory=self.memory,
+        )
+
+    def _check(self, names: list[str]) -> None:
+        fresh = [name for name in names if name not in self._verified]
+        if self._verify:
+            self.bundle.verify_files(fresh)
+        self._verified.update(fresh)
+
+    def _class_names(self) -> list[str] | None:
+        name = self.bundle.manifest.class_names
+        if name is None:
+            return None
+        self._check([name])
+        return class_names(self.bundle)
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    keep_ratio: float | None = None,
+    variant: str | None = None,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+) -> BundleRunner:
+    """Open a bundle and load one of its engines.
+
+    Args:
+        bundle: the folder that `ztdeploy build` wrote.
+        keep_ratio: which variant to run; by default the first that was asked for at build time.
+        variant: the same by name, for variants made from a schedule file.
+        profile: whose engines to run; by default the first profile with engines that this machine can run.
+        threads: intra-op threads; by default the profile's, bounded by what the process may use.
+        memory: "speed", or "shared" to keep several variants open on one copy of the weights.
+        verify: compare the files that are read with their hashes first.
+
+    Raises:
+        BundleError: damaged, of a newer schema, or without that variant or profile.
+        EngineMismatchError: the engine belongs to another runtime version; says what to run.
+        InputError: an argument of another type, or out of range.
+    """
+    arguments.one_of("memory", memory, get_args(MemoryMode))
+    count = None if threads is None else arguments.threads(threads)
+    opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    name = runnable_profile(opened) if profile is None else opened.profile_name(profile)
+    wanted = usable_threads(opened.manifest.profiles[name].threads) if count is None else count
+    runner = BundleRunner(opened, profile=name, threads=wanted, memory=memory, verify=verify)
+    runner.switch(keep_ratio, variant=variant)
+    return runner
+
+
+def class_names(bundle: Bundle) -> list[str] | None:
+    """One per class of the model; None where the bundle has none.
+
+    Raises:
+        BundleError: not as many, or no text.
+    """
+    name = bundle.manifest.class_names
+    if name is None:
+        return None
+    try:
+        names = bundle.path(name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"'{name}' is not text", "UTF-8, a class per line", "build the bundle again") from error
+    classes = bundle.manifest.model.architecture.num_classes
+    if len(names) != classes:
+        raise BundleError(
+            f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again"
+        )
+    return names
+
+
+def runnable_profile(bundle: Bundle) -> str:
+    """The first profile with engines that this machine can run.
+
+    Raises:
+        BundleError: there are no engines.
+        EnvironmentLacksError: this machine can run none of them.
+    """
+    profiles = bundle.manifest.profiles
+    with_engines = [name for name in profiles if any(name in variant.engines for variant in bundle.manifest.variants)]
+    if not with_engines:
+        return bundle.profile_name(None)  # which says what to do
+    found, reasons = first_that_runs(profiles[name] for name in with_engines)
+    if found is None:
+        raise EnvironmentLacksError(
+            f"no engine of {bundle.root} runs here: {reasons}",
+            "a machine that one of its profiles describes",
+            "run it there, or build with --profile cpu as well",
+        )
+    return found.name
+
+
+def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRecord:
+    """The variant's engine for a profile.
+
+    Raises:
+        BundleError: there is none, with the reason.
+    """
+    if profile in variant.engines:
+        return variant.engines[profile]
+    backend = bundle.manifest.profiles[profile].backend
+    planned = not backend_exists(backend)
+    reason = f"{PLANNED[backend]} cannot be built by this version" if planned else "it is built on the device"
+    raise BundleError(
+        f"{bundle.root} holds no engine for profile '{profile}' ({reason})",
+        "a profile with an engine",
+        "run its ONNX graph with the device's own tools, or build with --profile cpu as well"
+        if planned
+        else f"run on the device: ztdeploy finalize {bundle.root}",
+    )

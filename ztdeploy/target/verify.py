@@ -1,0 +1,133 @@
+"""Is a bundle still what was built, and does it compute what it should on this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.errors import BundleError, ParityError
+from ztdeploy.core.manifest import ParityRecord
+from ztdeploy.core.names import TOKENS
+from ztdeploy.target.backends import get_backend, why_not_run
+from ztdeploy.target.backends.int8 import int8_note
+from ztdeploy.target.runtime.parity import check_golden, check_preprocessing, golden_pixels
+from ztdeploy.target.runtime.runner import BundleRunner, class_names, load
+
+
+class VerifyReport(BaseModel):
+    """What was checked and found in order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: int
+    variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
+    not_run: dict[str, str]  #: profiles whose engines this machine cannot run, with the reason
+    notes: tuple[str, ...] = ()  #: what else is worth knowing of engines that it can run
+
+
+def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int, int], None]) -> VerifyReport:
+    """Hashes of all files, pre-processing of the golden images, and every engine against the golden outputs; likewise
+    the graphs with notes that `show` runs, and the blocks that `sweep` times.
+
+    Raises:
+        BundleError: a file is missing, has changed, or does not hold what it should.
+        ParityError: pre-processing, an engine or a graph gives something else on this machine.
+        EngineMismatchError: the engines belong to another runtime version.
+    """
+    progress("hashing files", 0, 1)
+    bundle = read_bundle(root)
+    bundle.verify_files()
+    class_names(bundle)
+    graphs = (graph for variant in bundle.manifest.variants for graph in variant.graphs.values())
+    for file in sorted({file for graph in graphs for file in graph.files}):
+        bundle.files_of_graph(file)
+    check_preprocessing(bundle)
+    if profile is not None:
+        bundle.profile_name(profile)
+    names = [name for name in bundle.manifest.profiles if profile in (None, name)]
+    built = [name for name in names if any(name in variant.engines for variant in bundle.manifest.variants)]
+    reasons = {name: why_not_run(bundle.manifest.profiles[name]) for name in built if profile is None}
+    not_run = {name: reason for name, reason in reasons.items() if reason is not None}
+    run = [name for name in names if name not in not_run]
+    parities = _check_engines(bundle, run, progress)
+    for name in sorted(set(run) & set(built) & set(bundle.manifest.blocks)):
+        check_blocks(bundle, name)
+    notes = tuple(filter(None, (int8_note(bundle.manifest.profiles[name]) for name in run if name in built)))
+    return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run, notes=notes)
+
+
+def _check_engines(
+    bundle: Bundle, names: list[str], progress: Callable[[str, int, int], None]
+) -> dict[str, ParityRecord]:
+    variants = bundle.manifest.variants
+    pairs = [(name, variant) for name in names for variant in variants if name in variant.engines]
+    records: dict[str, ParityRecord] = {}
+    for done, (name, variant) in enumerate(pairs):
+        label = variant.name if len(names) == 1 else f"{variant.name} ({name})"
+        progress(f"running {label}", done, len(pairs))
+        with load(bundle, variant=variant.name, profile=name, verify=False) as runner:
+            records[label] = check_golden(bundle, runner, variant)
+            if runner.graph.notes_file is not None:
+                _check_notes(bundle, runner, runner.graph.notes_file)
+    return records
+
+
+def _check_notes(bundle: Bundle, runner: BundleRunner, file: str) -> None:
+    """Hold the graph with notes of the runner's variant against the golden outputs as well."""
+    variant = runner.variant
+    engine = variant.engines[runner.profile]
+    runner.close()  # one of them in memory at a time
+    path, name = bundle.path(file), bundle.path(engine.file)
+    try:
+        graph = get_backend(engine.backend).load_noted(path, engine=name, threads=runner.threads)
+    except BundleError:
+        if runner.graph.precision == "fp16":  # ONNX Runtime lacks some kernels of that on a CPU
+            return
+        raise
+    runner.adopt(variant.name, graph)
+    check_golden(bundle, runner, variant)
+    notes = runner.infer(golden_pixels(bundle)).more
+    wrong = [note for note, values in notes.items() if not np.isfinite(values).all()]
+    if wrong or not notes:
+        raise ParityError(
+            f"'{path}' notes {f'infinities or NaN as {wrong[0][:80]!r}' if wrong else 'nothing'}",
+            "what its pruning layers decide by",
+            "copy or build the bundle again",
+        )
+
+
+def check_blocks(bundle: Bundle, profile: str) -> None:
+    """Run a profile's blocks on numbers of the right shape.
+
+    Raises:
+        BundleError: they take or give something else.
+        ParityError: they give infinities or NaN.
+    """
+    insight = get_backend(bundle.manifest.profiles[profile].backend).insight
+    file, architecture = bundle.manifest.blocks[profile].file, bundle.manifest.model.architecture
+    bundle.files_of_graph(file)
+    if insight is None:
+        return
+    runner = insight.load_graph(bundle.path(file), threads=1)
+    try:
+        for tokens in (architecture.tokens, max(1, architecture.tokens // 2)):
+            given = np.linspace(-1, 1, tokens * architecture.embed_dim, dtype=np.float32)
+            given = given.reshape(1, tokens, architecture.embed_dim)
+            outputs = list(runner.infer({TOKENS: given}).values())
+            found = outputs[0] if len(outputs) == 1 else None
+            if not isinstance(found, np.ndarray) or (found.dtype, found.shape) != (given.dtype, given.shape):
+                raise BundleError(
+                    f"'{bundle.path(file)}' gives something else than tokens",
+                    f"float32 {list(given.shape)}",
+                    "copy or build the bundle again",
+                )
+            if not np.isfinite(found).all():
+                raise ParityError(
+                    f"'{bundle.path(file)}' gives infinities or NaN", "finite tokens", "copy or build the bundle again"
+                )
+    finally:
+        runner.close()
