@@ -6,10 +6,10 @@ from typing import Literal
 
 from benchmarks.ablation.request import AblateRequest
 from benchmarks.ablation.topic_names import Topic
+from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.tune.records import ModelFacts
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.target.measure.bench_report import Record
 from ztdeploy.target.measure.environment import Machine
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -271,8 +271,9 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
 
 def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was traced is not traced again, and nothing half is left."""
+    from ztdeploy.core.progress import silent
     from ztdeploy.jobs import assembly
-    from ztdeploy.jobs.build import BuildRequest, silent
+    from ztdeploy.jobs.build import BuildRequest
     from ztdeploy.jobs.bundle_cache import cached_bundle
 
     cache = tmp_path / "cache"

@@ -17,19 +17,19 @@ FUNCTIONS |= {"symlink", "link", "mkfifo", "truncate", "chmod", "chown", "utime"
 
 #: What looks like writing and is none, or what a library writes into a scratch folder of ours.
 ALLOWED = {
-    "assembly.py": {"np.savez", "np.save", ".save"},  # into files of `writing`
-    "traces.py": {"np.savez"},  # into memory
-    "fidelity/answers.py": {"np.savez"},  # into memory
-    "fidelity/show.py": {".save"},  # into memory
-    "fidelity/show_page.py": {".save"},  # into memory
-    "proof.py": {"ir.save"},  # into a scratch folder
-    "graph/ranges.py": {"ir.save"},  # into a scratch folder
+    "jobs/assembly.py": {"np.savez", "np.save", ".save"},  # into files of `writing`
+    "host/traces.py": {"np.savez"},  # into memory
+    "target/evaluate/answers.py": {"np.savez"},  # into memory
+    "report/show/show.py": {".save"},  # into memory
+    "report/show/page.py": {".save"},  # into memory
+    "host/proof.py": {"ir.save"},  # into a scratch folder
+    "host/graph/ranges.py": {"ir.save"},  # into a scratch folder
     "cli/output.py": {"shutil.get_terminal_size"},
-    "doctor.py": {"shutil.disk_usage"},
-    "measure/gpu.py": {"shutil.which"},
-    "plugins/library.py": {"shutil.which"},
+    "jobs/doctor.py": {"shutil.disk_usage"},
+    "target/measure/gpu.py": {"shutil.which"},
+    "target/plugins/library.py": {"shutil.which"},
     "cli/streams.py": {"os.open"},  # /dev/null
-    "runtime/arrays.py": {".open"},  # a member of an archive, for reading
+    "target/runtime/arrays.py": {".open"},  # a member of an archive, for reading
 }
 
 

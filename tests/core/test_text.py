@@ -125,7 +125,7 @@ def test_json_and_csv_hold_no_number_that_is_not_finite(value):
 
 #: The only modules that print, and what processes of ours say to each other.
 PRINTS = {"cli/output.py"}
-SPEAKS_JSON = {"tuning/worker.py"}
+SPEAKS_JSON = {"jobs/tune/worker.py"}
 _PRINTING = {"echo", "secho", "print", "Console", "print_exception", "pprint"}
 
 

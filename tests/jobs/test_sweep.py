@@ -23,9 +23,10 @@ from ztdeploy.core.errors import (
     ScheduleError,
 )
 from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.progress import silent
 from ztdeploy.jobs import build as pipeline
 from ztdeploy.jobs import bundle_cache
-from ztdeploy.jobs.build import BuildRequest, silent
+from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import buildable_bundle, bundle_key, cached_bundle
 from ztdeploy.jobs.sweep import sweep
 from ztdeploy.report.any_report import read_any_report

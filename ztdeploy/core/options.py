@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ztdeploy.core.records import Record
 
 Start = Literal["boosted", "uniform"]
 Join = Literal["rms", "mean"]
@@ -17,10 +19,8 @@ Metric = Literal["cosine", "dot", "euclidean", "manhattan"]
 VARIANCE_MIN, VARIANCE_MAX = 0.01, 0.7
 
 
-class MethodOptions(BaseModel):
+class MethodOptions(Record):
     """The `[options]` of a schedule. Which of them a method knows stands in `ztdeploy.core.methods`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: Start = "boosted"  #: the class token's entry of the first vector times sqrt(N), or 1 for all
     head_filter: bool = True  #: VHF

@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from ztdeploy.core.records import Record
+
 ImageInput = Literal["float32", "uint8"]
 #: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
 #: patches `[B, P, D]`, row by row of the grid.
@@ -94,10 +96,8 @@ def _of_a_model(size: ImageSize) -> ImageSize:
 _Positive = Annotated[float, Field(gt=0)]
 
 
-class PreprocessOptions(BaseModel):
+class PreprocessOptions(Record):
     """What somebody asks for in the place of what a model was published with; None: as it was."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_pct: float | None = None  #: image size over resize
     crop_mode: Literal["center", "squash"] | None = None

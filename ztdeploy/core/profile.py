@@ -7,13 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ztdeploy.core.arguments import shown
 from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.core.errors import ProfileError, ScheduleError, did_you_mean
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.preprocess_spec import ImageInput
+from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import MOST_BLOCKS, MOST_TOKENS, LayerSpec, PruningSchedule, check_keep_ratio
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -21,11 +22,7 @@ Calibration = Literal["min-max", "percentile", "entropy"]
 MOST_IMAGES = 65_536  #: in one batch
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BatchSizes(_Table):
+class BatchSizes(Record):
     """Which batches an engine serves. A dynamic axis takes any batch; `sizes` are those that are tuned and measured."""
 
     dynamic: bool = True
@@ -39,14 +36,14 @@ class BatchSizes(_Table):
         return tuple(sorted(set(sizes)))
 
 
-class TensorRtOptions(_Table):
+class TensorRtOptions(Record):
     """What only TensorRT and TensorRT-RTX need to know."""
 
     workspace_mib: int = Field(default=1024, ge=16, le=2**20)
     compute_capabilities: tuple[str, ...] = ()  #: such as "8.7"; empty means the device that builds
 
 
-class Int8Options(_Table):
+class Int8Options(Record):
     """What only precision int8 needs to know; see docs/precision.md for what each costs."""
 
     #: Blocks ahead of this one stay fp32. From behind the first pruning layer on, its choice is that of fp32.
@@ -73,7 +70,7 @@ class Int8Options(_Table):
         return "-".join(part for name, part in parts.items() if getattr(self, name) != getattr(Int8Options(), name))
 
 
-class HardwareProfile(_Table):
+class HardwareProfile(Record):
     """One target: its runtime, and the graph that suits it."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")

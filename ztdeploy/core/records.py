@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ztdeploy.core.data import first_error, parse_json
@@ -16,6 +16,12 @@ from ztdeploy.core.errors import ParityError
 from ztdeploy.core.text import finite, json_text
 
 _Record = TypeVar("_Record", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """What two parts of the program, or two machines, say to each other: never changed, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = False) -> str:

@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ztdeploy.core.cache import cache_errors
 from ztdeploy.core.files import make_folder, open_regular, remove_leftovers, write
-from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.records import Record, from_json, to_json
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
 from ztdeploy.host.graph.static_int8 import Ranges
 
@@ -40,9 +40,7 @@ class Trace:
     reference: dict[str, NDArray[np.generic]]  #: as in the golden `.npz` of a bundle
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Record(Record):
     graph: str = Field(pattern=_SHA256)
     reference: str = Field(pattern=_SHA256)
 

@@ -16,8 +16,9 @@ from ztdeploy.core.errors import EnvironmentLacksError, InputError, ParityError
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.core.profile import HardwareProfile, read_profile
+from ztdeploy.core.progress import Progress, silent
 from ztdeploy.host.precision_choice import Contender, by_risk, choose, misses, timing
-from ztdeploy.jobs.build import BuildRequest, Progress, build, silent
+from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.jobs.gate import Gate, apply_gate, none_left
 from ztdeploy.target.backends import why_not_build, why_not_run
 from ztdeploy.target.backends.threads import usable_threads

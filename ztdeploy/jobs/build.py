@@ -14,6 +14,7 @@ from ztdeploy.core.files import remove, remove_folder
 from ztdeploy.core.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
 from ztdeploy.core.preprocess_spec import Activation, Output, PreprocessOptions
 from ztdeploy.core.profile import HardwareProfile, override_keep_ratios, read_profile
+from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import (
     DEFAULT_METHOD,
     PruningSchedule,
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from ztdeploy.host.traces import Trace
     from ztdeploy.jobs.gate import Gate, Judge
     from ztdeploy.target.evaluate.data import EvalData
-
-#: Told before each step: what comes, how many steps are done, how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,6 @@ class BuildRequest:
         """Whether what is built is left to the profiles: where they name schedules, these."""
         unasked = not self.keep_ratios and not self.schedules
         return unasked and self.methods == (DEFAULT_METHOD,) and self.preset == "default"
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    """The progress of a build that nobody watches."""
 
 
 def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:

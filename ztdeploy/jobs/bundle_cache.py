@@ -14,9 +14,10 @@ from ztdeploy.core.files import remove_folder, write
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_one
 from ztdeploy.core.profile import read_profile
+from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import DEFAULT_METHOD, Architecture, PruningSchedule, default_schedule
-from ztdeploy.jobs.build import BuildRequest, Progress, build
+from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.int8 import exact_here
 
 

@@ -15,6 +15,7 @@ from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import GateLimits, GateRecord, Manifest, VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS, Activation, Output
 from ztdeploy.core.profile import HardwareProfile
+from ztdeploy.core.progress import Progress
 from ztdeploy.host.board_files import write_board_files
 from ztdeploy.target.backends import backend_exists, first_that_runs, why_not_run
 from ztdeploy.target.bundle_readme import bundle_readme
@@ -23,8 +24,6 @@ from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge
 from ztdeploy.target.evaluate.record import recorded
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ztdeploy.core.progress import Progress
 from ztdeploy.host.models.catalogue import CATALOGUE
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.evaluate.accuracy import Accuracy, accuracy, all_logits, all_pixels
@@ -16,8 +16,6 @@ from ztdeploy.target.verify import verify_bundle
 
 MODEL, PROFILE = "vit_digits", "cpu"
 KEEP_RATIOS = (0.9, 0.7, 0.5, 0.3)
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ at all for a bundle that is there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,9 @@ from ztdeploy.core.cache import cache_folder
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import HardwareProfile, read_profile
+from ztdeploy.core.progress import Note, Progress, silent
 from ztdeploy.core.schedule import DEFAULT_METHOD
-from ztdeploy.jobs.build import BuildRequest, Progress, check_backends, silent
+from ztdeploy.jobs.build import BuildRequest, check_backends
 from ztdeploy.jobs.bundle_cache import Unbuilt, buildable_bundle
 from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
 from ztdeploy.target.backends import why_not_run
@@ -39,7 +39,6 @@ from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest
 from ztdeploy.target.runtime.runner import runnable_profile
 
 KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ztdeploy.core.files import copy_file, move, own_folder, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
 from ztdeploy.core.manifest import Candidate, EngineRecord, FailedProfile, Manifest, VariantRecord, plugin_kind
+from ztdeploy.core.progress import Progress
 from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.base import Plugins
 from ztdeploy.target.backends.int8 import int8_note
@@ -25,7 +26,6 @@ from ztdeploy.target.measure.statistics import median_ratio
 from ztdeploy.target.runtime.parity import check_golden, golden_pixels
 from ztdeploy.target.runtime.runner import BundleRunner, load
 
-Progress = Callable[[str, int, int], None]
 GRAPHS = "graphs"
 _FIX = "copy the bundle with 'cp -rL', and finalize the copy"
 ROUNDS, ITERATIONS = 9, 20

@@ -17,6 +17,7 @@ from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import read_text, write
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.profile import read_profile
+from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.core.schedule import Architecture, PruningSchedule, plan, plan_gmacs
 from ztdeploy.host.models.loading import LoadedModel
@@ -38,7 +39,6 @@ from ztdeploy.target.measure.sweep_report import Staircase
 #: What engines are measured at, as shares of dense's multiply-adds; each with layers in many blocks, and in few.
 _SHARES = (0.85, 0.7, 0.55)
 _SECONDS, _ROUNDS, _WARM_UP_S = 2.0, 10, 0.5
-Progress = Callable[[str, int, int], None]
 
 
 def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progress: Progress) -> LatencyCost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter
 
 from ztdeploy.core.cache import cache_folder
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule, gmacs
 from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
@@ -43,12 +43,6 @@ from ztdeploy.report.tune.records import Compared, Measured, ModelFacts, TuneRep
 from ztdeploy.report.tune.request import TuneRequest, check_request
 from ztdeploy.target.evaluate.data import EvalData
 from ztdeploy.target.measure.environment import Machine, installed_versions, read_machine, usable_cores
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    """The progress of a search that nobody watches."""
 
 
 def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress: Progress = silent) -> TuneReport:

@@ -11,17 +11,13 @@ import json
 import os
 import sys
 
-from pydantic import BaseModel, ConfigDict
-
 from ztdeploy.core.errors import ZtdeployError
-from ztdeploy.core.records import from_json
+from ztdeploy.core.records import Record, from_json
 from ztdeploy.report.tune.request import TuneRequest
 
 
-class WorkerOrder(BaseModel):
+class WorkerOrder(Record):
     """What a worker needs to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     request: TuneRequest
     storage: str

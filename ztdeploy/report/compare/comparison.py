@@ -16,10 +16,11 @@ from statistics import median
 from typing import Literal
 
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
 from ztdeploy.report.compare.entries import FIELDS, Entry, Setting, bench_runs, entries, telling_fields
 from ztdeploy.report.compare.machine_facts import Difference, differences
-from ztdeploy.target.measure.bench_report import BenchReport, Record
+from ztdeploy.target.measure.bench_report import BenchReport
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, RESAMPLES, Interval, unpaired_ratio_interval
 from ztdeploy.target.measure.sweep_report import SweepReport
 

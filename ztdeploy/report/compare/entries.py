@@ -12,8 +12,9 @@ from statistics import median
 
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
-from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Record
+from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport
 from ztdeploy.target.measure.sweep_report import SweepReport, rows
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
-from ztdeploy.target.measure.bench_report import BenchReport, Record
+from ztdeploy.target.measure.bench_report import BenchReport
 from ztdeploy.target.measure.environment import Machine
 
 

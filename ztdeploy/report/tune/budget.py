@@ -6,7 +6,7 @@ import math
 from typing import Literal, get_args
 
 from ztdeploy.core.errors import InputError, did_you_mean
-from ztdeploy.target.measure.bench_report import Record
+from ztdeploy.core.records import Record
 
 #: `gmacs`: per image, as `plan_gmacs` counts; `reduction`: the share of dense's multiply-adds that is saved;
 #: `latency_ms`: per call on this machine; `speedup`: dense's latency over it.

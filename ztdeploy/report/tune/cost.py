@@ -8,8 +8,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import Architecture, PruningSchedule, TokenPlan, plan, plan_gmacs
-from ztdeploy.target.measure.bench_report import Record
 from ztdeploy.target.measure.sweep_report import Staircase
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.tune.cost import Cost
 from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.target.measure.bench_report import Record
 from ztdeploy.target.measure.environment import Machine
 from ztdeploy.target.measure.statistics import Interval
 

@@ -10,8 +10,8 @@ from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.manifest import WeightsSource
 from ztdeploy.core.methods import method_named
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.core.records import Record
 from ztdeploy.report.tune.budget import Budget
-from ztdeploy.target.measure.bench_report import Record
 
 #: `random` is the paper's Monte Carlo search.
 SamplerName = Literal["tpe", "random", "nsga2"]

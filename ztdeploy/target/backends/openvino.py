@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import (
@@ -34,7 +34,7 @@ from ztdeploy.core.files import path_in_utf8, write
 from ztdeploy.core.manifest import Fingerprint, GraphRecord
 from ztdeploy.core.processor import BF16_PRODUCTS, onednn_processor
 from ztdeploy.core.profile import HardwareProfile, Int8Options, Precision
-from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.records import Record, from_json, to_json
 from ztdeploy.core.telemetry import without_openvino_telemetry
 from ztdeploy.target.backends.base import (
     Array,
@@ -59,10 +59,8 @@ _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 ROW_GROUPS = (192, 128, 64)
 
 
-class OpenVinoEngine(BaseModel):
+class OpenVinoEngine(Record):
     """What is in an engine's file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
     precision: Precision

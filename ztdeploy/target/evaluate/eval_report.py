@@ -7,8 +7,8 @@ from typing import Literal
 
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import Activation, Output
-from ztdeploy.core.records import to_json
-from ztdeploy.target.measure.bench_report import BundleFacts, Record
+from ztdeploy.core.records import Record, to_json
+from ztdeploy.target.measure.bench_report import BundleFacts
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind
 from ztdeploy.target.measure.statistics import Interval
 

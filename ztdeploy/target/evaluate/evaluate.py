@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,6 +15,7 @@ from ztdeploy.core.cache import cache_folder, key_of
 from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS
+from ztdeploy.core.progress import Note, Progress, silent
 from ztdeploy.target.evaluate.answers import (
     Answers,
     ClassAnswers,
@@ -38,12 +39,6 @@ from ztdeploy.target.runtime.runner import class_names, engine_of
 
 #: Images that a worker takes at a time; what it found out about them is kept at once.
 CHUNK = 16
-Progress = Callable[[str, int, int], None]
-Note = Callable[[str], None]
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    """The progress of an evaluation that nobody watches."""
 
 
 def evaluate_bundle(

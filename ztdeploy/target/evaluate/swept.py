@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.progress import Note, Progress
 from ztdeploy.target.evaluate.data import check_exists
 from ztdeploy.target.evaluate.eval_report import EvalRequest
-from ztdeploy.target.evaluate.evaluate import Note, Progress, evaluate_bundle
+from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.record import fidelity_record
 from ztdeploy.target.measure.sweep_plan import fidelity_of
 from ztdeploy.target.measure.sweep_report import Fidelity, SweepReport, SweepRequest

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.records import to_json
+from ztdeploy.core.records import Record, to_json
 from ztdeploy.target.measure.environment import Machine, State
 from ztdeploy.target.measure.protocol import ColdStart
 from ztdeploy.target.measure.report_file import (
@@ -27,10 +27,6 @@ KIND: Literal["ztdeploy-bench"] = "ztdeploy-bench"
 #: "running": the process was killed later on, if it does not run any more.
 Progress = Literal["running", "complete", "interrupted"]
 Outcome = Literal["faster", "slower", "no difference shown", "too few rounds"]
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BenchRequest(Record):

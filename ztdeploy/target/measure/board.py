@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from ztdeploy.core.kernel_files import folders, number, text
+from ztdeploy.core.records import Record
 
 #: How a Jetson's integrated GPU is named where its clock is, from JetPack 4 to 7.
 _JETSON_GPU = re.compile(r"\.(gpu|gp10b|gv11b|ga10b|gb10b)$")
@@ -15,10 +14,8 @@ _JETSON_GPU = re.compile(r"\.(gpu|gp10b|gv11b|ga10b|gb10b)$")
 _PI_NOW = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "temperature limit"}
 
 
-class Jetson(BaseModel):
+class Jetson(Record):
     """What a Jetson was told to be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: str | None  #: of L4T, such as "R36 (release), REVISION: 4.3"
     power_mode: str | None  #: of nvpmodel, such as "2 (MAXN_SUPER)"

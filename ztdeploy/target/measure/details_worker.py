@@ -12,13 +12,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, ZtdeployError
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.names import TOKENS
-from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.records import Record, from_json, to_json
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import Insight, Runner
 from ztdeploy.target.measure.attention import attention_of
@@ -40,10 +39,8 @@ _MOST_COUNTS = 400
 _MEAN = 0.6
 
 
-class DetailsOrder(BaseModel):
+class DetailsOrder(Record):
     """What to look into."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: Path
     profile: str
@@ -53,10 +50,8 @@ class DetailsOrder(BaseModel):
     seconds: float  #: about what it may take, beyond starting
 
 
-class DetailsAnswer(BaseModel):
+class DetailsAnswer(Record):
     """One of the three."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: OperatorProfile | None = None
     staircase: Staircase | None = None

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from ztdeploy.core.kernel_files import folders, kibibytes, number, scaled, table, text
+from ztdeploy.core.records import Record
 from ztdeploy.target.measure.board import Jetson, board_name, pi_complaints, power_rails_mw, read_jetson
 from ztdeploy.target.measure.cgroup import cpu_quota_cores, memory_limit_bytes, times_stopped
 from ztdeploy.target.measure.gpu import Gpu, nvidia_smi, read_gpus
@@ -41,11 +40,7 @@ _ARM_CORES = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Machine(_Record):
+class Machine(Record):
     """What does not change while something is measured. Clocks in MHz, memory in MB of 10^6 bytes."""
 
     processor: str
@@ -70,7 +65,7 @@ class Machine(_Record):
     gpus: tuple[Gpu, ...]
 
 
-class State(_Record):
+class State(Record):
     """What changes: the machine at one moment."""
 
     at: str  #: UTC, ISO 8601

@@ -8,18 +8,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from ztdeploy.core.kernel_files import folders, table
+from ztdeploy.core.records import Record
 from ztdeploy.target.measure.board import board_name, jetson_gpu_clock
 
 _FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw")
 
 
-class Gpu(BaseModel):
+class Gpu(Record):
     """One GPU at one moment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     driver: str | None = None

@@ -6,15 +6,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from ztdeploy.core.kernel_files import text
+from ztdeploy.core.records import Record
 
 
-class CpuTimes(BaseModel):
+class CpuTimes(Record):
     """Seconds that some cores have spent since the machine started, added up over these cores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     busy_s: float  #: everything but idling, waiting for disks, and what was stolen
     stolen_s: float  #: a hypervisor gave the core to another machine

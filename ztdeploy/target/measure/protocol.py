@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ztdeploy.core.records import Record
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColdStart(_Line):
+class ColdStart(Record):
     """From nothing to the first result, in milliseconds; one start, with files in the page cache or not, as it was."""
 
     process_ms: float | None  #: from the order to start a process to the first line of Python; None: nobody said when
@@ -22,7 +20,7 @@ class ColdStart(_Line):
         return (self.process_ms or 0.0) + self.import_ms + self.load_ms + self.first_ms
 
 
-class Refusal(_Line):
+class Refusal(Record):
     """Why a worker could not load its engine: one of our own errors."""
 
     kind: str  #: the name of its class
@@ -31,14 +29,14 @@ class Refusal(_Line):
     fix: str
 
 
-class Hello(_Line):
+class Hello(Record):
     """A worker's first line: one of the two."""
 
     ready: ColdStart | None = None
     refusal: Refusal | None = None
 
 
-class Order(_Line):
+class Order(Record):
     """Time calls: a number of them, or for some seconds but at least one."""
 
     iterations: int | None = Field(default=None, ge=1)
@@ -46,7 +44,7 @@ class Order(_Line):
     lead_in: int = Field(default=0, ge=0)  #: calls ahead of these that are not counted
 
 
-class Answer(_Line):
+class Answer(Record):
     """What came out of an order."""
 
     samples_ms: list[float]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from ztdeploy.core.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +29,11 @@ RESAMPLES = 10_000
 _DRAWN_AT_ONCE = 2_000_000
 
 
-class Summary(BaseModel):
+class Summary(Record):
     """Latency of one call in milliseconds, over `samples` calls.
 
     A percentile is None where there are too few samples to tell it from the maximum: p90 takes 10, p95 20, p99 100.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int
     min_ms: float
@@ -48,10 +46,8 @@ class Summary(BaseModel):
     mad_ms: float  #: median absolute deviation
 
 
-class Interval(BaseModel):
+class Interval(Record):
     """Where a figure lies with the stated confidence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
-from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress, Record
+from ztdeploy.core.records import Record
+from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress
 from ztdeploy.target.measure.statistics import summarise
 
 SCHEMA_VERSION: Literal[1] = 1
