@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test lint format bench clean constraints
+.PHONY: help setup quickstart test test-all lint format bench clean constraints
 
 help:
 	@echo "make quickstart   set up, then build, verify and measure the shipped model"
-	@echo "make test         set up, then lint, type-check and run all tests"
+	@echo "make test         set up, then lint, type-check and run the tests that every change must pass (minutes)"
+	@echo "make test-all     the same, with the long tail: every family, SM and damaged byte"
 	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make bench        the benchmarks that the README's figures come from"
 
@@ -34,7 +36,10 @@ lint: setup
 
 # By file, for files share what takes long to set up; in their order, which begins with the slowest.
 test: lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+test-all: lint
+	$(PYTEST)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -416,7 +416,7 @@ def built(building: tuple[Path, subprocess.Popen[str]]) -> tuple[Path, Done]:
     return folder, Done(process.returncode, out, err)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_build(run: Run, built: tuple[Path, Done], digit_images: list[Path]) -> None:
     folder, done = built
     assert done.code == 0, done
@@ -433,7 +433,7 @@ def test_build(run: Run, built: tuple[Path, Done], digit_images: list[Path]) -> 
     assert f"ztdeploy {ztdeploy.__version__}" in (folder / "digits" / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_build_refuses_an_existing_folder_and_force_replaces_it(built: tuple[Path, Done], run: Run) -> None:
     folder, _ = built
     before = tree(folder)

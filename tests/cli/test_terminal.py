@@ -140,7 +140,7 @@ def stop_while_exporting(terminal: Terminal, folder: Path, stop: Callable[[Termi
     return Stopped(code, terminal.raw, terminal.text, out, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_terminal_it_is_a_line_per_step_that_says_something_new(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar() as progress:
         for done, what in enumerate(("loading", "about 10 s left", "about 10 s left", "loading")):
@@ -161,7 +161,7 @@ def test_a_build_shows_a_progress_bar(stopped: dict[str, Stopped]) -> None:
         assert max(map(len, frames)) <= 80
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing(stopped: dict[str, Stopped]) -> None:
     build = stopped["interrupted"]
     assert len(build.before) == 1, "there was something to clean up"
@@ -173,7 +173,7 @@ def test_ctrl_c_leaves_nothing(stopped: dict[str, Stopped]) -> None:
     assert shown > hidden, "the cursor is shown again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_build_leaves_nothing_that_looks_finished(stopped: dict[str, Stopped]) -> None:
     from ztdeploy.core.bundle import MANIFEST, new_bundle_folder, read_bundle
     from ztdeploy.core.errors import BundleError

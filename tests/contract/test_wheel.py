@@ -21,7 +21,7 @@ from helpers.processes import HANG_S
 import ztdeploy
 from ztdeploy.core.toml import read_toml
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 SIZE_LIMIT_MB = 250

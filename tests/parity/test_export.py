@@ -388,7 +388,7 @@ class TestBytes:
         again = export_onnx(exported.pruned, PREPROCESS, DYNAMIC.spec)
         assert serialised(again) == serialised(exported.model)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_another_process_with_another_hash_seed_gives_the_same_bytes(self) -> None:
         """From a model built anew, in another folder."""
         code = (
@@ -408,7 +408,7 @@ class TestBytes:
         ours = hashlib.sha256(serialised(export(DYNAMIC).model)).hexdigest()
         assert done.stdout.split()[-1] == ours
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_other_weights_give_the_same_graph_around_other_numbers(self) -> None:
         """Nothing of the weights is baked into the structure: variants of one architecture share their nodes."""
         other = pruned(variant(DYNAMIC.variant, seed=1), DYNAMIC.method)

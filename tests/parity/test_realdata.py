@@ -24,7 +24,7 @@ from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
 from ztdeploy.target.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
 from ztdeploy.target.runtime.runner import BundleRunner, load
 
-pytestmark = [pytest.mark.realdata, pytest.mark.slow]
+pytestmark = [pytest.mark.realdata, pytest.mark.long]
 
 CHECKPOINT = "deit_tiny_patch16_224.fp16.safetensors"
 CROP_PCT = 0.875

@@ -394,7 +394,7 @@ def test_cmake_without_tensorrt_says_so_in_plain_words(tmp_path: Path) -> None:
 
 
 @needs_nvcc
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernels_compile_without_tensorrt(tmp_path: Path) -> None:
     call(*configure(tmp_path / "build"), "-DZT_KERNELS_ONLY=ON")
     call("cmake", "--build", tmp_path / "build")
@@ -409,7 +409,7 @@ def configure(build_folder: Path) -> list[str | Path]:
 
 @needs_nvcc
 @needs_gxx
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_library_compiles_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORRT_ROOT", str(STUBS))
     path = build(tmp_path)

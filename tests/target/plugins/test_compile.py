@@ -145,6 +145,6 @@ def test_nvcc_spills_nothing_on_orin():
 
 
 @needs_nvcc
-@pytest.mark.slow
+@pytest.mark.long
 def test_nvcc_spills_nothing_on_any_architecture():
     check_resources([sm.removeprefix("sm_") for sm in ARCHITECTURES])
