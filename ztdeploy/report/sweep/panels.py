@@ -5,28 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.measure.sweep_report import Row, SweepReport, VariantFacts, rows
-
-Setting = tuple[ImageSize, int, "int | None"]
 
 
 @dataclass(frozen=True)
 class Panel:
     """Configurations of one setting, dense first, then by method and falling keep ratio."""
 
-    image_size: ImageSize
-    batch: int
-    threads: int | None  #: None: the runtime is not one that takes a number of threads
+    setting: Setting
     rows: tuple[Row, ...]
 
     @property
-    def setting(self) -> Setting:
-        return self.image_size, self.batch, self.threads
-
-    @property
     def label(self) -> str:
-        return setting_label(*self.setting)
+        return str(self.setting)
 
     @property
     def dense(self) -> Row | None:
@@ -42,17 +34,11 @@ class Panel:
         return tuple(row for row in self.rows if row.measured.latency)
 
 
-def setting_label(image_size: ImageSize, batch: int, threads: int | None) -> str:
-    """Such as "224 px, batch 1, 2 threads"."""
-    count = [f"{threads} thread{'' if threads == 1 else 's'}"] if threads is not None else []
-    return ", ".join([f"{image_size} px", f"batch {batch}", *count])
-
-
 def panels(report: SweepReport) -> list[Panel]:
     def setting(row: Row) -> Setting:
-        return row.facts.image_size, row.measured.batch, row.measured.threads
+        return Setting(row.facts.image_size, row.measured.batch, row.measured.threads)
 
-    return [Panel(*key, tuple(found)) for key, found in groupby(rows(report), key=setting)]
+    return [Panel(key, tuple(found)) for key, found in groupby(rows(report), key=setting)]
 
 
 def methods(report: SweepReport) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.records import Record
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress
 from ztdeploy.target.measure.statistics import summarise
 
@@ -120,6 +121,10 @@ class OperatorProfile(Record):
     attention: tuple[BlockAttention, ...]
     between_ms: float = 0.0  #: of a call that no operator ran: the runtime's own work, and that of taking these times
 
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.image_size, self.batch, self.threads)
+
 
 class TokenStep(Record):
     tokens: int
@@ -135,6 +140,10 @@ class Staircase(Record):
     points: tuple[TokenStep, ...]  #: ascending
     treads: tuple[int, ...]  #: the token counts right below a jump: a `k` slightly above one of them should snap down
     rounds: int = 0  #: that the times are medians of
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.image_size, self.batch, self.threads)
 
 
 class SweepReport(Record):

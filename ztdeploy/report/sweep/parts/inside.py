@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from ztdeploy.core.setting import Setting
 from ztdeploy.report.kit.figure import beside, figure, legend, plots
 from ztdeploy.report.kit.figures import percent, short
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.sheet import Cell, column, number, sheet
-from ztdeploy.report.sweep.panels import Setting, is_dense, setting_label
+from ztdeploy.report.sweep.panels import is_dense
 from ztdeploy.report.sweep.plots.staircase import staircase_plot
 from ztdeploy.report.sweep.plots.time_spent import KINDS, blocks_plot, by_kind, highest_block, kind_key, kinds_plot
 from ztdeploy.report.sweep.plots.tokens import token_plot
 from ztdeploy.report.sweep.snapping import snaps, token_counts
-from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, SweepReport, VariantFacts
+from ztdeploy.target.measure.sweep_report import OperatorProfile, SweepReport, VariantFacts
 
 _TOP_OPERATORS = 8
 
@@ -66,12 +67,8 @@ def time_section(report: SweepReport) -> Markup:
         title,
         element("p", note, class_="quiet"),
         legend([(kind_key(kind), kind) for kind in KINDS if kind in used]),
-        [_setting(found, setting_label(*setting)) for setting, found in _by_setting(report.profiles).items()],
+        [_setting(found, str(setting)) for setting, found in _by_setting(report.profiles).items()],
     )
-
-
-def _label(one: OperatorProfile | Staircase) -> str:
-    return setting_label(one.image_size, one.batch, one.threads)
 
 
 def _setting(profiles: Sequence[OperatorProfile], label: str) -> list[Markup | None]:
@@ -135,14 +132,14 @@ def staircase_section(report: SweepReport) -> Markup:
     drawn = []
     for one in report.staircases:
         plot = staircase_plot(one, token_counts(report, one.image_size), snaps(report, one))
-        drawn.append(figure(_label(one), f"{len(one.points)} numbers of tokens, {len(one.treads)} treads.", plot))
+        drawn.append(figure(str(one.setting), f"{len(one.points)} numbers of tokens, {len(one.treads)} treads.", plot))
     return element("section", title, element("p", note, class_="quiet"), beside(plots(*drawn), _snaps(report)))
 
 
 def _snaps(report: SweepReport) -> Markup:
     rows = [
         [
-            Cell(_label(staircase), heading=True),
+            Cell(str(staircase.setting), heading=True),
             number(str(snap.tokens), snap.tokens),
             number(str(snap.tread), snap.tread),
             number(short(snap.saved_ms), snap.saved_ms),
@@ -167,5 +164,5 @@ def _by_setting(found: Sequence[OperatorProfile]) -> dict[Setting, list[Operator
     """Profiles of one setting side by side, whatever their order in the report."""
     grouped: dict[Setting, list[OperatorProfile]] = {}
     for one in found:
-        grouped.setdefault((one.image_size, one.batch, one.threads), []).append(one)
+        grouped.setdefault(one.setting, []).append(one)
     return grouped

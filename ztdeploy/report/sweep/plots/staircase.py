@@ -8,7 +8,6 @@ from ztdeploy.report.kit.figures import counted, short
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import linear
-from ztdeploy.report.sweep.panels import setting_label
 from ztdeploy.report.sweep.snapping import Snap, block_ms
 from ztdeploy.target.measure.sweep_report import Staircase
 
@@ -39,7 +38,7 @@ def staircase_plot(staircase: Staircase, counts: Mapping[int, Sequence[str]], sn
             marks.append(_snap_mark(x(snap.tokens), y(block_ms(points, snap.tokens)), snap))
     if staircase.treads:
         marks.append(label(x.end, 13, "thin lines: last count before a jump", "note", anchor="end"))
-    where = setting_label(staircase.image_size, staircase.batch, staircase.threads)
+    where = str(staircase.setting)
     return Frame(x, y, "tokens", "ms per block").draw(f"Time of a block against its tokens at {where}", marks)
 
 

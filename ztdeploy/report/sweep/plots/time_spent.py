@@ -23,7 +23,6 @@ from ztdeploy.report.kit.plots.frame import (
     y_range,
 )
 from ztdeploy.report.kit.plots.scale import Scale, linear
-from ztdeploy.report.sweep.panels import setting_label
 from ztdeploy.target.measure.sweep_report import Kind, OperatorProfile, Part
 
 #: From the bottom of a stack to its top; pruning, which is what is asked about, stands apart at the end.
@@ -87,7 +86,7 @@ def blocks_plot(profile: OperatorProfile, highest_ms: float) -> Markup | None:
         marks += _column(names[position], columns[block], start + step * position, step, y)
     places = Scale(0, len(names), start, end, ())
     marks += block_numbers(names, places, y.start)
-    where = setting_label(profile.image_size, profile.batch, profile.threads)
+    where = str(profile.setting)
     return Frame(places, y, "block", "ms").draw(f"Time by block of {profile.variant} at {where}", marks)
 
 
