@@ -12,7 +12,7 @@ import argparse
 import time
 
 from benchmarks.machine import describe_machine
-from ztdeploy.core.schedule import default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.host.export import GraphSpec, export_onnx
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel

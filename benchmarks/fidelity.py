@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
-from ztdeploy.core.equal_cost import at_cost, share_of_dense
+from ztdeploy.core.cost import at_cost, share_of_dense
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.evaluate.labels import LabelledImage, read_labels

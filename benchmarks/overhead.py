@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.cost import gmacs
 from ztdeploy.core.manifest import VariantRecord
-from ztdeploy.core.schedule import gmacs
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.measure.latency import Configuration
 from ztdeploy.target.measure.statistics import Interval

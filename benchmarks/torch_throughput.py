@@ -29,8 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.equal_cost import at_cost
-from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule, plan, whole_block_gmacs
+from ztdeploy.core.cost import at_cost, whole_block_gmacs
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.measure.order import turn_orders

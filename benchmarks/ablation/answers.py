@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.ablation.ranking import overlaps, rank_correlations, rankings
 from benchmarks.ablation.topics import Row
 from ztdeploy.core.errors import ParityError
-from ztdeploy.core.schedule import LayerPlan, plan
+from ztdeploy.core.plan import LayerPlan, plan
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.prefix_cache import DensePrefix, first_block
 from ztdeploy.host.pruning.layer import Choice

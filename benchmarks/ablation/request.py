@@ -7,10 +7,10 @@ from typing import Literal
 
 from benchmarks.ablation.topic_names import Topic
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import WeightsSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.records import Record
-from ztdeploy.core.schedule import check_keep_ratio
 
 SAVED = 0.35
 Preset = Literal["default", "paper"]

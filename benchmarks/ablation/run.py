@@ -15,9 +15,10 @@ from benchmarks.ablation.report import AblateReport
 from benchmarks.ablation.request import SAVED, AblateRequest, check_request
 from benchmarks.ablation.scoring import Scorer
 from benchmarks.ablation.topics import Row, bases, topics
-from ztdeploy.core.equal_cost import share_of_dense
+from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.schedule import Architecture, default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.run import machine_facts, model_facts

@@ -13,7 +13,9 @@ from benchmarks.ablation.findings import convergence_findings, table_findings
 from benchmarks.ablation.ranking import ITERATIONS
 from benchmarks.ablation.report import BlockRanking, Convergence, RankingPoint, RowScore, Table
 from benchmarks.ablation.topics import Row, TopicRows
-from ztdeploy.core.schedule import Architecture, plan, plan_gmacs
+from ztdeploy.core.cost import plan_gmacs
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import Architecture
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.evaluate.scoring import change, hits, share
 from ztdeploy.target.evaluate.statistics import mean_interval

@@ -8,15 +8,11 @@ from functools import partial
 from typing import Any, get_args
 
 from benchmarks.ablation.topic_names import Topic
-from ztdeploy.core.equal_cost import at_cost, share_of_dense
+from ztdeploy.core.cost import at_cost, share_of_dense
+from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
 from ztdeploy.core.options import Feature, MethodOptions, Metric, Partition
-from ztdeploy.core.schedule import (
-    Architecture,
-    PruningSchedule,
-    default_schedule,
-    iterations_by_position,
-    uniform_schedule,
-)
+from ztdeploy.core.plan import iterations_by_position
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 
 RANDOM_DRAWS = 3
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

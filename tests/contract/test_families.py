@@ -20,10 +20,12 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.manifest import GraphRecord
+from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
-from ztdeploy.core.schedule import LayerSpec, PruningSchedule, plan, uniform_schedule
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models import FAMILIES, adapt

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ztdeploy.core.errors import ModelError, ScheduleError
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan, LayerSpec, uniform_schedule
+from ztdeploy.core.plan import LayerPlan
+from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import METHODS, check_method, pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder

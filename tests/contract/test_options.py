@@ -21,7 +21,8 @@ from torch import Tensor
 from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.methods import COHERENCE_OPTIONS, METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan, LayerSpec, PruningSchedule, plan
+from ztdeploy.core.plan import LayerPlan, plan
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx, specialise
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models.vit import VitAdapter

@@ -14,8 +14,9 @@ from helpers.models import PREPROCESS
 from torch import Tensor
 from torch.nn import functional
 
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import LayerSpec, PruningSchedule, uniform_schedule
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel

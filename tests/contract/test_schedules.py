@@ -13,7 +13,7 @@ from helpers.architectures import DEIT_S, DEIT_TINY
 from helpers.models import PREPROCESS
 from timm.models.vision_transformer import VisionTransformer
 
-from ztdeploy.core.equal_cost import share_of_dense
+from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import schedule_names, schedule_path

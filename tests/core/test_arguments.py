@@ -11,7 +11,7 @@ from helpers.errors import refused
 import ztdeploy
 from ztdeploy.core import arguments
 from ztdeploy.core.errors import BundleError, ImageError, InputError, ScheduleError
-from ztdeploy.core.schedule import check_keep_ratio
+from ztdeploy.core.keep_ratio import check_keep_ratio
 
 
 class Odd:

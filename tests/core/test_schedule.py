@@ -15,23 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ztdeploy.core.cost import gmacs, plan_gmacs, pruning_gmacs
 from ztdeploy.core.errors import InputError, ScheduleError
+from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
 from ztdeploy.core.options import MethodOptions
-from ztdeploy.core.schedule import (
-    Architecture,
-    LayerPlan,
-    LayerSpec,
-    PruningSchedule,
-    TokenPlan,
-    default_iterations,
-    default_schedule,
-    gmacs,
-    plan,
-    plan_gmacs,
-    pruning_gmacs,
-    read_schedule,
-    uniform_schedule,
-)
+from ztdeploy.core.plan import LayerPlan, TokenPlan, default_iterations, plan
+from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule, read_schedule
 
 
 def architecture(*, depth: int = 12, patches: int = 196, prefix: int = 1) -> Architecture:
@@ -365,7 +354,7 @@ class TestReading:
     def test_a_file_that_says_nothing_is_no_schedule(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "empty.toml"
         path.write_text(content)
-        with pytest.raises(ScheduleError, match="says nothing"):
+        with pytest.raises(ScheduleError, match="is empty"):
             read_schedule(path)
 
     def test_options(self, tmp_path: Path) -> None:
@@ -379,8 +368,8 @@ class TestReading:
     @pytest.mark.parametrize(
         ("content", "given", "expected", "fix"),
         [
-            ('metrik = "dot"', "unknown option 'metrik'", "an option", "did you mean 'metric'?"),
-            ('zzz = "dot"', "unknown option 'zzz'", "an option", "choose from: average_power, coherence_power"),
+            ('metrik = "dot"', "unknown option 'metrik'", "a known option", "did you mean 'metric'?"),
+            ('zzz = "dot"', "unknown option 'zzz'", "a known option", "choose from: average_power, coherence_power"),
             ('metric = "dots"', "option metric = dots", "cosine, dot, euclidean, manhattan", "did you mean 'dot'?"),
             ("metric = 3", "option metric = 3", "cosine, dot, euclidean, manhattan", "choose from: cosine"),
             ('head_filter = "no idea"', "option head_filter = no idea", "one of true, false", "choose from"),
@@ -633,7 +622,7 @@ class TestMergingInEveryBlock:
 
     def test_more_than_half_in_one_block_is_refused(self) -> None:
         schedule = PruningSchedule(name="test", method="tome", layers=(LayerSpec(block=1, keep_ratio=0.4),))
-        with pytest.raises(ScheduleError, match="block 1: 117 of 196 patch tokens to go"):
+        with pytest.raises(ScheduleError, match="block 1: 117 of 196 patch tokens to drop"):
             plan(schedule, DEIT_S)
 
 

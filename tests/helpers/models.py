@@ -11,8 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import PreprocessSpec
-from ztdeploy.core.schedule import LayerPlan, LayerSpec, PruningSchedule
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

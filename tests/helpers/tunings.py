@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.ablations import SMALL, model_facts
-from ztdeploy.core.schedule import PruningSchedule, default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.space import Point, fitted
 from ztdeploy.report.tune.budget import Budget
 from ztdeploy.report.tune.cost import GmacsCost

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 import ztdeploy
 from ztdeploy.core.errors import ModelError, ScheduleError
-from ztdeploy.core.schedule import LayerSpec, PruningSchedule, default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel

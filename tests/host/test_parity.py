@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ztdeploy.core.schedule import default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.host import parity
 from ztdeploy.host.export import Deployable
 from ztdeploy.host.models.loading import load_model

@@ -24,7 +24,7 @@ from helpers.sessions import serialised
 from onnx.numpy_helper import to_array
 from torch import Tensor, nn
 
-from ztdeploy.core.schedule import uniform_schedule
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.host.export import GraphSpec, ImageInput, export_onnx, quiet_exporter
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import METHODS

@@ -12,8 +12,8 @@ from helpers.models import images, layer_plan, random_attention, tiny_vit
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import MethodOptions
-from ztdeploy.core.schedule import default_schedule
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder

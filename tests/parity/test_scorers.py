@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.features import unit_length, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ztdeploy.core.errors import ParityError
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.report.show.show import _sheets
 from ztdeploy.report.show.tiles import Grid, layer_tile, plain_tile
 from ztdeploy.target.evaluate.patches import GONE, follow

@@ -124,8 +124,8 @@ def build(
         raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
     if precision not in (None, "auto"):
         raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
+    from ztdeploy.core.methods import DEFAULT_METHOD
     from ztdeploy.core.profile import schedule_path
-    from ztdeploy.core.schedule import DEFAULT_METHOD
     from ztdeploy.host.models.sources import folder_word
     from ztdeploy.jobs.build import BuildRequest
 

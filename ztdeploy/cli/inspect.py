@@ -203,7 +203,7 @@ def _answers(record: FidelityRecord) -> tuple[str, ...]:
 
 def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     """One variant, block by block."""
-    from ztdeploy.core.schedule import block_gmacs
+    from ztdeploy.core.cost import block_gmacs
 
     layers = {layer.block: layer for layer in variant.plan.layers}
     graph = next(iter(variant.graphs.values()))

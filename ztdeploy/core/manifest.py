@@ -6,12 +6,14 @@ import os
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from ztdeploy.core.errors import ZtdeployError
+from ztdeploy.core.plan import Variant
 from ztdeploy.core.preprocess_spec import Activation, ImageInput, Output, PreprocessSpec, given
 from ztdeploy.core.profile import HardwareProfile, Precision
-from ztdeploy.core.schedule import Architecture, PruningSchedule, TokenPlan
+from ztdeploy.core.records import FiniteRecord
+from ztdeploy.core.schedule import Architecture
 
 SCHEMA_VERSION = 3
 #: What a fingerprint's `plugins` starts with where their PTX is inside the engine.
@@ -40,16 +42,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 WeightsSource = Literal["pretrained", "random"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FileRecord(_Record):
+class FileRecord(FiniteRecord):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class ModelRecord(_Record):
+class ModelRecord(FiniteRecord):
     name: str  #: as the user typed it
     timm_name: str
     family: str
@@ -64,14 +62,14 @@ class ModelRecord(_Record):
         return given(self.output, self.architecture.num_classes)
 
 
-class WeightsRecord(_Record):
+class WeightsRecord(FiniteRecord):
     source: Literal["pretrained", "checkpoint", "shipped", "random"]
     origin: str  #: file name, hub name or seed
     sha256: str  #: of names, shapes and values of all parameters
     remarks: tuple[str, ...] = ()  #: what was chosen, left out or doubted about them, in words
 
 
-class TextHeadRecord(_Record):
+class TextHeadRecord(FiniteRecord):
     """What answers are scored by, where the model names no classes itself: cosines to text embeddings."""
 
     origin: str  #: file name
@@ -82,7 +80,7 @@ class TextHeadRecord(_Record):
     bias: float
 
 
-class BlockNodes(_Record):
+class BlockNodes(FiniteRecord):
     """How many ONNX nodes a block has, and how many the pruning layer behind it."""
 
     block: int
@@ -97,7 +95,7 @@ def plugin_kind(identity: str | None) -> PluginKind:
     return "ahead-of-time" if identity.startswith(AHEAD_OF_TIME) else "library"
 
 
-class LayerParity(_Record):
+class LayerParity(FiniteRecord):
     """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
 
     block: int
@@ -106,7 +104,7 @@ class LayerParity(_Record):
     overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's kept tokens, mean over the images
 
 
-class ParityRecord(_Record):
+class ParityRecord(FiniteRecord):
     """An engine, or a graph, against fp32 PyTorch or against what its graph must give, on the same real images."""
 
     images: int
@@ -135,7 +133,7 @@ class ParityRecord(_Record):
         return f"{self.judged:.0e}{allowed}"
 
 
-class GraphRecord(_Record):
+class GraphRecord(FiniteRecord):
     file: BundlePath
     plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
     ahead_of_time_file: BundlePath | None = None  #: likewise, with nodes for plugins that come as PTX
@@ -166,7 +164,7 @@ class GraphRecord(_Record):
         ]
 
 
-class Fingerprint(_Record):
+class Fingerprint(FiniteRecord):
     """What an engine is bound to. A mismatch refuses to load."""
 
     graph_sha256: str
@@ -176,14 +174,14 @@ class Fingerprint(_Record):
     plugins: str | None = None  #: the plugin library that it needs
 
 
-class Candidate(_Record):
+class Candidate(FiniteRecord):
     """An engine that was built, proved and measured on the device, whether it was kept or not."""
 
     plugins: PluginKind
     median_ms: float  #: at the profile's smallest batch
 
 
-class FidelityRecord(_Record):
+class FidelityRecord(FiniteRecord):
     """What pruning costs: an engine on images, against the dense engine of the same profile, or of an fp32 one."""
 
     created: str
@@ -202,7 +200,7 @@ class FidelityRecord(_Record):
     cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
 
 
-class GateLimits(_Record):
+class GateLimits(FiniteRecord):
     """What pruning may cost on the calibration images; None: anything."""
 
     max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
@@ -211,7 +209,7 @@ class GateLimits(_Record):
     min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to dense, of embeddings and features
 
 
-class GateRow(_Record):
+class GateRow(FiniteRecord):
     """One pruned variant on the calibration images."""
 
     variant: str
@@ -224,7 +222,7 @@ class GateRow(_Record):
     failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
 
 
-class GateRecord(_Record):
+class GateRecord(FiniteRecord):
     """What decided which variants are in the bundle."""
 
     profile: Name
@@ -237,7 +235,7 @@ class GateRecord(_Record):
     advice: tuple[str, ...]  #: which keep ratios pass, or might
 
 
-class TimingRecord(_Record):
+class TimingRecord(FiniteRecord):
     """One candidate's engine, timed in turns with the others, each in a process of its own."""
 
     median_ms: float  #: over all calls
@@ -246,7 +244,7 @@ class TimingRecord(_Record):
     speedup_interval: tuple[float, float]  #: 95 %
 
 
-class CandidateRecord(_Record):
+class CandidateRecord(FiniteRecord):
     """A profile that might have been shipped in the place of the one asked for, or that one itself."""
 
     profile: Name
@@ -257,7 +255,7 @@ class CandidateRecord(_Record):
     timing: TimingRecord | None = None  #: None: it never ran
 
 
-class ChoiceRecord(_Record):
+class ChoiceRecord(FiniteRecord):
     """Which of a profile's candidates is in the bundle: what `build --precision auto` found out on one machine."""
 
     asked: Name
@@ -274,7 +272,7 @@ class ChoiceRecord(_Record):
     candidates: tuple[CandidateRecord, ...]  #: the profile asked for first, then the less risky first
 
 
-class CalibrationRecord(_Record):
+class CalibrationRecord(FiniteRecord):
     """What the build saw of its calibration images before anything was built."""
 
     data: str  #: what they are called
@@ -283,7 +281,7 @@ class CalibrationRecord(_Record):
     cautions: tuple[str, ...]  #: what makes judgements on them worth less
 
 
-class BlockRange(_Record):
+class BlockRange(FiniteRecord):
     """The largest magnitudes of what fp16 would hold of one block; infinite ones are refused, not recorded."""
 
     model_config = ConfigDict(allow_inf_nan=True)
@@ -295,7 +293,7 @@ class BlockRange(_Record):
     mlp: float  #: of what goes into its linear layers and what they give
 
 
-class RangeRecord(_Record):
+class RangeRecord(FiniteRecord):
     """Whether fp16 can hold what a variant computes, by PyTorch in fp32 on calibration images."""
 
     data: str
@@ -303,7 +301,7 @@ class RangeRecord(_Record):
     blocks: tuple[BlockRange, ...]
 
 
-class EngineRecord(_Record):
+class EngineRecord(FiniteRecord):
     profile: Name
     backend: str
     file: BundlePath
@@ -318,28 +316,18 @@ class EngineRecord(_Record):
         return [file for file in (self.file, self.weights) if file is not None]
 
 
-class VariantRecord(_Record):
-    """One keep ratio (or schedule) of the model."""
+class VariantRecord(Variant):
+    """A variant in a bundle, with its graphs and engines."""
 
     name: Name
-    schedule: PruningSchedule
-    plan: TokenPlan
     gmacs: float = Field(gt=0)
     pruning_gmacs: float = Field(ge=0)
     graphs: dict[Name, GraphRecord]  #: by profile name
     engines: dict[Name, EngineRecord]  #: by profile name
     fp16_range: RangeRecord | None = None  #: where the build was given calibration images and an fp16 profile
 
-    @property
-    def keep_ratio(self) -> float | None:
-        """What the variant is asked for by; 1 is what does not prune, whatever a schedule file says of itself."""
-        ratio = self.schedule.keep_ratio
-        if self.plan.layers:
-            return None if ratio == 1 else ratio
-        return 1.0 if ratio is None else ratio
 
-
-class GoldenRecord(_Record):
+class GoldenRecord(FiniteRecord):
     """Known inputs and what must come out."""
 
     images: Annotated[tuple[BundlePath, ...], Field(min_length=1)]  #: lossless source images
@@ -347,7 +335,7 @@ class GoldenRecord(_Record):
     outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
 
 
-class FailedProfile(_Record):
+class FailedProfile(FiniteRecord):
     """A profile that was asked for and is not in the bundle, while others are."""
 
     profile: Name
@@ -373,7 +361,7 @@ class FailedProfile(_Record):
         return f"profile '{self.profile}' was not built: {self.error}"
 
 
-class AdaptedProfile(_Record):
+class AdaptedProfile(FiniteRecord):
     """A profile that was built in another form than its file asks for: one that loses no sums on this processor."""
 
     profile: Name
@@ -385,14 +373,14 @@ class AdaptedProfile(_Record):
         return f"profile '{self.profile}' has {self.change}: {self.reason}"
 
 
-class BlocksRecord(_Record):
+class BlocksRecord(FiniteRecord):
     """A graph of a few neighbouring dense blocks alone, for any number of tokens."""
 
     file: BundlePath
     count: int = Field(ge=1)
 
 
-class Manifest(_Record):
+class Manifest(FiniteRecord):
     schema_version: int
     created: str
     tools: dict[str, str]
@@ -400,7 +388,9 @@ class Manifest(_Record):
     weights: WeightsRecord
     text_head: TextHeadRecord | None = None  #: part of the weights as well
     preprocess: PreprocessSpec
-    preprocess_sources: dict[str, str] = {}  #: who says each field of it: an option, a file, or timm's default
+    preprocess_sources: dict[str, str] = Field(
+        default_factory=dict
+    )  #: who says each field of it: an option, a file, or timm's default
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]
     default_variant: Name
@@ -409,11 +399,15 @@ class Manifest(_Record):
     missing: tuple[str, ...]  #: what this bundle lacks, in plain words
     failed: tuple[FailedProfile, ...] = ()
     adapted: tuple[AdaptedProfile, ...] = ()
-    blocks: dict[Name, BlocksRecord] = {}  #: by profile; what measures how time grows with tokens
+    blocks: dict[Name, BlocksRecord] = Field(
+        default_factory=dict
+    )  #: by profile; what measures how time grows with tokens
     gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
     choices: tuple[ChoiceRecord, ...] = ()  #: of `build --precision auto`
     calibration: CalibrationRecord | None = None  #: where the build was given calibration images
-    timing_caches: dict[Name, BundlePath] = {}  #: by profile: what building engines on the device measured
+    timing_caches: dict[Name, BundlePath] = Field(
+        default_factory=dict
+    )  #: by profile: what building engines on the device measured
     files: dict[BundlePath, FileRecord]
 
     @property

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -16,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from ztdeploy.core.records import Record
+from ztdeploy.core.records import FiniteRecord, Record
 
 ImageInput = Literal["float32", "uint8"]
 #: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
@@ -107,10 +105,8 @@ class PreprocessOptions(Record):
     bit_depth: int | None = Field(default=None, ge=9, le=16)  #: see `PreprocessSpec`
 
 
-class PreprocessSpec(BaseModel):
+class PreprocessSpec(FiniteRecord):
     """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_size: Annotated[ImageSize, AfterValidator(_of_a_model)]  #: what the model takes
     resize: ImageSize  #: crop mode `center` scales an image until it covers this; `squash` distorts it to just this

@@ -12,10 +12,11 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from ztdeploy.core.arguments import shown
 from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.core.errors import ProfileError, ScheduleError, did_you_mean
+from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.preprocess_spec import ImageInput
 from ztdeploy.core.records import Record
-from ztdeploy.core.schedule import MOST_BLOCKS, MOST_TOKENS, LayerSpec, PruningSchedule, check_keep_ratio
+from ztdeploy.core.schedule import MOST_BLOCKS, MOST_TOKENS, LayerSpec, PruningSchedule
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Calibration = Literal["min-max", "percentile", "entropy"]

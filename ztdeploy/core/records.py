@@ -24,6 +24,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FiniteRecord(Record):
+    """A record whose numbers are all finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = False) -> str:
     """A record in ASCII; `from_json` reads it as it was, but for optional numbers that were not finite.
 

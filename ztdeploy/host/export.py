@@ -17,9 +17,9 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.core.profile import Int8Options, Precision
-from ztdeploy.core.schedule import LayerPlan
 from ztdeploy.host.graph import apply_passes
 from ztdeploy.host.graph.board import for_old_parsers
 from ztdeploy.host.graph.fused_attention import fuse_attention

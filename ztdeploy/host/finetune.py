@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.errors import MissingExtraError
-from ztdeploy.core.schedule import DEFAULT_METHOD, PruningSchedule, default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.methods import DEFAULT_METHOD
+from ztdeploy.core.schedule import PruningSchedule
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.schedule import Architecture, PruningSchedule, plan
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.pruned_model import PrunedModel, Replay

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, file_records
 from ztdeploy.core.cache import key_of
+from ztdeploy.core.cost import plan_gmacs, pruning_gmacs
 from ztdeploy.core.faults import step_of
 from ztdeploy.core.files import make_folder, move, write, writing
 from ztdeploy.core.folders import scratch_folder
@@ -34,8 +35,9 @@ from ztdeploy.core.manifest import (
     VariantRecord,
     WeightsRecord,
 )
+from ztdeploy.core.plan import plan
 from ztdeploy.core.profile import HardwareProfile, Int8Options
-from ztdeploy.core.schedule import PruningSchedule, plan, plan_gmacs, pruning_gmacs
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.core.tools import tool_versions
 from ztdeploy.host.board_files import write_board_files
 from ztdeploy.host.export import Deployable, GraphSpec, export_onnx, specialise

@@ -11,17 +11,13 @@ from ztdeploy.core.bundle import Bundle, check_output, new_bundle_folder, read_b
 from ztdeploy.core.errors import ScheduleError, ZtdeployError
 from ztdeploy.core.faults import StepError, step_of, without
 from ztdeploy.core.files import remove, remove_folder
+from ztdeploy.core.keep_ratio import check_keep_ratio, default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
+from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.preprocess_spec import Activation, Output, PreprocessOptions
 from ztdeploy.core.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.core.progress import Progress, silent
-from ztdeploy.core.schedule import (
-    DEFAULT_METHOD,
-    PruningSchedule,
-    check_keep_ratio,
-    default_schedule,
-    read_schedule,
-)
+from ztdeploy.core.schedule import PruningSchedule, read_schedule
 from ztdeploy.target.backends import backend_exists, get_backend, why_not_build
 from ztdeploy.target.backends.int8 import exact_here
 from ztdeploy.target.finalize import finalize_bundle
@@ -291,7 +287,7 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
     Raises:
         ScheduleError: a bad keep ratio, an unknown method, two variants of one name, or a block that isn't there.
     """
-    from ztdeploy.core.schedule import plan
+    from ztdeploy.core.plan import plan
 
     architecture = model.adapter.architecture
     schedules = [read_schedule(path) for path in request.schedules]

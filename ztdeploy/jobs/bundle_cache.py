@@ -12,11 +12,13 @@ from ztdeploy.core.cache import FIX, key_of
 from ztdeploy.core.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
 from ztdeploy.core.files import remove_folder, write
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.locks import only_one
+from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.profile import read_profile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import to_json
-from ztdeploy.core.schedule import DEFAULT_METHOD, Architecture, PruningSchedule, default_schedule
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.int8 import exact_here
 

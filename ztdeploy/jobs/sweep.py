@@ -13,10 +13,10 @@ from pathlib import Path
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.cache import cache_folder
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
+from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Note, Progress, silent
-from ztdeploy.core.schedule import DEFAULT_METHOD
 from ztdeploy.jobs.build import BuildRequest, check_backends
 from ztdeploy.jobs.bundle_cache import Unbuilt, buildable_bundle
 from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep

@@ -11,7 +11,7 @@ from helpers.models import IMAGE_SIZE, images, tiny_vit
 from benchmarks.ablation.answers import answer, joined
 from benchmarks.ablation.ranking import overlaps, rankings
 from benchmarks.ablation.topics import Row, with_options
-from ztdeploy.core.schedule import default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.runtime.activation import divergences

@@ -7,7 +7,7 @@ from helpers.architectures import SMALL
 
 from benchmarks.ablation.topic_names import TOPICS
 from benchmarks.ablation.topics import TopicRows, bases, topics
-from ztdeploy.core.equal_cost import share_of_dense
+from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.options import MethodOptions
 
 FOUND = topics(bases(SMALL, 0.65))

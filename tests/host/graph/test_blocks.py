@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.models import IMAGE_SIZE, PREPROCESS, variant
 
-from ztdeploy.core.schedule import uniform_schedule
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.host.export import GraphSpec, export_onnx
 from ztdeploy.host.graph.blocks import blocks_graph
 from ztdeploy.host.models.vit import VitAdapter

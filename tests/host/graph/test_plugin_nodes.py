@@ -20,10 +20,12 @@ from onnx.numpy_helper import from_array, to_array
 from onnx.reference import ReferenceEvaluator
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import LayerPlan, LayerSpec, PruningSchedule, uniform_schedule
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx, specialise
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.host.graph.shared_weights import SharedWeights

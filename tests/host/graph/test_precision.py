@@ -315,7 +315,7 @@ class TestPhotographs:
 
     @pytest.fixture(scope="class")
     def results(self, realdata: Path) -> dict[str, dict[str, Any]]:
-        from ztdeploy.core.schedule import uniform_schedule
+        from ztdeploy.core.keep_ratio import uniform_schedule
         from ztdeploy.host.models.loading import load_model
         from ztdeploy.host.pruning.pruned_model import PrunedModel
         from ztdeploy.target.runtime.inputs import load_pixels

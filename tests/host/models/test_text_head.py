@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from ztdeploy.cli.app import run
 from ztdeploy.core.errors import CheckpointError, ModelError
-from ztdeploy.core.schedule import default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.host.export import GraphSpec, export_onnx, specialise
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.text_head import read_text_embeddings

@@ -7,8 +7,11 @@ import pytest
 from helpers.ablations import SMALL
 from helpers.errors import refused
 
+from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.schedule import PruningSchedule, default_schedule, plan, plan_gmacs
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.fitting import least_squares
 from ztdeploy.jobs.tune.latency import fit
 from ztdeploy.report.tune.budget import Budget, parse_budget

@@ -9,8 +9,11 @@ from helpers.architectures import DEIT_TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ztdeploy.core.cost import gmacs, plan_gmacs
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import MethodOptions
-from ztdeploy.core.schedule import PruningSchedule, default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.search import latest_first
 from ztdeploy.jobs.tune.space import BEND, ITERATIONS, Point, choose, fitted, hints, least_cost, parameters, starts
 from ztdeploy.report.tune.request import TUNABLE

@@ -10,7 +10,8 @@ import pytest
 
 from ztdeploy.core.errors import ParityError
 from ztdeploy.core.manifest import VariantRecord
-from ztdeploy.core.schedule import LayerPlan, PruningSchedule, TokenPlan
+from ztdeploy.core.plan import LayerPlan, TokenPlan
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.show.colours import importance_colour, importance_shares
 from ztdeploy.report.show.tiles import Grid, importance_tile, layer_tile, plain_tile
 from ztdeploy.target.evaluate.patches import follow

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import InputError, ScheduleError
+from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import plan, uniform_schedule
 from ztdeploy.target.measure.sweep_plan import (
     MOST_AT_ONCE,
     check_holds,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import Architecture, default_schedule, plan, plan_gmacs
+from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.sources import source_of

@@ -9,7 +9,7 @@ from ztdeploy.core.methods import METHODS, check_options, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 
 if TYPE_CHECKING:
-    from ztdeploy.core.schedule import LayerPlan
+    from ztdeploy.core.plan import LayerPlan
     from ztdeploy.host.pruning.layer import PruningLayer
 
 __all__ = ["METHODS", "check_method", "pruning_layer"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ztdeploy.core.schedule import PruningSchedule, TokenPlan
+from ztdeploy.core.plan import TokenPlan
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder
 from ztdeploy.host.pruning.merging import Joined, MergingLayer
 from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices

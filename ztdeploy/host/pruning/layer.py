@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, Feature, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import comparable, similarities
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.merging import Joined, powered, sizes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import source_of, unit_length, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder
 from ztdeploy.host.pruning.merging import MergingLayer

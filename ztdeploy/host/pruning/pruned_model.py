@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.schedule import LayerPlan, PruningSchedule, TokenPlan, plan
+from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import check_method, pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction

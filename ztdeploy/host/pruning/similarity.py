@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, Partition
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import comparable, similarities, vectors
 from ztdeploy.host.pruning.layer import ProtectPrefix, Recorder
 from ztdeploy.host.pruning.selection import cut_gap, gather_tokens, seeded_permutation, top_indices

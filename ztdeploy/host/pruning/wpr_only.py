@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
 
 

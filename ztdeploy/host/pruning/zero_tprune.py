@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import source_of
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.similarity import SimilarityDrop

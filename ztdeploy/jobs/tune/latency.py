@@ -13,13 +13,15 @@ from pydantic import ValidationError
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cache import cache_errors, key_of
+from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import read_text, write
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.plan import plan
 from ztdeploy.core.profile import read_profile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import from_json, to_json
-from ztdeploy.core.schedule import Architecture, PruningSchedule, plan, plan_gmacs
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import cached_bundle

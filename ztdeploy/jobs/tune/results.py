@@ -12,10 +12,12 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ztdeploy.core.equal_cost import at_cost, share_of_dense
+from ztdeploy.core.cost import at_cost, plan_gmacs, share_of_dense
 from ztdeploy.core.errors import AccuracyError
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.plan import plan
 from ztdeploy.core.records import to_json
-from ztdeploy.core.schedule import PruningSchedule, default_schedule, plan, plan_gmacs
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.images import Answers, Judge
 from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
 from ztdeploy.jobs.tune.space import choose, starts

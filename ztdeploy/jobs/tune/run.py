@@ -12,9 +12,11 @@ from optuna.study import Study
 from pydantic import TypeAdapter
 
 from ztdeploy.core.cache import cache_folder
+from ztdeploy.core.cost import gmacs
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.progress import Progress, silent
-from ztdeploy.core.schedule import Architecture, PruningSchedule, default_schedule, gmacs
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.folder import tune_folder

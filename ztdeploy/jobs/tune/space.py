@@ -12,8 +12,9 @@ from typing import Any, Protocol, get_args
 
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, Feature, MethodOptions, Order, Partition
+from ztdeploy.core.plan import iterations_by_position
 from ztdeploy.core.records import Record
-from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule, iterations_by_position
+from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
 
 #: Trees of a search space that changes must not be mixed in one study.
 VERSION = 2

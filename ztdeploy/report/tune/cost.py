@@ -8,8 +8,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from ztdeploy.core.cost import plan_gmacs
+from ztdeploy.core.plan import TokenPlan, plan
 from ztdeploy.core.records import Record
-from ztdeploy.core.schedule import Architecture, PruningSchedule, TokenPlan, plan, plan_gmacs
+from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.target.measure.sweep_report import Staircase
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.errors import ParityError
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 
 GONE = -1
 

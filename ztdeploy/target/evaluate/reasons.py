@@ -18,7 +18,7 @@ from ztdeploy.core.errors import ParityError
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.names import pruning_output
-from ztdeploy.core.schedule import LayerPlan
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.target.evaluate.patches import GONE, LayerPatches
 from ztdeploy.target.runtime.interface import Outputs
 

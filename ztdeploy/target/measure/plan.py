@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import EngineRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import check_keep_ratio
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
 from ztdeploy.target.measure.latency import Configuration

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError, did_you_mean
+from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import FidelityRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.schedule import check_keep_ratio
 from ztdeploy.core.text import printable
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.target.measure.environment import Machine

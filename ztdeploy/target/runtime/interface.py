@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ztdeploy.core.errors import BundleError, ParityError
 from ztdeploy.core.manifest import Manifest, VariantRecord
 from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import NOUNS, Output
-from ztdeploy.core.schedule import LayerPlan
 from ztdeploy.target.backends.base import Array, Signature, TensorFacts
 
 

@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 from helpers.architectures import DEIT_TINY
 
-from ztdeploy.core.equal_cost import at_cost, share_of_dense
-from ztdeploy.core.schedule import default_schedule, gmacs, plan, plan_gmacs
+from ztdeploy.core.cost import at_cost, gmacs, plan_gmacs, share_of_dense
+from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.plan import plan
 
 
 def share(ratio: float, method: str = "zero-tprune") -> float:

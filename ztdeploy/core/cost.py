@@ -1,0 +1,140 @@
+"""What plans cost in multiply-adds, and which schedule costs nearest to a given amount."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from ztdeploy.core.methods import DEFAULT_METHOD, Method, method_named
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
+from ztdeploy.core.schedule import Architecture, PruningSchedule
+
+#: A plan's multiply-adds, in units of 1e9.
+Count = Callable[[Architecture, TokenPlan], float]
+#: `at_cost` tries keep ratios in steps of this.
+_STEP = 0.001
+
+
+def gmacs(
+    architecture: Architecture, tokens_per_block: Sequence[int], mlp_tokens_per_block: Sequence[int] | None = None
+) -> float:
+    """Multiply-adds of one image through the whole model, in units of 1e9, without the pruning layers.
+
+    Args:
+        architecture: the model's sizes.
+        tokens_per_block: that each block's attention sees.
+        mlp_tokens_per_block: that its MLP sees; None: the same.
+    """
+    d = architecture.embed_dim
+    ends = architecture.patch_tokens * architecture.patch_dim * d + d * architecture.num_classes
+    pairs = zip(tokens_per_block, mlp_tokens_per_block or tokens_per_block, strict=True)
+    return sum(block_gmacs(architecture, *pair) for pair in pairs) + ends / 1e9
+
+
+def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None = None) -> float:
+    """Multiply-adds of one block, in units of 1e9, per image.
+
+    At N tokens, and M in the MLP: 4 N D^2 (qkv, proj) + 2 N^2 D (scores, weighted sum) + 2 M D D_mlp.
+    """
+    n, d, mlp = tokens, architecture.embed_dim, architecture.mlp_dim
+    m = n if mlp_tokens is None else mlp_tokens
+    return (4 * n * d * d + 2 * n * n * d + 2 * m * d * mlp) / 1e9
+
+
+def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """Multiply-adds of a plan as papers count and PyTorch computes: a whole block runs before a layer behind it."""
+    return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
+
+
+def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """Multiply-adds of a plan's graph, in which dropped tokens go no further than their block's attention.
+
+    From the attention's projection on, a block computes only the tokens that stay (`host/graph/early_rows.py`), unless
+    the choice depends on its output tokens. So the result is below that of `whole_block_gmacs`.
+    """
+    d, mlp = architecture.embed_dim, architecture.mlp_dim
+    early = [layer for layer in token_plan.layers if not layer.merges and not layer.compares_tokens]
+    unread = sum(layer.tokens_in - layer.tokens_out for layer in early)
+    return whole_block_gmacs(architecture, token_plan) - unread * (d * d + 2 * d * mlp) / 1e9
+
+
+def pruning_gmacs(
+    architecture: Architecture,
+    token_plan: TokenPlan,
+    method: str = DEFAULT_METHOD,
+    options: MethodOptions = DEFAULT_OPTIONS,
+) -> float:
+    """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing."""
+    facts = method_named(method)
+    return sum(_layer_macs(architecture, layer, facts, options) for layer in token_plan.layers) / 1e9
+
+
+def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
+    """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarities of two groups with features of length f,
+    (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to merge; N^2 D for the distances
+    of all tokens. Distances cost what products do.
+    """
+    n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
+    head, whole = architecture.embed_dim // architecture.num_heads, architecture.embed_dim
+    widths = {"keys": head, "queries": head, "values": head, "all-keys": whole, "tokens": whole}
+    by_similarity = "halves" in work and layer.similarity_drop > 0
+    importance_first = by_similarity and options.order == "importance-first"
+    total = 0
+    if "page-rank" in work:
+        total += _iterations(layer, method, options) * architecture.num_heads * n * n
+    if by_similarity:
+        live = n - layer.importance_drop if importance_first else n
+        group_a, group_b = options.groups(live, layer.prefix_tokens)
+        total += group_a * group_b * widths[options.feature]
+    if "distances" in work:
+        total += n * n * architecture.embed_dim
+    if "partners" in work:
+        total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
+    if "merging" in work:
+        total += gone * layer.tokens_out * architecture.embed_dim
+    return total
+
+
+def _iterations(layer: LayerPlan, method: Method, options: MethodOptions) -> int:
+    """Weighted-page-rank iterations of both stages together; a ranking that nothing reads is not computed."""
+    by_similarity = "halves" in method.work and layer.similarity_drop > 0
+    by_importance = "halves" not in method.work or layer.importance_drop > 0
+    by_rank = by_similarity and options.partition != "random"
+    if options.order == "importance-first":
+        return layer.iterations * int(by_importance or by_rank)
+    return int(by_rank) + layer.iterations * int(by_importance)
+
+
+# -------------------- schedules of equal cost
+
+
+def share_of_dense(schedule: PruningSchedule, architecture: Architecture, count: Count = plan_gmacs) -> float:
+    """A schedule's multiply-adds over the baseline's."""
+    dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
+    return count(architecture, plan(schedule, architecture)) / dense
+
+
+def at_cost(
+    make: Callable[[float], PruningSchedule], architecture: Architecture, share: float, count: Count = plan_gmacs
+) -> PruningSchedule:
+    """The schedule at the keep ratio below 1 whose multiply-adds are nearest to a share of the baseline's.
+
+    Args:
+        make: a keep ratio in (0, 1) to a schedule, which costs the more the higher the ratio.
+        share: in (0, 1); what no ratio reaches gives the nearest schedule.
+        count: how multiply-adds are counted: what graphs compute, or whole blocks as papers do.
+    """
+
+    def schedule(step: int) -> PruningSchedule:
+        return make(round(step * _STEP, 6))
+
+    steps = range(1, round(1 / _STEP))
+    return schedule(nearest_step(steps, share, lambda step: share_of_dense(schedule(step), architecture, count)))
+
+
+def nearest_step(steps: Sequence[int], wanted: float, cost: Callable[[int], float]) -> int:
+    """The step whose cost is nearest to the one wanted, where costs rise from step to step."""
+    after = bisect_left(steps, wanted, key=cost)
+    near = [steps[min(max(0, place), len(steps) - 1)] for place in (after - 1, after)]
+    return min(near, key=lambda step: abs(cost(step) - wanted))

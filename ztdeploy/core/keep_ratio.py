@@ -1,0 +1,148 @@
+"""What a keep ratio alone means: the schedule that "keep ratio 0.7" stands for, by method and model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ztdeploy.core.arguments import number, shown
+from ztdeploy.core.cost import nearest_step, plan_gmacs
+from ztdeploy.core.errors import ScheduleError, did_you_mean
+from ztdeploy.core.methods import DEFAULT_METHOD, method_named
+from ztdeploy.core.options import DEFAULT_OPTIONS
+from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
+
+#: Positions of pruning layers as fractions of the depth. Default: behind blocks 3, 6 and 9 of 12. The five of the paper
+#: (CVPR 2024): behind blocks 1, 3, 6, 9 and 11 of 12.
+PRESETS: dict[str, tuple[float, ...]] = {
+    "default": (1 / 4, 1 / 2, 3 / 4),
+    "paper": (1 / 12, 3 / 12, 6 / 12, 9 / 12, 11 / 12),
+}
+#: Where the first layer of a late schedule may stand, in twelfths of the depth; another layer follows at each twelfth.
+LATE_STARTS = (4, 3, 2, 1)
+#: What each layer of a late schedule keeps at least; if it had to keep less, the first stands earlier (docs/method.md).
+LEAST_LATE_RATIO = 0.68
+#: In how many steps a keep ratio is varied until the cost fits.
+_RATIO_STEPS = 1 << 14
+
+
+def check_keep_ratio(keep_ratio: object) -> float:
+    """The ratio as a plain number.
+
+    Raises:
+        ScheduleError: no number, or not in (0, 1].
+    """
+    ratio = number("keep ratio", keep_ratio, ScheduleError)
+    if not 0 < ratio <= 1:
+        raise ScheduleError(
+            f"keep ratio {shown(keep_ratio)}", "a number in (0, 1]", "give for instance --keep-ratio 0.7"
+        )
+    return ratio
+
+
+def default_schedule(
+    keep_ratio: float, architecture: Architecture, *, method: str = DEFAULT_METHOD, preset: str = "default"
+) -> PruningSchedule:
+    """The schedule that a keep ratio alone means, for a method and a model.
+
+    Raises:
+        ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
+    """
+    uniform = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset)
+    facts = method_named(method)
+    if facts.every_block:
+        return constant_schedule(uniform, architecture)
+    return late_schedule(uniform, architecture) if facts.late and preset == "default" else uniform
+
+
+def uniform_schedule(
+    keep_ratio: float, depth: int, *, method: str = DEFAULT_METHOD, preset: str = "default"
+) -> PruningSchedule:
+    """The same keep ratio at each of a preset's positions.
+
+    Raises:
+        ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
+    """
+    check_keep_ratio(keep_ratio)
+    if keep_ratio == 1:
+        return PruningSchedule(name="dense", method=method, keep_ratio=1.0)
+    if preset not in PRESETS:
+        raise ScheduleError(f"preset '{preset}'", "a known preset", did_you_mean(preset, PRESETS))
+    name = f"keep-{keep_ratio:.2f}" if round(keep_ratio, 2) == keep_ratio else f"keep-{keep_ratio:g}"
+    if method != DEFAULT_METHOD:
+        name = f"{method}-{name}"
+    if preset != "default":
+        name = f"{name}-{preset}"
+    share = 0.5 if {"page-rank", "halves"} <= method_named(method).work else 0.0
+    blocks = blocks_at(PRESETS[preset], depth)
+    layers = tuple(LayerSpec(block=block, keep_ratio=keep_ratio, similarity_share=share) for block in blocks)
+    return PruningSchedule(name=name, method=method, keep_ratio=keep_ratio, layers=layers)
+
+
+def blocks_at(positions: Sequence[float], depth: int) -> list[int]:
+    """The blocks, from 1, at fractions of the depth; half a block rounds up: behind 2, 3 and 5 of 6."""
+    return sorted({min(depth, max(1, math.floor(depth * position + 0.5))) for position in positions})
+
+
+def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The schedule that drops the same number of tokens in every block and costs nearest to another schedule.
+
+    Each block drops at most half of its patch tokens. A total that the depth does not divide is spread evenly.
+    """
+    depth, patches = architecture.depth, architecture.patch_tokens
+
+    def schedule(total: int) -> PruningSchedule:
+        layers, left = [], patches
+        for block in range(depth):
+            drop = min((block + 1) * total // depth - block * total // depth, left // 2)
+            left -= drop
+            if drop:
+                layers.append(LayerSpec(block=block + 1, drop=drop))
+        return wanted.model_copy(update={"layers": tuple(layers)})
+
+    return schedule(_nearest_in_cost(wanted, architecture, schedule, depth * patches))
+
+
+def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The schedule that keeps one share of the patch tokens behind each late block and costs nearest to another one.
+
+    The first layer stands as late as it can while each keeps at least `LEAST_LATE_RATIO`. No layer stands behind the
+    last block, where nothing is left to save.
+    """
+    depth, patches = architecture.depth, architecture.patch_tokens
+    if not wanted.layers or depth < 2:
+        return wanted
+    share = wanted.layers[0].similarity_share
+
+    def schedule(blocks: Sequence[int], step: int) -> PruningSchedule:
+        layers, left = [], patches
+        for position, block in enumerate(blocks, 1):
+            kept = max(1, math.ceil(patches * (1 - step / _RATIO_STEPS) ** position))
+            if kept < left:
+                layers.append(LayerSpec(block=block, drop=left - kept, similarity_share=share))
+            left = kept
+        return wanted.model_copy(update={"layers": tuple(layers)})
+
+    found = wanted
+    for first in LATE_STARTS:
+        positions = [twelfth / 12 for twelfth in range(first, 12)]
+        candidate = partial(schedule, [block for block in blocks_at(positions, depth) if block < depth])
+        step = _nearest_in_cost(wanted, architecture, candidate, _RATIO_STEPS)
+        found = candidate(step)
+        if 1 - step / _RATIO_STEPS >= LEAST_LATE_RATIO:
+            break
+    return found
+
+
+def _nearest_in_cost(
+    wanted: PruningSchedule, architecture: Architecture, schedule: Callable[[int], PruningSchedule], steps: int
+) -> int:
+    """Which of the schedules 0 to `steps - 1`, ever cheaper, costs nearest to the wanted one by the default method."""
+
+    def saving(layers: PruningSchedule) -> float:
+        return -plan_gmacs(architecture, plan(layers, architecture))
+
+    target = saving(wanted.model_copy(update={"method": DEFAULT_METHOD, "options": DEFAULT_OPTIONS}))
+    return nearest_step(range(steps), target, lambda step: saving(schedule(step)))
