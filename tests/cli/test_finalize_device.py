@@ -23,6 +23,7 @@ from helpers.processes import HANG_S, started, wait_for
 
 from ztdeploy.core.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, Manifest
+from ztdeploy.target.bundle_readme import README
 
 PROFILE = "jetson-orin"
 PRUNED, DENSE = "keep-0.70", "dense"
@@ -196,15 +197,17 @@ def test_engines_are_proved(finalized: Finalized) -> None:
 
 
 def test_nothing_is_missing_and_nothing_is_left_over(finalized: Finalized, from_host: Path) -> None:
-    assert any(PROFILE in line for line in read_bundle(from_host).manifest.missing)
-    assert not any(PROFILE in line for line in finalized.manifest.missing)
+    assert [(one.kind, one.profile) for one in read_bundle(from_host).manifest.missing] == [("engines", PROFILE)]
+    assert finalized.manifest.missing == ()
+    assert "finalize BUNDLE" in (from_host / README).read_text()
+    assert "finalize BUNDLE" not in (finalized.bundle / README).read_text()
     assert set(snapshot(finalized.bundle)) == listed(finalized.bundle)
     read_bundle(finalized.bundle).verify_files()
     added = listed(finalized.bundle) - listed(from_host)
     names = (f"{PRUNED}.{PROFILE}.engine", f"{DENSE}.{PROFILE}.engine", f"timing.{PROFILE}.cache")
     assert added == {f"graphs/{name}" for name in names}
     before, after = snapshot(from_host), snapshot(finalized.bundle)
-    assert {name for name in before if after[name] != before[name]} == {MANIFEST}
+    assert {name for name in before if after[name] != before[name]} == {MANIFEST, README}
 
 
 def test_the_library_was_compiled_once_for_this_gpu(finalized: Finalized) -> None:

@@ -38,7 +38,7 @@ def inspect(
         return
     show_bundle(opened)
     show_engines(opened)
-    for line in opened.manifest.lines_of_profiles:
+    for line in opened.manifest.lines_of_missing:
         say(line)
     show_drift(opened)
     show_fidelity(opened)

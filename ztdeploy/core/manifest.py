@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from ztdeploy.core.profile import HardwareProfile, Precision
 from ztdeploy.core.records import FiniteRecord
 from ztdeploy.core.schedule import Architecture
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: What a fingerprint's `plugins` starts with where their PTX is inside the engine.
 AHEAD_OF_TIME = "ahead-of-time"
 PluginKind = Literal["none", "library", "ahead-of-time"]
@@ -373,6 +374,28 @@ class AdaptedProfile(FiniteRecord):
         return f"profile '{self.profile}' has {self.change}: {self.reason}"
 
 
+class MissingPart(FiniteRecord):
+    """Something that a bundle lacks, or has in another form than it could have."""
+
+    #: "engines": none is built yet; "run": the engines have never run; "ranges": int8 ranges come from other images
+    #: than the user's; "plugins": a variant's graphs have no twins with plugin nodes.
+    kind: Literal["engines", "run", "ranges", "plugins"]
+    profile: Name
+    variant: Name | None = None  #: None: all variants
+    reason: str = ""
+
+    @property
+    def line(self) -> str:
+        what = {
+            "engines": "its engines are built on the device; there, run: ztdeploy finalize BUNDLE",
+            "run": f"its engines have not been run: {self.reason}; where they can be: ztdeploy verify BUNDLE",
+            "ranges": f"its int8 ranges come from {self.reason}; from yours with --calib FOLDER",
+            "plugins": f"variant '{self.variant}' has plain operators only: the plugins do not know its option"
+            f" {self.reason}",
+        }
+        return f"profile '{self.profile}': {what[self.kind]}"
+
+
 class BlocksRecord(FiniteRecord):
     """A graph of a few neighbouring dense blocks alone, for any number of tokens."""
 
@@ -396,7 +419,7 @@ class Manifest(FiniteRecord):
     default_variant: Name
     variants: tuple[VariantRecord, ...]
     golden: GoldenRecord
-    missing: tuple[str, ...]  #: what this bundle lacks, in plain words
+    missing: tuple[MissingPart, ...]
     failed: tuple[FailedProfile, ...] = ()
     adapted: tuple[AdaptedProfile, ...] = ()
     blocks: dict[Name, BlocksRecord] = Field(
@@ -411,14 +434,18 @@ class Manifest(FiniteRecord):
     files: dict[BundlePath, FileRecord]
 
     @property
-    def lines_of_profiles(self) -> tuple[str, ...]:
-        """The profiles that failed, and those that have another form than was asked for."""
-        return (*(one.line for one in self.failed), *(one.line for one in self.adapted))
-
-    @property
     def lines_of_missing(self) -> tuple[str, ...]:
-        """All that is not as it was asked for; profiles come first."""
-        return (*self.lines_of_profiles, *self.missing)
+        """All that is not as it was asked for, for people: profiles that failed or have another form come first."""
+        profiles = (*(one.line for one in self.failed), *(one.line for one in self.adapted))
+        return (*profiles, *(one.line for one in self.missing))
+
+    def with_engines(self, engines: Mapping[tuple[str, str], EngineRecord]) -> Manifest:
+        """The manifest with some engines replaced or added, by the names of their variant and profile."""
+        variants = []
+        for variant in self.variants:
+            own = {profile: engine for (name, profile), engine in engines.items() if name == variant.name}
+            variants.append(variant.model_copy(update={"engines": {**variant.engines, **own}}))
+        return self.model_copy(update={"variants": tuple(variants)})
 
     @property
     def dense(self) -> VariantRecord:

@@ -18,16 +18,21 @@ SCRIPT = "trtexec.sh"
 _SOURCES = ("*.cu", "*.cuh", "*.h", "*.cpp", "CMakeLists.txt", "README.md")
 
 
-def write_board_files(folder: Path, manifest: Manifest) -> None:
-    """Add a script and the plugins' sources to a bundle with profiles of standard TensorRT; nothing to any other."""
+def write_board_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Add a script and the plugins' sources to a bundle with profiles of standard TensorRT; nothing to any other.
+
+    Returns:
+        The files that were written, relative to the folder.
+    """
     boards = [profile for profile in manifest.profiles.values() if profile.backend == TENSORRT.name]
     if not boards:
-        return
+        return []
     write(folder / SCRIPT, trtexec_script(manifest, boards), executable=True)
-    source = data_folder("plugins")
-    for pattern in _SOURCES:
-        for path in source.rglob(pattern):
-            write(folder / "plugins" / path.relative_to(source), path.read_bytes())
+    source, names = data_folder("plugins"), [SCRIPT]
+    for path in (path for pattern in _SOURCES for path in source.rglob(pattern)):
+        names.append(f"plugins/{path.relative_to(source).as_posix()}")
+        write(folder / names[-1], path.read_bytes())
+    return names
 
 
 def trtexec_script(manifest: Manifest, boards: list[HardwareProfile]) -> str:

@@ -56,11 +56,11 @@ from ztdeploy.host.proof import Proof
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.host.range_images import CalibrationImages, built_in_images
 from ztdeploy.host.traces import Trace, TraceStore
-from ztdeploy.target.backends import PLANNED, backend_exists, get_backend, why_not_run
+from ztdeploy.target.backends import backend_exists, get_backend
 from ztdeploy.target.backends.openvino import OpenVinoBackend
 from ztdeploy.target.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.bundle_readme import bundle_readme
+from ztdeploy.target.bundle_readme import with_readme
 from ztdeploy.target.plugins import unknown_options
 from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands, read_image
 from ztdeploy.target.runtime.inputs import load_pixels
@@ -310,32 +310,12 @@ class Assembly:
             variants=variants,
             golden=golden,
             blocks=self._blocks,
-            missing=self._missing(),
+            missing=(),
             failed=tuple(failed),
             adapted=tuple(adapted),
             files={},
         )
-        write(self.folder / "README.md", bundle_readme(manifest))
-        write_board_files(self.folder, manifest)
         return manifest.model_copy(update={"files": file_records(self.folder)})
-
-    def _missing(self) -> tuple[str, ...]:
-        """What the bundle lacks, in plain words."""
-        lines = [line for profile in self.profiles if (line := what_is_missing(profile)) is not None]
-        boards = [profile.name for profile in self.profiles if profile.backend == TENSORRT.name]
-        lines += [
-            f"profile '{name}': its int8 ranges come from {self.calibration.origin}; from yours with --calib FOLDER"
-            for name, spec in self._specs.items()
-            if spec.int8 is not None and spec.int8.static and not self.calibration.given
-        ]
-        lines += [
-            f"profile '{name}': variant '{schedule.name}' has plain operators only: the plugins do not know its option"
-            f" {', '.join(foreign)}"
-            for name in boards
-            for schedule in self.schedules
-            if (foreign := self._plain_for(schedule))
-        ]
-        return tuple(lines)
 
     def _plain_for(self, schedule: PruningSchedule) -> tuple[str, ...]:
         """The options that keep plugins out of a variant's graphs."""
@@ -419,6 +399,17 @@ class Assembly:
         return "classes.txt"
 
 
+def documented(folder: Path, manifest: Manifest) -> Manifest:
+    """Write what people read in a bundle: its README, and what boards need where engines are built by hand.
+
+    Returns:
+        The manifest with these files, and with what the bundle lacks.
+    """
+    manifest = with_readme(manifest, folder)
+    files = file_records(folder, write_board_files(folder, manifest))
+    return manifest.model_copy(update={"files": {**manifest.files, **files}})
+
+
 def with_channels(photo: Image.Image, channels: int, path: Path) -> Path:
     """Write a picture of so many channels: a photograph's red, green, blue and luma, over and over.
 
@@ -487,18 +478,3 @@ def contents_of(graph: ir.Model, depth: int) -> GraphContents:
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     return GraphContents(dict(sorted(operators.items())), nodes, size)
-
-
-def what_is_missing(profile: HardwareProfile) -> str | None:
-    """What keeps a profile's engines from being built or proved on this machine, in plain words."""
-    if not backend_exists(profile.backend):
-        what = f"{PLANNED[profile.backend]} cannot be built by this version"
-        return f"profile '{profile.name}': {what}; the ONNX graphs are there"
-    if not builds_anywhere(profile):
-        return f"profile '{profile.name}': its engines are built on the device; there, run: ztdeploy finalize BUNDLE"
-    reason = why_not_run(profile)
-    if reason is None:
-        return None
-    return (
-        f"profile '{profile.name}': its engines have not been run: {reason}; where they can be: ztdeploy verify BUNDLE"
-    )

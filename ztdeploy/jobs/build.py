@@ -141,7 +141,7 @@ class _Work:
             StepError: one of them fails; the folder then is of no use.
         """
         from ztdeploy.host.traces import TraceStore
-        from ztdeploy.jobs.assembly import Assembly
+        from ztdeploy.jobs.assembly import Assembly, documented
         from ztdeploy.jobs.gate import apply_gate
 
         request, progress, evidence = self.request, self.progress, self.evidence
@@ -178,7 +178,7 @@ class _Work:
                 with step_of(profile.name):
                     draft = work.proof.added_to(draft, schedule, profile)
                 done += 1
-        write_manifest(folder, draft if evidence is None else evidence.added_to(draft))
+        write_manifest(folder, documented(folder, draft if evidence is None else evidence.added_to(draft)))
         for profile in profiles:  # where the build runs on the device itself
             if profile not in work.buildable and why_not_build(profile) is None:
                 with step_of(profile.name):

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ztdeploy.core.bundle import Bundle, file_records, read_bundle, write_manifest
+from ztdeploy.core.bundle import Bundle, read_bundle, write_manifest
 from ztdeploy.core.errors import AccuracyError, EnvironmentLacksError, InputError
 from ztdeploy.core.faults import step_of
-from ztdeploy.core.files import remove, write
+from ztdeploy.core.files import remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import GateLimits, GateRecord, Manifest, VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS, Activation, Output
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
-from ztdeploy.host.board_files import write_board_files
+from ztdeploy.jobs.assembly import documented
 from ztdeploy.target.backends import backend_exists, first_that_runs, why_not_run
-from ztdeploy.target.bundle_readme import bundle_readme
 from ztdeploy.target.evaluate.data import EvalData, read_data
 from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
@@ -213,20 +212,17 @@ def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
     """The manifest without some variants, whose files are removed, and what people read written anew."""
     kept = [variant for variant in manifest.variants if variant.name not in names]
     used = {file for variant in kept for file in _files(manifest, variant)}
-    for variant in manifest.variants:
-        for file in _files(manifest, variant) - used:
-            remove(folder / file)
-            used.add(file)
+    unused = {file for variant in manifest.variants for file in _files(manifest, variant)} - used
+    for file in unused:
+        remove(folder / file)
     outputs = {name: file for name, file in manifest.golden.outputs.items() if name not in names}
     changes = {
         "variants": tuple(kept),
         "golden": manifest.golden.model_copy(update={"outputs": outputs}),
         "default_variant": manifest.default_variant if manifest.default_variant not in names else kept[0].name,
+        "files": {name: record for name, record in manifest.files.items() if name not in unused},
     }
-    manifest = manifest.model_copy(update=changes)
-    write(folder / "README.md", bundle_readme(manifest))
-    write_board_files(folder, manifest)
-    return manifest.model_copy(update={"files": file_records(folder)})
+    return documented(folder, manifest.model_copy(update=changes))
 
 
 def _files(manifest: Manifest, variant: VariantRecord) -> set[str]:

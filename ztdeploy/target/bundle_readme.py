@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
-from ztdeploy.core.manifest import Manifest, VariantRecord
+from pathlib import Path
+
+from ztdeploy.core.bundle import file_records
+from ztdeploy.core.files import write
+from ztdeploy.core.manifest import Manifest, MissingPart, VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.core.text import markdown_text
+from ztdeploy.target.backends import why_not_run
+
+README = "README.md"
+
+
+def with_readme(manifest: Manifest, folder: Path) -> Manifest:
+    """Find out what the bundle lacks and write that, with all else that people should know, to a README.
+
+    Args:
+        folder: where to write it.
+
+    Returns:
+        The manifest with what is missing, and with the README among its files.
+    """
+    manifest = manifest.model_copy(update={"missing": missing_parts(manifest)})
+    write(folder / README, bundle_readme(manifest))
+    return manifest.model_copy(update={"files": {**manifest.files, **file_records(folder, [README])}})
+
+
+def missing_parts(manifest: Manifest) -> tuple[MissingPart, ...]:
+    """What a bundle lacks, or has in another form than it could have, by its own records alone."""
+    missing = []
+    known = {one.profile: one.reason for one in manifest.missing if one.kind == "run"}
+    for name, profile in manifest.profiles.items():
+        engines = [variant.engines.get(name) for variant in manifest.variants]
+        if None in engines:
+            missing.append(MissingPart(kind="engines", profile=name))
+        elif any(engine is not None and engine.parity is None for engine in engines):
+            reason = known.get(name) or why_not_run(profile) or "no machine has tried"
+            missing.append(MissingPart(kind="run", profile=name, reason=reason))
+        images = manifest.dense.graphs[name].calibration
+        if images is not None and manifest.calibration is None:  # no images of the user's own were given
+            missing.append(MissingPart(kind="ranges", profile=name, reason=images))
+        missing += [
+            MissingPart(kind="plugins", profile=name, variant=variant.name, reason=", ".join(foreign))
+            for variant in manifest.variants
+            if (foreign := variant.graphs[name].plain_for)
+        ]
+    return tuple(missing)
 
 
 def bundle_readme(manifest: Manifest) -> str:
