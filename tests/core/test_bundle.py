@@ -32,10 +32,15 @@ from ztdeploy.core.bundle import (
     sha256_of,
     write_manifest,
 )
-from ztdeploy.core.errors import BundleError, OutputError
+from ztdeploy.core.errors import BundleError, InputError, OutputError
 from ztdeploy.core.manifest import SCHEMA_VERSION, BundlePath, Manifest
 from ztdeploy.core.records import from_json, to_json
+from ztdeploy.report.show.show import show_bundle
+from ztdeploy.target.evaluate.eval_report import EvalRequest
+from ztdeploy.target.evaluate.evaluate import plan as plan_eval
 from ztdeploy.target.finalize import finalize_bundle
+from ztdeploy.target.measure.bench_report import BenchRequest
+from ztdeploy.target.measure.plan import plan_bench
 from ztdeploy.target.verify import verify_bundle
 
 BUNDLE_PATH = TypeAdapter(BundlePath)
@@ -489,6 +494,24 @@ def test_links_inside_the_bundle_and_to_the_bundle_work(bundle_copy, tmp_path):
 )
 def test_a_variant_is_found_by_keep_ratio_or_name(digits_bundle, keep_ratio, name, found):
     assert read_bundle(digits_bundle).variant(keep_ratio, name).name == found
+
+
+def test_a_keep_ratio_that_several_variants_share_is_not_guessed(bundle_copy):
+    """As in a bundle of two methods: measuring the first of them would answer another question than was asked."""
+    edit(bundle_copy, lambda manifest: manifest["variants"][1]["schedule"].update(keep_ratio=0.7))
+    bundle = read_bundle(bundle_copy)
+    assert [variant.name for variant in bundle.variants_at(0.7)] == ["keep-0.70", "keep-0.50"]
+    for ask in (
+        lambda: bundle.variant(0.7),
+        lambda: ztdeploy.load(bundle_copy, keep_ratio=0.7),
+        lambda: plan_bench(BenchRequest(bundle=bundle_copy, keep_ratios=(0.7,)), bundle),
+        lambda: plan_eval(EvalRequest(bundle=bundle_copy, data=bundle_copy, keep_ratios=(0.7,)), bundle),
+        lambda: next(show_bundle(bundle_copy, [], bundle_copy / "out", keep_ratios=(0.7,))),
+    ):
+        refused(ask, "keep-0.70, keep-0.50", "--variant keep-0.70", kind=InputError)
+    assert bundle.variant(name="keep-0.50").name == "keep-0.50"
+    assert [variant.name for variant in bundle.variants((1,), ("keep-0.50",))] == ["dense", "keep-0.50"]
+    assert bundle.variants() == list(bundle.manifest.variants)
 
 
 @pytest.mark.parametrize(("keep_ratio", "name"), [(0.6, None), (float("nan"), None), (None, "sparse"), (0, None)])

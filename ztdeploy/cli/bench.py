@@ -13,6 +13,7 @@ from ztdeploy.cli.options import (
     BundleArgument,
     ProfileOption,
     ThreadsOption,
+    VariantsOption,
     WarmupOption,
     counts_option,
     number_option,
@@ -39,9 +40,7 @@ def bench(
         list[str] | None,
         word_option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
     ] = None,
-    variant: Annotated[
-        list[str] | None, word_option(help="Select variants by name instead of keep ratio; repeatable.")
-    ] = None,
+    variant: VariantsOption = None,
     profile: ProfileOption = None,
     batch: Annotated[str | None, counts_option("--batch", arguments.BATCH, help=BATCHES_HELP)] = None,
     threads: ThreadsOption = None,

@@ -14,6 +14,7 @@ from ztdeploy.cli.options import (
     KeepRatiosOption,
     LimitOption,
     ProfileOption,
+    VariantsOption,
     number_option,
     path_option,
     word_option,
@@ -42,6 +43,7 @@ def evaluate(
     limit: LimitOption = None,
     seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Which images a limit takes.")] = 0,
     keep_ratio: KeepRatiosOption = None,
+    variant: VariantsOption = None,
     profile: ProfileOption = None,
     against: Annotated[
         str | None, word_option(help="Profile whose dense engine all are held against. (default: the same)")
@@ -85,6 +87,7 @@ def evaluate(
         limit=limit,
         seed=seed,
         keep_ratios=() if every else ratios,
+        variants=() if every else tuple(variant or ()),
         profile=profile,
         dense_profile=against,
         batch=batch,

@@ -86,6 +86,9 @@ KeepRatiosOption = Annotated[
 VariantOption = Annotated[
     str | None, word_option("--variant", help="Select the variant by name instead of keep ratio.")
 ]
+VariantsOption = Annotated[
+    list[str] | None, word_option("--variant", help="Select variants by name instead of keep ratio; repeatable.")
+]
 BATCHES_HELP = "Images per call: 1,8. (default: the profile's smallest)"
 ThreadsOption = Annotated[
     str | None,

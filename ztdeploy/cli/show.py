@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ImagesArgument, KeepRatiosOption, ProfileOption, path_option
+from ztdeploy.cli.options import (
+    BundleArgument,
+    ImagesArgument,
+    KeepRatiosOption,
+    ProfileOption,
+    VariantsOption,
+    path_option,
+)
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ def show(
     images: ImagesArgument,
     out: Annotated[Path, path_option("--out", "-o", help="Folder for show.html and a NAME.show.png per image.")],
     keep_ratio: KeepRatiosOption = None,
+    variant: VariantsOption = None,
     profile: ProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -42,7 +50,8 @@ def show(
     rows, found, vectors = [], [], False
     doubts: dict[str, list[str]] = {}
     with progress_bar(not json and len(images) > 1) as progress:
-        shown = show_bundle(bundle, images, out, keep_ratios=() if every else ratios, profile=profile)
+        names = () if every else tuple(variant or ())
+        shown = show_bundle(bundle, images, out, keep_ratios=() if every else ratios, variants=names, profile=profile)
         for done, one in enumerate(shown, 1):
             progress(f"drew {one.image.name}", done, len(images))
             found.append(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -181,31 +181,62 @@ class Bundle:
             "build with --profile cpu as well",
         )
 
+    def variants_at(self, keep_ratio: float) -> list[VariantRecord]:
+        """All variants of a keep ratio: several, where the bundle has several methods.
+
+        Raises:
+            BundleError: there is none.
+            InputError: the keep ratio is no number.
+        """
+        ratio = arguments.number("keep_ratio", keep_ratio)
+        found = [  # in NumPy's fp32 as well
+            variant
+            for variant in self.manifest.variants
+            if variant.keep_ratio is not None and math.isclose(ratio, variant.keep_ratio, rel_tol=1e-6)
+        ]
+        if not found:
+            raise self._has_no(f"keep ratio {ratio:g}")
+        return found
+
     def variant(self, keep_ratio: float | None = None, name: str | None = None) -> VariantRecord:
-        """A variant by keep ratio or name; the default one where neither is given.
+        """One variant by keep ratio or name; the default one where neither is given. A keep ratio of 1 is the baseline.
 
         Raises:
             BundleError: the bundle has no such variant, or both were given.
-            InputError: a keep ratio that is no number, or a name that is no text.
+            InputError: several variants share the keep ratio; a ratio that is no number, or a name that is no text.
         """
         if keep_ratio is not None and name is not None:
             raise BundleError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
-        keep_ratio = keep_ratio if keep_ratio is None else arguments.number("keep_ratio", keep_ratio)
-        name = name if name is None else arguments.text("variant", name)
-        name = self.manifest.default_variant if name is None and keep_ratio is None else name
+        if keep_ratio is not None:
+            found = self.variants_at(keep_ratio)
+            if len(found) > 1 and found[0].plan.layers:
+                raise InputError(
+                    f"keep ratio {keep_ratio:g} of {self.root}, which several variants have",
+                    f"the name of one of them: {', '.join(variant.name for variant in found)}",
+                    f"choose by name, such as --variant {found[0].name}",
+                )
+            return found[0]
+        name = self.manifest.default_variant if name is None else arguments.text("variant", name)
         for variant in self.manifest.variants:
-            if variant.name == name or _is_ratio(keep_ratio, variant.keep_ratio):
+            if variant.name == name:
                 return variant
+        raise self._has_no(f"variant '{name}'")
+
+    def variants(self, keep_ratios: Sequence[float] = (), names: Sequence[str] = ()) -> list[VariantRecord]:
+        """The variants that are asked for, each once; all of them where nothing is asked for.
+
+        Raises:
+            BundleError: as `variant`.
+            InputError: as `variant`.
+        """
+        chosen = [*(self.variant(ratio) for ratio in keep_ratios), *(self.variant(name=name) for name in names)]
+        return list({variant.name: variant for variant in chosen or self.manifest.variants}.values())
+
+    def _has_no(self, asked: str) -> BundleError:
         have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
-        asked = f"variant '{name}'" if keep_ratio is None else f"keep ratio {keep_ratio:g}"
-        raise BundleError(
+        return BundleError(
             f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it"
         )
-
-
-def _is_ratio(asked: float | None, there: float | None) -> bool:
-    """Whether two keep ratios are one, in NumPy's fp32 as well."""
-    return asked is not None and there is not None and math.isclose(asked, there, rel_tol=1e-6)
 
 
 def read_bundle(root: str | Path) -> Bundle:

@@ -53,7 +53,8 @@ def missing_parts(manifest: Manifest) -> tuple[MissingPart, ...]:
 def bundle_readme(manifest: Manifest) -> str:
     """How to run the bundle, what is in it, and what is not."""
     default = next(variant for variant in manifest.variants if variant.name == manifest.default_variant)
-    choice = "" if default.keep_ratio is None else f", keep_ratio={default.keep_ratio:g}"
+    ratios, ratio = [variant.keep_ratio for variant in manifest.variants], default.keep_ratio
+    choice = f'variant="{default.name}"' if ratio is None or ratios.count(ratio) > 1 else f"keep_ratio={ratio:g}"
     spec = manifest.preprocess
     channels = {1: "grey", 3: "RGB"}.get(spec.channels, f"{spec.channels} channels")
     resize = "Resize both sides to" if spec.crop_mode == "squash" else "Resize the shorter side to"
@@ -75,7 +76,7 @@ def bundle_readme(manifest: Manifest) -> str:
 or from Python:
 
     import ztdeploy
-    runner = ztdeploy.load("."{choice})
+    runner = ztdeploy.load(".", {choice})
     prediction, = runner("photo.jpg")
 
 | variant | keep ratio | method | tokens | GMACs | engines |

@@ -81,6 +81,7 @@ def show_bundle(
     out: Path,
     *,
     keep_ratios: Sequence[float] = (),
+    variants: Sequence[str] = (),
     profile: str | None = None,
 ) -> Iterator[ShownImage]:
     """Write a contact sheet per image into `out`, and a page of all of them when the last one is taken.
@@ -89,22 +90,23 @@ def show_bundle(
 
     Args:
         keep_ratios: which variants; by default all that prune.
+        variants: names of variants, for keep ratios that several share and for schedules without one.
 
     Raises:
         BundleError: damaged, or without such a variant, profile or engine.
         ImageError: an image cannot be read.
-        InputError: no variant that prunes.
+        InputError: no variant that prunes, or a keep ratio that several variants share.
         OutputError: `out` is a file, or cannot be written.
         ParityError: an engine gives what cannot be right.
     """
     opened = read_bundle(bundle)
-    variants = _pruned(opened, keep_ratios)
+    pruned = _pruned(opened, keep_ratios, variants)
     grid = Grid(*opened.manifest.model.architecture.rows_and_columns)
     sheets = _sheets(images, out)
     _check_folder(out, [*sheets, out / PAGE])
     pixels = load_pixels(images, opened.manifest.preprocess)
     with load(opened, variant=opened.manifest.dense.name, profile=profile) as runner:
-        found = [_find(runner, variant, pixels) for variant in (opened.manifest.dense, *variants)]
+        found = [_find(runner, variant, pixels) for variant in (opened.manifest.dense, *pruned)]
     shown = _shown(opened, images, pixels, found, sheets, grid)
     make_folder(out)
     yield from write_page(out / PAGE, opened, (_with_sheet(one) for one in shown))
@@ -169,16 +171,15 @@ def _seen(
     return Seen(variant, labels, cosine, layers, reasons, tiles, maps, doubt)
 
 
-def _pruned(bundle: Bundle, keep_ratios: Sequence[float]) -> list[VariantRecord]:
-    chosen = [bundle.variant(ratio) for ratio in keep_ratios] if keep_ratios else list(bundle.manifest.variants)
-    pruned = {variant.name: variant for variant in chosen if variant.plan.layers}
+def _pruned(bundle: Bundle, keep_ratios: Sequence[float], names: Sequence[str]) -> list[VariantRecord]:
+    pruned = [variant for variant in bundle.variants(keep_ratios, names) if variant.plan.layers]
     if not pruned:
         raise InputError(
             f"only the dense variant of '{bundle.root}'",
             "a variant that prunes",
             "choose another --keep-ratio, or build one with --keep-ratio 0.7",
         )
-    return list(pruned.values())
+    return pruned
 
 
 def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> _Found:

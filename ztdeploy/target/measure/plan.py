@@ -160,8 +160,8 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
 
 def _variants(request: BenchRequest, bundle: Bundle) -> list[VariantRecord]:
     """The chosen variants, the dense one first where it is among them or the reference."""
-    chosen = [bundle.variant(keep_ratio=ratio) for ratio in request.keep_ratios]
-    chosen += [bundle.variant(name=name) for name in request.variants]
+    named = request.keep_ratios or request.variants
+    chosen = bundle.variants(request.keep_ratios, request.variants) if named else []
     if request.all_variants:
         chosen += bundle.manifest.variants
     if not chosen:

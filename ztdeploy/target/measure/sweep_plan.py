@@ -91,7 +91,7 @@ def check_holds(request: SweepRequest, bundle: Bundle) -> None:
         InputError: likewise of a method.
     """
     for ratio in request.keep_ratios:
-        bundle.variant(keep_ratio=ratio)
+        bundle.variants_at(ratio)
     known = {variant.schedule.method for variant in pruned_variants(bundle)}
     for method in request.methods:
         if method not in known:
@@ -104,10 +104,11 @@ def pruned_variants(bundle: Bundle) -> list[VariantRecord]:
 
 def chosen_variants(request: SweepRequest, bundle: Bundle) -> list[VariantRecord]:
     """What of a bundle is asked for, dense apart; by falling keep ratio, schedules without one last."""
+    at = {variant.name for ratio in request.keep_ratios for variant in bundle.variants_at(ratio)}
     chosen = [
         variant
         for variant in pruned_variants(bundle)
-        if (not request.keep_ratios or variant.keep_ratio in request.keep_ratios)
+        if (not request.keep_ratios or variant.name in at)
         and (not request.methods or variant.schedule.method in request.methods)
     ]
     return sorted(chosen, key=lambda variant: -(variant.keep_ratio or 0))
