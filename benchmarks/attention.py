@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.turns import time_in_turns
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.measure.latency import Configuration
 
@@ -48,7 +49,9 @@ def _build(model: str, image_size: int, folder: Path) -> Bundle:
         profiles.append(folder / f"{form}.toml")
         profiles[-1].write_text(PROFILE.format(form=form, key=key), encoding="utf-8")
     names = tuple(map(str, profiles))
-    request = BuildRequest(model, names, folder / "bundle", keep_ratios=(1.0,), weights="random", image_size=image_size)
+    request = BuildRequest(
+        ModelSource(name=model, weights="random", image_size=image_size), names, folder / "bundle", keep_ratios=(1.0,)
+    )
     return build(request)
 
 

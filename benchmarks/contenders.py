@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.processes import module_command
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _module(job: Job) -> tuple[nn.Module, int]:
     """The timm model as it is, and the side of its input in pixels."""
     from ztdeploy.host.models.loading import load_model
 
-    loaded = load_model(job.model, weights="random", image_size=job.image_size)
+    loaded = load_model(ModelSource(name=job.model, weights="random", image_size=job.image_size))
     return loaded.adapter.model, loaded.preprocess.image_size.height
 
 

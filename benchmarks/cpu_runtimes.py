@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.latency import Configuration
@@ -57,7 +58,11 @@ def _arguments() -> argparse.Namespace:
 
 def _build(model: str, keep_ratio: float, out: Path) -> Bundle:
     request = BuildRequest(
-        model=model, profiles=PROFILES, keep_ratios=(keep_ratio,), methods=METHODS, weights="random", out=out
+        model=ModelSource(name=model, weights="random"),
+        profiles=PROFILES,
+        keep_ratios=(keep_ratio,),
+        methods=METHODS,
+        out=out,
     )
     return build(request)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.tensorrt.backend import TensorRtRtxBackend, options_of
 from ztdeploy.target.backends.tensorrt.build import build_engine
@@ -41,7 +42,11 @@ def main() -> None:
         folder = Path(name)
         profiles = [_write_profile(folder, precision) for precision in CAPABILITIES]
         bundle = build(
-            BuildRequest(model=model, profiles=tuple(map(str, profiles)), weights="random", out=folder / "bundle")
+            BuildRequest(
+                model=ModelSource(name=model, weights="random"),
+                profiles=tuple(map(str, profiles)),
+                out=folder / "bundle",
+            )
         )
         for profile in bundle.manifest.profiles:
             for variant in bundle.manifest.variants:

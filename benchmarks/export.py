@@ -13,6 +13,7 @@ import time
 
 from benchmarks.machine import describe_machine
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.export import GraphSpec, export_onnx
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -45,10 +46,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["zero-tprune"])
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     arguments = parser.parse_args()
-    export_seconds(load_model(MODELS[0], weights="random"), arguments.methods[0], arguments.keep_ratio)
+    export_seconds(
+        load_model(ModelSource(name=MODELS[0], weights="random")), arguments.methods[0], arguments.keep_ratio
+    )
     print(f"{describe_machine()}; keep ratio {arguments.keep_ratio:g}\n\n{HEAD}", flush=True)
     for name in arguments.models:
-        model = load_model(name, weights="random")
+        model = load_model(ModelSource(name=name, weights="random"))
         for method in arguments.methods:
             print(row(model, method, *export_seconds(model, method, arguments.keep_ratio)), flush=True)
 

@@ -22,7 +22,9 @@ from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
 from benchmarks.machine import describe_machine
 from ztdeploy.core.cost import at_cost, share_of_dense
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -75,7 +77,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
     arguments = parser.parse_args()
     folder = real_data()
-    loaded = load_model("deit_t", checkpoint=folder / CHECKPOINT, crop_pct=CROP_PCT)
+    loaded = load_model(
+        ModelSource(name="deit_t", checkpoint=folder / CHECKPOINT, preprocess=PreprocessOptions(crop_pct=CROP_PCT))
+    )
     architecture = loaded.adapter.architecture
     photographs = half(read_labels(folder / "labels.json"), arguments.half)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)

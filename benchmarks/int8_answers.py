@@ -26,6 +26,8 @@ from benchmarks.halves import CHECKPOINT, CROP_PCT, real_data, write_data
 from benchmarks.machine import describe_machine
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.manifest import GateLimits
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import schedule_path
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.jobs.gate import Gate
@@ -67,9 +69,9 @@ def main() -> None:
             gate = Gate(Path(scratch) / "calibration", GateLimits())
             write_data(photographs[::apart], folder / "images", gate.data)
         wanted = BuildRequest(
-            model="deit_t",
-            checkpoint=folder / CHECKPOINT,
-            crop_pct=CROP_PCT,
+            model=ModelSource(
+                name="deit_t", checkpoint=folder / CHECKPOINT, preprocess=PreprocessOptions(crop_pct=CROP_PCT)
+            ),
             profiles=(SINGLE, *arguments.profiles),
             gate=gate,
             out=Path(scratch) / "bundle",

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
 
@@ -88,7 +89,11 @@ def main() -> None:
     print(f"{model}: mode, open variants, anonymous MB, file-backed MB, latency at keep ratio 0.7 in ms")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
-        build(BuildRequest(model=model, profiles=("cpu",), keep_ratios=RATIOS, weights="random", out=out))
+        build(
+            BuildRequest(
+                model=ModelSource(name=model, weights="random"), profiles=("cpu",), keep_ratios=RATIOS, out=out
+            )
+        )
         for mode in ("speed", "shared"):
             for count in (1, 2, 4):
                 command = [sys.executable, "-c", CHILD, str(out), mode, str(count)]
@@ -99,7 +104,9 @@ def main() -> None:
 
 def _peak(model: str, profile: str, out: Path) -> None:
     """Build one engine, and print what a process has taken at most after each stage."""
-    build(BuildRequest(model=model, profiles=(profile,), keep_ratios=(0.7,), weights="random", out=out))
+    build(
+        BuildRequest(model=ModelSource(name=model, weights="random"), profiles=(profile,), keep_ratios=(0.7,), out=out)
+    )
     stages, weights, engine = json.loads(subprocess.check_output([sys.executable, "-c", PEAK, str(out), profile]))
     threads = str(usable_threads(0))
     stages["ONNX Runtime by itself"] = json.loads(

@@ -20,6 +20,7 @@ from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cost import gmacs
 from ztdeploy.core.manifest import VariantRecord
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.measure.latency import Configuration
 from ztdeploy.target.measure.statistics import Interval
@@ -92,12 +93,10 @@ def build_pair(model: str, keep_ratio: float, image_size: int | None, out: Path)
     """Dense, pruned and sliced."""
     return build(
         BuildRequest(
-            model=model,
+            model=ModelSource(name=model, weights="random", image_size=image_size),
             profiles=("cpu",),
             keep_ratios=(keep_ratio,),
             methods=METHODS,
-            weights="random",
-            image_size=image_size,
             out=out,
         )
     )

@@ -19,6 +19,7 @@ from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, plain_expor
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.pruning import METHODS
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
@@ -65,12 +66,10 @@ def _arguments() -> argparse.Namespace:
 def _build(model: str, keep_ratio: float, image_size: int | None, out: Path) -> Bundle:
     return build(
         BuildRequest(
-            model=model,
+            model=ModelSource(name=model, weights="random", image_size=image_size),
             profiles=("cpu",),
             keep_ratios=(keep_ratio,),
             methods=tuple(method for method in OURS if method in METHODS),
-            weights="random",
-            image_size=image_size,
             out=out,
         )
     )

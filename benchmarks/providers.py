@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.measure.order import turn_orders
 from ztdeploy.target.measure.statistics import bootstrap_interval, round_ratios
 
@@ -50,12 +51,11 @@ def build_graphs(model: str, out: Path) -> dict[str, Path]:
 
     bundle = build(
         BuildRequest(
-            model,
+            ModelSource(name=model, weights="random" if model == "deit_s" else "pretrained"),
             ("cpu",),
             out,
             keep_ratios=(0.7,),
             methods=METHODS,
-            weights="random" if model == "deit_s" else "pretrained",
         )
     )
     return {

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ztdeploy.core.cost import at_cost, whole_block_gmacs
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import load_model
@@ -143,7 +144,7 @@ def schedules(architecture: Architecture, saved: float) -> dict[str, PruningSche
 
 
 def model_of(name: str, schedule: PruningSchedule, device: Device, dtype: torch.dtype) -> nn.Module:
-    module = PrunedModel(load_model(name, weights="random").adapter, schedule)
+    module = PrunedModel(load_model(ModelSource(name=name, weights="random")).adapter, schedule)
     return module.to(device.name, dtype).eval()
 
 
@@ -256,7 +257,7 @@ def main() -> None:
     deadline = time.monotonic() + arguments.seconds
     device = Device(arguments.device)
     name = "deit_s" if device.is_gpu else "deit_t"
-    loaded = load_model(name, weights="random")
+    loaded = load_model(ModelSource(name=name, weights="random"))
     architecture, size = loaded.adapter.architecture, loaded.adapter.image_size.height
     chosen = schedules(architecture, arguments.saved)
     plans = {one: plan(schedule, architecture) for one, schedule in chosen.items()}

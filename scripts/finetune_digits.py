@@ -52,6 +52,7 @@ from train_digits import (
 )
 
 import ztdeploy
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.target.evaluate.statistics import paired_interval, wilson_interval
 
@@ -90,7 +91,7 @@ class Pruning:
 
 def shipped_model() -> nn.Module:
     """A fresh copy of the model inside the package."""
-    model: nn.Module = load_model(MODEL).adapter.model
+    model: nn.Module = load_model(ModelSource(name=MODEL)).adapter.model
     return model
 
 

@@ -17,6 +17,7 @@ from helpers.processes import end_started
 from PIL import Image
 
 from ztdeploy.core.locks import only_one
+from ztdeploy.core.model_source import ModelSource
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,7 +82,14 @@ def digits_bundle(common: Path, traces: Path, tmp_path_factory: pytest.TempPathF
     built = common / "bundles" / "digits"
     with only_one(common / "digits.lock"):
         if not built.exists():
-            build(BuildRequest(model="vit_digits", profiles=("cpu", "jetson-orin"), keep_ratios=(0.7, 0.5), out=built))
+            build(
+                BuildRequest(
+                    model=ModelSource(name="vit_digits"),
+                    profiles=("cpu", "jetson-orin"),
+                    keep_ratios=(0.7, 0.5),
+                    out=built,
+                )
+            )
     return Path(shutil.copytree(built, tmp_path_factory.mktemp("bundles") / "digits"))
 
 

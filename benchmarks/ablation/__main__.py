@@ -5,24 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from ztdeploy.cli.options import (
-    CheckpointOption,
-    CropModeOption,
-    CropOption,
-    ImageSizeOption,
-    InterpolationOption,
+    OF_BUILDS,
     LimitOption,
-    MeanOption,
-    StdOption,
     number_option,
-    parse_image_size,
     path_option,
-    preprocess_options,
-    weights_source,
+    takes_model,
     word_option,
 )
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
@@ -30,12 +22,13 @@ from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from benchmarks.ablation.report import AblateReport, Table
-    from benchmarks.ablation.request import Preset
     from benchmarks.ablation.topic_names import Topic
+    from ztdeploy.core.model_source import ModelSource
 
 
+@takes_model(without=OF_BUILDS)
 def ablate(
-    model: Annotated[str, word_option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    model: ModelSource,
     data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
     out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
     saved: Annotated[
@@ -50,44 +43,28 @@ def ablate(
             arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Instead: what this keep ratio saves by default."
         ),
     ] = None,
-    preset: Annotated[str, word_option(help="Where layers stand: 'default' or 'paper'.")] = "default",
+    preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     only: Annotated[
         str | None, word_option(help="Some tables, with commas: contribution,partition,feature,metric,...")
     ] = None,
-    checkpoint: CheckpointOption = None,
-    weights: Annotated[str, word_option(help="'pretrained', or 'random'.")] = "pretrained",
-    image_size: ImageSizeOption = None,
-    crop_pct: CropOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    interpolation: InterpolationOption = None,
-    crop_mode: CropModeOption = None,
     limit: LimitOption = None,
     seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the limit and of what is random.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    source = weights_source(weights)
-    if preset not in ("default", "paper"):
-        raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
     from benchmarks.ablation.folder import check_folder, write_ablation
     from benchmarks.ablation.request import AblateRequest, check_request
 
     request = AblateRequest(
         model=model,
         data=data,
-        weights=source,
-        checkpoint=checkpoint,
-        image_size=parse_image_size(image_size),
-        crop_pct=crop_pct,
-        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         limit=limit,
         seed=seed,
         saved=saved,
         keep_ratio=keep_ratio,
-        preset=cast("Preset", preset),
+        preset=preset,
         only=_topics(only),
     )
-    folder = out or Path(f"{model}-ablation")
+    folder = out or Path(f"{model.name}-ablation")
     check_request(request)
     check_folder(folder)
     from benchmarks.ablation.run import ablate as run

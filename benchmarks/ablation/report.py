@@ -12,7 +12,7 @@ from ztdeploy.report.tune.records import ModelFacts
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.target.measure.environment import Machine
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-ablate"] = "ztdeploy-ablate"
 
 
@@ -71,7 +71,7 @@ class Convergence(Record):
 
 class AblateReport(Record):
     kind: Literal["ztdeploy-ablate"] = KIND
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     created: str
     request: AblateRequest
     model: ModelFacts

@@ -8,8 +8,7 @@ from typing import Literal
 from benchmarks.ablation.topic_names import Topic
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import check_keep_ratio
-from ztdeploy.core.manifest import WeightsSource
-from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.records import Record
 
 SAVED = 0.35
@@ -19,13 +18,8 @@ Preset = Literal["default", "paper"]
 class AblateRequest(Record):
     """What to compare, and on what."""
 
-    model: str
+    model: ModelSource
     data: Path
-    weights: WeightsSource = "pretrained"
-    checkpoint: Path | None = None
-    image_size: ImageSize | None = None
-    crop_pct: float | None = None
-    preprocess: PreprocessOptions = PreprocessOptions()
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0  #: of the limit, the bootstrap and what is dropped at random
     saved: float | None = None  #: share of dense's multiply-adds; by default 0.35

@@ -52,18 +52,13 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
         ScheduleError: a keep ratio out of range.
     """
     check_request(request)
-    progress(f"loading {request.model}", 0, 1)
-    model = load_model(
-        request.model,
-        weights=request.weights,
-        checkpoint=request.checkpoint,
-        image_size=request.image_size,
-        crop_pct=request.crop_pct,
-        preprocess=request.preprocess,
-    )
+    progress(f"loading {request.model.name}", 0, 1)
+    model = load_model(request.model)
     architecture = model.adapter.architecture
     if not architecture.num_classes:
-        raise InputError(f"model '{request.model}' has no classifier", "a model that names classes", "choose another")
+        raise InputError(
+            f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
+        )
     check_classifies(model)
     data = read_data(request.data, model.class_names, architecture.num_classes, model.preprocess.channels)
     chosen = limited(data, request.limit, request.seed)

@@ -197,8 +197,8 @@ def test_version(tmp_path: Path) -> None:
         ("run", "bundle"),
         ("run bundle", "images"),
         ("build -m vit_digits -p cpu --bogus", "--bogus"),
-        ("build -m vit_digits -p cpu --weights none", "'none' is neither 'pretrained' nor 'random'"),
-        ("build -m vit_digits -p cpu --preset none", "'none' is neither 'default' nor 'paper'"),
+        ("build -m vit_digits -p cpu --weights none", "'none' is not one of 'pretrained', 'random'"),
+        ("build -m vit_digits -p cpu --preset none", "'none' is not one of 'default', 'paper'"),
         ("profiles bogus", "bogus"),
     ],
 )

@@ -19,6 +19,7 @@ import ztdeploy.host.proof
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import ParityError
 from ztdeploy.core.manifest import GateLimits
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.processor import onednn_processor
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.jobs.auto_precision import build_fastest
@@ -134,7 +135,9 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     monkeypatch.setattr(ztdeploy.host.proof, "prove_products", wrong)
     own = tmp_path / "mine.toml"
     own.write_text('title = "T"\nbackend = "onnxruntime"\ncandidates = ["cpu-int8"]\n[batch]\nsizes = [1, 8]\n')
-    request = BuildRequest(model="vit_digits", profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out")
+    request = BuildRequest(
+        model=ModelSource(name="vit_digits"), profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out"
+    )
     bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=traces))
     (choice,) = bundle.manifest.choices
     reasons = {one.profile: one.reason for one in choice.candidates}

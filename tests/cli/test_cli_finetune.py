@@ -13,6 +13,7 @@ from helpers.processes import HANG_S
 from safetensors.torch import save_file
 
 import ztdeploy
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.target.runtime.inputs import load_pixels
@@ -23,7 +24,7 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 
 def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path: Path) -> None:
     """A few steps on real digits; accuracy on others is what `scripts/finetune_digits.py` measures."""
-    loaded = load_model("vit_digits")
+    loaded = load_model(ModelSource(name="vit_digits"))
     x = torch.from_numpy(normalise(load_pixels(list(digit_images), loaded.preprocess), loaded.preprocess))
     labels = torch.tensor([int(path.stem.rpartition("_")[2]) for path in digit_images])
     with ztdeploy.prune(loaded.adapter, 0.1) as pruned:

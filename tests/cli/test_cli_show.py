@@ -21,6 +21,7 @@ from PIL import Image
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.model_source import ModelSource
 
 NOTES = ("importance", "survivors", "group", "partner", "similarity")
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
@@ -96,7 +97,7 @@ def test_reasons_are_those_of_pytorch(digits_bundle: Path, digit_images: list[Pa
 
     images = digit_images[2:6]
     found = show(digits_bundle, *images, "-k", "0.7", "-o", "shown", "--json", cwd=tmp_path).json()
-    model = load_model("vit_digits")
+    model = load_model(ModelSource(name="vit_digits"))
     schedule = read_bundle(digits_bundle).variant(0.7).schedule
     with PrunedModel(model.adapter, schedule) as pruned, torch.no_grad():
         pixels = torch.from_numpy(load_pixels(images, model.preprocess))

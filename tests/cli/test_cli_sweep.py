@@ -16,6 +16,7 @@ import pytest
 from helpers.processes import HANG_S, started, wait_for
 
 import ztdeploy
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.report.sweep.verdict import verdicts
 from ztdeploy.report.sweep_folder import REPORT, read_previous
@@ -94,6 +95,8 @@ def test_json(digits_bundle: Path, tmp_path: Path) -> None:
         (("-m", "vit_digits", "-p", "cpu", "--methods", "slize"), 3, ["did you mean 'slice'?"]),
         (("-m", "vit_digits", "-p", "cpu", "--out", "thesis"), 3, ["something else than a sweep"]),
         (("--bundle", "thesis"), 4, ["manifest.json"]),
+        (("--bundle", "thesis", "--weights", "random"), 3, ["--weights without a model"]),
+        (("--bundle", "thesis", "--mean", "0.5"), 3, ["--mean without a model"]),
         (("-m", "vit_digits", "-p", "cpu", "--data", "nowhere"), 3, ["'nowhere' does not exist"]),
         (("-m", "vit_digits", "-p", "cpu", "--data", "thesis", "--limit", "0"), 3, ["--limit 0"]),
         (("-m", "vit_digits", "-p", "cpu", "--limit", "5"), 3, ["--limit 5 without --data"]),
@@ -285,7 +288,7 @@ def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "out" / REPORT).exists()
     assert not list((cache / "bundles").glob("*/manifest.json"))
     monkeypatch.setattr(assembly, "export_onnx", lambda *_: pytest.fail("it is traced again"))
-    request = BuildRequest(model="vit_digits", profiles=("cpu",), keep_ratios=(1.0,), out=Path())
+    request = BuildRequest(model=ModelSource(name="vit_digits"), profiles=("cpu",), keep_ratios=(1.0,), out=Path())
     bundle = cached_bundle(request, cache, silent)
     assert [one.name for one in bundle.manifest.variants] == ["dense"]
     bundle.verify_files()

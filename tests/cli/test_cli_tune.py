@@ -239,7 +239,7 @@ def _as_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--out", "diary"), 3, "something else than a search"),
         (("--data", "nowhere"), 3, "does not exist"),
         (("--data", "few"), 3, "one half to tune on"),
-        (("--weights", "good"), 2, "neither 'pretrained' nor 'random'"),
+        (("--weights", "good"), 2, "not one of 'pretrained', 'random'"),
     ],
 )
 def test_refusals(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx
@@ -135,11 +136,7 @@ def test_a_graph_gives_the_same_features() -> None:
 @pytest.mark.parametrize(("output", "shape"), [("embedding", (4, 96)), ("features", (4, 64, 96))])
 def test_a_bundle_of_them_is_proved_and_runs(output: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     request = BuildRequest(
-        model="vit_digits",
-        profiles=("cpu",),
-        keep_ratios=(0.7,),
-        out=tmp_path / "b",
-        output=output,  # type: ignore[arg-type]
+        model=ModelSource(name="vit_digits", output=output), profiles=("cpu",), keep_ratios=(0.7,), out=tmp_path / "b"
     )
     bundle = build(request)
     assert bundle.manifest.model.output == output

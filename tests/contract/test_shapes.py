@@ -11,15 +11,16 @@ import pytest
 import timm
 import torch
 from helpers.errors import refused
-from helpers.models import randomised
+from helpers.models import loaded, randomised
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import CheckpointError, InputError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
-from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.report.show.show import show_bundle
@@ -77,13 +78,13 @@ shapes = pytest.mark.parametrize("name", SHAPES)
 def test_a_checkpoint_gives_the_trained_modules_logits_bit_for_bit(name: str, tmp_path: Path) -> None:
     arguments, size = SHAPES[name]
     model = trained(**arguments)
-    loaded = load_model(NAME, checkpoint=saved(model, tmp_path / "c.pth"), image_size=size)
+    found = loaded(NAME, checkpoint=saved(model, tmp_path / "c.pth"), image_size=size)
     images = torch.randn(2, arguments.get("in_chans", 3), *model.patch_embed.img_size)
     with torch.no_grad():
-        assert torch.equal(loaded.adapter.model(images), model(images))
-    assert loaded.preprocess.image_size == model.patch_embed.img_size
-    assert loaded.adapter.architecture.grid == model.patch_embed.grid_size
-    assert loaded.adapter.architecture.class_token == (model.global_pool == "token")
+        assert torch.equal(found.adapter.model(images), model(images))
+    assert found.preprocess.image_size == model.patch_embed.img_size
+    assert found.adapter.architecture.grid == model.patch_embed.grid_size
+    assert found.adapter.architecture.class_token == (model.global_pool == "token")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_checkpoint_gives_the_trained_modules_logits_bit_for_bit(name: str, tm
 def test_a_grid_that_is_assumed_is_told(
     trained_at: tuple[int, int], asked: ImageSize | None, words: list[str], tmp_path: Path
 ) -> None:
-    found = load_model(NAME, checkpoint=saved(trained(img_size=trained_at), tmp_path / "c.pth"), image_size=asked)
+    found = loaded(NAME, checkpoint=saved(trained(img_size=trained_at), tmp_path / "c.pth"), image_size=asked)
     assert any(all(word in remark for word in words) for remark in found.remarks), found.remarks
 
 
@@ -104,14 +105,14 @@ def test_a_grid_that_is_assumed_is_told(
 def test_a_grid_that_is_no_square_has_to_be_given(asked: ImageSize | None, tmp_path: Path) -> None:
     path = saved(trained(img_size=(32, 96)), tmp_path / "c.pth")
     refused(
-        lambda: load_model(NAME, checkpoint=path, image_size=asked),
+        lambda: loaded(NAME, checkpoint=path, image_size=asked),
         *("12 patches", "no square grid", "--image-size", "48x64"),
         kind=CheckpointError,
     )
 
 
 def test_statistics_of_other_channels_are_averages_and_told(tmp_path: Path) -> None:
-    found = load_model(NAME, checkpoint=saved(trained(in_chans=1, img_size=32), tmp_path / "c.pth"))
+    found = loaded(NAME, checkpoint=saved(trained(in_chans=1, img_size=32), tmp_path / "c.pth"))
     assert found.preprocess.mean == pytest.approx([0.449], abs=1e-3)
     assert found.preprocess.std == pytest.approx([0.226], abs=1e-3)
     assert any("mean 0.449" in remark for remark in found.remarks)
@@ -130,9 +131,9 @@ def picture(spec: PreprocessSpec, path: Path, *, turned: bool = False) -> Path:
     return path.with_suffix(".npy")
 
 
-def module_inputs(loaded: LoadedModel, path: Path) -> Tensor:
+def module_inputs(found: LoadedModel, path: Path) -> Tensor:
     """What the module is given, by other means than the runner's: Pillow's, channel by channel."""
-    spec = loaded.preprocess
+    spec = found.preprocess
     pixels = resize_and_crop(read_bands(path, spec), spec)
     return torch.from_numpy(normalise(pixels[None], spec))
 
@@ -154,26 +155,29 @@ def test_from_build_to_show(name: str, tmp_path: Path) -> None:
         arguments = {**arguments, "img_size": 48}
     checkpoint = saved(trained(**arguments), tmp_path / "c.pth")
     request = BuildRequest(
-        NAME, ("cpu",), tmp_path / "bundle", keep_ratios=(0.6,), checkpoint=checkpoint, image_size=size
+        ModelSource(name=NAME, checkpoint=checkpoint, image_size=size),
+        ("cpu",),
+        tmp_path / "bundle",
+        keep_ratios=(0.6,),
     )
     bundle = build(request)
     assert verify_bundle(bundle.root, None, lambda *_: None).variants.keys() == {"dense", "keep-0.60"}
-    loaded = load_model(NAME, checkpoint=checkpoint, image_size=size)
+    found = loaded(NAME, checkpoint=checkpoint, image_size=size)
     data = tmp_path / "images"
     data.mkdir()
     path = picture(bundle.manifest.preprocess, data / "one")
     variant = bundle.variant(0.6)
-    with load(bundle.root, keep_ratio=0.6) as runner, PrunedModel(loaded.adapter, variant.schedule) as pruned:
+    with load(bundle.root, keep_ratio=0.6) as runner, PrunedModel(found.adapter, variant.schedule) as pruned:
         (prediction,) = runner(path)
         with torch.no_grad():
-            replay = pruned.replay(module_inputs(loaded, path))
+            replay = pruned.replay(module_inputs(found, path))
     np.testing.assert_allclose(prediction.logits, replay.output[0].numpy(), atol=2e-4)
-    prefix, tokens = variant.plan.layers[0].prefix_tokens, np.arange(loaded.adapter.architecture.tokens)
+    prefix, tokens = variant.plan.layers[0].prefix_tokens, np.arange(found.adapter.architecture.tokens)
     for ours, choice in zip(prediction.kept, replay.choices, strict=True):
         tokens = tokens[choice.kept[0].numpy()]
         assert ours.tolist() == (tokens[prefix:] - prefix).tolist()
     (shown,) = show_bundle(bundle.root, [path], tmp_path / "shown")
-    rows, columns = loaded.adapter.architecture.rows_and_columns
+    rows, columns = found.adapter.architecture.rows_and_columns
     assert (shown.grid.rows, shown.grid.columns) == (rows, columns)
     tall, wide = shown.plain.height / rows, shown.plain.width / columns
     assert tall == wide >= 4
@@ -193,7 +197,7 @@ def test_from_build_to_show(name: str, tmp_path: Path) -> None:
 )
 def test_what_a_heads_numbers_mean(outputs: int, asked: Any, activation: str, source: str, tmp_path: Path) -> None:
     path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
-    found = load_model(NAME, checkpoint=path, activation=asked)
+    found = loaded(NAME, checkpoint=path, activation=asked)
     assert (found.activation, source in found.activation_source) == (activation, True)
     assert any("one output" in remark for remark in found.remarks) == (outputs == 1 and asked is None)
 
@@ -209,7 +213,7 @@ def test_an_activation_that_says_nothing_is_refused(
     outputs: int, output: Any, asked: Any, words: list[str], tmp_path: Path
 ) -> None:
     path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
-    refused(lambda: load_model(NAME, checkpoint=path, activation=asked, output=output), *words, kind=InputError)
+    refused(lambda: loaded(NAME, checkpoint=path, activation=asked, output=output), *words, kind=InputError)
 
 
 @pytest.mark.parametrize(("outputs", "activation"), [(1, "sigmoid"), (5, "sigmoid"), (1, "none")])
@@ -217,7 +221,10 @@ def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_
     """From the manifest to `run`, `show` and `eval`."""
     path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
     request = BuildRequest(
-        NAME, ("cpu",), tmp_path / "bundle", keep_ratios=(0.6,), checkpoint=path, activation=activation
+        ModelSource(name=NAME, checkpoint=path, activation=activation),
+        ("cpu",),
+        tmp_path / "bundle",
+        keep_ratios=(0.6,),
     )
     bundle = build(request)
     assert read_bundle(bundle.root).manifest.model.activation == activation

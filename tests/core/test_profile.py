@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.core.errors import ProfileError, ScheduleError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.profile import (
     HardwareProfile,
     data_folder,
@@ -72,7 +73,10 @@ def test_a_wrong_word_in_a_schedule_names_the_nearest(toml, line, hint):
     ("asked", "left"), [({}, True), ({"keep_ratios": (0.5,)}, False), ({"methods": ("tome",)}, False)]
 )
 def test_profiles_decide_where_nothing_else_is_asked_for(asked, left):
-    assert BuildRequest(model="deit_t", profiles=("cpu",), out=Path("x"), **asked).profiles_decide is left
+    assert (
+        BuildRequest(model=ModelSource(name="deit_t"), profiles=("cpu",), out=Path("x"), **asked).profiles_decide
+        is left
+    )
 
 
 # -------------------- what ships

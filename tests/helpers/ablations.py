@@ -13,6 +13,7 @@ from benchmarks.ablation.scoring import Scorer
 from benchmarks.ablation.topic_names import Topic
 from benchmarks.ablation.topics import bases, topics
 from helpers.architectures import SMALL
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.evaluate.eval_report import DataFacts
 from ztdeploy.target.evaluate.scoring import hits, share
 from ztdeploy.target.measure.environment import read_machine
@@ -48,7 +49,7 @@ def report(
     scorer = Scorer(SMALL, {row.key: place for place, row in enumerate(rows)}, answers, accepted, 0)
     return AblateReport(
         created="2026-01-02T03:04:05+00:00",
-        request=AblateRequest(model=name, data=Path("photographs"), only=only),
+        request=AblateRequest(model=ModelSource(name=name), data=Path("photographs"), only=only),
         model=model_facts(name, dense_gmacs=1.0),
         machine=read_machine((0,), ask_gpu=lambda: None),
         data=DataFacts(

@@ -11,9 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
+from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
@@ -34,6 +36,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "attention-pool": ({"class_token": False, "global_pool": "map"}, 0),
     "pre-norm-no-embed-class": ({"pre_norm": True, "no_embed_class": True}, 1),
 }
+
+
+def loaded(name: str, **asked: Any) -> LoadedModel:
+    """The model of a name, with other fields of `ModelSource` as they are asked for."""
+    return load_model(ModelSource(name=name, **asked))
 
 
 def tiny_vit(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.bench import configuration
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.measure.bench_report import BenchReport, read_report
 from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest, VariantFacts
 from ztdeploy.target.measure.verdict import compare
@@ -87,7 +88,7 @@ def sweep(*runs: BenchReport, **changes: Any) -> SweepReport:
             )
     report = SweepReport(
         progress="complete",
-        request=SweepRequest(model="vit_digits"),
+        request=SweepRequest(model=ModelSource(name="vit_digits")),
         variants=tuple(described.values()),
         runs=runs,
         planned=sum(len(one.configurations) for one in runs),

@@ -8,6 +8,7 @@ from typing import Any
 
 from helpers.bench import configuration
 from helpers.reports import TEMPLATE
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, ConfigurationReport, read_report
 from ztdeploy.target.measure.protocol import ColdStart
@@ -221,7 +222,9 @@ def sweep(
     chosen = [("zero-tprune", 1.0), ("zero-tprune", 0.7), ("slice", 0.7)]
     report = SweepReport(
         progress="complete",
-        request=SweepRequest(model="deit_s", profile="cpu", keep_ratios=(1.0, *ratios), methods=tuple(methods)),
+        request=SweepRequest(
+            model=ModelSource(name="deit_s"), profile="cpu", keep_ratios=(1.0, *ratios), methods=tuple(methods)
+        ),
         variants=tuple(variants),
         runs=tuple(runs),
         planned=len(batches) * (1 + len(ratios) * len(methods)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from helpers.ablations import SMALL, model_facts
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.space import Point, fitted
 from ztdeploy.report.tune.budget import Budget
@@ -27,7 +28,9 @@ def report(
     return TuneReport(
         created="2026-01-02T03:04:05+00:00",
         request=TuneRequest(
-            model=name, data=Path("photographs"), budget=None if front else Budget(kind="reduction", value=0.35)
+            model=ModelSource(name=name),
+            data=Path("photographs"),
+            budget=None if front else Budget(kind="reduction", value=0.35),
         ),
         storage="",
         model=model_facts(name, dense_gmacs=DENSE),

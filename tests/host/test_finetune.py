@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import ztdeploy
 from ztdeploy.core.errors import ModelError, ScheduleError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.vit import VitAdapter
@@ -130,7 +131,7 @@ class TestModel:
 
 def test_a_trained_checkpoint_loads_like_any_other(tmp_path: Path) -> None:
     """As `build --checkpoint` reads it: by the model's own names, strictly."""
-    loaded = load_model("vit_digits")
+    loaded = load_model(ModelSource(name="vit_digits"))
     model: Any = loaded.adapter.model
     with ztdeploy.prune(loaded.adapter, 0.5) as pruned:
         x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -138,7 +139,7 @@ def test_a_trained_checkpoint_loads_like_any_other(tmp_path: Path) -> None:
         F.cross_entropy(pruned(x), torch.tensor([1, 2])).backward()
         optimizer.step()
         save_file(pruned.state_dict(), tmp_path / "tuned.safetensors")
-        again = load_model("vit_digits", checkpoint=tmp_path / "tuned.safetensors")
+        again = load_model(ModelSource(name="vit_digits", checkpoint=tmp_path / "tuned.safetensors"))
         with ztdeploy.prune(again.adapter, 0.5) as second, torch.no_grad():
             assert torch.equal(second(x), pruned(x))
     assert again.weights_sha256 != loaded.weights_sha256

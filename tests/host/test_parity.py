@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host import parity
 from ztdeploy.host.export import Deployable
 from ztdeploy.host.models.loading import load_model
@@ -18,7 +19,7 @@ from ztdeploy.target.runtime.interface import Outputs
 
 @pytest.mark.parametrize("method", ["zero-tprune", "zero-tprune-merge"])
 def test_only_images_that_an_engine_saw_otherwise_are_run_again(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model("vit_digits")
+    model = load_model(ModelSource(name="vit_digits"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, *model.preprocess.shape), dtype=np.uint8)
     with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture, method=method)) as pruned:
         module = Deployable(pruned, model.preprocess, "uint8")
@@ -47,7 +48,7 @@ def test_only_images_that_an_engine_saw_otherwise_are_run_again(method: str, mon
 
 
 def test_large_images_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model("vit_digits")
+    model = load_model(ModelSource(name="vit_digits"))
     pixels = np.random.default_rng(1).integers(0, 256, (5, *model.preprocess.shape), dtype=np.uint8)
     with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture)) as pruned:
         module = Deployable(pruned, model.preprocess, "uint8")

@@ -22,6 +22,7 @@ from ztdeploy.core.errors import (
     ProfileError,
     ScheduleError,
 )
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.progress import silent
 from ztdeploy.jobs import build as pipeline
@@ -34,7 +35,9 @@ from ztdeploy.report.sweep_folder import PREVIOUS, REPORT
 from ztdeploy.target.measure.sweep_report import SweepRequest, rows
 
 #: A method that is quickly traced.
-DIGITS = BuildRequest(model="vit_digits", profiles=("cpu",), methods=("slice",), keep_ratios=(0.7,), out=Path())
+DIGITS = BuildRequest(
+    model=ModelSource(name="vit_digits"), profiles=("cpu",), methods=("slice",), keep_ratios=(0.7,), out=Path()
+)
 DENSE = replace(DIGITS, methods=("zero-tprune",), keep_ratios=(1.0,))
 QUICK = {"threads": (1,), "warmup_s": 0.0, "duration_s": 0.05, "rounds": 2, "details": False}
 
@@ -188,12 +191,14 @@ def test_dense_alone_where_no_variant_can_be_built(cache, broken_wpr):
 
 def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, tmp_path, monkeypatch):
     def build_some(request, cache, progress):
-        if request.image_size == (48, 48):
+        if request.model.image_size == (48, 48):
             raise ModelError("image size 48", "32", "leave --image-sizes out")
         return read_bundle(digits_bundle), (bundle_cache.Unbuilt("slice-keep-0.70", ModelError("a", "b", "c")),)
 
     monkeypatch.setattr("ztdeploy.jobs.sweep.buildable_bundle", build_some)
-    request = SweepRequest(model="vit_digits", profile="cpu", keep_ratios=(0.7,), image_sizes=(48, 32), **QUICK)
+    request = SweepRequest(
+        model=ModelSource(name="vit_digits"), profile="cpu", keep_ratios=(0.7,), image_sizes=(48, 32), **QUICK
+    )
     report = sweep(request, tmp_path / "out", cache=tmp_path)
     assert [failure.message for failure in report.failures] == [
         "at 48 px: image size 48; expected 32; leave --image-sizes out",
@@ -224,7 +229,7 @@ def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, t
 )
 def test_refusals(asked, kind, words, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "new_bundle_folder", lambda *_: pytest.fail("something is built"))
-    request = SweepRequest(**{"model": "vit_digits", "profile": "cpu", **asked})
+    request = SweepRequest(**{"model": ModelSource(name="vit_digits"), "profile": "cpu", **asked})
     refused(lambda: sweep(request, tmp_path / "out", cache=tmp_path / "cache"), *words, kind=kind)
     assert list(tmp_path.iterdir()) == []
 
@@ -232,7 +237,7 @@ def test_refusals(asked, kind, words, tmp_path, monkeypatch):
 def test_a_profile_with_a_fixed_batch(tmp_path):
     profile = tmp_path / "fixed.toml"
     profile.write_text('title = "x"\nbackend = "onnxruntime"\n[batch]\ndynamic = false\nsizes = [1, 8]\n')
-    request = SweepRequest(model="vit_digits", profile=str(profile), batches=(8,))
+    request = SweepRequest(model=ModelSource(name="vit_digits"), profile=str(profile), batches=(8,))
     refused(lambda: sweep(request, tmp_path / "out", cache=tmp_path), "--batches 8", "take 1 images", kind=InputError)
 
 
@@ -240,7 +245,7 @@ def test_a_profile_with_a_fixed_batch(tmp_path):
     ("asked", "kind", "words"),
     [
         ({"image_sizes": (64,)}, InputError, ["--image-sizes with a bundle"]),
-        ({"weights": "random"}, InputError, ["--weights with a bundle"]),
+        ({"preset": "paper"}, InputError, ["--preset with a bundle"]),
         ({"keep_ratios": (0.6,)}, BundleError, ["keep ratio 0.6", "0.7, 0.5, 1"]),
         ({"methods": ("slice",)}, InputError, ["--methods slice", "zero-tprune"]),
         ({"profile": "raspberry-pi5"}, BundleError, ["raspberry-pi5"]),

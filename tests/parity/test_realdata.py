@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 import ztdeploy
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.target.evaluate.accuracy import accuracy, all_logits, all_pixels
 from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
 from ztdeploy.target.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
@@ -36,13 +37,15 @@ def bundle(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from ztdeploy.jobs.build import BuildRequest, build
 
     request = BuildRequest(
-        model="deit_t",
+        model=ModelSource(
+            name="deit_t",
+            checkpoint=realdata / CHECKPOINT,
+            class_names=Path("imagenet"),
+            preprocess=PreprocessOptions(crop_pct=CROP_PCT),
+        ),
         profiles=("cpu",),
         keep_ratios=(0.7,),
         out=tmp_path_factory.mktemp("realdata") / "deit_t",
-        checkpoint=realdata / CHECKPOINT,
-        crop_pct=CROP_PCT,
-        class_names=Path("imagenet"),
     )
     return build(request)
 
@@ -92,7 +95,9 @@ def torch_model(realdata: Path) -> Any:
     """The same weights in PyTorch, loaded once more."""
     from ztdeploy.host.models.loading import load_model
 
-    return load_model("deit_t", checkpoint=realdata / CHECKPOINT, crop_pct=CROP_PCT)
+    return load_model(
+        ModelSource(name="deit_t", checkpoint=realdata / CHECKPOINT, preprocess=PreprocessOptions(crop_pct=CROP_PCT))
+    )
 
 
 def test_the_bundle_says_where_it_comes_from(bundle: Bundle, torch_model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import sweeps
 
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.report.sweep.markdown import markdown
 from ztdeploy.report.sweep.page import page
 from ztdeploy.report.sweep.snapping import block_ms, snaps
@@ -133,7 +134,7 @@ def test_settings_are_judged_each_by_itself() -> None:
 
 def test_random_weights_are_said() -> None:
     report = sweeps.sweep(fidelity=False)
-    random = report.request.model_copy(update={"weights": "random"})
+    random = report.request.model_copy(update={"model": ModelSource(name="deit_s", weights="random")})
     assert only(report.model_copy(update={"request": random})).sentences[-1].startswith("The weights are random")
 
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ztdeploy.cli.options import (
-    CheckpointOption,
-    CropModeOption,
-    CropOption,
-    ImageSizeOption,
-    InterpolationOption,
-    MeanOption,
-    StdOption,
     number_option,
-    parse_image_size,
     path_option,
-    preprocess_options,
-    weights_source,
+    takes_model,
     word_option,
 )
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from ztdeploy.core.model_source import ModelSource
     from ztdeploy.jobs.gate import Gate
 
 
@@ -37,10 +29,9 @@ def register(app: typer.Typer) -> None:
     app.command(help="Trace, prune, export, build engines, prove them, and write one bundle.")(build)
 
 
+@takes_model()
 def build(
-    model: Annotated[
-        str, word_option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:NAME.")
-    ],
+    model: ModelSource,
     profile: Annotated[list[str], word_option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
     out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
     keep_ratio: Annotated[
@@ -50,44 +41,16 @@ def build(
         ),
     ] = None,
     method: Annotated[list[str] | None, word_option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
-    preset: Annotated[str, word_option(help="Where layers stand: 'default' or 'paper'.")] = "default",
+    preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     schedule: Annotated[
         list[Path] | None, path_option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
     ] = None,
-    checkpoint: CheckpointOption = None,
-    class_names: Annotated[
-        Path | None, path_option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
-    ] = None,
-    output: Annotated[str, word_option(help="'logits', 'embedding', or 'features' of all patches.")] = "logits",
-    activation: Annotated[
-        str | None,
-        word_option(help="What logits mean: 'softmax', 'sigmoid' or 'none'. (default: softmax; one output: sigmoid)"),
-    ] = None,
-    text_head: Annotated[
-        Path | None,
-        path_option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
-    ] = None,
-    weights: Annotated[str, word_option(help="'pretrained', or 'random' to measure latency only.")] = "pretrained",
     precision: Annotated[
-        str | None,
-        word_option(help="'auto': the fastest of the profile's candidates that costs little on --calib."),
+        Literal["auto"] | None,
+        typer.Option(help="auto: the fastest of the profile's candidates that costs little on --calib."),
     ] = None,
     batch: Annotated[
         int | None, number_option(arguments.BATCH, "--batch", help="Fix the batch. (default: as the profile says)")
-    ] = None,
-    image_size: ImageSizeOption = None,
-    crop_pct: CropOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    interpolation: InterpolationOption = None,
-    crop_mode: CropModeOption = None,
-    bit_depth: Annotated[
-        int | None,
-        number_option(
-            arguments.WholeNumbers(9, 16),
-            "--bit-depth",
-            help="Bits that values of 16-bit images have, such as 12. (default: 16)",
-        ),
     ] = None,
     calib: Annotated[
         Path | None,
@@ -113,17 +76,6 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    source = weights_source(weights)
-    if preset not in ("default", "paper"):
-        raise typer.BadParameter(f"'{preset}' is neither 'default' nor 'paper'", param_hint="--preset")
-    if output not in ("logits", "embedding", "features"):
-        raise typer.BadParameter(f"'{output}' is not 'logits', 'embedding' or 'features'", param_hint="--output")
-    if activation not in (None, "softmax", "sigmoid", "none"):
-        raise typer.BadParameter(f"'{activation}' is not 'softmax', 'sigmoid' or 'none'", param_hint="--activation")
-    if text_head is not None and output != "logits":
-        raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
-    if precision not in (None, "auto"):
-        raise typer.BadParameter(f"'{precision}' is not 'auto'; profiles say the rest", param_hint="--precision")
     from ztdeploy.core.methods import DEFAULT_METHOD
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.host.models.sources import folder_word
@@ -132,25 +84,16 @@ def build(
     request = BuildRequest(
         model=model,
         profiles=tuple(profile),
-        out=out or Path(f"{folder_word(model)}-{'-'.join(Path(name).stem for name in profile)}"),
+        out=out or Path(f"{folder_word(model.name)}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
         schedules=tuple(map(schedule_path, schedule or ())),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
-        weights=source,
-        checkpoint=checkpoint,
-        image_size=parse_image_size(image_size),
         batch=batch,
-        crop_pct=crop_pct,
-        preprocess=preprocess_options(mean, std, interpolation, crop_mode, bit_depth),
-        class_names=class_names,
-        output=cast(Literal["logits", "embedding", "features"], output),
-        activation=cast(Literal["softmax", "sigmoid", "none"] | None, activation),
-        text_head=text_head,
         gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,
     )
-    if weights == "random" and checkpoint is None:
+    if model.weights == "random" and model.checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
     if precision == "auto":
         from ztdeploy.jobs.auto_precision import build_fastest as build_bundle

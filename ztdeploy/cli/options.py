@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -14,10 +16,11 @@ from ztdeploy.core.arguments import Numbers, WholeNumbers
 from ztdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from ztdeploy.core.manifest import WeightsSource
-    from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+    from ztdeploy.core.model_source import ModelSource
+    from ztdeploy.core.preprocess_spec import ImageSize
 
 _Value = TypeVar("_Value")
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def number_option(wanted: Numbers | WholeNumbers, name: str, *short: str, help: str, metavar: str = "") -> Any:
@@ -105,59 +108,133 @@ CacheOption = Annotated[
     Path | None,
     path_option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
 ]
-CheckpointOption = Annotated[
-    Path | None,
-    path_option("--checkpoint", help="Weights: a .safetensors, .pth or .ckpt file, an index of shards, or a folder."),
-]
 SIZE = "PIXELS|HEIGHTxWIDTH"
-ImageSizeOption = Annotated[
-    str | None,
-    word_option("--image-size", metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)"),
-]
-CropOption = Annotated[
-    float | None,
-    number_option(Numbers(0.1, 1), "--crop-pct", help="Image size over resize. (default: the model's)"),
-]
+#: Options of a model that only `build` has.
+OF_BUILDS = ("bit_depth", "class_names", "output", "activation", "text_head")
+#: What is imported on use, in signatures.
+_LATER = {"ModelSource": object}
 
 
-MeanOption = Annotated[
-    str | None, word_option("--mean", metavar="R,G,B", help="Mean of the channels, of 0 to 1. (default: the model's)")
-]
-StdOption = Annotated[
-    str | None, word_option("--std", metavar="R,G,B", help="Standard deviation, likewise. (default: the model's)")
-]
-InterpolationOption = Annotated[
-    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
-    typer.Option("--interpolation", help="How images are resized. (default: the model's)"),
-]
-CropModeOption = Annotated[
-    Literal["center", "squash"] | None,
-    typer.Option("--crop-mode", help="Cut the centre out, or squash the image. (default: the model's)"),
-]
+def model_source(
+    model: Annotated[
+        str,
+        word_option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:OWNER/NAME."),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        path_option(help="Weights: a .safetensors, .pth or .ckpt file, an index of shards, or a folder."),
+    ] = None,
+    weights: Annotated[
+        Literal["pretrained", "random"], typer.Option(help="Random weights serve to measure latency only.")
+    ] = "pretrained",
+    image_size: Annotated[
+        str | None, word_option(metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)")
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        number_option(Numbers(0.1, 1), "--crop-pct", help="Image size over resize. (default: the model's)"),
+    ] = None,
+    mean: Annotated[
+        str | None, word_option(metavar="R,G,B", help="Mean of the channels, of 0 to 1. (default: the model's)")
+    ] = None,
+    std: Annotated[
+        str | None, word_option(metavar="R,G,B", help="Standard deviation of the channels. (default: the model's)")
+    ] = None,
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+        typer.Option(help="How images are resized. (default: the model's)"),
+    ] = None,
+    crop_mode: Annotated[
+        Literal["center", "squash"] | None,
+        typer.Option(help="Cut the centre out, or squash the image. (default: the model's)"),
+    ] = None,
+    bit_depth: Annotated[
+        int | None,
+        number_option(
+            WholeNumbers(9, 16), "--bit-depth", help="Bits of the values of 16-bit images, such as 12. (default: 16)"
+        ),
+    ] = None,
+    class_names: Annotated[
+        Path | None, path_option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
+    ] = None,
+    output: Annotated[
+        Literal["logits", "embedding", "features"],
+        typer.Option(help="What the model gives; features are those of all patches."),
+    ] = "logits",
+    activation: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None,
+        typer.Option(help="What logits mean. (default: softmax; of one output: sigmoid)"),
+    ] = None,
+    text_head: Annotated[
+        Path | None,
+        path_option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
+    ] = None,
+) -> ModelSource:
+    """The model that somebody asks for, by the options of `takes_model`.
 
-
-def preprocess_options(
-    mean: str | None,
-    std: str | None,
-    interpolation: str | None,
-    crop_mode: str | None,
-    bit_depth: int | None = None,
-) -> PreprocessOptions:
-    """
     Raises:
-        typer.BadParameter: `mean` or `std` is no list of numbers.
+        typer.BadParameter: a value that is none of its option's.
     """
+    from ztdeploy.core.model_source import ModelSource
     from ztdeploy.core.preprocess_spec import PreprocessOptions
 
-    return PreprocessOptions.model_validate(
-        {
-            "mean": _numbers(mean, "--mean"),
-            "std": _numbers(std, "--std"),
-            "interpolation": interpolation,
-            "crop_mode": crop_mode,
-            "bit_depth": bit_depth,
-        }
+    if text_head is not None and output != "logits":
+        raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
+    return ModelSource(
+        name=model,
+        checkpoint=checkpoint,
+        weights=weights,
+        image_size=parse_image_size(image_size),
+        preprocess=PreprocessOptions(
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            interpolation=interpolation,
+            mean=_numbers(mean, "--mean"),
+            std=_numbers(std, "--std"),
+            bit_depth=bit_depth,
+        ),
+        class_names=class_names,
+        output=output,
+        activation=activation,
+        text_head=text_head,
     )
+
+
+def takes_model(*, without: Sequence[str] = (), required: bool = True) -> Callable[[_Command], _Command]:
+    """Put the options of `model_source` in the place of a command's parameter `model`, which takes what they make.
+
+    Args:
+        without: options that the command does not have.
+        required: whether there must be a model; otherwise the command's `model` is None without one.
+    """
+    offered = dict(signature(model_source, locals=_LATER, eval_str=True).parameters)
+    for name in without:
+        del offered[name]
+    for one in offered.values():
+        one.annotation.__metadata__[0].rich_help_panel = "Model"
+    if not required:
+        offered["model"] = offered["model"].replace(default=None)
+
+    def decorate(command: _Command) -> _Command:
+        own = signature(command, locals=_LATER, eval_str=True).parameters.values()
+
+        @wraps(command)
+        def with_model(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in offered}
+            if given["model"] is not None:
+                return command(model=model_source(**given), **values)
+            for name, value in given.items():
+                if value != offered[name].default:
+                    option = f"--{name.replace('_', '-')}"
+                    raise InputError(f"{option} without a model", "--model", f"give --model, or leave {option} out")
+            return command(model=None, **values)
+
+        parameters = (*offered.values(), *(one for one in own if one.name != "model"))
+        vars(with_model)["__signature__"] = Signature([one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters])
+        with_model.__annotations__ = {}
+        return cast("_Command", with_model)
+
+    return decorate
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -188,13 +265,3 @@ def parse_image_size(text: str | None) -> ImageSize | None:
     except ValueError as error:
         raise typer.BadParameter(f"'{text}': {error}", param_hint="--image-size") from error
     return size
-
-
-def weights_source(weights: str) -> WeightsSource:
-    """
-    Raises:
-        typer.BadParameter: there are no such weights.
-    """
-    if weights not in ("pretrained", "random"):
-        raise typer.BadParameter(f"'{weights}' is neither 'pretrained' nor 'random'", param_hint="--weights")
-    return cast("WeightsSource", weights)

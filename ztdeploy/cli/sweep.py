@@ -10,26 +10,22 @@ import typer
 
 from ztdeploy.cli.options import (
     BATCHES_HELP,
+    OF_BUILDS,
     CacheOption,
-    CheckpointOption,
-    CropModeOption,
-    CropOption,
-    InterpolationOption,
     LimitOption,
-    MeanOption,
-    StdOption,
     ThreadsOption,
     WarmupOption,
     counts_option,
     number_option,
     path_option,
-    preprocess_options,
+    takes_model,
     word_option,
 )
 from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from ztdeploy.core.model_source import ModelSource
     from ztdeploy.target.measure.sweep_report import Row, SweepReport, SweepRequest
 
 RESUME = "what is built and measured so far is kept: the same command goes on with it"
@@ -41,10 +37,9 @@ def register(app: typer.Typer) -> None:
     )
 
 
+@takes_model(without=("image_size", *OF_BUILDS), required=False)
 def sweep(
-    model: Annotated[
-        str | None, word_option("--model", "-m", help="Short name (deit_s) or any timm name; built where needed.")
-    ] = None,
+    model: ModelSource | None,
     bundle: Annotated[
         Path | None, path_option(help="Instead of a model: the variants of a bundle. Needs no PyTorch.")
     ] = None,
@@ -62,13 +57,6 @@ def sweep(
         str | None, word_option(help="Sides of the input: 224,96x384. (default: the model's)")
     ] = None,
     threads: ThreadsOption = None,
-    weights: Annotated[Literal["pretrained", "random"], typer.Option(help="random: latency only.")] = "pretrained",
-    checkpoint: CheckpointOption = None,
-    crop_pct: CropOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    interpolation: InterpolationOption = None,
-    crop_mode: CropModeOption = None,
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
     duration: Annotated[
         float,
@@ -107,10 +95,6 @@ def sweep(
         batches=() if batches is None else parse_counts(batches, "--batches"),
         image_sizes=() if image_sizes is None else parse_image_sizes(image_sizes, "--image-sizes"),
         threads=() if threads is None else parse_counts(threads, "--threads"),
-        weights=weights,
-        checkpoint=checkpoint,
-        crop_pct=crop_pct,
-        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         preset=preset,
         duration_s=duration,
         rounds=rounds,
@@ -142,7 +126,7 @@ def default_out(request: SweepRequest) -> Path:
         return Path(f"sweep-{request.bundle.resolve().name}")
     from ztdeploy.host.models.sources import folder_word
 
-    model = folder_word(request.model) if request.model else ""
+    model = folder_word(request.model.name) if request.model else ""
     return Path(f"sweep-{model}-{Path(request.profile or '').stem}".rstrip("-"))
 
 

@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import (
+    OF_BUILDS,
     CacheOption,
-    CheckpointOption,
-    CropModeOption,
-    CropOption,
-    ImageSizeOption,
-    InterpolationOption,
     LimitOption,
-    MeanOption,
-    StdOption,
     number_option,
-    parse_image_size,
     path_option,
-    preprocess_options,
-    weights_source,
+    takes_model,
     word_option,
 )
 from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from ztdeploy.core.model_source import ModelSource
     from ztdeploy.report.tune.records import TuneReport
     from ztdeploy.report.tune.request import SamplerName, TuneRequest
 
@@ -36,8 +29,9 @@ def register(app: typer.Typer) -> None:
     app.command(help="Search for the schedule nearest to dense under a budget of multiply-adds or time.")(tune)
 
 
+@takes_model(without=OF_BUILDS)
 def tune(
-    model: Annotated[str, word_option("--model", "-m", help="Short name (deit_s) or any timm name.")],
+    model: ModelSource,
     data: Annotated[Path, path_option("--data", "-d", help="Images; one half tunes, the other reports.")],
     budget: Annotated[
         str | None,
@@ -68,20 +62,11 @@ def tune(
         float | None,
         number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that may be lost on tuning images."),
     ] = None,
-    checkpoint: CheckpointOption = None,
-    weights: Annotated[str, word_option(help="'pretrained', or 'random'.")] = "pretrained",
-    image_size: ImageSizeOption = None,
-    crop_pct: CropOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    interpolation: InterpolationOption = None,
-    crop_mode: CropModeOption = None,
     limit: LimitOption = None,
     seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the search and the limit.")] = 0,
     cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:
-    source = weights_source(weights)
     from ztdeploy.core.errors import MissingExtraError
     from ztdeploy.report.tune.budget import parse_budget
     from ztdeploy.report.tune.request import TUNABLE, TuneRequest, check_request
@@ -98,15 +83,10 @@ def tune(
         storage=storage,
         study=study,
         max_drop=max_drop,
-        weights=source,
-        checkpoint=checkpoint,
-        image_size=parse_image_size(image_size),
-        crop_pct=crop_pct,
-        preprocess=preprocess_options(mean, std, interpolation, crop_mode),
         limit=limit,
         seed=seed,
     )
-    folder = out or Path(f"{model}-tuning")
+    folder = out or Path(f"{model.name}-tuning")
     check_request(request)
     from ztdeploy.jobs.tune.folder import check_folder, write_tuning
 
@@ -128,7 +108,7 @@ def tune(
         print_record(report)
         return
     show_tuning(report)
-    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model} --schedule {winner} --profile NAME")
+    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {winner} --profile NAME")
 
 
 def _goes_on(request: TuneRequest, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ztdeploy.core.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.core.errors import ScheduleError, ZtdeployError
@@ -14,7 +14,7 @@ from ztdeploy.core.files import remove, remove_folder
 from ztdeploy.core.keep_ratio import check_keep_ratio, default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
 from ztdeploy.core.methods import DEFAULT_METHOD
-from ztdeploy.core.preprocess_spec import Activation, Output, PreprocessOptions
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.profile import HardwareProfile, override_keep_ratios, read_profile
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
@@ -34,22 +34,13 @@ if TYPE_CHECKING:
 class BuildRequest:
     """What a user asks for."""
 
-    model: str
+    model: ModelSource
     profiles: tuple[str, ...]
     out: Path
     keep_ratios: tuple[float, ...] = ()  #: empty: the profiles' own, unless schedules are given
     schedules: tuple[Path, ...] = ()
     methods: tuple[str, ...] = (DEFAULT_METHOD,)  #: each at every keep ratio
     preset: str = "default"
-    weights: Literal["pretrained", "random"] = "pretrained"
-    checkpoint: Path | None = None
-    image_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = None  #: image size over resize; None: as the model was published
-    preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)  #: what else of it shall differ
-    class_names: Path | None = None  #: a file that names the classes of a head of one's own
-    output: Output = "logits"
-    activation: Activation | None = None  #: of logits; None: what the head suggests, see `models.activation`
-    text_head: Path | None = None  #: a file of text embeddings that make a tower's embedding into logits
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
@@ -82,19 +73,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         check_keep_ratio(keep_ratio)
     from ztdeploy.host.models.loading import load_model
 
-    progress(f"loading {request.model}", 0, 1)
-    model = load_model(
-        request.model,
-        weights=request.weights,
-        checkpoint=request.checkpoint,
-        image_size=request.image_size,
-        crop_pct=request.crop_pct,
-        preprocess=request.preprocess,
-        class_names=request.class_names,
-        output=request.output,
-        text_head=request.text_head,
-        activation=request.activation,
-    )
+    progress(f"loading {request.model.name}", 0, 1)
+    model = load_model(request.model)
     left = _left(profiles, failed)
     schedules_of(request, left, model)  # wrong ones are known before anything is looked at
     from ztdeploy.jobs.gate import check_gate

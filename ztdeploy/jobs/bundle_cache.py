@@ -103,16 +103,12 @@ def bundle_key(request: BuildRequest) -> str:
     """
     from ztdeploy.host.models.sources import files_behind  # of the host half, which a sweep of a bundle does without
 
+    model = request.model
+    beside = {"checkpoint": None, "class_names": model.class_names, "text_head": model.text_head}
     return key_of(
-        model=request.model,
-        weights=request.weights,
-        files=[_file_key(path) for path in files_behind(request.model, request.checkpoint, request.weights)],
-        image_size=request.image_size,
-        crop_pct=request.crop_pct,
-        preprocess=request.preprocess.model_dump(mode="json"),
-        class_names=None if request.class_names is None else _file_key(request.class_names),
-        output=request.output,
-        activation=request.activation,
+        model=model.model_dump(mode="json", exclude=set(beside)),
+        files=[_file_key(path) for path in files_behind(model)],
+        beside={name: _file_key(path) for name, path in beside.items() if path is not None},
         batch=request.batch,
         methods=request.methods,
         keep_ratios=request.keep_ratios,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.progress import Progress
 from ztdeploy.host.models.catalogue import CATALOGUE
 from ztdeploy.jobs.build import BuildRequest, build
@@ -33,7 +34,9 @@ class Row:
 
 def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Row]:
     """Build the shipped model at several keep ratios and compare each with dense, the dense one first."""
-    request = BuildRequest(model=MODEL, profiles=(PROFILE,), keep_ratios=KEEP_RATIOS, out=out, force=force)
+    request = BuildRequest(
+        model=ModelSource(name=MODEL), profiles=(PROFILE,), keep_ratios=KEEP_RATIOS, out=out, force=force
+    )
     bundle = build(request, progress)
     verify_bundle(out, PROFILE, progress)
     variants = sorted(bundle.manifest.variants, key=lambda variant: -(variant.keep_ratio or 0))

@@ -109,7 +109,7 @@ def gather(request: SweepRequest, cache: Path, progress: Progress) -> tuple[Swee
         return request, _given(request)
     if request.bundle is not None or request.profile is None:
         raise InputError(
-            f"model '{request.model}' with {'a bundle' if request.bundle else 'no profile'}",
+            f"model '{request.model.name}' with {'a bundle' if request.bundle else 'no profile'}",
             "a model and a profile, or a bundle",
             "give --model MODEL --profile PROFILE, or --bundle DIR",
         )
@@ -127,11 +127,9 @@ def _given(request: SweepRequest) -> Built:
     """The variants of a bundle as they are."""
     if request.bundle is None:
         raise InputError("neither a model nor a bundle", "one of them", "give --model MODEL, or --bundle DIR")
-    building = ("image_sizes", "checkpoint", "crop_pct", "preprocess", "weights", "preset")
-    for name in building:
+    for name in ("image_sizes", "preset"):
         if getattr(request, name) != SweepRequest.model_fields[name].default:
-            asked = request.preprocess.model_dump(exclude_none=True) if name == "preprocess" else (name,)
-            option = next(iter(asked)).replace("_", "-")
+            option = name.replace("_", "-")
             raise InputError(f"--{option} with a bundle", "a bundle as it is", f"leave --{option} out, or give --model")
     bundle = read_bundle(request.bundle)
     profile = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
@@ -201,17 +199,12 @@ def _build_request(request: SweepRequest, image_size: ImageSize | None) -> Build
     assert request.profile is not None
     pruned = tuple(ratio for ratio in request.keep_ratios if ratio != 1)
     return BuildRequest(
-        model=request.model,
+        model=request.model.model_copy(update={"image_size": image_size}),
         profiles=(request.profile,),
         out=Path(),  # the cache's own
         keep_ratios=pruned or (1.0,),
         methods=request.methods if pruned else (DEFAULT_METHOD,),
         preset=request.preset,
-        weights=request.weights,
-        checkpoint=request.checkpoint,
-        image_size=image_size,
-        crop_pct=request.crop_pct,
-        preprocess=request.preprocess,
     )
 
 

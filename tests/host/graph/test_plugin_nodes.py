@@ -22,9 +22,10 @@ from onnx.reference import ReferenceEvaluator
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import GraphSpec, export_onnx, specialise
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
@@ -493,7 +494,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, digit_images: list[Path]) -
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.target.runtime.inputs import load_pixels
 
-    model = load_model("vit_digits")
+    model = load_model(ModelSource(name="vit_digits"))
     return trained(model, load_pixels(digit_images[:6], model.preprocess), tmp_path_factory.mktemp("digits"))
 
 
@@ -502,7 +503,13 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path) -> Tra
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.target.runtime.inputs import load_pixels
 
-    model = load_model("deit_t", checkpoint=realdata / "deit_tiny_patch16_224.fp16.safetensors", crop_pct=0.875)
+    model = load_model(
+        ModelSource(
+            name="deit_t",
+            checkpoint=realdata / "deit_tiny_patch16_224.fp16.safetensors",
+            preprocess=PreprocessOptions(crop_pct=0.875),
+        )
+    )
     paths = sorted((realdata / "images").glob("*.jpg"))
     images = load_pixels(paths[:: len(paths) // 6][:6], model.preprocess)
     return trained(model, images, tmp_path_factory.mktemp("photographs"))

@@ -17,6 +17,8 @@ from helpers.models import pixels
 from helpers.sessions import run_graph, serialised
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import Precision
 from ztdeploy.host.export import export_onnx, specialise
 from ztdeploy.host.graph.precision import to_precision
@@ -321,7 +323,9 @@ class TestPhotographs:
         from ztdeploy.target.runtime.inputs import load_pixels
 
         checkpoint = realdata / "deit_tiny_patch16_224.fp16.safetensors"
-        model = load_model("deit_t", checkpoint=checkpoint, crop_pct=0.875)
+        model = load_model(
+            ModelSource(name="deit_t", checkpoint=checkpoint, preprocess=PreprocessOptions(crop_pct=0.875))
+        )
         photographs = sorted((realdata / "images").glob("*.jpg"))
         image = load_pixels(photographs[:: len(photographs) // 64][:64], model.preprocess)
         with PrunedModel(model.adapter, uniform_schedule(0.7, 12)) as module:

@@ -13,7 +13,7 @@ import torch
 from helpers.dialects import dinov2_names, tower_names, vit_names
 from helpers.errors import refused
 from helpers.families import images_for, member
-from helpers.models import randomised
+from helpers.models import loaded, randomised
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from ztdeploy.host.models.behaviour import check_activation
 from ztdeploy.host.models.checkpoint import load_strictly, tables_in
 from ztdeploy.host.models.class_names import read_class_names
 from ztdeploy.host.models.layouts import Fit, best_fit
-from ztdeploy.host.models.loading import load_model, sketch
+from ztdeploy.host.models.loading import sketch
 from ztdeploy.host.models.lvvit_module import make_lvvit
 
 State = dict[str, Tensor]
@@ -34,7 +34,7 @@ def fitted(data: Any, name: str, **arguments: Any) -> Fit:
     return best_fit(tables, member(name, 5, **arguments), "c.pth")
 
 
-def loaded(state: State, name: str) -> nn.Module:
+def filled(state: State, name: str) -> nn.Module:
     """Another model of that name, filled with it."""
     fit = fitted(state, name)
     model = member(name, 2, num_classes=fit.classes or 0)
@@ -308,13 +308,13 @@ def test_what_the_transformers_library_saves_is_read(name: str, rename: Any) -> 
     assert not state.keys() & model.state_dict().keys()
     for saved in (state, {f"model.{key}": tensor for key, tensor in state.items()}):
         assert fitted(saved, name).classes == 7
-        same_answers(name, loaded(saved, name), model)
+        same_answers(name, filled(saved, name), model)
 
 
 def test_siglips_attention_pooling_is_read() -> None:
     name = "vit_base_patch16_siglip_224"
     model = member(name, 1, num_classes=0)
-    same_answers(name, loaded(tower_names(model.state_dict()), name), model)
+    same_answers(name, filled(tower_names(model.state_dict()), name), model)
 
 
 def test_layer_scales_under_deit_threes_first_names_are_read() -> None:
@@ -324,7 +324,7 @@ def test_layer_scales_under_deit_threes_first_names_are_read() -> None:
         key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
         for key, value in model.state_dict().items()
     }
-    same_answers(name, loaded(state, name), model)
+    same_answers(name, filled(state, name), model)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "beit_base_patch16_224", "lvvit_s"])
@@ -356,18 +356,18 @@ def deit(tmp_path: Path) -> Path:
 
 def test_a_head_of_ones_own_with_names(deit: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n", encoding="utf-8")
-    model = load_model("deit_t", checkpoint=deit, class_names=tmp_path / "names.txt")
+    model = loaded("deit_t", checkpoint=deit, class_names=tmp_path / "names.txt")
     assert model.adapter.architecture.num_classes == 3
     assert model.class_names == ("cat", "dog", "owl")
-    assert load_model("deit_t", checkpoint=deit).class_names is None
+    assert loaded("deit_t", checkpoint=deit).class_names is None
 
 
 def test_a_thousand_classes_of_ones_own_are_not_imagenets(tmp_path: Path) -> None:
     torch.save(timm.create_model(NAME, num_classes=1000).state_dict(), tmp_path / "c.pth")
-    model = load_model("deit_t", checkpoint=tmp_path / "c.pth")
+    model = loaded("deit_t", checkpoint=tmp_path / "c.pth")
     assert model.class_names is None
     assert any("--class-names" in remark for remark in model.remarks)
-    named = load_model("deit_t", checkpoint=tmp_path / "c.pth", class_names=Path("imagenet"))
+    named = loaded("deit_t", checkpoint=tmp_path / "c.pth", class_names=Path("imagenet"))
     assert named.class_names is not None
     assert named.class_names[:2] == ("tench", "goldfish")
     assert not any("--class-names" in remark for remark in named.remarks)
@@ -406,11 +406,11 @@ def test_weights_that_want_another_activation(
 
 
 def test_a_siblings_checkpoint_names_the_sibling(deit: Path) -> None:
-    message = refused(lambda: load_model("deit_s", checkpoint=deit), "mis-shaped", kind=CheckpointError)
+    message = refused(lambda: loaded("deit_s", checkpoint=deit), "mis-shaped", kind=CheckpointError)
     assert "--model deit_t" in message
     state = timm.create_model("deit_tiny_patch16_224").state_dict()
     torch.save(state, deit)
-    refused(lambda: load_model("deit_s", checkpoint=deit), "it is of 'deit_t'", "--model deit_t", kind=CheckpointError)
+    refused(lambda: loaded("deit_s", checkpoint=deit), "it is of 'deit_t'", "--model deit_t", kind=CheckpointError)
 
 
 def test_lv_vit_reads_its_published_names(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_lv_vit_reads_its_published_names(tmp_path: Path) -> None:
     assert wanted | {"blocks.11.attn.qkv.weight", "blocks.0.mlp.fc2.bias", "norm.weight", "aux_head.bias"} <= names
     assert "blocks.0.attn.qkv.bias" not in names
     save_file(model.state_dict(), tmp_path / "lvvit.safetensors")
-    found = load_model("lvvit_t", checkpoint=tmp_path / "lvvit.safetensors")
+    found = loaded("lvvit_t", checkpoint=tmp_path / "lvvit.safetensors")
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         tokens = model.forward_features(images)

@@ -13,17 +13,17 @@ import torch
 import typer
 from helpers.dialects import vit_names
 from helpers.errors import refused
-from helpers.models import randomised
+from helpers.models import loaded, randomised
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
 import ztdeploy.host.models.hub
-from ztdeploy.cli.options import preprocess_options
+from ztdeploy.cli.options import model_source
 from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError, ZtdeployError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.host.models.folders import shards_of
-from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.sources import folder_word
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import bundle_key
@@ -75,7 +75,7 @@ def same(model: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize("layout", [of_timm, of_transformers])
 def test_a_folder_says_all_about_its_weights(tmp_path: Path, layout: Callable[..., Path]) -> None:
     model = small()
-    found = load_model(f"local-dir:{layout(tmp_path, model)}")
+    found = loaded(f"local-dir:{layout(tmp_path, model)}")
     same(found.adapter.model, model)
     assert (found.timm_name, found.weights_source) == (
         NAME if layout is of_timm else "vit_base_patch16_224",
@@ -93,12 +93,12 @@ def test_a_folder_says_all_about_its_weights(tmp_path: Path, layout: Callable[..
 def test_shards_make_one_table(tmp_path: Path) -> None:
     model = small()
     folder = of_transformers(tmp_path, model, shards=3)
-    same(load_model(f"local-dir:{folder}").adapter.model, model)
+    same(loaded(f"local-dir:{folder}").adapter.model, model)
     index = folder / "model.safetensors.index.json"
     for checkpoint in (folder, index):
-        refused(lambda: load_model(NAME, checkpoint=checkpoint), "mis-shaped: cls_token", kind=CheckpointError)  # noqa: B023
+        refused(lambda: loaded(NAME, checkpoint=checkpoint), "mis-shaped: cls_token", kind=CheckpointError)  # noqa: B023
     (folder / "model-00002-of-00003.safetensors").unlink()
-    refused(lambda: load_model(f"local-dir:{folder}"), "model-00002", kind=CheckpointError)
+    refused(lambda: loaded(f"local-dir:{folder}"), "model-00002", kind=CheckpointError)
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -106,7 +106,7 @@ def test_a_folder_beside_a_models_name(tmp_path: Path, as_file: bool) -> None:
     model = small()
     folder = of_timm(tmp_path, model)
     checkpoint = folder / "model.safetensors" if as_file else folder
-    found = load_model(NAME, checkpoint=checkpoint)
+    found = loaded(NAME, checkpoint=checkpoint)
     same(found.adapter.model, model)
     assert found.preprocess.mean == MEAN
     assert found.class_names == ("ant", "bee", "cat", "dog")
@@ -114,10 +114,10 @@ def test_a_folder_beside_a_models_name(tmp_path: Path, as_file: bool) -> None:
 
 def test_a_folder_of_another_model(tmp_path: Path) -> None:
     folder = of_timm(tmp_path, small())
-    refused(lambda: load_model("deit_t", checkpoint=folder), "local-dir:", NAME, kind=ModelError)
+    refused(lambda: loaded("deit_t", checkpoint=folder), "local-dir:", NAME, kind=ModelError)
     state = timm.create_model("deit_tiny_patch16_224", num_classes=2).state_dict()
     torch.save(state, tmp_path / "other.pth")
-    found = load_model("deit_t", checkpoint=tmp_path / "other.pth")
+    found = loaded("deit_t", checkpoint=tmp_path / "other.pth")
     assert "the config.json beside it is of another model: not used" in found.remarks
     assert found.preprocess.mean != MEAN
 
@@ -126,7 +126,7 @@ def test_a_folder_of_another_model(tmp_path: Path) -> None:
 def test_a_file_of_that_name_that_is_something_else(tmp_path: Path, content: str) -> None:
     torch.save(timm.create_model("deit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "c.pth")
     (tmp_path / "config.json").write_text(content)
-    assert load_model("deit_t", checkpoint=tmp_path / "c.pth").preprocess_sources["mean"].startswith("timm's")
+    assert loaded("deit_t", checkpoint=tmp_path / "c.pth").preprocess_sources["mean"].startswith("timm's")
 
 
 def test_what_transformers_computes_otherwise(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_transformers_computes_otherwise(tmp_path: Path) -> None:
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-3
-    found = load_model(f"local-dir:{of_transformers(tmp_path, model, hidden_act='quick_gelu', layer_norm_eps=1e-3)}")
+    found = loaded(f"local-dir:{of_transformers(tmp_path, model, hidden_act='quick_gelu', layer_norm_eps=1e-3)}")
     same(found.adapter.model, model)
 
 
@@ -145,24 +145,24 @@ def test_a_distilled_model_of_which_one_head_is_used(tmp_path: Path) -> None:
     state = {**model.state_dict(), "dist_token": model.state_dict()["reg_token"]}
     names = {n.replace("cls_classifier", "classifier"): tensor for n, tensor in vit_names(state, "deit").items()}
     torch.save(names, folder / "pytorch_model.bin")
-    same(load_model(f"local-dir:{folder}").adapter.model, model)
+    same(loaded(f"local-dir:{folder}").adapter.model, model)
 
 
 def test_names_for_other_classes_are_no_names(tmp_path: Path) -> None:
-    found = load_model(f"local-dir:{of_timm(tmp_path, small(classes=7))}")
+    found = loaded(f"local-dir:{of_timm(tmp_path, small(classes=7))}")
     assert found.class_names is None
     assert any("name 4 classes, and there are 7" in remark for remark in found.remarks)
 
 
 def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
     torch.save(timm.create_model("deit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "c.pth")
-    found = load_model("deit_t", checkpoint=tmp_path / "c.pth")
+    found = loaded("deit_t", checkpoint=tmp_path / "c.pth")
     (line,) = (remark for remark in found.remarks if "assumed" in remark)
     assert "mean 0.485 0.456 0.406" in line
     assert "--mean" in line
     assert found.preprocess_sources["mean"] == "timm's for deit_tiny_patch16_224"
     options = PreprocessOptions(mean=MEAN, std=STD, interpolation="lanczos", crop_mode="squash", crop_pct=1.0)
-    given = load_model("deit_t", checkpoint=tmp_path / "c.pth", preprocess=options)
+    given = loaded("deit_t", checkpoint=tmp_path / "c.pth", preprocess=options)
     assert (given.preprocess.mean, given.preprocess.interpolation, given.preprocess.crop_mode) == (
         MEAN,
         "lanczos",
@@ -170,7 +170,7 @@ def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
     )
     assert not any("assumed" in remark for remark in given.remarks)
     assert given.preprocess_sources["std"] == "option"
-    assert load_model("deit_t", weights="random").remarks == ()
+    assert loaded("deit_t", weights="random").remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -178,22 +178,23 @@ def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
     [{"mean": (float("nan"),) * 3}, {"std": (0.0, 1.0, 1.0)}, {"std": (-1.0,) * 3}, {"mean": (float("inf"),) * 3}],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
-    refused(lambda: load_model("vit_digits", preprocess=PreprocessOptions(**options)), "mean", kind=ModelError)
+    refused(lambda: loaded("vit_digits", preprocess=PreprocessOptions(**options)), "mean", kind=ModelError)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0.5,", "0.5;0.5", "nan,1,1", "inf", "1e999", "0.5 0.5 0.5"])
 @pytest.mark.parametrize("option", ["mean", "std"])
 def test_what_is_no_list_of_numbers(text: str, option: str) -> None:
     with pytest.raises(typer.BadParameter):
-        preprocess_options(**{"mean": None, "std": None, "interpolation": None, "crop_mode": None, option: text})
+        model_source("m", **{option: text})
 
 
 def test_options_as_they_are_typed() -> None:
-    found = preprocess_options("0.5,0,-1", "0.5, 1,2", "bilinear", "squash")
+    asked = model_source("m", mean="0.5,0,-1", std="0.5, 1,2", interpolation="bilinear", crop_mode="squash")
+    found = asked.preprocess
     assert (found.mean, found.std) == ((0.5, 0.0, -1.0), (0.5, 1.0, 2.0))
     assert (found.interpolation, found.crop_mode) == ("bilinear", "squash")
     with pytest.raises(typer.BadParameter):
-        preprocess_options(None, "0.5,0,1", None, None)
+        model_source("m", std="0.5,0,1")
 
 
 def test_a_cached_bundle_is_of_these_files(tmp_path: Path) -> None:
@@ -203,10 +204,12 @@ def test_a_cached_bundle_is_of_these_files(tmp_path: Path) -> None:
     for change in (None, "config.json", "model.safetensors"):
         if change is not None:
             (folder / change).write_bytes((folder / change).read_bytes() + b" ")
-        keys += [bundle_key(BuildRequest(f"local-dir:{folder}", ("cpu",), tmp_path / "out"))]
-        keys += [bundle_key(BuildRequest(NAME, ("cpu",), tmp_path / "out", checkpoint=folder))]
+        keys += [bundle_key(BuildRequest(ModelSource(name=f"local-dir:{folder}"), ("cpu",), tmp_path / "out"))]
+        keys += [bundle_key(BuildRequest(ModelSource(name=NAME, checkpoint=folder), ("cpu",), tmp_path / "out"))]
     mean = PreprocessOptions(mean=(0.5,))
-    keys += [bundle_key(BuildRequest(NAME, ("cpu",), tmp_path / "out", checkpoint=folder, preprocess=mean))]
+    keys += [
+        bundle_key(BuildRequest(ModelSource(name=NAME, checkpoint=folder, preprocess=mean), ("cpu",), tmp_path / "out"))
+    ]
     assert len(set(keys)) == 7
 
 
@@ -304,18 +307,18 @@ def test_folders_that_hold_no_model(
     tmp_path: Path, fill: Callable[[Path], None], fragment: str, kind: type[ZtdeployError]
 ) -> None:
     fill(tmp_path)
-    refused(lambda: load_model(f"local-dir:{tmp_path}"), fragment, kind=kind)
+    refused(lambda: loaded(f"local-dir:{tmp_path}"), fragment, kind=kind)
 
 
 @pytest.mark.parametrize("name", ["local-dir:", "hf-hub:", "file:/x", "http://x/y", "C:\\x", ":", "s3:x"])
 def test_places_of_no_known_kind(name: str) -> None:
-    refused(lambda: load_model(name), "local-dir:DIR", kind=ModelError)
+    refused(lambda: loaded(name), "local-dir:DIR", kind=ModelError)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    refused(lambda: load_model(str(tmp_path)), f"local-dir:{tmp_path}", kind=ModelError)
-    refused(lambda: load_model(f"local-dir:{tmp_path / 'none'}"), "not a folder", kind=ModelError)
-    refused(lambda: load_model("deit_t", checkpoint=tmp_path), "no such file", kind=CheckpointError)
+    refused(lambda: loaded(str(tmp_path)), f"local-dir:{tmp_path}", kind=ModelError)
+    refused(lambda: loaded(f"local-dir:{tmp_path / 'none'}"), "not a folder", kind=ModelError)
+    refused(lambda: loaded("deit_t", checkpoint=tmp_path), "no such file", kind=CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +367,7 @@ def cached(cache: Path, repository: str, fill: Callable[..., Path], *arguments: 
 def test_a_repository_that_is_cached_needs_no_hub(hub_cache: Path, prefix: str, shards: int) -> None:
     model = small()
     cached(hub_cache, "somebody/model", of_transformers, model, shards)
-    found = load_model(f"{prefix}somebody/model")
+    found = loaded(f"{prefix}somebody/model")
     same(found.adapter.model, model)
     assert (found.weights_source, found.weights_origin) == ("pretrained", "hf-hub:somebody/model")
     assert found.class_names == ("ant", "bee", "cat", "dog")
@@ -373,12 +376,12 @@ def test_a_repository_that_is_cached_needs_no_hub(hub_cache: Path, prefix: str, 
 
 @pytest.mark.parametrize("name", ["somebody/absent", "absent", "somebody/absent@v2", "timm/vit_tiny_patch16_224.x"])
 def test_a_repository_that_cannot_be_had(hub_cache: Path, name: str) -> None:
-    refused(lambda: load_model(f"hf-hub:{name}"), name, "local-dir", kind=WeightsUnavailableError)
+    refused(lambda: loaded(f"hf-hub:{name}"), name, "local-dir", kind=WeightsUnavailableError)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "../x", "a b/c", "-x/y", "x" * 300])
 def test_what_no_repository_is_called(hub_cache: Path, name: str) -> None:
-    refused(lambda: load_model(f"hf-hub:{name}"), "a repository such as", kind=ModelError)
+    refused(lambda: loaded(f"hf-hub:{name}"), "a repository such as", kind=ModelError)
 
 
 @pytest.mark.parametrize(

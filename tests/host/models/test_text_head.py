@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from helpers.errors import refused
+from helpers.models import loaded
 from safetensors.numpy import save_file
 
 from ztdeploy.cli.app import run
 from ztdeploy.core.errors import CheckpointError, ModelError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.export import GraphSpec, export_onnx, specialise
-from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.text_head import read_text_embeddings
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
@@ -72,9 +73,9 @@ def test_what_is_no_such_file_or_no_such_model(tmp_path: Path) -> None:
     refused(lambda: read_text_embeddings(tmp_path / "texts.pth"), "'.pth'", ".safetensors", kind=CheckpointError)
     refused(lambda: read_text_embeddings(tmp_path / "no.safetensors"), "is not a file", kind=CheckpointError)
     path = file_of(tmp_path, text_embeds=drawn(3, 12))
-    refused(lambda: load_model("vit_digits", text_head=path), "dimension 12", "10, as the model", kind=CheckpointError)
+    refused(lambda: loaded("vit_digits", text_head=path), "dimension 12", "10, as the model", kind=CheckpointError)
     for name in ("deit_tiny_distilled_patch16_224", "lvvit_t"):
-        refused(lambda: load_model(name, weights="random", text_head=path), "text head", kind=ModelError)  # noqa: B023
+        refused(lambda: loaded(name, weights="random", text_head=path), "text head", kind=ModelError)  # noqa: B023
 
 
 def test_a_bundle_answers_with_scaled_cosines(digits_bundle: Path, tmp_path: Path) -> None:
@@ -83,12 +84,10 @@ def test_a_bundle_answers_with_scaled_cosines(digits_bundle: Path, tmp_path: Pat
     path = file_of(tmp_path, text_features=matrix, logit_scale=np.float32([math.log(20)]), logit_bias=np.float32([-3]))
     (tmp_path / "names.txt").write_text("a cat\na dog\na house\na tree\n")
     request = BuildRequest(
-        model="vit_digits",
+        model=ModelSource(name="vit_digits", text_head=path, class_names=tmp_path / "names.txt"),
         profiles=("cpu", "jetson-orin"),
         keep_ratios=(0.7,),
         out=tmp_path / "bundle",
-        text_head=path,
-        class_names=tmp_path / "names.txt",
     )
     bundle = build(request)  # which proves both engines against PyTorch
     verify_bundle(bundle.root, None, lambda *_: None)
@@ -116,7 +115,7 @@ def test_a_bundle_answers_with_scaled_cosines(digits_bundle: Path, tmp_path: Pat
 
 def test_it_stays_in_fp32_where_blocks_do_not(tmp_path: Path) -> None:
     """The squares of an embedding's numbers overflow fp16; Turing has no fp32 product, and gets one of unit lengths."""
-    model = load_model("vit_digits", text_head=file_of(tmp_path, text_features=drawn(4, 10)))
+    model = loaded("vit_digits", text_head=file_of(tmp_path, text_features=drawn(4, 10)))
     dense = default_schedule(1.0, model.adapter.architecture)
     spec = GraphSpec(20, "float32", 1)
     with PrunedModel(model.adapter, dense) as pruned:

@@ -12,6 +12,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, ZtdeployError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.tune.identity import check_same
 from ztdeploy.jobs.tune.sampling import SeededByTrial, quiet, sampler
 from ztdeploy.jobs.tune.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
@@ -21,7 +22,7 @@ from ztdeploy.report.tune.request import SamplerName, TuneRequest
 
 def request(sampler: SamplerName = "tpe", **more: Any) -> TuneRequest:
     budget = Budget(kind="gmacs", value=1)
-    return TuneRequest(model="m", data=Path("d"), budget=budget, sampler=sampler, **more)
+    return TuneRequest(model=ModelSource(name="m"), data=Path("d"), budget=budget, sampler=sampler, **more)
 
 
 def study_in(folder: Path, sampler: SamplerName = "tpe") -> Study:

@@ -18,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.tune.run import _cost_of
 from ztdeploy.jobs.tune.search import KL, PRICE, SCHEDULE
 from ztdeploy.jobs.tune.space import choose, schedule_of
@@ -28,7 +29,9 @@ from ztdeploy.report.tune.cost import GmacsCost
 from ztdeploy.report.tune.request import TuneRequest
 
 SEARCH: Any = SimpleNamespace(methods=("novelty-merge", "zero-tprune"), architecture=DEIT_TINY, latest=7, limit=1.0)
-REQUEST = TuneRequest(model="m", data=Path("d"), budget=Budget(kind="gmacs", value=1), sampler="random")
+REQUEST = TuneRequest(
+    model=ModelSource(name="m"), data=Path("d"), budget=Budget(kind="gmacs", value=1), sampler="random"
+)
 DONE = 6
 
 

@@ -19,6 +19,7 @@ from helpers.options import case_name, diagonal
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, MissingExtraError, ProfileError, ZtdeployError
 from ztdeploy.core.manifest import GraphRecord
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, Int8Options, TensorRtOptions, read_profile
 from ztdeploy.host.pruning import METHODS
@@ -332,7 +333,7 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
     from ztdeploy.host.models.vit import VitAdapter
     from ztdeploy.host.pruning.pruned_model import PrunedModel
 
-    model = load_model("vit_digits")
+    model = load_model(ModelSource(name="vit_digits"))
     inner: Any = model.adapter.model
     inner.blocks = inner.blocks[:3]
     adapter, traces = VitAdapter(inner, model.preprocess.image_size), dict[Any, ir.Model]()

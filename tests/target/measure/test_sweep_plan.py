@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import InputError, ScheduleError
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.measure.sweep_plan import (
@@ -29,7 +30,9 @@ from ztdeploy.target.measure.sweep_plan import (
 )
 from ztdeploy.target.measure.sweep_report import SweepRequest
 
-REQUEST = SweepRequest(model="vit_digits", profile="cpu", batches=(1, 8), threads=(1, 2), warmup_s=0, duration_s=2)
+REQUEST = SweepRequest(
+    model=ModelSource(name="vit_digits"), profile="cpu", batches=(1, 8), threads=(1, 2), warmup_s=0, duration_s=2
+)
 
 
 @pytest.fixture

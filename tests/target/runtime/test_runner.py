@@ -13,6 +13,7 @@ from PIL import Image
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import ImageError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.target.runtime.inputs import load_pixels
 from ztdeploy.target.runtime.runner import load
@@ -51,7 +52,9 @@ def other_graphs(tmp_path_factory, traces):
     for name, text in PROFILES.items():
         (folder / f"{name}.toml").write_text(head + text)
     profiles = tuple(str(folder / f"{name}.toml") for name in PROFILES)
-    build(BuildRequest(model="vit_digits", profiles=profiles, keep_ratios=(0.5,), out=folder / "bundle"))
+    build(
+        BuildRequest(model=ModelSource(name="vit_digits"), profiles=profiles, keep_ratios=(0.5,), out=folder / "bundle")
+    )
     return folder / "bundle"
 
 

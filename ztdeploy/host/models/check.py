@@ -8,6 +8,7 @@ from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.schedule import Architecture
@@ -40,7 +41,7 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     """
     from ztdeploy.host.models.loading import sketch, sketched_size
 
-    source = source_of(name, None, "random")
+    source = source_of(ModelSource(name=name, weights="random"))
     if image_size is None and source.description is not None:
         image_size = source.description.image_size
     model = sketch(source.name, image_size, source.arguments)

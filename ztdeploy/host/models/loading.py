@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ztdeploy.core.errors import CheckpointError, MissingExtraError, ModelError, WeightsUnavailableError, nearest
-from ztdeploy.core.manifest import TextHeadRecord, WeightsSource
-from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions, PreprocessSpec, given
+from ztdeploy.core.manifest import TextHeadRecord
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, PreprocessSpec, given
 from ztdeploy.core.text import first_line
 from ztdeploy.host.models import adapt, hub, refused
 from ztdeploy.host.models.catalogue import CATALOGUE, MODULES, CatalogueEntry, near_short_name
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 RANDOM_SEED = 0
 _AS_PUBLISHED: Mapping[str, Any] = {}
-_AS_TRAINED = PreprocessOptions()
 _NOTHING_SAID = Description("timm", None)
 _NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet' those of ImageNet-1k)"
 
@@ -65,33 +65,8 @@ class LoadedModel:
         return given(self.adapter.output, self.adapter.architecture.num_classes)
 
 
-def load_model(
-    name: str,
-    *,
-    weights: WeightsSource = "pretrained",
-    checkpoint: Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    preprocess: PreprocessOptions = _AS_TRAINED,
-    class_names: Path | None = None,
-    output: Output = "logits",
-    text_head: Path | None = None,
-    activation: Activation | None = None,
-) -> LoadedModel:
+def load_model(asked: ModelSource) -> LoadedModel:
     """Create a model and fill it with weights.
-
-    Args:
-        name: a short name of the catalogue, any name that timm knows, `local-dir:DIR`, or `hf-hub:OWNER/NAME`.
-        weights: "pretrained" (the hub, its cache, or the package), or "random" for latency only.
-        checkpoint: a file, an index of shards, or a folder that takes the place of `weights`.
-        image_size: side of the input in pixels, or height and width, where it shall differ from the model's own, or
-            from the square that a checkpoint's positions are taken for.
-        crop_pct: image size over the length that the shorter side is resized to, where it shall differ.
-        preprocess: what else of the pre-processing shall differ.
-        class_names: a file with a name for each class; "imagenet" for those of ImageNet-1k.
-        output: what the model shall give.
-        text_head: a file of text embeddings that its logits shall come from, see `models.text_head`.
-        activation: what its logits mean; by default what its head suggests.
 
     Raises:
         InputError: the class names are not as many as the classes, or the activation says nothing about the head.
@@ -108,14 +83,14 @@ def load_model(
     from ztdeploy.host.models.shapes import channels_of
     from ztdeploy.host.models.text_head import read_text_embeddings
 
-    source = source_of(name, checkpoint, weights)
+    source = source_of(asked)
     said = source.description or _NOTHING_SAID
-    size = _size(said.image_size if image_size is None else image_size)
-    texts = None if text_head is None else read_text_embeddings(text_head)
-    filled = _filled(source, size, output)
+    size = asked.image_size or said.image_size
+    texts = None if asked.text_head is None else read_text_embeddings(asked.text_head)
+    filled = _filled(source, size, asked.output)
     model, remarks = filled.model, filled.remarks
     names, unnamed = _class_names(source, model, filled.class_names)
-    remarks += unnamed if class_names is None else ()
+    remarks += unnamed if asked.class_names is None else ()
     if said.layer_norm_eps is not None:
         set_epsilon(model, said.layer_norm_eps)
     elif source.is_timms or source.is_foreign:
@@ -124,24 +99,24 @@ def load_model(
     prepared = preprocessing_of(
         filled.config,
         said.preprocess,
-        preprocess if crop_pct is None else preprocess.model_copy(update={"crop_pct": crop_pct}),
-        sources={**said.sources, **({} if image_size is None else {"image_size": OPTION})},
+        asked.preprocess,
+        sources={**said.sources, **({} if asked.image_size is None else {"image_size": OPTION})},
         default="that of the package" if source.shipped else f"timm's for {source.timm_name}",
         size=filled.image_size,
         channels=channels_of(model),
         doubtful=source.kind == "checkpoint" and source.shipped is None,
     )
     adapter = adapt(model.eval(), prepared.spec.image_size)
-    adapter.give(output)
+    adapter.give(asked.output)
     if texts is not None:
         adapter.answer_with(texts)
         names = None  # those of the head that it had
     classes = adapter.architecture.num_classes
-    meaning = meaning_of(classes, activation, said.problem_type)
-    if class_names is not None:
-        names = read_class_names(class_names, classes)
+    meaning = meaning_of(classes, asked.activation, said.problem_type)
+    if asked.class_names is not None:
+        names = read_class_names(asked.class_names, classes)
     return LoadedModel(
-        name=name,
+        name=asked.name,
         timm_name=source.timm_name,
         adapter=adapter,
         preprocess=prepared.spec,
@@ -150,7 +125,7 @@ def load_model(
         weights_source=source.kind,
         weights_origin=filled.origin,
         weights_sha256=parameters_sha256(model),
-        entry=CATALOGUE.get(name),
+        entry=CATALOGUE.get(asked.name),
         text_head=None if texts is None else texts.record,
         remarks=(*remarks, *prepared.assumed, *(() if meaning.remark is None else (meaning.remark,))),
         activation=meaning.activation,
@@ -213,13 +188,6 @@ def _class_names(
     if names and len(names) != classes:
         return names, (f"the files name {len(names)} classes, and there are {classes}: none is named",)
     return names, (_NAMELESS,) if published and not names else ()
-
-
-def _size(asked: int | tuple[int, int] | None) -> ImageSize | None:
-    try:
-        return None if asked is None else ImageSize.of(asked)
-    except ValueError as error:
-        raise ModelError(f"image size {asked}", str(error), "change --image-size") from error
 
 
 def sketch(name: str, image_size: ImageSize | None = None, arguments: Mapping[str, Any] = _AS_PUBLISHED) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ztdeploy.core.errors import CheckpointError, ModelError
 from ztdeploy.core.manifest import WeightsSource
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.text import printable
 from ztdeploy.host.models import hub
 from ztdeploy.host.models.catalogue import CATALOGUE
@@ -72,18 +73,15 @@ class Source:
         return published_names(model) if self.origin.startswith(f"{HUB}:timm/") else None
 
 
-def source_of(name: str, checkpoint: Path | None, weights: WeightsSource) -> Source:
+def source_of(asked: ModelSource) -> Source:
     """Resolve what was typed; the hub is asked where it is named, and nothing is read but configurations.
-
-    Args:
-        name: a short name, timm's name, `local-dir:DIR` or `hf-hub:OWNER/NAME[@REVISION]`.
-        checkpoint: a file of weights, an index of shards, or a folder; it takes the place of all other weights.
 
     Raises:
         ModelError: a place of no known kind, or one that says of which model its weights are and timm has none such.
         CheckpointError: a folder without weights, or with a damaged configuration.
         WeightsUnavailableError: neither the hub nor its cache has it.
     """
+    name, checkpoint, weights = asked.name, asked.checkpoint, asked.weights
     kind, colon, place = name.partition(":")
     if colon:
         return _of_place(kind, place, checkpoint, weights)
@@ -97,13 +95,13 @@ def source_of(name: str, checkpoint: Path | None, weights: WeightsSource) -> Sou
     return Source(name, weights)
 
 
-def files_behind(name: str, checkpoint: Path | None, weights: WeightsSource) -> list[Path]:
+def files_behind(asked: ModelSource) -> list[Path]:
     """All files that decide what model comes of what was typed; none for timm's own and those of the package.
 
     Raises:
         ZtdeployError: see `source_of`.
     """
-    source = source_of(name, checkpoint, weights)
+    source = source_of(asked)
     if source.kind == "shipped":
         return []
     folders = dict.fromkeys(path.parent for path in source.files)

@@ -173,11 +173,6 @@ def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: P
             profiles=(request.profile,),
             out=folder / "bundle",
             schedules=tuple(files),
-            weights=request.weights,
-            checkpoint=request.checkpoint,
-            image_size=request.image_size,
-            crop_pct=request.crop_pct,
-            preprocess=request.preprocess,
         )
         return cached_bundle(build, cache, progress)
 

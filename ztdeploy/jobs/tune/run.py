@@ -66,7 +66,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
         KeyboardInterrupt: handed on; the study holds all trials that were finished.
     """
     check_request(request)
-    progress(f"loading {request.model}", 0, 1)
+    progress(f"loading {request.model.name}", 0, 1)
     subject, caches = Subject.load(request), cache_folder(cache)
     with tune_folder(out, own_study=request.storage is None) as begun:
         url = storage_url(request, out)
@@ -136,17 +136,10 @@ class Subject:
         Raises:
             ImageError, InputError, ModelError: see `tune`.
         """
-        model = load_model(
-            request.model,
-            weights=request.weights,
-            checkpoint=request.checkpoint,
-            image_size=request.image_size,
-            crop_pct=request.crop_pct,
-            preprocess=request.preprocess,
-        )
+        model = load_model(request.model)
         if not model.adapter.architecture.num_classes:
             raise InputError(
-                f"model '{request.model}' has no classifier", "a model that names classes", "choose another"
+                f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
             )
         check_classifies(model)
         tuning, rest = read_halves(request, model)

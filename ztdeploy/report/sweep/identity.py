@@ -35,7 +35,8 @@ def images(report: SweepReport) -> str:
 def model(report: SweepReport) -> str:
     if report.runs:
         return report.runs[0].bundle.model
-    return report.request.model or (report.request.bundle.name if report.request.bundle else "sweep")
+    request = report.request
+    return request.model.name if request.model else request.bundle.name if request.bundle else "sweep"
 
 
 def machine(run: BenchReport) -> str:

@@ -12,7 +12,7 @@ from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.target.measure.environment import Machine
 from ztdeploy.target.measure.statistics import Interval
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-tune"] = "ztdeploy-tune"
 State = Literal["complete", "pruned", "failed"]
 
@@ -98,7 +98,7 @@ class Measured(Record):
 
 class TuneReport(Record):
     kind: Literal["ztdeploy-tune"] = KIND
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     created: str
     request: TuneRequest
     storage: str  #: without a password

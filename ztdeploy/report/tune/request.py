@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ztdeploy.core.errors import InputError, did_you_mean
-from ztdeploy.core.manifest import WeightsSource
 from ztdeploy.core.methods import method_named
-from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.records import Record
 from ztdeploy.report.tune.budget import Budget
 
@@ -27,7 +26,7 @@ MOST_WORKERS = 64
 class TuneRequest(Record):
     """What to search for, and on what."""
 
-    model: str
+    model: ModelSource
     data: Path
     budget: Budget | None = None  #: None: the whole front, cost against fidelity
     profile: str | None = None  #: whose engines a budget in time is measured with
@@ -38,11 +37,6 @@ class TuneRequest(Record):
     storage: str | None = None  #: a database's URL; by default a SQLite file in the folder
     study: str = "tune"  #: its name in the storage
     max_drop: float | None = None  #: points of top-1 that the winner may lose on the tuning images
-    weights: WeightsSource = "pretrained"
-    checkpoint: Path | None = None
-    image_size: ImageSize | None = None
-    crop_pct: float | None = None
-    preprocess: PreprocessOptions = PreprocessOptions()
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
 from ztdeploy.core.setting import Setting
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress
 from ztdeploy.target.measure.statistics import summarise
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-sweep"] = "ztdeploy-sweep"
 #: What an operator does. "pruning" is everything inside a pruning layer, whatever it does there.
 Kind = Literal["linear", "attention", "norm", "activation", "elementwise", "data movement", "pruning", "other"]
@@ -22,18 +23,14 @@ Kind = Literal["linear", "attention", "norm", "activation", "elementwise", "data
 class SweepRequest(Record):
     """What to build and measure. Empty tuples and None stand for the defaults that are described."""
 
-    model: str | None  #: None: the variants of `bundle` as they are
+    model: ModelSource | None  #: None: the variants of `bundle` as they are
     bundle: Path | None = None
     profile: str | None = None
     methods: tuple[str, ...] = ()
     keep_ratios: tuple[float, ...] = ()  #: 1.0 is the dense model, which is always there
-    image_sizes: tuple[ImageSize, ...] = ()  #: by default the model's own
+    image_sizes: tuple[ImageSize, ...] = ()  #: one build of the model for each; by default its own
     batches: tuple[int, ...] = ()  #: by default the profile's smallest
     threads: tuple[int, ...] = ()  #: by default what the profile says
-    weights: Literal["pretrained", "random"] = "pretrained"
-    checkpoint: Path | None = None
-    crop_pct: float | None = None
-    preprocess: PreprocessOptions = PreprocessOptions()
     preset: str = "default"
     warmup_s: float = 0.5  #: per configuration
     duration_s: float = 4.0  #: per configuration, over all rounds
@@ -148,7 +145,7 @@ class Staircase(Record):
 
 class SweepReport(Record):
     kind: Literal["ztdeploy-sweep"] = KIND
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     progress: Progress
     request: SweepRequest
     variants: tuple[VariantFacts, ...]
