@@ -23,7 +23,7 @@ from ztdeploy.core.errors import (
     ScheduleError,
 )
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.progress import silent
 from ztdeploy.jobs import build as pipeline
 from ztdeploy.jobs import bundle_cache
@@ -138,11 +138,11 @@ def test_what_decides_a_bundles_content(tmp_path):
     profile.write_text('title = "x"\nbackend = "onnxruntime"\n')
     requests = [
         DIGITS,
-        replace(DIGITS, model="deit_s"),
-        replace(DIGITS, weights="random"),
-        replace(DIGITS, checkpoint=weights),
-        replace(DIGITS, image_size=64),
-        replace(DIGITS, crop_pct=1.0),
+        replace(DIGITS, model=ModelSource(name="deit_s")),
+        replace(DIGITS, model=ModelSource(name="vit_digits", weights="random")),
+        replace(DIGITS, model=ModelSource(name="vit_digits", checkpoint=weights)),
+        replace(DIGITS, model=ModelSource(name="vit_digits", image_size=64)),
+        replace(DIGITS, model=ModelSource(name="vit_digits", preprocess=PreprocessOptions(crop_pct=1.0))),
         replace(DIGITS, keep_ratios=(0.7, 0.5)),
         replace(DIGITS, methods=("wpr",)),
         replace(DIGITS, preset="paper"),
@@ -155,7 +155,8 @@ def test_what_decides_a_bundles_content(tmp_path):
     profile.write_text('title = "x"\nbackend = "onnxruntime"\nopset = 19\n')
     assert bundle_key(requests[3]) != keys[3]
     assert bundle_key(requests[-1]) != keys[-1]
-    refused(lambda: bundle_key(replace(DIGITS, checkpoint=tmp_path / "none.pth")), "none.pth", kind=CheckpointError)
+    missing = replace(DIGITS, model=ModelSource(name="vit_digits", checkpoint=tmp_path / "none.pth"))
+    refused(lambda: bundle_key(missing), "none.pth", kind=CheckpointError)
 
 
 # What cannot be built.
