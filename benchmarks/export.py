@@ -14,7 +14,8 @@ import time
 from benchmarks.machine import describe_machine
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

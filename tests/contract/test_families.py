@@ -26,7 +26,8 @@ from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
-from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models import FAMILIES, adapt
 from ztdeploy.host.models.adapter import ModelAdapter

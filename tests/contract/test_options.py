@@ -23,7 +23,8 @@ from ztdeploy.core.methods import COHERENCE_OPTIONS, METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan, plan
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import pruning_layer

@@ -18,7 +18,8 @@ from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
-from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build

@@ -18,7 +18,8 @@ from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import schedule_names, schedule_path
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
-from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

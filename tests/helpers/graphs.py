@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from helpers.models import PREPROCESS, pruned, variant
 from ztdeploy.core.locks import only_one
-from ztdeploy.host.export import GraphSpec, export_onnx
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
 
 SPEC = GraphSpec(20, "uint8", None)
 

@@ -21,7 +21,7 @@ from ztdeploy.core.errors import ParityError
 from ztdeploy.core.manifest import ParityRecord, VariantRecord
 from ztdeploy.core.processor import ONEDNN_LIMIT, REPORT
 from ztdeploy.core.profile import profile_names, read_profile
-from ztdeploy.host.graph.exact_products import with_exact_products
+from ztdeploy.host.graph.emulation import with_exact_products
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.parity import prove_products
 from ztdeploy.target.backends.int8 import exact_here, int8_note

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,50 +18,8 @@ from torch import Tensor, nn
 from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
-from ztdeploy.core.profile import Int8Options, Precision
-from ztdeploy.host.graph import apply_passes
-from ztdeploy.host.graph.board import for_old_parsers
-from ztdeploy.host.graph.fused_attention import fuse_attention
-from ztdeploy.host.graph.int8 import to_int8
-from ztdeploy.host.graph.precision import to_precision
-from ztdeploy.host.graph.static_int8 import Ranges, to_static_int8, within_int8
-from ztdeploy.host.graph.static_shapes import check_static_shapes
-from ztdeploy.host.graph.turing import without_fp32_products
+from ztdeploy.host.graph import GraphSpec, apply_passes
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """What distinguishes two graphs of the same pruned model. Profiles that agree on it share one graph."""
-
-    opset: int
-    image_input: ImageInput
-    batch: int | None  #: None is a dynamic batch axis
-    precision: Precision = "fp32"
-    turing: bool = False  #: must compile for compute capability 7.5
-    board: bool = False  #: must be read by the oldest TensorRT that boards have
-    fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
-    int8: Int8Options | None = None  #: of precision int8
-
-    @property
-    def traced(self) -> GraphSpec:
-        """The spec of the trace that the graph is made from."""
-        return replace(self, precision="fp32", turing=False, board=False, fused_attention_from=None, int8=None)
-
-    def label(self, others: Iterable[GraphSpec]) -> str:
-        """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
-        parts = {
-            "opset": f"opset{self.opset}",
-            "image_input": self.image_input,
-            "batch": f"batch-{'any' if self.batch is None else self.batch}",
-            "precision": self.precision,
-            "turing": "turing" if self.turing else "",
-            "board": "board" if self.board else "",
-            "int8": self.int8.label if self.int8 else "",
-            "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
-        }
-        differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
-        return "-".join(parts[name] for name in differing if parts[name])
 
 
 class Deployable(nn.Module):
@@ -123,7 +80,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     """Trace the module and clean the graph up; the same module gives the same bytes.
 
     Args:
-        noted: what the pruning layers note becomes outputs as well, behind the ordinary ones; see `graph.notes`.
+        noted: what the pruning layers note becomes outputs as well, behind the ordinary ones; see `graph.parts`.
 
     Returns:
         An ONNX model whose initialisers still live in memory, shared with the module's parameters.
@@ -151,40 +108,6 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
         value.name = name
     apply_passes(model)
     return model
-
-
-def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
-    """The graph that a spec asks for, from the fp32 trace, which stays as it is.
-
-    Args:
-        ranges: what int8 activations that are not dynamic need.
-    """
-    if spec == spec.traced:
-        return traced
-    model = _typed(traced, spec, ranges)
-    if spec.turing:
-        without_fp32_products(model)
-    if spec.board:
-        for_old_parsers(model)
-    if spec.fused_attention_from is not None:
-        fuse_attention(model, spec.fused_attention_from)
-    check_static_shapes(model)
-    return model
-
-
-def _typed(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None) -> ir.Model:
-    """A copy of the trace in the spec's precision."""
-    if spec.precision == "fp32":
-        return traced.clone()
-    if spec.precision == "int8":
-        options = spec.int8 or Int8Options()
-        if options.activations == "dynamic":
-            model = to_int8(traced, options)
-        else:
-            assert ranges is not None or not options.static, "static ranges have to be measured first"
-            model = to_static_int8(traced, options, ranges or {})
-        return to_precision(model, options.rest, within=within_int8(model, options))
-    return to_precision(traced, spec.precision)
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -23,9 +23,8 @@ from ztdeploy.core.manifest import GraphRecord, Manifest, ParityRecord, VariantR
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.export import Deployable
-from ztdeploy.host.graph.exact_products import with_exact_products
+from ztdeploy.host.graph.emulation import with_exact_products, with_rounding
 from ztdeploy.host.graph.integer_layers import integer_layers
-from ztdeploy.host.graph.rounding import with_rounding
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import prove, prove_layers, prove_products
 from ztdeploy.host.pruning.pruned_model import PrunedModel

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.preprocess_spec import PreprocessSpec
-from ztdeploy.host.export import GraphSpec
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.target.runtime.inputs import load_pixels
 from ztdeploy.target.runtime.preprocess import normalise
 

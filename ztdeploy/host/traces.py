@@ -26,8 +26,8 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from ztdeploy.core.cache import cache_errors
 from ztdeploy.core.files import make_folder, open_regular, remove_leftovers, write
 from ztdeploy.core.records import Record, from_json, to_json
+from ztdeploy.host.graph import Ranges
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
-from ztdeploy.host.graph.static_int8 import Ranges
 
 _SHA256 = r"^[0-9a-f]{64}$"
 

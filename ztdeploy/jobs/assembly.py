@@ -35,19 +35,18 @@ from ztdeploy.core.manifest import (
     VariantRecord,
     WeightsRecord,
 )
+from ztdeploy.core.names import PRUNE
 from ztdeploy.core.plan import plan
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.core.tools import tool_versions
 from ztdeploy.host.board_files import write_board_files
-from ztdeploy.host.export import Deployable, GraphSpec, export_onnx, specialise
-from ztdeploy.host.graph.blocks import blocks_graph
-from ztdeploy.host.graph.notes import notes_of, without_notes
+from ztdeploy.host.export import Deployable, export_onnx
+from ztdeploy.host.graph import GraphSpec, Ranges, specialise
+from ztdeploy.host.graph.parts import blocks_graph, notes_of, without_notes
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.host.graph.ranges import measure_ranges
 from ztdeploy.host.graph.shared_weights import SharedWeights
-from ztdeploy.host.graph.stable_names import PRUNE
-from ztdeploy.host.graph.static_int8 import Ranges
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models.catalogue import sample_images
 from ztdeploy.host.models.loading import LoadedModel

@@ -10,8 +10,9 @@ import torch
 from helpers.models import IMAGE_SIZE, PREPROCESS, variant
 
 from ztdeploy.core.keep_ratio import uniform_schedule
-from ztdeploy.host.export import GraphSpec, export_onnx
-from ztdeploy.host.graph.blocks import blocks_graph
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.parts import blocks_graph
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

@@ -21,10 +21,11 @@ from helpers.sessions import run_graph, serialised
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.profile import Precision
 from ztdeploy.core.schedule import LayerSpec
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
-from ztdeploy.host.graph.board import for_old_parsers
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
+from ztdeploy.host.graph.emulation import with_rounding
+from ztdeploy.host.graph.old_runtimes import for_old_parsers
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
-from ztdeploy.host.graph.rounding import with_rounding
 from ztdeploy.host.graph.shared_weights import SharedWeights
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
@@ -162,7 +163,7 @@ class TestGraph:
     def test_a_graph_without_such_operators_is_left_alone(self) -> None:
         board = graphs("class token", "fp32")[1].clone()
         before = serialised(board)
-        for_old_parsers(board)
+        for_old_parsers(board, SPEC)
         assert serialised(board) == before
 
     def test_turing_and_board_go_together(self) -> None:
@@ -192,20 +193,20 @@ class TestGelu:
         model = parse(GELU.format("none"))
         x = np.linspace(-8, 8, 300, dtype=np.float32).reshape(-1, 3)
         before = run_graph(model, x=x)["y"]
-        for_old_parsers(model)
+        for_old_parsers(model, SPEC)
         assert [node.op_type for node in model.graph] == ERF
         assert [value.name for value in model.graph.outputs] == ["y"]
         np.testing.assert_allclose(run_graph(model, x=x)["y"], before, rtol=1e-5, atol=1e-6)
 
     def test_without_the_attribute_it_is_the_exact_one_too(self) -> None:
         model = parse("g (float[n, 3] x) => (float[n, 3] y)\n{ y = Gelu(x) }")
-        for_old_parsers(model)
+        for_old_parsers(model, SPEC)
         assert [node.op_type for node in model.graph] == ERF
 
     def test_two_share_their_constants(self) -> None:
         model = parse("g (float[n, 3] x) => (float[n, 3] y)\n{ a = Gelu(x)\n y = Gelu(a) }")
         model.graph[0].name, model.graph[1].name = "first", "second"
-        for_old_parsers(model)
+        for_old_parsers(model, SPEC)
         assert [node.op_type for node in model.graph] == 2 * ERF
         assert len(model.graph.initializers) == 3
         assert all(value.const_value is not None for value in model.graph.initializers.values())
@@ -213,7 +214,9 @@ class TestGelu:
     def test_an_approximation_is_refused_by_name(self) -> None:
         model = parse(GELU.format("tanh"))
         model.graph[0].name = "blocks.3/mlp/act/Gelu_0"
-        refused(lambda: for_old_parsers(model), "'blocks.3/mlp/act/Gelu_0'", "tanh", "the exact one", kind=ModelError)
+        refused(
+            lambda: for_old_parsers(model, SPEC), "'blocks.3/mlp/act/Gelu_0'", "tanh", "the exact one", kind=ModelError
+        )
 
 
 class TestTopK:
@@ -230,7 +233,7 @@ class TestTopK:
         model.graph[0].name = "sort"
         x = np.stack([np.random.default_rng(seed).permutation(9) for seed in range(2)]) - 3
         before = run_graph(model, x=x)
-        for_old_parsers(model)
+        for_old_parsers(model, SPEC)
         assert [node.op_type for node in model.graph][:3] == ["Cast", "TopK", "Cast"]
         onnx.checker.check_model(onnx.load_from_string(serialised(model)), full_check=True)
         after = run_graph(model, x=x)
@@ -249,5 +252,5 @@ class TestTopK:
     def test_floats_are_sorted_as_they_were(self) -> None:
         model = parse(self.BODY.format("float", 1))
         before = serialised(model)
-        for_old_parsers(model)
+        for_old_parsers(model, SPEC)
         assert serialised(model) == before

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztdeploy.host.graph.entropy_range import BINS, LEVELS, Magnitudes, divergence
+from ztdeploy.host.graph.ranges import BINS, LEVELS, Magnitudes, divergence
 
 
 def by_hand(counts: list[float], bins: int) -> float:

@@ -23,11 +23,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.profile import Int8Options
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.host.export import export_onnx, specialise
-from ztdeploy.host.graph.blocks import blocks_graph
-from ztdeploy.host.graph.exact_products import with_exact_products
-from ztdeploy.host.graph.int8 import quantised, to_int8
-from ztdeploy.host.graph.notes import notes_of, without_notes
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import specialise
+from ztdeploy.host.graph.emulation import with_exact_products
+from ztdeploy.host.graph.int8 import quantised
+from ztdeploy.host.graph.parts import blocks_graph, notes_of, without_notes
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
@@ -151,7 +151,7 @@ def test_the_product_is_what_the_formula_says(bits: Any, extreme: bool) -> None:
     x = generator.normal(size=(7, 96)).astype(np.float32)
     if extreme:
         weight, x = np.sign(weight), np.abs(np.sign(x))
-    typed = to_int8(one_product(weight), Int8Options(weight_bits=bits))
+    typed = specialise(one_product(weight), replace(INT8, int8=Int8Options(weight_bits=bits)))
     step = np.float32((max(x.max(), 0) - min(x.min(), 0)) / 255)
     zero = np.rint(np.float32(-min(x.min(), 0)) / step)
     integers = np.clip(np.rint(x / step) + zero, 0, 255).astype(np.int64)

@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 
 from ztdeploy.core.errors import ParityError
 from ztdeploy.core.profile import Int8Options
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.graph.integer_layers import ROWS, IntegerLayers, integer_layers, layers_of
 from ztdeploy.host.graph.ranges import measure_ranges
 from ztdeploy.host.graph.rewriting import numbers

@@ -10,8 +10,9 @@ import torch
 from helpers import reference
 from helpers.models import PREPROCESS, pixels, pruned, variant
 
-from ztdeploy.host.export import Deployable, GraphSpec, export_onnx, specialise
-from ztdeploy.host.graph.notes import notes_of, without_notes
+from ztdeploy.host.export import Deployable, export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
+from ztdeploy.host.graph.parts import notes_of, without_notes
 from ztdeploy.host.pruning.layer import BlockTaps
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 

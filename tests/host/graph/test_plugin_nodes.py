@@ -27,7 +27,8 @@ from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.host.graph.shared_weights import SharedWeights
 from ztdeploy.host.models.vit import VitAdapter

@@ -20,10 +20,10 @@ from ztdeploy.core.errors import ModelError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import Precision
-from ztdeploy.host.export import export_onnx, specialise
-from ztdeploy.host.graph.precision import to_precision
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import specialise
+from ztdeploy.host.graph.old_runtimes import without_fp32_products
 from ztdeploy.host.graph.shared_weights import SharedWeights
-from ztdeploy.host.graph.turing import without_fp32_products
 
 LOW: tuple[Precision, ...] = ("fp16", "bf16")
 #: They carry values from one place to another and take any type.
@@ -45,6 +45,10 @@ def signature(model: ir.Model) -> list[tuple[Any, ...]]:
 def parse(body: str) -> ir.Model:
     proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 20]>\n{body}')
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+def low(model: ir.Model, precision: Precision, opset: int = 20) -> ir.Model:
+    return specialise(model, replace(SPEC, precision=precision, opset=opset))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,6 @@ class TestTypes:
         assert [value.name for value in typed.graph.outputs] == ["logits", "blocks.1/prune/kept", "blocks.2/prune/kept"]
 
     def test_fp32_is_the_graph_itself(self, traced: ir.Model) -> None:
-        assert to_precision(traced, "fp32") is traced
         assert specialise(traced, SPEC) is traced
 
     def test_what_it_was_made_from_stays_as_it_was(self, traced: ir.Model, precision: Precision) -> None:
@@ -152,7 +155,7 @@ class TestTypes:
             weight = onnx.numpy_helper.from_array(np.ones((2, 3, 2, 2), np.float32), "w")
             del proto.graph.initializer[:]
             proto.graph.initializer.append(weight)
-            model = to_precision(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "bf16")
+            model = low(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "bf16", opset)
             (conv,) = [node for node in model.graph if node.op_type == "Conv"]
             assert float_types(conv) == {expected}
             onnx.checker.check_model(onnx.load_from_string(serialised(model)), full_check=True)
@@ -214,14 +217,14 @@ class TestWeights:
 
         def write() -> None:
             weights = SharedWeights()
-            weights.add(tmp_path / "graph.onnx", to_precision(model, "fp16"))
+            weights.add(tmp_path / "graph.onnx", low(model, "fp16"))
             weights.write(tmp_path / "weights.safetensors")
 
         refused(write, "weight 'big'", "7e+04", "fp16", "65504", "fp32 or bf16", kind=ModelError)
 
     def test_bf16_holds_what_fp16_cannot(self) -> None:
         model = parse("g (float[n, 2] x) => (float[n, 2] y)\n<float[2] big = {1.0, 70000.0}>\n{ y = Mul(x, big) }")
-        typed = to_precision(model, "bf16")
+        typed = low(model, "bf16")
         value = typed.graph.initializers["big.bf16"].const_value
         assert value is not None
         assert value.numpy().astype(np.float32).tolist() == [1, 70144]
@@ -229,7 +232,7 @@ class TestWeights:
     def test_infinities_that_are_meant_survive(self) -> None:
         model = parse("g (float[n, 2] x) => (float[n, 2] y)\n<float[2] floor = {1, 0}>\n{ y = Max(x, floor) }")
         model.graph.initializers["floor"].const_value = ir.tensor(np.array([np.inf, 0], np.float32), name="floor")
-        result = run_graph(to_precision(model, "fp16"), x=np.ones((1, 2), np.float32))
+        result = run_graph(low(model, "fp16"), x=np.ones((1, 2), np.float32))
         assert result["y"].tolist() == [[np.inf, 1]]
 
     def test_the_floor_of_prefix_tokens_stays_infinite(self, typed: ir.Model) -> None:
@@ -285,7 +288,7 @@ class TestTuring:
             "g (float[2, 4] x) => (float[2, 3] y)\n<float[4, 3] w = {1,1,1,1,1,1,1,1,1,1,1,1}>\n{ y = MatMul(x, w) }"
         )
         before = serialised(model)
-        without_fp32_products(model)
+        without_fp32_products(model, SPEC)
         assert serialised(model) == before
 
     @pytest.mark.parametrize("rows", [1, 3])
@@ -295,7 +298,7 @@ class TestTuring:
         generator = np.random.default_rng(0)
         feeds = {"a": generator.random((2, rows, 4), np.float32), "b": generator.random((2, 4, 5), np.float32)}
         before = run_graph(model, **feeds)
-        without_fp32_products(model)
+        without_fp32_products(model, SPEC)
         operators = [node.op_type for node in model.graph]
         assert operators == (["Transpose", "Mul", "ReduceSum"] if rows == 1 else ["Cast", "Cast", "MatMul", "Cast"])
         assert all(node.name and node.name.startswith("blocks.0/prune/wpr/MatMul_0/") for node in model.graph)

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.core.profile import Precision
-from ztdeploy.host.export import GraphSpec, specialise
+from ztdeploy.host.graph import GraphSpec, specialise
+from ztdeploy.host.graph.emulation import with_rounding
 from ztdeploy.host.graph.precision import MOVES
-from ztdeploy.host.graph.rounding import with_rounding
 
 SPECS: dict[str, GraphSpec] = {
     "fp16": replace(SPEC, precision="fp16"),

@@ -21,13 +21,13 @@ from ztdeploy.core.methods import METHODS
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import Int8Options
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
-from ztdeploy.host.graph.exact_products import with_exact_products
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
+from ztdeploy.host.graph.emulation import with_exact_products, with_rounding
+from ztdeploy.host.graph.int8 import scale_and_zero
 from ztdeploy.host.graph.patch_rows import patch_product
 from ztdeploy.host.graph.ranges import measure_ranges
-from ztdeploy.host.graph.rewriting import cast_to, new_node
-from ztdeploy.host.graph.rounding import with_rounding
-from ztdeploy.host.graph.static_int8 import scale_and_zero, to_static_int8
+from ztdeploy.host.graph.rewriting import Replacement
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
@@ -136,7 +136,7 @@ def test_by_row_the_proof_rounds_groups_of_a_token(width: int, group: int | None
     weight = generator.normal(size=(width, 33)).astype(np.float32)
     x = (generator.normal(size=(2, 7, width)) * generator.uniform(0, 9, (2, 7, 1))).astype(np.float32)
     x[0, 0] = 0
-    typed = to_static_int8(product(weight, 3), Int8Options(activations="row"), {})
+    typed = specialise(product(weight, 3), replace(SPEC, precision="int8", int8=Int8Options(activations="row")))
     scales = np.abs(weight).max(0) / 127
     rounded = x
     if group is not None:
@@ -150,7 +150,7 @@ def test_by_row_the_proof_rounds_groups_of_a_token(width: int, group: int | None
 
 def product(weight: np.ndarray, rank: int = 2) -> ir.Model:
     """A linear layer as a graph: `y = x W`."""
-    value, leading = onnx.helper.make_tensor_value_info, ["b", "n", "m"][: rank - 1]
+    value, leading = onnx.helper.make_tensor_value_info, ["b", 7][: rank - 1]
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="blocks.0/attn/proj/MatMul_0")
     graph = onnx.helper.make_graph(
         [node],
@@ -168,7 +168,7 @@ def test_the_product_is_what_the_formula_says() -> None:
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(96, 33)).astype(np.float32)
     x = generator.normal(size=(7, 96)).astype(np.float32)
-    typed = to_static_int8(product(weight), UINT8, {"x": (-1.5, 2.25)})
+    typed = specialise(product(weight), replace(SPEC, precision="int8", int8=UINT8), {"x": (-1.5, 2.25)})
     step = np.float32(3.75 / 255)
     integers = np.clip(np.rint(x / step) + np.rint(1.5 / step), 0, 255).astype(np.int64)
     assert (integers == 0).any()
@@ -209,17 +209,17 @@ def wide_grey() -> ir.Model:
 def test_patches_times_a_matrix_are_the_convolution(shape: tuple[int, int, int]) -> None:
     single = traced("zero-tprune") if shape[0] == shape[1] else wide_grey()
     model = single.clone()
-    found = patch_product(model.graph)
+    found = patch_product(model)
     assert found is not None
     product, patches = found
-    cast = new_node("Cast", [patches], product, "single", cast_to(ir.DataType.FLOAT))
-    product.replace_input_with(0, cast.outputs[0])
-    model.graph.insert_before(product, cast)
+    values = Replacement(product)
+    product.replace_input_with(0, values.cast("single", patches, ir.DataType.FLOAT))
+    values.insert_before()
     assert "Conv" not in {node.op_type for node in model.graph}
     image = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
     ours, theirs = run_graph(model, image=image), run_graph(single, image=image)
     np.testing.assert_allclose(ours["logits"], theirs["logits"], rtol=1e-4, atol=1e-4)
-    assert patch_product(model.graph) is None, "nothing is left to replace"
+    assert patch_product(model) is None, "nothing is left to replace"
 
 
 def test_attention_that_nobody_ranks_by_can_be_bf16() -> None:

@@ -19,7 +19,8 @@ from ztdeploy.cli.app import run
 from ztdeploy.core.errors import CheckpointError, ModelError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.models.text_head import read_text_embeddings
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build

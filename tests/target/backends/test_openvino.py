@@ -21,7 +21,7 @@ from ztdeploy.core.bundle import WEIGHTS_FILE, read_bundle, sha256_of
 from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError, MissingExtraError, ProfileError
 from ztdeploy.core.processor import REPORT
 from ztdeploy.core.profile import HardwareProfile, read_profile
-from ztdeploy.host.graph.precision import to_precision
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.report.show.show import show_bundle
 from ztdeploy.target.backends import get_backend, openvino
 from ztdeploy.target.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
@@ -200,7 +200,8 @@ def test_results_stay_when_the_next_call_comes(bundle_copy):
 def typed(bundle_copy):
     """The pruned graph in bf16, its weights beside it."""
     path = bundle_copy / "graphs" / "typed.onnx"
-    ir.save(to_precision(ir.load(pruned_graph(bundle_copy)), "bf16"), path, external_data="typed.weights")
+    graph = specialise(ir.load(pruned_graph(bundle_copy)), GraphSpec(20, "uint8", None, "bf16"))
+    ir.save(graph, path, external_data="typed.weights")
     return path
 
 

@@ -327,7 +327,8 @@ def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
     import onnx_ir as ir
 
     from ztdeploy.core.schedule import LayerSpec, PruningSchedule
-    from ztdeploy.host.export import GraphSpec, export_onnx, specialise
+    from ztdeploy.host.export import export_onnx
+    from ztdeploy.host.graph import GraphSpec, specialise
     from ztdeploy.host.graph.ranges import measure_ranges
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.host.models.vit import VitAdapter

@@ -1,29 +1,119 @@
-"""ONNX graph passes, one rewrite per file, applied in the order of this table.
+"""ONNX graph passes: one rewrite per function, applied in the order of one table.
 
-A pass is a function `(ir.Model) -> None` that changes the model in place and fails loudly where what it
-promises does not hold afterwards.
+A pass changes a model in place, and fails loudly where what it promises does not hold afterwards. Its docstring says
+what it requires, what it does and what it ensures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ztdeploy.core.preprocess_spec import ImageInput
+from ztdeploy.core.profile import Int8Options, Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: Applied to every exported graph.
-PASSES: dict[str, str] = {
-    "gather-rows": "ztdeploy.host.graph.gather_rows:gather_rows",
-    "clean": "ztdeploy.host.graph.clean:clean",
-    "stable-names": "ztdeploy.host.graph.stable_names:stable_names",
-    "early-rows": "ztdeploy.host.graph.early_rows:early_rows",
-    "static-shapes": "ztdeploy.host.graph.static_shapes:check_static_shapes",
+#: By the name of a value: the smallest and the largest number that it holds.
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What distinguishes two graphs of the same pruned model. Profiles that agree on it share one graph."""
+
+    opset: int
+    image_input: ImageInput
+    batch: int | None  #: None is a dynamic batch axis
+    precision: Precision = "fp32"
+    turing: bool = False  #: must compile for compute capability 7.5
+    board: bool = False  #: must be read by the oldest TensorRT that boards have
+    fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
+    int8: Int8Options | None = None  #: of precision int8
+    #: Of what enters each linear layer, for int8 activations whose ranges are static. They follow from the rest.
+    ranges: Ranges | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def traced(self) -> GraphSpec:
+        """The spec of the trace that the graph is made from."""
+        return GraphSpec(self.opset, self.image_input, self.batch)
+
+    @property
+    def low(self) -> Precision:
+        """The precision of what neither is int8 nor stays fp32 in any graph."""
+        return (self.int8 or Int8Options()).rest if self.precision == "int8" else self.precision
+
+    def label(self, others: Iterable[GraphSpec]) -> str:
+        """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
+        parts = {
+            "opset": f"opset{self.opset}",
+            "image_input": self.image_input,
+            "batch": f"batch-{'any' if self.batch is None else self.batch}",
+            "precision": self.precision,
+            "turing": "turing" if self.turing else "",
+            "board": "board" if self.board else "",
+            "int8": self.int8.label if self.int8 else "",
+            "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
+        }
+        differing = [name for name in parts if len({getattr(spec, name) for spec in others}) > 1]
+        return "-".join(parts[name] for name in differing if parts[name])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One line of the table."""
+
+    function: str  #: "module:function"; it takes the model, and the spec where there is a condition
+    when: Callable[[GraphSpec], bool] | None = None  #: None: on every trace, whatever graph is then made from it
+
+
+#: Applied in this order: first to every trace, then, where the condition holds, to the copy that becomes a graph.
+PASSES: dict[str, Pass] = {
+    "gather-rows": Pass("ztdeploy.host.graph.tidying:gather_rows"),
+    "clean": Pass("ztdeploy.host.graph.tidying:clean"),
+    "stable-names": Pass("ztdeploy.host.graph.stable_names:stable_names"),
+    "early-rows": Pass("ztdeploy.host.graph.early_rows:early_rows"),
+    "static-shapes": Pass("ztdeploy.host.graph.tidying:check_static_shapes"),
+    "int8": Pass("ztdeploy.host.graph.int8:to_int8", lambda spec: spec.precision == "int8"),
+    "precision": Pass("ztdeploy.host.graph.precision:to_precision", lambda spec: spec.low != "fp32"),
+    "turing": Pass("ztdeploy.host.graph.old_runtimes:without_fp32_products", lambda spec: spec.turing),
+    "board": Pass("ztdeploy.host.graph.old_runtimes:for_old_parsers", lambda spec: spec.board),
+    "fused-attention": Pass(
+        "ztdeploy.host.graph.fused_attention:fuse_attention", lambda spec: spec.fused_attention_from is not None
+    ),
 }
 
 
-def apply_passes(model: ir.Model) -> None:
-    """Run every pass of the table on the model, in place."""
-    for target in PASSES.values():
-        module, _, name = target.partition(":")
-        getattr(import_module(module), name)(model)
+def apply_passes(traced: ir.Model) -> None:
+    """Run the passes for every trace on the model, in place."""
+    for one in PASSES.values():
+        if one.when is None:
+            _function(one)(traced)
+
+
+def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
+    """The graph that a spec asks for, from the fp32 trace, which stays as it is.
+
+    Args:
+        ranges: of the spec, where its int8 activations have static ones.
+
+    Raises:
+        ModelError: a weight is out of the precision's range, or a pass cannot do what the spec asks.
+    """
+    wanted = [one for one in PASSES.values() if one.when is not None and one.when(spec)]
+    if not wanted:
+        return traced
+    model, spec = traced.clone(), replace(spec, ranges=ranges)
+    for one in wanted:
+        _function(one)(model, spec)
+    _function(PASSES["static-shapes"])(model)  # what a pass has made has no shapes yet
+    return model
+
+
+def _function(one: Pass) -> Callable[..., None]:
+    module, _, name = one.function.partition(":")
+    function: Callable[..., None] = getattr(import_module(module), name)
+    return function

@@ -12,7 +12,8 @@ from itertools import count
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ztdeploy.host.graph.stable_names import PRUNE
+from ztdeploy.core.names import PRUNE, block_of
+from ztdeploy.host.graph.rewriting import rank_of, shape_of
 
 #: Operators that compute each element of their output from those at the same place, broadcasting.
 ELEMENTWISE = frozenset(
@@ -23,12 +24,11 @@ ELEMENTWISE = frozenset(
 def early_rows(model: ir.Model) -> None:
     """Move the choice of rows behind each block to where the block's attention ends.
 
-    The model is named by `stable_names`; nodes keep their names.
+    Requires names as `stable_names` gives them. Ensures that nodes keep their names and outputs their values.
     """
     pickers = [node for node in model.graph if _picks_rows(node)]
     for picker in pickers:
-        behind = _works_row_by_row(picker)
-        if behind:
+        if behind := _works_row_by_row(picker):
             _move(model.graph, picker, behind)
     if pickers:
         TopologicalSortPass()(model)
@@ -36,24 +36,25 @@ def early_rows(model: ir.Model) -> None:
 
 def _picks_rows(node: ir.Node) -> bool:
     """Whether a node of a pruning layer, not of one of its parts, takes rows `[B, k, D]` of tokens `[B, N, D]`."""
-    if (node.name or "").split("/")[1:-1] != [PRUNE] or _rank(node.inputs[0]) != 3 or _rank(node.outputs[0]) != 3:
+    scopes = (node.name or "").split("/")[1:-1]
+    if scopes != [PRUNE] or rank_of(node.inputs[0]) != 3 or rank_of(node.outputs[0]) != 3:
         return False
     if node.op_type == "GatherND":
         return node.attributes.get_int("batch_dims", 0) == 1
     if node.op_type == "Slice":
         axes = ir.convenience.get_const_tensor(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else None
         return axes is not None and axes.numpy().tolist() == [1]
-    return node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 1 and _rank(node.inputs[1]) == 1
+    return node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 1 and rank_of(node.inputs[1]) == 1
 
 
 def _works_row_by_row(picker: ir.Node) -> set[ir.Node]:
     """The nodes of the picker's block that lead to it, treat every token by itself, and serve nobody else."""
-    tokens = picker.inputs[0]
+    tokens, block = picker.inputs[0], block_of(picker.name)
     assert tokens is not None
     found, waiting = set[ir.Node](), [tokens]
     while waiting:
         maker = waiting.pop().producer()
-        if maker is None or maker in found or _scope(maker) != _scope(picker) or not _row_by_row(maker, tokens):
+        if maker is None or maker in found or block_of(maker.name) != block or not _row_by_row(maker, tokens):
             continue
         found.add(maker)
         waiting += [value for value in maker.inputs if value is not None]
@@ -71,19 +72,27 @@ def _row_by_row(node: ir.Node, tokens: ir.Value) -> bool:
         return False
     if node.op_type == "MatMul":
         weight = node.inputs[1]
-        return weight is not None and weight.is_initializer() and _rank(weight) == 2
+        return weight is not None and weight.is_initializer() and rank_of(weight) == 2
     if node.op_type == "LayerNormalization":
         return node.attributes.get_int("axis", -1) in (-1, 2)
     # What is added to every row, or multiplied with it, must be the same for all of them.
     constants = [value for value in node.inputs if value is not None and not _has_rows(value, tokens)]
-    return node.op_type in ELEMENTWISE and all(_rank(value) in (0, 1) for value in constants)
+    return node.op_type in ELEMENTWISE and all(rank_of(value) in (0, 1) for value in constants)
+
+
+def _has_rows(value: ir.Value, tokens: ir.Value) -> bool:
+    """Whether a value has a row for each token of each image."""
+    return rank_of(value) == 3 and shape_of(value)[:2] == shape_of(tokens)[:2]
+
+
+def _read_by_others(node: ir.Node, known: set[ir.Node]) -> bool:
+    return any(value.is_graph_output() or any(user not in known for user, _ in value.uses()) for value in node.outputs)
 
 
 def _move(graph: ir.Graph, picker: ir.Node, behind: set[ir.Node]) -> None:
     """Let the nodes between the attention and the picker work on the picked rows."""
-    tokens, kept = picker.inputs[0], picker.outputs[0].shape
+    tokens, kept = picker.inputs[0], shape_of(picker.outputs[0])
     assert tokens is not None
-    assert kept is not None
     early: dict[ir.Value, ir.Value] = {}
     for node in [node for node in graph if node in behind]:
         for position, value in enumerate(node.inputs):
@@ -91,10 +100,8 @@ def _move(graph: ir.Graph, picker: ir.Node, behind: set[ir.Node]) -> None:
                 if value not in early:
                     early[value] = _pick(graph, picker, value)
                 node.replace_input_with(position, early[value])
-    for node in behind:
-        for output in node.outputs:
-            assert output.shape is not None
-            output.shape = ir.Shape([*kept[:2], output.shape[2]])
+    for output in (output for node in behind for output in node.outputs):
+        output.shape = ir.Shape([*kept[:2], shape_of(output)[2]])
     ir.convenience.replace_all_uses_with(picker.outputs[0], tokens, replace_graph_outputs=True)
     graph.remove(picker, safe=True)
 
@@ -105,31 +112,8 @@ def _pick(graph: ir.Graph, picker: ir.Node, value: ir.Value) -> ir.Value:
     node = ir.Node("", picker.op_type, [value, *picker.inputs[1:]], attributes, num_outputs=1)
     stem, taken = (picker.name or "").rpartition("_")[0], {other.name for other in graph}
     node.name = next(name for number in count(1) if (name := f"{stem}_{number}") not in taken)
-    rows, kept = node.outputs[0], picker.outputs[0].shape
-    assert value.shape is not None
-    assert kept is not None
-    rows.name, rows.type, rows.shape = node.name, value.type, ir.Shape([*kept[:2], value.shape[2]])
+    rows = node.outputs[0]
+    rows.name, rows.type = node.name, value.type
+    rows.shape = ir.Shape([*shape_of(picker.outputs[0])[:2], shape_of(value)[2]])
     graph.append(node)  # sorted in the end
     return rows
-
-
-def _scope(node: ir.Node) -> str:
-    return (node.name or "").partition("/")[0]
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    return value.shape.rank() if value is not None and value.shape is not None else None
-
-
-def _has_rows(value: ir.Value, tokens: ir.Value) -> bool:
-    """Whether a value has a row for each token of each image."""
-    return (
-        _rank(value) == 3
-        and value.shape is not None
-        and tokens.shape is not None
-        and value.shape[:2] == tokens.shape[:2]
-    )
-
-
-def _read_by_others(node: ir.Node, known: set[ir.Node]) -> bool:
-    return any(value.is_graph_output() or any(user not in known for user, _ in value.uses()) for value in node.outputs)

@@ -6,117 +6,70 @@ many on. The operator takes the projection of queries, keys and values along wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.rewriter.pattern import Pattern
+
+from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.rewriting import numbers, shape_of
 
 DOMAIN, OPERATOR = "com.microsoft", "Attention"
 
 
-@dataclass(frozen=True)
-class _PlainAttention:
-    """The nodes of one block's attention, from its linear projection to the joined heads."""
-
-    tokens: ir.Value  #: what is projected, `[B, N, D]`
-    weight: ir.Value  #: `[D, 3 D]`
-    bias: ir.Value  #: `[3 D]`
-    heads: int
-    scale: float
-    last: ir.Node  #: its output is `[B, N, D]` again
+def _attention(op: Any, tokens: Any, weight: Any, bias: Any, split: Any, scale: Any, join: Any) -> Any:
+    """softmax(scale q k^T) v, where q, k, v are parts of transpose(reshape(x W + b)): the form that `export` writes."""
+    stacked = op.Transpose(op.Reshape(op.Add(op.MatMul(tokens, weight), bias), split), perm=[2, 0, 3, 1, 4])
+    query, key, value = (op.Gather(stacked, part, axis=0) for part in range(3))
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    matrix = op.Softmax(scores, _outputs=["matrix"])
+    return op.Reshape(op.Transpose(op.MatMul(matrix, value), perm=[0, 2, 1, 3]), join)
 
 
-def fuse_attention(model: ir.Model, from_tokens: int) -> int:
-    """Replace the attention of every block of at least `from_tokens` tokens whose inner values nobody else reads.
+_PATTERN = Pattern(_attention)  # it matches only where nobody else reads what is inside
 
-    Returns:
-        How many blocks that was.
+
+def fuse_attention(model: ir.Model, spec: GraphSpec) -> None:
+    """Replace the attention of every block of at least `spec.fused_attention_from` tokens by one operator.
+
+    Requires static shapes. Attention stays as it is where another node, or the graph's caller, reads a value inside.
     """
-    graph, fused = model.graph, 0
-    for node in list(graph):
-        if node.op_type == "Softmax" and (found := _plain_attention(node, from_tokens)) is not None:
-            _replace(graph, found, node)
-            fused += 1
-    if fused:
-        RemoveUnusedNodesPass()(model)
-        graph.opset_imports[DOMAIN] = 1
-    return fused
+    graph = model.graph
+    for last in [node for node in graph if node.op_type == "Reshape"]:
+        match = _PATTERN.match(model, graph, last)
+        if match and _fits(match.bindings, last.outputs[0], spec.fused_attention_from or 0):
+            _replace(graph, last, match.bindings)
+            graph.opset_imports[DOMAIN] = 1
+    RemoveUnusedNodesPass()(model)
 
 
-def _plain_attention(softmax: ir.Node, from_tokens: int) -> _PlainAttention | None:
-    """The attention around a softmax, in the form that `export` writes; None for any other, or one that is tapped.
-
-    softmax(scale q k^T) v with q, k, v = parts of transpose(reshape(x W + b)).
-    """
-    scores, shape = _maker(softmax.inputs[0], "MatMul"), softmax.outputs[0].shape
-    if scores is None or shape is None or not isinstance(shape[-1], int) or shape[-1] < from_tokens:
-        return None
-    scaled, swapped = _maker(scores.inputs[0], "Mul"), _maker(scores.inputs[1], "Transpose")
-    product = _only_user(softmax, "MatMul")
-    if scaled is None or swapped is None or product is None or _perm(swapped) != [0, 1, 3, 2]:
-        return None
-    parts = [_maker(value, "Gather") for value in (scaled.inputs[0], swapped.inputs[0], product.inputs[1])]
-    stacked = {part.inputs[0] for part in parts if part is not None}
-    if None in parts or len(stacked) != 1 or [_number(part, 1) for part in parts] != [0, 1, 2]:
-        return None
-    (qkv,) = stacked
-    transposed = _maker(qkv, "Transpose")
-    reshaped = _maker(transposed.inputs[0], "Reshape") if transposed is not None else None
-    biased = _maker(reshaped.inputs[0], "Add") if reshaped is not None else None
-    linear = _maker(biased.inputs[0], "MatMul") if biased is not None else None
-    joined = _only_user(product, "Transpose")
-    last = _only_user(joined, "Reshape") if joined is not None else None
-    factor = _number(scaled, 1)
-    if transposed is None or biased is None or linear is None or joined is None or last is None or factor is None:
-        return None
-    if _perm(transposed) != [2, 0, 3, 1, 4] or _perm(joined) != [0, 2, 1, 3]:
-        return None
-    inner = (linear, biased, reshaped, transposed, *parts, scaled, swapped, scores, softmax, product, joined)
-    tokens, weight, bias, result = linear.inputs[0], linear.inputs[1], biased.inputs[1], last.outputs[0].shape
-    if any(_read_elsewhere(node, (*inner, last)) for node in inner if node is not None):
-        return None
-    if tokens is None or weight is None or bias is None or tokens.shape != result or weight.shape is None:
-        return None
-    if not (weight.is_initializer() and bias.is_initializer()) or result is None or weight.shape[1] != 3 * result[2]:
-        return None
-    heads = shape[1]
-    return _PlainAttention(tokens, weight, bias, heads, factor, last) if isinstance(heads, int) else None
+def _fits(found: Any, result: ir.Value, from_tokens: int) -> bool:
+    """Whether there are enough tokens, and the projection is one matrix `[D, 3 D]` of tokens `[B, N, D]`."""
+    _, heads, _, tokens = shape_of(found["matrix"])
+    width = shape_of(result)[-1]
+    if not all(found[name].is_initializer() for name in ("weight", "bias", "scale")):
+        return False
+    if not (isinstance(heads, int) and isinstance(tokens, int) and isinstance(width, int)) or tokens < from_tokens:
+        return False
+    projects = found["tokens"].shape == result.shape and shape_of(found["weight"])[1] == 3 * width
+    return projects and numbers(found["scale"]).size == 1
 
 
-def _replace(graph: ir.Graph, found: _PlainAttention, softmax: ir.Node) -> None:
-    scope = (softmax.name or "").rpartition("/")[0]
-    attributes = [ir.AttrInt64("num_heads", found.heads), ir.AttrFloat32("scale", found.scale)]
-    node = ir.Node(DOMAIN, OPERATOR, [found.tokens, found.weight, found.bias], attributes, num_outputs=1)
-    node.name = f"{scope}/{OPERATOR}_0"
-    before, after = found.last.outputs[0], node.outputs[0]
+def _replace(graph: ir.Graph, last: ir.Node, found: Any) -> None:
+    softmax = found["matrix"].producer()
+    heads: Any = shape_of(found["matrix"])[1]
+    scale = float(numbers(found["scale"]).item())
+    node = ir.Node(
+        DOMAIN,
+        OPERATOR,
+        [found["tokens"], found["weight"], found["bias"]],
+        [ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
+        num_outputs=1,
+        name=f"{(softmax.name or '').rpartition('/')[0]}/{OPERATOR}_0",
+    )
+    before, after = last.outputs[0], node.outputs[0]
     after.name, after.shape, after.type = before.name, before.shape, before.type
-    graph.insert_before(found.last, node)
+    graph.insert_before(last, node)
     ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(found.last, safe=True)
-
-
-def _maker(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == operator else None
-
-
-def _only_user(node: ir.Node, operator: str) -> ir.Node | None:
-    users = [user for user, _ in node.outputs[0].uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == operator else None
-
-
-def _read_elsewhere(node: ir.Node, inside: tuple[ir.Node | None, ...]) -> bool:
-    """Whether somebody else, or the graph's caller, reads what a node gives."""
-    return any(value.is_graph_output() or any(user not in inside for user, _ in value.uses()) for value in node.outputs)
-
-
-def _perm(node: ir.Node) -> list[int]:
-    attribute = node.attributes.get("perm")
-    return list(attribute.as_ints()) if attribute is not None else []
-
-
-def _number(node: ir.Node | None, position: int) -> float | None:
-    """The single number that a constant input holds."""
-    value = node.inputs[position] if node is not None else None
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+    graph.remove(last, safe=True)

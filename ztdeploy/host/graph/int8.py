@@ -1,16 +1,21 @@
-"""Linear layers in 8-bit integers: weights ahead of time, activations while they run; nothing has to be calibrated.
+"""Linear layers in 8-bit integers: weights ahead of time, activations in one of four ways.
 
-Each product with a constant weight, `x W`, becomes `s_x s_w (q_x - z_x) q_w`:
+Each product with a constant weight, `x W`, becomes `s_x s_w (q_x - z_x) q_w`. q_w is int8 and symmetric, with one scale
+s_w per output channel (column): one column with large weights costs the others nothing, and the sums need no
+correction for a zero point of theirs. Activations, by `Int8Options.activations`:
 
-- q_w is int8 and symmetric, with one scale s_w per output channel (column): one column with large weights costs the
-  others nothing, and the sums need no correction for a zero point of theirs;
-- q_x is uint8 with one scale and one zero point z_x per call (`DynamicQuantizeLinear`), over all rows of all images:
-  ONNX Runtime's kernels take no scale per row. What an engine says of an image so depends a little on the images that
-  it is given together with.
+- "dynamic": uint8 with one scale and one zero point z_x per call (`DynamicQuantizeLinear`), over all rows of all
+  images, and nothing to be calibrated: ONNX Runtime's kernels take no scale per row. What an engine says of an image so
+  depends a little on the images that it is given together with. The form is the one that ONNX Runtime fuses into its
+  own kernels, and that its own quantiser writes.
+- "uint8", "int8": with ranges from calibration images, over all tokens, as pairs of QuantizeLinear and
+  DequantizeLinear, which runtimes with integer kernels take together. An answer depends on nothing but its own image.
+  uint8 has a zero point, which is finer where values lie on one side of zero (behind a Gelu); int8 without one is all
+  that TensorRT takes.
+- "row": the graph says nothing of activations but that they meet such weights; the runtime rounds them by token.
 
-Everything else stays fp32: what comes ahead of the first block and behind the last one (the classifier is cheap, and
-ranks the classes), the products of attention, softmax, LayerNorm, residual sums, and all that a pruning layer
-computes. The form is the one that ONNX Runtime fuses into its own kernels, and that its own quantiser writes.
+Everything else stays as it is: what comes ahead of the first block and behind the last one (the classifier is cheap,
+and ranks the classes), the products of attention, softmax, LayerNorm, residual sums, and what a pruning layer computes.
 """
 
 from __future__ import annotations
@@ -20,38 +25,64 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ztdeploy.core.names import block_of, in_pruning_layer
 from ztdeploy.core.profile import Int8Options
-from ztdeploy.host.graph.rewriting import cast_to, constant, new_node, replace_node
+from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.patch_rows import patch_product
+from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, rank_of
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
-from ztdeploy.host.graph.stable_names import PRUNE
 
 #: By bits. Symmetric: -128 is not used, so that a weight and its negative have negatives of each other.
 LARGEST = {8: 127, 7: 63}
-_SINGLE = ir.DataType.FLOAT
+_SINGLE, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 
 
-def to_int8(model: ir.Model, options: Int8Options) -> ir.Model:
-    """A copy of an fp32 graph whose blocks' linear layers work on 8-bit integers; inputs and outputs keep their types.
+def to_int8(model: ir.Model, spec: GraphSpec) -> None:
+    """Let the blocks' linear layers work on 8-bit integers.
 
-    Args:
-        model: named by `stable_names`, with static shapes. It is not changed; weights are rounded when they are read.
-        options: which blocks, and how many bits.
-
-    Returns:
-        Its integer products bear the names of those whose places they took, with `/int8` behind.
+    Requires names as `stable_names` gives them, static shapes, and the spec's ranges if they are static. With uint8
+    activations and no block left out, the patch embedding becomes such a layer as well: pixels are integers already,
+    so only its weights are rounded. Weights are rounded when they are read. Ensures that inputs and outputs keep their
+    types; integer products bear the names of those whose places they took, with `/int8` behind.
     """
-    typed = model.clone()
-    inputs: dict[ir.Value, ir.Node] = {}
-    for node in linear_layers(typed.graph, options.from_block):
+    options = spec.int8 or Int8Options()
+    assert spec.ranges is not None or not options.static, "static ranges have to be measured first"
+    replace = _replace_dynamic if options.activations == "dynamic" else _replace_static
+    rounded: dict[ir.Value, Any] = {}
+    for node in linear_layers(model.graph, options.from_block):
         value = node.inputs[0]
         assert value is not None
-        if value not in inputs:
-            inputs[value] = _quantise(typed.graph, node, value)
-        _replace(typed.graph, node, inputs[value], LARGEST[options.weight_bits])
-    for name in [name for name, value in typed.graph.initializers.items() if not value.uses()]:
-        typed.graph.initializers.pop(name)
-    return typed
+        if value not in rounded:
+            if options.activations == "dynamic":
+                rounded[value] = _dynamic(model.graph, node, value)
+            elif options.static and spec.ranges is not None:
+                rounded[value] = _static(node, value, spec.ranges[str(value.name)], options)
+            else:
+                rounded[value] = value
+        replace(node, rounded[value], LARGEST[options.weight_bits])
+    if options.from_block == 0 and options.activations == "uint8" and (found := patch_product(model)) is not None:
+        node, pixels = found
+        values = Replacement(node)
+        one = constant(model.graph, "pixels.scale", 1.0, _SINGLE)
+        dequantised = values.add("DequantizeLinear", "pixels", pixels, one, like=pixels, dtype=_SINGLE)
+        values.insert_before()
+        _replace_static(node, dequantised, LARGEST[options.weight_bits])
+    RemoveUnusedNodesPass()(model)
+
+
+def linear_layers(graph: ir.Graph, from_block: int) -> list[ir.Node]:
+    """The products of tokens with constant matrices inside blocks, but outside their pruning layers."""
+    return [node for node in graph if _is_linear_of_block(node, from_block)]
+
+
+def _is_linear_of_block(node: ir.Node, from_block: int) -> bool:
+    block = block_of(node.name)
+    if node.op_type != "MatMul" or block is None or block < from_block or in_pruning_layer(node.name):
+        return False
+    weight = node.inputs[1]
+    return weight is not None and weight.is_initializer() and weight.dtype == _SINGLE and rank_of(weight) == 2
 
 
 def quantised(
@@ -63,67 +94,67 @@ def quantised(
     return np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8), scales
 
 
-def linear_layers(graph: ir.Graph, from_block: int) -> list[ir.Node]:
-    """The products of tokens with constant matrices inside blocks, but outside their pruning layers."""
-    return [node for node in graph if _is_linear_of_block(node, from_block)]
+def _weight(graph: ir.Graph, weight: ir.Value | None, largest: int) -> tuple[ir.Value, ir.Value]:
+    """The integers and scales of a weight as initialisers; blocks that share the weight share them."""
+    assert weight is not None
+    name, values = f"{weight.name}.int8", numbers(weight)
+    scales = constant(graph, f"{weight.name}.scale", quantised(values, largest)[1], _SINGLE)
+    if name in graph.initializers:
+        return graph.initializers[name], scales
+
+    def integers() -> ir.TensorProtocol:
+        return ir.tensor(quantised(numbers(weight), largest)[0], name=name)
+
+    lazy = ir.LazyTensor(integers, dtype=_INT8, shape=ir.Shape(values.shape), name=name)
+    held = lazy if values.size >= THRESHOLD_BYTES else integers()
+    value = ir.Value(name=name, shape=weight.shape, type=ir.TensorType(_INT8), const_value=held)
+    graph.register_initializer(value)
+    return value, scales
 
 
-def _is_linear_of_block(node: ir.Node, from_block: int) -> bool:
-    """Whether a node multiplies tokens with a constant matrix, inside a block but outside its pruning layer."""
-    scopes = (node.name or "").split("/")
-    block = scopes[0].removeprefix("blocks.")
-    if node.op_type != "MatMul" or PRUNE in scopes or not block.isdigit() or int(block) < from_block:
-        return False
-    weight = node.inputs[1]
-    return (
-        weight is not None
-        and weight.is_initializer()
-        and weight.dtype == _SINGLE
-        and weight.shape is not None
-        and weight.shape.rank() == 2
-    )
-
-
-def _quantise(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Node:
+def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Node:
     """What turns a value into integers, ahead of the first node that reads them."""
     dynamic = ir.Node("", "DynamicQuantizeLinear", [value], num_outputs=3, name=f"{node.name}/quantize")
-    types = (ir.DataType.UINT8, _SINGLE, ir.DataType.UINT8)
-    shapes = (value.shape, ir.Shape([]), ir.Shape([]))
-    for position, (output, dtype, shape) in enumerate(zip(dynamic.outputs, types, shapes, strict=True)):
+    for position, (dtype, shape) in enumerate(((_UINT8, value.shape), (_SINGLE, ir.Shape([])), (_UINT8, ir.Shape([])))):
+        output = dynamic.outputs[position]
         output.name, output.type, output.shape = f"{dynamic.name}:{position}", ir.TensorType(dtype), shape
     graph.insert_before(node, dynamic)
     return dynamic
 
 
-def _replace(graph: ir.Graph, node: ir.Node, dynamic: ir.Node, largest: int) -> None:
+def _replace_dynamic(node: ir.Node, dynamic: ir.Node, largest: int) -> None:
+    new, result = Replacement(node), node.outputs[0]
     integers, scale, zero = dynamic.outputs
-    weight = node.inputs[1]
-    assert weight is not None
-    rows, columns = int8_weight(graph, weight, largest)
-    product = new_node("MatMulInteger", [integers, rows, zero], node, "int8")
-    single = new_node("Cast", product.outputs, node, "single", cast_to(_SINGLE))
-    scales = new_node("Mul", [scale, columns], node, "scales")
-    scaled = new_node("Mul", [single.outputs[0], scales.outputs[0]], node, "scaled")
-    for made, dtype in ((product, ir.DataType.INT32), (single, _SINGLE)):
-        made.outputs[0].shape, made.outputs[0].type = node.outputs[0].shape, ir.TensorType(dtype)
-    scales.outputs[0].shape, scales.outputs[0].type = columns.shape, columns.type
-    replace_node(graph, node, [product, single, scales, scaled])
+    rows, columns = _weight(new.graph, node.inputs[1], largest)
+    product = new.add("MatMulInteger", "int8", integers, rows, zero, like=result, dtype=ir.DataType.INT32)
+    single = new.add("Cast", "single", product, like=result, dtype=_SINGLE, to=int(_SINGLE))
+    new.add("Mul", "scaled", single, new.add("Mul", "scales", scale, columns, like=columns))
+    new.replace()
 
 
-def int8_weight(graph: ir.Graph, weight: ir.Value, largest: int) -> tuple[ir.Value, ir.Value]:
-    """The integers and scales of a weight as initialisers; blocks that share the weight share them."""
-    name, tensor, shape = f"{weight.name}.int8", weight.const_value, weight.shape
-    assert tensor is not None
-    assert shape is not None
-    scales = constant(graph, f"{weight.name}.scale", quantised(tensor.numpy(), largest)[1], _SINGLE)
-    if name in graph.initializers:
-        return graph.initializers[name], scales
+def _static(node: ir.Node, value: ir.Value, span: tuple[float, float], options: Int8Options) -> ir.Value:
+    """A value, rounded to integers and back, ahead of the first node that reads it."""
+    scale, zero = scale_and_zero(*span, options)
+    dtype, new = _INT8 if options.activations == "int8" else _UINT8, Replacement(node)
+    steps = new.constant("range.scale", scale, _SINGLE), new.constant("range.zero", zero, dtype)
+    there = new.add("QuantizeLinear", "quantize", value, *steps, like=value, dtype=dtype)
+    back = new.add("DequantizeLinear", "dequantize", there, *steps, like=value, dtype=_SINGLE)
+    new.insert_before()
+    return back
 
-    def integers() -> ir.TensorProtocol:
-        return ir.tensor(quantised(tensor.numpy(), largest)[0], name=name)
 
-    lazy = ir.LazyTensor(integers, dtype=ir.DataType.INT8, shape=ir.Shape(tensor.numpy().shape), name=name)
-    held = lazy if tensor.size >= THRESHOLD_BYTES else integers()
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.INT8), const_value=held)
-    graph.register_initializer(value)
-    return value, scales
+def scale_and_zero(low: float, high: float, options: Int8Options) -> tuple[float, int]:
+    """What maps a range, widened to hold zero, to 8 bits; a range of nothing but zero to a scale of 1."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if options.activations == "int8":
+        return max(-low, high) / 127 or 1.0, 0
+    scale = (high - low) / 255 or 1.0
+    return scale, int(np.clip(np.rint(-low / scale), 0, 255))
+
+
+def _replace_static(node: ir.Node, value: ir.Value, largest: int) -> None:
+    new, weight = Replacement(node), node.inputs[1]
+    integers, scales = _weight(new.graph, weight, largest)
+    rows = new.add("DequantizeLinear", "weight", integers, scales, like=weight, dtype=_SINGLE, axis=1)
+    new.add("MatMul", "int8", value, rows)
+    new.replace()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ztdeploy.host.graph.rewriting import constant, new_node, numbers
+from ztdeploy.host.graph.rewriting import Replacement, constant, numbers
 
 #: How many tokens a layer is given: those of extreme values, and random ones.
 ROWS = 16
@@ -31,7 +31,7 @@ class IntegerLayers:
 
 
 def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
-    """The layers of a graph that has been through `to_static_int8`; None where it has none.
+    """The layers of a graph that has been through `to_int8` with static ranges, or by row; None where it has none.
 
     Inputs are whole steps of the layer's own scale, so that rounding them changes nothing. Where the runtime rounds by
     row a step is worth 1, and one value in 64 is 127: with that as the largest, every scale is 1. The first rows are
@@ -92,24 +92,17 @@ def _extremes(weight: NDArray[np.int8], low: int, high: int, generator: np.rando
 
 def _copy(graph: ir.Graph, product: ir.Node, rounding: ir.Node | None, scaling: ir.Node) -> tuple[str, str]:
     """Add a layer to the graph; the names of its input and its output."""
-    weight = scaling.inputs[0]
-    assert weight is not None
-    assert weight.shape is not None
-    width, outputs = weight.shape
+    new = Replacement(product)
+    width, outputs = numbers(scaling.inputs[0]).shape
     source = ir.Value(name=f"{product.name}/x", shape=ir.Shape([1, ROWS, width]), type=ir.TensorType(_SINGLE))
     graph.inputs.append(source)
-    value, nodes = source, list[ir.Node]()
+    value = source
     if rounding is not None:
         steps = [_held(graph, one) for one in rounding.inputs[1:]]
-        nodes = [new_node("QuantizeLinear", [source, *steps], product, "quantize")]
-        nodes.append(new_node("DequantizeLinear", [nodes[0].outputs[0], *steps], product, "dequantize"))
-        value = nodes[-1].outputs[0]
-    held = [_held(graph, one) for one in scaling.inputs]
-    nodes.append(new_node("DequantizeLinear", held, product, "weight", tuple(scaling.attributes.values())))
-    nodes.append(new_node("MatMul", [value, nodes[-1].outputs[0]], product, "y"))
-    graph.extend(nodes)
-    result = nodes[-1].outputs[0]
-    result.shape, result.type = ir.Shape([1, ROWS, outputs]), ir.TensorType(_SINGLE)
+        value = new.add("DequantizeLinear", "dequantize", new.add("QuantizeLinear", "quantize", source, *steps), *steps)
+    weight = new.add("DequantizeLinear", "weight", *(_held(graph, one) for one in scaling.inputs), axis=1)
+    result = new.add("MatMul", "y", value, weight, shape=(1, ROWS, outputs), dtype=_SINGLE)
+    graph.extend(new.nodes)
     graph.outputs.append(result)
     return str(source.name), str(result.name)
 

@@ -21,7 +21,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.profile import Precision
+from ztdeploy.core.names import block_of, in_pruning_layer
+from ztdeploy.core.profile import Int8Options, Precision
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
 
 LOW: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -29,27 +31,24 @@ _SUFFIX = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.B
 _LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895e38}
 _CONTRACTIONS = {"Conv", "MatMul", "Gemm", "Einsum"}
 _NORMALISATIONS = {"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"}
+_ATTENTION = {"Add", "Mul", "MatMul", "Softmax"}
 MOVES = {"Gather", "GatherND", "GatherElements", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat"}
 MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
 
 
-def to_precision(model: ir.Model, precision: Precision, *, within: Callable[[ir.Node], bool] | None = None) -> ir.Model:
-    """A copy of an fp32 graph with the given types inside; inputs and outputs keep theirs.
+def to_precision(model: ir.Model, spec: GraphSpec) -> None:
+    """Let nodes compute in the low type of a spec, fp16 or bf16; in an int8 graph, those of `_of_rest`.
 
-    Args:
-        model: named by `stable_names`, with static shapes. It is not changed; weights are cast when they are read.
-        precision: "fp16" or "bf16"; "fp32" gives the graph itself.
-        within: which nodes may compute in it at all; None: all.
+    Requires names as `stable_names` gives them, and static shapes. Weights are cast when they are read. Ensures that
+    inputs and outputs keep their types.
 
     Raises:
         ModelError: a weight is out of the type's range; a large one when it is read.
     """
-    if precision == "fp32":
-        return model
-    typed = model.clone()
-    casts = _Casts(typed.graph)
-    choose = _chooser(typed.graph, LOW[precision], within or (lambda _node: True))
-    for node in list(typed.graph):
+    graph, casts = model.graph, _Casts(model.graph)
+    within = _of_rest(graph, spec.int8 or Int8Options()) if spec.precision == "int8" else lambda _node: True
+    choose = _chooser(graph, LOW[spec.low], within)
+    for node in list(graph):
         target = choose(node)
         if target is None:
             continue
@@ -58,12 +57,11 @@ def to_precision(model: ir.Model, precision: Precision, *, within: Callable[[ir.
                 node.replace_input_with(position, casts.of(value, target))
         for output in node.outputs:
             if _is_float(output):
-                output.type = ir.TensorType(target)  # the copy shares its type objects with the original
-    for position, output in enumerate(typed.graph.outputs):
+                output.type = ir.TensorType(target)  # a copy of a graph shares its type objects with the original
+    for position, output in enumerate(graph.outputs):
         if _is_float(output) and output.dtype != ir.DataType.FLOAT:
-            typed.graph.outputs[position] = casts.output(output)
-    _drop_unused(typed)
-    return typed
+            graph.outputs[position] = casts.output(output)
+    RemoveUnusedNodesPass()(model)
 
 
 def _chooser(
@@ -85,11 +83,32 @@ def _chooser(
             return ir.DataType.FLOAT if moved == {ir.DataType.FLOAT} else low
         if keeps_fp32(node) or not within(node) or not _takes(node, low, opset):
             return ir.DataType.FLOAT
-        if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and is_ranked(node):
+        if node.op_type == "Softmax" and low == ir.DataType.BFLOAT16 and _is_ranked(node):
             return ir.DataType.FLOAT
         return None if node.op_type == "Cast" else low
 
     return choose
+
+
+def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]:
+    """Which nodes of an int8 graph compute in the type of `options.rest`: those of blocks that stay as they are, and
+    the products and softmax of attention where no pruning layer reads it."""
+    ranked = {block_of(node.name) for node in graph if node.op_type == "Softmax" and _is_ranked(node)}
+
+    def within(node: ir.Node) -> bool:
+        block, scopes = block_of(node.name), str(node.name).split("/")[1:]
+        if block is None or block < options.from_block:
+            return block is not None
+        return block not in ranked and scopes[0] == "attn" and len(scopes) == 2 and _is_of_attention(node)
+
+    return within
+
+
+def _is_of_attention(node: ir.Node) -> bool:
+    """The scaling of queries, both products, what merging adds, softmax; not what merging multiplies tokens by."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    scales_queries = maker is not None and maker.op_type == "Gather"
+    return node.op_type in _ATTENTION and (node.op_type != "Mul" or scales_queries)
 
 
 class _Casts:
@@ -167,25 +186,15 @@ def _ancestors(node: ir.Node) -> set[ir.Node]:
     return found
 
 
-def _in_pruning_layer(node: ir.Node) -> bool:
-    return "/prune/" in (node.name or "")
-
-
 def keeps_fp32(node: ir.Node) -> bool:
     """Whether a node is of a part that no precision changes: a pruning layer, or a head of text embeddings."""
-    return _in_pruning_layer(node) or "/text_head/" in (node.name or "")
+    return in_pruning_layer(node.name) or "/text_head/" in (node.name or "")
 
 
-def is_ranked(node: ir.Node) -> bool:
+def _is_ranked(node: ir.Node) -> bool:
     """Whether a pruning layer reads what the node computes."""
-    return any(_in_pruning_layer(user) for user in node.outputs[0].consumers())
+    return any(in_pruning_layer(user.name) for user in node.outputs[0].consumers())
 
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype in _SUFFIX
-
-
-def _drop_unused(model: ir.Model) -> None:
-    RemoveUnusedNodesPass()(model)
-    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
-        model.graph.initializers.pop(name)

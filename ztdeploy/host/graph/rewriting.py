@@ -1,4 +1,4 @@
-"""What several passes need to put a few nodes in the place of one."""
+"""What the passes share: read shapes and constants, and put a few nodes in the place of one."""
 
 from __future__ import annotations
 
@@ -10,42 +10,93 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
 
-def new_node(
-    operator: str, inputs: Sequence[ir.Value | None], old: ir.Node, part: str, attributes: Sequence[ir.Attr] = ()
-) -> ir.Node:
-    """A node with one output, both named after the node whose place it takes a part in."""
-    node = ir.Node("", operator, inputs, attributes, num_outputs=1, name=f"{old.name}/{part}")
-    node.outputs[0].name = node.name
-    return node
+class Replacement:
+    """Nodes for the place of one node, `old`. They and their outputs are named after it: `blocks.0/mlp/Gelu_0/erf`."""
 
+    def __init__(self, old: ir.Node, name: str | None = None) -> None:
+        """
+        Args:
+            name: what they are named after in its stead.
+        """
+        assert isinstance(old.graph, ir.Graph)
+        self.old, self.graph, self.nodes, self.name = old, old.graph, list[ir.Node](), name or old.name
 
-def cast_to(target: ir.DataType) -> tuple[ir.Attr]:
-    """The attributes of a Cast."""
-    return (ir.AttrInt64("to", int(target)),)
+    def add(
+        self,
+        operator: str,
+        part: str,
+        *inputs: ir.Value | None,
+        like: ir.Value | None = None,
+        shape: Sequence[Any] | None = None,
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node behind those that were added before.
+
+        Args:
+            part: the last part of its name.
+            like: a value of the output's shape and type, unless `shape` or `dtype` is given.
+
+        Returns:
+            Its only output.
+        """
+        given = ir.convenience.convert_attributes(attributes)
+        node = ir.Node("", operator, inputs, given, num_outputs=1, name=f"{self.name}/{part}")
+        self.nodes.append(node)
+        output = node.outputs[0]
+        output.name = node.name
+        if like is not None:
+            output.shape, output.type = like.shape, like.type
+        if shape is not None:
+            output.shape = ir.Shape(shape)
+        if dtype is not None:
+            output.type = ir.TensorType(dtype)
+        return output
+
+    def cast(self, part: str, value: ir.Value | None, to: ir.DataType) -> ir.Value:
+        """Add a Cast."""
+        return self.add("Cast", part, value, to=int(to))
+
+    def constant(self, part: str, values: ArrayLike, dtype: ir.DataType) -> ir.Value:
+        """An initializer of its own for the nodes that were added."""
+        return constant(self.graph, f"{self.name}/{part}", values, dtype)
+
+    def replace(self) -> None:
+        """Put the nodes in the place of the old one; the output of the last takes the name, shape and type of its."""
+        before, after = self.old.outputs[0], self.nodes[-1].outputs[0]
+        after.name, after.shape, after.type = before.name, before.shape, before.type
+        self.graph.insert_before(self.old, self.nodes)
+        ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+        self.graph.remove(self.old, safe=True)
+
+    def insert_before(self) -> None:
+        """Put the nodes ahead of the old one, which stays."""
+        self.graph.insert_before(self.old, self.nodes)
 
 
 def constant(graph: ir.Graph, name: str, values: ArrayLike, dtype: ir.DataType) -> ir.Value:
-    """An initializer of the graph; the one that is there already where the name is."""
+    """An initializer of the graph; if one of that name exists, that one."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(np.asarray(values).astype(dtype.numpy()), dtype=dtype, name=name)
-    shape = ir.Shape(np.shape(values))
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(np.shape(values)), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
 def numbers(value: ir.Value | None) -> NDArray[Any]:
-    """What an initializer holds."""
+    """The numbers that an initializer holds."""
     assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
-def replace_node(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Put nodes in the place of one with a single output; the last of them gives the result."""
-    before, after = old.outputs[0], new[-1].outputs[0]
-    after.name, after.shape, after.type = before.name, before.shape, before.type
-    graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
+def shape_of(value: ir.Value | None) -> ir.Shape:
+    """The shape of a value; in a graph with static shapes every value has one."""
+    assert value is not None
+    assert value.shape is not None
+    return value.shape
+
+
+def rank_of(value: ir.Value | None) -> int | None:
+    return value.shape.rank() if value is not None and value.shape is not None else None

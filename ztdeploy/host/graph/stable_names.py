@@ -13,17 +13,19 @@ from collections import Counter
 import onnx_ir as ir
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.host.graph.rewriting import rank_of
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 #: Wrapper modules around the user's model, and the name of what they do themselves.
 _WRAPPERS = ("pruned.model", "pruned")
 ROOT_SCOPE = "io"
-#: The scope of a pruning layer within its block's; a module of that name is what it comes from.
-PRUNE = "prune"
 
 
 def stable_names(model: ir.Model) -> None:
-    """Ensures that every node and value has a unique name, built from the module path and operator alone."""
+    """Name every node and value after its module path and operator, and drop all metadata.
+
+    Requires the exporter's metadata. Ensures that names are unique.
+    """
     graph = model.graph
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
     _name_initializers(graph)
@@ -36,8 +38,7 @@ def stable_names(model: ir.Model) -> None:
             if value.name != "" and value.name not in fixed:
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{position}"
     _strip_metadata(model)
-    names = [node.name for node in graph]
-    if len(set(names)) != len(names):
+    if len({node.name for node in graph}) != len(graph):
         raise ModelError("two nodes of the graph share a name", "unique names", "report this model's name as a bug")
 
 
@@ -59,18 +60,13 @@ def _module_path(node: ir.Node) -> str:
 
 
 def _unwrap(path: str) -> str:
-    for wrapper in _WRAPPERS:
-        if path == wrapper:
-            return ""
-        if path.startswith(wrapper + "."):
-            return path[len(wrapper) + 1 :]
-    return path
+    wrapper = next((one for one in _WRAPPERS if f"{path}.".startswith(f"{one}.")), None)
+    return path if wrapper is None else path[len(wrapper) + 1 :]
 
 
 def _name_initializers(graph: ir.Graph) -> None:
     """Parameters keep their names; constants are named after their first user."""
-    anonymous: Counter[str] = Counter()
-    renamed: dict[ir.Value, str] = {}
+    anonymous, taken, renamed = Counter[str](), Counter[str](), dict[ir.Value, str]()
     for node in graph:
         path = _module_path(node)
         for value in node.inputs:
@@ -78,35 +74,26 @@ def _name_initializers(graph: ir.Graph) -> None:
                 continue
             name = _unwrap(value.name or "")
             if name == value.name and name not in ("scale", "shift"):
-                if node.op_type == "MatMul" and value.shape is not None and value.shape.rank() == 2:
+                if node.op_type == "MatMul" and rank_of(value) == 2:
                     name = f"{path}.weight.T"  # the exporter transposes a linear layer's weight ahead of time
                 else:
                     stem = f"{scope_name(path)}/const"
                     name = f"{stem}_{anonymous[stem]}"
                     anonymous[stem] += 1
             renamed[value] = name
-    taken: Counter[str] = Counter()
-    values = list(renamed.items())
-    for value, _ in values:
+    for value in renamed:
         graph.initializers.pop(value.name or "")
-    for value, name in values:
+    for value, name in renamed.items():
         taken[name] += 1
         value.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
         graph.register_initializer(value)
 
 
 def _strip_metadata(model: ir.Model) -> None:
+    """The metadata holds file paths."""
     graph = model.graph
-    model.metadata_props.clear()
-    model.doc_string = graph.doc_string = None
-    model.producer_name, model.producer_version = "ztdeploy", None
-    graph.name = "ztdeploy"
-    graph.metadata_props.clear()
-    for value in (*graph.inputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-        value.doc_string = None
-    for node in graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
+    model.producer_name, model.producer_version, graph.name = "ztdeploy", None, "ztdeploy"
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for one in (model, graph, *graph, *values):
+        one.metadata_props.clear()
+        one.doc_string = None

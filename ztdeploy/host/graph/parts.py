@@ -1,0 +1,114 @@
+"""Parts of a finished graph as graphs of their own: without its notes, and a few blocks alone."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+from ztdeploy.core.names import PRUNE, TOKENS, TOKENS_OUT
+from ztdeploy.host.graph.rewriting import constant, rank_of, shape_of
+
+#: The last part of the names of those outputs of pruning layers that ship.
+_CHOICES = ("kept", "into")
+_KEEP = 0  #: in the target of a Reshape: leave this axis as it is
+
+
+def notes_of(model: ir.Model) -> list[str]:
+    """The names of those outputs that are notes: what a pruning layer decided by (scores, most similar partners).
+
+    It is computed in any case, but is no output of the graph that ships: an engine with more outputs is slower, and its
+    runtime may fuse less. The graph with notes is run beside an engine, to be shown.
+    """
+    names = (value.name or "" for value in model.graph.outputs)
+    return [name for name in names if (parts := name.split("/"))[1:-1] == [PRUNE] and parts[-1] not in _CHOICES]
+
+
+def without_notes(noted: ir.Model) -> ir.Model:
+    """A copy of a graph without its notes, and without what is computed for them alone; it shares the weights."""
+    model, notes = noted.clone(), set(notes_of(noted))
+    outputs = model.graph.outputs
+    for position in reversed(range(len(outputs))):
+        value = outputs[position]
+        if value.name in notes:
+            outputs.pop(position)
+            node = value.producer()
+            if node is not None:
+                value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{value.index()}"
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
+    """Neighbouring blocks (from 0) of a dense graph as a model, fp32 `[batch, tokens, D]` to the same shape.
+
+    What a block costs can be measured with it. It takes several blocks, since one that is called again and again finds
+    its weights in the caches, where a whole model does not. The blocks have been through the same passes as the whole
+    graph, which specialised them for one number of tokens; the targets of their reshapes are told to keep the first
+    axes instead, which costs no node.
+
+    Args:
+        model: named by `stable_names`; it is not changed, and shares its weights with the result.
+
+    Returns:
+        None where the blocks do more than turn tokens into tokens, or depend on their number in another way.
+    """
+    ends = _ends(model.graph, tuple(f"blocks.{block}/" for block in blocks))
+    if ends is None:
+        return None
+    before, after = ends
+    _, tokens, width = shape_of(before)
+    cut = ir.Model(ir.convenience.extract(model.graph, [before], [after]), ir_version=model.ir_version)
+    cut.producer_name, cut.graph.name = model.producer_name, "blocks"
+    # Cutting leaves the initializers in no particular order; the same model must give the same bytes.
+    for value in [cut.graph.initializers.pop(name) for name in sorted(cut.graph.initializers)]:
+        cut.graph.register_initializer(value)
+    if not isinstance(tokens, int) or _has_constants_for_each_token(cut.graph, tokens):
+        return None
+    if not all(_freed(node, tokens) for node in cut.graph):
+        return None
+    (start,), (end,) = cut.graph.inputs, cut.graph.outputs
+    shape = ir.Shape(["batch", "tokens", width])
+    start.name, start.shape = TOKENS, shape
+    RemoveUnusedNodesPass()(cut)  # and the old targets
+    for node in cut.graph:
+        for value in node.outputs:
+            value.shape = None
+    end.name = TOKENS_OUT
+    ShapeInferencePass(data_prop=True)(cut)
+    return cut if end.shape == shape else None
+
+
+def _ends(graph: ir.Graph, scopes: tuple[str, ...]) -> tuple[ir.Value, ir.Value] | None:
+    """The value `[B, N, D]` that these blocks read, and the one that others read of them; None if there are more."""
+    nodes = [node for node in graph if (node.name or "").startswith(scopes)]
+    own = {value for node in nodes for value in node.outputs}
+    given = {value for node in nodes for value in node.inputs if value is not None and not value.is_initializer()} - own
+    left = {value for value in own if any(user not in nodes for user, _ in value.uses()) or value.is_graph_output()}
+    if len(given) != 1 or len(left) != 1:
+        return None
+    (before,), (after,) = given, left
+    return (before, after) if rank_of(before) == 3 and before.shape == after.shape else None
+
+
+def _has_constants_for_each_token(graph: ir.Graph, tokens: int) -> bool:
+    """Whether it holds a bias of attention, or a table of positions; weights have two axes, of any length."""
+    shapes = (value.shape for value in graph.initializers.values())
+    return any(shape is not None and shape.rank() > 2 and tokens in (shape[-1], shape[-2]) for shape in shapes)
+
+
+def _freed(node: ir.Node, tokens: int) -> bool:
+    """Make a node take any number of tokens; False where that cannot be done."""
+    if node.op_type != "Reshape":
+        return node.op_type not in ("Expand", "ConstantOfShape", "Slice", "Range", "Tile")
+    data, target = node.inputs[0], node.inputs[1]
+    sizes = None if target is None else ir.convenience.get_const_tensor(target)
+    before, after = data.shape if data is not None else None, node.outputs[0].shape
+    if sizes is None or before is None or after is None or min(before.rank(), after.rank()) < 2:
+        return False
+    if before[1] != tokens or after[1] != tokens or after[0] != before[0]:  # both axes must stay where they are
+        return False
+    node.attributes.pop("allowzero", None)
+    assert isinstance(node.graph, ir.Graph)
+    kept = [_KEEP, _KEEP, *(int(size) for size in sizes.numpy()[2:])]
+    node.replace_input_with(1, constant(node.graph, f"{node.name}/shape", kept, ir.DataType.INT64))
+    return True
