@@ -16,7 +16,7 @@ from benchmarks.turns import time_in_turns
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.measure.latency import Configuration
+from ztdeploy.target.measure.turns import Configuration
 
 FORMS = {"plain": "", "fused": "fused_attention_from = 1\n"}
 PROFILE = 'title = "{form} attention"\nbackend = "onnxruntime"\n{key}'
@@ -61,7 +61,7 @@ def _row(bundle: Bundle, batch: int, rounds: int, seconds: float) -> str:
     plain, fused = time_in_turns(configurations, rounds=rounds, seconds=seconds)
     if reason := plain.reason or fused.reason:
         raise RuntimeError(reason)
-    ratio, interval = plain.speedup_over(fused)  # plain is so many times faster: the ratio of their times
+    ratio, interval = plain.interval_over(fused)  # plain is so many times faster: the ratio of their times
     span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
     size, tokens = bundle.manifest.preprocess.image_size, dense.plan.tokens_per_block[0]
     return f"| {size} | {tokens} | {batch} | {plain.median_ms:.2f} | {fused.median_ms:.2f} | {ratio:.3f} | {span} |"

@@ -41,14 +41,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Contender:
-    """A `measure.latency.Subject`: one of the table below in a process of its own."""
+    """A `measure.turns.Subject`: one of the table below in a process of its own."""
 
     variant: str
     job: Job
 
-    def command(self, ordered_ns: int) -> list[str]:
+    def command(self) -> list[str]:
         job = json.dumps({**asdict(self.job), "onnx": str(self.job.onnx)})
-        return module_command("benchmarks.contender_worker", self.variant, job, str(ordered_ns))
+        return module_command("benchmarks.contender_worker", self.variant, job)
 
 
 def read_job(text: str) -> Job:
@@ -157,7 +157,7 @@ def _module(job: Job) -> tuple[nn.Module, int]:
 
 def versions() -> str:
     """Of what takes part beside ONNX Runtime."""
-    from ztdeploy.target.measure.environment import installed_versions
+    from ztdeploy.target.measure.machine import installed_versions
 
     found = installed_versions("torch", "timm", "openvino", "numpy")
     return ", ".join(f"{name} {version}" for name, version in found.items())

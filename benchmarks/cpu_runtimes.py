@@ -18,8 +18,8 @@ from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.measure.latency import Configuration
 from ztdeploy.target.measure.plan import parse_counts
+from ztdeploy.target.measure.turns import Configuration
 
 PROFILES = (
     "cpu",
@@ -87,9 +87,9 @@ def table(subjects: Sequence[Configuration], timed: Sequence[Timed]) -> str:
         if own.reason:
             lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | | |")
             continue
-        over_dense, _ = own.speedup_over(found[dense, profile])
-        over_cpu, _ = own.speedup_over(found[variant, PROFILES[0]])
-        overall, interval = own.speedup_over(found[dense, PROFILES[0]])
+        over_dense, _ = own.interval_over(found[dense, profile])
+        over_cpu, _ = own.interval_over(found[variant, PROFILES[0]])
+        overall, interval = own.interval_over(found[dense, PROFILES[0]])
         span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
         ratios = " | ".join(f"{ratio:.3f}x" for ratio in (over_dense, over_cpu, overall))
         lines.append(f"| {variant} | {profile} | {own.median_ms:.2f} | {ratios} | {span} |")

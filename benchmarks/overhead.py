@@ -22,8 +22,8 @@ from ztdeploy.core.cost import gmacs
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.measure.latency import Configuration
 from ztdeploy.target.measure.statistics import Interval
+from ztdeploy.target.measure.turns import Configuration
 
 METHODS = ("zero-tprune", "slice")
 
@@ -140,7 +140,7 @@ def _pruned_by(bundle: Bundle, method: str) -> VariantRecord:
 
 def _ratio(faster: Timed, slower: Timed) -> Ratio:
     """How many times longer the second takes."""
-    value, interval = faster.speedup_over(slower)
+    value, interval = faster.interval_over(slower)
     bounds: Interval | None = interval
     return Ratio(value, bounds.low if bounds else None, bounds.high if bounds else None)
 

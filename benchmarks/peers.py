@@ -23,7 +23,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.pruning import METHODS
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.measure.latency import Configuration, Subject
+from ztdeploy.target.measure.turns import Configuration, Subject
 
 #: Ours, and references at the same token counts.
 OURS = ("zero-tprune", "slice", "tome")
@@ -92,7 +92,7 @@ def table(timed: Sequence[Timed], work: Mapping[str, float]) -> str:
     ]
     for one in measured:
         name = f"ours, {one.variant}" if one.variant in work else one.variant
-        speedup, interval = one.speedup_over(plain) if plain and one is not plain else (None, None)
+        speedup, interval = one.interval_over(plain) if plain and one is not plain else (None, None)
         ratio = ("1" if one is plain else "-") if speedup is None else f"{speedup:.3f}x"
         span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
         lines.append(f"| {name} | {one.median_ms:.2f} | {ratio} | {span} | {work.get(one.variant, 1.0):.3f} |")

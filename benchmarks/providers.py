@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.target.measure.order import turn_orders
 from ztdeploy.target.measure.statistics import bootstrap_interval, round_ratios
+from ztdeploy.target.measure.turns import turn_orders
 
 PROVIDERS = {"cuda": ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "cpu": ("CPUExecutionProvider",)}
 METHODS = ("zero-tprune", "slice")

@@ -36,8 +36,8 @@ from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.target.measure.order import turn_orders
 from ztdeploy.target.measure.statistics import bootstrap_interval, round_ratios
+from ztdeploy.target.measure.turns import turn_orders
 
 DENSE, SLICE = "dense", "slice"
 CONTENDERS = (DENSE, SLICE, "zero-tprune", "novelty-merge", "tome")

@@ -11,8 +11,7 @@ from benchmarks.ablation.report import KIND, AblateReport
 from benchmarks.ablation.topic_names import TOPICS
 from ztdeploy.core.files import remove, write
 from ztdeploy.core.records import to_json
-from ztdeploy.target.measure.report_file import holds_kind
-from ztdeploy.target.measure.report_folder import check_report_folder
+from ztdeploy.target.measure.report_file import check_report_folder, holds_kind
 
 REPORT, PAGE, MARKDOWN = "ablation.json", "ablation.html", "ablation.md"
 

@@ -10,7 +10,7 @@ from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.tune.records import ModelFacts
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.machine import Machine
 
 SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-ablate"] = "ztdeploy-ablate"

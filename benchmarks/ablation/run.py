@@ -18,6 +18,7 @@ from benchmarks.ablation.topics import Row, bases, topics
 from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.progress import Pace
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
@@ -27,7 +28,6 @@ from ztdeploy.target.evaluate.data_facts import data_facts
 from ztdeploy.target.evaluate.decoding import Decoded, decode
 from ztdeploy.target.evaluate.eval_report import DataFacts
 from ztdeploy.target.evaluate.scoring import hits, share
-from ztdeploy.target.measure.pace import Pace
 from ztdeploy.target.runtime.preprocess import normalise
 
 #: Images that go through the model at once.

@@ -24,7 +24,8 @@ from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.jobs.tune import latency, results
 from ztdeploy.report.tune.records import TuneReport
 from ztdeploy.target.measure.bench_report import BenchReport
-from ztdeploy.target.measure.details import DetailsAnswer, DetailsOrder
+from ztdeploy.target.measure.details_worker import DetailsOrder
+from ztdeploy.target.measure.sweep_report import Staircase
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 DIGITS = ASSETS / "digits"
@@ -202,19 +203,19 @@ def _as_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """All is measured, and then a time that follows the work takes its place: a model this small takes a millisecond,
     of which a busy machine makes anything.
     """
-    ask, times = latency.ask, latency._times
+    look_into, times = latency.look_into, latency._times
 
-    def steady(order: DetailsOrder) -> DetailsAnswer:
-        answer = ask(order)
-        assert answer.staircase is not None
-        points = tuple(one.model_copy(update={"block_ms": 0.01 * one.tokens}) for one in answer.staircase.points)
-        return answer.model_copy(update={"staircase": answer.staircase.model_copy(update={"points": points})})
+    def steady(order: DetailsOrder) -> Staircase:
+        staircase = look_into(order)
+        assert isinstance(staircase, Staircase)
+        points = tuple(one.model_copy(update={"block_ms": 0.01 * one.tokens}) for one in staircase.points)
+        return staircase.model_copy(update={"points": points})
 
     def by_share(report: BenchReport) -> dict[str, float]:
         """The names of probes and winners end in their share of dense, in %."""
         return {name: 1 + (1 if name == "dense" else int(name.rsplit("-", 1)[1]) / 100) for name in times(report)}
 
-    monkeypatch.setattr(latency, "ask", steady)
+    monkeypatch.setattr(latency, "look_into", steady)
     monkeypatch.setattr(latency, "_times", by_share)
 
 

@@ -16,7 +16,7 @@ from helpers.architectures import SMALL
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.evaluate.eval_report import DataFacts
 from ztdeploy.target.evaluate.scoring import hits, share
-from ztdeploy.target.measure.environment import read_machine
+from ztdeploy.target.measure.machine import read_machine
 
 
 def model_facts(name: str, *, dense_gmacs: float) -> ModelFacts:
@@ -51,7 +51,7 @@ def report(
         created="2026-01-02T03:04:05+00:00",
         request=AblateRequest(model=ModelSource(name=name), data=Path("photographs"), only=only),
         model=model_facts(name, dense_gmacs=1.0),
-        machine=read_machine((0,), ask_gpu=lambda: None),
+        machine=read_machine(),
         data=DataFacts(
             name=f"photographs of {name}",
             path="photographs",

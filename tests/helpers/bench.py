@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from helpers.machines import SERVER, plant
+from ztdeploy.target.measure import machine as module
 from ztdeploy.target.measure.bench_report import ConfigurationReport, Turn
-from ztdeploy.target.measure.environment import Machine, State
+from ztdeploy.target.measure.machine import Machine, State, read_machine, read_state
 from ztdeploy.target.measure.statistics import summarise
 
 
@@ -61,7 +65,15 @@ def machine(
     tmp_path: Path, files: dict[str, str] = SERVER, cores: Sequence[int] = (0, 1, 2, 3)
 ) -> tuple[Machine, State]:
     """A faked machine's records."""
-    from ztdeploy.target.measure.environment import read_machine, read_state
+    with faked(plant(tmp_path, files), cores):
+        return read_machine(), read_state()
 
-    root = plant(tmp_path, files)
-    return read_machine(cores, root, ask_gpu=lambda: None), read_state(cores, root, ask_gpu=lambda: None)
+
+@contextmanager
+def faked(root: Path, cores: Sequence[int] = (0, 1, 2, 3)) -> Iterator[None]:
+    """As if this machine were the one whose files lie below a root, where `nvidia-smi` answers nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROOT", root)
+        patch.setattr(module, "usable_cores", lambda: tuple(cores))
+        patch.setattr(module, "nvidia_smi", lambda: None)
+        yield

@@ -14,7 +14,7 @@ from ztdeploy.report.tune.cost import GmacsCost
 from ztdeploy.report.tune.records import Compared, Importance, Measured, Ratio, Score, TrialRecord, TuneReport
 from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.target.measure.environment import read_machine
+from ztdeploy.target.measure.machine import read_machine
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
 
 DENSE = GmacsCost().of(PruningSchedule(name="dense"), SMALL)
@@ -34,7 +34,7 @@ def report(
         ),
         storage="",
         model=model_facts(name, dense_gmacs=DENSE),
-        machine=read_machine((0,), ask_gpu=lambda: None),
+        machine=read_machine(),
         tuning_data=_data(name, labelled),
         report_data=_data(name, labelled),
         dense_cost=DENSE,

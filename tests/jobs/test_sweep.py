@@ -30,9 +30,8 @@ from ztdeploy.jobs import bundle_cache
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import buildable_bundle, bundle_key, cached_bundle
 from ztdeploy.jobs.sweep import sweep
-from ztdeploy.report.any_report import read_any_report
 from ztdeploy.report.sweep_folder import PREVIOUS, REPORT
-from ztdeploy.target.measure.sweep_report import SweepRequest, rows
+from ztdeploy.target.measure.sweep_report import SweepRequest, read_any_report, rows
 
 #: A method that is quickly traced.
 DIGITS = BuildRequest(

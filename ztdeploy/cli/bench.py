@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
-    from ztdeploy.target.measure.environment import Machine
+    from ztdeploy.target.measure.machine import Machine
 
 
 def register(app: typer.Typer) -> None:
@@ -82,11 +81,14 @@ def bench(
     )
     if out is not None:
         check_report_path(out)
-    save = partial(write_report, out=out) if out is not None else None
+
+    def save(report: BenchReport) -> None:
+        if out is not None:
+            write_report(report, out)
+
     with progress_bar(not json) as progress:
         report = run_bench(request, progress=progress, save=save)
-    if save:
-        save(report)
+    save(report)
     if json:
         print_record(report)
     else:

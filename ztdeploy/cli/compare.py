@@ -63,10 +63,10 @@ def compare(
     layout: Annotated[Literal["text", "md"], typer.Option("--format", help="md: for a pull request.")] = "text",
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.report.any_report import read_any_report
     from ztdeploy.report.compare.comparison import Criteria, compare_reports
     from ztdeploy.report.compare.entries import FIELDS, parse_match
     from ztdeploy.report.compare.markdown import markdown
+    from ztdeploy.target.measure.sweep_report import read_any_report
 
     criteria = Criteria(
         max_slowdown=max_slowdown / 100,

@@ -11,6 +11,8 @@ from typing import TextIO
 
 from ztdeploy.core.kernel_files import kibibytes, table
 
+_PR_SET_PDEATHSIG = 1
+
 
 def module_command(module: str, *arguments: str) -> list[str]:
     """`python -m module ...` with this interpreter."""
@@ -39,6 +41,14 @@ def own_standard_output() -> TextIO:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, whatever it is doing then."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def peak_rss_mb() -> float:

@@ -25,8 +25,8 @@ from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge, judged_rows
-from ztdeploy.target.measure.environment import processor_name
-from ztdeploy.target.measure.latency import Configuration, measure_latency
+from ztdeploy.target.measure.machine import processor_name
+from ztdeploy.target.measure.turns import Configuration, measure_latency
 
 ROUNDS, ITERATIONS = 10, 10
 
@@ -164,7 +164,7 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
             profile=name,
             precision=trial.manifest.profiles[name].precision,
             misses=() if name == asked else misses(rows[name], in_fp32.rows, gate.limits),
-            rounds_ms=tuple(map(tuple, one.rounds_ms)),
+            rounds_ms=tuple(turn.samples_ms for turn in one.turns),
         )
         for name, one in zip(reports, measured, strict=True)
     ]
@@ -174,7 +174,7 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
     record = ChoiceRecord(
         asked=asked,
         shipped=shipped,
-        processor=processor_name(Path("/")),
+        processor=processor_name(),
         threads=usable_threads(slate.asked.threads),
         variant=variant,
         batch=batch,

@@ -21,7 +21,7 @@ from ztdeploy.target.backends.openvino import load_openvino
 from ztdeploy.target.backends.tensorrt.cuda import open_device
 from ztdeploy.target.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.measure.environment import processor_name
+from ztdeploy.target.measure.machine import processor_name
 from ztdeploy.target.plugins.library import what_is_missing
 from ztdeploy.target.plugins.ptx import INSTALL, nvrtc_versions
 

@@ -11,7 +11,7 @@ from ztdeploy.host.models.catalogue import CATALOGUE
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.evaluate.accuracy import Accuracy, accuracy, all_logits, all_pixels
 from ztdeploy.target.evaluate.labels import read_labels
-from ztdeploy.target.measure.latency import Configuration, Measurement, measure_latency
+from ztdeploy.target.measure.turns import Configuration, Timed, measure_latency
 from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
 
@@ -28,7 +28,7 @@ class Row:
     tokens: tuple[int, ...]
     gmacs: float
     accuracy: Accuracy
-    latency: Measurement
+    latency: Timed
     speedup: float
 
 

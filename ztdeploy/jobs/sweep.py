@@ -23,8 +23,8 @@ from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_as
 from ztdeploy.target.backends import why_not_run
 from ztdeploy.target.evaluate.swept import check_images, with_fidelity
 from ztdeploy.target.measure.bench_report import Failure
-from ztdeploy.target.measure.details import measure_details, with_details_of
-from ztdeploy.target.measure.environment import read_machine, usable_cores
+from ztdeploy.target.measure.details import measure_details
+from ztdeploy.target.measure.machine import read_machine
 from ztdeploy.target.measure.sweep import measure_groups
 from ztdeploy.target.measure.sweep_plan import (
     check_holds,
@@ -33,7 +33,7 @@ from ztdeploy.target.measure.sweep_plan import (
     kept_runs,
     plan_groups,
     why_not_resumed,
-    with_fidelity_of,
+    with_findings_of,
 )
 from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest
 from ztdeploy.target.runtime.runner import runnable_profile
@@ -85,7 +85,7 @@ def sweep(
             start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=progress, note=note
         )
         earlier = _earlier(out, start, fresh=fresh, note=note)
-        start = with_fidelity_of(with_details_of(start, earlier), earlier)
+        start = with_findings_of(start, earlier)
         kept = kept_runs(earlier, groups) if earlier else {}
         if kept:
             note(f"kept from before: {len(kept)} of {len(groups)} groups of configurations; --fresh measures all again")
@@ -217,7 +217,7 @@ def _earlier(out: Path, start: SweepReport, *, fresh: bool, note: Note) -> Sweep
     """The sweep to go on with; any other one is set aside, with the reason."""
     earlier, reason = read_previous(out)
     if earlier is not None:
-        machine = read_machine(usable_cores())
+        machine = read_machine()
         reason = "asked for with --fresh" if fresh else why_not_resumed(earlier, start, machine)
     if reason is not None:
         set_aside(out)

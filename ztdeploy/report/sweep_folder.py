@@ -10,10 +10,8 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import disk_errors, move, write
 from ztdeploy.core.locks import only_command
 from ztdeploy.core.records import to_json
-from ztdeploy.report.any_report import read_any_report
-from ztdeploy.target.measure.report_file import holds_kind
-from ztdeploy.target.measure.report_folder import check_report_folder
-from ztdeploy.target.measure.sweep_report import KIND, SweepReport
+from ztdeploy.target.measure.report_file import check_report_folder, holds_kind
+from ztdeploy.target.measure.sweep_report import KIND, SweepReport, read_any_report
 
 REPORT = "sweep.json"
 #: What a sweep that started anew found there.

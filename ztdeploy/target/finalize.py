@@ -20,8 +20,8 @@ from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.base import Plugins
 from ztdeploy.target.backends.int8 import int8_note
 from ztdeploy.target.bundle_readme import README, with_readme
-from ztdeploy.target.measure.alternating import medians, take_turns
-from ztdeploy.target.measure.statistics import median_ratio
+from ztdeploy.target.measure.statistics import median_ratio, overall_median
+from ztdeploy.target.measure.turns import take_turns
 from ztdeploy.target.runtime.parity import check_golden, golden_pixels
 from ztdeploy.target.runtime.runner import BundleRunner, load
 
@@ -241,8 +241,8 @@ class Workshop:
             calls = [lambda runner=runner: runner.infer(pixels) for runner in runners]
             rounds = take_turns(calls, rounds=ROUNDS, iterations=ITERATIONS)
         candidates = tuple(
-            Candidate(plugins=plugin_kind(engine.fingerprint.plugins), median_ms=median)
-            for engine, median in zip((plain, other), medians(rounds), strict=True)
+            Candidate(plugins=plugin_kind(engine.fingerprint.plugins), median_ms=overall_median(own))
+            for engine, own in zip((plain, other), rounds, strict=True)
         )
         return median_ratio(*rounds) > 1, candidates
 

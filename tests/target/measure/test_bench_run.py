@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from helpers.bench import faked
 from helpers.errors import refused
 from helpers.machines import CONTAINER, LAPTOP, plant
 
@@ -21,6 +22,7 @@ from ztdeploy.target.measure.bench_report import (
     read_report,
     write_report,
 )
+from ztdeploy.target.measure.machine import usable_cores
 
 QUICK = {"warmup_s": 0.0, "threads": (1,)}
 
@@ -148,7 +150,8 @@ def test_rounds_by_time_and_the_steps_shown(digits_bundle):
 )
 def test_warnings_of_the_machine_it_runs_on(files, kinds, digits_bundle, tmp_path):
     request = BenchRequest(bundle=digits_bundle, iterations=1, rounds=1, reference=False, warmup_s=0, threads=(2,))
-    report = run_bench(request, root=plant(tmp_path, files))
+    with faked(plant(tmp_path, files), usable_cores()):
+        report = run_bench(request)
     assert kinds <= {caution.kind for caution in report.warnings}
     assert report.comparisons == ()
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztdeploy.target.measure.order import turn_orders
 from ztdeploy.target.measure.statistics import (
     FEWEST_ROUNDS,
     bootstrap_interval,
@@ -19,6 +18,7 @@ from ztdeploy.target.measure.statistics import (
     round_ratios,
     summarise,
 )
+from ztdeploy.target.measure.turns import turn_orders
 
 milliseconds = st.floats(min_value=1e-3, max_value=1e5)
 samples = st.lists(milliseconds, min_size=1, max_size=200)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from helpers.bench import configuration
 
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.measure.statistics import Interval
-from ztdeploy.target.measure.verdict import compare, outcome_of, setting
+from ztdeploy.target.measure.verdict import compare, outcome_of
 
 
 def interval(low, high):
@@ -87,5 +89,6 @@ def test_less_work():
 
 
 def test_settings():
-    assert setting(configuration(batch=8, threads=2)) == "batch 8, 2 threads"
-    assert setting(configuration(threads=None)) == "batch 1"
+    assert str(configuration(batch=8, threads=2).setting) == "batch 8, 2 threads"
+    assert str(configuration(threads=None).setting) == "batch 1"
+    assert str(Setting(ImageSize(96, 384), 1, 1)) == "96x384 px, batch 1, 1 thread"

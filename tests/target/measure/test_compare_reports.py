@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.report.any_report import read_any_report
 from ztdeploy.report.compare.comparison import Criteria, ReportComparison, compare_reports, judge
 from ztdeploy.report.compare.entries import Setting, entries, parse_match
 from ztdeploy.report.compare.markdown import markdown
 from ztdeploy.target.measure.bench_report import Caution, Failure
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, unpaired_ratio_interval
+from ztdeploy.target.measure.sweep_report import read_any_report
 
 
 def judged(baseline, candidate, **criteria) -> ReportComparison:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -18,15 +17,17 @@ from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.jobs.sweep import sweep
 from ztdeploy.report.sweep_folder import REPORT, read_previous
 from ztdeploy.target.measure import details
-from ztdeploy.target.measure.attention import EXPOSED
-from ztdeploy.target.measure.details import ask, measure_details, plan_details
-from ztdeploy.target.measure.details_worker import DetailsAnswer, DetailsOrder
+from ztdeploy.target.measure.details import look_into, measure_details, plan_details
+from ztdeploy.target.measure.details_worker import DetailsOrder
+from ztdeploy.target.measure.operators import EXPOSED
 from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, SweepRequest, TokenStep
 
 
 def order(bundle, variant=None, **changes) -> DetailsOrder:
     return DetailsOrder(
-        **{"bundle": bundle, "profile": "cpu", "variant": variant, "batch": 1, "threads": 1, "seconds": 0.2} | changes
+        **{"bundle": bundle, "profile": "cpu", "variant": variant, "image_size": 32, "batch": 1, "threads": 1}
+        | {"seconds": 0.2}
+        | changes
     )
 
 
@@ -35,8 +36,8 @@ def order(bundle, variant=None, **changes) -> DetailsOrder:
 
 @pytest.mark.parametrize("variant", ["dense", "keep-0.50"])
 def test_a_real_engines_operators(variant, digits_bundle):
-    profile = ask(order(digits_bundle, variant, batch=2)).profile
-    assert profile is not None
+    profile = look_into(order(digits_bundle, variant, batch=2))
+    assert isinstance(profile, OperatorProfile)
     assert (profile.variant, profile.image_size, profile.batch, profile.threads) == (variant, (32, 32), 2, 1)
     assert profile.calls >= 5
     total = sum(part.ms for part in profile.parts)
@@ -59,8 +60,8 @@ def test_a_real_engines_operators(variant, digits_bundle):
 
 
 def test_a_real_staircase(digits_bundle):
-    staircase = ask(order(digits_bundle)).staircase
-    assert staircase is not None
+    staircase = look_into(order(digits_bundle))
+    assert isinstance(staircase, Staircase)
     tokens = read_bundle(digits_bundle).manifest.model.architecture.tokens
     counts = [point.tokens for point in staircase.points]
     assert (counts, counts[-1]) == (sorted(set(counts)), tokens)
@@ -86,9 +87,9 @@ def test_the_blocks_cost_no_weights(digits_bundle):
 def test_a_damaged_block_graph(bundle_copy):
     path = bundle_copy / read_bundle(bundle_copy).manifest.blocks["cpu"].file
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    refused(lambda: ask(order(bundle_copy)), "has changed since the build")
+    refused(lambda: look_into(order(bundle_copy)), "has changed since the build")
     path.unlink()
-    refused(lambda: ask(order(bundle_copy)), "missing")
+    refused(lambda: look_into(order(bundle_copy)), "missing")
 
 
 def test_a_block_graph_that_is_none(bundle_copy):
@@ -99,7 +100,7 @@ def test_a_block_graph_that_is_none(bundle_copy):
     (bundle_copy / name).write_bytes(b"no graph")
     entry = {"sha256": sha256_of(bundle_copy / name), "bytes": 8}
     edit(bundle_copy, lambda manifest: manifest["files"].update({name: entry}))
-    refused(lambda: ask(order(bundle_copy)), "cannot be run")
+    refused(lambda: look_into(order(bundle_copy)), "cannot be run")
 
 
 def test_a_block_graph_that_the_manifest_does_not_list(bundle_copy):
@@ -114,36 +115,30 @@ def test_an_older_bundle_has_profiles_and_no_staircase(bundle_copy):
     assert [item.variant for item in items] == ["dense", "keep-0.50"]
     assert len(notes) == 1
     assert "no token staircase: the bundle has no blocks" in notes[0]
-    refused(lambda: ask(order(bundle_copy)), "no blocks of their own", "build the bundle again")
+    refused(lambda: look_into(order(bundle_copy)), "no blocks of their own", "build the bundle again")
 
 
 def test_a_changed_engine(bundle_copy):
     (bundle_copy / "graphs" / "dense.cpu.onnx").write_bytes(b"")
-    refused(lambda: ask(order(bundle_copy, "dense")), "has changed since the build")
+    refused(lambda: look_into(order(bundle_copy, "dense")), "has changed since the build")
 
 
-def test_a_worker_that_says_something_else(digits_bundle, monkeypatch):
-    monkeypatch.setattr(details, "module_command", lambda *_: [sys.executable, "-c", "print('hello')"])
-    refused(lambda: ask(order(digits_bundle)), "an answer about 'the blocks' that is none")
-    monkeypatch.setattr(
-        details, "module_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    )
-    refused(lambda: ask(order(digits_bundle)), "was killed by SIGKILL", kind=EnvironmentLacksError)
+def test_a_process_that_is_killed(digits_bundle, monkeypatch):
+    kill = "import os; os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(details, "module_command", lambda *_: [sys.executable, "-c", kill])
+    refused(lambda: look_into(order(digits_bundle)), "'the blocks' was killed by SIGKILL", kind=EnvironmentLacksError)
 
 
-def test_a_worker_does_not_outlive_ctrl_c(digits_bundle, monkeypatch):
-    started = []
-
-    class Stopped(subprocess.Popen):
-        def communicate(self, *_arguments, **_options):
-            started.append(self)
-            raise KeyboardInterrupt
-
+def test_a_worker_does_not_outlive_ctrl_c(digits_bundle, monkeypatch, children):
     monkeypatch.setattr(details, "module_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(subprocess, "Popen", Stopped)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(details.Worker, "answer", stop)
     with pytest.raises(KeyboardInterrupt):
-        ask(order(digits_bundle))
-    assert [child.returncode for child in started] == [-9]
+        look_into(order(digits_bundle))
+    assert [child.returncode for child in children] == [-9]
 
 
 # What is measured, in which order, and what stays.
@@ -163,12 +158,12 @@ IN_BUNDLE = {"image_size": ImageSize(32, 32), "profile": "cpu"}
 
 
 class Worker:
-    """In place of `ask`: answers, or something else on the calls that a test names."""
+    """In place of `look_into`: answers, or something else on the calls that a test names."""
 
     def __init__(self, **on_call):
         self.orders, self.on_call = [], on_call
 
-    def __call__(self, asked: DetailsOrder) -> DetailsAnswer:
+    def __call__(self, asked: DetailsOrder) -> OperatorProfile | Staircase:
         self.orders.append(asked)
         error = self.on_call.get(f"call_{len(self.orders)}")
         if error is not None:
@@ -176,9 +171,9 @@ class Worker:
         setting = {"image_size": ImageSize(32, 32), "batch": asked.batch, "threads": asked.threads}
         if asked.variant is None:
             points = (TokenStep(tokens=65, block_ms=1.0),)
-            return DetailsAnswer(staircase=Staircase(**setting, points=points, treads=()))
+            return Staircase(**setting, points=points, treads=())
         empty = {"parts": (), "operators": (), "attention": ()}
-        return DetailsAnswer(profile=OperatorProfile(variant=asked.variant, **setting, calls=1, call_ms=1.0, **empty))
+        return OperatorProfile(variant=asked.variant, **setting, calls=1, call_ms=1.0, **empty)
 
 
 @pytest.fixture
@@ -187,7 +182,7 @@ def measure(digits_bundle, monkeypatch):
 
     def call(worker, start):
         saved = []
-        monkeypatch.setattr(details, "ask", worker)
+        monkeypatch.setattr(details, "look_into", worker)
         done = measure_details(start, [read_bundle(digits_bundle)], progress=lambda *_step: None, save=saved.append)
         return done, saved
 
@@ -255,23 +250,23 @@ def test_a_sweep_with_details_and_one_that_goes_on(digits_bundle, tmp_path, monk
     request = SweepRequest(model=None, bundle=digits_bundle, keep_ratios=(0.5,), **quick)
     out, notes = tmp_path / "out", []
     steps = []
-    real = details.ask
+    real = details.look_into
 
     def stop(asked):
         if asked.variant is None:
             raise KeyboardInterrupt
         return real(asked)
 
-    monkeypatch.setattr(details, "ask", stop)
+    monkeypatch.setattr(details, "look_into", stop)
     first = sweep(request, out, progress=lambda *step: steps.append(step), note=notes.append)
     assert (first.progress, len(first.profiles), first.staircases) == ("interrupted", 2, ())
     assert read_previous(out) == (first, None)
     assert steps[-1] == ("looking into the token staircase at 32 px, batch 1, 1 thread", 2, 3)
-    monkeypatch.setattr(details, "ask", lambda one: real(one.model_copy(update={"seconds": 0.2})))
+    monkeypatch.setattr(details, "look_into", lambda one: real(one.model_copy(update={"seconds": 0.2})))
     second = sweep(request, out, note=notes.append)
     assert (second.progress, len(second.staircases)) == ("complete", 1)
     assert (second.runs, second.profiles) == (first.runs, first.profiles)
-    monkeypatch.setattr(details, "ask", lambda _: pytest.fail("it is measured again"))
+    monkeypatch.setattr(details, "look_into", lambda _: pytest.fail("it is measured again"))
     assert sweep(request, out, note=notes.append) == second
     without = request.model_copy(update={"details": False})
     assert sweep(without, out, note=notes.append).profiles == second.profiles, "what is there stays"

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
 from helpers.errors import refused
-from helpers.processes import HANG_S
+from helpers.processes import HANG_S, started, wait_for
 
-from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError
-from ztdeploy.target.measure.latency import Configuration, Measurement, Worker, measure_latency
-from ztdeploy.target.measure.protocol import Order
-
-
-def measurement(*rounds):
-    return Measurement(Configuration(".", "dense", "cpu"), 1.0, 2.0, 3.0, [list(samples) for samples in rounds])
-
-
-# -------------------- arithmetic, on made-up samples
+from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLacksError, InputError
+from ztdeploy.core.kernel_files import table
+from ztdeploy.target.measure.bench_report import ColdStart
+from ztdeploy.target.measure.orders import Refusal, Timing, TimingOrder, Worker
+from ztdeploy.target.measure.turns import Configuration, measure_latency
+from ztdeploy.target.measure.worker import reply
 
 
-def test_the_median_is_over_all_samples():
-    assert measurement([1.0, 2.0], [9.0]).median_ms == 2.0
-    assert measurement([1.0, 2.0], [3.0, 100.0]).median_ms == 2.5
-
-
-def test_the_speedup_is_the_median_of_the_rounds_ratios():
-    """The machine slows down threefold in the last round: a ratio per round does not see it."""
-    slow = measurement([4.0, 4.0, 5.0], [4.0, 4.0, 4.0], [12.0, 12.0, 12.0])
-    fast = measurement([2.0, 2.0, 9.0], [2.0, 2.0, 2.0], [6.0, 6.0, 6.0])
-    assert fast.speedup_over(slow) == 2.0
-    assert slow.speedup_over(fast) == 0.5
-    assert fast.speedup_over(fast) == 1.0
-
-
-def test_rounds_are_compared_in_pairs():
-    with pytest.raises(ValueError, match="zip"):
-        measurement([1.0]).speedup_over(measurement([1.0], [1.0]))
-
-
-# -------------------- the real thing
+def worker_of(configuration: Configuration) -> Worker:
+    return Worker(configuration.variant, configuration.command())
 
 
 def test_every_configuration_is_measured(digits_bundle, children):
@@ -53,16 +35,19 @@ def test_every_configuration_is_measured(digits_bundle, children):
     ]
     steps = []
     measured = measure_latency(configurations, rounds=2, iterations=3, progress=lambda *step: steps.append(step))
-    assert [one.configuration for one in measured] == configurations
+    assert [one.subject for one in measured] == configurations
     for one in measured:
-        assert [len(samples) for samples in one.rounds_ms] == [3, 3]
-        assert all(sample > 0 for samples in one.rounds_ms for sample in samples)
-        assert min(one.import_ms, one.load_ms, one.first_ms) > 0
+        assert [turn.round for turn in one.turns] == [0, 1]
+        assert [len(turn.samples_ms) for turn in one.turns] == [3, 3]
+        assert all(sample > 0 for turn in one.turns for sample in turn.samples_ms)
+        assert min(one.start.import_ms, one.start.load_ms, one.start.first_ms) > 0
         assert 20 < one.peak_rss_mb < 5000
+    first, _ = measured
+    assert first.speedup_over(first) == 1
     assert [what for what, _, _ in steps] == [
-        "loading keep-0.50",
-        "loading dense",
-        *(f"measuring, round {turn} of 2" for turn in range(3)),
+        *(f"{what} {name}" for what in ("loading", "warming up") for name in ("keep-0.50", "dense")),
+        "round 1 of 2",
+        "round 2 of 2",
     ]
     assert all(done < total for _, done, total in steps)
     assert len({child.pid for child in children}) == 2
@@ -78,7 +63,7 @@ def test_a_checkout_measures_from_any_folder(digits_bundle, tmp_path, monkeypatc
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.chdir(tmp_path)
     (one,) = measure_latency([Configuration(digits_bundle, "dense", "cpu", threads=1)], rounds=1, iterations=1)
-    assert len(one.rounds_ms) == 1
+    assert len(one.turns) == 1
 
 
 # -------------------- what goes wrong
@@ -115,7 +100,7 @@ def test_a_process_that_dies_on_the_way_is_an_error(digits_bundle, children):
     """The kernel kills it for its memory, say. A broken pipe would pass for a reader that went away."""
 
     def kill(what, _done, _total):
-        if what.startswith("measuring, round 1"):
+        if what == "round 1 of 2":
             children[0].kill()
             children[0].wait()
 
@@ -145,8 +130,8 @@ def test_the_worker_answers_one_line_per_request(digits_bundle):
     )
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert set(lines[0]["ready"]) == {"process_ms", "import_ms", "load_ms", "first_ms"}
-    assert lines[0]["ready"]["process_ms"] is None, "nobody said when the process was ordered"
+    assert set(lines[0]) == {"process_ms", "import_ms", "load_ms", "first_ms"}
+    assert lines[0]["process_ms"] is None, "nobody said when the process was ordered"
     assert [len(line["samples_ms"]) for line in lines[1:]] == [2, 1]
 
 
@@ -162,17 +147,81 @@ def test_an_error_of_ours_comes_out_of_the_process_as_it_is(bundle_copy):
 
 
 def test_the_worker_counts_by_time_or_by_number(digits_bundle):
-    with Worker(Configuration(digits_bundle, "keep-0.50", "cpu", threads=1)) as worker:
-        assert worker.cold_start.process_ms is not None
-        assert worker.cold_start.total_ms > worker.cold_start.import_ms + worker.cold_start.load_ms
-        assert len(worker.measure(Order(seconds=0)).samples_ms) == 1, "at least one"
-        assert len(worker.measure(Order(seconds=0.2, lead_in=1)).samples_ms) > 1
-        assert len(worker.measure(Order(iterations=3, lead_in=2)).samples_ms) == 3
+    def samples(**order) -> int:
+        return len(worker.carry_out(TimingOrder(**order), Timing).samples_ms)
+
+    with worker_of(Configuration(digits_bundle, "keep-0.50", "cpu", threads=1)) as worker:
+        start = worker.answer(ColdStart)
+        assert start.process_ms is not None
+        assert start.total_ms > start.import_ms + start.load_ms
+        assert samples(seconds=0) == 1, "at least one"
+        assert samples(seconds=0.2, lead_in=1) > 1
+        assert samples(iterations=3, lead_in=2) == 3
 
 
 def test_peak_memory_is_the_workers_own(digits_bundle):
     """The kernel's `ru_maxrss` starts with what the parent had in memory when it forked."""
     ballast = bytearray(os.urandom(1)) * 600_000_000
-    with Worker(Configuration(digits_bundle, "dense", "cpu", threads=1)) as worker:
-        assert worker.measure(Order(iterations=1)).peak_rss_mb < 500
+    with worker_of(Configuration(digits_bundle, "dense", "cpu", threads=1)) as worker:
+        worker.answer(ColdStart)
+        assert worker.carry_out(TimingOrder(iterations=1), Timing).peak_rss_mb < 500
     assert len(ballast) == 600_000_000
+
+
+def test_a_call_that_fails_is_told_and_does_not_end_the_process():
+    """One of our own errors is an answer like any other."""
+    lines = io.StringIO()
+
+    def fail() -> ColdStart:
+        raise InputError("an image", "another", "take another")
+
+    reply(lines, fail)
+    error = Refusal.model_validate_json(lines.getvalue()).error("dense")
+    assert isinstance(error, InputError)
+    assert (error.given, error.expected, error.fix) == ("'dense': an image", "another", "take another")
+
+
+def test_a_process_that_says_something_else():
+    with Worker("dense", [sys.executable, "-c", "print('hello')"]) as worker:
+        refused(lambda: worker.answer(Timing), "an answer about 'dense' that is none", kind=BundleError)
+
+
+ENDLESS = """
+import sys
+from ztdeploy.target.measure.orders import Worker
+with Worker("endless", [sys.executable, "-c", sys.argv[1]]) as worker:
+    print(worker.pid, flush=True)
+    worker._process.stdout.read()
+"""
+BUSY = """
+from ztdeploy.target.measure.worker import prepare
+answers = prepare()
+print("ready", file=answers, flush=True)
+while True:
+    pass
+"""
+
+
+def test_a_worker_ends_with_its_parent_whatever_it_is_doing():
+    """It works on an order and reads nothing, so that it does not see its input end."""
+    parent = started([sys.executable, "-c", ENDLESS, BUSY])
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    wait_for(lambda: ignores_ctrl_c(pid), parent)
+    parent.kill()
+    parent.wait(timeout=HANG_S)
+    deadline = time.monotonic() + HANG_S
+    while lives(pid):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    status = table(Path(f"/proc/{pid}/status"))
+    return status.get("State", "Z")[0] not in "ZX"
+
+
+def ignores_ctrl_c(pid: int) -> bool:
+    """Whether a worker has come so far that it is prepared; the time of its death is set right behind."""
+    ignored = int(table(Path(f"/proc/{pid}/status")).get("SigIgn", "0"), 16)
+    return bool(ignored >> (signal.SIGINT - 1) & 1)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.target.backends.base import NodeRun, ProfiledCall
-from ztdeploy.target.measure.attention import EXPOSED, NONE, PLAIN, UNLIKE, attention_of
-from ztdeploy.target.measure.operators import kind_of, place, take_apart
+from ztdeploy.target.measure.operators import EXPOSED, NONE, PLAIN, UNLIKE, attention_of, kind_of, place, take_apart
 
 N, ACTIVATIONS, HEADS, MATRIX = 65, (1, 65, 96), (1, 3, 65, 32), (1, 3, 65, 65)
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from helpers.errors import refused
 from helpers.reports import run
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import InputError, ScheduleError
@@ -16,16 +14,15 @@ from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.progress import in_words
 from ztdeploy.target.measure.sweep_plan import (
     MOST_AT_ONCE,
     check_holds,
     check_sweep,
     chosen_variants,
     empty_report,
-    in_words,
     kept_runs,
     plan_groups,
-    seconds_left,
     why_not_resumed,
 )
 from ztdeploy.target.measure.sweep_report import SweepRequest
@@ -246,20 +243,12 @@ def test_another_machine_is_another_sweep(changes, words, bundle):
 # Time left.
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=12), st.floats(0.1, 1e4))
-def test_an_estimate_is_stretched_as_the_past_was(flags, spent):
-    from pathlib import Path
-
-    from ztdeploy.target.measure.bench_report import BenchRequest
-    from ztdeploy.target.measure.sweep_plan import Group
-
-    request = BenchRequest(bundle=Path(), variants=("keep-0.70",), batches=(1,), warmup_s=1, duration_s=4)
-    groups = [Group(32, "dense", request) for _ in flags]
-    assert groups[0].seconds > 2 * (4 + 1)
-    done = [group for group, flag in zip(groups, flags, strict=True) if flag]
-    todo = [group for group, flag in zip(groups, flags, strict=True) if not flag]
-    left = seconds_left(todo, done, spent)
-    assert left == pytest.approx(len(todo) * (spent / len(done) if done else groups[0].seconds))
+def test_a_group_takes_its_start_and_its_share_of_the_rounds(bundle):
+    (group, *_) = plan_groups(REQUEST, [bundle], "cpu")
+    whole, start = group.seconds_until(1), group.seconds_until(0)
+    assert whole - start == len(group.configurations) * REQUEST.duration_s
+    assert start > len(group.configurations) * REQUEST.warmup_s
+    assert group.seconds_until(0.5) == pytest.approx((whole + start) / 2)
 
 
 @pytest.mark.parametrize(

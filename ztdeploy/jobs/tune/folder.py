@@ -13,8 +13,7 @@ from ztdeploy.jobs.tune.schedule_file import profile_patch, schedule_file
 from ztdeploy.report.tune.figures import figures
 from ztdeploy.report.tune.page import page
 from ztdeploy.report.tune.records import KIND, TuneReport
-from ztdeploy.target.measure.report_file import holds_kind
-from ztdeploy.target.measure.report_folder import check_report_folder
+from ztdeploy.target.measure.report_file import check_report_folder, holds_kind
 
 REPORT, PAGE, STUDY, PATCH = "tune.json", "tune.html", "study.db", "profile-patch.toml"
 SCHEDULES = "schedules"

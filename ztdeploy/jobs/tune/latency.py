@@ -33,9 +33,8 @@ from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.backends import get_backend, why_not_run
 from ztdeploy.target.measure.bench import run_bench
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest
-from ztdeploy.target.measure.details import STAIRCASE_S, ask
-from ztdeploy.target.measure.details_worker import DetailsOrder
-from ztdeploy.target.measure.environment import read_machine, usable_cores
+from ztdeploy.target.measure.details import details_order, look_into
+from ztdeploy.target.measure.machine import read_machine, usable_cores
 from ztdeploy.target.measure.sweep_report import Staircase
 
 #: What engines are measured at, as shares of dense's multiply-adds; each with layers in many blocks, and in few.
@@ -65,7 +64,7 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
         image_size=model.preprocess.image_size,
         architecture=model.adapter.architecture.model_dump(mode="json"),
         methods=request.methods,
-        machine=read_machine(usable_cores()).model_dump(mode="json", exclude={"gpus"}),
+        machine=read_machine().model_dump(mode="json", exclude={"gpus"}),
     )
     kept = cache / "latency" / f"{key}.json"
     try:
@@ -85,16 +84,9 @@ def _measure(request: TuneRequest, architecture: Architecture, cache: Path, prog
     assert request.profile is not None
     progress("measuring a block at every number of tokens", 0, 1)
     profile = read_profile(request.profile).name
-    order = DetailsOrder(
-        bundle=bundle.root,
-        profile=profile,
-        variant=None,
-        batch=setting.batch,
-        threads=setting.threads or len(usable_cores()),
-        seconds=STAIRCASE_S,
-    )
-    staircase = ask(order).staircase
-    assert staircase is not None
+    threads = setting.threads or len(usable_cores())
+    staircase = look_into(details_order(bundle, profile, None, setting.batch, threads))
+    assert isinstance(staircase, Staircase)
     return fit(staircase, probes, _times(report), request.methods, architecture)
 
 

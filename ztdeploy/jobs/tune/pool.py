@@ -17,7 +17,7 @@ from ztdeploy.core.records import to_json
 from ztdeploy.jobs.tune.study import Counts, counts, reap
 from ztdeploy.jobs.tune.worker import WorkerOrder
 from ztdeploy.report.tune.request import TuneRequest
-from ztdeploy.target.measure.environment import usable_cores
+from ztdeploy.target.measure.machine import usable_cores
 
 _LOOK_S = 0.3
 _END_S = 10.0

@@ -44,7 +44,7 @@ from ztdeploy.report.tune.cost import Cost, GmacsCost
 from ztdeploy.report.tune.records import Compared, Measured, ModelFacts, TuneReport
 from ztdeploy.report.tune.request import TuneRequest, check_request
 from ztdeploy.target.evaluate.data import EvalData
-from ztdeploy.target.measure.environment import Machine, installed_versions, read_machine, usable_cores
+from ztdeploy.target.measure.machine import Machine, installed_versions, read_machine
 
 
 def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress: Progress = silent) -> TuneReport:
@@ -281,5 +281,5 @@ def model_facts(model: LoadedModel) -> ModelFacts:
 
 
 def machine_facts() -> Machine:
-    machine = read_machine(usable_cores())
+    machine = read_machine()
     return machine.model_copy(update={"versions": {**machine.versions, **installed_versions("torch", "timm")}})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
 from ztdeploy.target.measure.bench_report import BenchReport
-from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.machine import Machine
 
 
 class Difference(Record):

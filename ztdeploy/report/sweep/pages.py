@@ -10,14 +10,13 @@ from pydantic import BaseModel
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import write
-from ztdeploy.report.any_report import read_any_report
 from ztdeploy.report.compare.entries import check_figures
 from ztdeploy.report.sweep.csv_table import csv_text
 from ztdeploy.report.sweep.markdown import markdown
 from ztdeploy.report.sweep.page import page
 from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
 from ztdeploy.report.sweep_folder import REPORT
-from ztdeploy.target.measure.sweep_report import SweepReport
+from ztdeploy.target.measure.sweep_report import SweepReport, read_any_report
 
 PAGE, TABLE, MARKDOWN = "report.html", "sweep.csv", "report.md"
 #: No time, size or ratio is anywhere near; beyond it, arithmetic overflows.

@@ -9,7 +9,7 @@ from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.tune.cost import Cost
 from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
-from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.measure.statistics import Interval
 
 SCHEMA_VERSION: Literal[2] = 2

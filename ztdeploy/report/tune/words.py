@@ -6,7 +6,7 @@ from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.kit.figures import percent, short
 from ztdeploy.report.tune.records import Compared, Ratio, TrialRecord, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
-from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.machine import Machine
 
 FEW_IMAGES = 50
 

@@ -15,7 +15,7 @@ from ztdeploy.core.cache import cache_folder, key_of
 from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS
-from ztdeploy.core.progress import Note, Progress, silent
+from ztdeploy.core.progress import Note, Pace, Progress, silent
 from ztdeploy.target.evaluate.answers import (
     Answers,
     ClassAnswers,
@@ -33,7 +33,6 @@ from ztdeploy.target.evaluate.labels import LabelledImage
 from ztdeploy.target.evaluate.scoring import against_dense, hits, share
 from ztdeploy.target.evaluate.vector_scoring import Finder, likeness, recall_counts
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts
-from ztdeploy.target.measure.pace import Pace
 from ztdeploy.target.measure.plan import plan_bench
 from ztdeploy.target.runtime.runner import class_names, engine_of
 

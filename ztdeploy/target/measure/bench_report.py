@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record, to_json
-from ztdeploy.target.measure.environment import Machine, State
-from ztdeploy.target.measure.protocol import ColdStart
-from ztdeploy.target.measure.report_file import (
-    check_overwritable,
-    holds_kind,
-    kind_of,
-    load_report,
-    no_report,
-    parse_report,
-)
-from ztdeploy.target.measure.statistics import Interval, Summary
+from ztdeploy.core.setting import Setting
+from ztdeploy.target.measure.machine import Machine, State
+from ztdeploy.target.measure.report_file import check_overwritable, holds_kind, load_report
+from ztdeploy.target.measure.statistics import Interval, Summary, summarise
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-bench"] = "ztdeploy-bench"
-#: "running": the process was killed later on, if it does not run any more.
-Progress = Literal["running", "complete", "interrupted"]
+#: How far a measurement came. "running" where the process was killed later on, if it does not run any more.
+RunStatus = Literal["running", "complete", "interrupted"]
 Outcome = Literal["faster", "slower", "no difference shown", "too few rounds"]
 
 
@@ -59,6 +54,19 @@ class BundleFacts(Record):
     runtime: str  #: name and version, which an engine is bound to
 
 
+class ColdStart(Record):
+    """From nothing to the first result, in milliseconds; one start, with files in the page cache or not, as it was."""
+
+    process_ms: float | None  #: from the order to start a process to the first line of Python; None: nobody said when
+    import_ms: float  #: of NumPy, the runtime and ztdeploy
+    load_ms: float  #: of the engine, its hashes not checked
+    first_ms: float  #: the first call, which may still allocate
+
+    @property
+    def total_ms(self) -> float:
+        return (self.process_ms or 0.0) + self.import_ms + self.load_ms + self.first_ms
+
+
 class Turn(Record):
     """One configuration's part of one round."""
 
@@ -78,6 +86,14 @@ class Failure(Record):
 
     message: str
     exit_code: int
+
+    @classmethod
+    def of(cls, error: ZtdeployError, what: str = "") -> Failure:
+        """
+        Args:
+            what: could not be built or measured, where the error does not say it.
+        """
+        return cls(message=f"{what}: {error}" if what else str(error), exit_code=error.exit_code)
 
 
 class ConfigurationReport(Record):
@@ -101,6 +117,22 @@ class ConfigurationReport(Record):
     @property
     def samples_by_round(self) -> dict[int, tuple[float, ...]]:
         return {turn.round: turn.samples_ms for turn in self.turns}
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(None, self.batch, self.threads)
+
+    def with_turns(self, turns: Sequence[Turn], peak_rss_mb: float | None) -> ConfigurationReport:
+        """The same configuration with these turns, and what follows from them."""
+        latency = summarise([sample for turn in turns for sample in turn.samples_ms]) if turns else None
+        return self.model_copy(
+            update={
+                "turns": tuple(turns),
+                "latency": latency,
+                "images_per_s": self.batch * 1000 / latency.mean_ms if latency else None,
+                "peak_rss_mb": peak_rss_mb,
+            }
+        )
 
 
 class Comparison(Record):
@@ -132,7 +164,7 @@ class Caution(Record):
 class BenchReport(Record):
     kind: Literal["ztdeploy-bench"] = KIND
     schema_version: Literal[1] = SCHEMA_VERSION
-    progress: Progress
+    progress: RunStatus
     request: BenchRequest
     bundle: BundleFacts
     machine: Machine
@@ -147,6 +179,12 @@ class BenchReport(Record):
     def measured(self) -> tuple[ConfigurationReport, ...]:
         """Those that have samples."""
         return tuple(one for one in self.configurations if one.latency is not None)
+
+    def comparison_of(self, one: ConfigurationReport) -> Comparison | None:
+        """How a configuration compares with its reference."""
+        key = (one.variant, one.batch, one.threads)
+        found = (other for other in self.comparisons if (other.variant, other.batch, other.threads) == key)
+        return next(found, None)
 
     @property
     def failures(self) -> tuple[ConfigurationReport, ...]:
@@ -168,11 +206,7 @@ def read_report(path: Path) -> BenchReport:
     Raises:
         InputError: not a report, damaged, or of another schema version.
     """
-    expected = "a file that 'ztdeploy bench --out' wrote"
-    data = load_report(path, expected)
-    if kind_of(data) != KIND:
-        raise no_report(data, path, expected)
-    return parse_report(data, path, "report", SCHEMA_VERSION, BenchReport)
+    return load_report(path, "a file that 'ztdeploy bench --out' wrote", BenchReport)
 
 
 def check_report_path(out: Path) -> None:

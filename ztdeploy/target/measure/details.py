@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from pydantic import ValidationError
 
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.errors import BundleError, ZtdeployError
-from ztdeploy.core.folders import scratch_file
-from ztdeploy.core.preprocess_spec import ImageSize
-from ztdeploy.core.processes import module_command, module_environment
-from ztdeploy.core.records import from_json, to_json
+from ztdeploy.core.errors import ZtdeployError
+from ztdeploy.core.processes import module_command
+from ztdeploy.core.progress import Progress
 from ztdeploy.target.backends import get_backend
-from ztdeploy.target.measure.bench import Step
 from ztdeploy.target.measure.bench_report import Failure
-from ztdeploy.target.measure.details_worker import DetailsAnswer, DetailsOrder
-from ztdeploy.target.measure.latency import refused, stopped
-from ztdeploy.target.measure.sweep_report import SweepReport
+from ztdeploy.target.measure.details_worker import DetailsOrder
+from ztdeploy.target.measure.orders import Worker
+from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, SweepReport
 
-#: About what one item may take, beyond starting its process.
-PROFILE_S, STAIRCASE_S = 2.0, 8.0
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to measure."""
-
-    image_size: ImageSize
-    batch: int
-    threads: int
-    variant: str | None  #: None: the staircase of the setting
-    order: DetailsOrder
-
-    @property
-    def label(self) -> str:
-        what = "the token staircase" if self.variant is None else f"the operators of {self.variant}"
-        plural = "s" if self.threads > 1 else ""
-        return f"{what} at {self.image_size} px, batch {self.batch}, {self.threads} thread{plural}"
-
-    def is_in(self, report: SweepReport) -> bool:
-        setting = (self.image_size, self.batch, self.threads)
-        if self.variant is None:
-            return any((one.image_size, one.batch, one.threads) == setting for one in report.staircases)
-        key = (*setting, self.variant)
-        return any((one.image_size, one.batch, one.threads, one.variant) == key for one in report.profiles)
-
-
-def with_details_of(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
-    """The report with what an earlier one, of the same engines on the same machine, knows of where the time goes."""
-    if earlier is None:
-        return report
-    return report.model_copy(update={"profiles": earlier.profiles, "staircases": earlier.staircases})
+#: About what a profile and a staircase may take, beyond starting their process.
+_PROFILE_S, _STAIRCASE_S = 2.0, 8.0
 
 
 def measure_details(
     report: SweepReport,
     bundles: Sequence[Bundle],
     *,
-    progress: Step,
+    progress: Progress,
     save: Callable[[SweepReport], None],
 ) -> SweepReport:
     """Add what is not in the report yet; what was measured before stays whatever happens here.
@@ -72,36 +34,35 @@ def measure_details(
         report: complete, as far as latency goes.
         save: called with the report so far after each item.
     """
-    items, notes = plan_details(report, bundles)
+    orders, notes = plan_details(report, bundles)
     report = report.model_copy(update={"notes": notes})
-    missing = [item for item in items if not item.is_in(report)]
+    there = {(one.setting, one.variant) for one in report.profiles} | {(one.setting, None) for one in report.staircases}
+    missing = [order for order in orders if (order.setting, order.variant) not in there]
     try:
-        for done, item in enumerate(missing):
-            progress(f"looking into {item.label}", done, len(missing))
-            report = _add(report, item)
+        for done, order in enumerate(missing):
+            progress(f"looking into {order.label}", done, len(missing))
+            report = _with_details(report, order)
             save(report.model_copy(update={"progress": "running"}))
     except KeyboardInterrupt:
         return report.model_copy(update={"progress": "interrupted"})
     return report
 
 
-def _add(report: SweepReport, item: Item) -> SweepReport:
+def _with_details(report: SweepReport, order: DetailsOrder) -> SweepReport:
+    """The report with what comes out of an order."""
     try:
-        answer = ask(item.order)
+        found = look_into(order)
     except ZtdeployError as error:
-        failure = Failure(message=f"{item.label}: {error}", exit_code=error.exit_code)
-        return report.model_copy(update={"failures": (*report.failures, failure)})
-    if answer.profile is not None:
-        return report.model_copy(update={"profiles": (*report.profiles, answer.profile)})
-    assert answer.staircase is not None
-    return report.model_copy(update={"staircases": (*report.staircases, answer.staircase)})
+        return report.model_copy(update={"failures": (*report.failures, Failure.of(error, order.label))})
+    field = "staircases" if isinstance(found, Staircase) else "profiles"
+    return report.model_copy(update={field: (*getattr(report, field), found)})
 
 
-def plan_details(report: SweepReport, bundles: Sequence[Bundle]) -> tuple[list[Item], tuple[str, ...]]:
+def plan_details(report: SweepReport, bundles: Sequence[Bundle]) -> tuple[list[DetailsOrder], tuple[str, ...]]:
     """A profile of every variant at the first batch and number of threads of each image size, where one run per variant
     says enough; a staircase at all of them, since its shape depends on both. And what cannot be had, in words.
     """
-    items, notes = list[Item](), list[str]()
+    orders, notes = list[DetailsOrder](), list[str]()
     for bundle in bundles:
         size = bundle.manifest.preprocess.image_size
         runs = [run for run in report.runs if run.bundle.image_size == size]
@@ -124,50 +85,33 @@ def plan_details(report: SweepReport, bundles: Sequence[Bundle]) -> tuple[list[I
             variants: list[str | None] = [*names] if (batch, threads) == settings[0] else []
             if profile in bundle.manifest.blocks:
                 variants.append(None)
-            items += [_item(bundle, profile, variant, batch, threads) for variant in variants]
-    return items, tuple(notes)
+            orders += [details_order(bundle, profile, variant, batch, threads) for variant in variants]
+    return orders, tuple(notes)
 
 
-def _item(bundle: Bundle, profile: str, variant: str | None, batch: int, threads: int) -> Item:
-    order = DetailsOrder(
+def details_order(bundle: Bundle, profile: str, variant: str | None, batch: int, threads: int) -> DetailsOrder:
+    """
+    Args:
+        variant: to profile; None: measure the staircase.
+    """
+    return DetailsOrder(
         bundle=bundle.root,
         profile=profile,
         variant=variant,
+        image_size=bundle.manifest.preprocess.image_size,
         batch=batch,
         threads=threads,
-        seconds=STAIRCASE_S if variant is None else PROFILE_S,
+        seconds=_STAIRCASE_S if variant is None else _PROFILE_S,
     )
-    return Item(bundle.manifest.preprocess.image_size, batch, threads, variant, order)
 
 
-def ask(order: DetailsOrder) -> DetailsAnswer:
+def look_into(order: DetailsOrder) -> OperatorProfile | Staircase:
     """Have an order carried out by a process of its own.
 
     Raises:
         ZtdeployError: what kept it from being carried out, or the process from living.
     """
-    name = order.variant or "the blocks"
-    with scratch_file() as words:
-        child = subprocess.Popen(
-            module_command("ztdeploy.target.measure.details_worker", to_json(order)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=words,
-            text=True,
-            env=module_environment(),
-        )
-        try:
-            text, _ = child.communicate()
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
-        if child.returncode != 0:
-            raise stopped(name, child.returncode, words)
-    try:
-        answer = from_json(DetailsAnswer, text)
-    except ValidationError as error:
-        raise BundleError(f"an answer about '{name}' that is none", "figures", "report this as a bug") from error
-    if answer.refusal is not None:
-        raise refused(name, answer.refusal)
-    return answer
+    with Worker(order.variant or "the blocks", module_command("ztdeploy.target.measure.details_worker")) as worker:
+        if order.variant is None:
+            return worker.carry_out(order, Staircase)
+        return worker.carry_out(order, OperatorProfile)

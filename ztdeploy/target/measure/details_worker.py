@@ -1,12 +1,14 @@
 """The process in which one engine is looked into, or a few blocks are timed; nothing else runs in it.
 
-Started by `measure.details` with a `DetailsOrder` as its argument; writes one `DetailsAnswer` to standard output.
+Started by `measure.details`; answers each `DetailsOrder` on standard input with an `OperatorProfile` or a `Staircase`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from ztdeploy.core.bundle import Bundle, read_bundle
-from ztdeploy.core.errors import BundleError, ZtdeployError
+from ztdeploy.core.errors import BundleError
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.names import TOKENS
-from ztdeploy.core.records import Record, from_json, to_json
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.records import Record, from_json
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import Insight, Runner
-from ztdeploy.target.measure.attention import attention_of
-from ztdeploy.target.measure.operators import take_apart
-from ztdeploy.target.measure.order import turn_orders
-from ztdeploy.target.measure.protocol import Refusal
+from ztdeploy.target.measure.operators import attention_of, take_apart
 from ztdeploy.target.measure.staircase import find_treads, token_counts
 from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, TokenStep
-from ztdeploy.target.measure.worker import prepare
+from ztdeploy.target.measure.turns import milliseconds, turn_orders
+from ztdeploy.target.measure.worker import prepare, reply
 from ztdeploy.target.runtime.runner import BundleRunner, engine_of
 
 #: Calls of which the first ones still allocate.
@@ -44,36 +46,32 @@ class DetailsOrder(Record):
 
     bundle: Path
     profile: str
-    variant: str | None  #: None: the staircase
+    variant: str | None  #: whose operators; None: the token staircase
+    image_size: ImageSize  #: the bundle's
     batch: int
     threads: int
     seconds: float  #: about what it may take, beyond starting
 
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.image_size, self.batch, self.threads)
 
-class DetailsAnswer(Record):
-    """One of the three."""
-
-    profile: OperatorProfile | None = None
-    staircase: Staircase | None = None
-    refusal: Refusal | None = None
+    @property
+    def label(self) -> str:
+        what = "the token staircase" if self.variant is None else f"the operators of {self.variant}"
+        return f"{what} at {self.setting}"
 
 
 def main() -> None:
+    """Carry out orders until standard input ends."""
     answers = prepare()
-    order = from_json(DetailsOrder, sys.argv[1])
-    try:
-        if order.variant is None:
-            answer = DetailsAnswer(staircase=climb(order))
-        else:
-            answer = DetailsAnswer(profile=look_into(order, order.variant))
-    except ZtdeployError as error:
-        refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
-        answer = DetailsAnswer(refusal=refusal)
-    answers.write(to_json(answer) + "\n")
-    answers.flush()
+    for line in sys.stdin:
+        order = from_json(DetailsOrder, line)
+        carry_out = partial(climb, order) if order.variant is None else partial(take_profile, order, order.variant)
+        reply(answers, carry_out)
 
 
-def look_into(order: DetailsOrder, name: str) -> OperatorProfile:
+def take_profile(order: DetailsOrder, name: str) -> OperatorProfile:
     """An engine's operator profile.
 
     Raises:
@@ -133,7 +131,7 @@ def climb(order: DetailsOrder) -> Staircase:
     bundle.verify_files(bundle.files_of_graph(blocks.file))
     runner = insight_of(bundle, order.profile).load_graph(bundle.path(blocks.file), threads=order.threads)
     architecture = bundle.manifest.model.architecture
-    call = _Call(runner, order.batch, architecture.embed_dim)
+    call = _timed_call(runner, order.batch, architecture.embed_dim)
     longest = median(call(architecture.tokens) for _ in range(_FEWEST_ROUNDS))
     affordable = order.seconds * 1000 / (_MEAN * longest * (1 + _FEWEST_ROUNDS))
     counts = token_counts(architecture.tokens, max(2, min(_MOST_COUNTS, int(affordable))))
@@ -149,24 +147,22 @@ def climb(order: DetailsOrder) -> Staircase:
     )
 
 
-class _Call:
-    """Times one call of the blocks."""
+def _timed_call(runner: Runner, batch: int, width: int) -> Callable[[int], float]:
+    """Milliseconds of one call of the blocks, by the number of tokens."""
 
-    def __init__(self, runner: Runner, batch: int, width: int) -> None:
-        self._runner, self._batch, self._width = runner, batch, width
-        self._feeds: dict[int, dict[str, Any]] = {}
+    @cache
+    def feeds(tokens: int) -> dict[str, Any]:
+        shape = (batch, tokens, width)
+        return {TOKENS: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
 
-    def __call__(self, tokens: int) -> float:
-        """Milliseconds at that many tokens."""
-        if tokens not in self._feeds:
-            shape = (self._batch, tokens, self._width)
-            self._feeds[tokens] = {TOKENS: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
-        before = time.perf_counter()
-        self._runner.infer(self._feeds[tokens])
-        return 1000 * (time.perf_counter() - before)
+    def call(tokens: int) -> float:
+        given = feeds(tokens)
+        return milliseconds(lambda: runner.infer(given))
+
+    return call
 
 
-def _rounds(call: _Call, counts: tuple[int, ...], seconds: float) -> list[list[float]]:
+def _rounds(call: Callable[[int], float], counts: tuple[int, ...], seconds: float) -> list[list[float]]:
     """Per round, one time per count; each round in an order of its own, so that drift hits all alike."""
     rounds: list[list[float]] = []
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""From the runtime's account of every node to where the time of a call goes: by block, by kind, by operator. Pure.
+"""From the runtime's account of every node to where the time of a call goes, and how attention is computed. Pure.
 
 Nodes are named after the modules that they came from (`blocks.2/attn/qkv/MatMul_0`, `blocks.2/prune/wpr/Mul_3`). What
 a runtime merges or inserts may have a name of its own (`BiasGelu_token_192`, `Squeeze`): such a node belongs where the
@@ -15,7 +15,7 @@ from statistics import median
 
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.target.backends.base import NodeRun, ProfiledCall
-from ztdeploy.target.measure.sweep_report import Kind, OperatorTime, Part
+from ztdeploy.target.measure.sweep_report import BlockAttention, Kind, OperatorTime, Part
 
 #: Attention in a single operator.
 FUSED_ATTENTION = frozenset(
@@ -41,6 +41,11 @@ _KINDS: dict[Kind, str] = {
     " MemcpyToHost MemcpyFromHost QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
 }
 _KIND_OF: dict[str, Kind] = {operator: kind for kind, operators in _KINDS.items() for operator in operators.split()}
+#: Why a block's attention is not one operator.
+EXPOSED = "a pruning layer reads its attention matrix"
+PLAIN = "its graph has plain operators, and the runtime fused none of them"
+UNLIKE = "it has plain operators, though the same engine computes attention in one operator elsewhere"
+NONE = "no operator in it was recognised as attention"
 _BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})(/prune)?/")
 
 
@@ -145,3 +150,35 @@ def operators_of(nodes: Sequence[PlacedNode]) -> tuple[OperatorTime, ...]:
         sums[node.run.operator] += node.ms
     order = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
     return tuple(OperatorTime(operator=name, count=counts[name], ms=round(ms, 6)) for name, ms in order)
+
+
+def attention_of(nodes: Sequence[PlacedNode]) -> tuple[BlockAttention, ...]:
+    """One record per block that ran."""
+    blocks = sorted({node.block for node in nodes if node.block is not None})
+    own = {block: [node for node in nodes if node.block == block] for block in blocks}
+    operators = {block: tuple(one.run.operator for one in own[block] if one.kind == "attention") for block in blocks}
+    fused = {block: not FUSED_ATTENTION.isdisjoint(names) for block, names in operators.items()}
+    return tuple(
+        BlockAttention(
+            block=block,
+            fused=fused[block],
+            operators=operators[block],
+            reason="" if fused[block] else _reason(own[block], anywhere=any(fused.values())),
+        )
+        for block in blocks
+    )
+
+
+def _reason(nodes: Sequence[PlacedNode], *, anywhere: bool) -> str:
+    """Why a block's attention is not one operator; `anywhere`: another block's is."""
+    matrices = {
+        shape
+        for node in nodes
+        if node.kind == "attention" and "Softmax" in node.run.operator
+        for shape in node.run.outputs
+    }
+    if any(node.pruning and not matrices.isdisjoint(node.run.inputs) for node in nodes):
+        return EXPOSED
+    if not any(node.kind == "attention" for node in nodes):
+        return NONE
+    return UNLIKE if anywhere else PLAIN

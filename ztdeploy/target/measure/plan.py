@@ -14,7 +14,7 @@ from ztdeploy.core.manifest import EngineRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
-from ztdeploy.target.measure.latency import Configuration
+from ztdeploy.target.measure.turns import Configuration
 from ztdeploy.target.runtime.runner import engine_of, runnable_profile
 
 DEFAULT_DURATION_S = 10.0

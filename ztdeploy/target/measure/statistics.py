@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: With fewer rounds even the span from the lowest to the highest ratio misses the median too often: 2 * 2^-5 > 0.05.
 FEWEST_ROUNDS = 6
+#: Round -> samples, in any unit but the same.
+Rounds = Mapping[int, Sequence[float]]
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 #: Values that are drawn at once.
@@ -104,22 +106,27 @@ def _tail(samples: Sequence[float], percent: int) -> float | None:
     return percentile(samples, percent) if len(samples) * (100 - percent) >= 100 else None
 
 
-def median_ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> float:
-    """How many times longer the first takes than the second, over the same rounds: the median of the rounds' ratios.
+def round_ratios(reference: Rounds, own: Rounds) -> list[float]:
+    """How many times longer the reference takes, round by round; rounds that only one of them has are left out."""
+    return [median(reference[turn]) / median(own[turn]) for turn in sorted(reference.keys() & own.keys())]
+
+
+def median_ratio(reference: Rounds, own: Rounds) -> float:
+    """How many times longer the reference takes: the median of the rounds' ratios.
 
     Raises:
-        ValueError: one has more rounds than the other.
+        ValueError: they have no round in common.
     """
-    return median(median(one) / median(other) for one, other in zip(first, second, strict=True))
+    return median(round_ratios(reference, own))
 
 
-def round_ratios(reference: Mapping[int, Sequence[float]], own: Mapping[int, Sequence[float]]) -> list[float]:
-    """How many times longer the reference takes, round by round; rounds that only one of them has are left out.
+def overall_median(rounds: Rounds) -> float:
+    """The median of all samples of all rounds.
 
-    Args:
-        reference, own: round -> samples, in any unit but the same.
+    Raises:
+        ValueError: no samples.
     """
-    return [median(reference[turn]) / median(own[turn]) for turn in sorted(reference.keys() & own.keys())]
+    return median(sample for samples in rounds.values() for sample in samples)
 
 
 def bootstrap_interval(

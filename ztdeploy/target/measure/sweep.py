@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from ztdeploy.core.errors import ZtdeployError
-from ztdeploy.target.measure.bench import Step, run_bench
-from ztdeploy.target.measure.bench_report import BenchReport, Failure, Progress
-from ztdeploy.target.measure.sweep_plan import Group, configurations_of, in_words, seconds_left
+from ztdeploy.core.progress import Pace, Progress, in_words
+from ztdeploy.target.measure.bench import run_bench
+from ztdeploy.target.measure.bench_report import BenchReport, Failure, RunStatus
+from ztdeploy.target.measure.sweep_plan import Group, configurations_of
 from ztdeploy.target.measure.sweep_report import SweepReport
 
 
@@ -18,7 +18,7 @@ def measure_groups(
     groups: Sequence[Group],
     kept: Mapping[int, BenchReport],
     *,
-    progress: Step,
+    progress: Progress,
     save: Callable[[SweepReport], None],
 ) -> SweepReport:
     """Measure what is not kept.
@@ -31,66 +31,54 @@ def measure_groups(
         kept: runs of an earlier sweep, by the positions of their groups.
         save: called with the report so far, before the first group and after every round.
     """
-    recording = _Recording(report, tuple(groups), progress, dict(kept))
-    save(recording.report("running"))
+    runs, failures, pace = dict(kept), dict[int, Failure](), Pace()
+
+    def so_far(status: RunStatus) -> SweepReport:
+        measured = tuple(runs[position] for position in sorted(runs))
+        failed = (*report.failures, *failures.values())
+        return report.model_copy(update={"progress": status, "runs": measured, "failures": failed})
+
+    def keep(position: int, run: BenchReport) -> None:
+        runs[position] = run
+        save(so_far("running"))
+
+    save(so_far("running"))
     try:
         for position in [position for position in range(len(groups)) if position not in kept]:
-            run = recording.measure(position, save)
-            if run is not None and run.progress == "interrupted":
-                return recording.report("interrupted")
-            save(recording.report("running"))
+            step = _step(groups, position, kept.keys(), runs.keys() - kept.keys(), pace, progress)
+            try:
+                run = run_bench(groups[position].request, progress=step, save=partial(keep, position))
+            except ZtdeployError as error:
+                runs.pop(position, None)
+                failures[position] = Failure.of(error, groups[position].label)
+                save(so_far("running"))
+                continue
+            keep(position, run)
+            if run.progress == "interrupted":
+                return so_far("interrupted")
     except KeyboardInterrupt:
-        return recording.report("interrupted")
-    return recording.report("complete")
+        return so_far("interrupted")
+    return so_far("complete")
 
 
-@dataclass
-class _Recording:
-    """What has been measured so far; the one thing here that changes."""
+def _step(
+    groups: Sequence[Group],
+    position: int,
+    kept: Collection[int],
+    measured: Collection[int],
+    pace: Pace,
+    progress: Progress,
+) -> Progress:
+    """Says which configurations of how many are being measured, and how long all of it will take."""
+    planned = len(configurations_of(groups))
+    behind = len(configurations_of(groups[index] for index in (*kept, *measured)))
+    spent_s = sum(groups[index].seconds_until(1) for index in measured)
+    left_s = sum(group.seconds_until(1) for index, group in enumerate(groups[position:], position) if index not in kept)
 
-    start: SweepReport
-    groups: tuple[Group, ...]
-    progress: Step
-    runs: dict[int, BenchReport]
-    failures: dict[int, Failure] = field(default_factory=dict)
-    done: list[Group] = field(default_factory=list)  #: in this session
-    spent_s: float = 0.0
+    def step(what: str, done: int, total: int) -> None:
+        here_s = groups[position].seconds_until(done / total) if what.startswith("round") else 0
+        time_left = pace.left(spent_s + here_s, left_s - here_s) or f", {in_words(left_s - here_s)} left"
+        first = min(behind + 1, planned)
+        progress(f"{first} of {planned}{time_left}: {groups[position].setting}: {what}", behind, planned)
 
-    def measure(self, position: int, save: Callable[[SweepReport], None]) -> BenchReport | None:
-        """One group; None where none of its configurations could be measured."""
-        group = self.groups[position]
-
-        def save_part(run: BenchReport) -> None:
-            self.runs[position] = run
-            save(self.report("running"))
-
-        begun = time.monotonic()
-        try:
-            self.runs[position] = run_bench(group.request, progress=self._step(position), save=save_part)
-        except ZtdeployError as error:
-            self.runs.pop(position, None)
-            self.failures[position] = Failure(message=f"{group.label}: {error}", exit_code=error.exit_code)
-            return None
-        self.done.append(group)
-        self.spent_s += time.monotonic() - begun
-        return self.runs[position]
-
-    def _step(self, position: int) -> Step:
-        """Which configurations are being measured, and how long all of it will take."""
-        group = self.groups[position]
-        behind = configurations_of(one for index, one in enumerate(self.groups) if index in self.runs)
-        left = [one for index, one in enumerate(self.groups) if index not in self.runs and index >= position]
-
-        def step(what: str, done: int, total: int) -> None:
-            here = seconds_left([group], self.done, self.spent_s) * (done / total if what.startswith("round") else 0)
-            time_left = in_words(seconds_left(left, self.done, self.spent_s) - here)
-            first = min(len(behind) + 1, self.start.planned)
-            text = f"{first} of {self.start.planned}, {time_left} left: {group.setting}: {what}"
-            self.progress(text, len(behind), self.start.planned)
-
-        return step
-
-    def report(self, progress: Progress) -> SweepReport:
-        runs = tuple(self.runs[position] for position in sorted(self.runs))
-        failures = (*self.start.failures, *(self.failures[position] for position in sorted(self.failures)))
-        return self.start.model_copy(update={"progress": progress, "runs": runs, "failures": failures})
+    return step

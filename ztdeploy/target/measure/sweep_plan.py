@@ -7,17 +7,19 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
+from typing import Any
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import FidelityRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.setting import Setting
 from ztdeploy.core.text import printable
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, Failure
-from ztdeploy.target.measure.environment import Machine
+from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.measure.plan import check_request
 from ztdeploy.target.measure.sweep_report import BundleUsed, Fidelity, SweepReport, SweepRequest, VariantFacts
 from ztdeploy.target.runtime.runner import engine_of
@@ -43,20 +45,17 @@ class Group:
         return tuple(dict.fromkeys((self.dense, *self.request.variants)))
 
     @property
-    def setting(self) -> str:
-        """Such as "224 px, batch 1, 2 threads"."""
-        threads = [f"{count} thread{'s' if count > 1 else ''}" for count in self.request.threads]
-        return ", ".join([f"{self.image_size} px", f"batch {self.request.batches[0]}", *threads])
+    def setting(self) -> Setting:
+        return Setting(self.image_size, self.request.batches[0], next(iter(self.request.threads), None))
 
     @property
     def label(self) -> str:
         """Such as "keep-0.70, slice-keep-0.70 at 224 px, batch 1, 2 threads"."""
         return f"{', '.join(self.request.variants)} at {self.setting}"
 
-    @property
-    def seconds(self) -> float:
-        """How long measuring takes at least."""
-        each = self.request.warmup_s + (self.request.duration_s or 0) + _START_S
+    def seconds_until(self, share: float) -> float:
+        """How long it takes at least until a share of the rounds is measured."""
+        each = self.request.warmup_s + share * (self.request.duration_s or 0) + _START_S
         return _WATCH_S + each * len(self.configurations)
 
     def is_answered_by(self, run: BenchReport) -> bool:
@@ -72,16 +71,7 @@ def check_sweep(request: SweepRequest) -> None:
     """
     for ratio in request.keep_ratios:
         check_keep_ratio(ratio)
-    check_request(
-        BenchRequest(
-            bundle=Path(),
-            batches=request.batches,
-            threads=request.threads,
-            warmup_s=request.warmup_s,
-            duration_s=request.duration_s,
-            rounds=request.rounds,
-        )
-    )
+    check_request(BenchRequest(bundle=Path(), batches=request.batches, threads=request.threads, **_timing(request)))
 
 
 def check_holds(request: SweepRequest, bundle: Bundle) -> None:
@@ -120,17 +110,17 @@ def plan_groups(request: SweepRequest, bundles: Sequence[Bundle], profile: str) 
     for bundle in bundles:
         size, dense = bundle.manifest.preprocess.image_size, bundle.manifest.dense
         together = list(_together(chosen_variants(request, bundle))) or [(dense.name,)]
-        batches = request.batches or (
-            dense.graphs[profile].batch or min(bundle.manifest.profiles[profile].batch.sizes),
-        )
-        counts: list[tuple[int, ...]] = [(count,) for count in request.threads]
-        for batch in batches:
-            for threads in counts or [()]:
-                groups += [
-                    Group(size, dense.name, _bench_request(request, bundle, profile, names, batch, threads))
-                    for names in together
-                ]
+        smallest = dense.graphs[profile].batch or min(bundle.manifest.profiles[profile].batch.sizes)
+        threads: list[tuple[int, ...]] = [(count,) for count in request.threads] or [()]
+        for batch, count, names in product(request.batches or (smallest,), threads, together):
+            own: dict[str, Any] = {"variants": names, "batches": (batch,), "threads": count, **_timing(request)}
+            groups.append(Group(size, dense.name, BenchRequest(bundle=bundle.root, profile=profile, **own)))
     return groups
+
+
+def _timing(request: SweepRequest) -> dict[str, Any]:
+    """What a benchmark is asked for as well."""
+    return {name: getattr(request, name) for name in ("warmup_s", "duration_s", "rounds", "seed")}
 
 
 def _together(variants: Sequence[VariantRecord]) -> Iterator[tuple[str, ...]]:
@@ -157,34 +147,9 @@ def _together(variants: Sequence[VariantRecord]) -> Iterator[tuple[str, ...]]:
         yield tuple(waiting)
 
 
-def _bench_request(
-    request: SweepRequest,
-    bundle: Bundle,
-    profile: str,
-    variants: tuple[str, ...],
-    batch: int,
-    threads: tuple[int, ...],
-) -> BenchRequest:
-    return BenchRequest(
-        bundle=bundle.root,
-        variants=variants,
-        profile=profile,
-        batches=(batch,),
-        threads=threads,
-        warmup_s=request.warmup_s,
-        duration_s=request.duration_s,
-        rounds=request.rounds,
-        seed=request.seed,
-    )
-
-
 def configurations_of(groups: Iterable[Group]) -> set[tuple[object, ...]]:
     """Each once: dense takes part in several groups."""
-    return {
-        (group.image_size, group.request.batches, group.request.threads, name)
-        for group in groups
-        for name in group.configurations
-    }
+    return {(group.setting, name) for group in groups for name in group.configurations}
 
 
 def empty_report(
@@ -195,11 +160,12 @@ def empty_report(
     failures: Sequence[Failure] = (),
 ) -> SweepReport:
     """All that is known before anything is measured."""
-    facts = [one for bundle in bundles for one in _facts(request, bundle, profile)]
     return SweepReport(
         progress="running",
         request=request,
-        variants=tuple(facts),
+        variants=tuple(
+            _facts(bundle, variant, profile) for bundle in bundles for variant in _measured(request, bundle)
+        ),
         runs=(),
         planned=len(configurations_of(groups)),
         failures=tuple(failures),
@@ -207,57 +173,49 @@ def empty_report(
     )
 
 
-def _facts(request: SweepRequest, bundle: Bundle, profile: str) -> list[VariantFacts]:
-    return [
-        VariantFacts(
-            name=variant.name,
-            method=variant.schedule.method,
-            keep_ratio=variant.keep_ratio,
-            image_size=bundle.manifest.preprocess.image_size,
-            gmacs=variant.gmacs,
-            pruning_gmacs=variant.pruning_gmacs,
-            tokens_per_block=variant.plan.tokens_per_block,
-            fidelity=_fidelity(bundle, variant, profile),
-        )
-        for variant in (bundle.manifest.dense, *chosen_variants(request, bundle))
-    ]
+def _measured(request: SweepRequest, bundle: Bundle) -> list[VariantRecord]:
+    return [bundle.manifest.dense, *chosen_variants(request, bundle)]
 
 
-def _fidelity(bundle: Bundle, variant: VariantRecord, profile: str) -> Fidelity | None:
-    """What an evaluation of the very engine left in the manifest."""
-    record = bundle.fidelity(variant, profile)
-    return None if record is None else fidelity_of(record)
+def _facts(bundle: Bundle, variant: VariantRecord, profile: str) -> VariantFacts:
+    evaluated = bundle.fidelity(variant, profile)  # what an evaluation of the very engine left in the manifest
+    return VariantFacts(
+        name=variant.name,
+        method=variant.schedule.method,
+        keep_ratio=variant.keep_ratio,
+        image_size=bundle.manifest.preprocess.image_size,
+        gmacs=variant.gmacs,
+        pruning_gmacs=variant.pruning_gmacs,
+        tokens_per_block=variant.plan.tokens_per_block,
+        fidelity=None if evaluated is None else fidelity_of(evaluated),
+    )
 
 
 def fidelity_of(record: FidelityRecord) -> Fidelity:
     """What a sweep says of an evaluation."""
-    return Fidelity(
-        images=record.images,
-        agreement=record.agreement,
-        kl=record.kl,
-        cosine=record.cosine,
-        top1=record.top1,
-        dense_top1=record.dense_top1,
-        change=record.change,
-        data=record.data,
-        data_sha256=record.data_sha256,
-    )
+    return Fidelity(**record.model_dump(include=set(Fidelity.model_fields)))
 
 
-def with_fidelity_of(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
-    """The report with what an earlier one, of the same engines, knows of variants that nothing is known of here."""
-    known = {(one.name, one.image_size): one.fidelity for one in earlier.variants} if earlier else {}
-    variants = [
+def with_findings_of(report: SweepReport, earlier: SweepReport | None) -> SweepReport:
+    """The report with what an earlier one, of the same engines on the same machine, knows and this one does not.
+
+    That is where the time goes, and the fidelity of variants that were not evaluated now.
+    """
+    if earlier is None:
+        return report
+    known = {(one.name, one.image_size): one.fidelity for one in earlier.variants}
+    variants = tuple(
         one if one.fidelity else one.model_copy(update={"fidelity": known.get((one.name, one.image_size))})
         for one in report.variants
-    ]
-    return report.model_copy(update={"variants": tuple(variants)})
+    )
+    found = {"variants": variants, "profiles": earlier.profiles, "staircases": earlier.staircases}
+    return report.model_copy(update=found)
 
 
 def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
     """The bundle, with a digest of what a measurement depends on; a bundle that was built again has the same."""
     files = {WEIGHTS_FILE}
-    for variant in (bundle.manifest.dense, *chosen_variants(request, bundle)):
+    for variant in _measured(request, bundle):
         files |= set(engine_of(bundle, variant, profile).files)
     if profile in bundle.manifest.blocks:  # which the token staircase is measured on
         files.add(bundle.manifest.blocks[profile].file)
@@ -303,21 +261,3 @@ def kept_runs(previous: SweepReport, groups: Sequence[Group]) -> dict[int, Bench
     return {
         position: run for position, group in enumerate(groups) for run in previous.runs if group.is_answered_by(run)
     }
-
-
-def seconds_left(todo: Sequence[Group], done: Sequence[Group], spent_s: float) -> float:
-    """An estimate: what is nominal, stretched as what is done already was.
-
-    Args:
-        done: measured in this session, in `spent_s` seconds.
-    """
-    nominal = sum(group.seconds for group in done)
-    return sum(group.seconds for group in todo) * (spent_s / nominal if nominal else 1.0)
-
-
-def in_words(seconds: float) -> str:
-    """Such as "about 2 min" or "about 40 s"; no more digits than an estimate has."""
-    if seconds < 90:
-        return f"about {max(10, math.ceil(seconds / 10) * 10)} s"
-    minutes = math.ceil(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {minutes / 60:.1f} h"

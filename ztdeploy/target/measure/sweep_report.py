@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +10,8 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
 from ztdeploy.core.setting import Setting
-from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, Progress
-from ztdeploy.target.measure.statistics import summarise
+from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, RunStatus
+from ztdeploy.target.measure.report_file import load_report
 
 SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-sweep"] = "ztdeploy-sweep"
@@ -146,7 +145,7 @@ class Staircase(Record):
 class SweepReport(Record):
     kind: Literal["ztdeploy-sweep"] = KIND
     schema_version: Literal[2] = SCHEMA_VERSION
-    progress: Progress
+    progress: RunStatus
     request: SweepRequest
     variants: tuple[VariantFacts, ...]
     runs: tuple[BenchReport, ...]  #: one per group; a group's configurations took turns with its dense one
@@ -176,18 +175,19 @@ class Row:
 
 def rows(report: SweepReport) -> list[Row]:
     """Every configuration once: by image size, batch, threads; then dense first, then by method and falling ratio."""
-    found: dict[tuple[ImageSize, int, int, str], Row] = {}
-    for size, one, comparison in _measured(report):
-        key = (size, one.batch, one.threads or 0, one.variant)
-        row = Row(report.facts(one.variant, size), one, comparison)
-        found[key] = Row(row.facts, pooled(found[key].measured, one), comparison) if key in found else row
+    found: dict[tuple[Setting, str], Row] = {}
+    for run in report.runs:
+        for one in run.configurations:
+            key = (one.setting._replace(image_size=run.bundle.image_size), one.variant)
+            measured = pooled(found[key].measured, one) if key in found else one
+            found[key] = Row(report.facts(one.variant, run.bundle.image_size), measured, run.comparison_of(one))
     methods = list(dict.fromkeys(one.method for one in report.variants))
 
-    def place(item: tuple[tuple[ImageSize, int, int, str], Row]) -> tuple[object, ...]:
-        (size, batch, threads, _), row = item
-        return (size, batch, threads, not row.dense, methods.index(row.facts.method), -(row.facts.keep_ratio or 0))
+    def place(row: Row) -> tuple[object, ...]:
+        setting = (row.facts.image_size, row.measured.batch, row.measured.threads or 0)
+        return (*setting, not row.dense, methods.index(row.facts.method), -(row.facts.keep_ratio or 0))
 
-    return [row for _, row in sorted(found.items(), key=place)]
+    return sorted(found.values(), key=place)
 
 
 def pooled(first: ConfigurationReport, second: ConfigurationReport) -> ConfigurationReport:
@@ -196,21 +196,16 @@ def pooled(first: ConfigurationReport, second: ConfigurationReport) -> Configura
         return first if second.latency is None else second
     offset = 1 + max(turn.round for turn in first.turns)
     later = [turn.model_copy(update={"round": turn.round + offset}) for turn in second.turns]
-    turns = (*first.turns, *later)
-    latency = summarise([sample for turn in turns for sample in turn.samples_ms])
     peaks = [peak for peak in (first.peak_rss_mb, second.peak_rss_mb) if peak is not None]
-    return first.model_copy(
-        update={
-            "turns": turns,
-            "latency": latency,
-            "images_per_s": first.batch * 1000 / latency.mean_ms,
-            "peak_rss_mb": max(peaks, default=None),
-        }
-    )
+    return first.with_turns([*first.turns, *later], max(peaks, default=None))
 
 
-def _measured(report: SweepReport) -> Iterator[tuple[ImageSize, ConfigurationReport, Comparison | None]]:
-    for run in report.runs:
-        compared = {(one.variant, one.batch, one.threads): one for one in run.comparisons}
-        for one in run.configurations:
-            yield run.bundle.image_size, one, compared.get((one.variant, one.batch, one.threads))
+def read_any_report(path: Path) -> BenchReport | SweepReport:
+    """A report whose kind is not known beforehand.
+
+    Raises:
+        InputError: neither a benchmark's nor a sweep's report, damaged, or of another schema version.
+    """
+    expected = "a report of 'ztdeploy bench --out' or 'ztdeploy sweep'"
+    models: tuple[type[BenchReport | SweepReport], ...] = (BenchReport, SweepReport)
+    return load_report(path, expected, *models)

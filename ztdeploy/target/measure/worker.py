@@ -1,8 +1,7 @@
 """The process in which one engine is timed; nothing else runs in it.
 
-Started by `measure.latency`; reads one `protocol.Order` per line on standard input, answers with one `protocol.Answer`,
-and ends when its input does. Several ONNX Runtime sessions in one process spin against each other, so every
-configuration has a process of its own.
+Started by `measure.orders.Worker`. It says how it started, then answers each `TimingOrder` on standard input with a
+`Timing`, and ends when its input does. `serve` and `reply` are for other such processes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from ztdeploy.target.measure.protocol import Answer, Order
+    from pydantic import BaseModel
+
+    from ztdeploy.target.measure.orders import Timing, TimingOrder
 
 T = TypeVar("T")
 _started_ns = time.monotonic_ns()
@@ -23,7 +24,7 @@ _started_ns = time.monotonic_ns()
 def main() -> None:
     """Load one engine, say how long that took, then time calls as ordered until standard input ends."""
     answers = prepare()
-    bundle, variant, profile, threads, batch, *ordered_ns = sys.argv[1:]
+    bundle, variant, profile, threads, batch = sys.argv[1:6]
     import numpy as np
 
     from ztdeploy.target.runtime.runner import BundleRunner, load
@@ -39,14 +40,19 @@ def main() -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (int(batch), *shape), dtype=np.uint8)
         return lambda: runner.infer(pixels)
 
-    serve(answers, start, call_of, imported_ns=imported_ns, ordered_ns=int(ordered_ns[0]) if ordered_ns else None)
+    serve(answers, start, call_of, imported_ns=imported_ns, ordered_ns=int(sys.argv[6]) if sys.argv[6:] else None)
 
 
 def prepare() -> TextIO:
-    """What a worker does first: leave Ctrl-C to its parent, which closes our input, and keep its output to itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from ztdeploy.core.processes import own_standard_output
+    """What such a process does first: end when its parent ends, leave Ctrl-C to it, and keep its output to itself.
 
+    Returns:
+        What the parent reads.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from ztdeploy.core.processes import end_with_parent, own_standard_output
+
+    end_with_parent()
     return own_standard_output()
 
 
@@ -58,51 +64,64 @@ def serve(
     imported_ns: int,
     ordered_ns: int | None,
 ) -> None:
-    """Speak `measure.protocol`: load, call once, say how long that took or why it failed; then time calls.
+    """Load, call once, and say how long that took or why it failed; then time calls.
 
     Args:
         start: loads an engine; its time is reported.
-        call_of: makes the call that is timed of it.
+        call_of: makes the call of the engine that is timed.
         imported_ns, ordered_ns: when imports ended, and when the process was ordered, by the monotonic clock.
     """
-    from ztdeploy.core.errors import ZtdeployError
-    from ztdeploy.core.records import from_json, to_json
-    from ztdeploy.target.measure.protocol import ColdStart, Hello, Order, Refusal
+    from ztdeploy.core.records import from_json
+    from ztdeploy.target.measure.bench_report import ColdStart
+    from ztdeploy.target.measure.orders import TimingOrder
 
-    begun_ns = time.monotonic_ns()
-    try:
+    calls: list[Callable[[], object]] = []
+
+    def cold_start() -> ColdStart:
+        begun_ns = time.monotonic_ns()
         engine = start()
         loaded_ns = time.monotonic_ns()
         call = call_of(engine)
         before_ns = time.monotonic_ns()
         call()
         first_ns = time.monotonic_ns() - before_ns
+        calls.append(call)
+        return ColdStart(
+            process_ms=None if ordered_ns is None else _ms(_started_ns - ordered_ns),
+            import_ms=_ms(imported_ns - _started_ns),
+            load_ms=_ms(loaded_ns - begun_ns),
+            first_ms=_ms(first_ns),
+        )
+
+    reply(answers, cold_start)
+    for line in sys.stdin if calls else ():
+        reply(answers, lambda line=line: _obey(from_json(TimingOrder, line), calls[0]))  # type: ignore[misc]
+
+
+def reply(answers: TextIO, answer: Callable[[], BaseModel]) -> None:
+    """Say what a function answers, or which of our own errors it raises."""
+    from ztdeploy.core.errors import ZtdeployError
+    from ztdeploy.core.records import to_json
+    from ztdeploy.target.measure.orders import Refusal
+
+    try:
+        line = to_json(answer())
     except ZtdeployError as error:
-        refusal = Refusal(kind=type(error).__name__, given=error.given, expected=error.expected, fix=error.fix)
-        _say(answers, to_json(Hello(refusal=refusal)))
-        return
-    ready = ColdStart(
-        process_ms=None if ordered_ns is None else _ms(_started_ns - ordered_ns),
-        import_ms=_ms(imported_ns - _started_ns),
-        load_ms=_ms(loaded_ns - begun_ns),
-        first_ms=_ms(first_ns),
-    )
-    _say(answers, to_json(Hello(ready=ready)))
-    for line in sys.stdin:
-        _say(answers, to_json(_obey(from_json(Order, line), call)))
+        line = to_json(Refusal.of(error))
+    answers.write(line + "\n")
+    answers.flush()
 
 
-def _obey(order: Order, call: Callable[[], object]) -> Answer:
+def _obey(order: TimingOrder, call: Callable[[], object]) -> Timing:
     from ztdeploy.core.processes import peak_rss_mb
-    from ztdeploy.target.measure.board import jetson_gpu_clock
-    from ztdeploy.target.measure.environment import read_clocks, usable_cores
-    from ztdeploy.target.measure.protocol import Answer
+    from ztdeploy.target.measure.machine import jetson_gpu_clock, read_clocks, usable_cores
+    from ztdeploy.target.measure.orders import Timing
 
     for _ in range(order.lead_in):
         call()
     samples = _time(call, order)
     gpu = jetson_gpu_clock()
-    return Answer(
+    return Timing(
         samples_ms=samples,
         peak_rss_mb=peak_rss_mb(),
         clock_mhz=max(read_clocks(usable_cores()).values(), default=None),
@@ -110,7 +129,7 @@ def _obey(order: Order, call: Callable[[], object]) -> Answer:
     )
 
 
-def _time(call: Callable[[], object], order: Order) -> list[float]:
+def _time(call: Callable[[], object], order: TimingOrder) -> list[float]:
     """Milliseconds per call."""
     samples: list[float] = []
     now = time.monotonic_ns()
@@ -121,11 +140,6 @@ def _time(call: Callable[[], object], order: Order) -> list[float]:
         now = time.monotonic_ns()
         samples.append(_ms(now - before))
     return samples
-
-
-def _say(answers: TextIO, line: str) -> None:
-    answers.write(line + "\n")
-    answers.flush()
 
 
 def _ms(nanoseconds: int) -> float:

@@ -10,7 +10,7 @@ from ztdeploy.report.sweep.panels import panels
 from ztdeploy.report.sweep.plots.rounds import drift_plot
 from ztdeploy.report.sweep.trust import all_failures, warned
 from ztdeploy.target.measure.bench_report import BenchReport
-from ztdeploy.target.measure.environment import Machine, State
+from ztdeploy.target.measure.machine import Machine, State
 from ztdeploy.target.measure.sweep_report import SweepReport
 
 NOTES = {
