@@ -20,7 +20,7 @@ import typer
 
 import ztdeploy
 from ztdeploy.cli.app import app, run
-from ztdeploy.core.toml import read_toml
+from ztdeploy.core.data import parse_toml
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 README = CHECKOUT / "README.md"
@@ -134,7 +134,7 @@ def makefile_targets() -> set[str]:
 
 def check_install(words: list[str]) -> None:
     """The extras that are asked for exist."""
-    project = read_toml((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = parse_toml((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for word in words:
         if match := re.fullmatch(r"(?:ztdeploy|\.)\[([\w,-]+)\]", word):
             assert set(match[1].split(",")) <= set(project["optional-dependencies"]), word
@@ -321,7 +321,7 @@ def test_toml_is_a_schedule_or_a_profile(block: Block) -> None:
     from ztdeploy.core.profile import parse_profile
     from ztdeploy.core.schedule import parse_schedule
 
-    data = read_toml(block.text)
+    data = parse_toml(block.text)
     if "layer" in data:
         assert parse_schedule(data, Path("document.toml")).layers
     elif "backend" in data:

@@ -27,13 +27,14 @@ from torch._subclasses import FakeTensorMode
 
 from ztdeploy.core.errors import ModelError, ScheduleError
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.names import PRUNE
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import METHODS, check_method, pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
-from ztdeploy.host.pruning.pruned_model import CHILD, PrunedModel
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 BATCH, HEADS, WIDTH, EMBED = 3, 2, 5, 6
 
@@ -376,7 +377,7 @@ class TestPrunedModel:
             expected = model(x)
             wrapped = pruned(model, method)
             assert fingerprint(model) != before
-            assert hasattr(model.blocks[1], CHILD)
+            assert hasattr(model.blocks[1], PRUNE)
             assert list(model.state_dict()) == before["keys"], "an attached layer would change checkpoints"
             wrapped(x)
             wrapped.detach()

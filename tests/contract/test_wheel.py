@@ -19,7 +19,7 @@ import pytest
 from helpers.processes import HANG_S
 
 import ztdeploy
-from ztdeploy.core.toml import read_toml
+from ztdeploy.core.data import parse_toml
 
 pytestmark = pytest.mark.long
 
@@ -115,7 +115,7 @@ def test_metadata(metadata: Message) -> None:
     base = {re.split(r"[<>=!;\[ ]", line)[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "pillow", "pydantic", "rich", "typer", "onnxruntime", "tomli"}
     extras = set(metadata.get_all("Provides-Extra") or [])
-    project = read_toml((CHECKOUT / "pyproject.toml").read_text())["project"]
+    project = parse_toml((CHECKOUT / "pyproject.toml").read_text())["project"]
     assert extras == set(project["optional-dependencies"])
     host = {re.split(r"[<>=!;\[ ]", line)[0] for line in required if re.search(r"extra == ['\"]build['\"]", line)}
     assert {"torch", "timm", "onnx", "safetensors"} <= host

@@ -10,6 +10,7 @@ import typer
 from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
 from ztdeploy.cli.output import JsonFlag, cell, print_json, say, table
 from ztdeploy.core import arguments
+from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
     from ztdeploy.core.bundle import Bundle
@@ -213,7 +214,7 @@ def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     for nodes, (tokens, in_mlp) in zip(graph.nodes, counts, strict=True):
         layer = layers.get(nodes.block)
         work = block_gmacs(bundle.manifest.model.architecture, tokens, in_mlp)
-        cells = [f"blocks.{nodes.block}", f"{tokens}", f"{work:.4f}", f"{nodes.own}"]
+        cells = [block_name(nodes.block), f"{tokens}", f"{work:.4f}", f"{nodes.own}"]
         if layer is not None:
             iterations = layer.iterations if layer.importance_drop else ""
             numbers = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, iterations, nodes.pruning)

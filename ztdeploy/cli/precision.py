@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ztdeploy.cli.output import cell, table
+from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
     from ztdeploy.core.bundle import Bundle
@@ -68,7 +69,7 @@ def show_ranges(bundle: Bundle) -> None:
             [(heading, "left" if heading == "block" else "right") for heading in headings],
             [
                 (
-                    f"blocks.{one.block}",
+                    block_name(one.block),
                     *(f"{value:.4g}" for value in (one.residual, one.attention, one.logits, one.mlp)),
                 )
                 for one in found.blocks

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ztdeploy.core.arguments import shown
-from ztdeploy.core.errors import InputError, ZtdeployError
-from ztdeploy.core.files import TEXT_LIMIT, read_text
-from ztdeploy.core.toml import read_toml
+from ztdeploy.core.files import TEXT_LIMIT, Words, read_text, unreadable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # JetPack 6 ships Python 3.10
+    import tomli as tomllib
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Bytes of a file of settings; real ones have one or two kilobytes.
 SETTINGS_LIMIT = 128 * 2**10
@@ -40,44 +47,45 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(
-    path: Path,
-    limit: int = TEXT_LIMIT,
-    *,
-    what: str = "file",
-    error: type[ZtdeployError] = InputError,
-    expected: str = "a JSON file",
-    fix: str = "check the path",
-) -> Any:
-    """What a regular file of at most `limit` bytes says in JSON, see `core.files.read_text`.
+def read_json(path: Path, limit: int = TEXT_LIMIT, **words: Unpack[Words]) -> Any:
+    """What a regular file of at most `limit` bytes says in JSON.
 
     Raises:
-        ZtdeployError: of the kind given, if it cannot be read or is no such JSON.
+        ZtdeployError: of the kind given, if it cannot be read (see `core.files.read_text`) or is no such JSON.
     """
-    text = read_text(path, limit, what=what, error=error, expected=expected, fix=fix)
-    try:
-        return parse_json(text)
-    except ValueError as wrong:
-        raise error(f"{what} '{path}' cannot be read ({wrong})", expected, fix) from wrong
+    return _parsed(path, limit, parse_json, "a JSON file", words)
 
 
-def read_settings(
-    path: Path, *, what: str, error: type[ZtdeployError], expected: str, fix: str = "check the path and syntax"
-) -> Any:
+def read_settings(path: Path, **words: Unpack[Words]) -> Any:
     """What a file of settings says: JSON by its suffix, else TOML, which is a table.
 
     Raises:
         ZtdeployError: of the kind given, if it cannot be read or is neither.
     """
-    if path.suffix == ".json":
-        return read_json(path, SETTINGS_LIMIT, what=what, error=error, expected=expected, fix=fix)
-    text = read_text(path, SETTINGS_LIMIT, what=what, error=error, expected=expected, fix=fix)
+    parse = parse_json if path.suffix == ".json" else parse_toml
+    return _parsed(path, SETTINGS_LIMIT, parse, "a TOML or JSON file", {"fix": "check the path and syntax", **words})
+
+
+def _parsed(path: Path, limit: int, parse: Callable[[str], Any], expected: str, words: Words) -> Any:
+    words = {"expected": expected, **words}
     try:
-        if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
-            raise ValueError(f"a line with more than {_MOST_DOTS} dots")
-        return read_toml(text)
+        return parse(read_text(path, limit, **words))
     except ValueError as wrong:
-        raise error(f"{what} '{path}' cannot be read ({wrong})", expected, fix) from wrong
+        raise unreadable(path, f"cannot be read ({wrong})", expected, words) from wrong
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the text is not TOML, or is made to take long.
+    """
+    if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+        raise ValueError(f"a line with more than {_MOST_DOTS} dots")
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+        return data
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def errors_of(error: ValidationError) -> list[ErrorDetails]:

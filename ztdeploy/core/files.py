@@ -22,9 +22,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from ztdeploy.core.errors import InputError, OutputError, ZtdeployError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: What a text file of settings, names or records may hold; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20
@@ -120,59 +123,52 @@ def path_in_utf8(path: Path) -> Iterator[str]:
         yield str(path)
 
 
-def read_bytes(
-    path: Path,
-    limit: int,
-    *,
-    what: str = "file",
-    error: type[ZtdeployError] = InputError,
-    expected: str | None = None,
-    fix: str = "check the path",
-) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+class Words(TypedDict, total=False):
+    """How errors about a file that cannot be read speak of it."""
 
-    Args:
-        what: to call it in an error, such as "schedule".
-        error: what is raised, with `expected` and `fix`.
+    what: str  #: such as "schedule"; by default "file"
+    error: type[ZtdeployError]  #: by default `InputError`
+    expected: str
+    fix: str
+
+
+def unreadable(path: Path, problem: str, expected: str, words: Words) -> ZtdeployError:
+    """The error of a file that cannot be read; `expected` stands where the words do not say it."""
+    given = f"{words.get('what', 'file')} '{path}' {problem}"
+    return words.get("error", InputError)(given, words.get("expected", expected), words.get("fix", "check the path"))
+
+
+def read_bytes(path: Path, limit: int, **words: Unpack[Words]) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
 
     Raises:
         ZtdeployError: of the kind given, if the file cannot be opened, is no regular file, or is larger.
     """
-    expected = expected or f"a regular file of at most {limit} bytes"
     try:
         with open_regular(path) as file:
             large = os.fstat(file.fileno()).st_size > limit  # files of the kernel have no size
             content = b"" if large else file.read(limit + 1) or b""
     except OSError as refused:
-        raise error(f"{what} '{path}' cannot be read: {reason_of(refused)}", expected, fix) from refused
+        problem = f"cannot be read: {reason_of(refused)}"
+        raise unreadable(path, problem, f"a regular file of at most {limit} bytes", words) from refused
     if large or len(content) > limit:
-        raise error(f"{what} '{path}' has more than {limit} bytes", f"at most {limit}", fix)
+        words["expected"] = f"at most {limit}"
+        raise unreadable(path, f"has more than {limit} bytes", "", words)
     return content
 
 
-def read_text(
-    path: Path,
-    limit: int = TEXT_LIMIT,
-    *,
-    what: str = "file",
-    error: type[ZtdeployError] = InputError,
-    expected: str | None = None,
-    fix: str = "check the path",
-) -> str:
+def read_text(path: Path, limit: int = TEXT_LIMIT, **words: Unpack[Words]) -> str:
     """The same as `read_bytes`, as text in UTF-8, with or without a byte order mark.
 
     Raises:
         ZtdeployError: as `read_bytes`; or it is no text.
     """
-    content = read_bytes(path, limit, what=what, error=error, expected=expected, fix=fix)
+    content = read_bytes(path, limit, **words)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
-        raise error(
-            f"{what} '{path}' cannot be read: it is not text in UTF-8 (byte {wrong.start})",
-            expected or "text in UTF-8",
-            fix,
-        ) from wrong
+        problem = f"cannot be read: it is not text in UTF-8 (byte {wrong.start})"
+        raise unreadable(path, problem, "text in UTF-8", words) from wrong
 
 
 # -------------------- writing

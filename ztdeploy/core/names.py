@@ -1,32 +1,61 @@
-"""Names of a bundle's graphs: of inputs and outputs, and of the nodes of blocks and pruning layers."""
+"""Names of tensors and nodes: the only place that makes them and takes them apart.
+
+A node is named after the module that it comes from: `blocks.2/attn/qkv/MatMul_0`, `blocks.2/prune/wpr/Mul_3`.
+"""
 
 from __future__ import annotations
 
-#: What a whole model takes and gives.
+import re
+
+#: Input and output of a whole model's graph.
 IMAGE, LOGITS = "image", "logits"
-#: What a few blocks alone take and give, fp32 `[batch, tokens, D]`.
+#: Input and output of a graph of a few blocks alone, fp32 `[batch, tokens, D]`.
 TOKENS, TOKENS_OUT = "tokens", "tokens_out"
 #: The scope of a pruning layer within its block's; its module is a child of the block under this name.
 PRUNE = "prune"
+#: Outputs of a pruning layer: which tokens stay; of a merging layer, the slots of the tokens that do not, ascending.
+KEPT, INTO = "kept", "into"
+#: Golden data of a pruning layer: the smallest gap between the scores at its cuts.
+GAP = "gap"
+_BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})(?:/|$)")
 
 
-def pruning_output(block: int, what: str) -> str:
-    """An output of the pruning layer behind a block.
-
-    Args:
-        block: counted from 0.
-        what: "kept", which tokens stay; "into", of a merging layer, the slots of the tokens that do not, ascending; or
-            what a graph with notes tells of the layer.
-    """
-    return f"blocks.{block}/{PRUNE}/{what}"
+def block_name(block: int) -> str:
+    """The scope of a block, counted from 0."""
+    return f"blocks.{block}"
 
 
 def block_of(name: str | None) -> int | None:
     """The block, from 0, that a node or an output belongs to: 2 for `blocks.2/attn/MatMul_0`; None: to no block."""
-    number = (name or "").partition("/")[0].removeprefix("blocks.")
-    return int(number) if (name or "").startswith("blocks.") and number.isdigit() else None
+    found = _BLOCK.match(name or "")
+    return int(found[1]) if found else None
+
+
+def pruning_output(block: int, what: str) -> str:
+    """An output of the pruning layer at a block: `KEPT`, `INTO`, or what a graph with notes tells of the layer."""
+    return f"{pruning_scope(block)}/{what}"
+
+
+def pruning_scope(block: int) -> str:
+    """The scope of the pruning layer at a block."""
+    return f"{block_name(block)}/{PRUNE}"
 
 
 def in_pruning_layer(name: str | None) -> bool:
     """Whether a node or an output belongs to a pruning layer or to one of its parts."""
     return PRUNE in (name or "").split("/")[1:-1]
+
+
+def of_pruning_layer_itself(name: str | None) -> bool:
+    """Whether a node or an output belongs to a pruning layer, and to none of its parts."""
+    return (name or "").split("/")[1:-1] == [PRUNE]
+
+
+def is_pruning_module(scope: str, *modules: str) -> bool:
+    """Whether a scope is that of one of these modules in a pruning layer."""
+    return scope.endswith(tuple(f"/{PRUNE}/{module}" for module in modules))
+
+
+def golden_array(what: str, block: int) -> str:
+    """The name of a pruning layer's golden data (`KEPT`, `INTO` or `GAP`) in a bundle's `.npz` file."""
+    return f"{what}.{block}"

@@ -15,7 +15,7 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
+from ztdeploy.core.names import IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.host.graph import GraphSpec, apply_passes
@@ -65,7 +65,7 @@ class Deployable(nn.Module):
 
 def choice_names(layer: LayerPlan) -> tuple[str, ...]:
     """The graph outputs of a pruning layer."""
-    return tuple(pruning_output(layer.block, what) for what in (("kept", "into") if layer.merges else ("kept",)))
+    return tuple(pruning_output(layer.block, what) for what in ((KEPT, INTO) if layer.merges else (KEPT,)))
 
 
 def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:

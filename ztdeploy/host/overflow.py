@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.manifest import BlockRange, RangeRecord
+from ztdeploy.core.names import PRUNE
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.loading import LoadedModel
-from ztdeploy.host.pruning.pruned_model import CHILD, PrunedModel
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.runtime.preprocess import normalise
 
 LARGEST = float(np.finfo(np.float16).max)  #: 65504
@@ -103,7 +104,7 @@ class _Watch:
         for name, child in block.named_children():
             if name.startswith("norm"):  # behind hooks that replace what enters it
                 undo.append(child.register_forward_pre_hook(self._into_norm).remove)
-            elif name != CHILD:
+            elif name != PRUNE:
                 linear = [module for module in child.modules() if isinstance(module, nn.Linear)]
                 see = self._see_attention if name == "attn" else self._see_mlp
                 undo.extend(module.register_forward_hook(see).remove for module in linear)

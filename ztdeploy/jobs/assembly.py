@@ -35,7 +35,7 @@ from ztdeploy.core.manifest import (
     VariantRecord,
     WeightsRecord,
 )
-from ztdeploy.core.names import PRUNE
+from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, block_of, golden_array, in_pruning_layer
 from ztdeploy.core.plan import plan
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import PruningSchedule
@@ -176,10 +176,11 @@ class Assembly:
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
         blocks = [layer.block for layer in pruned.token_plan.layers]
-        arrays: dict[str, NDArray[np.generic]] = {"logits": reference.logits}
-        arrays |= {f"kept.{block}": kept for block, kept in zip(blocks, reference.kept, strict=True)}
-        arrays |= dict(zip((f"into.{block}" for block in blocks), reference.into, strict=False))  # where it merges
-        arrays |= {f"gap.{block}": gap for block, gap in zip(blocks, reference.gaps, strict=True)}
+        arrays: dict[str, NDArray[np.generic]] = {LOGITS: reference.logits}
+        arrays |= {golden_array(KEPT, block): kept for block, kept in zip(blocks, reference.kept, strict=True)}
+        # Only the layers of merging methods say into what they merge.
+        arrays |= {golden_array(INTO, block): into for block, into in zip(blocks, reference.into, strict=False)}
+        arrays |= {golden_array(GAP, block): gap for block, gap in zip(blocks, reference.gaps, strict=True)}
         return {spec: Trace(graph, arrays) for spec, graph in graphs.items()}
 
     def _trace_key(self, schedule: PruningSchedule, spec: GraphSpec) -> str:
@@ -469,11 +470,8 @@ class GraphContents:
 
 def contents_of(graph: ir.Model, depth: int) -> GraphContents:
     operators = Counter(node.op_type for node in graph.graph)
-    scopes = [(node.name or "").split("/") for node in graph.graph]
-    own = Counter(scope[0] for scope in scopes if scope[1:2] != [PRUNE])
-    pruning = Counter(scope[0] for scope in scopes if scope[1:2] == [PRUNE])
-    names = [f"blocks.{block}" for block in range(depth)]
-    nodes = tuple(BlockNodes(block=i, own=own[name], pruning=pruning[name]) for i, name in enumerate(names))
+    counts = Counter((block_of(node.name), in_pruning_layer(node.name)) for node in graph.graph)
+    nodes = tuple(BlockNodes(block=i, own=counts[i, False], pruning=counts[i, True]) for i in range(depth))
     weights = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     return GraphContents(dict(sorted(operators.items())), nodes, size)

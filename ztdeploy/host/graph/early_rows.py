@@ -12,7 +12,7 @@ from itertools import count
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from ztdeploy.core.names import PRUNE, block_of
+from ztdeploy.core.names import block_of, of_pruning_layer_itself
 from ztdeploy.host.graph.rewriting import rank_of, shape_of
 
 #: Operators that compute each element of their output from those at the same place, broadcasting.
@@ -36,8 +36,7 @@ def early_rows(model: ir.Model) -> None:
 
 def _picks_rows(node: ir.Node) -> bool:
     """Whether a node of a pruning layer, not of one of its parts, takes rows `[B, k, D]` of tokens `[B, N, D]`."""
-    scopes = (node.name or "").split("/")[1:-1]
-    if scopes != [PRUNE] or rank_of(node.inputs[0]) != 3 or rank_of(node.outputs[0]) != 3:
+    if not of_pruning_layer_itself(node.name) or rank_of(node.inputs[0]) != 3 or rank_of(node.outputs[0]) != 3:
         return False
     if node.op_type == "GatherND":
         return node.attributes.get_int("batch_dims", 0) == 1

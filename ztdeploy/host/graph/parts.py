@@ -5,11 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from ztdeploy.core.names import PRUNE, TOKENS, TOKENS_OUT
+from ztdeploy.core.names import INTO, KEPT, TOKENS, TOKENS_OUT, block_name, of_pruning_layer_itself
 from ztdeploy.host.graph.rewriting import constant, rank_of, shape_of
 
-#: The last part of the names of those outputs of pruning layers that ship.
-_CHOICES = ("kept", "into")
 _KEEP = 0  #: in the target of a Reshape: leave this axis as it is
 
 
@@ -20,7 +18,7 @@ def notes_of(model: ir.Model) -> list[str]:
     runtime may fuse less. The graph with notes is run beside an engine, to be shown.
     """
     names = (value.name or "" for value in model.graph.outputs)
-    return [name for name in names if (parts := name.split("/"))[1:-1] == [PRUNE] and parts[-1] not in _CHOICES]
+    return [name for name in names if of_pruning_layer_itself(name) and not name.endswith((f"/{KEPT}", f"/{INTO}"))]
 
 
 def without_notes(noted: ir.Model) -> ir.Model:
@@ -52,7 +50,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     Returns:
         None where the blocks do more than turn tokens into tokens, or depend on their number in another way.
     """
-    ends = _ends(model.graph, tuple(f"blocks.{block}/" for block in blocks))
+    ends = _ends(model.graph, tuple(f"{block_name(block)}/" for block in blocks))
     if ends is None:
         return None
     before, after = ends

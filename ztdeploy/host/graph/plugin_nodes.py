@@ -18,6 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.files import write
+from ztdeploy.core.names import is_pruning_module
 from ztdeploy.core.options import VARIANCE_MAX, VARIANCE_MIN
 from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
 
@@ -65,9 +66,9 @@ def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) 
     outputs = {node.name.rsplit("/", 1)[0]: node.outputs[0] for node in graph.nodes}  # the last of each scope
     names = []
     for scope in scopes:
-        if scope.endswith(("/prune/rank", "/prune/wpr")):
+        if is_pruning_module(scope, "rank", "wpr"):
             names.append(_page_rank(graph, scope, outputs[scope], read))
-        elif scope.endswith("/prune/similarity"):
+        elif is_pruning_module(scope, "similarity"):
             names.append(_similarity(graph, scope, outputs[scope], read))
     if names and ahead_of_time:
         _mark_ahead_of_time(graph)

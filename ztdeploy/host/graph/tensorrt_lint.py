@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.names import block_name, block_of
 
 TOPK_LIMIT = 3840
 #: Their outputs have shapes that depend on values.
@@ -35,8 +36,8 @@ def check_tensorrt(model: ir.Model) -> None:
 def _where(node: ir.Node | None) -> str:
     if node is None:
         return "the graph "
-    block = (node.name or "").split("/")[0]
-    of_block = f" (of {block})" if block.startswith("blocks.") else ""
+    block = block_of(node.name or "")
+    of_block = "" if block is None else f" (of {block_name(block)})"
     return f"node '{node.name}'{of_block} "
 
 

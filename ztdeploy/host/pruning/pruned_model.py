@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.names import PRUNE, pruning_output
 from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
@@ -20,7 +21,6 @@ from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorde
 from ztdeploy.host.pruning.restoring import StandIns, restored
 
 #: The name under which a pruning layer becomes a child of its block; it shows in the names of the ONNX nodes.
-CHILD = "prune"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
         super().__init__()
         check_method(schedule.method)
-        if any(CHILD in dict(block.named_children()) for block in adapter.blocks):
+        if any(PRUNE in dict(block.named_children()) for block in adapter.blocks):
             raise ModelError(
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
             )
@@ -109,7 +109,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         outputs = (output, *(tensor for choice in state.choices for tensor in choice.tensors))
         self._pass = _Pass()
         return outputs, {
-            f"blocks.{layer.block}/{CHILD}/{note}": tensor
+            pruning_output(layer.block, note): tensor
             for layer, record in zip(self.token_plan.layers, state.records or [], strict=True)
             for note, tensor in record.notes.items()
         }
@@ -149,8 +149,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         stand_ins = StandIns(layer_plan.prefix_tokens)
         if self._restores:
             layer.add_module("restore", stand_ins)
-        block.add_module(CHILD, layer)
-        self._undo.append(lambda: delattr(block, CHILD))
+        block.add_module(PRUNE, layer)
+        self._undo.append(lambda: delattr(block, PRUNE))
         self.layers.append(layer)
 
         def reduce(x: Tensor) -> Tensor:

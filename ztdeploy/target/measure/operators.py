@@ -7,13 +7,13 @@ next node with a proper name does, which as a rule is the one that it works for.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.core.names import block_of, in_pruning_layer
 from ztdeploy.target.backends.base import NodeRun, ProfiledCall
 from ztdeploy.target.measure.sweep_report import BlockAttention, Kind, OperatorTime, Part
 
@@ -46,7 +46,6 @@ EXPOSED = "a pruning layer reads its attention matrix"
 PLAIN = "its graph has plain operators, and the runtime fused none of them"
 UNLIKE = "it has plain operators, though the same engine computes attention in one operator elsewhere"
 NONE = "no operator in it was recognised as attention"
-_BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})(/prune)?/")
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,8 @@ def place(runs: Sequence[NodeRun], times_ms: Sequence[float]) -> tuple[PlacedNod
 
 def _scope(name: str) -> tuple[int | None, bool] | None:
     """Block and whether it is a pruning layer's; None where the name says neither."""
-    found = _BLOCK.match(name)
-    if found:
-        return int(found[1]), found[2] is not None
-    return (None, False) if "/" in name else None
+    block = block_of(name)
+    return (block, in_pruning_layer(name)) if block is not None or "/" in name else None
 
 
 def kind_of(run: NodeRun) -> Kind:

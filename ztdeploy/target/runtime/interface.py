@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.errors import BundleError, ParityError
 from ztdeploy.core.manifest import Manifest, VariantRecord
-from ztdeploy.core.names import IMAGE, LOGITS, pruning_output
+from ztdeploy.core.names import IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import NOUNS, Output
 from ztdeploy.target.backends.base import Array, Signature, TensorFacts
@@ -38,7 +38,7 @@ class Outputs:
         """Those of one batch that was run in parts."""
         kept, into = (
             tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
-            for name in ("kept", "into")
+            for name in (KEPT, INTO)
         )
         more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
         return cls(np.concatenate([part.logits for part in parts]), kept, into, more)
@@ -84,10 +84,10 @@ class Interface:
         self._image = _Tensor(IMAGE, *(pixels if graph.image_input == "uint8" else values))
         self._logits = _Tensor(LOGITS, np.dtype(np.float32), output_shape(manifest))
         self._kept = tuple(
-            _Tensor(pruning_output(layer.block, "kept"), int32, (layer.tokens_out,)) for layer in self.layers
+            _Tensor(pruning_output(layer.block, KEPT), int32, (layer.tokens_out,)) for layer in self.layers
         )
         self._into = tuple(
-            _Tensor(pruning_output(layer.block, "into"), int32, (layer.tokens_in - layer.tokens_out,))
+            _Tensor(pruning_output(layer.block, INTO), int32, (layer.tokens_in - layer.tokens_out,))
             for layer in self.layers
             if layer.merges
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import BundleError, ImageError, ParityError
 from ztdeploy.core.manifest import GraphRecord, LayerParity, ParityRecord, VariantRecord
+from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array, pruning_scope
 from ztdeploy.core.preprocess_spec import Activation, Output
 from ztdeploy.core.profile import Precision
 from ztdeploy.target.runtime.activation import divergences, same_answers
@@ -191,7 +192,8 @@ def compare_drift(
         wanted = known.get(layer.block, 1.0) - DRIFT_OVERLAP
         if layer.overlap < wanted:
             raise ParityError(
-                f"{name}: pruning layer blocks.{layer.block}/prune keeps {layer.overlap:.2f} of the reference's tokens",
+                f"{name}: pruning layer {pruning_scope(layer.block)} keeps {layer.overlap:.2f} of the reference's"
+                " tokens",
                 f"at least {wanted:.2f}, as its precision alone explains",
                 "report it with the model and tool versions",
             )
@@ -322,27 +324,27 @@ def golden_reference(bundle: Bundle, variant: VariantRecord) -> Reference:
         BundleError: damaged, or of other names, types or shapes.
     """
     images, layers = len(bundle.manifest.golden.images), variant.plan.layers
-    wanted: dict[str, _Array] = {"logits": (np.dtype(np.float32), (images, *output_shape(bundle.manifest)))}
+    wanted: dict[str, _Array] = {LOGITS: (np.dtype(np.float32), (images, *output_shape(bundle.manifest)))}
     for layer in layers:
-        wanted[f"kept.{layer.block}"] = (np.dtype(np.int32), (images, layer.tokens_out))
-        wanted[f"gap.{layer.block}"] = (np.dtype(np.float32), (images,))
+        wanted[golden_array(KEPT, layer.block)] = (np.dtype(np.int32), (images, layer.tokens_out))
+        wanted[golden_array(GAP, layer.block)] = (np.dtype(np.float32), (images,))
         if layer.merges:
-            wanted[f"into.{layer.block}"] = (np.dtype(np.int32), (images, layer.tokens_in - layer.tokens_out))
+            wanted[golden_array(INTO, layer.block)] = (np.dtype(np.int32), (images, layer.tokens_in - layer.tokens_out))
     arrays = _read_golden(bundle, bundle.manifest.golden.outputs[variant.name], wanted)
     for layer in layers:
-        kept = arrays[f"kept.{layer.block}"]
-        if kept.min() < 0 or kept.max() >= layer.tokens_in or not (arrays[f"gap.{layer.block}"] >= 0).all():
+        kept = arrays[golden_array(KEPT, layer.block)]
+        if kept.min() < 0 or kept.max() >= layer.tokens_in or not (arrays[golden_array(GAP, layer.block)] >= 0).all():
             raise BundleError(
                 f"golden outputs of '{variant.name}' at block {layer.block + 1} that cannot be right",
                 f"tokens from 0 to {layer.tokens_in - 1}, and gaps that are no less than 0",
                 "build the bundle again",
             )
     return Reference(
-        logits=arrays["logits"],
-        kept=tuple(arrays[f"kept.{layer.block}"] for layer in layers),
-        gaps=tuple(arrays[f"gap.{layer.block}"] for layer in layers),
+        logits=arrays[LOGITS],
+        kept=tuple(arrays[golden_array(KEPT, layer.block)] for layer in layers),
+        gaps=tuple(arrays[golden_array(GAP, layer.block)] for layer in layers),
         replayed=False,
-        into=tuple(arrays[f"into.{layer.block}"] for layer in layers if layer.merges),
+        into=tuple(arrays[golden_array(INTO, layer.block)] for layer in layers if layer.merges),
     )
 
 
@@ -376,7 +378,7 @@ def _layer_error(name: str, block: int, images: int, gaps: NDArray[Any], unmeasu
     measured = gaps[np.isfinite(gaps)]
     gap = f"smallest gap {measured.min():.1e}" if measured.size else f"no gap was measured: {unmeasured}"
     return ParityError(
-        f"{name}: pruning layer blocks.{block}/prune keeps other tokens for {len(gaps)} of {images} images ({gap})",
+        f"{name}: pruning layer {pruning_scope(block)} keeps other tokens for {len(gaps)} of {images} images ({gap})",
         f"the reference's tokens wherever the gap at the cut is above {GAP_TOLERANCE:.0e}",
         "report it with the model and tool versions",
     )
