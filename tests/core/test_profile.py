@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztdeploy.core.errors import ProfileError, ScheduleError
+from ztdeploy.core.errors import ProfileError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.profile import (
     HardwareProfile,
     data_folder,
-    override_keep_ratios,
     parse_profile,
     profile_folder,
     profile_names,
@@ -234,14 +232,12 @@ def test_batch_sizes_are_positive_and_come_out_sorted_once_each(sizes):
 
 @settings(deadline=None)
 @given(st.floats())
-def test_asked_keep_ratios_are_checked_and_replace_the_profiles(ratio):
-    profile = parse_profile({**LEAST, "keep_ratios": [0.7, 0.5]}, Path("p.toml"))
-    assert override_keep_ratios(profile, ()) == (0.7, 0.5)
-    if not math.isnan(ratio) and 0 < ratio <= 1:
-        assert override_keep_ratios(profile, (ratio,)) == (ratio,)
+def test_keep_ratios_of_a_profile_lie_above_0_and_up_to_1(ratio):
+    if 0 < ratio <= 1:
+        assert parse_profile({**LEAST, "keep_ratios": [0.7, ratio]}, Path("p.toml")).keep_ratios == (0.7, ratio)
     else:
-        with pytest.raises(ScheduleError, match="keep ratio"):
-            override_keep_ratios(profile, (ratio,))
+        with pytest.raises(ProfileError, match="keep_ratios"):
+            parse_profile({**LEAST, "keep_ratios": [0.7, ratio]}, Path("p.toml"))
 
 
 def test_a_profile_takes_its_name_from_the_file_unless_it_says_one(toml):

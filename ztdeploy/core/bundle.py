@@ -34,6 +34,7 @@ from ztdeploy.core.files import (
 from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
 from ztdeploy.core.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
 from ztdeploy.core.onnx_file import read_graph
+from ztdeploy.core.plan import tokens_per_block
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import Architecture
 
@@ -270,7 +271,8 @@ def read_bundle(root: str | Path) -> Bundle:
             "a manifest as built",
             "build the bundle again",
         ) from error
-    _check_consistent(folder, manifest)
+    for found in _contradictions(manifest):
+        raise BundleError(f"'{path}' {found}", "a consistent manifest", "build the bundle again")
     return Bundle(folder, manifest)
 
 
@@ -290,62 +292,52 @@ def _check_types(found: Any, read: Any, where: tuple[str, ...]) -> None:
         raise ValueError(f"a value of another type at {'.'.join(where)[:200]}")
 
 
-def _check_consistent(folder: Path, manifest: Manifest) -> None:
-    """Every file that the manifest refers to must be one that it lists with a hash."""
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What a manifest contradicts itself in, in words that follow its path."""
     used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
     used |= {*(blocks.file for blocks in manifest.blocks.values()), *manifest.timing_caches.values()}
     used |= {manifest.class_names} if manifest.class_names else set()
     for variant in manifest.variants:
         used |= {file for graph in variant.graphs.values() for file in graph.files}
         used |= {file for engine in variant.engines.values() for file in engine.files}
-    unlisted = sorted(used - set(manifest.files))
-    if unlisted:
-        raise _inconsistent(folder, f"refers to '{unlisted[0]}' without listing it")
+    yield from (f"refers to '{name}' without listing it" for name in sorted(used - set(manifest.files)))
     alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST))
-    twice = [name for name in sorted(manifest.files) if alike[name.casefold()] > 1]
-    if twice:  # on some disks names that differ in case alone are one file
-        raise _inconsistent(folder, f"lists '{twice[0]}' under two names, or itself")
+    twice = (name for name in sorted(manifest.files) if alike[name.casefold()] > 1)
+    yield from (f"lists '{name}' under two names, or itself" for name in twice)  # on some disks these are one file
     names = [variant.name for variant in manifest.variants]
     if manifest.default_variant not in names:
-        raise _inconsistent(folder, f"lacks its default variant '{manifest.default_variant}'")
+        yield f"lacks its default variant '{manifest.default_variant}'"
     if all(variant.plan.layers for variant in manifest.variants):
-        raise _inconsistent(folder, "has no dense variant")
+        yield "has no dense variant"
     for variant in manifest.variants:
         if names.count(variant.name) > 1:
-            raise _inconsistent(folder, f"has two variants '{variant.name}'")
+            yield f"has two variants '{variant.name}'"
         if variant.name not in manifest.golden.outputs:
-            raise _inconsistent(folder, f"has no golden outputs of '{variant.name}'")
+            yield f"has no golden outputs of '{variant.name}'"
         if set(variant.graphs) != set(manifest.profiles) or not set(variant.engines) <= set(manifest.profiles):
-            raise _inconsistent(folder, f"has other profiles than the graphs and engines of '{variant.name}'")
-        _check_plan(folder, variant, manifest.model.architecture)
+            yield f"has other profiles than the graphs and engines of '{variant.name}'"
+        yield from _contradictions_of_plan(variant, manifest.model.architecture)
     fixed = [graph.batch or 1 for variant in manifest.variants for graph in variant.graphs.values()]
     batch = max(*fixed, *(size for profile in manifest.profiles.values() for size in profile.batch.sizes))
     if batch * math.prod(manifest.preprocess.shape) > _MOST_BYTES:
-        raise _inconsistent(folder, f"asks for {batch} images of {manifest.preprocess.image_size} at a time")
+        yield f"asks for {batch} images of {manifest.preprocess.image_size} at a time"
     grid, patches = manifest.model.architecture.grid, manifest.model.architecture.patch_tokens
     if grid is not None and (min(grid) < 1 or math.prod(grid) != patches):
-        raise _inconsistent(folder, f"has a grid of {grid[0]} x {grid[1]} for {patches} patches")
+        yield f"has a grid of {grid[0]} x {grid[1]} for {patches} patches"
 
 
-def _check_plan(folder: Path, variant: VariantRecord, architecture: Architecture) -> None:
+def _contradictions_of_plan(variant: VariantRecord, architecture: Architecture) -> Iterator[str]:
     """A plan's layers follow one another, each with fewer tokens, all of them tokens of the model."""
     tokens, block = architecture.tokens, -1
     for layer in variant.plan.layers:
         kept = layer.prefix_tokens == architecture.prefix_tokens <= layer.tokens_out
         if not (kept and layer.tokens_in == tokens > layer.tokens_out > 0 and block < layer.block < architecture.depth):
-            raise _inconsistent(folder, f"has a plan of '{variant.name}' that cannot be at block {layer.block + 1}")
+            yield f"has a plan of '{variant.name}' that cannot be at block {layer.block + 1}"
         tokens, block = layer.tokens_out, layer.block
-    entering = [architecture.tokens] * architecture.depth
-    for layer in variant.plan.layers:
-        entering[layer.block + 1 :] = [layer.tokens_out] * (architecture.depth - layer.block - 1)
-    if list(variant.plan.tokens_per_block) != entering:
-        raise _inconsistent(folder, f"has a plan of '{variant.name}' with other tokens than its layers leave")
+    if variant.plan.tokens_per_block != tokens_per_block(variant.plan.layers, architecture):
+        yield f"has a plan of '{variant.name}' with other tokens than its layers leave"
     if any(len(graph.nodes) != architecture.depth for graph in variant.graphs.values()):
-        raise _inconsistent(folder, f"counts nodes of more or fewer blocks of '{variant.name}' than there are")
-
-
-def _inconsistent(folder: Path, found: str) -> BundleError:
-    return BundleError(f"'{folder / MANIFEST}' {found}", "a consistent manifest", "build the bundle again")
+        yield f"counts nodes of more or fewer blocks of '{variant.name}' than there are"
 
 
 def sha256_of(path: Path) -> str:
@@ -429,14 +421,14 @@ def _check_replaceable(out: Path, final: Path, *, force: bool) -> None:
     if not (final / MANIFEST).is_file() or not (final / WEIGHTS_FILE).is_file():
         raise OutputError(f"'{out}' exists and is not a bundle", "a bundle to replace", "choose another --out")
     own = _listed(final)
-    files = [name for name in files_of(final) if not any(map(is_temporary, Path(name).parts))]
-    strange = [name for name in files if not (name in own if own else _LAYOUT.fullmatch(name))]
-    if strange:
-        raise OutputError(
-            f"'{out}' holds '{strange[0]}', which is not the bundle's",
-            "nothing but a bundle to replace",
-            "move it elsewhere, or choose another --out",
-        )
+    for name in files_of(final):
+        known = name in own if own else _LAYOUT.fullmatch(name)
+        if not known and not any(map(is_temporary, Path(name).parts)):
+            raise OutputError(
+                f"'{out}' holds '{name}', which is not the bundle's",
+                "nothing but a bundle to replace",
+                "move it elsewhere, or choose another --out",
+            )
 
 
 def _listed(folder: Path) -> set[str]:

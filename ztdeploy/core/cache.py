@@ -8,17 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import reason_of
 from ztdeploy.core.profile import data_folder
-from ztdeploy.core.tools import tool_versions
+from ztdeploy.version import __version__
 
 VARIABLE = "ZTDEPLOY_CACHE"
+#: The packages whose versions decide what a build makes.
+_TOOLS = [
+    "torch",
+    "timm",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "onnx-graphsurgeon",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+]
 #: What to do about a cache that cannot be written.
 FIX = f"give --cache DIR, or set {VARIABLE}"
 
@@ -50,6 +67,15 @@ def key_of(**facts: object) -> str:
     """
     everything = {"facts": facts, "tools": tool_versions(), "source": source_digest()}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what a build is made with, read without importing any of it."""
+    versions = {"ztdeploy": __version__, "python": platform.python_version()}
+    for name in _TOOLS:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 @cache

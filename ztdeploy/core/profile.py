@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ztdeploy.core.arguments import shown
 from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.core.errors import ProfileError, ScheduleError, did_you_mean
-from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.preprocess_spec import ImageInput
-from ztdeploy.core.records import Record
+from ztdeploy.core.records import FiniteRecord, Record
 from ztdeploy.core.schedule import MOST_BLOCKS, MOST_TOKENS, LayerSpec, PruningSchedule
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -27,13 +26,11 @@ class BatchSizes(Record):
     """Which batches an engine serves. A dynamic axis takes any batch; `sizes` are those that are tuned and measured."""
 
     dynamic: bool = True
-    sizes: tuple[int, ...] = Field(default=(1,), min_length=1)
+    sizes: tuple[Annotated[int, Field(ge=1, le=MOST_IMAGES)], ...] = Field(default=(1,), min_length=1)
 
     @field_validator("sizes")
     @classmethod
-    def _positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if not all(1 <= size <= MOST_IMAGES for size in sizes):
-            raise ValueError(f"batch sizes go from 1 to {MOST_IMAGES}")
+    def _ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(sizes)))
 
 
@@ -71,7 +68,7 @@ class Int8Options(Record):
         return "-".join(part for name, part in parts.items() if getattr(self, name) != getattr(Int8Options(), name))
 
 
-class HardwareProfile(Record):
+class HardwareProfile(FiniteRecord):
     """One target: its runtime, and the graph that suits it."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
@@ -83,7 +80,8 @@ class HardwareProfile(Record):
     machine: str = Field(default="", pattern=r"^[A-Za-z0-9_]{0,32}$")
     image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
     batch: BatchSizes = BatchSizes()
-    keep_ratios: tuple[float, ...] = Field(default=(0.7,), min_length=1)  #: built when none is asked for
+    #: Built when none is asked for.
+    keep_ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.7,), min_length=1)
     #: Built instead of these, where neither keep ratios nor methods are asked for either; as schedule files have them.
     schedules: tuple[PruningSchedule, ...] = ()
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
@@ -94,14 +92,6 @@ class HardwareProfile(Record):
     int8: Int8Options | None = None  #: None: the defaults
     #: What `build --precision auto` may ship instead, where it is faster: other profiles, named as for `--profile`.
     candidates: tuple[str, ...] = ()
-
-    @field_validator("keep_ratios")
-    @classmethod
-    def _in_range(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        for ratio in ratios:
-            if not 0 < ratio <= 1:
-                raise ValueError("keep ratios lie in (0, 1]")
-        return ratios
 
     @field_validator("fused_attention_from")
     @classmethod
@@ -179,32 +169,23 @@ def read_profile(name: str) -> HardwareProfile:
 
 
 def parse_profile(data: dict[str, Any], path: Path) -> HardwareProfile:
+    """A profile from what a file holds; `path` names it.
+
+    Raises:
+        ProfileError: as `read_profile`.
+    """
     try:
         return HardwareProfile.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         found = errors_of(error)  # a misspelt key that is required counts as missing, too: its own spelling comes first
         first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = _keys_at(first["loc"][:-1])
-            raise ProfileError(
-                f"profile '{path}' has the unknown key '{where}'",
-                "a known key",
-                did_you_mean(str(first["loc"][-1]), known),
-            ) from error
+            hint = did_you_mean(str(first["loc"][-1]), _keys_at(first["loc"][:-1]))
+            raise ProfileError(f"profile '{path}' has the unknown key '{where}'", "a known key", hint) from error
         got = "" if first["type"] == "missing" else f" (got {shown(first['input'])})"
-        raise ProfileError(
-            f"profile '{path}': {where}: {first['msg']}{got}",
-            "a value of the right type and range",
-            f"correct '{where}'",
-        ) from error
-
-
-def override_keep_ratios(profile: HardwareProfile, keep_ratios: tuple[float, ...]) -> tuple[float, ...]:
-    """The keep ratios to build: those asked for, else the profile's."""
-    for ratio in keep_ratios:
-        check_keep_ratio(ratio)
-    return keep_ratios or profile.keep_ratios
+        problem = f"profile '{path}': {where}: {first['msg']}{got}"
+        raise ProfileError(problem, "a value of the right type and range", f"correct '{where}'") from error
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, file_records
-from ztdeploy.core.cache import key_of
+from ztdeploy.core.cache import key_of, tool_versions
 from ztdeploy.core.cost import plan_gmacs, pruning_gmacs
-from ztdeploy.core.faults import step_of
+from ztdeploy.core.errors import step_of
 from ztdeploy.core.files import make_folder, move, write, writing
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import (
@@ -39,7 +39,6 @@ from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, block_of, golden_array,
 from ztdeploy.core.plan import plan
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.core.tools import tool_versions
 from ztdeploy.host.board_files import write_board_files
 from ztdeploy.host.export import Deployable, export_onnx
 from ztdeploy.host.graph import GraphSpec, Ranges, specialise

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
-from ztdeploy.core.errors import ScheduleError, ZtdeployError
-from ztdeploy.core.faults import StepError, step_of, without
+from ztdeploy.core.errors import ScheduleError, StepError, ZtdeployError, step_of, without
 from ztdeploy.core.files import remove, remove_folder
 from ztdeploy.core.keep_ratio import check_keep_ratio, default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, CalibrationRecord, FailedProfile, Manifest, RangeRecord
 from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.core.profile import HardwareProfile, override_keep_ratios, read_profile
+from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
 from ztdeploy.target.backends import backend_exists, get_backend, why_not_build
@@ -277,7 +276,7 @@ def schedules_of(request: BuildRequest, profiles: list[HardwareProfile], model: 
         schedules = [one for place, one in enumerate(own) if one not in own[:place]]
         ratios = tuple(r for profile in profiles if not profile.schedules for r in profile.keep_ratios)
     elif not schedules or request.keep_ratios:
-        ratios = tuple(r for profile in profiles for r in override_keep_ratios(profile, request.keep_ratios))
+        ratios = request.keep_ratios or tuple(r for profile in profiles for r in profile.keep_ratios)
     uniform = [
         default_schedule(r, architecture, method=method, preset=request.preset)
         for method in dict.fromkeys(request.methods)

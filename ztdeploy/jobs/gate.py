@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ztdeploy.core.bundle import Bundle, read_bundle, write_manifest
-from ztdeploy.core.errors import AccuracyError, EnvironmentLacksError, InputError
-from ztdeploy.core.faults import step_of
+from ztdeploy.core.errors import AccuracyError, EnvironmentLacksError, InputError, step_of
 from ztdeploy.core.files import remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import GateLimits, GateRecord, Manifest, VariantRecord

@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, read_bundle
-from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ParityError, ZtdeployError
-from ztdeploy.core.faults import StepError, step_of, without
+from ztdeploy.core.errors import (
+    BundleError,
+    EnvironmentLacksError,
+    ParityError,
+    StepError,
+    ZtdeployError,
+    step_of,
+    without,
+)
 from ztdeploy.core.files import copy_file, move, own_folder, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
