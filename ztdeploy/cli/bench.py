@@ -23,10 +23,13 @@ from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
     from ztdeploy.target.measure.machine import Machine
+
+
+_SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
 
 
 def register(app: typer.Typer) -> None:
@@ -100,8 +103,12 @@ def bench(
 
 def show_report(report: BenchReport) -> None:
     """Tables of what was measured, what it means, and how far to trust it."""
-    for line in _about(report):
-        say(line)
+    machine, bundle = report.machine, report.bundle
+    versions = [f"{name} {machine.versions[name]}" for name in ("ztdeploy", "numpy") if name in machine.versions]
+    weights = f"{bundle.weights} weights" if bundle.weights == "random" else bundle.weights
+    say(f"{Path(bundle.path).resolve().name}: {bundle.timm_name} ({weights}), profile {bundle.profile}")
+    say(f"{_processor(machine)}, {machine.system}")
+    say(f"{', '.join([bundle.runtime, *versions, f'Python {machine.python}'])}; {report.before.at[:10]}")
     say()
     if report.measured:
         _show_latency(report)
@@ -113,116 +120,84 @@ def show_report(report: BenchReport) -> None:
         warn(str(caution))
 
 
-def _about(report: BenchReport) -> list[str]:
-    machine, bundle = report.machine, report.bundle
-    versions = ", ".join(
-        f"{name} {machine.versions[name]}" for name in ("ztdeploy", "numpy") if name in machine.versions
-    )
-    weights = f"{bundle.weights} weights" if bundle.weights == "random" else bundle.weights
-    return [
-        f"{Path(bundle.path).resolve().name}: {bundle.timm_name} ({weights}), profile {bundle.profile}",
-        f"{_processor(machine)}, {machine.system}",
-        f"{bundle.runtime}, {versions}, Python {machine.python}; {report.before.at[:10]}",
-    ]
-
-
 def _processor(machine: Machine) -> str:
-    cores = f"{len(machine.usable_cores)} of {machine.cores_online or '?'} cores"
     named = [machine.board, machine.processor, *(gpu.name for gpu in machine.gpus)]
-    names = list(dict.fromkeys(name for name in named if name))
-    clocks = [f"governor {', '.join(machine.governors)}"] if machine.governors else []
-    mode = [f"power mode {machine.jetson.power_mode}"] if machine.jetson and machine.jetson.power_mode else []
-    return ", ".join([*names, cores, *clocks, *mode])
+    parts = list(dict.fromkeys(name for name in named if name))
+    parts.append(f"{len(machine.usable_cores)} of {machine.cores_online or '?'} cores")
+    if machine.governors:
+        parts.append(f"governor {', '.join(machine.governors)}")
+    if machine.jetson and machine.jetson.power_mode:
+        parts.append(f"power mode {machine.jetson.power_mode}")
+    return ", ".join(parts)
 
 
 def _show_latency(report: BenchReport) -> None:
-    keys, cells = _settings(report)
-    rows = []
-    for one in report.measured:
-        assert one.latency is not None
-        s = one.latency
-        numbers = (s.p50_ms, s.p90_ms, s.p95_ms, s.p99_ms, s.min_ms, s.mean_ms, s.mad_ms)
-        rows.append([*cells(one), *map(_three_digits, numbers), f"{s.samples}"])
-    headings = ["p50", "p90", "p95", "p99", "min", "mean", "MAD", "calls"]
-    table(
-        f"Latency of one call in ms{_common(report)}",
-        [*keys, *((heading, "right") for heading in headings)],
-        rows,
+    def cells(one: ConfigurationReport) -> list[str]:
+        found = one.latency
+        assert found is not None
+        percentiles = (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms)
+        numbers = (*percentiles, found.min_ms, found.mean_ms, found.mad_ms)
+        return [*map(_three_digits, numbers), f"{found.samples}"]
+
+    _table(
+        report,
+        "Latency of one call in ms",
+        ("p50", "p90", "p95", "p99", "min", "mean", "MAD", "calls"),
+        cells,
         caption="MAD: median absolute deviation; -: too few calls for that percentile",
     )
 
 
 def _show_speed(report: BenchReport) -> None:
-    keys, cells = _settings(report)
-    compared = {(one.variant, one.batch, one.threads): one for one in report.comparisons}
-    rows = []
-    for one in report.measured:
-        found = compared.get((one.variant, one.batch, one.threads))
-        row = [*cells(one), _three_digits(one.images_per_s)]
+    def cells(one: ConfigurationReport) -> list[str]:
+        speed, found = _three_digits(one.images_per_s), report.comparison_of(one)
         if found is None:
-            rows.append([*row, "", "", "", ""])
-            continue
-        interval = f"{found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "-"
-        rows.append([*row, f"{found.speedup:.2f}x", interval, f"{len(found.ratios)}", f"{found.work_ratio:.2f}x"])
-    columns = [*keys, ("images/s", "right")]
+            return [speed, *("" for _ in _SPEED_UP if report.comparisons)]
+        interval = f"{found.interval:.2f}" if found.interval else "-"
+        return [speed, f"{found.speedup:.2f}x", interval, f"{len(found.ratios)}", f"{found.work_ratio:.2f}x"]
+
+    title, headings = "Throughput", ["images/s"]
+    caption = "images/s: batch over mean latency of the calls above"
     if report.comparisons:
-        headings = ("speed-up", "95 % interval", "rounds", "less work")
-        table(
-            f"Throughput, and speed-up over dense{_common(report)}",
-            [*columns, *((heading, "right") for heading in headings)],
-            rows,
-            caption="images/s: batch over mean latency of the calls above\n"
-            "speed-up: median of the rounds' ratios; less work: GMACs of dense over its own",
-        )
-    else:
-        caption = "images/s: batch over mean latency of the calls above"
-        table(f"Throughput{_common(report)}", columns, [row[:-4] for row in rows], caption=caption)
+        title, headings = f"{title}, and speed-up over dense", [*headings, *_SPEED_UP]
+        caption += "\nspeed-up: median of the rounds' ratios; less work: GMACs of dense over its own"
+    _table(report, title, headings, cells, caption=caption)
 
 
 def _show_start(report: BenchReport) -> None:
-    keys, cells = _settings(report)
-    rows = []
-    for one in report.measured:
+    def cells(one: ConfigurationReport) -> list[str]:
         start = one.cold_start
         assert start is not None
         times = (start.process_ms, start.import_ms, start.load_ms, start.first_ms, start.total_ms)
-        sizes = (one.peak_rss_mb, one.model_mb, one.engine_mb)
-        rows.append([*cells(one), *map(_three_digits, (*times, *sizes))])
-    headings = ("start", "import", "load", "first", "sum", "peak", "model", "engine")
+        return [*map(_three_digits, (*times, one.peak_rss_mb, one.model_mb, one.engine_mb))]
+
     shared = report.measured[0].shared_weights_mb
-    table(
-        f"Cold start in ms (1 start each), peak memory and sizes in MB{_common(report)}",
-        [*keys, *((heading, "right") for heading in headings)],
-        rows,
+    _table(
+        report,
+        "Cold start in ms (1 start each), peak memory and sizes in MB",
+        ("start", "import", "load", "first", "sum", "peak", "model", "engine"),
+        cells,
         caption="start: until Python runs; first: first call; peak: resident; model: weights"
         + (f"\nengines read their weights from one shared file of {_three_digits(shared)} MB" if shared else ""),
     )
 
 
-def _settings(
+def _table(
     report: BenchReport,
-) -> tuple[list[tuple[str, str]], Callable[[ConfigurationReport], list[str]]]:
-    """Columns that tell configurations apart, and a row's cells in them; what all share is in the title."""
-    batch, threads = (len({getattr(one, name) for one in report.measured}) > 1 for name in ("batch", "threads"))
-    columns = [
-        ("variant", "left"),
-        *([("batch", "right")] if batch else []),
-        *([("threads", "right")] if threads else []),
-    ]
-
-    def cells(one: ConfigurationReport) -> list[str]:
-        return [one.variant, *([f"{one.batch}"] if batch else []), *([f"{one.threads}"] if threads else [])]
-
-    return columns, cells
-
-
-def _common(report: BenchReport) -> str:
-    """What all configurations share: ", batch 1, 2 threads"."""
-    batches, threads = {one.batch for one in report.measured}, {one.threads for one in report.measured}
-    parts = [f", batch {next(iter(batches))}"] if len(batches) == 1 else []
-    if len(threads) == 1 and (count := next(iter(threads))) is not None:
-        parts.append(f", {count} thread{'s' if count > 1 else ''}")
-    return "".join(parts)
+    title: str,
+    headings: Sequence[str],
+    cells_of: Callable[[ConfigurationReport], list[str]],
+    caption: str,
+) -> None:
+    """A row per configuration that was measured. Columns tell configurations apart; what all share is in the title."""
+    varying = [name for name in ("batch", "threads") if len({getattr(one, name) for one in report.measured}) > 1]
+    shared = str(report.measured[0].setting._replace(**dict.fromkeys(varying)))
+    table(
+        f"{title}, {shared}" if shared else title,
+        [("variant", "left"), *((heading, "right") for heading in (*varying, *headings))],
+        [[one.variant, *(f"{getattr(one, name)}" for name in varying), *cells_of(one)] for one in report.measured],
+        caption=caption,
+    )
 
 
 def _three_digits(value: float | None) -> str:
@@ -239,13 +214,11 @@ def _leave(report: BenchReport) -> None:
     Raises:
         SystemExit: something did.
     """
-    for one in report.failures:
-        assert one.failure is not None
-        fail(one.failure.message)
+    failures = [one.failure for one in report.configurations if one.failure is not None]
+    for failure in failures:
+        fail(failure.message)
     if report.progress == "interrupted":
         fail("interrupted")
         raise SystemExit(130)
-    if report.failures:
-        failure = report.failures[0].failure
-        assert failure is not None
-        raise SystemExit(failure.exit_code)
+    if failures:
+        raise SystemExit(failures[0].exit_code)

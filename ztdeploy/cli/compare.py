@@ -9,13 +9,14 @@ import typer
 
 from ztdeploy.cli.options import number_option, path_argument, word_option
 from ztdeploy.cli.output import JsonFlag, print_lines, print_record, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import Numbers
 
 if TYPE_CHECKING:
     from ztdeploy.report.compare.comparison import ReportComparison
     from ztdeploy.target.measure.bench_report import BenchReport
     from ztdeploy.target.measure.sweep_report import SweepReport
 
+PERCENT = Numbers(0, 1000)
 #: What is left when something became slower.
 REGRESSION = 7
 
@@ -32,7 +33,7 @@ def compare(
     max_slowdown: Annotated[
         float,
         number_option(
-            arguments.PERCENT,
+            PERCENT,
             "--max-slowdown",
             metavar="PERCENT",
             help="A regression is slower by more, with the whole interval.",
@@ -41,7 +42,7 @@ def compare(
     max_memory_growth: Annotated[
         float | None,
         number_option(
-            arguments.PERCENT,
+            PERCENT,
             "--max-memory-growth",
             metavar="PERCENT",
             help="Judge peak memory and sizes as well. (default: changes are noted)",
@@ -96,6 +97,8 @@ def show(
     comparison: ReportComparison, baseline: BenchReport | SweepReport, candidate: BenchReport | SweepReport
 ) -> None:
     """What is not alike, the figures, what stands beside them, and the verdict as the last line."""
+    from ztdeploy.report.compare.markdown import remarks
+
     say(f"baseline:  {comparison.baseline}, {_measured_on(baseline)}")
     say(f"candidate: {comparison.candidate}, {_measured_on(candidate)}")
     if comparison.differences:
@@ -105,7 +108,8 @@ def show(
         say(f"  {one}")
     say()
     _show_figures(comparison)
-    _show_remarks(comparison)
+    for text in remarks(comparison):
+        say(text)
     for caution in comparison.cautions:
         warn(caution)
     say(comparison.conclusion)
@@ -120,42 +124,17 @@ def _measured_on(report: BenchReport | SweepReport) -> str:
 
 
 def _show_figures(comparison: ReportComparison) -> None:
-    from ztdeploy.report.compare.entries import FIELDS
-    from ztdeploy.report.compare.markdown import interval
+    from ztdeploy.report.compare.entries import telling_fields
+    from ztdeploy.report.compare.markdown import figures
 
-    settings = [pair.setting for pair in comparison.pairs]
-    varying = {"variant", *(name for name in FIELDS if len({getattr(one, name) for one in settings}) > 1)}
-    common = settings[0].words({"batch", "threads"} - varying)
-    rows = []
-    for pair in comparison.pairs:
-        latency, speedup = pair.latency_ms, pair.speedup
-        rows.append(
-            [
-                pair.setting.label(varying),
-                f"{latency.baseline:.4g}",
-                f"{latency.candidate:.4g}",
-                f"{latency.ratio:.3f}",
-                interval(latency),
-                f"{speedup.baseline:.2f}x -> {speedup.candidate:.2f}x" if speedup else "",
-                interval(speedup) if speedup else "",
-                pair.verdict,
-            ]
-        )
+    identities = [pair.setting for pair in comparison.pairs]
+    varying = telling_fields(identities, always=("variant",))
+    common = str(identities[0].only({"batch", "threads"} - {*varying}).setting)
     headings = ("before", "after", "ratio", "95 %", "speed-up", "95 %")
     table(
-        ", ".join(["Latency of one call in ms, and speed-up over dense", *common]),
+        ", ".join(words for words in ("Latency of one call in ms, and speed-up over dense", common) if words),
         [("configuration", "left"), *((heading, "right") for heading in headings), ("verdict", "left")],
-        rows,
+        [[str(pair.setting.only(varying)), *figures(pair), pair.verdict] for pair in comparison.pairs],
         caption="before, after: medians of the rounds' medians; 95 %: interval of after over before\n"
         f"SLOWER, LESS SPEED-UP: by more than {100 * comparison.criteria.max_slowdown:g} %, with the whole interval",
     )
-
-
-def _show_remarks(comparison: ReportComparison) -> None:
-    from ztdeploy.report.compare.markdown import pair_remarks
-
-    for pair in comparison.pairs:
-        for text in pair_remarks(pair):
-            say(f"{pair.label}: {text}")
-    for one in comparison.missing:
-        say(str(one))

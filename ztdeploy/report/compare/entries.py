@@ -6,19 +6,20 @@ Reports are files from elsewhere: what arithmetic would stumble over is refused 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
+from ztdeploy.core.setting import Setting
 from ztdeploy.core.text import printable
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport
 from ztdeploy.target.measure.sweep_report import SweepReport, rows
 
 
-class Setting(Record):
+class Identity(Record):
     """What makes two configurations the same; a field that is not asked about is None."""
 
     model: str | None = None  #: timm's name
@@ -28,29 +29,20 @@ class Setting(Record):
     threads: int | None = None  #: also None on a runtime that takes no number of threads
     backend: str | None = None  #: of the profile
 
-    def words(self, fields: Collection[str]) -> list[str]:
-        """Such as ["batch 1", "2 threads"]: of these fields, but for the variant, those that have a value."""
-        plural = "s" if self.threads != 1 else ""
-        words = {
-            "model": f"{self.model}",
-            "image_size": f"{self.image_size} px",
-            "batch": f"batch {self.batch}",
-            "threads": f"{self.threads} thread{plural}",
-            "backend": f"{self.backend}",
-        }
-        return [text for name, text in words.items() if name in fields and getattr(self, name) is not None]
+    def only(self, fields: Collection[str]) -> Identity:
+        return self.model_copy(update={name: None for name in FIELDS if name not in fields})
 
-    def label(self, fields: Collection[str]) -> str:
-        """Such as "keep-0.70 at batch 1, 2 threads": only these fields."""
-        variant = self.variant if self.variant and "variant" in fields else "all"
-        rest = ", ".join(self.words(fields))
-        return f"{variant} at {rest}" if rest else variant
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.image_size, self.batch, self.threads)
 
     def __str__(self) -> str:
-        return self.label(FIELDS)
+        """Such as "keep-0.70 at batch 1, 2 threads"."""
+        rest = ", ".join(words for words in (self.model, str(self.setting), self.backend) if words)
+        return f"{self.variant or 'all'} at {rest}" if rest else self.variant or "all"
 
 
-FIELDS = tuple(Setting.model_fields)
+FIELDS = tuple(Identity.model_fields)
 #: What is said of a configuration even where all have it in common.
 _ALWAYS = ("variant", "batch", "threads")
 
@@ -59,18 +51,14 @@ _ALWAYS = ("variant", "batch", "threads")
 class Entry:
     """One configuration of a report."""
 
-    setting: Setting
+    identity: Identity
     dense: bool
     measured: ConfigurationReport
-    comparison: Comparison | None  #: with dense, in the same rounds
+    comparison: Comparison | None  #: with the baseline model, in the same rounds
 
     @property
     def round_medians_ms(self) -> tuple[float, ...]:
         return tuple(median(turn.samples_ms) for turn in self.measured.turns)
-
-    @property
-    def round_speedups(self) -> tuple[float, ...]:
-        return self.comparison.ratios if self.comparison else ()
 
 
 def parse_match(text: str) -> tuple[str, ...]:
@@ -89,39 +77,58 @@ def parse_match(text: str) -> tuple[str, ...]:
     return tuple(name for name in FIELDS if name.replace("_", "-") in typed)
 
 
-def telling_fields(settings: Collection[Setting]) -> tuple[str, ...]:
-    """What these settings are told apart by, and what is always said of one."""
-    return tuple(
-        name for name in FIELDS if name in _ALWAYS or len({getattr(setting, name) for setting in settings}) > 1
-    )
+def telling_fields(identities: Collection[Identity], always: Collection[str] = _ALWAYS) -> tuple[str, ...]:
+    """What these are told apart by, and what is always said of one."""
+    return tuple(name for name in FIELDS if name in always or len({getattr(one, name) for one in identities}) > 1)
 
 
 def bench_runs(report: BenchReport | SweepReport) -> tuple[BenchReport, ...]:
     return report.runs if isinstance(report, SweepReport) else (report,)
 
 
-def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] = FIELDS) -> dict[Setting, Entry]:
+def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] = FIELDS) -> dict[Identity, Entry]:
     """Every configuration by what is asked about it, in the report's order; also those without a sample.
 
     Args:
         name: the report's, for messages.
-        match: names of `Setting`'s fields.
+        match: names of `Identity`'s fields.
 
     Raises:
         InputError: figures that no measurement gives, or two configurations that `match` does not tell apart.
     """
     check_figures(report, name)
-    found: dict[Setting, Entry] = {}
-    for entry in _of_sweep(report) if isinstance(report, SweepReport) else _of_bench(report):
-        setting = entry.setting.model_copy(update={field: None for field in FIELDS if field not in match})
-        if setting in found:
+    found: dict[Identity, Entry] = {}
+    for size, dense, measured, comparison in _configurations(report):
+        bundle = bench_runs(report)[0].bundle
+        identity = Identity(
+            model=printable(bundle.timm_name),
+            image_size=size,
+            variant=printable(measured.variant),
+            batch=measured.batch,
+            threads=measured.threads,
+            backend=printable(bundle.backend),
+        ).only(match)
+        if identity in found:
             raise InputError(
-                f"{name} holds several configurations that are {setting}",
+                f"{name} holds several configurations that are {identity}",
                 "one of each",
                 f"match by more than {', '.join(match)}",
             )
-        found[setting] = Entry(setting, entry.dense, entry.measured, entry.comparison)
+        found[identity] = Entry(identity, dense, measured, comparison)
     return found
+
+
+def _configurations(
+    report: BenchReport | SweepReport,
+) -> list[tuple[ImageSize, bool, ConfigurationReport, Comparison | None]]:
+    """Of each its image size, whether it is the baseline model, its figures, and how they compare with that."""
+    if isinstance(report, SweepReport):
+        return [(row.facts.image_size, row.dense, row.measured, row.comparison) for row in rows(report)]
+    size, references = report.bundle.image_size, {one.reference for one in report.comparisons}
+    return [
+        (size, one.variant in references or one.keep_ratio == 1, one, report.comparison_of(one))
+        for one in report.configurations
+    ]
 
 
 def check_figures(report: BenchReport | SweepReport, name: str) -> None:
@@ -132,43 +139,21 @@ def check_figures(report: BenchReport | SweepReport, name: str) -> None:
     described = {(one.name, one.image_size) for one in report.variants} if isinstance(report, SweepReport) else None
     for run in bench_runs(report):
         for one in run.configurations:
-            samples = [sample for turn in one.turns for sample in turn.samples_ms]
-            sizes = (one.peak_rss_mb or 0.0, one.engine_mb, one.model_mb)
-            sound = all(map(_positive, (one.gmacs, one.batch, *samples)))
-            sound &= all(math.isfinite(size) and size >= 0 for size in sizes)
-            sound &= all(turn.samples_ms for turn in one.turns)
-            sound &= len({turn.round for turn in one.turns}) == len(one.turns)
-            sound &= (one.latency is None) == (not one.turns)
-            sound &= described is None or (one.variant, run.bundle.image_size) in described
-            _check(sound, name, one.variant)
+            sound = described is None or (one.variant, run.bundle.image_size) in described
+            _check(sound and _is_sound(one), name, one.variant)
         for comparison in run.comparisons:
             figures = (comparison.speedup, comparison.work_ratio, *comparison.ratios)
             _check(bool(comparison.ratios) and all(map(_positive, figures)), name, comparison.variant)
 
 
-def _of_bench(report: BenchReport) -> Iterator[Entry]:
-    compared = {(one.variant, one.batch, one.threads): one for one in report.comparisons}
-    references = {one.reference for one in report.comparisons}
-    for one in report.configurations:
-        setting = _setting(report, one, report.bundle.image_size)
-        dense = one.variant in references or one.keep_ratio == 1
-        yield Entry(setting, dense, one, compared.get((one.variant, one.batch, one.threads)))
-
-
-def _of_sweep(report: SweepReport) -> Iterator[Entry]:
-    for row in rows(report):
-        setting = _setting(report.runs[0], row.measured, row.facts.image_size)
-        yield Entry(setting, row.dense, row.measured, row.comparison)
-
-
-def _setting(run: BenchReport, one: ConfigurationReport, image_size: ImageSize) -> Setting:
-    return Setting(
-        model=printable(run.bundle.timm_name),
-        image_size=image_size,
-        variant=printable(one.variant),
-        batch=one.batch,
-        threads=one.threads,
-        backend=printable(run.bundle.backend),
+def _is_sound(one: ConfigurationReport) -> bool:
+    samples = [sample for turn in one.turns for sample in turn.samples_ms]
+    return (
+        all(map(_positive, (one.gmacs, one.batch, *samples)))
+        and all(math.isfinite(size) and size >= 0 for size in (one.peak_rss_mb or 0.0, one.engine_mb, one.model_mb))
+        and all(turn.samples_ms for turn in one.turns)
+        and len({turn.round for turn in one.turns}) == len(one.turns)
+        and (one.latency is None) == (not one.turns)
     )
 
 

@@ -52,13 +52,7 @@ _CONDITIONS: dict[str, Callable[[Machine], object]] = {
     },
 }
 #: What was built; the weights are those that the bundle's maker named.
-_BUNDLE: dict[str, Callable[[BenchReport], object]] = {
-    "model": lambda run: run.bundle.timm_name,
-    "weights": lambda run: run.bundle.weights,
-    "profile": lambda run: run.bundle.profile,
-    "backend": lambda run: run.bundle.backend,
-    "runtime": lambda run: run.bundle.runtime,
-}
+_BUNDLE = {"model": "timm_name", "weights": "weights", "profile": "profile", "backend": "backend", "runtime": "runtime"}
 
 
 def differences(baseline: Sequence[BenchReport], candidate: Sequence[BenchReport]) -> tuple[Difference, ...]:
@@ -66,20 +60,22 @@ def differences(baseline: Sequence[BenchReport], candidate: Sequence[BenchReport
 
     What one of the two could not read is no difference.
     """
-    found: list[Difference | None] = []
-    for name, read in _IDENTITY.items():
-        found.append(_difference(name, _values(baseline, read), _values(candidate, read), other_machine=True))
-    for name, of_run in _BUNDLE.items():
-        pair = [printable(", ".join(sorted({str(of_run(run)) for run in runs}))) for runs in (baseline, candidate)]
-        found.append(_difference(name, *pair))
-    for name, read in _CONDITIONS.items():
-        found.append(_difference(name, _values(baseline, read), _values(candidate, read)))
-    return tuple(one for one in found if one is not None)
+    facts: list[tuple[str, bool, Callable[[BenchReport], object]]] = [
+        *((name, True, lambda run, read=read: read(run.machine)) for name, read in _IDENTITY.items()),
+        *((name, False, lambda run, field=field: getattr(run.bundle, field)) for name, field in _BUNDLE.items()),
+        *((name, False, lambda run, read=read: read(run.machine)) for name, read in _CONDITIONS.items()),
+    ]
+    found = []
+    for what, other_machine, read in facts:
+        before, after = _values(baseline, read), _values(candidate, read)
+        if before and after and before != after:
+            found.append(Difference(what=what, baseline=before, candidate=after, other_machine=other_machine))
+    return tuple(found)
 
 
-def _values(runs: Sequence[BenchReport], read: Callable[[Machine], object]) -> str:
+def _values(runs: Sequence[BenchReport], read: Callable[[BenchReport], object]) -> str:
     """All that the runs of a report say, as a rule one thing."""
-    values = {_words(value) for run in runs if (value := read(run.machine)) is not None}
+    values = {_words(value) for run in runs if (value := read(run)) is not None}
     return printable(" and ".join(sorted(values)))
 
 
@@ -87,9 +83,3 @@ def _words(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _difference(what: str, baseline: str, candidate: str, *, other_machine: bool = False) -> Difference | None:
-    if baseline == candidate or not (baseline and candidate):
-        return None
-    return Difference(what=what, baseline=baseline, candidate=candidate, other_machine=other_machine)

@@ -1,9 +1,9 @@
-"""A comparison as Markdown, to be read in a pull request. Pure; names come from files, so nothing of them is markup."""
+"""A comparison as rows of a table, and as Markdown for a pull request. Pure; names from files are never markup."""
 
 from __future__ import annotations
 
 from ztdeploy.core.text import markdown_text
-from ztdeploy.report.compare.comparison import Change, Pair, ReportComparison
+from ztdeploy.report.compare.comparison import ConfigurationPair, RatioChange, ReportComparison
 
 
 def markdown(comparison: ReportComparison) -> str:
@@ -13,38 +13,35 @@ def markdown(comparison: ReportComparison) -> str:
     lines = [f"{mark}{markdown_text(conclusion)}", ""]
     if comparison.differences:
         lines += ["Not alike:", "", *(f"- {markdown_text(str(one))}" for one in comparison.differences), ""]
-    lines += _table(comparison)
-    beside = [f"{pair.label}: {text}" for pair in comparison.pairs for text in pair_remarks(pair)]
-    beside += [str(one) for one in comparison.missing]
-    beside += [f"warning: {caution}" for caution in comparison.cautions]
+    old, new = markdown_text(comparison.baseline), markdown_text(comparison.candidate)
+    lines.append(f"| configuration | {old}, ms | {new}, ms | ratio | 95 % | speed-up | 95 % | verdict |")
+    lines.append("| --- | ---: | ---: | ---: | --- | --- | --- | --- |")
+    for pair in comparison.pairs:
+        verdict = f"**{pair.verdict}**" if pair.regressions else pair.verdict
+        lines.append(f"| {' | '.join([markdown_text(pair.label), *figures(pair), verdict])} |")
+    beside = [*remarks(comparison), *(f"warning: {caution}" for caution in comparison.cautions)]
     lines += ["", *(f"- {markdown_text(text)}" for text in beside)] if beside else []
     return "\n".join(lines)
 
 
-def pair_remarks(pair: Pair) -> list[str]:
-    """What is to be said beside a pair's figures; what is a regression is said in the conclusion."""
-    return [*pair.notes, *(str(growth) for growth in pair.growths if not growth.regression)]
+def figures(pair: ConfigurationPair) -> list[str]:
+    """Latency in ms before and after, their ratio and its interval; both speed-ups and the interval of their ratio."""
+    latency, speedup = pair.latency_ms, pair.speedup
+    speedups = [f"{speedup.baseline:.2f}x -> {speedup.candidate:.2f}x", _interval(speedup)] if speedup else ["", ""]
+    return [
+        f"{latency.baseline:.4g}",
+        f"{latency.candidate:.4g}",
+        f"{latency.ratio:.3f}",
+        _interval(latency),
+        *speedups,
+    ]
 
 
-def _table(comparison: ReportComparison) -> list[str]:
-    old, new = markdown_text(comparison.baseline), markdown_text(comparison.candidate)
-    heads = ("configuration", f"{old}, ms", f"{new}, ms", "ratio", "95 % interval", "speed-up", "verdict")
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | ---: | --- | --- | --- |"]
-    for pair in comparison.pairs:
-        latency, speedup = pair.latency_ms, pair.speedup
-        cells = (
-            markdown_text(pair.label),
-            f"{latency.baseline:.4g}",
-            f"{latency.candidate:.4g}",
-            f"{latency.ratio:.3f}",
-            interval(latency),
-            f"{speedup.baseline:.2f}x → {speedup.candidate:.2f}x" if speedup else "",
-            f"**{pair.verdict}**" if pair.regressions else pair.verdict,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def _interval(change: RatioChange) -> str:
+    return f"{change.interval:.3f}" if change.interval else "-"
 
 
-def interval(change: Change) -> str:
-    """Such as "1.010 to 1.034"; a dash where there are too few rounds."""
-    return f"{change.interval.low:.3f} to {change.interval.high:.3f}" if change.interval else "-"
+def remarks(comparison: ReportComparison) -> list[str]:
+    """What is to be said beside the figures."""
+    found = [f"{pair.label}: {text}" for pair in comparison.pairs for text in pair.remarks]
+    return [*found, *map(str, comparison.missing)]

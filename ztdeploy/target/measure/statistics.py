@@ -58,6 +58,10 @@ class Interval(Record):
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def __format__(self, spec: str) -> str:
+        """Both ends with the same format, such as "1.01 to 1.03" for ".2f"."""
+        return f"{self.low:{spec}} to {self.high:{spec}}"
+
 
 def percentile(samples: Sequence[float], percent: float) -> float:
     """The value below which `percent` of the samples lie, interpolated between the two closest ranks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, Comparison, ConfigurationReport, Outcome, Turn
@@ -61,7 +61,7 @@ def _words(
             f"too few to say more ({FEWEST_ROUNDS} are needed for an interval)"
         )
     digits = 3 if min(abs(interval.low - 1), abs(interval.high - 1)) < 0.01 else 2  # else 1.004 would read 1.00
-    span = f"{speedup:.{digits}f}x ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+    span = f"{speedup:.{digits}f}x ({interval:.{digits}f})"
     where = f"{reference.variant} at {own.setting} ({rounds})"
     if interval.high <= 1:
         return f"pruning does not pay here: {own.variant} runs {span} as fast as {where}"
@@ -80,22 +80,129 @@ def cautions(report: BenchReport, throttled_by: Sequence[str]) -> tuple[Caution,
         report: without warnings.
         throttled_by: whatever held clocks down at the end of any round.
     """
-    found = (
-        _busy(report),
-        _spinning(report),
-        _stolen(report),
-        _throttled(report, throttled_by),
-        _slowed(report),
-        _quota(report),
-        _too_many_threads(report),
-        _governor(report),
-        _capped(report),
-        _battery(report),
-        _memory(report),
-        _few_rounds(report),
-        _few_samples(report),
-    )
-    return tuple(caution for caution in found if caution is not None)
+    rules = (_load(report), _heat(report, throttled_by), _limits(report), _power(report), _extent(report))
+    return tuple(Caution(kind=kind, message=message, remedy=remedy) for rule in rules for kind, message, remedy in rule)
+
+
+#: What is said: its kind, what is wrong, and what to do about it.
+_Said = Iterator[tuple[str, str, str]]
+
+
+def _load(report: BenchReport) -> _Said:
+    """What else the processor did."""
+    during, before = others_cores(report.configurations), report.quiet_cores
+    cores, threads, others = len(report.machine.usable_cores), _most_threads(report), max(during or 0, before or 0)
+    if others > _BUSY_SHARE * cores:
+        parts = [f"{during:.1f} during the measurement"] if during is not None else []
+        parts += [f"{before:.1f} before it"] if before is not None else []
+        yield (
+            "busy",
+            f"other processes kept {' and '.join(parts)} of {_cores(cores)} busy",
+            "stop them (see 'top') and measure again; until then trust the speed-ups more than the times",
+        )
+    # Threads of some runtimes wait in a loop: with a busy core in the team, all others wait for it at full load.
+    spins = report.bundle.backend == "onnxruntime"
+    if spins and threads > 1 and others >= _BUSY_CORES and threads + others > cores:
+        yield (
+            "spinning",
+            f"{threads} threads on {_cores(cores)}, {others:.1f} of which others keep busy: "
+            "the runtime's threads spin while they wait for each other, which then takes longer than with fewer",
+            f"measure with --threads {max(1, min(threads - 1, int(cores - others)))}",
+        )
+    stolen = _mean_cores(report.configurations, lambda turn: turn.stolen_s) or 0
+    if stolen > _STOLEN_SHARE * cores:
+        yield (
+            "stolen",
+            f"the hypervisor gave {stolen:.2f} of {_cores(cores)} to other machines",
+            "measure on hardware of your own, or on an instance with dedicated cores",
+        )
+
+
+def _heat(report: BenchReport, throttled_by: Sequence[str]) -> _Said:
+    """What slowed the processor down in the course of the measurement."""
+    reasons = [f"held back by: {', '.join(throttled_by)}"] if throttled_by else []
+    if events := _more(report.before.throttle_events, report.after.throttle_events):
+        reasons.append(f"the processor throttled itself {events} times")
+    turns = sorted((turn for one in report.configurations for turn in one.turns), key=lambda t: (t.round, t.place))
+    clocks = {"clock": [t.clock_mhz for t in turns], "GPU's clock": [t.gpu_clock_mhz for t in turns]}
+    for name, readings in clocks.items():
+        ends = _ends([clock for clock in readings if clock])
+        if ends is not None and ends[1] < (1 - _DROP) * ends[0]:
+            reasons.append(f"the {name} fell from {ends[0]:.0f} to {ends[1]:.0f} MHz")
+    hottest = max(report.after.temperatures_c.values(), default=None)
+    if reasons:
+        yield (
+            "throttled",
+            f"the machine was throttled: {'; '.join(reasons)}"
+            + (f", at {hottest:.0f} degrees Celsius" if hottest is not None else ""),
+            "cool it, check its power supply, let it rest between runs, or lock a clock that it can sustain",
+        )
+    both = (_ends([median(turn.samples_ms) for turn in one.turns]) for one in report.configurations)
+    drifts = [ends[1] / ends[0] - 1 for ends in both if ends is not None]
+    if drifts and median(drifts) > _DROP:
+        yield (
+            "slowed",
+            f"the last rounds were {100 * median(drifts):.0f} % slower than the first",
+            "give a longer --warmup, look for heat and other load; speed-ups, taken round by round, still hold",
+        )
+
+
+def _limits(report: BenchReport) -> _Said:
+    """How many cores and threads there were."""
+    quota, threads, cores = report.machine.quota_cores, _most_threads(report), len(report.machine.usable_cores)
+    found, fewer = [], "fewer --threads"
+    if quota is not None and threads > quota:
+        found.append(f"{threads} threads under a quota of {quota:g} cores")
+        fewer = f"--threads {max(1, int(quota))}"
+    if stops := _more(report.before.quota_stops, report.after.quota_stops):
+        found.append(f"the container's quota stopped it {stops} times")
+    if found:
+        remedy = f"measure with {fewer}, or give the container more (docker run --cpus)"
+        yield "quota", "; ".join(found), remedy
+    if threads > cores:
+        message = f"{threads} threads on {_cores(cores)}: they take turns"
+        yield "threads", message, f"measure with --threads {cores} at most"
+
+
+def _power(report: BenchReport) -> _Said:
+    """How fast the processor was allowed to be."""
+    machine = report.machine
+    others = [name for name in machine.governors if name != "performance"]
+    if others:
+        yield (
+            "governor",
+            f"clocks are not locked: they follow the load (governor {', '.join(others)})",
+            f"run: {'sudo jetson_clocks' if machine.jetson else _GOVERNOR}",
+        )
+    allowed, highest = machine.allowed_clock_mhz, machine.highest_clock_mhz
+    if allowed is not None and highest is not None and allowed < (1 - _DROP) * highest:
+        elsewhere = "raise scaling_max_freq, or choose a faster power profile"
+        yield (
+            "capped",
+            f"clocks are limited to {allowed:.0f} of {highest:.0f} MHz",
+            "choose a faster mode with nvpmodel" if machine.jetson else elsewhere,
+        )
+    if report.before.on_battery or report.after.on_battery:
+        yield "battery", "the machine runs from its battery", "plug it in and measure again"
+
+
+def _extent(report: BenchReport) -> _Said:
+    """Whether too much was measured at once, or too little."""
+    # Every configuration's process is there all the time, and a machine that swaps measures its disk.
+    needed = sum(one.peak_rss_mb or 0 for one in report.configurations)
+    room = (report.before.memory_available_mb, report.machine.memory_limit_mb)
+    free = min((megabytes for megabytes in room if megabytes is not None), default=needed)
+    if needed > free:
+        message = f"all configurations together take {needed:.0f} MB, and {free:.0f} MB were free"
+        yield "memory", message, "measure fewer of them at a time"
+    rounds = max((len(one.turns) for one in report.configurations), default=0)
+    if report.comparisons and rounds < FEWEST_ROUNDS:
+        message = f"{rounds} round{'s' if rounds > 1 else ''}: too few for an interval of the speed-up"
+        yield "few rounds", message, f"measure with --rounds {FEWEST_ROUNDS} or more"
+    calls = [(one.latency.samples, f"{one.variant} at {one.setting}") for one in report.measured if one.latency]
+    least, name = min(calls, key=lambda item: item[0], default=(_FEW_SAMPLES, ""))
+    if least < _FEW_SAMPLES:
+        yield "few samples", f"{name} was called {least} times", "give a longer --duration"
 
 
 def others_cores(configurations: Sequence[ConfigurationReport]) -> float | None:
@@ -110,169 +217,6 @@ def _mean_cores(
     found = [(s, turn.wall_s) for one in configurations for turn in one.turns if (s := seconds_of(turn)) is not None]
     wall_s = sum(wall for _, wall in found)
     return max(0.0, sum(seconds for seconds, _ in found)) / wall_s if wall_s >= _SHORTEST_S else None
-
-
-def _busy(report: BenchReport) -> Caution | None:
-    during, before = others_cores(report.configurations), report.quiet_cores
-    cores = len(report.machine.usable_cores)
-    if max(during or 0, before or 0) <= _BUSY_SHARE * cores:
-        return None
-    parts = [f"{during:.1f} during the measurement"] if during is not None else []
-    parts += [f"{before:.1f} before it"] if before is not None else []
-    return Caution(
-        kind="busy",
-        message=f"other processes kept {' and '.join(parts)} of {_cores(cores)} busy",
-        remedy="stop them (see 'top') and measure again; until then trust the speed-ups more than the times",
-    )
-
-
-def _spinning(report: BenchReport) -> Caution | None:
-    """Threads of some runtimes wait in a loop: with a busy core in the team, all others wait for it at full load."""
-    others = max(others_cores(report.configurations) or 0, report.quiet_cores or 0)
-    threads, cores = _most_threads(report), len(report.machine.usable_cores)
-    spins = report.bundle.backend == "onnxruntime"
-    if not spins or threads < 2 or others < _BUSY_CORES or threads + others <= cores:
-        return None
-    return Caution(
-        kind="spinning",
-        message=f"{threads} threads on {_cores(cores)}, {others:.1f} of which others keep busy: "
-        "the runtime's threads spin while they wait for each other, which then takes longer than with fewer",
-        remedy=f"measure with --threads {max(1, min(threads - 1, int(cores - others)))}",
-    )
-
-
-def _stolen(report: BenchReport) -> Caution | None:
-    stolen = _mean_cores(report.configurations, lambda turn: turn.stolen_s) or 0
-    cores = len(report.machine.usable_cores)
-    if stolen <= _STOLEN_SHARE * cores:
-        return None
-    return Caution(
-        kind="stolen",
-        message=f"the hypervisor gave {stolen:.2f} of {_cores(cores)} to other machines",
-        remedy="measure on hardware of your own, or on an instance with dedicated cores",
-    )
-
-
-def _throttled(report: BenchReport, throttled_by: Sequence[str]) -> Caution | None:
-    reasons = [f"held back by: {', '.join(throttled_by)}"] if throttled_by else []
-    events = _more(report.before.throttle_events, report.after.throttle_events)
-    if events:
-        reasons.append(f"the processor throttled itself {events} times")
-    turns = sorted(
-        (turn for one in report.configurations for turn in one.turns), key=lambda one: (one.round, one.place)
-    )
-    clocks = {"clock": [t.clock_mhz for t in turns], "GPU's clock": [t.gpu_clock_mhz for t in turns]}
-    for name, readings in clocks.items():
-        ends = _ends([clock for clock in readings if clock])
-        if ends is not None and ends[1] < (1 - _DROP) * ends[0]:
-            reasons.append(f"the {name} fell from {ends[0]:.0f} to {ends[1]:.0f} MHz")
-    if not reasons:
-        return None
-    hottest = max(report.after.temperatures_c.values(), default=None)
-    heat = f", at {hottest:.0f} degrees Celsius" if hottest is not None else ""
-    return Caution(
-        kind="throttled",
-        message=f"the machine was throttled: {'; '.join(reasons)}{heat}",
-        remedy="cool it, check its power supply, let it rest between runs, or lock a clock that it can sustain",
-    )
-
-
-def _slowed(report: BenchReport) -> Caution | None:
-    """The same work took longer at the end than at the beginning, whatever the clocks say."""
-    both = (_ends([median(turn.samples_ms) for turn in one.turns]) for one in report.configurations)
-    drifts = [ends[1] / ends[0] - 1 for ends in both if ends is not None]
-    if not drifts or median(drifts) <= _DROP:
-        return None
-    return Caution(
-        kind="slowed",
-        message=f"the last rounds were {100 * median(drifts):.0f} % slower than the first",
-        remedy="give a longer --warmup, look for heat and other load; speed-ups, taken round by round, still hold",
-    )
-
-
-def _quota(report: BenchReport) -> Caution | None:
-    quota, threads, found, fewer = report.machine.quota_cores, _most_threads(report), [], "fewer --threads"
-    if quota is not None and threads > quota:
-        found.append(f"{threads} threads under a quota of {quota:g} cores")
-        fewer = f"--threads {max(1, int(quota))}"
-    stops = _more(report.before.quota_stops, report.after.quota_stops)
-    if stops:
-        found.append(f"the container's quota stopped it {stops} times")
-    remedy = f"measure with {fewer}, or give the container more (docker run --cpus)"
-    return Caution(kind="quota", message="; ".join(found), remedy=remedy) if found else None
-
-
-def _too_many_threads(report: BenchReport) -> Caution | None:
-    threads, cores = _most_threads(report), len(report.machine.usable_cores)
-    if threads <= cores:
-        return None
-    return Caution(
-        kind="threads",
-        message=f"{threads} threads on {_cores(cores)}: they take turns",
-        remedy=f"measure with --threads {cores} at most",
-    )
-
-
-def _governor(report: BenchReport) -> Caution | None:
-    others = [name for name in report.machine.governors if name != "performance"]
-    if not others:
-        return None
-    return Caution(
-        kind="governor",
-        message=f"clocks are not locked: they follow the load (governor {', '.join(others)})",
-        remedy=f"run: {'sudo jetson_clocks' if report.machine.jetson else _GOVERNOR}",
-    )
-
-
-def _capped(report: BenchReport) -> Caution | None:
-    allowed, highest = report.machine.allowed_clock_mhz, report.machine.highest_clock_mhz
-    if allowed is None or highest is None or allowed >= (1 - _DROP) * highest:
-        return None
-    elsewhere = "raise scaling_max_freq, or choose a faster power profile"
-    return Caution(
-        kind="capped",
-        message=f"clocks are limited to {allowed:.0f} of {highest:.0f} MHz",
-        remedy="choose a faster mode with nvpmodel" if report.machine.jetson else elsewhere,
-    )
-
-
-def _battery(report: BenchReport) -> Caution | None:
-    if not (report.before.on_battery or report.after.on_battery):
-        return None
-    return Caution(kind="battery", message="the machine runs from its battery", remedy="plug it in and measure again")
-
-
-def _memory(report: BenchReport) -> Caution | None:
-    """Every configuration's process is there all the time; a machine that swaps measures its disk."""
-    needed = sum(one.peak_rss_mb or 0 for one in report.configurations)
-    room = (report.before.memory_available_mb, report.machine.memory_limit_mb)
-    free = min((megabytes for megabytes in room if megabytes is not None), default=needed)
-    if needed <= free:
-        return None
-    return Caution(
-        kind="memory",
-        message=f"all configurations together take {needed:.0f} MB, and {free:.0f} MB were free",
-        remedy="measure fewer of them at a time",
-    )
-
-
-def _few_rounds(report: BenchReport) -> Caution | None:
-    rounds = max((len(one.turns) for one in report.configurations), default=0)
-    if not report.comparisons or rounds >= FEWEST_ROUNDS:
-        return None
-    return Caution(
-        kind="few rounds",
-        message=f"{rounds} round{'s' if rounds > 1 else ''}: too few for an interval of the speed-up",
-        remedy=f"measure with --rounds {FEWEST_ROUNDS} or more",
-    )
-
-
-def _few_samples(report: BenchReport) -> Caution | None:
-    calls = [(one.latency.samples, f"{one.variant} at {one.setting}") for one in report.measured if one.latency]
-    least, name = min(calls, key=lambda item: item[0], default=(_FEW_SAMPLES, ""))
-    if least >= _FEW_SAMPLES:
-        return None
-    return Caution(kind="few samples", message=f"{name} was called {least} times", remedy="give a longer --duration")
 
 
 def _most_threads(report: BenchReport) -> int:
