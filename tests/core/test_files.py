@@ -18,10 +18,10 @@ from ztdeploy.core.files import (
     copy_file,
     disk_errors,
     is_temporary,
+    make_folder,
     move,
     new_name,
     open_regular,
-    own_folder,
     read_bytes,
     read_text,
     remove,
@@ -246,10 +246,10 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_written_into(open_folder):
 def test_a_folder_that_somebody_made_a_link_is_not_written_through(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "schedules").symlink_to("mine")
-    refused(lambda: own_folder(tmp_path / "schedules"), "is a link", kind=OutputError)
+    refused(lambda: make_folder(tmp_path / "schedules", own=True), "is a link", kind=OutputError)
     (tmp_path / "schedules").unlink()
-    own_folder(tmp_path / "schedules")
-    own_folder(tmp_path / "schedules")
+    make_folder(tmp_path / "schedules", own=True)
+    make_folder(tmp_path / "schedules", own=True)
 
 
 def test_temporary_names_cannot_be_guessed_and_are_known_again():

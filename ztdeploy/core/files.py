@@ -276,9 +276,6 @@ def remove(path: Path) -> None:
 def remove_folder(path: Path, fix: str = CHOOSE) -> None:
     """Remove a folder and all that is in it, if it is there; a link to one is not followed.
 
-    Args:
-        fix: what to do where it cannot be removed.
-
     Raises:
         OutputError: it cannot be removed.
     """
@@ -286,11 +283,12 @@ def remove_folder(path: Path, fix: str = CHOOSE) -> None:
         shutil.rmtree(path)
 
 
-def make_folder(path: Path, fix: str = CHOOSE) -> list[Path]:
+def make_folder(path: Path, fix: str = CHOOSE, *, own: bool = False) -> list[Path]:
     """Make a folder, and those above it.
 
     Args:
         fix: what to do where it cannot be made.
+        own: a link to elsewhere, which somebody may have prepared, is refused and not written through.
 
     Returns:
         Those that were not there, the innermost first.
@@ -298,6 +296,8 @@ def make_folder(path: Path, fix: str = CHOOSE) -> list[Path]:
     Raises:
         OutputError: it cannot be made.
     """
+    if own and os.path.islink(path):
+        raise OutputError(f"cannot write to '{path}': it is a link", "a folder", fix)
     made: list[Path] = []
     with disk_errors(path, fix):
         missing = [folder for folder in (path, *path.parents) if not os.path.isdir(nameable(folder))]
@@ -312,17 +312,6 @@ def make_folder(path: Path, fix: str = CHOOSE) -> list[Path]:
             remove_empty(made)
             raise
     return made
-
-
-def own_folder(path: Path, fix: str = "remove the link") -> None:
-    """Make a folder below one that somebody else may have prepared; a link to elsewhere is not written through.
-
-    Raises:
-        OutputError: it is a link, or cannot be made.
-    """
-    if os.path.islink(path):
-        raise OutputError(f"cannot write to '{path}': it is a link", "a folder", fix)
-    make_folder(path)
 
 
 def remove_empty(folders: list[Path]) -> None:

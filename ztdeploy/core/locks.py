@@ -21,10 +21,10 @@ def _nothing() -> None:
 
 @contextmanager
 def only_one(lock: Path, waiting: Callable[[], None] = _nothing, fix: str = CHOOSE) -> Iterator[None]:
-    """Let one process at a time do what is in the block.
+    """Let one process at a time do what is in the block; the others wait.
 
     Args:
-        lock: a file, which stays.
+        lock: a file, which is made and stays.
         waiting: called where another process is in there.
         fix: what to do where the file cannot be made.
 
@@ -40,10 +40,7 @@ def only_one(lock: Path, waiting: Callable[[], None] = _nothing, fix: str = CHOO
 
 @contextmanager
 def only_writer(folder: Path, waiting: Callable[[], None] = _nothing) -> Iterator[None]:
-    """Let one process at a time write in a folder; the others wait.
-
-    Args:
-        waiting: called where another process is writing there.
+    """Likewise for those who write in a folder, which is locked itself.
 
     Raises:
         OutputError: there is no such folder, or it cannot be read.

@@ -16,7 +16,7 @@ from ztdeploy.core.errors import (
     step_of,
     without,
 )
-from ztdeploy.core.files import copy_file, move, own_folder, remove
+from ztdeploy.core.files import copy_file, make_folder, move, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
 from ztdeploy.core.manifest import Candidate, EngineRecord, FailedProfile, GraphRecord, VariantRecord, plugin_kind
@@ -83,7 +83,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
         bundle = read_bundle(root)
         jobs, notes = jobs_of(bundle, profile)
         bundle.verify_files(files_needed(bundle, jobs))
-        own_folder(bundle.root / GRAPHS, _FIX)  # its files may be links, which are replaced
+        make_folder(bundle.root / GRAPHS, _FIX, own=True)  # its files may be links, which are replaced
         with scratch_folder(bundle.root / GRAPHS, _FIX) as scratch:
             workshop = Workshop(bundle, scratch, notes, progress, len(jobs))
             engines, failed = _made(workshop, jobs)

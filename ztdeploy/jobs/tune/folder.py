@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ztdeploy.core.files import disk_errors, own_folder, remove, write
+from ztdeploy.core.files import disk_errors, make_folder, remove, write
 from ztdeploy.core.locks import only_command
 from ztdeploy.core.records import to_json
 from ztdeploy.jobs.tune.schedule_file import profile_patch, schedule_file
@@ -71,7 +71,7 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
         **schedules,
         **{one.file: one.document() for one in figures(report)},
     }
-    own_folder(out / SCHEDULES)
+    make_folder(out / SCHEDULES, "remove the link", own=True)
     with disk_errors(out):
         earlier = [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml")]
     for path in earlier:
