@@ -70,20 +70,20 @@ POINTS = Numbers(0, 100)
 
 
 def whole_number(name: str, value: object, wanted: WholeNumbers) -> int:
-    """An integer; truth values, fractions and text are none.
+    """An integer; truth values, fractions and text are refused.
 
     Args:
-        name: of what is asked for, as the caller knows it.
+        name: what the caller calls the value.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or not wanted.least <= int(value) <= wanted.most:
-        raise InputError(f"{name} = {shown(value)}", str(wanted), f"give another value for {name}")
+        raise _wrong(name, value, str(wanted))
     return int(value)
 
 
 def number(name: str, value: object, error: type[InputError] = InputError) -> float:
-    """A number as Python's own, NaN and infinities among it; truth values and text are none."""
+    """A number as Python's own, NaN and infinities included; truth values and text are refused."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise error(f"{name} = {shown(value)}", "a number", f"give another value for {name}")
+        raise _wrong(name, value, "a number", error)
     try:
         return float(value)
     except OverflowError:  # of integers, which know no limit
@@ -99,16 +99,16 @@ def one_of(name: str, value: object, known: Sequence[str]) -> str:
 
 
 def text(name: str, value: object) -> str:
-    """Text, and no path, bytes or number in its place."""
+    """Text; a path, bytes or a number in its place is refused."""
     if not isinstance(value, str):
-        raise InputError(f"{name} = {shown(value)}", "text", f"give another value for {name}")
+        raise _wrong(name, value, "text")
     return value
 
 
 def folder(name: str, value: object) -> Path:
     """A path, as text or as an object that stands for one."""
     if not isinstance(value, str | Path) and not (isinstance(value, PathLike) and isinstance(fspath(value), str)):
-        raise InputError(f"{name} = {shown(value)}", "the path of a folder", f"give a path for {name}")
+        raise _wrong(name, value, "the path of a folder")
     return Path(value)
 
 
@@ -117,9 +117,8 @@ def threads(value: object) -> int:
     return whole_number("threads", value, THREADS)
 
 
-def top(value: object) -> int:
-    """How many classes to show; 0 is none."""
-    return whole_number("top", value, CLASSES)
+def _wrong(name: str, value: object, expected: str, error: type[InputError] = InputError) -> InputError:
+    return error(f"{name} = {shown(value)}", expected, f"give another value for {name}")
 
 
 def shown(value: object) -> str:

@@ -23,7 +23,7 @@ PluginKind = Literal["none", "library", "ahead-of-time"]
 
 
 def _inside(path: str) -> str:
-    """A relative POSIX path without `..`; the only kind that a manifest may hold."""
+    """The only kind of path that a manifest may hold: relative, POSIX, and without `..`."""
     pure = PurePosixPath(path)
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or not path.isprintable() or {*"\\:"} & {*path}:
         raise ValueError("the path leaves the bundle")
@@ -35,16 +35,15 @@ def _inside(path: str) -> str:
 
 
 BundlePath = Annotated[str, AfterValidator(_inside)]
-#: Variants and profiles give files their names.
+#: The name of a variant or a profile; files are named after it.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-
-#: What a user asks for where no checkpoint is given.
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: The weights that a user can ask for without a checkpoint.
 WeightsSource = Literal["pretrained", "random"]
 
 
 class FileRecord(FiniteRecord):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Sha256
     bytes: int = Field(ge=0)
 
 
@@ -55,11 +54,11 @@ class ModelRecord(FiniteRecord):
     architecture: Architecture
     output: Output = "logits"
     activation: Activation = "softmax"  #: of logits
-    activation_source: str = "default"  #: where that is known from, in words
+    activation_source: str = "default"  #: how the activation is known, in words
 
     @property
     def gives(self) -> Output:
-        """The same; a model without classes gives embeddings, whatever an older version wrote down."""
+        """The kind of output. A model without classes gives embeddings, whatever an older version wrote down."""
         return given(self.output, self.architecture.num_classes)
 
 
@@ -67,22 +66,22 @@ class WeightsRecord(FiniteRecord):
     source: Literal["pretrained", "checkpoint", "shipped", "random"]
     origin: str  #: file name, hub name or seed
     sha256: str  #: of names, shapes and values of all parameters
-    remarks: tuple[str, ...] = ()  #: what was chosen, left out or doubted about them, in words
+    remarks: tuple[str, ...] = ()  #: what was chosen, left out or is doubtful, in words
 
 
 class TextHeadRecord(FiniteRecord):
-    """What answers are scored by, where the model names no classes itself: cosines to text embeddings."""
+    """The head of a model that names no classes itself: logits are scaled cosines to text embeddings."""
 
     origin: str  #: file name
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  #: of the file
+    sha256: Sha256  #: of the file
     classes: int = Field(ge=1)
     dimension: int = Field(ge=1)
-    scale: float  #: that cosines are multiplied by
+    scale: float  #: factor of the cosines
     bias: float
 
 
 class BlockNodes(FiniteRecord):
-    """How many ONNX nodes a block has, and how many the pruning layer behind it."""
+    """Numbers of ONNX nodes of a block and of the pruning layer behind it."""
 
     block: int
     own: int
@@ -90,7 +89,7 @@ class BlockNodes(FiniteRecord):
 
 
 def plugin_kind(identity: str | None) -> PluginKind:
-    """What kind of plugins an engine's fingerprint speaks of."""
+    """The kind of plugins that an engine's fingerprint names."""
     if identity is None:
         return "none"
     return "ahead-of-time" if identity.startswith(AHEAD_OF_TIME) else "library"
@@ -100,27 +99,28 @@ class LayerParity(FiniteRecord):
     """How often an engine's choice of tokens agreed with the reference at one pruning layer."""
 
     block: int
-    identical: int  #: images with exactly the reference's kept set
-    ties: int  #: images whose kept set differs, with a gap at the cut within the tolerance
-    overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's kept tokens, mean over the images
+    identical: int  #: images for which exactly the reference's tokens are kept
+    ties: int  #: images for which other tokens are kept, with a gap at the cut within the tolerance
+    overlap: float = Field(default=1.0, ge=0, le=1)  #: share of the reference's tokens that are kept, mean over images
 
 
 class ParityRecord(FiniteRecord):
-    """An engine, or a graph, against fp32 PyTorch or against what its graph must give, on the same real images."""
+    """An engine or a graph compared with fp32 PyTorch, or with what its graph must give, on the same real images."""
 
     images: int
     max_logit_difference: float
-    median_logit_difference: float  #: over the images, of each one's largest
+    median_logit_difference: float  #: median over the images of the largest difference of each
     logit_tolerance: float | None  #: None where nothing is judged
-    gap_tolerance: float | None  #: None below fp32, where a cut decides by less than rounding
+    gap_tolerance: float | None  #: None below fp32, where rounding exceeds the gap at a cut
     layers: tuple[LayerParity, ...]
-    replayed: bool = True  #: whether the reference kept the same tokens; else the median is judged, not the largest
-    emulated: bool = False  #: of a graph that spells out in wider types what the precision rounds
-    against: Literal["pytorch", "graph"] = "pytorch"  #: an int8 engine is held against its graph, with exact products
-    agreement: float | None = None  #: share of images with the reference's answer, where each keeps tokens of its own
-    kl: float | None = None  #: likewise, mean divergence of the answers from the reference's, nats
-    cosine: float | None = None  #: likewise, of embeddings and features: mean cosine to the reference's
-    #: of an int8 engine's layers, each by itself on given integers: the largest, relative to the layer's largest result
+    replayed: bool = True  #: the reference was made to keep the same tokens; if not, the median difference is judged
+    emulated: bool = False  #: the graph was run with its roundings spelt out in wider types
+    against: Literal["pytorch", "graph"] = "pytorch"  #: int8 engines are compared with their graph and exact products
+    #: The next three are known where each side kept its own tokens.
+    agreement: float | None = None  #: share of images with the reference's answer
+    kl: float | None = None  #: mean divergence of the answers from the reference's, nats
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the reference's
+    #: Of an int8 engine: the largest error of a layer by itself on given integers, relative to its largest result.
     layer_error: float | None = None
 
     @property
@@ -129,85 +129,89 @@ class ParityRecord(FiniteRecord):
 
     @property
     def judgement(self) -> str:
-        """What was judged, and what it was allowed to be where that is known."""
+        """The difference that was judged, and its tolerance where one is known."""
         allowed = "" if self.logit_tolerance is None else f" of {self.logit_tolerance:.0e}"
         return f"{self.judged:.0e}{allowed}"
 
 
 class GraphRecord(FiniteRecord):
     file: BundlePath
-    plugin_file: BundlePath | None = None  #: the same graph with plugin nodes in place of the scoring
-    ahead_of_time_file: BundlePath | None = None  #: likewise, with nodes for plugins that come as PTX
-    plain_for: tuple[str, ...] = ()  #: the options that it has no such twins for, since no plugin knows them
-    #: the same graph, with what its pruning layers decide by as further outputs: what `show` runs beside an engine
+    plugin_file: BundlePath | None = None  #: its twin with plugin nodes in place of the scoring
+    ahead_of_time_file: BundlePath | None = None  #: its twin with nodes for plugins that come as PTX
+    plain_for: tuple[str, ...] = ()  #: options that no plugin knows, because of which it has no such twins
+    #: Its twin with the scores of its pruning layers as further outputs, which `show` runs beside an engine.
     notes_file: BundlePath | None = None
     opset: int
     image_input: ImageInput
     batch: Annotated[int, Field(ge=1)] | None
     precision: Precision = "fp32"
-    calibration: str | None = None  #: the images that int8 ranges come from, in words; None where they are dynamic
+    calibration: str | None = None  #: images that int8 ranges come from, in words; None where ranges are dynamic
     weights_bytes: int = Field(ge=0)
     operators: dict[str, int]  #: nodes by operator type
     nodes: tuple[BlockNodes, ...]
-    parity: ParityRecord | None = None  #: run by ONNX Runtime at build time, where no engine of it could be
-    drift: ParityRecord | None = None  #: below fp32: against fp32, each on its own choices: what is to be expected
+    parity: ParityRecord | None = None  #: by ONNX Runtime at build time, where no engine could run
+    drift: ParityRecord | None = None  #: below fp32: compared with fp32, where each keeps its own tokens
 
     @property
     def files(self) -> list[str]:
         """The graph and its twins."""
-        twins = (self.plugin_file, self.ahead_of_time_file, self.notes_file)
-        return [self.file, *(file for file in twins if file is not None)]
+        files = (self.file, self.plugin_file, self.ahead_of_time_file, self.notes_file)
+        return [file for file in files if file is not None]
 
     def source(self, plugins: str | None) -> str | None:
         """The file that an engine with such plugins is built from; None where the graph has no such twin."""
-        return {"none": self.file, "library": self.plugin_file, "ahead-of-time": self.ahead_of_time_file}[
-            plugin_kind(plugins)
-        ]
+        files = {"none": self.file, "library": self.plugin_file, "ahead-of-time": self.ahead_of_time_file}
+        return files[plugin_kind(plugins)]
 
 
 class Fingerprint(FiniteRecord):
-    """What an engine is bound to. A mismatch refuses to load."""
+    """What an engine is bound to. An engine with another fingerprint than the machine's is not loaded."""
 
     graph_sha256: str
     runtime: str
     runtime_version: str
     device: str
-    plugins: str | None = None  #: the plugin library that it needs
+    plugins: str | None = None  #: identity of the plugins that the engine needs
 
 
 class Candidate(FiniteRecord):
-    """An engine that was built, proved and measured on the device, whether it was kept or not."""
+    """An engine that was built, verified and measured on the device, whether or not it was kept."""
 
     plugins: PluginKind
     median_ms: float  #: at the profile's smallest batch
 
 
-class FidelityRecord(FiniteRecord):
-    """What pruning costs: an engine on images, against the dense engine of the same profile, or of an fp32 one."""
+class ImagesUsed(FiniteRecord):
+    """The images that something was judged on."""
 
-    created: str
     data: str  #: what the images are called
     data_sha256: str  #: of their names, contents and labels
     images: int = Field(ge=1)
+
+
+class FidelityRecord(ImagesUsed):
+    """How pruning changes an engine's answers, compared with the baseline's engine of its own or an fp32 profile."""
+
+    created: str
     engine_sha256: str  #: of the engine that was evaluated
-    dense_sha256: str  #: and of the dense one
-    dense_profile: Name | None = None  #: whose that is; None: the same
+    dense_sha256: str  #: of the baseline's engine
+    dense_profile: Name | None = None  #: profile of the baseline's engine; None: the same
     top1: float | None  #: share of images; None where they are not labelled
     top5: float | None
     dense_top1: float | None
     change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
-    agreement: float | None  #: share of images with the dense engine's answer; None for embeddings and features
-    kl: float | None  #: mean divergence from the dense engine's output, nats; likewise
-    cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
+    agreement: float | None  #: share of images with the baseline's answer; None for embeddings and features
+    kl: float | None  #: mean divergence from the baseline's output, nats; None for embeddings and features
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline's
 
 
 class GateLimits(FiniteRecord):
-    """What pruning may cost on the calibration images; None: anything."""
+    """What pruning may cost on the calibration images; None: no limit."""
 
     max_drop: float | None = Field(default=None, ge=0, le=100)  #: points of top-1
-    min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with dense's answer
-    max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from dense, nats
-    min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to dense, of embeddings and features
+    min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with the baseline's answer
+    max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from the baseline, nats
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to the baseline, of embeddings, features
 
 
 class GateRow(FiniteRecord):
@@ -218,26 +222,23 @@ class GateRow(FiniteRecord):
     method: str
     drop: float | None  #: points of top-1 lost; None where the images are not labelled
     agreement: float | None  #: None for embeddings and features
-    kl: float | None  #: likewise
-    cosine: float | None = None  #: of embeddings and features: mean cosine to dense
-    failed: tuple[str, ...]  #: by how much it missed which limits, in words; empty: it is in the bundle
+    kl: float | None  #: None for embeddings and features
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline
+    failed: tuple[str, ...]  #: the limits that it missed and by how much, in words; empty: it is in the bundle
 
 
-class GateRecord(FiniteRecord):
+class GateRecord(ImagesUsed):
     """What decided which variants are in the bundle."""
 
     profile: Name
-    dense_profile: Name | None = None  #: whose dense engine variants were held against; None: the same
-    data: str  #: what the calibration images are called
-    data_sha256: str
-    images: int
+    dense_profile: Name | None = None  #: profile of the baseline that variants were compared with; None: the same
     limits: GateLimits
     rows: tuple[GateRow, ...]
     advice: tuple[str, ...]  #: which keep ratios pass, or might
 
 
 class TimingRecord(FiniteRecord):
-    """One candidate's engine, timed in turns with the others, each in a process of its own."""
+    """One candidate's engine, timed in turns with the others, each in its own process."""
 
     median_ms: float  #: over all calls
     interval: tuple[float, float]  #: 95 %, of the median of the rounds' medians
@@ -246,18 +247,18 @@ class TimingRecord(FiniteRecord):
 
 
 class CandidateRecord(FiniteRecord):
-    """A profile that might have been shipped in the place of the one asked for, or that one itself."""
+    """A profile that could be shipped instead of the one asked for, or that one itself."""
 
     profile: Name
     backend: str
     precision: Precision
     reason: str | None  #: why it is not in the bundle; None: it is
-    rows: tuple[GateRow, ...] = ()  #: its variants on the calibration images, dense as well; empty: it never ran
+    rows: tuple[GateRow, ...] = ()  #: its variants on the calibration images, with the baseline; empty: it never ran
     timing: TimingRecord | None = None  #: None: it never ran
 
 
-class ChoiceRecord(FiniteRecord):
-    """Which of a profile's candidates is in the bundle: what `build --precision auto` found out on one machine."""
+class ChoiceRecord(ImagesUsed):
+    """Which of a profile's candidates is in the bundle: what `build --precision auto` measured on one machine."""
 
     asked: Name
     shipped: Name
@@ -266,36 +267,33 @@ class ChoiceRecord(FiniteRecord):
     variant: str  #: that was timed
     batch: int
     rounds: int
-    data: str  #: what the calibration images are called
-    data_sha256: str
-    images: int
-    limits: GateLimits  #: where all are None, candidates are held against fp32, see docs/precision.md
+    limits: GateLimits  #: without limits, candidates are compared with fp32, see docs/precision.md
     candidates: tuple[CandidateRecord, ...]  #: the profile asked for first, then the less risky first
 
 
 class CalibrationRecord(FiniteRecord):
-    """What the build saw of its calibration images before anything was built."""
+    """What the build found out about its calibration images before it built anything."""
 
     data: str  #: what they are called
-    images: int  #: that are there
-    looked_at: int = Field(ge=1)  #: decoded, of every class as many
-    cautions: tuple[str, ...]  #: what makes judgements on them worth less
+    images: int  #: in the folder
+    looked_at: int = Field(ge=1)  #: decoded, equally many of every class
+    cautions: tuple[str, ...]  #: reasons to trust judgements on them less
 
 
 class BlockRange(FiniteRecord):
-    """The largest magnitudes of what fp16 would hold of one block; infinite ones are refused, not recorded."""
+    """The largest magnitudes of one block's values that fp16 would hold; infinite ones are refused, not recorded."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
     block: int
-    residual: float  #: of the tokens, ahead of the block, behind attention and behind the MLP
-    attention: float  #: of what its linear layers give
-    logits: float  #: of attention, scaled, ahead of softmax
-    mlp: float  #: of what goes into its linear layers and what they give
+    residual: float  #: tokens, before the block, after attention and after the MLP
+    attention: float  #: outputs of attention's linear layers
+    logits: float  #: scaled attention logits, before softmax
+    mlp: float  #: inputs and outputs of the MLP's linear layers
 
 
 class RangeRecord(FiniteRecord):
-    """Whether fp16 can hold what a variant computes, by PyTorch in fp32 on calibration images."""
+    """Whether fp16 can hold a variant's values, measured by PyTorch in fp32 on calibration images."""
 
     data: str
     images: int = Field(ge=1)
@@ -306,10 +304,10 @@ class EngineRecord(FiniteRecord):
     profile: Name
     backend: str
     file: BundlePath
-    weights: BundlePath | None = None  #: weights of its own, where it was rebuilt on the target
+    weights: BundlePath | None = None  #: its own weights file, where it was rebuilt on the target
     fingerprint: Fingerprint
     parity: ParityRecord | None = None  #: None: it has never run
-    candidates: tuple[Candidate, ...] = ()  #: what was measured to choose it
+    candidates: tuple[Candidate, ...] = ()  #: the engines that were measured to choose it
     fidelity: FidelityRecord | None = None  #: the last evaluation on images
 
     @property
@@ -329,27 +327,26 @@ class VariantRecord(Variant):
 
 
 class GoldenRecord(FiniteRecord):
-    """Known inputs and what must come out."""
+    """Known inputs and the outputs that they must give."""
 
     images: Annotated[tuple[BundlePath, ...], Field(min_length=1)]  #: lossless source images
     pixels: BundlePath  #: `.npy`, uint8 `[n, H, W, C]`: the images after resize and crop
-    outputs: dict[str, BundlePath]  #: variant name -> `.npz` of `logits`, `kept.<block>`, `into.<block>`, `gap.<block>`
+    outputs: dict[str, BundlePath]  #: variant name -> `.npz` of the logits and of `core.names.golden_array`
 
 
 class FailedProfile(FiniteRecord):
-    """A profile that was asked for and is not in the bundle, while others are."""
+    """A profile that was asked for and could not be built, while others could; the fields are its error's."""
 
     profile: Name
-    given: str  #: what was found
+    given: str
     expected: str
     fix: str
-    exit_code: int  #: that the build would have ended with, had it been for this profile alone
+    exit_code: int
 
     @classmethod
     def of(cls, profile: str, error: ZtdeployError) -> FailedProfile:
-        return cls(
-            profile=profile, given=error.given, expected=error.expected, fix=error.fix, exit_code=error.exit_code
-        )
+        fields = {name: getattr(error, name) for name in ("given", "expected", "fix", "exit_code")}
+        return cls(profile=profile, **fields)
 
     @property
     def error(self) -> ZtdeployError:
@@ -363,7 +360,7 @@ class FailedProfile(FiniteRecord):
 
 
 class AdaptedProfile(FiniteRecord):
-    """A profile that was built in another form than its file asks for: one that loses no sums on this processor."""
+    """A profile that was built in another form than its file asks for, so that no sums overflow on this processor."""
 
     profile: Name
     change: str
@@ -397,7 +394,7 @@ class MissingPart(FiniteRecord):
 
 
 class BlocksRecord(FiniteRecord):
-    """A graph of a few neighbouring dense blocks alone, for any number of tokens."""
+    """A graph of a few neighbouring blocks of the baseline, for any number of tokens."""
 
     file: BundlePath
     count: int = Field(ge=1)
@@ -411,9 +408,8 @@ class Manifest(FiniteRecord):
     weights: WeightsRecord
     text_head: TextHeadRecord | None = None  #: part of the weights as well
     preprocess: PreprocessSpec
-    preprocess_sources: dict[str, str] = Field(
-        default_factory=dict
-    )  #: who says each field of it: an option, a file, or timm's default
+    #: Where each field of it comes from: an option, a file, or timm's default.
+    preprocess_sources: dict[str, str] = Field(default_factory=dict)
     class_names: BundlePath | None
     profiles: dict[Name, HardwareProfile]
     default_variant: Name
@@ -422,22 +418,20 @@ class Manifest(FiniteRecord):
     missing: tuple[MissingPart, ...]
     failed: tuple[FailedProfile, ...] = ()
     adapted: tuple[AdaptedProfile, ...] = ()
-    blocks: dict[Name, BlocksRecord] = Field(
-        default_factory=dict
-    )  #: by profile; what measures how time grows with tokens
+    #: By profile: graphs for measuring how time grows with tokens.
+    blocks: dict[Name, BlocksRecord] = Field(default_factory=dict)
     gates: tuple[GateRecord, ...] = ()  #: by profile, where the build was given calibration images
     choices: tuple[ChoiceRecord, ...] = ()  #: of `build --precision auto`
     calibration: CalibrationRecord | None = None  #: where the build was given calibration images
-    timing_caches: dict[Name, BundlePath] = Field(
-        default_factory=dict
-    )  #: by profile: what building engines on the device measured
+    #: By profile: what building engines on the device measured.
+    timing_caches: dict[Name, BundlePath] = Field(default_factory=dict)
     files: dict[BundlePath, FileRecord]
 
     @property
     def lines_of_missing(self) -> tuple[str, ...]:
-        """All that is not as it was asked for, for people: profiles that failed or have another form come first."""
-        profiles = (*(one.line for one in self.failed), *(one.line for one in self.adapted))
-        return (*profiles, *(one.line for one in self.missing))
+        """What is not as it was asked for, in words: profiles that failed or have another form come first."""
+        parts: list[FailedProfile | AdaptedProfile | MissingPart] = [*self.failed, *self.adapted, *self.missing]
+        return tuple(one.line for one in parts)
 
     def with_engines(self, engines: Mapping[tuple[str, str], EngineRecord]) -> Manifest:
         """The manifest with some engines replaced or added, by the names of their variant and profile."""

@@ -92,7 +92,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
             ParityError: the engine gives what cannot be right.
         """
-        top, least = arguments.top(top), self._least(threshold)
+        top, least = arguments.whole_number("top", top, arguments.CLASSES), self._least(threshold)
         if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
             images = [images]
         sources = list(images)
