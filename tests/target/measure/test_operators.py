@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.backends.base import NodeRun, ProfiledCall
-from ztdeploy.target.measure.operators import EXPOSED, NONE, PLAIN, UNLIKE, attention_of, kind_of, place, take_apart
+from ztdeploy.target.measure.operators import EXPOSED, NONE, PLAIN, UNLIKE, kind_of, place, take_apart
+from ztdeploy.target.measure.sweep_report import OperatorProfile
 
 N, ACTIVATIONS, HEADS, MATRIX = 65, (1, 65, 96), (1, 3, 65, 32), (1, 3, 65, 65)
 
@@ -50,7 +53,11 @@ def around(nodes: list[NodeRun]) -> list[NodeRun]:
 
 
 def accounts(nodes: list[NodeRun], calls: int = 3, over: float = 0.5):
-    return take_apart([ProfiledCall(sum(one.ms for one in nodes) + over, tuple(nodes))] * calls)
+    return taken_apart([ProfiledCall(sum(one.ms for one in nodes) + over, tuple(nodes))] * calls)
+
+
+def taken_apart(calls: list[ProfiledCall]) -> OperatorProfile:
+    return take_apart(calls, "dense", Setting(ImageSize(32, 32), 1, 1))
 
 
 def parts(nodes: list[NodeRun]) -> dict[tuple[int | None, str], float]:
@@ -81,7 +88,7 @@ def test_medians_over_calls_and_the_time_between():
         ProfiledCall(first + second + over, (node("io/Add_0", ms=first), node("blocks.0/Add_0", ms=second)))
         for first, second, over in times
     ]
-    found = take_apart(calls)
+    found = taken_apart(calls)
     assert [(part.block, part.ms) for part in found.parts] == [(0, 20.0), (None, 2.0)]
     assert found.between_ms == pytest.approx(0.6)
     assert found.call_ms == pytest.approx(22.6)
@@ -131,19 +138,19 @@ def test_a_product_is_attention_where_both_sides_are_computed(inputs, expected):
 
 @pytest.mark.parametrize("calls", [[], [ProfiledCall(1.0, ())]])
 def test_a_profile_without_nodes(calls):
-    refused(lambda: take_apart(calls), "calls with", kind=EnvironmentLacksError)
+    refused(lambda: taken_apart(calls), "calls with", kind=EnvironmentLacksError)
 
 
 def test_calls_that_differ():
     calls = [ProfiledCall(1.0, (node("io/Add_0"),)), ProfiledCall(1.0, (node("io/Add_1"),))]
-    refused(lambda: take_apart(calls), "the same nodes in every call", kind=EnvironmentLacksError)
+    refused(lambda: taken_apart(calls), "the same nodes in every call", kind=EnvironmentLacksError)
 
 
 # How attention is computed.
 
 
 def check(nodes):
-    return {one.block: (one.fused, one.operators, one.reason) for one in attention_of(accounts(around(nodes)).nodes)}
+    return {one.block: (one.fused, one.operators, one.reason) for one in accounts(around(nodes)).attention}
 
 
 PLAIN_OPERATORS = ("FusedMatMul", "Softmax", "MatMul")

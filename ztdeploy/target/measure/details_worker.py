@@ -24,7 +24,7 @@ from ztdeploy.core.records import Record, from_json
 from ztdeploy.core.setting import Setting
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import Insight, Runner
-from ztdeploy.target.measure.operators import attention_of, take_apart
+from ztdeploy.target.measure.operators import take_apart
 from ztdeploy.target.measure.staircase import find_treads, token_counts
 from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, TokenStep
 from ztdeploy.target.measure.turns import milliseconds, turn_orders
@@ -101,19 +101,7 @@ def take_profile(order: DetailsOrder, name: str) -> OperatorProfile:
         while done < _FEWEST_CALLS or (done < _MOST_CALLS and time.monotonic() - begun < order.seconds):
             runner.infer(pixels)
             done += 1
-        accounts = take_apart(profiled.finish()[-done:])
-    return OperatorProfile(
-        variant=name,
-        image_size=spec.image_size,
-        batch=order.batch,
-        threads=order.threads,
-        calls=accounts.calls,
-        call_ms=round(accounts.call_ms, 6),
-        parts=accounts.parts,
-        operators=accounts.operators,
-        attention=attention_of(accounts.nodes),
-        between_ms=round(accounts.between_ms, 6),
-    )
+        return take_apart(profiled.finish()[-done:], name, order.setting)
 
 
 def climb(order: DetailsOrder) -> Staircase:

@@ -14,8 +14,9 @@ from statistics import median
 
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.core.names import block_of, in_pruning_layer
+from ztdeploy.core.setting import Setting
 from ztdeploy.target.backends.base import NodeRun, ProfiledCall
-from ztdeploy.target.measure.sweep_report import BlockAttention, Kind, OperatorTime, Part
+from ztdeploy.target.measure.sweep_report import BlockAttention, Kind, OperatorProfile, OperatorTime, Part
 
 #: Attention in a single operator.
 FUSED_ATTENTION = frozenset(
@@ -62,22 +63,7 @@ class PlacedNode:
         return "pruning" if self.pruning else kind_of(self.run)
 
 
-@dataclass(frozen=True)
-class Accounts:
-    """Where the time of one call goes: the parts and what lies between the nodes are all of it."""
-
-    calls: int
-    nodes: tuple[PlacedNode, ...]
-    parts: tuple[Part, ...]
-    operators: tuple[OperatorTime, ...]
-    between_ms: float
-
-    @property
-    def call_ms(self) -> float:
-        return sum(part.ms for part in self.parts) + self.between_ms
-
-
-def take_apart(calls: Sequence[ProfiledCall]) -> Accounts:
+def take_apart(calls: Sequence[ProfiledCall], variant: str, setting: Setting) -> OperatorProfile:
     """Medians over calls of the same engine on inputs of the same shape.
 
     Raises:
@@ -91,10 +77,20 @@ def take_apart(calls: Sequence[ProfiledCall]) -> Accounts:
             "install another version of onnxruntime, or leave the details out",
         )
     columns = list(zip(*(call.nodes for call in calls), strict=True))
-    times = [median(node.ms for node in column) for column in columns]
-    nodes = place([column[0] for column in columns], times)
-    between = median(max(0.0, call.ms - sum(node.ms for node in call.nodes)) for call in calls)
-    return Accounts(len(calls), nodes, parts_of(nodes), operators_of(nodes), between)
+    nodes = place([column[0] for column in columns], [median(node.ms for node in column) for column in columns])
+    between_ms = median(max(0.0, call.ms - sum(node.ms for node in call.nodes)) for call in calls)
+    return OperatorProfile(
+        variant=variant,
+        image_size=setting.image_size,
+        batch=setting.batch,
+        threads=setting.threads,
+        calls=len(calls),
+        call_ms=round(sum(node.ms for node in nodes) + between_ms, 6),
+        parts=parts_of(nodes),
+        operators=operators_of(nodes),
+        attention=attention_of(nodes),
+        between_ms=round(between_ms, 6),
+    )
 
 
 def place(runs: Sequence[NodeRun], times_ms: Sequence[float]) -> tuple[PlacedNode, ...]:

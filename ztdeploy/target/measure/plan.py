@@ -98,11 +98,11 @@ def check_request(request: BenchRequest) -> None:
             "leave out --duration or --iterations",
         )
     arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
-    duration = request.duration_s
-    finite = duration is None or (math.isfinite(duration) and duration > 0)
-    _check(finite, f"--duration {duration}", "seconds above 0", "--duration 10")
-    warm = math.isfinite(request.warmup_s) and request.warmup_s >= 0
-    _check(warm, f"--warmup {request.warmup_s}", "seconds, 0 or more", "--warmup 1")
+    duration, warm_up = request.duration_s, request.warmup_s
+    if duration is not None and not (math.isfinite(duration) and duration > 0):
+        raise InputError(f"--duration {duration}", "seconds above 0", "give for instance --duration 10")
+    if not (math.isfinite(warm_up) and warm_up >= 0):
+        raise InputError(f"--warmup {warm_up}", "seconds, 0 or more", "give for instance --warmup 1")
     if request.iterations is not None and request.iterations < request.rounds:
         raise InputError(
             f"{request.iterations} iterations in {request.rounds} rounds",
@@ -216,8 +216,3 @@ def _check_batch(batch: int, variant: VariantRecord, profile: str, sizes: Sequen
             f"at most {max(sizes)}",
             f"choose a smaller --batch, or build with a profile whose batch.sizes hold {batch}",
         )
-
-
-def _check(holds: bool, given: str, expected: str, example: str) -> None:
-    if not holds:
-        raise InputError(given, expected, f"give for instance {example}")

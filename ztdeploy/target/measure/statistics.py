@@ -58,6 +58,10 @@ class Interval(Record):
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def scaled(self, factor: float) -> Interval:
+        """The interval of a figure in another unit."""
+        return Interval(low=factor * self.low, high=factor * self.high, confidence=self.confidence)
+
     def __format__(self, spec: str) -> str:
         """Both ends with the same format, such as "1.01 to 1.03" for ".2f"."""
         return f"{self.low:{spec}} to {self.high:{spec}}"

@@ -236,24 +236,17 @@ def why_not_resumed(previous: SweepReport, now: SweepReport, machine: Machine) -
     ]
     if asked:
         return f"it was asked for with other values of {', '.join(asked)}"
-    if _contents(previous) != _contents(now):
+    if {one.image_size: one.digest for one in previous.bundles} != {one.image_size: one.digest for one in now.bundles}:
         return "its engines or weights were others"
     there = next((run.machine for run in previous.runs), machine)
-    differing = [
-        name.replace("_", " ") for name in Machine.model_fields if _setup(there, name) != _setup(machine, name)
-    ]
+    was, now_is = (
+        {**one.model_dump(), "gpus": [(gpu.name, gpu.driver) for gpu in one.gpus]}  # which have other clocks every time
+        for one in (there, machine)
+    )
+    differing = [name.replace("_", " ") for name in was if was[name] != now_is[name]]
     if differing:
         return printable(f"it ran on another machine, or one set up otherwise: {', '.join(differing)}")
     return None
-
-
-def _contents(report: SweepReport) -> dict[ImageSize, str]:
-    return {used.image_size: used.digest for used in report.bundles}
-
-
-def _setup(machine: Machine, name: str) -> object:
-    """What a field says of the machine, without a GPU's clocks and temperatures."""
-    return [(gpu.name, gpu.driver) for gpu in machine.gpus] if name == "gpus" else getattr(machine, name)
 
 
 def kept_runs(previous: SweepReport, groups: Sequence[Group]) -> dict[int, BenchReport]:
