@@ -230,16 +230,6 @@ def test_batch_sizes_are_positive_and_come_out_sorted_once_each(sizes):
             parse_profile(data, Path("p.toml"))
 
 
-@settings(deadline=None)
-@given(st.floats())
-def test_keep_ratios_of_a_profile_lie_above_0_and_up_to_1(ratio):
-    if 0 < ratio <= 1:
-        assert parse_profile({**LEAST, "keep_ratios": [0.7, ratio]}, Path("p.toml")).keep_ratios == (0.7, ratio)
-    else:
-        with pytest.raises(ProfileError, match="keep_ratios"):
-            parse_profile({**LEAST, "keep_ratios": [0.7, ratio]}, Path("p.toml"))
-
-
 def test_a_profile_takes_its_name_from_the_file_unless_it_says_one(toml):
     assert read_profile(toml("", name="pocket-board.toml")).name == "pocket-board"
     assert read_profile(toml("name = 'other'", name="pocket-board.toml")).name == "other"
@@ -262,16 +252,6 @@ def test_what_is_not_toml_is_refused(tmp_path, content):
     path = tmp_path / "p.toml"
     path.write_bytes(content)
     refused(str(path), "cannot be read", "TOML")
-
-
-def test_toml_nested_without_end_is_refused(toml):
-    refused(toml("notes = " + "[" * 100_000), "cannot be read")
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    refused(str(tmp_path / "none.toml"), "cannot be read", "none.toml")
-    (tmp_path / "folder.toml").mkdir()
-    refused(str(tmp_path / "folder.toml"), "cannot be read")
 
 
 def test_an_empty_file_lacks_its_keys(tmp_path):
