@@ -28,12 +28,11 @@ from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
+from ztdeploy.target.evaluate.data import LabelledImage, read_labels
 from ztdeploy.target.evaluate.statistics import mean_interval, wilson_interval
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
-from ztdeploy.target.runtime.activation import divergences
-from ztdeploy.target.runtime.inputs import load_pixels
-from ztdeploy.target.runtime.preprocess import normalise
+from ztdeploy.target.runtime.postprocess import divergences
+from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 REFERENCE = "tome"  #: what divergences are divided by
 RESAMPLES, BATCH = 10_000, 20

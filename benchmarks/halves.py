@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
+from ztdeploy.target.evaluate.data import LabelledImage, read_labels
 
 CHECKPOINT, CROP_PCT = "deit_tiny_patch16_224.fp16.safetensors", 0.875
 

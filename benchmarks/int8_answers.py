@@ -31,11 +31,11 @@ from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import schedule_path
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.jobs.gate import Gate
-from ztdeploy.target.evaluate.labels import read_labels
+from ztdeploy.target.evaluate.data import read_labels
 from ztdeploy.target.evaluate.scoring import hits, share
-from ztdeploy.target.runtime.activation import divergences
 from ztdeploy.target.runtime.images import read_image
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.postprocess import divergences
+from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import load
 
 SINGLE = "cpu"

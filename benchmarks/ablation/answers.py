@@ -18,7 +18,7 @@ from ztdeploy.core.plan import LayerPlan, plan
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.prefix_cache import DensePrefix, first_block
 from ztdeploy.host.pruning.layer import Choice
-from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.postprocess import divergences
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,7 @@ from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.run import machine_facts, model_facts
-from ztdeploy.target.evaluate.data import EvalData, limited, read_data
-from ztdeploy.target.evaluate.data_facts import data_facts
-from ztdeploy.target.evaluate.decoding import Decoded, decode
+from ztdeploy.target.evaluate.data import Decoded, EvalData, data_facts, decode, limited, read_data
 from ztdeploy.target.evaluate.eval_report import DataFacts
 from ztdeploy.target.evaluate.scoring import hits, share
 from ztdeploy.target.runtime.preprocess import normalise

@@ -220,10 +220,12 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
     from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
     from ztdeploy.target.evaluate import engines
 
-    work = engines.Workload(read_bundle(digits_bundle), ("dense", "keep-0.50"), "cpu", 2, 1)
+    bundle = read_bundle(digits_bundle)
+    variants = tuple(bundle.variant(name=name) for name in ("dense", "keep-0.50"))
+    work = engines.Workload(bundle, variants, "cpu", 2, 1)
     images = [DIGITS / "images" / name for name in ("0021_1.png", "0481_6.png")]
-    with engines.Engines(work) as opened:
-        assert opened.answer(images).readable.tolist() == [True, True]
+    with engines.open_engines(work) as answer:
+        assert answer(images).readable.tolist() == [True, True]
         good = OnnxRuntimeRunner.infer
 
         def second_is_no_number(self, feeds):
@@ -233,7 +235,7 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
 
         monkeypatch.setattr(OnnxRuntimeRunner, "infer", second_is_no_number)
         with pytest.raises(ParityError, match=r"'dense' gives infinities or NaN for '.*0481_6\.png'"):
-            opened.answer(images)
+            answer(images)
 
 
 # What is left of one that was stopped, and how it goes on.

@@ -16,8 +16,7 @@ import ztdeploy
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.models.loading import load_model
-from ztdeploy.target.runtime.inputs import load_pixels
-from ztdeploy.target.runtime.preprocess import normalise
+from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 

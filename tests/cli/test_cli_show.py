@@ -93,7 +93,7 @@ def test_reasons_are_those_of_pytorch(digits_bundle: Path, digit_images: list[Pa
     from ztdeploy.host.export import Deployable
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.host.pruning.pruned_model import PrunedModel
-    from ztdeploy.target.runtime.inputs import load_pixels
+    from ztdeploy.target.runtime.preprocess import load_pixels
 
     images = digit_images[2:6]
     found = show(digits_bundle, *images, "-k", "0.7", "-o", "shown", "--json", cwd=tmp_path).json()

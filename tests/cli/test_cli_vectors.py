@@ -15,7 +15,7 @@ from helpers.processes import run_ztdeploy, sharing
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.target.evaluate.eval_report import EvalReport
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import load
 
 DIGITS = ASSETS / "digits"

@@ -256,7 +256,7 @@ BATCHES = """
 import json, sys
 import numpy as np
 import ztdeploy
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import load_pixels
 bundle, *images = sys.argv[1:]
 with ztdeploy.load(bundle, profile="jetson-orin") as runner:
     pixels = load_pixels(images, runner.bundle.manifest.preprocess)

@@ -23,10 +23,12 @@ from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.report.show.show import show_bundle
+from ztdeploy.report.show.drawing import draw
+from ztdeploy.report.show.page import sheet_paths, write_show
 from ztdeploy.target.evaluate.evaluate import evaluate
-from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.runtime.images import read_bands
+from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
 from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
@@ -176,10 +178,10 @@ def test_from_build_to_show(name: str, tmp_path: Path) -> None:
     for ours, choice in zip(prediction.kept, replay.choices, strict=True):
         tokens = tokens[choice.kept[0].numpy()]
         assert ours.tolist() == (tokens[prefix:] - prefix).tolist()
-    (shown,) = show_bundle(bundle.root, [path], tmp_path / "shown")
-    rows, columns = found.adapter.architecture.rows_and_columns
-    assert (shown.grid.rows, shown.grid.columns) == (rows, columns)
-    tall, wide = shown.plain.height / rows, shown.plain.width / columns
+    (shown,) = explain_bundle(bundle, [path])
+    drawing, (rows, columns) = draw(shown, bundle.manifest), found.adapter.architecture.rows_and_columns
+    assert (drawing.grid.rows, drawing.grid.columns) == (rows, columns)
+    tall, wide = drawing.plain.height / rows, drawing.plain.width / columns
     assert tall == wide >= 4
     report = evaluate(bundle.root, data)
     assert report.data.images == 1
@@ -243,8 +245,9 @@ def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_
         else:
             likely = runner(photos[0], threshold=0.5)[0].labels
             assert {label.index for label in likely} == set(np.flatnonzero(chances >= 0.5))
-    (shown,) = show_bundle(bundle.root, photos[:1], tmp_path / "shown")
-    assert "100 %" not in (tmp_path / "shown" / "show.html").read_text()
+    out = tmp_path / "shown"
+    ((shown, _),) = write_show(bundle, explain_bundle(bundle, photos[:1]), sheet_paths(photos[:1], out), out)
+    assert "100 %" not in (out / "show.html").read_text()
     assert (shown.dense_labels[0].probability is None) == (chances is None)
     if activation == "none":
         refused(lambda: evaluate(bundle.root, tmp_path / "data"), "no probabilities", kind=InputError)

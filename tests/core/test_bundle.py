@@ -35,9 +35,9 @@ from ztdeploy.core.bundle import (
 from ztdeploy.core.errors import BundleError, InputError, OutputError
 from ztdeploy.core.manifest import SCHEMA_VERSION, BundlePath, Manifest
 from ztdeploy.core.records import from_json, to_json
-from ztdeploy.report.show.show import show_bundle
 from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import plan as plan_eval
+from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.finalize import finalize_bundle
 from ztdeploy.target.measure.bench_report import BenchRequest
 from ztdeploy.target.measure.plan import plan_bench
@@ -506,7 +506,7 @@ def test_a_keep_ratio_that_several_variants_share_is_not_guessed(bundle_copy):
         lambda: ztdeploy.load(bundle_copy, keep_ratio=0.7),
         lambda: plan_bench(BenchRequest(bundle=bundle_copy, keep_ratios=(0.7,)), bundle),
         lambda: plan_eval(EvalRequest(bundle=bundle_copy, data=bundle_copy, keep_ratios=(0.7,)), bundle),
-        lambda: next(show_bundle(bundle_copy, [], bundle_copy / "out", keep_ratios=(0.7,))),
+        lambda: explain_bundle(bundle, [], (0.7,)),
     ):
         refused(ask, "keep-0.70, keep-0.50", "--variant keep-0.70", kind=InputError)
     assert bundle.variant(name="keep-0.50").name == "keep-0.50"

@@ -22,8 +22,7 @@ from ztdeploy.core.profile import HardwareProfile, read_profile, schedule_path
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
 from ztdeploy.host.models.checkpoint import read_tables
 from ztdeploy.host.models.class_names import read_class_names
-from ztdeploy.target.evaluate.data import read_data
-from ztdeploy.target.evaluate.labels import read_labels
+from ztdeploy.target.evaluate.data import read_data, read_labels
 from ztdeploy.target.measure.report_file import holds_kind
 from ztdeploy.target.measure.sweep_report import read_any_report
 

@@ -6,30 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.variants import plan, variant_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ztdeploy.core.errors import ParityError
-from ztdeploy.core.plan import LayerPlan
-from ztdeploy.report.show.show import _sheets
+from ztdeploy.report.show.page import sheet_paths
 from ztdeploy.report.show.tiles import Grid, layer_tile, plain_tile
 from ztdeploy.target.evaluate.patches import GONE, follow
+from ztdeploy.target.runtime.interface import Outputs
 
 GRID = Grid(4, 4)
 
 
-def layer(tokens_in: int, tokens_out: int, *, prefix: int = 1, block: int = 0, merges: bool = False) -> LayerPlan:
-    return LayerPlan(
-        block=block,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        prefix_tokens=prefix,
-        class_token=prefix > 0,
-        similarity_drop=0,
-        iterations=0,
-        merges=merges,
-    )
+def followed(variant, kept, into, patches):
+    """One image through a variant's layers."""
+    arrays = [tuple(np.array([one], np.int32) for one in layers) for layers in (kept, into)]
+    return follow(variant, Outputs(np.zeros((1, 3), np.float32), *arrays), 0, patches)
 
 
 def by_loops(kept, into, patches, prefix, fuses):
@@ -63,7 +56,7 @@ def passes(draw):
         slots = [draw(st.integers(lowest, len(stay) - 1).filter(lambda s: s < 0 or s >= prefix)) for _ in range(gone)]
         if fuses:
             slots = slots[:1] * gone
-        plans.append(layer(tokens, len(stay), prefix=prefix, block=block, merges=merges))
+        plans.append(plan(block, tokens, len(stay), prefix=prefix, merges=merges))
         kept.append(stay)
         into.append(slots if merges else [GONE] * gone)
         tokens = len(stay)
@@ -74,8 +67,8 @@ def passes(draw):
 @settings(max_examples=150, deadline=None)
 def test_following_is_what_loops_find(case) -> None:
     plans, kept, into, patches, prefix, fuses = case
-    merging = [np.array(slots, np.int32) for plan, slots in zip(plans, into, strict=True) if plan.merges]
-    found = follow(plans, [np.array(stay, np.int32) for stay in kept], merging, patches, fuses=fuses)
+    merging = [slots for one, slots in zip(plans, into, strict=True) if one.merges]
+    found = followed(variant_of("evit" if fuses else "tome", *plans), kept, merging, patches)
     for one, tokens in zip(found, by_loops(kept, into, patches, prefix, fuses), strict=True):
         places = [place for place, _ in tokens if place is not None]
         assert one.kept.tolist() == sorted(places)
@@ -85,23 +78,6 @@ def test_following_is_what_loops_find(case) -> None:
         assert (one.holder == GONE).sum() == patches - sum(len(inside) for _, inside in tokens)
         expected = [sorted(inside) for place, inside in tokens if inside - {place}]
         assert [group.tolist() for group in one.groups] == expected
-
-
-@pytest.mark.parametrize(
-    ("stay", "slots"),
-    [
-        ([0, 1, 1], [1, 1]),
-        ([0, 1, 5], [1, 1]),
-        ([0, -1, 2], [1, 1]),
-        ([0, 1], [1, 1, 1]),
-        ([0, 1, 2], [1, 3]),
-        ([0, 1, 2], [1, -2]),
-        ([0, 1, 2], [1]),
-    ],
-)
-def test_indices_that_cannot_be_right(stay: list[int], slots: list[int]) -> None:
-    with pytest.raises(ParityError, match="block 1 cannot be right"):
-        follow([layer(5, 3, merges=True)], [np.array(stay)], [np.array(slots)], 4)
 
 
 @pytest.fixture
@@ -121,7 +97,7 @@ def cells(tile: Image.Image, grid: int = 4) -> list[np.ndarray]:
 
 def test_dropped_patches_are_dimmed_and_kept_ones_untouched(plain: Image.Image) -> None:
     stay = [0, 1, 2, 6, 7, 16]
-    (one,) = follow([layer(17, 6)], [np.array(stay)], [], 16)
+    (one,) = followed(variant_of("zero-tprune", plan(0, 17, 6)), [stay], [], 16)
     for patch, (before, after) in enumerate(zip(cells(plain), cells(layer_tile(plain, one, GRID)), strict=True)):
         if patch + 1 in stay:
             np.testing.assert_array_equal(before, after)
@@ -132,9 +108,9 @@ def test_dropped_patches_are_dimmed_and_kept_ones_untouched(plain: Image.Image) 
 
 
 def test_merged_patches_share_a_tint_inside_and_their_token_keeps_its_pixels(plain: Image.Image) -> None:
-    stay = np.array([t for t in range(17) if t not in (2, 12, 16)])
-    slot = stay.tolist().index(1)
-    (one,) = follow([layer(17, 14, merges=True)], [stay], [np.array([slot, slot, -1])], 16)
+    stay = [t for t in range(17) if t not in (2, 12, 16)]
+    slot = stay.index(1)
+    (one,) = followed(variant_of("tome", plan(0, 17, 14, merges=True)), [stay], [[slot, slot, -1]], 16)
     before, after = cells(plain), cells(layer_tile(plain, one, GRID))
     assert [group.tolist() for group in one.groups] == [[0, 1, 11]]
     hues = [(after[p][8:-8, 8:-8] - after[p][8:-8, 8:-8].mean(-1, keepdims=True)).mean((0, 1)) for p in (1, 11)]
@@ -149,7 +125,7 @@ def test_merged_patches_share_a_tint_inside_and_their_token_keeps_its_pixels(pla
 
 def test_sheets_have_harmless_names_of_their_own() -> None:
     images = ["a.jpg", "x/A.png", "..", "../../etc/pass wd", "<b>.png", "-.png", "a" * 300 + ".png"]
-    names = [path.name for path in _sheets([Path(image) for image in images], Path("out"))]
+    names = [path.name for path in sheet_paths([Path(image) for image in images], Path("out"))]
     assert names[:6] == [
         "a.show.png",
         "A-2.show.png",
@@ -159,4 +135,4 @@ def test_sheets_have_harmless_names_of_their_own() -> None:
         "image-2.show.png",
     ]
     assert len(names[6]) < 100
-    assert all(path.parent == Path("out") for path in _sheets([Path(image) for image in images], Path("out")))
+    assert all(path.parent == Path("out") for path in sheet_paths([Path(image) for image in images], Path("out")))

@@ -110,16 +110,12 @@ def build(
         )
         leave(bundle.manifest.failed)
         return
-    from ztdeploy.cli.inspect import show_bundle, show_drift, show_fidelity
-    from ztdeploy.cli.precision import show_choices, show_ranges
+    from ztdeploy.cli.inspect import show_bundle, show_findings
     from ztdeploy.jobs.gate import gate_lines
     from ztdeploy.target.backends.int8 import int8_note, is_elsewhere
 
     show_bundle(bundle)
-    show_drift(bundle)
-    show_fidelity(bundle)
-    show_choices(bundle)
-    show_ranges(bundle)
+    show_findings(bundle)
     manifest, seen = bundle.manifest, bundle.manifest.calibration
     said = {record.profile for record in manifest.adapted}
     here = [one for name, one in manifest.profiles.items() if name not in said and not is_elsewhere(one)]

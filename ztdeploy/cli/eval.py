@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.intervals import change_words, mean_words, share_words
 from ztdeploy.cli.options import (
     BundleArgument,
     CacheOption,
@@ -19,15 +19,16 @@ from ztdeploy.cli.options import (
     path_option,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.cli.output import JsonFlag, left, note, print_record, progress_bar, right, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
-    from ztdeploy.target.evaluate.eval_report import EvalReport, VariantScore
+    from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share
 
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
-#: Images with the highest divergence that are shown per variant; the report has more.
+#: Images furthest from dense that are shown per variant, and images that cannot be read; the report has more.
 _WORST, _UNREADABLE = 3, 5
+_INTERVAL = "95 % interval"
 _OF_SIGMOID = "same answer: the same outputs above 50 %; KL: mean over outputs of that between two chances"
 
 
@@ -73,8 +74,10 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.report.evaluate.page import check_page_path, write_eval_page
-    from ztdeploy.target.evaluate.eval_report import EvalRequest, check_eval_path, write_eval
+    from ztdeploy.core.files import write
+    from ztdeploy.core.records import to_json
+    from ztdeploy.report.evaluate.page import check_page_path, eval_page
+    from ztdeploy.target.evaluate.eval_report import EvalRequest, check_eval_path
     from ztdeploy.target.evaluate.evaluate import evaluate_bundle
     from ztdeploy.target.evaluate.record import check_recordable
     from ztdeploy.target.evaluate.record import record as write_record
@@ -108,36 +111,33 @@ def evaluate(
         note(RESUME)
         raise
     if out is not None:
-        write_eval(report, out)
+        write(out, to_json(report, indent=1) + "\n")
     if page is not None:
-        write_eval_page(report, page)
+        write(page, eval_page(report))
     if record:
         write_record(report, bundle, lambda: note("waiting for another process that writes to this bundle"))
     if json:
         print_record(report)
         return
-    show_eval(report)
+    _show(report)
     for written in (out, page):
         if written is not None:
             note(f"wrote {written}")
 
 
-def show_eval(report: EvalReport) -> None:
+def _show(report: EvalReport) -> None:
     """Tables of what was found, and what to think of it."""
-    from ztdeploy.cli.eval_vectors import show_vectors
-
     bundle, data = report.bundle, report.data
     say(f"{Path(bundle.path).resolve().name}: {bundle.timm_name}, profile {bundle.profile}, {bundle.runtime}")
     left_out = f", {data.ignored} other files ignored" if data.ignored else ""
     say(f"{data.path}: {data.images} of {data.found} images ({data.rule}{left_out}); sha256 {data.digest[:12]}")
     say()
     if report.output != "logits":
-        show_vectors(report)
+        _show_vectors(report)
     elif data.labelled:
         _show_accuracy(report)
     if report.output == "logits" and len(report.variants) > 1:
         _show_against_dense(report)
-        _show_worst(report)
     for one in data.unreadable[:_UNREADABLE]:
         warn(f"not counted: {one.reason}")
     if len(data.unreadable) > _UNREADABLE:
@@ -147,59 +147,129 @@ def show_eval(report: EvalReport) -> None:
 
 
 def _show_accuracy(report: EvalReport) -> None:
-    rows = [
-        (
-            score.label,
-            *share_words(score.top1),
-            *share_words(score.top5),
-            *_change(score),
-        )
-        for score in report.variants
-    ]
-    interval = "95 % interval"
-    headings = ("top-1", interval, "top-5", interval, "top-1 less dense", interval, "gained", "lost")
+    rows = []
+    for score in report.variants:
+        change = score.against_dense.change if score.against_dense is not None else None
+        counts = ("", "") if change is None else (f"{change.gained}", f"{change.lost}")
+        rows.append((score.label, *_share(score.top1), *_share(score.top5), *_change(change), *counts))
+    headings = ("top-1", _INTERVAL, "top-5", _INTERVAL, "top-1 less dense", _INTERVAL, "gained", "lost")
     table(
         f"Accuracy on {report.data.images} images of {report.data.classes} classes, in %",
-        [("variant", "left"), *((heading, "right") for heading in headings)],
+        left("variant") + right(*headings),
         rows,
         caption="gained, lost: images that only the variant, or only dense, has right",
     )
 
 
 def _show_against_dense(report: EvalReport) -> None:
-    rows = [
-        (score.variant, f"{score.gmacs:.3g}", *share_words(against.agreement), *mean_words(against.kl))
-        for score in report.variants
-        if (against := score.against_dense) is not None
-    ]
-    headings = ("GMACs", "same answer, in %", "95 % interval", "mean KL, in nats", "95 % interval")
+    found = [(score, score.against_dense) for score in report.variants if score.against_dense is not None]
     table(
         f"Against the dense engine, on {report.data.images} images",
-        [("variant", "left"), *((heading, "right") for heading in headings)],
-        rows,
+        left("variant") + right("GMACs", "same answer, in %", _INTERVAL, "mean KL, in nats", _INTERVAL),
+        [(score.variant, f"{score.gmacs:.3g}", *_share(one.agreement), *_mean(one.kl)) for score, one in found],
         caption=_OF_SIGMOID if report.activation == "sigmoid" else "",
+    )
+    table(
+        "Furthest from dense",
+        left("variant") + right("KL") + left("dense says", "it says", "image"),
+        [
+            ("" if place else score.variant, f"{one.kl:.3g}", _answer(one.dense), _answer(one.variant), one.image)
+            for score, against in found
+            for place, one in enumerate(against.worst[:_WORST])
+        ],
     )
 
 
-def _show_worst(report: EvalReport) -> None:
+def _show_vectors(report: EvalReport) -> None:
+    """How alike vectors are to dense's, and what embeddings find."""
+    found = [(score, score.likeness) for score in report.variants if score.likeness is not None]
+    if found:
+        table(
+            f"Cosine to the dense engine's {report.output}, on {report.data.images} images",
+            left("variant") + right("GMACs", "mean", _INTERVAL, "5 % are below", _INTERVAL, "lowest"),
+            [
+                (score.label, f"{score.gmacs:.3g}", *_mean(one.mean), *_mean(one.p5), f"{one.lowest:.4f}")
+                for score, one in found
+            ],
+            caption="of each image" if report.output == "embedding" else "of each image and position",
+        )
+        _show_positions([(score.label, one.positions) for score, one in found if one.positions is not None])
+        furthest = [
+            ("" if place else score.label, f"{far.cosine:.4f}", far.image)
+            for score, one in found
+            for place, far in enumerate(one.furthest[:_WORST])
+        ]
+        if furthest:
+            table("Furthest from dense", left("variant") + right("cosine") + left("image"), furthest)
+    if any(score.recalls for score in report.variants):
+        _show_recall(report)
+    elif report.output == "embedding":
+        say("Recall takes at least two images.")
+
+
+def _show_positions(found: Sequence[tuple[str, Positions]]) -> None:
+    if not found:
+        return
+    table(
+        "Cosine by what stands at a position",
+        left("variant")
+        + right("token kept", _INTERVAL, "filled", _INTERVAL, "filled, in %", "lowest")
+        + left("of image"),
+        [
+            (
+                label,
+                *_mean(one.kept),
+                *_mean(one.filled),
+                f"{100 * one.filled_share:.1f}",
+                f"{one.lowest.cosine:.4f} at {one.lowest.position}",
+                one.lowest.image,
+            )
+            for label, one in found
+        ],
+        caption="filled: its own token went, and it has the features of another; positions count from 0, row by row",
+    )
+
+
+def _show_recall(report: EvalReport) -> None:
+    labelled = any(one.recall is not None for score in report.variants for one in score.recalls)
+    rows = []
+    for score in report.variants:
+        for one in score.recalls:
+            recall = (*_share(one.recall), *_change(one.change)) if labelled else ()
+            overlap = ("", "") if one.overlap is None else _share(one.overlap)
+            rows.append((score.label, one.gallery, f"{one.k}", *recall, *overlap))
+    recall_headings = ("recall", _INTERVAL, "less dense", _INTERVAL) if labelled else ()
+    asking = next((one.recall.total for one in report.variants[0].recalls if one.recall is not None), None)
+    queries = "" if asking is None else f", {asking} of them with others of their class"
+    table(
+        f"Each of {report.data.images} images asks for its nearest among the others{queries}, in %",
+        left("variant", "gallery") + right("k", *recall_headings, "dense's neighbours", _INTERVAL),
+        rows,
+        caption="gallery: whose embeddings the others have; recall: images with their class among the k nearest\n"
+        "dense's neighbours: of the k nearest, those that are dense's k nearest as well",
+    )
+    if report.data.labelled and not labelled:
+        say("No class has two images: there is no recall, only what dense finds.")
+
+
+# A figure with its interval, as two cells.
+
+
+def _share(share: Share | Mean | None) -> tuple[str, str]:
+    """In %."""
+    return ("-", "-") if share is None else (f"{100 * share.value:.1f}", f"{share.interval.scaled(100):.1f}")
+
+
+def _mean(mean: Mean | Quantile | None) -> tuple[str, str]:
+    return ("-", "-") if mean is None else (f"{mean.value:.4f}", f"{mean.interval:.4f}")
+
+
+def _change(change: Change | None) -> tuple[str, str]:
+    """In points of %; empty where nothing is compared."""
+    return ("", "") if change is None else (f"{100 * change.value:+.1f}", f"{change.interval.scaled(100):+.1f}")
+
+
+def _answer(answer: Answer) -> str:
     from ztdeploy.target.runtime.postprocess import chance
 
-    rows = [
-        (
-            score.variant if place == 0 else "",
-            f"{one.kl:.3g}",
-            f"{one.dense.name} ({chance(one.dense.probability, None, 0)})",
-            f"{one.variant.name} ({chance(one.variant.probability, None, 0)})",
-            one.image,
-        )
-        for score in report.variants
-        if score.against_dense is not None
-        for place, one in enumerate(score.against_dense.worst[:_WORST])
-    ]
-    columns = [("variant", "left"), ("KL", "right"), ("dense says", "left"), ("it says", "left"), ("image", "left")]
-    table("Furthest from dense", columns, rows)
-
-
-def _change(score: VariantScore) -> tuple[str, str, str, str]:
-    change = score.against_dense.change if score.against_dense is not None else None
-    return (*change_words(change), *(("", "") if change is None else (f"{change.gained}", f"{change.lost}")))
+    return f"{answer.name} ({chance(answer.probability, None, 0)})"

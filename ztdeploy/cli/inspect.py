@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
-from ztdeploy.cli.output import JsonFlag, cell, print_json, say, table
+from ztdeploy.cli.output import JsonFlag, cell, left, print_json, right, say, table
 from ztdeploy.core import arguments
 from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
     from ztdeploy.core.bundle import Bundle
-    from ztdeploy.core.manifest import EngineRecord, FidelityRecord, GraphRecord, VariantRecord
+    from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, EngineRecord, FidelityRecord, VariantRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +29,6 @@ def inspect(
     variant: VariantOption = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.cli.precision import show_choices, show_ranges
     from ztdeploy.core.bundle import read_bundle
 
     opened = read_bundle(bundle)
@@ -38,32 +36,30 @@ def inspect(
         print_json(opened.manifest.model_dump(mode="json", by_alias=True))
         return
     show_bundle(opened)
-    show_engines(opened)
+    _show_engines(opened)
     for line in opened.manifest.lines_of_missing:
         say(line)
-    show_drift(opened)
-    show_fidelity(opened)
-    show_choices(opened)
-    show_ranges(opened)
-    show_blocks(opened, opened.variant(keep_ratio, variant))
+    show_findings(opened)
+    _show_blocks(opened, opened.variant(keep_ratio, variant))
 
 
 def show_bundle(bundle: Bundle) -> None:
     """The variants of a bundle, one a row."""
-    manifest = bundle.manifest
-    rows = []
+    manifest, rows = bundle.manifest, []
     for variant in manifest.variants:
-        tokens, records = variant.plan.tokens_per_block, [e.parity for e in variant.engines.values() if e.parity]
+        schedule, tokens = variant.schedule, [str(count) for count in dict.fromkeys(variant.plan.tokens_per_block)]
+        method = f"{schedule.method} ({schedule.options})" if schedule.options.changed else schedule.method
+        differences = [engine.parity.max_logit_difference for engine in variant.engines.values() if engine.parity]
         rows.append(
             (
                 variant.name + (" *" if variant.name == manifest.default_variant else ""),
-                _method(variant),
-                _counts(list(dict.fromkeys(tokens))),
+                method if variant.plan.layers else "-",
+                " ".join(tokens if len(tokens) <= 6 else [*tokens[:2], "...", tokens[-1]]),
                 f"{variant.gmacs:.3f}",
                 f"{manifest.dense.gmacs / variant.gmacs:.2f}x",
                 f"{variant.pruning_gmacs:.4f}",
                 ", ".join(variant.engines) or "none",
-                f"{max(r.max_logit_difference for r in records):.0e}" if records else "-",
+                cell(max(differences, default=None), ".0e"),
             )
         )
     size = sum(record.bytes for record in manifest.files.values()) / 1e6
@@ -71,36 +67,16 @@ def show_bundle(bundle: Bundle) -> None:
     texts = "" if head is None else f", text head of {head.classes} classes ({head.origin})"
     table(
         f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}){texts}, {size:.1f} MB",
-        [
-            ("variant", "left"),
-            ("method", "left"),
-            ("tokens", "left"),
-            ("GMACs", "right"),
-            ("less work", "right"),
-            ("pruning GMACs", "right"),
-            ("engines", "left"),
-            ("parity", "right"),
-        ],
+        left("variant", "method", "tokens")
+        + right("GMACs", "less work", "pruning GMACs")
+        + left("engines")
+        + right("parity"),
         rows,
         caption="* default; parity: largest logit difference to PyTorch, of ONNX Runtime's int8 to its graph",
     )
 
 
-def _method(variant: VariantRecord) -> str:
-    """And the options that are not at their default."""
-    schedule = variant.schedule
-    if not variant.plan.layers:
-        return "-"
-    return f"{schedule.method} ({schedule.options})" if schedule.options.changed else schedule.method
-
-
-def _counts(tokens: Sequence[int]) -> str:
-    """Token counts that fit a cell: where every block has another, the first two and the last."""
-    shown = [str(count) for count in tokens]
-    return " ".join(shown if len(shown) <= 6 else [*shown[:2], "...", shown[-1]])
-
-
-def show_engines(bundle: Bundle) -> None:
+def _show_engines(bundle: Bundle) -> None:
     """What each engine is bound to, and what proves it."""
     from ztdeploy.core.manifest import plugin_kind
 
@@ -108,74 +84,71 @@ def show_engines(bundle: Bundle) -> None:
     for profile in bundle.manifest.profiles:
         for variant in bundle.manifest.variants:
             graph, engine = variant.graphs[profile], variant.engines.get(profile)
-            bound = "built on the device"
+            bound, megabytes = "built on the device", ""
             if engine is not None:
-                bound = (
-                    f"{engine.fingerprint.runtime} {engine.fingerprint.runtime_version}, {engine.fingerprint.device}"
-                )
-            megabytes = "" if engine is None else f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
-            if engine is not None and engine.fingerprint.plugins is not None:
-                bound += f", plugins ({plugin_kind(engine.fingerprint.plugins)})"
+                bound_to = engine.fingerprint
+                bound = f"{bound_to.runtime} {bound_to.runtime_version}, {bound_to.device}"
+                bound += "" if bound_to.plugins is None else f", plugins ({plugin_kind(bound_to.plugins)})"
+                megabytes = f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
             if graph.plain_for:
                 bound += f", no plugins (option {', '.join(graph.plain_for)})"
-            rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(graph, engine)))
-    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("MB", "right")]
-    columns += [("bound to", "left"), ("proof", "left")]
+            rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(variant, profile, engine)))
     table(
         "Engines",
-        columns,
+        left("profile", "variant", "precision") + right("MB") + left("bound to", "proof"),
         rows,
         caption="proof: logit difference to PyTorch on the golden images, of ONNX Runtime's int8 to its graph;"
-        " layers: of the worst integer layer by itself, relative",
+        " layers: relative difference of the worst integer layer by itself",
     )
 
 
-def _proof(graph: GraphRecord, engine: EngineRecord | None) -> str:
+def _proof(variant: VariantRecord, profile: str, engine: EngineRecord | None) -> str:
     if engine is not None and engine.parity is not None:
         layers = "" if engine.parity.layer_error is None else f", layers {engine.parity.layer_error:.0e}"
         return f"{engine.parity.judgement}{layers}"
-    if graph.parity is not None:
-        what = "graph emulated" if graph.parity.emulated else "graph alone"
-        return f"{what}: {graph.parity.judgement}; never run"
-    return "never run"
+    parity = variant.graphs[profile].parity
+    if parity is None:
+        return "never run"
+    return f"{'graph emulated' if parity.emulated else 'graph alone'}: {parity.judgement}; never run"
 
 
-def show_drift(bundle: Bundle) -> None:
-    """How far graphs below fp32 are from fp32 by their precision alone, if there are any."""
-    output = bundle.manifest.model.gives
-    vectors = output != "logits"
-    rows = [
-        (
-            profile,
-            variant.name,
-            graph.precision,
-            ", ".join(f"{100 * layer.overlap:.1f}" for layer in graph.drift.layers) or "-",
-            *(
-                (cell(graph.drift.cosine, ".4f"),)
-                if vectors
-                else (cell(graph.drift.agreement, ".0f", 100), cell(graph.drift.kl, ".4f"))
-            ),
-            f"{graph.drift.median_logit_difference:.0e}",
+def show_findings(bundle: Bundle) -> None:
+    """What was found out about precision and on images, as far as it was."""
+    vectors = bundle.manifest.model.gives != "logits"
+    _show_drift(bundle, vectors)
+    _show_fidelity(bundle, vectors)
+    _show_choices(bundle, vectors)
+    _show_ranges(bundle)
+
+
+def _show_drift(bundle: Bundle, vectors: bool) -> None:
+    """How far graphs below fp32 are from fp32 by their precision alone."""
+    manifest, rows = bundle.manifest, []
+    for profile in manifest.profiles:
+        for variant in manifest.variants:
+            graph = variant.graphs[profile]
+            if (drift := graph.drift) is not None:
+                answers = (cell(drift.agreement, ".0f", 100), cell(drift.kl, ".4f"))
+                costs = (cell(drift.cosine, ".4f"),) if vectors else answers
+                kept = ", ".join(f"{100 * layer.overlap:.1f}" for layer in drift.layers) or "-"
+                median = f"{drift.median_logit_difference:.0e}"
+                rows.append((profile, variant.name, graph.precision, kept, *costs, median))
+    if rows:
+        costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL")
+        headings = (*costs, f"{manifest.model.gives}, median")
+        table(
+            "Drift by precision",
+            left("profile", "variant", "precision", "same tokens, in %") + right(*headings),
+            rows,
+            caption=f"against fp32 with tokens of its own, on the {len(manifest.golden.images)} golden images; "
+            "same tokens: by pruning layer",
         )
-        for profile in bundle.manifest.profiles
-        for variant in bundle.manifest.variants
-        if (graph := variant.graphs[profile]).drift is not None
-    ]
-    if not rows:
-        return
-    columns = [("profile", "left"), ("variant", "left"), ("precision", "left"), ("same tokens, in %", "left")]
-    costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL")
-    columns += [(heading, "right") for heading in (*costs, f"{output}, median")]
-    images = len(bundle.manifest.golden.images)
-    caption = f"against fp32 with tokens of its own, on the {images} golden images; same tokens: by pruning layer"
-    table("Drift by precision", columns, rows, caption=caption)
 
 
-def show_fidelity(bundle: Bundle) -> None:
-    """What evaluations on images found out, if there were any."""
+def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
+    """What evaluations on images found out."""
     from ztdeploy.core.preprocess_spec import NOUNS
 
-    vectors = bundle.manifest.model.gives != "logits"
     rows = [
         (
             name if record.dense_profile is None else f"{name} (dense: {record.dense_profile})",
@@ -188,13 +161,15 @@ def show_fidelity(bundle: Bundle) -> None:
         for variant in bundle.manifest.variants
         if (record := bundle.fidelity(variant, name)) is not None
     ]
-    if not rows:
-        return
-    answers = ("top-1, in %", "less dense, 95 % interval", "same answer, in %", "mean KL")
-    costs = [(heading, "right") for heading in (("mean cosine",) if vectors else answers)]
-    columns = [("profile", "left"), ("variant", "left"), ("images", "left"), *costs, ("on", "left")]
-    caption = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to dense's"
-    table("Evaluated on images", columns, rows, caption=caption if vectors else "mean KL: from dense, in nats")
+    if rows:
+        answers = ("top-1, in %", "less dense, 95 % interval", "same answer, in %", "mean KL")
+        of_vectors = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to dense's"
+        table(
+            "Evaluated on images",
+            left("profile", "variant", "images") + right(*(("mean cosine",) if vectors else answers)) + left("on"),
+            rows,
+            caption=of_vectors if vectors else "mean KL: from dense, in nats",
+        )
 
 
 def _answers(record: FidelityRecord) -> tuple[str, ...]:
@@ -202,36 +177,74 @@ def _answers(record: FidelityRecord) -> tuple[str, ...]:
     return cell(record.top1, ".1f", 100), change, cell(record.agreement, ".1f", 100), cell(record.kl, ".4f")
 
 
-def show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
+def _show_choices(bundle: Bundle, vectors: bool) -> None:
+    """What `build --precision auto` found out, a table per profile."""
+    for choice in bundle.manifest.choices:
+        plural = "s" if choice.threads > 1 else ""
+        where = f"{choice.variant}, batch {choice.batch}, {choice.threads} thread{plural} of {choice.processor}"
+        answers = f"against dense of {choice.asked} on {choice.images} images of '{choice.data}'"
+        costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL", "top-1, points")
+        table(
+            f"Candidates for '{choice.asked}': '{choice.shipped}' is in the bundle",
+            left("candidate", "precision") + right("ms", "speed-up", *costs) + left("result"),
+            [_candidate(one, choice, vectors=vectors) for one in choice.candidates],
+            caption=f"{where}, {choice.rounds} rounds; in brackets: 95 % intervals; answers: {answers}",
+        )
+
+
+def _candidate(one: CandidateRecord, choice: ChoiceRecord, *, vectors: bool) -> tuple[str, ...]:
+    timing, row = one.timing, next((row for row in one.rows if row.variant == choice.variant), None)
+    times = ("-", "-")
+    if timing is not None:
+        spans = ["{:.2f} to {:.2f}".format(*interval) for interval in (timing.interval, timing.speedup_interval)]
+        times = (f"{timing.median_ms:.2f} ({spans[0]})", f"{timing.speedup:.2f}x ({spans[1]})")
+    costs: tuple[str, ...] = ("-",) if vectors else ("-", "-", "-")
+    if row is not None and vectors:
+        costs = (cell(row.cosine, ".4f"),)
+    elif row is not None:
+        costs = (cell(row.agreement, ".1f", 100), cell(row.kl, ".4f"), cell(row.drop, "+.1f", -1))
+    return one.profile, one.precision, *times, *costs, "ships" if one.reason is None else one.reason
+
+
+def _show_ranges(bundle: Bundle) -> None:
+    """What fp16 would have to hold, by block, where that was probed."""
+    for variant in bundle.manifest.variants:
+        if (found := variant.fp16_range) is not None:
+            table(
+                f"{variant.name}: largest magnitudes, of which fp16 holds 65504",
+                left("block") + right("residual stream", "attention, linear", "attention logits", "MLP"),
+                [
+                    (
+                        block_name(one.block),
+                        *(f"{value:.4g}" for value in (one.residual, one.attention, one.logits, one.mlp)),
+                    )
+                    for one in found.blocks
+                ],
+                caption=f"in fp32, on {found.images} images of '{found.data}'",
+            )
+
+
+def _show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     """One variant, block by block."""
     from ztdeploy.core.cost import block_gmacs
 
-    layers = {layer.block: layer for layer in variant.plan.layers}
-    graph = next(iter(variant.graphs.values()))
-    rows = []
-    plan = variant.plan
+    plan, graph = variant.plan, next(iter(variant.graphs.values()))
+    layers, rows = {layer.block: layer for layer in plan.layers}, []
     counts = zip(plan.tokens_per_block, plan.mlp_tokens_per_block, strict=True)
     for nodes, (tokens, in_mlp) in zip(graph.nodes, counts, strict=True):
-        layer = layers.get(nodes.block)
         work = block_gmacs(bundle.manifest.model.architecture, tokens, in_mlp)
-        cells = [block_name(nodes.block), f"{tokens}", f"{work:.4f}", f"{nodes.own}"]
-        if layer is not None:
+        pruning: tuple[object, ...] = ("",) * 5
+        if (layer := layers.get(nodes.block)) is not None:
             iterations = layer.iterations if layer.importance_drop else ""
-            numbers = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, iterations, nodes.pruning)
-            cells += [str(number) for number in numbers]
-        rows.append(cells + [""] * (9 - len(cells)))
-    headings = ["block", "tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"]
+            pruning = (layer.tokens_out, layer.similarity_drop, layer.importance_drop, iterations, nodes.pruning)
+        rows.append((block_name(nodes.block), f"{tokens}", f"{work:.4f}", f"{nodes.own}", *map(str, pruning)))
     common = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))[:6]
+    place = "inside the block" if plan.layers and plan.layers[0].inside else "behind the block"
+    does = "merges into others" if plan.layers and plan.layers[0].merges else "drops"
     table(
         f"{variant.name}, block by block",
-        [(heading, "left" if heading == "block" else "right") for heading in headings],
+        left("block") + right("tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"),
         rows,
-        caption=f"similar, unimportant: tokens that the layer {_what_it_does(variant)} as such\n"
+        caption=f"similar, unimportant: tokens that the layer {place} {does} as such\n"
         f"{sum(graph.operators.values())} ops: {', '.join(f'{count} {name}' for name, count in common)}, ...",
     )
-
-
-def _what_it_does(variant: VariantRecord) -> str:
-    layers = variant.plan.layers
-    place = "inside the block" if layers and layers[0].inside else "behind the block"
-    return f"{place} {'merges into others' if layers and layers[0].merges else 'drops'}"

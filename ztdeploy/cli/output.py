@@ -49,6 +49,16 @@ def print_lines(text: str) -> None:
         typer.echo(printable(line, None))
 
 
+def left(*headings: str) -> list[tuple[str, str]]:
+    """Columns of a table: words."""
+    return [(heading, "left") for heading in headings]
+
+
+def right(*headings: str) -> list[tuple[str, str]]:
+    """Columns of a table: numbers."""
+    return [(heading, "right") for heading in headings]
+
+
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table; columns are `(heading, "left" | "right")`. Piped output is not squeezed into 80 columns."""
     from rich import box

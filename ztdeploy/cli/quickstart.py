@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ztdeploy.cli.options import path_option
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
+from ztdeploy.cli.output import JsonFlag, cell, note, print_json, progress_bar, table
 
 
 def register(app: typer.Typer) -> None:
@@ -33,9 +33,9 @@ def quickstart(
                     "keep_ratio": row.keep_ratio,
                     "tokens_per_block": row.tokens,
                     "gmacs": row.gmacs,
-                    "top1": row.accuracy.top1,
-                    "agreement": row.accuracy.agreement,
-                    "kl": row.accuracy.kl,
+                    "top1": row.right.value,
+                    "agreement": row.fidelity.agreement,
+                    "kl": row.fidelity.kl,
                     "median_ms": row.latency.median_ms,
                     "speedup": row.speedup,
                 }
@@ -52,9 +52,9 @@ def quickstart(
                 f"{row.keep_ratio:g}",
                 " ".join(str(count) for count in dict.fromkeys(row.tokens)),
                 f"{row.gmacs:.4f}",
-                f"{row.accuracy.correct} / {row.accuracy.images}",
-                f"{100 * row.accuracy.top1:.1f} %",
-                f"{100 * row.accuracy.agreement:.1f} %",
+                f"{row.right.count} / {row.right.total}",
+                f"{100 * row.right.value:.1f} %",
+                f"{cell(row.fidelity.agreement, '.1f', 100)} %",
                 f"{row.latency.median_ms:.2f} ms",
                 f"{row.speedup:.2f}x",
             )

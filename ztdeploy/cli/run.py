@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, ImagesArgument, ProfileOption, VariantOption, number_option
-from ztdeploy.cli.output import JsonFlag, print_json, progress_bar, table, warn
+from ztdeploy.cli.output import JsonFlag, left, print_json, progress_bar, right, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -45,38 +45,37 @@ def run(
     from ztdeploy.target.runtime.runner import load
 
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
-        if runner.bundle.manifest.weights.source == "random":
+        manifest, chosen = runner.bundle.manifest, runner.variant
+        if manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
-        if not runner.bundle.manifest.model.architecture.num_classes:
-            given = NOUNS[runner.bundle.manifest.model.gives]
-            warn(f"the model has no classifier: it gives {given}, and no classes to show")
+        if not manifest.model.architecture.num_classes:
+            warn(f"the model has no classifier: it gives {NOUNS[manifest.model.gives]}, and no classes to show")
         predictions: list[Prediction] = []
         with progress_bar(not json and len(images) > _CHUNK) as progress:
             for start in range(0, len(images), _CHUNK):
                 progress("classifying", start, len(images))
                 predictions += runner(images[start : start + _CHUNK], top=top, threshold=threshold)
-        chosen, activation = runner.variant, runner.bundle.manifest.model.activation
+    found = list(zip(images, predictions, strict=True))
     if json:
         print_json(
             [
                 {
                     "image": str(image),
                     "variant": chosen.name,
-                    "labels": [label.plain for label in p.labels],
-                    "kept_patches": [len(layer) for layer in p.kept],
+                    "labels": [label.plain for label in prediction.labels],
+                    "kept_patches": [len(layer) for layer in prediction.kept],
                 }
-                for image, p in zip(images, predictions, strict=True)
+                for image, prediction in found
             ]
         )
         return
-    rows = []
-    for image, prediction in zip(images, predictions, strict=True):
-        for rank, label in enumerate(prediction.labels):
-            rows.append((image.name if rank == 0 else "", label.name, chance(label.probability, label.value)))
-    heading = "value" if activation == "none" else "probability"
     tokens = chosen.plan.tokens_per_block
     table(
         f"{bundle.resolve().name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
-        [("image", "left"), ("class", "left"), (heading, "right")],
-        rows,
+        left("image", "class") + right("value" if manifest.model.activation == "none" else "probability"),
+        [
+            ("" if rank else image.name, label.name, chance(label.probability, label.value))
+            for image, prediction in found
+            for rank, label in enumerate(prediction.labels)
+        ],
     )

@@ -19,14 +19,13 @@ from ztdeploy.cli.options import (
 from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 if TYPE_CHECKING:
-    from ztdeploy.report.show.show import Seen
+    from ztdeploy.target.evaluate.explain import Explained
     from ztdeploy.target.evaluate.reasons import LayerReasons
-    from ztdeploy.target.runtime.postprocess import Label
 
 HELP = """Draw which patches of images the engines keep, layer by layer: a PNG per image, and a page of all.
 
-Told apart are those that went by similarity, with what they are like, and those that went by importance, with a map
-of it. Both come from the bundle's graphs with notes, as far as these choose what the engines do.
+Patches that went by similarity are shown with what they are like, and patches that went by importance with a map of it.
+Both come from the bundle's graphs with notes, as far as these choose what the engines do.
 """
 
 
@@ -43,45 +42,49 @@ def show(
     profile: ProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.report.show.show import PAGE, show_bundle
+    from ztdeploy.core.bundle import read_bundle
+    from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
+    from ztdeploy.target.evaluate.explain import explain_bundle
     from ztdeploy.target.measure.plan import parse_keep_ratios
 
     ratios, every = parse_keep_ratios(keep_ratio or [])
-    rows, found, vectors = [], [], False
-    doubts: dict[str, list[str]] = {}
+    shown, opened, sheets = [], read_bundle(bundle), sheet_paths(images, out)
+    asked = ((), ()) if every else (ratios, variant or ())
+    explained = explain_bundle(opened, images, *asked, profile=profile)
     with progress_bar(not json and len(images) > 1) as progress:
-        names = () if every else tuple(variant or ())
-        shown = show_bundle(bundle, images, out, keep_ratios=() if every else ratios, variants=names, profile=profile)
-        for done, one in enumerate(shown, 1):
-            progress(f"drew {one.image.name}", done, len(images))
-            found.append(
-                {
-                    "image": str(one.image),
-                    "sheet": str(one.sheet),
-                    "dense": [label.plain for label in one.dense_labels],
-                    "variants": [_variant(seen) for seen in one.seen],
-                }
-            )
-            for seen in one.seen:
-                kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
-                labels = (_best(one.dense_labels), _best(seen.labels))
-                vectors = seen.cosine is not None
-                answers = labels if seen.cosine is None else (f"{seen.cosine:.4f}",)
-                rows.append((one.sheet.name, seen.variant.name, *answers, kept, _gone(seen)))
-                if seen.doubt is not None:
-                    doubts.setdefault(seen.doubt, []).append(f"{one.sheet.name}, {seen.variant.name}")
+        for one, sheet in write_show(opened, explained, sheets, out):
+            shown.append((one, sheet))
+            progress(f"drew {one.image.name}", len(shown), len(images))
     if json:
+        found = [
+            {
+                "image": str(one.image),
+                "sheet": str(sheet),
+                "dense": [label.plain for label in one.dense_labels],
+                "variants": [_variant(seen) for seen in one.variants],
+            }
+            for one, sheet in shown
+        ]
         print_json({"page": str(out / PAGE), "images": found})
         return
-    answers_of = ("cosine to dense",) if vectors else ("dense says", "it says")
+    rows, doubts = [], dict[str, list[str]]()
+    for one, sheet in shown:
+        for seen in one.variants:
+            kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
+            best = [labels[0].words(0) if labels else "-" for labels in (one.dense_labels, seen.labels)]
+            answers = best if seen.cosine is None else [f"{seen.cosine:.4f}"]
+            rows.append([sheet.name, seen.variant.name, *answers, kept, _gone(seen)])
+            if seen.doubt is not None:
+                doubts.setdefault(seen.doubt, []).append(f"{sheet.name}, {seen.variant.name}")
+    answers_of = ("cosine to dense",) if opened.manifest.model.gives != "logits" else ("dense says", "it says")
     columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
     for doubt, where in doubts.items():
         note(f"{where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {doubt}")
-    note(f"wrote {out / PAGE} and {len(found)} PNG")
+    note(f"wrote {out / PAGE} and {len(shown)} PNG")
 
 
-def _variant(seen: Seen) -> dict[str, Any]:
+def _variant(seen: Explained) -> dict[str, Any]:
     return {
         "variant": seen.variant.name,
         "method": seen.variant.schedule.method,
@@ -103,7 +106,7 @@ def _variant(seen: Seen) -> dict[str, Any]:
 
 
 def _reasons(reasons: LayerReasons | None) -> dict[str, Any]:
-    """The same keys in any case; null where nothing is known."""
+    """The reasons of one layer for JSON: always the same keys, null where nothing is known."""
     if reasons is None:
         return dict.fromkeys(("dropped_by_similarity", "dropped_by_importance", "pairs", "importance"))
     importance = [round(float(value), 6) if isfinite(value) else None for value in reasons.importance]
@@ -115,14 +118,8 @@ def _reasons(reasons: LayerReasons | None) -> dict[str, Any]:
     }
 
 
-def _gone(seen: Seen) -> str:
-    """Over all layers, as far as it is known."""
+def _gone(seen: Explained) -> str:
+    """How many patches went for which reason, over all layers."""
     known = [reasons for reasons in seen.reasons if reasons is not None]
     counts = (sum(len(one.by_similarity) for one in known), sum(len(one.by_importance) for one in known))
     return f"{counts[0]} + {counts[1]}" if known else "-"
-
-
-def _best(labels: tuple[Label, ...]) -> str:
-    from ztdeploy.target.runtime.postprocess import chance
-
-    return f"{labels[0].name} ({chance(labels[0].probability, labels[0].value, 0)})" if labels else "-"

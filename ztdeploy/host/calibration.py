@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.manifest import CalibrationRecord
 from ztdeploy.core.preprocess_spec import PreprocessSpec
-from ztdeploy.target.evaluate.data import EvalData, limited
-from ztdeploy.target.evaluate.decoding import Decoded, decode
+from ztdeploy.target.evaluate.data import Decoded, EvalData, decode, limited
 
 #: Images that are decoded, of every class as many: a second's work.
 MOST = 256

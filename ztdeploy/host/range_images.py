@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.host.graph import GraphSpec
-from ztdeploy.target.runtime.inputs import load_pixels
-from ztdeploy.target.runtime.preprocess import normalise
+from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 #: More move ranges little; they are spread evenly over those that were given.
 MOST_IMAGES, BATCH = 64, 8

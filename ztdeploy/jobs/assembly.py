@@ -61,7 +61,7 @@ from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.bundle_readme import with_readme
 from ztdeploy.target.plugins import unknown_options
 from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands, read_image
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import load_pixels
 
 GOLDEN_IMAGES = 4
 #: Whose time per block was within 2 % of the whole model's; that of one block alone was 5 % too short.

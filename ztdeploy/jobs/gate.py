@@ -17,7 +17,7 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.jobs.assembly import documented
 from ztdeploy.target.backends import backend_exists, first_that_runs, why_not_run
-from ztdeploy.target.evaluate.data import EvalData, read_data
+from ztdeploy.target.evaluate.data import EvalData, label_classes, read_data
 from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge
@@ -55,7 +55,7 @@ def check_gate(
     """
     _check_limits(gate.limits, output)
     _check_meaning(gate.limits, classes, output, activation)
-    data = read_data(gate.data, class_names, classes if output == "logits" and classes > 1 else None, channels)
+    data = read_data(gate.data, class_names, label_classes(output, classes), channels)
     if gate.limits.max_drop is not None and not data.labelled:
         raise InputError(
             f"--max-drop with '{gate.data}', which has no labels",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.manifest import FidelityRecord
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.progress import Progress
 from ztdeploy.host.models.catalogue import CATALOGUE
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.evaluate.accuracy import Accuracy, accuracy, all_logits, all_pixels
-from ztdeploy.target.evaluate.labels import read_labels
+from ztdeploy.target.evaluate.eval_report import EvalRequest, Share
+from ztdeploy.target.evaluate.evaluate import evaluate_bundle
+from ztdeploy.target.evaluate.record import fidelity_record
 from ztdeploy.target.measure.turns import Configuration, Timed, measure_latency
-from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
 
 MODEL, PROFILE = "vit_digits", "cpu"
@@ -27,7 +29,8 @@ class Row:
     keep_ratio: float
     tokens: tuple[int, ...]
     gmacs: float
-    accuracy: Accuracy
+    right: Share
+    fidelity: FidelityRecord
     latency: Timed
     speedup: float
 
@@ -42,14 +45,10 @@ def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Row]:
     variants = sorted(bundle.manifest.variants, key=lambda variant: -(variant.keep_ratio or 0))
     assets = CATALOGUE[MODEL].shipped
     assert assets is not None
-    images = read_labels(assets / "labels.json")
-    progress("classifying held-out digits", 0, 1)
-    with load(out, keep_ratio=1) as runner:
-        pixels = all_pixels(runner, images)
-        dense, scores = all_logits(runner, pixels), {}
-        for variant in variants:
-            runner.switch(variant=variant.name)
-            scores[variant.name] = accuracy(all_logits(runner, pixels), dense, images)
+    with scratch_folder() as answers:
+        report = evaluate_bundle(EvalRequest(bundle=out, data=assets), cache=answers, progress=progress)
+    scores = {score.variant: score for score in report.variants}
+    top1 = {name: score.top1 for name, score in scores.items() if score.top1 is not None}
     configurations = [Configuration(out, variant.name, PROFILE) for variant in variants]
     latencies = measure_latency(configurations, rounds=5, iterations=40, progress=progress)
     return [
@@ -58,7 +57,8 @@ def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Row]:
             keep_ratio=variant.keep_ratio or 0,
             tokens=variant.plan.tokens_per_block,
             gmacs=variant.gmacs,
-            accuracy=scores[variant.name],
+            right=top1[variant.name],
+            fidelity=fidelity_record(report, scores[variant.name]),
             latency=latency,
             speedup=latency.speedup_over(latencies[0]),
         )

@@ -14,7 +14,7 @@ from benchmarks.ablation.topics import Row, with_options
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.postprocess import divergences
 
 ADAPTER = VitAdapter(tiny_vit(), IMAGE_SIZE)
 PLAIN = default_schedule(0.6, ADAPTER.architecture)

@@ -493,7 +493,7 @@ def trained(model: Any, images: np.ndarray, folder: Path) -> Trained:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory, digit_images: list[Path]) -> Trained:
     from ztdeploy.host.models.loading import load_model
-    from ztdeploy.target.runtime.inputs import load_pixels
+    from ztdeploy.target.runtime.preprocess import load_pixels
 
     model = load_model(ModelSource(name="vit_digits"))
     return trained(model, load_pixels(digit_images[:6], model.preprocess), tmp_path_factory.mktemp("digits"))
@@ -502,7 +502,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, digit_images: list[Path]) -
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path) -> Trained:
     from ztdeploy.host.models.loading import load_model
-    from ztdeploy.target.runtime.inputs import load_pixels
+    from ztdeploy.target.runtime.preprocess import load_pixels
 
     model = load_model(
         ModelSource(

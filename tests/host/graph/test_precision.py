@@ -323,7 +323,7 @@ class TestPhotographs:
         from ztdeploy.core.keep_ratio import uniform_schedule
         from ztdeploy.host.models.loading import load_model
         from ztdeploy.host.pruning.pruned_model import PrunedModel
-        from ztdeploy.target.runtime.inputs import load_pixels
+        from ztdeploy.target.runtime.preprocess import load_pixels
 
         checkpoint = realdata / "deit_tiny_patch16_224.fp16.safetensors"
         model = load_model(

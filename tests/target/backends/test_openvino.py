@@ -22,9 +22,9 @@ from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError, Mis
 from ztdeploy.core.processor import REPORT
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.host.graph import GraphSpec, specialise
-from ztdeploy.report.show.show import show_bundle
 from ztdeploy.target.backends import get_backend, openvino
 from ztdeploy.target.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
+from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
 
@@ -254,9 +254,9 @@ def test_linear_layers_are_computed_in_integers(tmp_path: Path, digit_images: li
     verified = verify_bundle(bundle, None, lambda *_: None)
     assert len(verified.variants) == 4
     for name in opened.manifest.profiles:
-        (shown,) = show_bundle(bundle, digit_images[:1], tmp_path / name, profile=name)
-        assert shown.seen[0].doubt is None, "what explains the engine chooses as it does, in OpenVINO as well"
-        assert all(reasons is not None for reasons in shown.seen[0].reasons)
+        (explained,) = explain_bundle(opened, digit_images[:1], profile=name)
+        assert explained.variants[0].doubt is None, "what explains the engine chooses as it does, in OpenVINO as well"
+        assert all(reasons is not None for reasons in explained.variants[0].reasons)
     rows = variant.graphs["cpu-openvino-int8-rows"]
     assert rows.calibration is None
     assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64

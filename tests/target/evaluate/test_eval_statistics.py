@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, tango_score, wilson_interval
-from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.postprocess import divergences
 
 Z = NormalDist().inv_cdf(0.975)
 counts = st.integers(1, 3000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))

@@ -7,43 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.variants import plan, variant_of
 
 from ztdeploy.core.errors import ParityError
-from ztdeploy.core.manifest import VariantRecord
-from ztdeploy.core.plan import LayerPlan, TokenPlan
-from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.report.show.colours import importance_colour, importance_shares
-from ztdeploy.report.show.tiles import Grid, importance_tile, layer_tile, plain_tile
+from ztdeploy.report.show.tiles import (
+    Grid,
+    importance_colour,
+    importance_shares,
+    importance_tile,
+    layer_tile,
+    plain_tile,
+)
 from ztdeploy.target.evaluate.patches import follow
 from ztdeploy.target.evaluate.reasons import Pair, agreed_layers, reasons_of
 from ztdeploy.target.runtime.interface import Outputs
 
 PATCHES, GRID = 16, Grid(4, 4)
-
-
-def plan(block: int, tokens_in: int, tokens_out: int, *, merges: bool = False) -> LayerPlan:
-    return LayerPlan(
-        block=block,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        prefix_tokens=1,
-        class_token=True,
-        similarity_drop=0,
-        iterations=1,
-        merges=merges,
-    )
-
-
-def variant_of(method: str, *layers: LayerPlan) -> VariantRecord:
-    return VariantRecord(
-        name="test",
-        schedule=PruningSchedule(name="test", method=method),
-        plan=TokenPlan(layers=layers, tokens_per_block=(17,)),
-        gmacs=1,
-        pruning_gmacs=0,
-        graphs={},
-        engines={},
-    )
 
 
 #: Two layers: patches 1 and 3 go by similarity and 2 by importance; then 0 (token 1 of what is left) by importance.
@@ -70,8 +49,9 @@ def outputs(more: dict[str, Any] | None = None, **changes: Any) -> Outputs:
 
 
 def explained(more: dict[str, Any], agreed: int = 2) -> Any:
-    layers = follow(LAYERS, [kept[0] for kept in KEPT], [], PATCHES)
-    return layers, reasons_of(variant_of("zero-tprune", *LAYERS), layers, outputs(more), 0, agreed)
+    variant, noted = variant_of("zero-tprune", *LAYERS), outputs(more)
+    layers = follow(variant, noted, 0, PATCHES)
+    return layers, reasons_of(variant, layers, noted, 0, agreed)
 
 
 def test_reasons_by_patch() -> None:
@@ -103,12 +83,12 @@ def test_a_method_that_goes_by_similarity_alone() -> None:
     layer = plan(0, 17, 15, merges=True)
     stay = np.array([[0, *range(1, 15)]], np.int32)
     into = np.array([[1, 14]], np.int32)
-    layers = follow([layer], [stay[0]], [into[0]], PATCHES)
     more = {"group": [[15, 16, 3]], "partner": [[1, 14, 2]], "similarity": [[0.25, 0.5, 0.75]]}
     noted = Outputs(
         np.zeros((1, 3), np.float32), (stay,), (into,), {f"blocks.0/prune/{k}": np.array(v) for k, v in more.items()}
     )
-    (found,) = reasons_of(variant_of("tome", layer), layers, noted, 0, 1)
+    variant = variant_of("tome", layer)
+    (found,) = reasons_of(variant, follow(variant, noted, 0, PATCHES), noted, 0, 1)
     assert found is not None
     assert (found.by_similarity, found.by_importance, found.has_importance) == ((14, 15), (), False)
     assert found.pairs == (Pair(15, 13, 0.5), Pair(14, 0, 0.25))
@@ -117,10 +97,10 @@ def test_a_method_that_goes_by_similarity_alone() -> None:
 def test_whose_place_a_fused_token_takes_has_gone_as_well() -> None:
     layer = plan(0, 17, 10, merges=True)
     stay, into = np.arange(10, dtype=np.int32)[None], np.full((1, 7), 4, np.int32)
-    layers = follow([layer], [stay[0]], [into[0]], PATCHES, fuses=True)
     more = {"blocks.0/prune/importance": np.linspace(1, 2, 17)[None]}
     noted = Outputs(np.zeros((1, 3), np.float32), (stay,), (into,), more)
-    (found,) = reasons_of(variant_of("evit", layer), layers, noted, 0, 1)
+    variant = variant_of("evit", layer)
+    (found,) = reasons_of(variant, follow(variant, noted, 0, PATCHES), noted, 0, 1)
     assert found is not None
     assert (found.by_similarity, found.by_importance) == ((), (3, *range(9, 16)))
     assert found.importance[0] == pytest.approx(

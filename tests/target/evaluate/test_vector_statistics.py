@@ -12,12 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ztdeploy.core.errors import InputError
-from ztdeploy.target.evaluate import retrieval
+from ztdeploy.target.evaluate import scoring
 from ztdeploy.target.evaluate.answers import VectorAnswers, chosen, joined, keep_answers, kept_answers, spread
-from ztdeploy.target.evaluate.retrieval import first_hits, neighbours, overlaps, with_company
+from ztdeploy.target.evaluate.scoring import (
+    first_hits,
+    likeness,
+    neighbours,
+    overlaps,
+    recall_counts,
+    recalls,
+    with_company,
+)
 from ztdeploy.target.evaluate.statistics import quantile_interval
-from ztdeploy.target.evaluate.vector_scoring import Finder, likeness, recall_counts
-from ztdeploy.target.runtime.cosine import cosines, unit_vectors
+from ztdeploy.target.runtime.postprocess import cosines, unit_vectors
 
 seeds = st.integers(0, 10_000)
 
@@ -67,7 +74,7 @@ def test_neighbours_are_those_of_a_search_through_all(seed: int, images: int, co
 def test_neighbours_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(drawn(50, 8))
     at_once = neighbours(vectors, vectors, 7)
-    monkeypatch.setattr(retrieval, "_AT_ONCE", 120)
+    monkeypatch.setattr(scoring, "_AT_ONCE", 120)
     assert (neighbours(vectors, vectors, 7) == at_once).all()
 
 
@@ -80,10 +87,10 @@ def accepted_of(seed: int, images: int) -> list[frozenset[int]]:
 @given(seeds, st.integers(12, 40))
 def test_recall_and_overlap_are_those_counted_one_by_one(seed: int, images: int) -> None:
     vectors, accepted = unit_vectors(drawn(2, images, 4, seed=seed)), accepted_of(seed, images)
-    finder = Finder(vectors, accepted, (1, 5, 10), seed=0)
+    dense, other = recalls(vectors, accepted, (1, 5, 10), seed=0)
     asking = [i for i in range(images) if any(accepted[i] & accepted[j] for j in range(images) if j != i)]
     dense_near = brute_force(vectors[0], vectors[0], 10)
-    rows = [*((0, "own", one) for one in finder.recalls(0)), *((1, one.gallery, one) for one in finder.recalls(1))]
+    rows = [*((0, "own", one) for one in dense), *((1, one.gallery, one) for one in other)]
     assert [(one.gallery, one.k) for _, _, one in rows] == [
         *(("own", k) for k in (1, 5, 10)),
         *(("own", k) for k in (1, 5, 10)),
@@ -113,8 +120,8 @@ def test_images_without_company_ask_nothing() -> None:
     assert with_company(accepted).tolist() == [True, True, False]
     assert first_hits(np.array([[2, 1], [0, 2], [0, 1]]), accepted).tolist() == [1, 0, 2]
     assert overlaps(np.array([[1, 2]]), np.array([[2, 0]])).tolist() == [0.5]
-    alone = Finder(unit_vectors(drawn(1, 3, 4)), [frozenset({i}) for i in range(3)], (1,), seed=0)
-    assert [one.recall for one in alone.recalls(0)] == [None]
+    (alone,) = recalls(unit_vectors(drawn(1, 3, 4)), [frozenset({i}) for i in range(3)], (1,), seed=0)
+    assert [one.recall for one in alone] == [None]
 
 
 def test_counts_of_neighbours() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from ztdeploy.core.errors import ImageError, ImageWarning
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.target.runtime.images import read_bands, read_image
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import load_pixels
 
 SIDE = 16
 

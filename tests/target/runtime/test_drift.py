@@ -17,11 +17,11 @@ from ztdeploy.target.runtime.parity import (
     DRIFT_OVERLAP,
     LOGIT_TOLERANCE,
     Reference,
-    _of_image,
     _overlap,
     compare_drift,
     measure_drift,
 )
+from ztdeploy.target.runtime.postprocess import original_tokens
 
 NAME, BLOCKS = "keep-0.70 (board)", (2, 5)
 IMAGES, TOKENS, CLASSES = 5, 20, 4
@@ -89,13 +89,13 @@ def failure(actual, *words, record=None, wanted=None):
 
 
 def test_indices_lead_back_to_the_image():
-    first, second = _of_image(KEPT)
+    first, second = original_tokens(KEPT)
     np.testing.assert_array_equal(first, KEPT[0])
     np.testing.assert_array_equal(second, np.tile(np.arange(0, TOKENS, 4), (IMAGES, 1)))
 
 
 def test_without_pruning_layers_there_are_none():
-    assert _of_image(()) == []
+    assert original_tokens(()) == []
 
 
 @given(st.data())
@@ -108,8 +108,8 @@ def test_they_are_the_composition_of_all_choices(data):
         rows = [sorted(data.draw(st.permutations(range(left)))[:count]) for _ in range(images)]
         kept.append(np.array(rows, np.int32))
         wanted = np.stack([tokens_of[row] for tokens_of, row in zip(wanted, kept[-1], strict=True)])
-        np.testing.assert_array_equal(_of_image(kept)[-1], wanted)
-    assert all((np.diff(layer) > 0).all() for layer in _of_image(kept))
+        np.testing.assert_array_equal(original_tokens(kept)[-1], wanted)
+    assert all((np.diff(layer) > 0).all() for layer in original_tokens(kept))
 
 
 @given(st.data())
@@ -117,7 +117,7 @@ def test_indices_of_a_broken_engine_are_no_crash(data):
     sizes = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=4))
     anything = st.integers(-(2**31), 2**31 - 1)
     kept = [data.draw(arrays.arrays(np.int32, (2, size), elements=anything)) for size in sizes]
-    assert [layer.shape for layer in _of_image(kept)] == [(2, size) for size in sizes]
+    assert [layer.shape for layer in original_tokens(kept)] == [(2, size) for size in sizes]
 
 
 # -------------------- how many are the same

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ztdeploy.target.runtime.activation import divergences, probabilities, same_answers
-from ztdeploy.target.runtime.postprocess import chance, kept_patches, original_tokens, top_labels
+from ztdeploy.target.runtime.postprocess import (
+    chance,
+    divergences,
+    kept_patches,
+    original_tokens,
+    probabilities,
+    same_answers,
+    top_labels,
+)
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 LOGITS = arrays.arrays(np.float32, arrays.array_shapes(min_dims=1, max_dims=2, max_side=6), elements=FLOATS)

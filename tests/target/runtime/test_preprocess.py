@@ -15,8 +15,7 @@ from PIL import Image
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.target.runtime.images import read_image
-from ztdeploy.target.runtime.inputs import load_pixels
-from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
+from ztdeploy.target.runtime.preprocess import load_pixels, normalise, resize_and_crop
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

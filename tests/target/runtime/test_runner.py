@@ -15,7 +15,7 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
-from ztdeploy.target.runtime.inputs import load_pixels
+from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import load
 
 PROFILES = {

@@ -11,7 +11,7 @@ from helpers.errors import refused
 
 import ztdeploy
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
-from ztdeploy.target.runtime.open_engine import OpenEngine
+from ztdeploy.target.runtime.runner import OpenEngine
 
 VARIANTS = ("keep-0.70", "keep-0.50", "dense")
 CALLS, SWITCHES = 40, 30

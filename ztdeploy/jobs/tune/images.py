@@ -15,11 +15,9 @@ from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.prefix_cache import DensePrefix
 from ztdeploy.report.tune.request import FEWEST_IMAGES, TuneRequest
-from ztdeploy.target.evaluate.data import EvalData, limited, read_data
-from ztdeploy.target.evaluate.data_facts import data_facts
-from ztdeploy.target.evaluate.decoding import Decoded, decode
+from ztdeploy.target.evaluate.data import Decoded, EvalData, data_facts, decode, limited, read_data
 from ztdeploy.target.evaluate.eval_report import DataFacts
-from ztdeploy.target.runtime.activation import divergences
+from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import normalise
 
 #: Images that go through the model at once.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.files import read_bytes, write
+from ztdeploy.core.files import read_bytes
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.report.evaluate.position_map import position_map
 from ztdeploy.report.kit.document import document
@@ -16,7 +17,7 @@ from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.plots.estimates import Estimate, estimates_plot
 from ztdeploy.report.kit.sheet import Cell, number, sheet
 from ztdeploy.report.show.tiles import Grid
-from ztdeploy.target.evaluate.eval_report import EvalReport, Mean, Quantile, Recall, Share, VariantScore
+from ztdeploy.target.evaluate.eval_report import EvalReport, Mean, Quantile, Share, VariantScore
 from ztdeploy.target.measure.report_file import check_overwritable
 from ztdeploy.version import __version__
 
@@ -25,45 +26,41 @@ _WRITTEN = "Written by ztdeploy"
 _LARGEST = 2**30  #: bytes of a page
 
 
-def write_eval_page(report: EvalReport, out: Path) -> None:
-    """Write the page, whole or not at all, in place of an earlier one.
-
-    Raises:
-        OutputError: the file exists and is no such page, or cannot be written.
-    """
-    check_page_path(out)
-    write(out, eval_page(report))
-
-
 def check_page_path(out: Path) -> None:
-    """
+    """Fail early where a page could not be written in the end.
+
     Raises:
         OutputError: a folder, or a file that no page of ours is in.
     """
-    check_overwritable(out, "page of 'ztdeploy eval'", lambda: _is_page(out), "--page FILE.html")
 
+    def is_page() -> bool:
+        try:
+            return _WRITTEN.encode() in read_bytes(out, _LARGEST)
+        except InputError:
+            return False
 
-def _is_page(path: Path) -> bool:
-    try:
-        return _WRITTEN.encode() in read_bytes(path, _LARGEST)
-    except InputError:
-        return False
+    check_overwritable(out, "page of 'ztdeploy eval'", is_page, "--page FILE.html")
 
 
 def eval_page(report: EvalReport) -> str:
     """The whole document, which is well-formed XML as well."""
-    name = Path(report.bundle.path).resolve().name
+    title = f"What pruning costs: {Path(report.bundle.path).resolve().name}"
     images = f"{counted(report.data.images, 'image')} of {report.data.name} ({report.data.rule})"
     facts = f"{report.bundle.timm_name}, profile {report.bundle.profile}, {report.bundle.runtime}; {images}."
     random = "The weights are random: outputs mean nothing." if report.bundle.weights == "random" else None
     main = element(
         "main",
-        element("header", element("h1", f"What pruning costs: {name}"), element("p", facts, class_="lead")),
+        element("header", element("h1", title), element("p", facts, class_="lead")),
         None if random is None else element("p", random),
         _answers(report) if report.output == "logits" else [_likeness(report), _recall(report), *_maps(report)],
         element("footer", f"{_WRITTEN} {__version__}; images' sha256 {report.data.digest[:12]}."),
     )
-    return document(f"What pruning costs: {name}", main)
+    return document(title, main)
+
+
+def _section(title: str, text: str | None, drawn: Sequence[Markup | None], table: Markup | None) -> Markup:
+    quiet = None if text is None else element("p", text, class_="quiet")
+    return element("section", element("h2", title), quiet, plots(*drawn), table)
 
 
 def _answers(report: EvalReport) -> Markup:
@@ -73,8 +70,7 @@ def _answers(report: EvalReport) -> Markup:
     top1 = [_estimate(score.label, score.top1, 100) for score in report.variants if score.top1 is not None]
     rows = [
         [
-            Cell(score.label, heading=True),
-            number(short(score.gmacs), score.gmacs),
+            *_named(score),
             *_cells(score.top1, 100),
             *_cells(score.against_dense.agreement if score.against_dense else None, 100),
             *_cells(score.against_dense.kl if score.against_dense else None),
@@ -82,18 +78,12 @@ def _answers(report: EvalReport) -> Markup:
         for score in report.variants
     ]
     heads = ["variant", "GMACs", "top-1, %", _INTERVAL, "same answer, %", _INTERVAL, "KL, nats", _INTERVAL]
-    return element(
-        "section",
-        element("h2", "Answers"),
-        plots(
-            figure("Accuracy", "Top-1 on labelled images.", estimates_plot("Top-1", "top-1, %", top1)),
-            figure(
-                "Agreement", "Images with dense's answer.", estimates_plot("Agreement", "same answer, %", agreement)
-            ),
-            figure("Divergence", "Of outputs from dense's.", estimates_plot("Divergence", "mean KL, nats", kl)),
-        ),
-        sheet("Answers", heads, rows),
-    )
+    drawn = [
+        figure("Accuracy", "Top-1 on labelled images.", estimates_plot("Top-1", "top-1, %", top1)),
+        figure("Agreement", "Images with dense's answer.", estimates_plot("Agreement", "same answer, %", agreement)),
+        figure("Divergence", "Of outputs from dense's.", estimates_plot("Divergence", "mean KL, nats", kl)),
+    ]
+    return _section("Answers", None, drawn, sheet("Answers", heads, rows))
 
 
 def _likeness(report: EvalReport) -> Markup | None:
@@ -103,41 +93,30 @@ def _likeness(report: EvalReport) -> Markup | None:
     means = [_estimate(score.label, one.mean) for score, one in found]
     low = [_estimate(score.label, one.p5) for score, one in found]
     rows = [
-        [
-            Cell(score.label, heading=True),
-            number(short(score.gmacs), score.gmacs),
-            *_cells(one.mean),
-            *_cells(one.p5),
-            number(f"{one.lowest:.4f}", one.lowest),
-        ]
+        [*_named(score), *_cells(one.mean), *_cells(one.p5), number(f"{one.lowest:.4f}", one.lowest)]
         for score, one in found
     ]
+    by_kind = [
+        _estimate(f"{score.label}, {name}", mean, colour=colour)
+        for score, one in found
+        if one.positions is not None
+        for name, mean, colour in (("kept", one.positions.kept, "c2"), ("filled", one.positions.filled, "c1"))
+        if mean is not None
+    ]
     heads = ["variant", "GMACs", "mean", _INTERVAL, "5 % are below", _INTERVAL, "lowest"]
-    each = "of each position of each image" if report.output == "features" else "of each image"
-    return element(
-        "section",
-        element("h2", f"Cosine to dense's {NOUNS[report.output]}"),
-        element("p", f"{each.capitalize()}, against the dense engine's on the same image.", class_="quiet"),
-        plots(
-            figure("Mean", f"Whiskers: {_INTERVAL} over images.", estimates_plot("Mean cosine", "mean cosine", means)),
-            figure("5 % are below", "The lower end of what is met.", estimates_plot("5 % quantile", "cosine", low)),
-            *_by_kind(report),
-        ),
+    each = "Of each position of each image" if report.output == "features" else "Of each image"
+    filled = "Filled: the place's own token went, and it has the features of what stands for it."
+    drawn = [
+        figure("Mean", f"Whiskers: {_INTERVAL} over images.", estimates_plot("Mean cosine", "mean cosine", means)),
+        figure("5 % are below", "The lower end of what is met.", estimates_plot("5 % quantile", "cosine", low)),
+        figure("By what stands there", filled, estimates_plot("Cosine by kind of position", "mean cosine", by_kind)),
+    ]
+    return _section(
+        f"Cosine to dense's {NOUNS[report.output]}",
+        f"{each}, against the dense engine's on the same image.",
+        drawn,
         sheet("Cosine to dense", heads, rows),
     )
-
-
-def _by_kind(report: EvalReport) -> list[Markup | None]:
-    """Where a position's own token is there, and where it is not."""
-    rows = []
-    for score in report.variants:
-        places = score.likeness.positions if score.likeness is not None else None
-        for name, mean in () if places is None else (("kept", places.kept), ("filled", places.filled)):
-            if mean is not None:
-                colour = "c2" if name == "kept" else "c1"
-                rows.append(_estimate(f"{score.label}, {name}", mean, colour=colour))
-    text = "Filled: the place's own token went, and it has the features of what stands for it."
-    return [figure("By what stands there", text, estimates_plot("Cosine by kind of position", "mean cosine", rows))]
 
 
 def _recall(report: EvalReport) -> Markup | None:
@@ -145,9 +124,13 @@ def _recall(report: EvalReport) -> Markup | None:
     if not scored:
         return None
     first = min(one.k for _, one in scored)
-    drawn = [pair for pair in scored if pair[1].k == first]
-    recall = [_estimate(_named(*pair), pair[1].recall, 100) for pair in drawn if pair[1].recall is not None]
-    overlap = [_estimate(_named(*pair), pair[1].overlap, 100) for pair in drawn if pair[1].overlap is not None]
+    drawn = [
+        (score.label if one.gallery == "own" else f"{score.label} / dense", one)  # room is scarce
+        for score, one in scored
+        if one.k == first
+    ]
+    recall = [_estimate(name, one.recall, 100) for name, one in drawn if one.recall is not None]
+    overlap = [_estimate(name, one.overlap, 100) for name, one in drawn if one.overlap is not None]
     rows = [
         [
             Cell(score.label, heading=True),
@@ -159,12 +142,10 @@ def _recall(report: EvalReport) -> Markup | None:
         for score, one in scored
     ]
     heads = ["variant", "gallery", "k", "recall, %", _INTERVAL, "dense's neighbours, %", _INTERVAL]
-    text = "Each image asks for its nearest among all others: in the variant's own embeddings, and in dense's."
-    return element(
-        "section",
-        element("h2", "Recall"),
-        element("p", text, class_="quiet"),
-        plots(
+    return _section(
+        "Recall",
+        "Each image asks for its nearest among all others: in the variant's own embeddings, and in dense's.",
+        [
             figure(
                 f"Recall at {first}",
                 "Images with one of their class among the nearest; / dense: in dense's gallery.",
@@ -175,13 +156,9 @@ def _recall(report: EvalReport) -> Markup | None:
                 "Share of the nearest that are dense's nearest; / dense: in dense's gallery.",
                 estimates_plot("Shared neighbours", f"of the {first} nearest, %", overlap),
             ),
-        ),
+        ],
         sheet("Recall", heads, rows),
     )
-
-
-def _named(score: VariantScore, one: Recall) -> str:
-    return score.label if one.gallery == "own" else f"{score.label} / dense"  # room is scarce
 
 
 def _maps(report: EvalReport) -> list[Markup]:
@@ -192,39 +169,39 @@ def _maps(report: EvalReport) -> list[Markup]:
             continue
         side = math.isqrt(len(places.mean))
         grid = Grid(*(report.grid or (side, side)))
-        title = f"{score.label}: mean cosine by position"
-        drawn = plots(
-            figure(
-                "Where features stay what they are",
-                "Mean over the images, for each place of the grid.",
-                position_map(title, "mean cosine to dense", places.mean, grid),
-            ),
+        if grid.patches != len(places.mean):
+            continue
+        cosine = position_map(f"{score.label}: mean cosine by position", "mean cosine to dense", places.mean, grid)
+        filled = f"{score.label}: how often a place is filled"
+        drawn = [
+            figure("Where features stay what they are", "Mean over the images, for each place of the grid.", cosine),
             figure(
                 "Where tokens go",
                 "Share of the images in which a place's own token is gone.",
-                position_map(f"{score.label}: how often a place is filled", "share of images", places.filled_at, grid),
+                position_map(filled, "share of images", places.filled_at, grid),
             ),
-        )
-        if drawn is not None:
-            found.append(element("section", element("h2", score.label), drawn))
+        ]
+        found.append(_section(score.label, None, drawn, None))
     return found
 
 
+def _named(score: VariantScore) -> list[Cell]:
+    return [Cell(score.label, heading=True), number(short(score.gmacs), score.gmacs)]
+
+
 def _estimate(name: str, found: Mean | Quantile | Share, scale: float = 1, colour: str = "c0") -> Estimate:
-    interval = found.interval.model_copy(
-        update={"low": scale * found.interval.low, "high": scale * found.interval.high}
-    )
-    digits = 4 if scale == 1 else 1
-    text = f"{name}: {scale * found.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
-    return Estimate(name, scale * found.value, interval, text, colour)
+    value, span = _words(found, scale)
+    return Estimate(name, scale * found.value, found.interval.scaled(scale), f"{name}: {value} ({span})", colour)
 
 
 def _cells(found: Mean | Quantile | Share | None, scale: float = 1) -> list[Cell]:
     if found is None:
         return [number("-", None), number("", None)]
-    digits = 4 if scale == 1 else 1
-    low, high = scale * found.interval.low, scale * found.interval.high
-    return [
-        number(f"{scale * found.value:.{digits}f}", found.value),
-        number(f"{low:.{digits}f} to {high:.{digits}f}", None),
-    ]
+    value, span = _words(found, scale)
+    return [number(value, found.value), number(span, None)]
+
+
+def _words(found: Mean | Quantile | Share, scale: float) -> tuple[str, str]:
+    """A figure and its interval."""
+    spec = ".4f" if scale == 1 else ".1f"
+    return f"{scale * found.value:{spec}}", f"{found.interval.scaled(scale):{spec}}"

@@ -1,4 +1,4 @@
-"""A figure for each place of the grid, as a picture: what pruning costs where."""
+"""A picture of a figure for each patch of the grid: it shows where pruning costs most."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ import numpy as np
 
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.plots.frame import TOP, WIDTH, label, svg
-from ztdeploy.report.show.captions import position
-from ztdeploy.report.show.colours import importance_colour
-from ztdeploy.report.show.tiles import Grid
+from ztdeploy.report.show.tiles import Grid, importance_colour
 
 _SIDE, _SCALE = 224.0, 14.0
 HEIGHT = TOP + _SIDE + 8
 
 
-def position_map(title: str, axis: str, values: Sequence[float], grid: Grid) -> Markup | None:
+def position_map(title: str, axis: str, values: Sequence[float], grid: Grid) -> Markup:
     """A square of a colour per place, from the lowest (violet) to the highest (yellow), with a scale; the pointer says
-    each value. None where there are not as many values as places.
+    each value.
 
     Args:
         title: what it shows, for those who cannot see it.
         axis: what the values are.
-        values: row by row.
+        values: one per place, row by row.
     """
-    if grid.patches != len(values):
-        return None
     low, high = min(values), max(values)
     span, cell, left = (high - low) or 1.0, _SIDE / max(grid.rows, grid.columns), (WIDTH - _SIDE) / 2 - 30
     marks = [label(0, 13, axis, "axis", anchor="start")]
@@ -35,7 +31,7 @@ def position_map(title: str, axis: str, values: Sequence[float], grid: Grid) -> 
         marks.append(
             element(
                 "rect",
-                element("title", f"{position(place, grid)}: {value:.4f}"),
+                element("title", f"{grid.words(place)}: {value:.4f}"),
                 x=left + column * cell,
                 y=TOP + row * cell,
                 width=cell + 0.3,  # neighbours overlap by less than can be seen, so that no paper shows between them

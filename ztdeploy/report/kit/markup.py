@@ -19,7 +19,7 @@ class Markup(str):
 
 Child: TypeAlias = "str | int | Iterable[Child] | None"
 #: Elements that hold nothing; they are closed all the same, so that the page is well-formed XML as well.
-_EMPTY = frozenset({"meta", "line", "rect", "circle", "path", "polyline"})
+_EMPTY = frozenset({"meta", "br", "line", "rect", "circle", "path", "polyline"})
 
 
 def element(tag: str, *children: Child, **attributes: str | float | None) -> Markup:

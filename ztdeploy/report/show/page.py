@@ -1,40 +1,32 @@
-"""One HTML page with all images, which needs no other file: light and dark, all text escaped."""
+"""What `show` writes: a contact sheet per image, and one page of all, which needs no other file: light and dark."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.files import writing
+from ztdeploy.core.errors import OutputError
+from ztdeploy.core.files import disk_errors, make_folder, write, writing
+from ztdeploy.core.folders import check_folder_path
 from ztdeploy.core.text import html_text
-from ztdeploy.report.show.captions import (
-    ALIKE,
-    LEAST,
-    MOST,
-    UNIMPORTANT,
-    heading,
-    layer_caption,
-    legend,
-    nearness,
-    position,
-    reason_caption,
-)
-from ztdeploy.report.show.colours import SIMILAR_COLOUR, UNIMPORTANT_COLOUR, importance_colour
+from ztdeploy.report.kit.figures import counted
+from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.show.contact_sheet import contact_sheet
+from ztdeploy.report.show.drawing import LEAST, MOST, Drawing, Panel, Row, draw
+from ztdeploy.report.show.tiles import Grid, importance_colour
+from ztdeploy.target.evaluate.explain import ExplainedImage
+from ztdeploy.target.evaluate.reasons import Pair
 from ztdeploy.target.runtime.postprocess import chance
 
-if TYPE_CHECKING:
-    from ztdeploy.report.show.show import Seen, ShownImage
-    from ztdeploy.report.show.tiles import Grid
-    from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
-    from ztdeploy.target.runtime.postprocess import Label
-
+#: What `show` writes is told from everything else by its name, and only that is replaced.
+PAGE, SHEET_SUFFIX = "show.html", ".show.png"
 _HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -68,125 +60,150 @@ th, td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; } td span { color
 """
 
 
-def write_page(path: Path, bundle: Bundle, images: Iterable[ShownImage]) -> Iterator[ShownImage]:
-    """Write the page as images come, and hand them on; it takes its place when the last one is in it."""
-    with writing(path) as file:
+def sheet_paths(images: Sequence[Path], out: Path) -> list[Path]:
+    """The file of each image's contact sheet, each with another name, where case does not matter as well.
+
+    Raises:
+        OutputError: `out` is a file, or holds a folder where a file goes.
+    """
+    names: list[str] = []
+    for image in images:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", image.stem).strip("-")[:80] or "image"
+        taken, count, name = {one.lower() for one in names}, 1, stem
+        while name.lower() in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    sheets = [out / f"{name}{SHEET_SUFFIX}" for name in names]
+    check_folder_path(out)
+    with disk_errors(out):
+        for file in (*sheets, out / PAGE):
+            if file.is_dir():
+                raise OutputError(f"'{file}' is a folder", "a file to write", "choose another --out")
+    return sheets
+
+
+def write_show(
+    bundle: Bundle, images: Iterable[ExplainedImage], sheets: Sequence[Path], out: Path
+) -> Iterator[tuple[ExplainedImage, Path]]:
+    """Write a contact sheet per image as images come, and hand both on; and a page of all when the last one is taken.
+
+    Args:
+        sheets: as `sheet_paths` gives them.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    make_folder(out)
+    with writing(out / PAGE) as file:
         file.write((_HEAD + _top(bundle)).encode())
-        for one in images:
-            file.write(_section(one).encode())
-            yield one
+        for one, sheet in zip(images, sheets, strict=True):
+            drawing, png = draw(one, bundle.manifest), io.BytesIO()
+            contact_sheet(drawing).save(png, "PNG")
+            write(sheet, png.getbuffer())
+            file.write(_section(drawing).encode())
+            yield one, sheet
         file.write(b"</html>\n")
 
 
-def _top(bundle: Bundle) -> str:
-    name, model = bundle.root.resolve().name, bundle.manifest.model.timm_name
-    random = (
-        "<p>The weights are random: predictions mean nothing.</p>" if bundle.manifest.weights.source == "random" else ""
+def _top(bundle: Bundle) -> Markup:
+    title = f"What stays: {bundle.root.resolve().name}"
+    random = bundle.manifest.weights.source == "random"
+    return fragment(
+        element("title", title),
+        element("h1", title),
+        element(
+            "p",
+            f"{bundle.manifest.model.timm_name}. Which tokens the engines keep, layer by layer. Blocks count from 1; "
+            "tokens include the class token and its like, which always stay.",
+        ),
+        element("p", "The weights are random: predictions mean nothing.") if random else None,
     )
-    return (
-        f"<title>What stays: {html_text(name)}</title>\n<h1>What stays: {html_text(name)}</h1>\n"
-        f"<p>{html_text(model)}. Which tokens the engines keep, layer by layer. Blocks count from 1; "
-        f"tokens include the class token and its like, which always stay.</p>{random}\n"
-    )
 
 
-def _section(one: ShownImage) -> str:
-    return f"<section><h2>{html_text(one.image.name)}</h2>\n{''.join(_row(one, seen) for seen in one.seen)}</section>\n"
+def _section(drawing: Drawing) -> Markup:
+    return element("section", element("h2", drawing.name), [_row(drawing, row) for row in drawing.rows])
 
 
-def _row(one: ShownImage, seen: Seen) -> str:
-    tiles = f"<figure>{_image(one.plain, 'what the model sees')}<figcaption>what the model sees</figcaption></figure>\n"
-    tiles += "".join(_layer(one, seen, place) for place in range(len(seen.layers)))
-    rows = "".join(
-        f"<tr><th>{html_text(name)}</th>{_labels(labels)}</tr>"
-        for name, labels in (("dense", one.dense_labels), (seen.variant.name, seen.labels))
+def _row(drawing: Drawing, row: Row) -> Markup:
+    seen = "what the model sees"
+    answers = [
+        element("tr", element("th", name), [_answer(one.name, chance(one.probability, one.value)) for one in labels])
+        for name, labels in row.answers
         if labels
-    )
-    near = nearness(seen)
-    answers = f"<table>{rows}</table>" if near is None else f"<p>{html_text(near)}</p>"
-    doubt = f'<p class="doubt">{html_text(seen.doubt)}</p>\n' if seen.doubt is not None else ""
-    return (
-        f'<h3>{html_text(heading(seen.variant, one.dense))}</h3>\n<div class="tiles">{tiles}</div>\n{_key(seen)}'
-        f"{answers}\n<p>{html_text(legend(seen))}</p>\n{doubt}"
-    )
-
-
-def _layer(one: ShownImage, seen: Seen, place: int) -> str:
-    layer, reasons, drawn = seen.layers[place], seen.reasons[place], seen.maps[place]
-    caption, grid = layer_caption(layer, one.depth), one.grid
-    pictures = f'<div class="over">{_image(seen.tiles[place], caption)}{_titles(reasons, grid)}</div>'
-    if drawn is not None:
-        pictures += _image(drawn, f"importance at {caption}")
-    why = reason_caption(reasons)
-    words = html_text(caption) + (f"<br>{html_text(why)}" if why is not None else "")
-    return f"<figure>{pictures}<figcaption>{words}</figcaption>{_pairs(reasons, grid)}</figure>\n"
-
-
-def _titles(reasons: LayerReasons | None, grid: Grid) -> str:
-    """What the pointer says on the patches that went by similarity."""
-    if reasons is None or not reasons.pairs:
-        return ""
-    marks = "".join(
-        f'<rect x="{grid.place(pair.patch)[1]}" y="{grid.place(pair.patch)[0]}" width="1" height="1">'
-        f"<title>{html_text(_words(pair, grid))}</title></rect>"
-        for pair in reasons.pairs
-    )
-    return f'<svg viewBox="0 0 {grid.columns} {grid.rows}" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
-
-
-def _words(pair: Pair, grid: Grid) -> str:
-    return f"{position(pair.patch, grid)} is like {position(pair.partner, grid)}: {pair.similarity:.3f}"
-
-
-def _pairs(reasons: LayerReasons | None, grid: Grid) -> str:
-    if reasons is None or not reasons.pairs:
-        return ""
-    rows = "".join(
-        f"<tr><td>{_cell(pair.patch, grid)}</td><td>{_cell(pair.partner, grid)}</td><td>{pair.similarity:.3f}</td></tr>"
-        for pair in reasons.pairs
-    )
-    head = "<tr><th>row, column</th><th>is like</th><th>similarity</th></tr>"
-    count = f"{len(reasons.pairs)} similar pair{'s' if len(reasons.pairs) > 1 else ''}"
-    return f"<details><summary>{count}</summary><div><table>{head}{rows}</table></div></details>"
-
-
-def _cell(patch: int | None, grid: Grid) -> str:
-    if patch is None:
-        return "no patch"
-    row, column = grid.place(patch)
-    return f"{row + 1}, {column + 1}"
-
-
-def _key(seen: Seen) -> str:
-    """What the colours of patches mean, and those of importance, as far as they are used."""
-    reasons = [one for one in seen.reasons if one is not None]
-    used = (
-        (ALIKE, SIMILAR_COLOUR, any(one.by_similarity for one in reasons)),
-        (UNIMPORTANT, UNIMPORTANT_COLOUR, any(one.by_importance for one in reasons)),
-    )
-    parts = [
-        f'<span><i style="background: {_css(colour)}"></i>{html_text(words)}</span>'
-        for words, colour, wanted in used
-        if wanted
     ]
-    if any(one.has_importance for one in reasons):
+    return fragment(
+        element("h3", row.heading),
+        element(
+            "div",
+            element("figure", _image(drawing.plain, seen), element("figcaption", seen)),
+            [_panel(panel, drawing.grid) for panel in row.panels],
+            class_="tiles",
+        ),
+        _key(row),
+        element("table", answers) if row.nearness is None else element("p", row.nearness),
+        element("p", row.legend),
+        None if row.doubt is None else element("p", row.doubt, class_="doubt"),
+    )
+
+
+def _answer(name: str, likely: str) -> Markup:
+    return element("td", f"{name} ", element("span", likely))
+
+
+def _panel(panel: Panel, grid: Grid) -> Markup:
+    importance = panel.importance
+    return element(
+        "figure",
+        element("div", _image(panel.tile, panel.caption), _titles(panel.pairs, grid), class_="over"),
+        None if importance is None else _image(importance, f"importance at {panel.caption}"),
+        element("figcaption", panel.caption, () if panel.gone is None else (element("br"), panel.gone)),
+        _pairs(panel.pairs, grid),
+    )
+
+
+def _titles(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
+    """What the pointer says on the patches that went by similarity."""
+    marks = []
+    for pair in pairs:
+        row, column = grid.place(pair.patch)
+        words = f"{grid.words(pair.patch)} is like {grid.words(pair.partner)}: {pair.similarity:.3f}"
+        marks.append(element("rect", element("title", words), x=column, y=row, width=1, height=1))
+    box = f"0 0 {grid.columns} {grid.rows}"
+    return element("svg", marks, viewBox=box, preserveAspectRatio="none", aria_hidden="true") if marks else None
+
+
+def _pairs(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
+    if not pairs:
+        return None
+
+    def cell(patch: int | None) -> str:
+        return "no patch" if patch is None else "{}, {}".format(*(place + 1 for place in grid.place(patch)))
+
+    rows = [(cell(pair.patch), cell(pair.partner), f"{pair.similarity:.3f}") for pair in pairs]
+    head = [element("th", text) for text in ("row, column", "is like", "similarity")]
+    body = [element("tr", [element("td", text) for text in row]) for row in rows]
+    table = element("div", element("table", element("tr", head), body))
+    return element("details", element("summary", counted(len(pairs), "similar pair")), table)
+
+
+def _key(row: Row) -> Markup | None:
+    """What the colours of patches mean, and those of importance, as far as they are used."""
+    parts = [element("span", element("i", style=f"background: {_css(colour)}"), text) for text, colour in row.keys]
+    if any(panel.importance is not None for panel in row.panels):
         stops = ", ".join(_css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
-        ramp = f'<i class="scale" style="background: linear-gradient(to right, {stops})"></i>'
-        parts.append(f"<span>{html_text(LEAST)}{ramp}{html_text(MOST)}</span>")
-    return f'<div class="key">{"".join(parts)}</div>\n' if parts else ""
+        ramp = element("i", class_="scale", style=f"background: linear-gradient(to right, {stops})")
+        parts.append(element("span", LEAST, ramp, MOST))
+    return element("div", parts, class_="key") if parts else None
 
 
 def _css(colour: Iterable[float]) -> str:
     return f"rgb({' '.join(str(round(float(part))) for part in colour)})"
 
 
-def _labels(labels: tuple[Label, ...]) -> str:
-    cells = ((html_text(one.name), html_text(chance(one.probability, one.value))) for one in labels)
-    return "".join(f"<td>{name} <span>{likely}</span></td>" for name, likely in cells)
-
-
-def _image(tile: Image.Image, words: str) -> str:
+def _image(tile: Image.Image, words: str) -> Markup:
     file = io.BytesIO()
     tile.save(file, "JPEG", quality=90, subsampling=0)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{html_text(words)}">'
+    # An attribute of `element` has at most so many characters.
+    return Markup(f'<img src="data:image/jpeg;base64,{data}" alt="{html_text(words)}"/>')

@@ -6,30 +6,28 @@ Where it is known why patches went, those that this layer let go are told apart 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from ztdeploy.report.show.colours import (
-    NOTHING,
-    SIMILAR_COLOUR,
-    UNIMPORTANT_COLOUR,
-    importance_colour,
-    importance_shares,
-)
 from ztdeploy.target.evaluate.patches import GONE, LayerPatches
 from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
 
+Colour: TypeAlias = tuple[int, int, int]
+#: Dropped by similarity, and by importance: told apart in all common kinds of colour blindness.
+SIMILAR_COLOUR, UNIMPORTANT_COLOUR = (70, 150, 255), (255, 140, 40)
+NOTHING = (34, 38, 46)  #: no token is there any more
+DRAWN_PAIRS = 10  #: lines to partners; more of them hide each other
 #: The longer side of a tile in pixels, to the nearest multiple of its patches.
 _SIDE = 336
 _DIM, _DIMMED_SHARE = np.array(NOTHING, np.float64), 0.78
 _GREY_SHARE, _REASON_SHARE = 0.3, 0.45
 _EDGE, _TINT_SHARE = np.array((236.0, 240.0, 245.0)), 0.6
 _FUSED = (70.0, 130.0, 220.0)
-#: Pairs that are drawn; more of them hide each other.
-DRAWN_PAIRS = 10
 #: Lines are drawn so many times larger, and then smoothed.
 _SMOOTH = 3
 
@@ -48,6 +46,56 @@ class Grid:
     def place(self, patch: int) -> tuple[int, int]:
         """Row and column, from 0."""
         return divmod(patch, self.columns)
+
+    def words(self, patch: int | None) -> str:
+        """Where a patch is, counted from 1."""
+        if patch is None:
+            return "a token without a patch"
+        row, column = self.place(patch)
+        return f"row {row + 1}, column {column + 1}"
+
+    def cell(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a patch in a tile whose width and height are `size`."""
+        return size[1] // self.rows, size[0] // self.columns
+
+    def box(self, patch: int, cell: tuple[int, int]) -> tuple[slice, slice]:
+        """A patch's pixels in a tile."""
+        row, column = self.place(patch)
+        return slice(row * cell[0], (row + 1) * cell[0]), slice(column * cell[1], (column + 1) * cell[1])
+
+
+def importance_colour(share: ArrayLike) -> NDArray[np.float64]:
+    """From 0 (dark violet) to 1 (light yellow), as sRGB 0 to 255 `[..., 3]`.
+
+    Even steps look evenly far apart: lightness and hue grow evenly in OKLab, whose distances are about those that
+    people see. Formulas: Björn Ottosson, "A perceptual color space for image processing" (2020).
+    """
+    share = np.clip(np.asarray(share, np.float64), 0, 1)
+    lightness, hue = 0.27 + 0.66 * share, np.deg2rad(300 - 195 * share)
+    chroma = 0.1  # as much as all of these hues have on a screen
+    oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], -1)
+    cones = oklab @ np.array(
+        [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
+    )
+    linear = cones**3 @ np.array(
+        [
+            [4.0767416621, -1.2684380046, -0.0041960863],
+            [-3.3077115913, 2.6097574011, -0.7034186147],
+            [0.2309699292, -0.3413193965, 1.7076147010],
+        ]
+    )
+    linear = np.clip(linear, 0, 1)
+    return np.asarray(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def importance_shares(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where each value stands among the finite ones, by rank, from 0 to 1; ties alike, NaN stays.
+
+    A layer decides by the order alone, and a few tokens may have a hundred times the importance of the others.
+    """
+    finite = np.isfinite(importance)
+    distinct = np.unique(importance[finite])
+    return np.where(finite, np.searchsorted(distinct, importance) / max(1, len(distinct) - 1), np.nan)
 
 
 def plain_tile(pixels: NDArray[np.uint8], grid: Grid) -> Image.Image:
@@ -72,114 +120,79 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: Grid, reasons: Lay
             to the partner of those that were the most similar.
     """
     pixels = np.asarray(plain).astype(np.float64)
-    cell = _cell_of(plain.size, grid)
-    stays, groups = layer.stays, _group_of(layer)
-    dimmed = pixels.mean(-1, keepdims=True) * (1 - _DIMMED_SHARE) + _DIM * _DIMMED_SHARE
+    cell, stays, why = grid.cell(plain.size), layer.stays, dict[int, Colour]()
     line = max(1, min(cell) // 12)
-    why = _why(reasons)
+    groups = np.full(grid.patches, GONE)  # the token that each patch shares with others
+    for patches in layer.groups:
+        groups[patches] = layer.holder[patches]
+    if reasons is not None:
+        why = dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR)
+        why |= dict.fromkeys(reasons.by_similarity, SIMILAR_COLOUR)
     for patch in range(grid.patches):
-        box = _box(patch, grid, cell)
-        colour = None if groups[patch] == GONE else _colour(layer, int(groups[patch]))
-        if colour is not None and not stays[patch]:
-            grey = pixels[box].mean(-1, keepdims=True)
-            pixels[box] = grey * (1 - _TINT_SHARE) + colour * _TINT_SHARE
-        elif colour is None and not stays[patch]:
-            pixels[box] = _tinted(pixels[box], why[patch]) if patch in why else dimmed[box]
-        if colour is not None:
-            _outline(pixels[box], _open_sides(groups, patch, grid), line, colour * 0.75)
+        box = grid.box(patch, cell)
+        grey = pixels[box].mean(-1, keepdims=True)
+        if groups[patch] != GONE:
+            colour = _colour(layer, int(groups[patch]))
+            if not stays[patch]:
+                pixels[box] = grey * (1 - _TINT_SHARE) + colour * _TINT_SHARE
+            _outline(pixels[box], groups, patch, grid, line, colour * 0.75)
         elif not stays[patch]:
+            if patch in why:  # dimmed with some of the image left, and the reason's colour
+                rest = 1 - _GREY_SHARE - _REASON_SHARE
+                pixels[box] = grey * _GREY_SHARE + np.array(why[patch]) * _REASON_SHARE + _DIM * rest
+            else:
+                pixels[box] = grey * (1 - _DIMMED_SHARE) + _DIM * _DIMMED_SHARE
             # Where what stays begins: visible on dark photographs as well.
-            _outline(pixels[box], _open_sides(stays, patch, grid), max(1, line // 2), _EDGE)
+            _outline(pixels[box], stays, patch, grid, max(1, line // 2), _EDGE)
     tile = Image.fromarray(pixels.round().astype(np.uint8))
     if reasons is not None:
-        _draw_over(tile, cell, grid, {patch: why[patch] for patch in why if groups[patch] != GONE}, reasons.pairs)
+        _draw_over(tile, grid, {patch: why[patch] for patch in why if groups[patch] != GONE}, reasons.pairs)
     return tile
 
 
 def importance_tile(size: tuple[int, int], layer: LayerPatches, grid: Grid, reasons: LayerReasons) -> Image.Image:
     """The importance of what a layer ranked, by rank; a line runs around what stays. As large as a plain tile."""
-    cell, stays = _cell_of(size, grid), layer.stays
+    cell, stays = grid.cell(size), layer.stays
     colours = importance_colour(np.nan_to_num(importance_shares(reasons.importance)))
     colours[~np.isfinite(reasons.importance)] = NOTHING
     pixels = np.zeros((size[1], size[0], 3))
     for patch in range(grid.patches):
-        box = _box(patch, grid, cell)
+        box = grid.box(patch, cell)
         pixels[box] = colours[patch]
         if not stays[patch]:
-            _outline(pixels[box], _open_sides(stays, patch, grid), max(1, min(cell) // 16), _EDGE)
+            _outline(pixels[box], stays, patch, grid, max(1, min(cell) // 16), _EDGE)
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _why(reasons: LayerReasons | None) -> dict[int, tuple[int, int, int]]:
-    """The colour of the reason for which a patch went."""
-    if reasons is None:
-        return {}
-    unimportant = dict.fromkeys(reasons.by_importance, UNIMPORTANT_COLOUR)
-    return unimportant | dict.fromkeys(reasons.by_similarity, SIMILAR_COLOUR)
-
-
-def _tinted(pixels: NDArray[np.float64], colour: tuple[int, int, int]) -> NDArray[np.float64]:
-    """A dimmed patch with some of the image left, and the reason's colour."""
-    grey = pixels.mean(-1, keepdims=True)
-    rest = 1 - _GREY_SHARE - _REASON_SHARE
-    return np.asarray(grey * _GREY_SHARE + np.array(colour) * _REASON_SHARE + _DIM * rest)
-
-
-def _draw_over(
-    tile: Image.Image,
-    cell: tuple[int, int],
-    grid: Grid,
-    marks: dict[int, tuple[int, int, int]],
-    pairs: tuple[Pair, ...],
-) -> None:
+def _draw_over(tile: Image.Image, grid: Grid, marks: Mapping[int, Colour], pairs: Sequence[Pair]) -> None:
     """Marks in the middle of patches, and lines between those of the first pairs, smoothed, in place."""
-    layer = Image.new("RGBA", (tile.width * _SMOOTH, tile.height * _SMOOTH), (0, 0, 0, 0))
+    layer, cell = Image.new("RGBA", (tile.width * _SMOOTH, tile.height * _SMOOTH), (0, 0, 0, 0)), grid.cell(tile.size)
     draw, size = ImageDraw.Draw(layer), min(cell) * _SMOOTH
 
     def middle(patch: int) -> tuple[float, float]:
         row, column = grid.place(patch)
         return (column + 0.5) * cell[1] * _SMOOTH, (row + 0.5) * cell[0] * _SMOOTH
 
-    def dot(patch: int, radius: float, colour: tuple[int, int, int], outline: tuple[int, int, int]) -> None:
+    def dot(patch: int, radius: float, colour: Colour, outline: Colour) -> None:
         x, y = middle(patch)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour, outline, max(1, size // 24))
 
     for patch, colour in marks.items():
         dot(patch, size / 6, colour, (20, 22, 26))
-    drawn = [pair for pair in pairs if pair.partner is not None][:DRAWN_PAIRS]
+    drawn = [(pair.patch, pair.partner) for pair in pairs if pair.partner is not None][:DRAWN_PAIRS]
     wide, thin = min(size / 7, 4 * _SMOOTH), min(size / 16, 2 * _SMOOTH)
     for width, ink in ((wide, (16, 20, 28, 200)), (thin, (255, 255, 255, 255))):
-        for pair in drawn:
-            assert pair.partner is not None
-            draw.line((*middle(pair.patch), *middle(pair.partner)), ink, max(1, round(width)))
-    for pair in drawn:
-        assert pair.partner is not None
-        dot(pair.patch, min(size / 7, 4 * _SMOOTH), SIMILAR_COLOUR, (255, 255, 255))
-        dot(pair.partner, min(size / 5, 6 * _SMOOTH), (255, 255, 255), (16, 20, 28))
+        for patch, partner in drawn:
+            draw.line((*middle(patch), *middle(partner)), ink, max(1, round(width)))
+    for patch, partner in drawn:
+        dot(patch, wide, SIMILAR_COLOUR, (255, 255, 255))
+        dot(partner, min(size / 5, 6 * _SMOOTH), (255, 255, 255), (16, 20, 28))
     smooth = layer.resize(tile.size, Image.Resampling.LANCZOS)
     tile.paste(smooth, (0, 0), smooth)
 
 
-def _cell_of(size: tuple[int, int], grid: Grid) -> tuple[int, int]:
-    """Height and width of a patch in a tile whose width and height are `size`."""
-    return size[1] // grid.rows, size[0] // grid.columns
-
-
-def _box(patch: int, grid: Grid, cell: tuple[int, int]) -> tuple[slice, slice]:
-    row, column = grid.place(patch)
-    return slice(row * cell[0], (row + 1) * cell[0]), slice(column * cell[1], (column + 1) * cell[1])
-
-
-def _group_of(layer: LayerPatches) -> NDArray[np.int64]:
-    """`[patches]`: the token that each patch shares with others; `GONE` for dropped patches and those by themselves."""
-    group = np.full(len(layer.holder), GONE)
-    for patches in layer.groups:
-        group[patches] = layer.holder[patches]
-    return group
-
-
 def _colour(layer: LayerPatches, token: int) -> NDArray[np.float64]:
-    """A token keeps its colour through all layers: it goes by the patch in whose place it is."""
+    """The colour of a token: that of the patch in whose place it is, so that it stays the same through all layers."""
     place = int(layer.own[token])
     if place == GONE:
         return np.array(_FUSED)
@@ -188,24 +201,14 @@ def _colour(layer: LayerPatches, token: int) -> NDArray[np.float64]:
     return 255 * np.array(rgb)
 
 
-def _open_sides(values: NDArray[np.generic], patch: int, grid: Grid) -> tuple[bool, bool, bool, bool]:
-    """Whether the patch above, below, left and right is another one's; the image's rim is nobody's."""
+def _outline(
+    box: NDArray[np.float64], values: NDArray[Any], patch: int, grid: Grid, width: int, colour: NDArray[np.float64]
+) -> None:
+    """Lines inside a patch, in place, along the sides whose neighbour has another value; the image's rim has none."""
     row, column = grid.place(patch)
     places = values.reshape(grid.rows, grid.columns)
-    here = places[row, column]
-    return (
-        bool(row > 0 and places[row - 1, column] != here),
-        bool(row < grid.rows - 1 and places[row + 1, column] != here),
-        bool(column > 0 and places[row, column - 1] != here),
-        bool(column < grid.columns - 1 and places[row, column + 1] != here),
-    )
-
-
-def _outline(
-    box: NDArray[np.float64], sides: tuple[bool, bool, bool, bool], width: int, colour: NDArray[np.float64]
-) -> None:
-    """Lines along some sides of a patch, inside it and in place."""
-    places = (box[:width], box[-width:], box[:, :width], box[:, -width:])
-    for place, wanted in zip(places, sides, strict=True):
-        if wanted:
-            place[...] = colour
+    sides = ((-1, 0, box[:width]), (1, 0, box[-width:]), (0, -1, box[:, :width]), (0, 1, box[:, -width:]))
+    for down, right, edge in sides:
+        inside = 0 <= row + down < grid.rows and 0 <= column + right < grid.columns
+        if inside and places[row + down, column + right] != places[row, column]:
+            edge[...] = colour

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.cache import cache_errors
 from ztdeploy.core.files import open_regular, write
+from ztdeploy.core.manifest import VariantRecord
+from ztdeploy.core.preprocess_spec import Activation
+from ztdeploy.target.evaluate.patches import follow
+from ztdeploy.target.runtime.interface import Outputs
+from ztdeploy.target.runtime.postprocess import cosines, divergences, probabilities, same_answers, unit_vectors
 
 BEST = 5  #: classes that are kept of each answer
-#: Fields of which all variants have one in common.
+#: Fields that all variants have in common; their first axis is that of the images.
 _COMMON: dict[str, tuple[str, int]] = {"content": ("u", 2), "problem": ("U", 1)}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
+    """Answers of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
 
-    #: Of a subclass's fields `[v, n, ...]`: the kind of their type, and how many axes they have.
+    #: The fields `[v, n, ...]` that a subclass adds: the kind of their type, and how many axes they have.
     OWN: ClassVar[dict[str, tuple[str, int]]] = {}
     content: NDArray[np.uint8]  #: `[n, 32]` sha256 of the files
     problem: NDArray[np.str_]  #: `[n]` why an image could not be read; empty where it could
@@ -40,26 +45,21 @@ class Answers:
 
 @dataclass(frozen=True)
 class ClassAnswers(Answers):
-    """Of classifiers."""
+    """Answers of classifiers."""
 
-    OWN: ClassVar[dict[str, tuple[str, int]]] = {
-        "best": ("i", 3),
-        "probability": ("f", 2),
-        "same": ("b", 2),
-        "kl": ("f", 2),
-    }
+    OWN = {"best": ("i", 3), "probability": ("f", 2), "same": ("b", 2), "kl": ("f", 2)}  # noqa: RUF012
     best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
-    probability: NDArray[np.float32]  #: `[v, n]` of the best one
+    probability: NDArray[np.float32]  #: `[v, n]` probability of the best class
     same: NDArray[np.bool_]  #: `[v, n]` whether the answer is dense's
-    kl: NDArray[np.float64]  #: `[v, n]` nats from dense
+    kl: NDArray[np.float64]  #: `[v, n]` divergence from dense in nats
 
 
 @dataclass(frozen=True)
 class VectorAnswers(Answers):
-    """Of engines that give an embedding, or a vector for each of P positions."""
+    """Answers of engines that give an embedding, or a vector for each of P positions."""
 
-    OWN: ClassVar[dict[str, tuple[str, int]]] = {"cosine": ("f", 3), "filled": ("b", 3), "vectors": ("f", 3)}
-    cosine: NDArray[np.float32]  #: `[v, n, P]` to dense's vector; P is 1 for embeddings
+    OWN = {"cosine": ("f", 3), "filled": ("b", 3), "vectors": ("f", 3)}  # noqa: RUF012
+    cosine: NDArray[np.float32]  #: `[v, n, P]` cosine to dense's vector; P is 1 for embeddings
     filled: NDArray[np.bool_]  #: `[v, n, P]` whether a position's own token is gone, and another stands for it
     vectors: NDArray[np.float32]  #: `[v, n, D]` embeddings of length 1; D is 0 where there are positions
 
@@ -67,42 +67,111 @@ class VectorAnswers(Answers):
 _Answers = TypeVar("_Answers", bound=Answers)
 
 
+def class_answers(
+    outputs: Sequence[Outputs], content: NDArray[np.uint8], activation: Activation = "softmax"
+) -> ClassAnswers:
+    """What is kept of a classifier's outputs.
+
+    Args:
+        outputs: those of each variant for the same n images, dense first; logits `[n, classes]`.
+        content: `[n, 32]`.
+    """
+    logits = [one.logits for one in outputs]
+    likely = [probabilities(own, activation) for own in logits]
+    return ClassAnswers(
+        # Of equal logits the first class is the best, as in argmax.
+        best=np.stack([np.argsort(-own, axis=-1, kind="stable")[:, :BEST] for own in logits]).astype(np.int32),
+        probability=np.stack([own.max(-1) for own in likely if own is not None]).astype(np.float32),
+        same=np.stack([same_answers(logits[0], own, activation) for own in logits]),
+        kl=np.stack([np.zeros(len(logits[0])), *(divergences(logits[0], own, activation) for own in logits[1:])]),
+        content=content,
+        problem=np.full(len(content), "", np.str_),
+    )
+
+
+def vector_answers(
+    outputs: Sequence[Outputs], variants: Sequence[VariantRecord], patches: int, content: NDArray[np.uint8]
+) -> VectorAnswers:
+    """What is kept of vectors.
+
+    Args:
+        outputs: those of each variant for the same n images, dense first; embeddings `[n, D]`, or features `[n, P, D]`.
+        patches: P; an embedding counts as one position.
+        content: `[n, 32]`.
+    """
+    images, features = len(content), outputs[0].logits.ndim == 3
+    like = [cosines(outputs[0].logits, own.logits).reshape(images, -1) for own in outputs]
+    like[0][:] = 1.0  # to itself
+    if features:
+        filled = [filled_places(own, variant, patches) for own, variant in zip(outputs, variants, strict=True)]
+        vectors = [np.empty((images, 0))] * len(outputs)
+    else:
+        filled = [np.zeros((images, 1), np.bool_)] * len(outputs)
+        vectors = [unit_vectors(own.logits) for own in outputs]
+    return VectorAnswers(
+        cosine=np.stack(like).astype(np.float32),
+        filled=np.stack(filled),
+        vectors=np.stack(vectors).astype(np.float32),
+        content=content,
+        problem=np.full(images, "", np.str_),
+    )
+
+
+def filled_places(outputs: Outputs, variant: VariantRecord, patches: int) -> NDArray[np.bool_]:
+    """`[n, patches]`: whether the token of each place went, so that its features are those of what stands for it."""
+    filled = np.zeros((len(outputs.logits), patches), np.bool_)
+    for image in range(len(filled) if variant.plan.layers else 0):
+        filled[image] = ~follow(variant, outputs, image, patches)[-1].stays
+    return filled
+
+
 def joined(parts: Sequence[_Answers]) -> _Answers:
-    """One after the other; at least one."""
+    """The answers of several parts, one after the other; at least one."""
     arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts], axis=_axis(name)) for name in _names(parts[0])
+        field.name: np.concatenate([getattr(part, field.name) for part in parts], axis=_axis(field.name))
+        for field in fields(parts[0])
     }
     return type(parts[0])(**arrays)
 
 
 def chosen(answers: _Answers, places: NDArray[np.bool_]) -> _Answers:
-    """Those to some of the images: `[n]`."""
-    arrays = {name: np.compress(places, getattr(answers, name), axis=_axis(name)) for name in _names(answers)}
-    return type(answers)(**arrays)
+    """The answers to some of the images: `[n]`."""
+    return _changed(answers, lambda array, axis: np.compress(places, array, axis=axis))
 
 
 def spread(answers: _Answers, problems: Sequence[str]) -> _Answers:
-    """Those to the images that could be read, with zeros in the places of the others.
+    """The answers to the images that could be read, with zeros in the places of the others.
 
     Args:
         problems: per image why it could not be read; empty for those that answers are of, in their order.
     """
     places = np.equal(np.array(problems, np.str_), "")
 
-    def wide(name: str) -> NDArray[Any]:
-        own, axis = getattr(answers, name), _axis(name)
+    def wide(own: NDArray[Any], axis: int) -> NDArray[Any]:
+        if own is answers.problem:
+            return np.array(problems, np.str_)
         array = np.zeros((*own.shape[:axis], len(problems), *own.shape[axis + 1 :]), own.dtype)
         array[(slice(None),) * axis + (places,)] = own
         return array
 
-    arrays = {name: wide(name) for name in _names(answers) if name != "problem"}
-    return type(answers)(**arrays, problem=np.array(problems, np.str_))
+    return _changed(answers, wide)
+
+
+def _changed(answers: _Answers, change: Callable[[NDArray[Any], int], NDArray[Any]]) -> _Answers:
+    """Every array changed along the axis of the images."""
+    names = [field.name for field in fields(answers)]
+    return type(answers)(**{name: change(getattr(answers, name), _axis(name)) for name in names})
+
+
+def _axis(name: str) -> int:
+    """The axis of a field along which the images are."""
+    return 0 if name in _COMMON else 1
 
 
 def keep_answers(answers: Answers, path: Path) -> None:
     """Write a file whole or not at all."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: getattr(answers, name) for name in _names(answers)})
+    np.savez(buffer, allow_pickle=False, **{field.name: getattr(answers, field.name) for field in fields(answers)})
     with cache_errors(path.parent):
         write(path, buffer.getbuffer())
 
@@ -119,12 +188,3 @@ def kept_answers(path: Path, kind: type[_Answers], variants: int, images: int) -
         if right and found == expected and arrays["content"].shape[1] == 32:
             return kind(**arrays)
     return None
-
-
-def _names(answers: Answers) -> list[str]:
-    return [field.name for field in fields(answers)]
-
-
-def _axis(name: str) -> int:
-    """Along which the images are."""
-    return 0 if name in _COMMON else 1

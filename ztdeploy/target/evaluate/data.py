@@ -5,30 +5,50 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ztdeploy.core.arguments import CLASSES, shown
+from ztdeploy.core.bundle import sha256_of
+from ztdeploy.core.data import read_json
 from ztdeploy.core.errors import ImageError
+from ztdeploy.core.preprocess_spec import Output, PreprocessSpec
+from ztdeploy.core.text import printable
 from ztdeploy.target.evaluate.class_folders import apart, match_folders
-from ztdeploy.target.evaluate.image_folder import Found, find_images, images_inside, sub_folders, suffixes_for
-from ztdeploy.target.evaluate.labels import LabelledImage, read_labels
+from ztdeploy.target.evaluate.eval_report import DataFacts, Unreadable
+from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands
+from ztdeploy.target.runtime.preprocess import resize_and_crop
 
 LABELS = "labels.json"
 Kind = Literal["labels file", "class folders", "unlabelled"]
+#: How files of the formats that `runtime.images` reads are named. Decoding shows what a file really holds.
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+_MOST_LEVELS = 32
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image file and the class indices that count as right for it."""
+
+    path: Path
+    accepted: frozenset[int]
 
 
 @dataclass(frozen=True)
 class EvalData:
     """Images in a fixed order."""
 
-    path: Path  #: as it was given
+    path: Path  #: what the user named
     root: Path  #: the folder that images are named within
     kind: Kind
     rule: str  #: how images come by their labels, in words
     images: tuple[LabelledImage, ...]  #: unlabelled ones accept no class
-    ignored: int = 0  #: files that are no images by their names
+    ignored: int = 0  #: files whose names are not those of images, and links that lead back to where they came from
 
     @property
     def labelled(self) -> bool:
@@ -44,16 +64,20 @@ class EvalData:
         """An image's name within the data, with "/" between folders."""
         return image.path.relative_to(self.root).as_posix()
 
+    def without_labels(self) -> EvalData:
+        images = tuple(replace(image, accepted=frozenset()) for image in self.images)
+        return replace(self, kind="unlabelled", rule="labels left aside: against dense only", images=images)
+
 
 def read_data(path: Path, names: Sequence[str] | None, classes: int | None, channels: int = 3) -> EvalData:
     """List the images of a data set and their labels; nothing is decoded.
 
     Args:
-        path: a labels file, see `labels.read_labels`; a folder with a `labels.json` in it; a folder of class folders,
-            see `class_folders.match_folders`; or a folder of images.
+        path: a labels file, see `read_labels`; a folder with a `labels.json` in it; a folder of class folders, see
+            `match_folders`; or a folder of images. Hidden files and folders are left out.
         names: the model's class names, if the bundle has any.
-        channels: of the model's images.
         classes: how many outputs the model has; None where it names no classes, so that labels only say what is alike.
+        channels: channels of the model's images; `.npy` files count as images where pictures cannot hold as many.
 
     Raises:
         ImageError: nothing there, no images, both images and class folders, or a label that is no class of the model.
@@ -63,28 +87,39 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int | None, chan
         return _from_labels(path, path, classes)
     if (path / LABELS).is_file():
         return _from_labels(path, path / LABELS, classes)
-    suffixes = suffixes_for(channels)
-    inside = images_inside(path, suffixes)
-    folders = {folder.name: found for folder in sub_folders(path) if (found := find_images(folder, suffixes)).images}
-    if inside.images and folders:
+    suffixes = _SUFFIXES if channels in (1, 3) else _SUFFIXES | {ARRAY_SUFFIX}
+    entries = _entries(path)
+    inside = [_if_image(entry, suffixes) for entry in entries if not entry.is_dir()]
+    below = {entry.name: list(_below(entry, suffixes)) for entry in entries if entry.is_dir()}
+    folders = {name: found for name, found in below.items() if any(found)}
+    if any(inside) and folders:
         raise ImageError(
-            f"'{path}' holds images ({len(inside.images)}) as well as folders of images ({len(folders)})",
+            f"'{path}' holds images ({len(list(filter(None, inside)))}) as well as folders of images ({len(folders)})",
             "a folder per class, or images without labels",
             "move either elsewhere",
         )
-    if not inside.images and not folders:
+    if not any(inside) and not folders:
         raise ImageError(
-            f"'{path}' holds no images ({inside.ignored} other files)",
+            f"'{path}' holds no images ({len(inside)} other files)",
             "image files, or a folder of them per class",
             "check the folder",
         )
-    return _from_class_folders(path, folders, inside.ignored, names, classes) if folders else _flat(path, inside)
+    listed = [(one, frozenset[int]()) for one in inside]
+    kind: Kind = "unlabelled"
+    rule = "no labels: against dense only"
+    if folders:
+        matched = apart(list(folders)) if classes is None else match_folders(list(folders), names, classes)
+        listed += [(one, frozenset([matched.indices[name]])) for name, found in folders.items() for one in found]
+        kind, rule = "class folders", f"{len(folders)} folders, by {matched.rule}"
+    images = tuple(LabelledImage(one, accepted) for one, accepted in listed if one is not None)
+    return EvalData(path, path, kind, rule, images, ignored=len(listed) - len(images))
 
 
-def without_labels(data: EvalData) -> EvalData:
-    """The same images, of which nothing is known."""
-    images = tuple(replace(image, accepted=frozenset()) for image in data.images)
-    return replace(data, kind="unlabelled", rule="labels left aside: against dense only", images=images)
+def label_classes(output: Output, outputs: int) -> int | None:
+    """How many classes labels can name; None where a model names none: vectors, and one output, whose folders may be
+    no and yes.
+    """
+    return outputs if output == "logits" and outputs > 1 else None
 
 
 def check_exists(path: Path) -> None:
@@ -96,31 +131,85 @@ def check_exists(path: Path) -> None:
         raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check the folder")
 
 
-def _flat(path: Path, inside: Found) -> EvalData:
-    images = tuple(LabelledImage(image, frozenset()) for image in inside.images)
-    return EvalData(path, path, "unlabelled", "no labels: against dense only", images, inside.ignored)
+def _if_image(path: Path, suffixes: set[str]) -> Path | None:
+    return path if path.suffix.lower() in suffixes else None
 
 
-def _from_class_folders(
-    path: Path, folders: dict[str, Found], ignored: int, names: Sequence[str] | None, classes: int | None
-) -> EvalData:
-    matched = apart(list(folders)) if classes is None else match_folders(list(folders), names, classes)
-    images = tuple(
-        LabelledImage(image, frozenset([matched.indices[name]]))
-        for name, found in folders.items()
-        for image in found.images
+def _below(folder: Path, suffixes: set[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path | None]:
+    """All images below a folder, in the order of names, and None for everything that is ignored.
+
+    Links are followed, but not in circles.
+    """
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link to a folder that it lies in
+        yield None
+        return
+    if len(above) == _MOST_LEVELS:
+        raise ImageError(f"'{folder}' is nested too deeply", f"at most {_MOST_LEVELS} levels", "name a folder below it")
+    for path in _entries(folder):
+        if path.is_dir():
+            yield from _below(path, suffixes, (*above, identity))
+        else:
+            yield _if_image(path, suffixes)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> ImageError:
+    return ImageError(
+        f"folder '{folder}' cannot be read ({error.strerror or error})", "a readable folder", "check its permissions"
     )
-    rule = f"{len(folders)} folders, by {matched.rule}"
-    return EvalData(
-        path, path, "class folders", rule, images, ignored + sum(found.ignored for found in folders.values())
-    )
+
+
+def read_labels(path: Path) -> list[LabelledImage]:
+    """Read `[{"file": ..., "indices": [...]}, ...]`; files are relative to the `images` folder beside the list.
+
+    `imagenet_indices` is accepted for `indices`.
+
+    Raises:
+        ImageError: not such a list, or a file name that leaves the folder.
+    """
+    folder = path.parent / "images"
+    expected = "objects with file and indices"
+    entries = read_json(path, what="list of labels", error=ImageError, expected=expected, fix="correct the file")
+    try:
+        images = [
+            LabelledImage(folder / str(e["file"]), frozenset(map(_index, e.get("indices", e.get("imagenet_indices")))))
+            for e in entries
+        ]
+        if not images:
+            raise ValueError("no images")
+        for image in images:
+            image.path.resolve()  # refuses what cannot be a file name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ImageError(f"'{path}' is no list of labels ({error})", expected, "correct the file") from error
+    for image in images:
+        if not image.path.resolve().is_relative_to(folder.resolve()):
+            raise ImageError(f"'{image.path}' leaves the image folder", "file names inside it", "correct the file")
+    return images
+
+
+def _index(value: object) -> int:
+    if not isinstance(value, int) or abs(value) > CLASSES.most:
+        raise ValueError(f"{shown(value)} is no index of a class")
+    return value
 
 
 def _from_labels(path: Path, file: Path, classes: int | None) -> EvalData:
-    images = tuple(read_labels(file))
-    data = EvalData(path, file.parent / "images", "labels file", f"listed in {file.name}", images)
+    data = EvalData(
+        path, file.parent / "images", "labels file", f"listed in {file.name}", images=tuple(read_labels(file))
+    )
     seen = set[Path]()
-    for image in images:
+    for image in data.images:
         if not image.accepted or not all(0 <= index < (classes or math.inf) for index in image.accepted):
             outputs = "" if classes is None else f", for {classes} outputs"
             raise ImageError(
@@ -135,7 +224,7 @@ def _from_labels(path: Path, file: Path, classes: int | None) -> EvalData:
 
 
 def limited(data: EvalData, limit: int | None, seed: int = 0) -> EvalData:
-    """At most `limit` images, of every class as many as of any other, as far as there are so many.
+    """At most `limit` images: equally many of every class, as far as it has so many.
 
     Within a class, images are taken in the order of sha256("seed/name"), and classes take turns in such an order: the
     same seed takes the same images on every machine, and a larger limit adds to them.
@@ -153,3 +242,59 @@ def limited(data: EvalData, limit: int | None, seed: int = 0) -> EvalData:
     turns = [(turn, place) for place, queue in enumerate(queues) for turn in range(len(queue))]
     taken = {queues[place][turn].path for turn, place in sorted(turns)[:limit]}
     return replace(data, images=tuple(image for image in data.images if image.path in taken))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image file as the model sees it."""
+
+    pixels: NDArray[np.uint8]  #: `[H, W, C]`
+    digest: bytes  #: sha256 of the file
+
+
+def decode(path: Path, spec: PreprocessSpec) -> Decoded | str:
+    """The image, or what is wrong with it, in one line."""
+    try:
+        return Decoded(resize_and_crop(read_bands(path, spec), spec), bytes.fromhex(sha256_of(path)))
+    except (ImageError, OSError) as error:
+        return printable(str(error))
+
+
+def data_facts(data: EvalData, chosen: EvalData, content: Sequence[bytes], problem: Sequence[str]) -> DataFacts:
+    """What the images of an evaluation were, for its report.
+
+    Args:
+        data: all images of the data set.
+        chosen: the images that were to be evaluated.
+        content: sha256 of each chosen file.
+        problem: why it could not be read; empty where it could.
+
+    Raises:
+        ImageError: none of them could be read.
+    """
+    digest, accepted, unreadable = hashlib.sha256(), list[frozenset[int]](), list[Unreadable]()
+    for image, one, wrong in zip(chosen.images, content, problem, strict=True):
+        name = chosen.name_of(image)
+        if wrong:
+            unreadable.append(Unreadable(image=name, reason=wrong))
+            continue
+        accepted.append(image.accepted)
+        digest.update(f"{name}\0{one.hex()}\0{sorted(image.accepted)}\n".encode(errors="surrogateescape"))
+    if not accepted:
+        raise ImageError(
+            f"none of {len(unreadable)} images of '{data.path}' can be read ({unreadable[0].reason})",
+            "images",
+            "check the folder",
+        )
+    return DataFacts(
+        name=data.name,
+        path=str(data.path),
+        rule=data.rule,
+        labelled=data.labelled,
+        digest=digest.hexdigest(),
+        found=len(data.images),
+        images=len(accepted),
+        classes=len(set(accepted)) if data.labelled else None,
+        ignored=data.ignored,
+        unreadable=tuple(unreadable),
+    )

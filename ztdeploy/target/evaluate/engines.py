@@ -8,26 +8,34 @@ spinning beside a busy one. Other runtimes take turns, while the other workers d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import Output
 from ztdeploy.target.backends.base import MemoryMode
-from ztdeploy.target.evaluate.answers import Answers, ClassAnswers, VectorAnswers, chosen, spread
-from ztdeploy.target.evaluate.decoding import Decoded, decode
-from ztdeploy.target.evaluate.summaries import class_answers, vector_answers
+from ztdeploy.target.evaluate.answers import (
+    Answers,
+    ClassAnswers,
+    VectorAnswers,
+    chosen,
+    class_answers,
+    spread,
+    vector_answers,
+)
+from ztdeploy.target.evaluate.data import Decoded, decode
 from ztdeploy.target.runtime.interface import Outputs
-from ztdeploy.target.runtime.runner import BundleRunner, load
+from ztdeploy.target.runtime.runner import BundleRunner, engine_of, load
 
 #: Runtimes whose engines may be called from several threads at once.
 CONCURRENT = ("onnxruntime",)
@@ -39,17 +47,19 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Workload:
-    """Which engines, and how they are called."""
+    """Which engines run, and how they are called."""
 
-    bundle: Bundle  #: its files compared with their hashes already
-    variants: tuple[str, ...]  #: dense first
+    bundle: Bundle  #: its files have been compared with their hashes
+    variants: tuple[VariantRecord, ...]  #: dense first
     profile: str
     batch: int  #: images per call
     threads: int
-    dense_profile: str | None = None  #: whose engine the first one is; None: the same. Else dense comes twice
+    dense_profile: str | None = None  #: the profile of the first, dense engine, where that is another one
 
-    def profile_of(self, position: int) -> str:
-        return self.dense_profile if self.dense_profile is not None and not position else self.profile
+    @property
+    def profiles(self) -> list[str]:
+        """The profile of each variant's engine."""
+        return [self.dense_profile or self.profile, *[self.profile] * (len(self.variants) - 1)]
 
     @property
     def output(self) -> Output:
@@ -62,77 +72,71 @@ class Workload:
 
     @property
     def concurrent(self) -> bool:
-        profiles = self.bundle.manifest.profiles
-        return all(profiles[self.profile_of(position)].backend in CONCURRENT for position in range(len(self.variants)))
+        return all(self.bundle.manifest.profiles[name].backend in CONCURRENT for name in self.profiles)
 
     @property
     def memory(self) -> MemoryMode:
-        weights = [
-            self.bundle.variant(name=name).graphs[self.profile_of(position)].weights_bytes
-            for position, name in enumerate(self.variants)
-        ]
+        pairs = zip(self.variants, self.profiles, strict=True)
+        weights = [variant.graphs[profile].weights_bytes for variant, profile in pairs]
         return "shared" if sum(weights) > _MOST_WEIGHTS_BYTES and len(weights) > 1 else "speed"
 
+    @property
+    def digests(self) -> list[str]:
+        """What tells each variant's engine from all others."""
+        pairs = zip(self.variants, self.profiles, strict=True)
+        return [self.bundle.engine_digest(engine_of(self.bundle, variant, profile)) for variant, profile in pairs]
 
-class Engines(AbstractContextManager["Engines"]):
-    """All engines of a workload, open."""
 
-    def __init__(self, work: Workload) -> None:
-        self.work = work
-        self._turn: AbstractContextManager[object] = nullcontext() if work.concurrent else Lock()
-        self._open = ExitStack()
-        self._runners: list[BundleRunner] = []
-        threads = 1 if work.concurrent else work.threads
-        with ExitStack() as opening:
-            for position, name in enumerate(work.variants):
-                runner = load(
+@contextmanager
+def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], Answers]]:
+    """Open all engines of a workload, and give a function that decodes images and runs all engines on them.
+
+    Any thread may call the function. An image that cannot be read is a problem in its answers. It raises a ParityError
+    where an engine gives something else than numbers.
+    """
+    threads, turn = (1, nullcontext()) if work.concurrent else (work.threads, Lock())
+    with ExitStack() as stack:
+        runners = [
+            stack.enter_context(
+                load(
                     work.bundle,
-                    variant=name,
-                    profile=work.profile_of(position),
+                    variant=variant.name,
+                    profile=profile,
                     threads=threads,
                     memory=work.memory,
                     verify=False,
                 )
-                self._runners.append(opening.enter_context(runner))
-            self._open = opening.pop_all()
+            )
+            for variant, profile in zip(work.variants, work.profiles, strict=True)
+        ]
+        yield partial(_answer, work, runners, turn)
 
-    def answer(self, paths: Sequence[Path]) -> Answers:
-        """Decode images and run all engines on them; an image that cannot be read is a problem in the answers.
 
-        Raises:
-            ParityError: an engine gives something else than numbers.
-        """
-        images = [decode(path, self.work.bundle.manifest.preprocess) for path in paths]
-        problems = ["" if isinstance(image, Decoded) else image for image in images]
-        good = [image for image in images if isinstance(image, Decoded)]
-        if not good:  # a blank image tells of what shape answers are
-            shape = self.work.bundle.manifest.preprocess.shape
-            blank = self._summary(self._outputs(np.zeros((1, *shape), np.uint8)), [bytes(32)])
-            return spread(chosen(blank, np.zeros(1, np.bool_)), problems)
-        readable = [repr(str(path)) for path, problem in zip(paths, problems, strict=True) if not problem]
-        outputs = self._outputs(np.stack([image.pixels for image in good]), readable)
-        return spread(self._summary(outputs, [image.digest for image in good]), problems)
+def _answer(
+    work: Workload, runners: Sequence[BundleRunner], turn: AbstractContextManager[object], paths: Sequence[Path]
+) -> Answers:
+    manifest = work.bundle.manifest
+    images = [decode(path, manifest.preprocess) for path in paths]
+    problems = ["" if isinstance(image, Decoded) else image for image in images]
+    good = [image for image in images if isinstance(image, Decoded)]
+    names = [repr(str(path)) for path, problem in zip(paths, problems, strict=True) if not problem]
+    # Without any, a blank image tells what shape answers have.
+    taken = good or [Decoded(np.zeros(manifest.preprocess.shape, np.uint8), bytes(32))]
+    pixels = np.stack([image.pixels for image in taken])
+    content = np.stack([np.frombuffer(image.digest, np.uint8) for image in taken])
+    with turn:
+        outputs = [_outputs(runner, pixels, names, work.batch) for runner in runners]
+    answers: Answers
+    if work.output == "logits":
+        answers = class_answers(outputs, content, manifest.model.activation)
+    else:
+        answers = vector_answers(outputs, work.variants, manifest.model.architecture.patch_tokens, content)
+    return spread(chosen(answers, np.full(len(taken), bool(good))), problems)
 
-    def _outputs(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> list[Outputs]:
-        """Of each engine for n images; n at least 1."""
-        chunks = [slice(at, at + self.work.batch) for at in range(0, len(pixels), self.work.batch)]
-        with self._turn:
-            return [
-                Outputs.joined([runner.infer(pixels[chunk], names[chunk]) for chunk in chunks])
-                for runner in self._runners
-            ]
 
-    def _summary(self, outputs: Sequence[Outputs], digests: Sequence[bytes]) -> Answers:
-        content = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
-        if self.work.answers is ClassAnswers:
-            return class_answers(outputs, content, self.work.bundle.manifest.model.activation)
-        variants = [self.work.bundle.variant(name=name) for name in self.work.variants]
-        return vector_answers(outputs, variants, self.work.bundle.manifest.model.architecture.patch_tokens, content)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
+def _outputs(runner: BundleRunner, pixels: NDArray[np.uint8], names: Sequence[str], batch: int) -> Outputs:
+    chunks = [slice(at, at + batch) for at in range(0, len(pixels), batch)]
+    return Outputs.joined([runner.infer(pixels[chunk], names[chunk]) for chunk in chunks])
 
 
 def in_order(

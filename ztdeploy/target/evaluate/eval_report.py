@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import Activation, Output
-from ztdeploy.core.records import Record, to_json
+from ztdeploy.core.records import Record
 from ztdeploy.target.measure.bench_report import BundleFacts
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind
 from ztdeploy.target.measure.statistics import Interval
@@ -21,16 +20,16 @@ class EvalRequest(Record):
 
     bundle: Path
     data: Path
-    limit: int | None = None  #: images, of every class alike; by default all
-    seed: int = 0  #: of the limit and of the bootstrap
-    keep_ratios: tuple[float, ...] = ()  #: by default all variants; dense comes by itself
-    variants: tuple[str, ...] = ()  #: the same by name
-    profile: str | None = None  #: by default the first whose engines run here
+    limit: int | None = None  #: at most so many images, equally many of every class; by default all
+    seed: int = 0  #: decides which images a limit takes, and what the bootstrap draws
+    keep_ratios: tuple[float, ...] = ()  #: which variants; by default all. The dense one is always evaluated
+    variants: tuple[str, ...] = ()  #: names of variants
+    profile: str | None = None  #: run the engines of this profile; by default the first that runs here
     batch: int | None = None  #: images per call; by default the profile's smallest
-    threads: int | None = None  #: by default what the profile says, within what the process may use
-    dense_profile: str | None = None  #: whose dense engine all are held against; by default the same profile's
+    threads: int | None = None  #: by default the profile's, bounded by what the process may use
+    dense_profile: str | None = None  #: compare with this profile's dense engine; by default with that of `profile`
     strict: bool = False  #: an image that cannot be read is an error
-    recall_at: tuple[int, ...] = ()  #: neighbours, of embeddings; by default 1, 5 and 10, as far as there are so many
+    recall_at: tuple[int, ...] = ()  #: numbers of neighbours, for embeddings; by default 1, 5 and 10
 
 
 class Unreadable(Record):
@@ -46,15 +45,15 @@ class DataFacts(Record):
     rule: str  #: how images come by their labels, in words
     labelled: bool
     digest: str  #: sha256 of names, contents and accepted classes of all images that were evaluated
-    found: int  #: images there, before any limit
-    images: int  #: that were evaluated
+    found: int  #: images in the data set, before any limit
+    images: int  #: images that were evaluated
     classes: int | None  #: distinct labels among them
-    ignored: int  #: files that are no images by their names
+    ignored: int  #: files whose names are not those of images
     unreadable: tuple[Unreadable, ...] = ()
 
 
 class Share(Record):
-    """How many of the images; Wilson's interval."""
+    """A share of the images, with Wilson's interval."""
 
     count: int
     total: int
@@ -75,7 +74,7 @@ class Change(Record):
 
 
 class Mean(Record):
-    """Over all images; bootstrap interval."""
+    """A mean over all images, with a bootstrap interval."""
 
     value: float
     interval: Interval
@@ -105,7 +104,7 @@ class AgainstDense(Record):
 
 
 class Quantile(Record):
-    """Woodruff's interval."""
+    """A quantile with Woodruff's interval."""
 
     value: float
     interval: Interval
@@ -113,7 +112,7 @@ class Quantile(Record):
 
 class Far(Record):
     image: str
-    cosine: float  #: of features, the mean over positions
+    cosine: float  #: the mean over positions, where a model gives features
 
 
 class Place(Record):
@@ -123,11 +122,11 @@ class Place(Record):
 
 
 class Positions(Record):
-    """Of features: whether a position's own token is still there, or what stands for it fills it."""
+    """Cosines of features by position: a position's own token is kept, or another token stands for it (filled)."""
 
-    kept: Mean | None  #: cosine where the token is there; None where no position has one
-    filled: Mean | None  #: cosine where another's features stand; None where no position is so
-    filled_share: float  #: of all positions
+    kept: Mean | None  #: mean cosine of positions whose token is kept; None without any
+    filled: Mean | None  #: mean cosine of filled positions; None without any
+    filled_share: float  #: share of the positions that are filled
     lowest: Place
     mean: tuple[float, ...]  #: `[P]` cosine of each position, over the images
     filled_at: tuple[float, ...]  #: `[P]` share of the images in which a position is filled
@@ -140,7 +139,7 @@ class Likeness(Record):
     p5: Quantile  #: 5 % are below; of images, or of positions
     lowest: float
     furthest: tuple[Far, ...]  #: the images with the lowest cosine, lowest first
-    positions: Positions | None  #: of features
+    positions: Positions | None  #: None where the model gives no features
 
 
 Gallery = Literal["own", "dense"]
@@ -150,24 +149,24 @@ class Recall(Record):
     """What embeddings find: the nearest of all other images."""
 
     k: int  #: neighbours that are looked at
-    gallery: Gallery  #: whose embeddings the other images have; the queries are the variant's
-    recall: Share | None  #: images with one of their class among them; None where the images are not labelled
-    change: Change | None  #: less that of dense in its own gallery
-    overlap: Mean | None  #: share of them that are among dense's nearest as well; None for dense itself
+    gallery: Gallery  #: which engine embeds the other images; the variant itself embeds the query
+    recall: Share | None  #: images with a neighbour of their own class; None without labels
+    change: Change | None  #: recall less that of dense in its own gallery
+    overlap: Mean | None  #: share of the neighbours that are also dense's; None for dense itself
 
 
 class VariantScore(Record):
     variant: str
-    profile: str | None = None  #: of a dense engine of another profile
+    profile: str | None = None  #: the profile of the dense engine, where that is another one than the report's
     keep_ratio: float | None
     method: str
     gmacs: float
     engine_sha256: str
     top1: Share | None  #: where the images are labelled
-    top5: Share | None  #: likewise, and where there are more than 5 classes
-    against_dense: AgainstDense | None  #: of classifiers; None for dense itself
-    likeness: Likeness | None = None  #: of embeddings and features; None for dense itself
-    recalls: tuple[Recall, ...] = ()  #: of embeddings, by gallery and k
+    top5: Share | None  #: where the images are labelled and there are more than 5 classes
+    against_dense: AgainstDense | None  #: None for dense itself, and where a model gives vectors
+    likeness: Likeness | None = None  #: None for dense itself, and for classifiers
+    recalls: tuple[Recall, ...] = ()  #: by gallery and k; empty where a model gives no embedding
 
     @property
     def label(self) -> str:
@@ -182,7 +181,7 @@ class EvalReport(Record):
     request: EvalRequest
     bundle: BundleFacts
     output: Output = "logits"
-    activation: Activation = "softmax"  #: of logits
+    activation: Activation = "softmax"  #: what logits mean
     grid: tuple[int, int] | None = None  #: rows and columns of patches; None in reports of older versions
     data: DataFacts
     variants: tuple[VariantScore, ...]  #: dense first
@@ -192,19 +191,10 @@ class EvalReport(Record):
         return self.variants[0]
 
 
-def write_eval(report: EvalReport, out: Path) -> None:
-    """Write a report, whole or not at all, in place of an earlier one.
+def check_eval_path(out: Path) -> None:
+    """Fail early where a report could not be written in the end.
 
     Raises:
         OutputError: the file exists and is no such report, or cannot be written.
-    """
-    check_eval_path(out)
-    write(out, to_json(report, indent=1) + "\n")
-
-
-def check_eval_path(out: Path) -> None:
-    """
-    Raises:
-        OutputError: see `check_overwritable`.
     """
     check_overwritable(out, "report of 'ztdeploy eval'", lambda: holds_kind(out, KIND))

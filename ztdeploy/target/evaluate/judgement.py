@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ztdeploy.core.manifest import GateLimits, GateRecord, GateRow
 from ztdeploy.target.evaluate.eval_report import EvalReport, VariantScore
+
+#: A figure, its limit, the sign that makes it a cost (which is the worse the higher it is), and what is said of a miss.
+_LIMITS = (
+    ("drop", "max_drop", 1, "top-1 falls by {:.2f} points, {:.2f} more than allowed"),
+    ("agreement", "min_agreement", -1, "agreement is {:.4f}, {:.4f} less than asked for"),
+    ("kl", "max_kl", 1, "mean KL is {:.4f}, {:.4f} more than allowed"),
+    ("cosine", "min_cosine", -1, "mean cosine is {:.4f}, {:.4f} less than asked for"),
+)
+_DENSE = GateRow(
+    variant="dense", keep_ratio=1.0, method="dense", drop=0.0, agreement=1.0, kl=0.0, cosine=1.0, failed=()
+)
 
 
 def judge(report: EvalReport, limits: GateLimits) -> GateRecord:
@@ -46,18 +57,15 @@ def _row(score: VariantScore, limits: GateLimits) -> GateRow:
 
 
 def _missed(row: GateRow, limits: GateLimits) -> list[str]:
-    missed = []
-    if limits.max_drop is not None and row.drop is not None and row.drop > limits.max_drop:
-        missed.append(f"top-1 falls by {row.drop:.2f} points, {row.drop - limits.max_drop:.2f} more than allowed")
-    if limits.min_agreement is not None and row.agreement is not None and row.agreement < limits.min_agreement:
-        lacking = limits.min_agreement - row.agreement
-        missed.append(f"agreement is {row.agreement:.4f}, {lacking:.4f} less than asked for")
-    if limits.max_kl is not None and row.kl is not None and row.kl > limits.max_kl:
-        missed.append(f"mean KL is {row.kl:.4f}, {row.kl - limits.max_kl:.4f} more than allowed")
-    if limits.min_cosine is not None and row.cosine is not None and row.cosine < limits.min_cosine:
-        lacking = limits.min_cosine - row.cosine
-        missed.append(f"mean cosine is {row.cosine:.4f}, {lacking:.4f} less than asked for")
-    return missed
+    return [words.format(getattr(row, figure), over) for figure, words, over in _excesses(row, limits) if over > 0]
+
+
+def _excesses(row: GateRow, limits: GateLimits) -> Iterator[tuple[str, str, float]]:
+    """Each figure that is known and limited: its name, the words for a miss, and by how much it is beyond its limit."""
+    for figure, name, sign, words in _LIMITS:
+        value, limit = getattr(row, figure), getattr(limits, name)
+        if value is not None and limit is not None:
+            yield figure, words, sign * (value - limit)
 
 
 def advice(rows: Sequence[GateRow], limits: GateLimits) -> list[str]:
@@ -69,42 +77,23 @@ def advice(rows: Sequence[GateRow], limits: GateLimits) -> list[str]:
         failing = [ratio for ratio, row in own.items() if row.failed]
         if passing:
             found.append(f"{method}: keep ratio {min(passing):g} passes")
-        estimate = _estimate(own[max(failing)], _next_above(own, max(failing)), limits) if failing else None
-        if estimate is not None:
-            found.append(f"{method}: about {estimate:.2f} might pass (an estimate by interpolation, not measured)")
+        if failing:
+            above = min((ratio for ratio in own if ratio > max(failing)), default=None)
+            passed = _DENSE if above is None else own[above]
+            estimate = _estimate(own[max(failing)], passed, limits)
+            if estimate is not None:
+                found.append(f"{method}: about {estimate:.2f} might pass (an estimate by interpolation, not measured)")
     return found
-
-
-def _next_above(rows: dict[float, GateRow], ratio: float) -> GateRow:
-    """The variant of the next higher keep ratio, which passed; dense in the end."""
-    above = [other for other in rows if other > ratio]
-    if above:
-        return rows[min(above)]
-    return GateRow(
-        variant="dense", keep_ratio=1.0, method="dense", drop=0.0, agreement=1.0, kl=0.0, cosine=1.0, failed=()
-    )
 
 
 def _estimate(failed: GateRow, passed: GateRow, limits: GateLimits) -> float | None:
     """Where a line between two keep ratios crosses the last limit, rounded up to 0.01; None where that is no news."""
     assert failed.keep_ratio is not None
     assert passed.keep_ratio is not None
-    pairs = [
-        (failed.drop, passed.drop, limits.max_drop),
-        (_less(failed.agreement), _less(passed.agreement), _less(limits.min_agreement)),
-        (failed.kl, passed.kl, limits.max_kl),
-        (_less(failed.cosine), _less(passed.cosine), _less(limits.min_cosine)),
-    ]
+    below = {figure: over for figure, _, over in _excesses(passed, limits)}
     crossings = [
-        (cost - limit) / (cost - less)
-        for cost, less, limit in pairs
-        if cost is not None and less is not None and limit is not None and cost > limit
+        over / (over - below[figure]) for figure, _, over in _excesses(failed, limits) if over > 0 and figure in below
     ]
     ratio = failed.keep_ratio + max(crossings, default=1.0) * (passed.keep_ratio - failed.keep_ratio)
     rounded = math.ceil(round(100 * ratio, 6)) / 100
     return rounded if failed.keep_ratio < rounded < passed.keep_ratio else None
-
-
-def _less(value: float | None) -> float | None:
-    """What is the better the higher it is, as a cost."""
-    return None if value is None else -value

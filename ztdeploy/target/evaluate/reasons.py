@@ -22,7 +22,8 @@ from ztdeploy.core.plan import LayerPlan
 from ztdeploy.target.evaluate.patches import GONE, LayerPatches
 from ztdeploy.target.runtime.interface import Outputs
 
-_NOTES = ("importance", "rank", "survivors", "group", "partner", "similarity")
+_BY_TOKEN, _BY_PAIR = ("importance", "rank", "survivors"), ("group", "partner", "similarity")
+_Notes = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LayerReasons:
     by_similarity: tuple[int, ...]  #: patches whose tokens went, ascending
     by_importance: tuple[int, ...]
     importance: NDArray[np.float64]  #: `[patches]`, mean 1 over the tokens ranked; NaN: in no token that was
-    pairs: tuple[Pair, ...]  #: of those that went by similarity, the most similar first
+    pairs: tuple[Pair, ...]  #: one for each patch that went by similarity, the most similar first
 
     @property
     def has_importance(self) -> bool:
@@ -69,22 +70,23 @@ def reasons_of(
     Raises:
         ParityError: the notes cannot be right.
     """
-    patches = len(layers[0].holder)
-    prefix = variant.plan.layers[0].prefix_tokens
-    own = np.concatenate([np.full(prefix, GONE), np.arange(patches)])
-    holder = np.arange(prefix, prefix + patches)
+    method = METHODS.get(variant.schedule.method)
+    # Such a graph leaves out the square root of the method's scores, which changes no ranking.
+    squares = method is not None and "page-rank" in method.work and variant.schedule.options.join == "rms"
+    patches, prefix = len(layers[0].holder), variant.plan.layers[0].prefix_tokens
+    own, holder = np.concatenate([np.full(prefix, GONE), np.arange(patches)]), np.arange(prefix, prefix + patches)
     found = list[LayerReasons | None]()
     for index, layer in enumerate(layers):
         notes = _notes(layer.plan, noted.more, image) if index < agreed else {}
-        stay = noted.kept[index][image]
-        found.append(_reasons(notes, stay, own, holder, layer.own, _ranks_by_squares(variant)) if notes else None)
+        gone = np.setdiff1d(np.arange(len(own)), noted.kept[index][image])
+        found.append(_reasons(notes, gone, own, holder, layer.own, squares) if notes else None)
         own, holder = layer.own, layer.holder
     return tuple(found)
 
 
 def _reasons(
-    notes: Mapping[str, NDArray[Any]],
-    stay: NDArray[Any],
+    notes: _Notes,
+    gone: NDArray[np.int64],
     own: NDArray[np.int64],
     holder: NDArray[np.int64],
     own_after: NDArray[np.int64],
@@ -92,42 +94,31 @@ def _reasons(
 ) -> LayerReasons:
     """
     Args:
-        own, holder: as of `LayerPatches`, of the tokens that entered the layer.
-        own_after: of those that left it.
+        gone: tokens that went.
+        own, holder: as in `LayerPatches`, for the tokens that entered the layer.
+        own_after: the same as `own`, for the tokens that left it.
         squares: importance is noted as a square.
     """
-    gone = np.setdiff1d(np.arange(len(own)), stay)
-    alike = gone[_went_by_similarity(notes, gone)]
+    if "survivors" in notes:
+        alike = gone[notes["survivors"][gone] == 0]
+    else:
+        alike = gone if "similarity" in notes and "importance" not in notes else gone[:0]
+    pairs = [
+        Pair(int(own[token]), None if own[other] == GONE else int(own[other]), float(similarity))
+        for token, other, similarity in zip(*(notes.get(name, ()) for name in _BY_PAIR), strict=True)
+        if token in alike and own[token] != GONE
+    ]
     by_similarity = set(own[alike].tolist()) - {GONE}
     lost = set(own.tolist()) - set(own_after.tolist())  # with the one in whose place a fused token is
     return LayerReasons(
         by_similarity=tuple(sorted(by_similarity)),
         by_importance=tuple(sorted(lost - by_similarity - {GONE})),
         importance=_importance(notes, own, holder, squares),
-        pairs=tuple(_pairs(notes, alike, own)),
+        pairs=tuple(sorted(pairs, key=lambda pair: (-pair.similarity, pair.patch))),
     )
 
 
-def _went_by_similarity(notes: Mapping[str, NDArray[Any]], gone: NDArray[np.int64]) -> NDArray[np.bool_]:
-    if "survivors" in notes:
-        return np.asarray(notes["survivors"][gone] == 0)
-    return np.full(len(gone), "similarity" in notes and "importance" not in notes)
-
-
-def _pairs(notes: Mapping[str, NDArray[Any]], alike: NDArray[np.int64], own: NDArray[np.int64]) -> list[Pair]:
-    if "group" not in notes:
-        return []
-    found = [
-        Pair(int(own[token]), None if own[other] == GONE else int(own[other]), float(similarity))
-        for token, other, similarity in zip(notes["group"], notes["partner"], notes["similarity"], strict=True)
-        if token in alike and own[token] != GONE
-    ]
-    return sorted(found, key=lambda pair: (-pair.similarity, pair.patch))
-
-
-def _importance(
-    notes: Mapping[str, NDArray[Any]], own: NDArray[np.int64], holder: NDArray[np.int64], squares: bool
-) -> NDArray[np.float64]:
+def _importance(notes: _Notes, own: NDArray[np.int64], holder: NDArray[np.int64], squares: bool) -> NDArray[np.float64]:
     """What the final ranking went by; where nothing went by it, what the first one did."""
     scores = notes.get("importance", notes.get("rank"))
     if scores is None:
@@ -141,28 +132,20 @@ def _importance(
     return np.where(holder == GONE, np.nan, scores[holder])
 
 
-def _ranks_by_squares(variant: VariantRecord) -> bool:
-    """Whether a graph leaves out the square root of the method's scores, which changes no ranking."""
-    method = METHODS.get(variant.schedule.method)
-    return method is not None and "page-rank" in method.work and variant.schedule.options.join == "rms"
-
-
-def _notes(plan: LayerPlan, given: Mapping[str, NDArray[Any]], image: int) -> dict[str, NDArray[Any]]:
+def _notes(plan: LayerPlan, given: _Notes, image: int) -> dict[str, NDArray[Any]]:
     """What is noted of a layer, by note, checked."""
-    names = {note: pruning_output(plan.block, note) for note in _NOTES}
+    names = {note: pruning_output(plan.block, note) for note in (*_BY_TOKEN, *_BY_PAIR)}
     notes = {note: given[name][image] for note, name in names.items() if name in given}
-    by_token = all(len(notes[note]) == plan.tokens_in for note in ("importance", "rank", "survivors") if note in notes)
-    pairs = [notes[note] for note in ("group", "partner", "similarity") if note in notes]
-    whole = len(pairs) in (0, 3) and len({len(values) for values in pairs}) <= 1
-    numbers = all(np.isfinite(notes[note]).all() for note in notes)
-    if by_token and whole and numbers and all(_are_tokens(values, plan.tokens_in) for values in pairs[:2]):
+    pairs = [notes[note] for note in _BY_PAIR if note in notes]
+    right = all(np.isfinite(values).all() for values in notes.values())
+    right = right and all(len(notes[note]) == plan.tokens_in for note in _BY_TOKEN if note in notes)
+    right = right and len(pairs) in (0, 3) and len({len(values) for values in pairs}) <= 1
+    for tokens in pairs[:2]:
+        right = right and tokens.dtype.kind in "iu" and bool(((tokens >= 0) & (tokens < plan.tokens_in)).all())
+    if right:
         return notes
     raise ParityError(
         f"what the graph notes at block {plan.block + 1} cannot be right",
         f"finite scores of {plan.tokens_in} tokens, and pairs of them",
         "run: ztdeploy verify",
     )
-
-
-def _are_tokens(values: NDArray[Any], tokens: int) -> bool:
-    return bool(np.issubdtype(values.dtype, np.integer) and ((values >= 0) & (values < tokens)).all())

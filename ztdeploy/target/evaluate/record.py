@@ -43,28 +43,26 @@ def record(report: EvalReport, root: Path, waiting: Callable[[], None] = lambda:
 
 
 def recorded(bundle: Bundle, report: EvalReport) -> Manifest:
-    """The manifest with the figures in it."""
+    """The manifest with the figures in it.
+
+    Raises:
+        BundleError: an engine is another one by now than the one that was evaluated.
+    """
     scores = {score.variant: score for score in report.variants if score.profile is None}
-    variants = tuple(
-        _with_record(bundle, variant, report, scores[variant.name]) if variant.name in scores else variant
-        for variant in bundle.manifest.variants
-    )
-    return bundle.manifest.model_copy(update={"variants": variants})
-
-
-def _with_record(bundle: Bundle, variant: VariantRecord, report: EvalReport, score: VariantScore) -> VariantRecord:
-    profile = report.bundle.profile
-    engine = engine_of(bundle, variant, profile)
-    if bundle.engine_digest(engine) != score.engine_sha256:
-        raise BundleError(
-            f"the engine of '{variant.name}' in {bundle.root} was replaced meanwhile",
-            "the engine that was evaluated",
-            "evaluate again",
-        )
-    fidelity = fidelity_record(report, score)
-    return variant.model_copy(
-        update={"engines": {**variant.engines, profile: engine.model_copy(update={"fidelity": fidelity})}}
-    )
+    variants, profile = list[VariantRecord](), report.bundle.profile
+    for variant in bundle.manifest.variants:
+        if score := scores.get(variant.name):
+            engine = engine_of(bundle, variant, profile)
+            if bundle.engine_digest(engine) != score.engine_sha256:
+                raise BundleError(
+                    f"the engine of '{variant.name}' in {bundle.root} was replaced meanwhile",
+                    "the engine that was evaluated",
+                    "evaluate again",
+                )
+            engine = engine.model_copy(update={"fidelity": fidelity_record(report, score)})
+            variant = variant.model_copy(update={"engines": {**variant.engines, profile: engine}})
+        variants.append(variant)
+    return bundle.manifest.model_copy(update={"variants": tuple(variants)})
 
 
 def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:

@@ -116,7 +116,7 @@ def quantile_interval(values: NDArray[np.floating[Any]], share: float, confidenc
 
     Args:
         values: `[n, m]`: m of each image, n at least 1.
-        share: of the values that lie below it, from 0 to 1.
+        share: the share of the values below the quantile, from 0 to 1.
     """
     import numpy as np
 

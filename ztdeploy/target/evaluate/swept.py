@@ -13,7 +13,7 @@ from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.record import fidelity_record
 from ztdeploy.target.measure.sweep_plan import fidelity_of
-from ztdeploy.target.measure.sweep_report import Fidelity, SweepReport, SweepRequest
+from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest
 
 
 def check_images(request: SweepRequest) -> None:
@@ -49,31 +49,21 @@ def with_fidelity(
     """
     if report.request.data is None:
         return report
-    found = {
-        (name, bundle.manifest.preprocess.image_size): fidelity
-        for bundle in bundles
-        for name, fidelity in _evaluated(report, bundle, profile, cache, fresh, progress, note).items()
-    }
-    variants = [one.model_copy(update={"fidelity": found[one.name, one.image_size]}) for one in report.variants]
+    swept, fidelity = {(one.name, one.image_size) for one in report.variants}, {}
+    for bundle in bundles:
+        size = bundle.manifest.preprocess.image_size
+        request = EvalRequest(
+            bundle=bundle.root,
+            data=report.request.data,
+            limit=report.request.limit,
+            # In the bundle's order, in which `eval` takes all of them: what either keeps is then there for the other.
+            variants=tuple(one.name for one in bundle.manifest.variants if (one.name, size) in swept),
+            profile=profile,
+        )
+        found = evaluate_bundle(request, cache=cache, fresh=fresh, progress=progress, note=note)
+        for unreadable in found.data.unreadable:
+            note(f"not counted: {unreadable.reason}")
+        for score in found.variants:
+            fidelity[score.variant, size] = fidelity_of(fidelity_record(found, score))
+    variants = [one.model_copy(update={"fidelity": fidelity[one.name, one.image_size]}) for one in report.variants]
     return report.model_copy(update={"variants": tuple(variants)})
-
-
-def _evaluated(
-    report: SweepReport, bundle: Bundle, profile: str, cache: Path, fresh: bool, progress: Progress, note: Note
-) -> dict[str, Fidelity]:
-    """Of the variants of one bundle that take part, by name."""
-    assert report.request.data is not None
-    size = bundle.manifest.preprocess.image_size
-    swept = {one.name for one in report.variants if one.image_size == size}
-    request = EvalRequest(
-        bundle=bundle.root,
-        data=report.request.data,
-        limit=report.request.limit,
-        # In the bundle's order, in which `eval` takes all of them: what either keeps is then there for the other.
-        variants=tuple(variant.name for variant in bundle.manifest.variants if variant.name in swept),
-        profile=profile,
-    )
-    found = evaluate_bundle(request, cache=cache, fresh=fresh, progress=progress, note=note)
-    for one in found.data.unreadable:
-        note(f"not counted: {one.reason}")
-    return {score.variant: fidelity_of(fidelity_record(found, score)) for score in found.variants}

@@ -1,41 +1,50 @@
 """Reading NumPy's array files from outside: plain numbers, of a size that is known before anything is read.
 
 `numpy.load` allocates what a header asks for, follows zip members of any method and size, and gives a member that is
-no array as bytes. Here a file has at most so many bytes, each array exactly as many as its header says, and a header is
-what NumPy itself writes.
+no array as bytes. Here a file has at most so many bytes, and each array exactly as many as its header says.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ztdeploy.core.errors import BundleError
 from ztdeploy.core.files import read_bytes
 from ztdeploy.core.text import one_line
 
-_MAGIC = re.compile(rb"\x93NUMPY(?:\x01\x00(..)|[\x02\x03]\x00(..)\x00\x00)", re.DOTALL)
-_HEADER = re.compile(
-    rb"\{'descr': '([<|][biuf][0-9]{1,2})', 'fortran_order': (False|True), "
-    rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), *\} *\n"
-)
 #: Bytes of an array or of an archive beyond the numbers themselves.
 _OVERHEAD = 4096
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of the `.npy` array that a file begins with; its numbers come next.
+
+    Raises:
+        ValueError: it is no such file, of a version above 2.0, or without a shape.
+    """
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}, not 1.0 or 2.0")
+    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError("its header has no shape")
+    return shape, fortran, dtype
 
 
 def read_arrays(path: Path, most_bytes: int) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz` archive by name, or that of a `.npy` file under no name; read-only.
 
     Args:
-        most_bytes: that all numbers together may take.
+        most_bytes: how many bytes all numbers together may take.
 
     Raises:
         BundleError: the file is larger, damaged, or holds anything but arrays of numbers.
@@ -69,21 +78,13 @@ def _members(content: bytes, most_bytes: int) -> dict[str, NDArray[Any]]:
             if member.flag_bits & 1 or member.compress_type not in _PLAIN:
                 raise ValueError(f"the member '{member.filename[:80]}' is encrypted or compressed by an unknown method")
             with archive.open(member) as file:
-                raw = file.read(member.file_size + 1)  # a member that holds more than it says
-            arrays[name] = _array(raw)
+                arrays[name] = _array(file.read(member.file_size + 1))  # it may hold more than it says
     return arrays
 
 
 def _array(raw: bytes) -> NDArray[Any]:
-    start = _MAGIC.match(raw)
-    if start is None:
-        raise ValueError("it does not begin as an array does")
-    end = start.end() + int.from_bytes(start[1] or start[2], "little")
-    header = _HEADER.fullmatch(raw, start.end(), end)
-    if header is None:
-        raise ValueError("its header is not that of an array of numbers")
-    dtype = np.dtype(header[1].decode())
-    shape = tuple(int(length) for length in header[3].split(b",") if length.strip())
-    if math.prod(shape) * dtype.itemsize != len(raw) - end:
-        raise ValueError("its size is not what its header says")
-    return np.frombuffer(raw, dtype, offset=end).reshape(shape, order="F" if header[2] == b"True" else "C")
+    file = io.BytesIO(raw)
+    shape, fortran, dtype = read_header(file)
+    if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != len(raw) - file.tell():
+        raise ValueError("it holds no numbers, or not as many as its header says")
+    return np.frombuffer(raw, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from ztdeploy.core.errors import ImageError, ImageWarning
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.text import one_line
+from ztdeploy.target.runtime.arrays import read_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  #: what Pillow may try; each further decoder is a risk
 MAX_PIXELS = 100_000_000  #: width times height; 300 MB once decoded
@@ -52,7 +53,7 @@ class _Wanted:
     """What an image is to become."""
 
     channels: int = 3
-    bit_depth: int | None = None  #: of integers that take more than 8 bits; None: all that the file has
+    bit_depth: int | None = None  #: how many bits of a 16-bit image are used; None: all
 
 
 def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
@@ -95,11 +96,8 @@ def _read(source: str | Path | Image.Image | NDArray[Any], wanted: _Wanted) -> l
             return _upright(source, "the given PIL image", wanted)
     if isinstance(source, (str, Path)):
         return _from_file(Path(source), wanted)
-    raise ImageError(
-        f"an image of type {type(source).__name__}",
-        "a path, a PIL image or a uint8 array",
-        "pass one of these",
-    )
+    given = f"an image of type {type(source).__name__}"
+    raise ImageError(given, "a path, a PIL image or a uint8 array", "pass one of these")
 
 
 def _from_array(pixels: NDArray[Any], name: str, wanted: _Wanted) -> list[Image.Image]:
@@ -131,15 +129,10 @@ def _from_file(path: Path, wanted: _Wanted) -> list[Image.Image]:
                 return _upright(image, name, wanted)
 
 
-def _array_in(file: Any, name: str) -> NDArray[np.uint8]:
+def _array_in(file: IO[bytes], name: str) -> NDArray[np.uint8]:
     """The array of a `.npy` file, whose header is checked before its pixels are read."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ImageError(f"{name} is a .npy file of version {version}", "version 1.0", "write it with numpy.save")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(file)
-    wrong = fortran or len(shape) not in (2, 3) or not all(type(side) is int and side >= 0 for side in shape)
-    if dtype != np.uint8 or wrong:
+    shape, fortran, dtype = read_header(file)
+    if dtype != np.uint8 or fortran or len(shape) not in (2, 3):
         raise ImageError(
             f"{name} is an array of dtype {dtype} and shape {list(shape)}{' in column order' if fortran else ''}",
             "uint8 of shape [H, W, C] in row order",
@@ -149,8 +142,7 @@ def _array_in(file: Any, name: str) -> NDArray[np.uint8]:
     values, most = math.prod(shape), 3 * MAX_PIXELS
     if values > most:
         raise ImageError(f"{name} has {values:,} values", f"at most {most:,}", "scale it down first")
-    pixels = file.read(values)
-    return np.frombuffer(pixels, np.uint8).reshape(shape)
+    return np.frombuffer(file.read(values), np.uint8).reshape(shape)
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -231,7 +223,7 @@ def _mode(wanted: _Wanted) -> str:
 
 
 def _converted(image: Image.Image, name: str, wanted: _Wanted, *, deep: bool) -> list[Image.Image]:
-    """A loaded image in the wanted channels."""
+    """The bands of a loaded image, in the wanted channels."""
     if deep:
         _check_deep_colour(image, name, wanted)
     if wanted.channels in (1, 3):
@@ -278,7 +270,7 @@ def _eight_bits(image: Image.Image, name: str, wanted: _Wanted) -> Image.Image:
 
 
 def _check_deep_colour(image: Image.Image, name: str, wanted: _Wanted) -> None:
-    """Of 16-bit colour Pillow gives the high byte, so that a range can be seen, but not scaled."""
+    """Pillow gives the high byte of 16-bit colour, so that its range can be seen, but not scaled."""
     if wanted.bit_depth not in (None, 16):
         raise ImageError(
             f"{name} has colours of 16 bits, of which {wanted.bit_depth} are used",

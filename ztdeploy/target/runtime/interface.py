@@ -35,13 +35,15 @@ class Outputs:
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
-        """Those of one batch that was run in parts."""
-        kept, into = (
-            tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
-            for name in (KEPT, INTO)
-        )
+        """The outputs of one batch that was run in parts."""
+        kept, into = joined_layers([part.kept for part in parts]), joined_layers([part.into for part in parts])
         more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
         return cls(np.concatenate([part.logits for part in parts]), kept, into, more)
+
+
+def joined_layers(parts: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
+    """Per layer, the arrays of all parts one after the other."""
+    return tuple(np.concatenate(layer) for layer in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,18 @@ class _Tensor:
 
     name: str
     dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]  #: of one image; None: any length
+    shape: tuple[int | None, ...]  #: without the batch axis; None: any length
 
     def declared_by(self, found: TensorFacts, batch: int | None) -> bool:
         """Whether a runtime says the same of it, or leaves a length open."""
-        if found.dtype != self.dtype.name or len(found.shape) != 1 + len(self.shape):
-            return False
-        pairs = zip(self.shape, found.shape[1:], strict=True)
-        return found.shape[0] in (None, batch) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+        right = found.dtype == self.dtype.name and shape_fits((None, *self.shape), found.shape)
+        return right and found.shape[0] in (None, batch)
 
     def given_by(self, value: object, batch: int) -> bool:
         """Whether a call gave it for so many images."""
-        if not isinstance(value, np.ndarray) or value.dtype != self.dtype or value.ndim != 1 + len(self.shape):
+        if not isinstance(value, np.ndarray) or value.dtype != self.dtype:
             return False
-        pairs = zip(self.shape, value.shape[1:], strict=True)
-        return value.shape[0] == batch and all(want is None or want == have for want, have in pairs)
+        return shape_fits((batch, *self.shape), value.shape)
 
     def words(self, batch: int | None) -> str:
         return _words(self.name, self.dtype.name, (batch, *self.shape))
@@ -171,7 +170,7 @@ class Interface:
 
 
 def output_shape(manifest: Manifest) -> tuple[int | None, ...]:
-    """Of what a model gives for one image; None: any length, as that of an embedding."""
+    """The shape of what a model gives for one image; None: any length, as that of an embedding."""
     architecture = manifest.model.architecture
     shapes: dict[Output, tuple[int | None, ...]] = {
         "logits": (architecture.num_classes,),
@@ -179,6 +178,12 @@ def output_shape(manifest: Manifest) -> tuple[int | None, ...]:
         "features": (architecture.patch_tokens, None),
     }
     return shapes[manifest.model.gives]
+
+
+def shape_fits(wanted: Sequence[int | None], found: Sequence[int | None]) -> bool:
+    """Whether two shapes are one, where a None on either side stands for any length."""
+    pairs = zip(wanted, found, strict=False)
+    return len(wanted) == len(found) and all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def shape_words(shape: Sequence[int | None]) -> str:

@@ -20,11 +20,10 @@ from ztdeploy.core.manifest import GraphRecord, LayerParity, ParityRecord, Varia
 from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array, pruning_scope
 from ztdeploy.core.preprocess_spec import Activation, Output
 from ztdeploy.core.profile import Precision
-from ztdeploy.target.runtime.activation import divergences, same_answers
 from ztdeploy.target.runtime.arrays import read_arrays
-from ztdeploy.target.runtime.cosine import cosines
-from ztdeploy.target.runtime.inputs import load_pixels
-from ztdeploy.target.runtime.interface import Outputs, output_shape, shape_words
+from ztdeploy.target.runtime.interface import Outputs, joined_layers, output_shape, shape_fits, shape_words
+from ztdeploy.target.runtime.postprocess import cosines, divergences, original_tokens, same_answers
+from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import BundleRunner
 
 #: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
@@ -35,7 +34,7 @@ GAP_TOLERANCE = 1e-5
 #: An engine below fp32: how many times as far as its graph, as run at build time, its median image may be off; and on
 #: its own choices, how much smaller a share of the reference's tokens it may keep.
 DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
-_MOST_FEATURES = 2**16  #: of an embedding, whose length no manifest says
+_MOST_FEATURES = 2**16  #: the longest embedding that is read; no manifest says its length
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,14 @@ class Reference:
 
     @classmethod
     def joined(cls, parts: Sequence[Reference]) -> Reference:
-        """That of one batch that was run in parts."""
-        kept, gaps, into = (
-            tuple(np.concatenate(layer) for layer in zip(*(getattr(part, name) for part in parts), strict=True))
-            for name in ("kept", "gaps", "into")
-        )
+        """The reference of one batch that was run in parts."""
+        layers = ([getattr(part, name) for part in parts] for name in ("kept", "gaps", "into"))
+        kept, gaps, into = map(joined_layers, layers)
         first = parts[0]
         return cls(np.concatenate([p.logits for p in parts]), kept, gaps, first.replayed, into, first.unmeasured)
 
     def of_images(self, rows: Sequence[int]) -> Reference:
-        """That of some images, in the given order."""
+        """The reference of some images, in the given order."""
         kept, gaps, into = (tuple(layer[rows] for layer in layers) for layers in (self.kept, self.gaps, self.into))
         return Reference(self.logits[rows], kept, gaps, self.replayed, into, self.unmeasured)
 
@@ -150,7 +147,7 @@ def measure_drift(
     _check_shapes(name, actual, reference)
     differences = _logit_differences(name, actual, reference, np.inf)
     layers = []
-    absolute = zip(_of_image(actual.kept), _of_image(reference.kept), strict=True)
+    absolute = zip(original_tokens(actual.kept), original_tokens(reference.kept), strict=True)
     for block, (kept, wanted) in zip(blocks, absolute, strict=True):
         same = (kept == wanted).all(-1)
         identical, overlap = int(same.sum()), _overlap(kept, wanted)
@@ -244,15 +241,6 @@ def same_choices(actual: Outputs, reference: Reference) -> list[NDArray[np.bool_
     return same
 
 
-def _of_image(kept: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Indices into the tokens that enter each layer -> into those of the image, whatever was kept before."""
-    absolute: list[NDArray[Any]] = []
-    for layer in kept:
-        inside = layer if not absolute else np.clip(layer, 0, absolute[-1].shape[1] - 1)  # a broken engine's may not be
-        absolute.append(np.take_along_axis(absolute[-1], inside, 1) if absolute else layer)
-    return absolute
-
-
 def _overlap(kept: NDArray[Any], wanted: NDArray[Any]) -> float:
     """The share of the wanted tokens that were kept, mean over the images; 1 where there is none."""
     shares = [np.isin(theirs, ours).mean() for ours, theirs in zip(kept, wanted, strict=True)]
@@ -260,15 +248,11 @@ def _overlap(kept: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def _check_shapes(name: str, actual: Outputs, reference: Reference) -> None:
-    shapes, wanted_shapes = _shapes(actual), _shapes(reference)
-    if shapes != wanted_shapes:
-        raise ParityError(
-            f"{name}: logits and kept tokens of shapes {shapes}", f"{wanted_shapes}", "build the bundle again"
-        )
-
-
-def _shapes(outputs: Outputs | Reference) -> list[tuple[int, ...]]:
-    return [outputs.logits.shape, *(choice.shape for choice in (*outputs.kept, *outputs.into))]
+    found, wanted = (
+        [one.logits.shape, *(choice.shape for choice in (*one.kept, *one.into))] for one in (actual, reference)
+    )
+    if found != wanted:
+        raise ParityError(f"{name}: logits and kept tokens of shapes {found}", f"{wanted}", "build the bundle again")
 
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
@@ -357,8 +341,7 @@ def _read_golden(bundle: Bundle, name: str, wanted: Mapping[str, _Array]) -> dic
     arrays = read_arrays(bundle.path(name), sum(8 * math.prod(shape) for shape in shapes))
     for key, (dtype, shape) in wanted.items():
         found = arrays.get(key)
-        right = found is not None and found.dtype == dtype and found.ndim == len(shape)
-        if found is None or not right or any(w not in (None, f) for w, f in zip(shape, found.shape, strict=True)):
+        if found is None or found.dtype != dtype or not shape_fits(shape, found.shape):
             have = "is not there" if found is None else f"is {found.dtype} {list(found.shape)}"
             raise BundleError(
                 f"golden '{name}': '{key or 'pixels'}' {have}",
@@ -371,10 +354,6 @@ def _read_golden(bundle: Bundle, name: str, wanted: Mapping[str, _Array]) -> dic
 
 
 def _layer_error(name: str, block: int, images: int, gaps: NDArray[Any], unmeasured: str) -> ParityError:
-    """
-    Args:
-        gaps: of the images that differ.
-    """
     measured = gaps[np.isfinite(gaps)]
     gap = f"smallest gap {measured.min():.1e}" if measured.size else f"no gap was measured: {unmeasured}"
     return ParityError(

@@ -1,4 +1,14 @@
-"""From raw outputs to what a person wants to know."""
+"""From raw outputs to what a person wants to know, and how far two outputs are from each other.
+
+What the numbers that a head gives mean is its activation:
+
+- `softmax`: one class of several. The answer is the likeliest class; divergence is KL over the classes.
+- `sigmoid`: each output is a yes or no of its own. The answer is the set of outputs that are likelier than not;
+  divergence is the mean over outputs of the KL between two such chances.
+- `none`: values as they are, of a regression. There are no probabilities, and nothing to compare by.
+
+Models without a head give vectors, which are compared by their cosine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.preprocess_spec import Activation
-from ztdeploy.target.runtime.activation import probabilities
 
 
 @dataclass(frozen=True)
@@ -24,17 +33,13 @@ class Label:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """What JSON says of it."""
         likely = None if self.probability is None else round(self.probability, 6)
         return {"index": self.index, "name": self.name, "probability": likely, "value": round(self.value, 6)}
 
-
-def chance(probability: float | None, value: float | None, digits: int = 1) -> str:
-    """Such as "97.3 %"; of a value such as "0.4127". What is not certain is never said to be."""
-    if probability is None:
-        return "-" if value is None else f"{value:.4g}"
-    text = f"{100 * probability:.{digits}f}"
-    return f">{100 - 10.0**-digits:.{digits}f} %" if float(text) >= 100 else f"{text} %"
+    def words(self, digits: int = 1) -> str:
+        """Such as "cat (97.3 %)"."""
+        return f"{self.name} ({chance(self.probability, self.value, digits)})"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class Prediction:
     labels: tuple[Label, ...]  #: best first
     logits: NDArray[np.float32]  #: `[classes]`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer, the kept patches as indices into the image's patch grid
+
+
+def chance(probability: float | None, value: float | None, digits: int = 1) -> str:
+    """Such as "97.3 %"; of a value such as "0.4127". What is not certain is never said to be."""
+    if probability is None:
+        return "-" if value is None else f"{value:.4g}"
+    text = f"{100 * probability:.{digits}f}"
+    return f">{100 - 10.0**-digits:.{digits}f} %" if float(text) >= 100 else f"{text} %"
 
 
 def top_labels(
@@ -63,12 +76,12 @@ def top_labels(
     best = np.argsort(-(logits.astype(np.float64) if likely is None else likely), kind="stable")[:top]
     labels = (
         Label(
-            int(i),
-            names[i] if names is not None else f"class {i}",
-            None if likely is None else float(likely[i]),
-            float(logits[i]),
+            index,
+            names[index] if names is not None else f"class {index}",
+            None if likely is None else float(likely[index]),
+            float(logits[index]),
         )
-        for i in best
+        for index in best.tolist()
     )
     return tuple(one for one in labels if threshold is None or one.probability is None or one.probability >= threshold)
 
@@ -77,14 +90,76 @@ def original_tokens(kept: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """Each layer's kept indices as indices into the tokens that entered the first layer.
 
     Args:
-        kept: per layer `[B, k]`, indices into the tokens that entered that layer.
+        kept: per layer `[B, k]`, indices into the tokens that entered that layer; a broken engine's may lie outside.
     """
-    chained: list[NDArray[Any]] = []
-    for indices in kept:
-        chained.append(np.take_along_axis(chained[-1], indices, axis=1) if chained else indices)
+    chained = list[NDArray[Any]](kept[:1])
+    for indices in kept[1:]:
+        before = chained[-1]
+        chained.append(np.take_along_axis(before, np.clip(indices, 0, before.shape[1] - 1), axis=1))
     return chained
 
 
 def kept_patches(kept: Sequence[NDArray[Any]], image: int, prefix_tokens: int) -> tuple[NDArray[np.int32], ...]:
     """The patches of one image that are left behind each layer, prefix tokens left out."""
     return tuple(tokens[image, prefix_tokens:].astype(np.int32) - prefix_tokens for tokens in original_tokens(kept))
+
+
+def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithms of the softmax over the last axis, in fp64; finite for all finite logits."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def log_sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithms of the sigmoid of each number, in fp64; finite for all finite logits."""
+    return np.asarray(-np.logaddexp(0.0, -logits.astype(np.float64)))
+
+
+def probabilities(logits: NDArray[Any], activation: Activation) -> NDArray[np.float64] | None:
+    """The probability of each output, `[..., outputs]`; None where outputs are values."""
+    if activation == "none":
+        return None
+    return np.exp(log_softmax(logits) if activation == "softmax" else log_sigmoid(logits))
+
+
+def divergences(dense: NDArray[Any], variant: NDArray[Any], activation: Activation = "softmax") -> NDArray[np.float64]:
+    """KL(dense || variant) of each image in nats, at least 0: `[n]`; of `sigmoid` the mean over outputs.
+
+    Args:
+        dense, variant: logits `[n, outputs]`.
+    """
+
+    def terms(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.exp(log_p) * (log_p - log_q))
+
+    if activation == "sigmoid":
+        yes, no = (terms(log_sigmoid(sign * dense), log_sigmoid(sign * variant)) for sign in (1, -1))
+        result = (yes + no).mean(-1)
+    else:
+        result = terms(log_softmax(dense), log_softmax(variant)).sum(-1)
+    return np.asarray(np.maximum(result, 0.0))  # rounding makes some of them slightly negative
+
+
+def same_answers(dense: NDArray[Any], variant: NDArray[Any], activation: Activation = "softmax") -> NDArray[np.bool_]:
+    """Whether each image gets the same answer from both, logits `[n, outputs]`: `[n]`."""
+    if activation == "sigmoid":
+        return np.asarray(((dense > 0) == (variant > 0)).all(-1))
+    return np.asarray(dense.argmax(-1) == variant.argmax(-1))
+
+
+def cosines(dense: NDArray[Any], variant: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosines of vectors along the last axis, in fp64, from -1 to 1: `[..., D]` and `[..., D]` give `[...]`.
+
+    A vector of zeros has no direction: it is like another one of zeros (1), and like nothing else (0).
+    """
+    a, b = unit_vectors(dense.astype(np.float64)), unit_vectors(variant.astype(np.float64))
+    both_zero = (a == 0).all(-1) & (b == 0).all(-1)
+    return np.asarray(np.where(both_zero, 1.0, np.clip((a * b).sum(-1), -1.0, 1.0)))
+
+
+def unit_vectors(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Vectors scaled to a length of 1; zeros stay zeros. Finite also where squares would overflow."""
+    largest = np.abs(vectors).max(-1, keepdims=True, initial=0)
+    scaled = vectors / np.where(largest == 0, 1, largest)
+    length = np.sqrt((scaled * scaled).sum(-1, keepdims=True))
+    return np.asarray(scaled / np.where(length == 0, 1, length))

@@ -8,7 +8,8 @@ included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,21 @@ from PIL import Image
 
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
-from ztdeploy.target.runtime.images import MAX_PIXELS
+from ztdeploy.target.runtime.images import MAX_PIXELS, read_bands
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+ImageSource: TypeAlias = str | Path | Image.Image | NDArray[Any]
+
+
+def load_pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Read, resize and crop, one image in memory at a time: uint8 `[n, H, W, C]`.
+
+    Raises:
+        ImageError: an image cannot be read, or is too large.
+    """
+    pixels = np.empty((len(sources), *spec.shape), np.uint8)
+    for index, source in enumerate(sources):
+        pixels[index] = resize_and_crop(read_bands(source, spec), spec)
+    return pixels
 
 
 def resize_and_crop(image: Image.Image | Sequence[Image.Image], spec: PreprocessSpec) -> NDArray[np.uint8]:
@@ -50,7 +58,9 @@ def resize_and_crop(image: Image.Image | Sequence[Image.Image], spec: Preprocess
         )
     size = _resized_size(*bands[0].size, spec)
     _check_resize(bands[0].size, size)
-    cropped = [_center_crop(band.resize(size, _FILTERS[spec.interpolation]), spec.image_size) for band in bands]
+    cropped = [
+        _center_crop(band.resize(size, Image.Resampling[spec.interpolation.upper()]), spec.image_size) for band in bands
+    ]
     return cropped[0] if len(cropped) == 1 else np.concatenate(cropped, axis=-1)
 
 
@@ -89,7 +99,7 @@ def check_pixels(pixels: NDArray[Any], spec: PreprocessSpec, *, least: int = 0) 
         raise ImageError(
             f"pixels of type {pixels.dtype} and shape {list(pixels.shape)}",
             f"uint8 [B, {', '.join(map(str, spec.shape))}]{f', B at least {least}' if least else ''}",
-            "pass images to the runner itself, or pre-process them with ztdeploy.target.runtime.inputs.load_pixels",
+            "pass images to the runner itself, or pre-process them with ztdeploy.target.runtime.preprocess.load_pixels",
         )
 
 

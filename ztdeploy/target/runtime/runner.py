@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from types import TracebackType
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,41 @@ from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import PLANNED, backend_exists, first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.runtime.inputs import ImageSource, load_pixels
 from ztdeploy.target.runtime.interface import Interface, Outputs
-from ztdeploy.target.runtime.open_engine import OpenEngine
 from ztdeploy.target.runtime.postprocess import Prediction, kept_patches, top_labels
-from ztdeploy.target.runtime.preprocess import check_pixels, normalise
+from ztdeploy.target.runtime.preprocess import ImageSource, check_pixels, load_pixels, normalise
+
+
+class OpenEngine:
+    """All that a call must know of an engine, so that it needs to look nothing up while others switch.
+
+    Calls enter and leave. Once retired, nobody enters any more, and whoever leaves last closes the engine.
+    """
+
+    def __init__(self, variant: VariantRecord, graph: GraphRecord, interface: Interface, runner: Runner) -> None:
+        self.variant, self.graph, self.interface, self.runner = variant, graph, interface, runner
+        self._lock, self._calls, self._retired = Lock(), 0, False
+
+    def enter(self) -> bool:
+        """Whether a call may use it; whoever got True must leave."""
+        with self._lock:
+            self._calls += not self._retired
+            return not self._retired
+
+    def leave(self) -> None:
+        with self._lock:
+            self._calls -= 1
+            last = self._retired and not self._calls
+        if last:
+            self.runner.close()
+
+    def retire(self) -> None:
+        """Let no further call in, and close the engine when the last one has left. Once is enough."""
+        with self._lock:
+            last = not self._retired and not self._calls
+            self._retired = True
+        if last:
+            self.runner.close()
 
 
 class BundleRunner(AbstractContextManager["BundleRunner"]):
@@ -38,7 +68,9 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def __init__(self, bundle: Bundle, *, profile: str, threads: int, memory: MemoryMode, verify: bool) -> None:
         self.bundle, self.profile, self.threads, self.memory = bundle, profile, threads, memory
         self._verify, self._verified = verify, set[str]()
-        self._names = self._class_names()
+        if bundle.manifest.class_names is not None:
+            self._check([bundle.manifest.class_names])
+        self._names = class_names(bundle)
         self._switching = RLock()  # whoever opens or closes engines; calls do not wait for it
         self._open: dict[str, OpenEngine] = {}
         self._active: OpenEngine | None = None  #: what calls use from now on
@@ -92,7 +124,16 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
             ParityError: the engine gives what cannot be right.
         """
-        top, least = arguments.whole_number("top", top, arguments.CLASSES), self._least(threshold)
+        top, model = arguments.whole_number("top", top, arguments.CLASSES), self.bundle.manifest.model
+        least = None
+        if threshold is not None:
+            least = arguments.number("threshold", threshold)
+            given = f"threshold = {least:g}"
+            if model.gives != "logits" or model.activation == "none":
+                given = f"{given} for a model whose outputs are no probabilities"
+                raise InputError(given, "none", "leave the threshold out")
+            if not 0 <= least <= 1:
+                raise InputError(given, "a probability from 0 to 1", "give another threshold")
         if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
             images = [images]
         sources = list(images)
@@ -100,38 +141,16 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             return []
         names = [repr(str(source)) if isinstance(source, str | Path) else "" for source in sources]
         outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess), names)
-        prefix = self.bundle.manifest.model.architecture.prefix_tokens
-        if not self.bundle.manifest.model.architecture.num_classes:
+        if not model.architecture.num_classes:
             top = 0  # the output is an embedding
-        activation = self.bundle.manifest.model.activation
         return [
             Prediction(
-                top_labels(logits, self._names, top, activation, threshold=least),
+                top_labels(logits, self._names, top, model.activation, threshold=least),
                 logits,
-                kept_patches(outputs.kept, index, prefix),
+                kept_patches(outputs.kept, index, model.architecture.prefix_tokens),
             )
             for index, logits in enumerate(outputs.logits)
         ]
-
-    def _least(self, threshold: float | None) -> float | None:
-        """A threshold, checked.
-
-        Raises:
-            InputError: no probability, or the model's outputs are none.
-        """
-        if threshold is None:
-            return None
-        least = arguments.number("threshold", threshold)
-        model = self.bundle.manifest.model
-        if model.gives != "logits" or model.activation == "none":
-            raise InputError(
-                f"threshold = {least:g} for a model whose outputs are no probabilities",
-                "none",
-                "leave the threshold out",
-            )
-        if not 0 <= least <= 1:
-            raise InputError(f"threshold = {least:g}", "a probability from 0 to 1", "give another threshold")
-        return least
 
     def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
         """Run on resized and cropped pixels, uint8 `[B, H, W, C]`; batches of any size are cut to fit the engine.
@@ -160,9 +179,8 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         count, batch = len(pixels), engine.graph.batch
         if batch is not None and count < batch:  # a fixed batch is filled up with copies, whose results are dropped
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - count, axis=0)])
-        feed: NDArray[Any] = (
-            pixels if engine.graph.image_input == "uint8" else normalise(pixels, self.bundle.manifest.preprocess)
-        )
+        normalised = engine.graph.image_input != "uint8"
+        feed = normalise(pixels, self.bundle.manifest.preprocess) if normalised else pixels
         return engine.interface.outputs(engine.runner.infer({IMAGE: feed}), len(pixels), images)
 
     def close(self) -> None:
@@ -193,14 +211,12 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
 
     def _activate(self, engine: OpenEngine) -> None:
         """Have calls use an engine from now on, and retire those that are not kept."""
-        kept = self._open if self.memory == "shared" else {}
-        gone = [
-            one for name, one in self._open.items() if one is not engine and (not kept or name == engine.variant.name)
-        ]
-        self._open = {**kept, engine.variant.name: engine}
+        before = self._open
+        self._open = {**(before if self.memory == "shared" else {}), engine.variant.name: engine}
         self._active, self._variant = engine, engine.variant
-        for one in gone:
-            one.retire()
+        for one in before.values():
+            if one is not self._open.get(one.variant.name):
+                one.retire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -230,13 +246,6 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             self.bundle.verify_files(fresh)
         self._verified.update(fresh)
 
-    def _class_names(self) -> list[str] | None:
-        name = self.bundle.manifest.class_names
-        if name is None:
-            return None
-        self._check([name])
-        return class_names(self.bundle)
-
 
 def load(
     bundle: str | Path | Bundle,
@@ -253,8 +262,8 @@ def load(
     Args:
         bundle: the folder that `ztdeploy build` wrote.
         keep_ratio: which variant to run; by default the first that was asked for at build time.
-        variant: the same by name, for variants made from a schedule file.
-        profile: whose engines to run; by default the first profile with engines that this machine can run.
+        variant: name of the variant, for variants that share a keep ratio or have none.
+        profile: run the engines of this profile; by default the first whose engines this machine can run.
         threads: intra-op threads; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
         verify: compare the files that are read with their hashes first.
@@ -275,7 +284,7 @@ def load(
 
 
 def class_names(bundle: Bundle) -> list[str] | None:
-    """One per class of the model; None where the bundle has none.
+    """The names of the model's classes, in their order; None where the bundle has none.
 
     Raises:
         BundleError: not as many, or no text.

@@ -1,0 +1,135 @@
+"""What the contact sheet and the page show of one image: tiles, and the words beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ztdeploy.core.manifest import Manifest
+from ztdeploy.core.methods import METHODS
+from ztdeploy.report.show.tiles import (
+    DRAWN_PAIRS,
+    SIMILAR_COLOUR,
+    UNIMPORTANT_COLOUR,
+    Colour,
+    Grid,
+    importance_tile,
+    layer_tile,
+    plain_tile,
+)
+from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
+from ztdeploy.target.evaluate.patches import LayerPatches
+from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
+from ztdeploy.target.runtime.postprocess import Label
+
+DROPPING = "As it is: its token stays. Dimmed: its token was dropped."
+MERGING = (
+    "As it is: its token stays. Tinted: merged into another token, averaged and not lost; of the patches of one "
+    "colour, the one without tint is where that token is. Dimmed: dropped."
+)
+FUSING = "As it is: its token stays. Tinted: averaged into one further token, which has no patch."
+#: Beside the scale of importance.
+LEAST, MOST = "least important", "most important"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is shown of one pruning layer."""
+
+    tile: Image.Image
+    importance: Image.Image | None  #: a map of it, where it is known
+    caption: str
+    gone: str | None  #: how many patches went for which reason; None where that is not known
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is shown of one variant."""
+
+    heading: str
+    panels: tuple[Panel, ...]
+    answers: tuple[tuple[str, tuple[Label, ...]], ...]  #: dense's and the variant's; empty where models give vectors
+    nearness: str | None  #: how near vectors are to dense's; None of a classifier
+    keys: tuple[tuple[str, Colour], ...]  #: what the colours of reasons mean
+    merges: bool
+    legend: str
+    doubt: str | None  #: why some reasons are missing
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is shown of one image."""
+
+    name: str
+    plain: Image.Image
+    grid: Grid
+    rows: tuple[Row, ...]
+
+
+def draw(one: ExplainedImage, manifest: Manifest) -> Drawing:
+    grid = Grid(*manifest.model.architecture.rows_and_columns)
+    plain = plain_tile(one.pixels, grid)
+    rows = tuple(_row(seen, one.dense_labels, plain, grid, manifest) for seen in one.variants)
+    return Drawing(one.image.name, plain, grid, rows)
+
+
+def _row(seen: Explained, dense: tuple[Label, ...], plain: Image.Image, grid: Grid, manifest: Manifest) -> Row:
+    variant, depth = seen.variant, manifest.model.architecture.depth
+    known = [reasons for reasons in seen.reasons if reasons is not None]
+    keys = (
+        ("like another one", SIMILAR_COLOUR, any(one.by_similarity for one in known)),
+        ("among the least important", UNIMPORTANT_COLOUR, any(one.by_importance for one in known)),
+    )
+    return Row(
+        heading=f"{variant.name}, {variant.schedule.method}, {variant.gmacs:.3g} of {manifest.dense.gmacs:.3g} GMACs",
+        panels=tuple(
+            _panel(layer, why, plain, grid, depth) for layer, why in zip(seen.layers, seen.reasons, strict=True)
+        ),
+        answers=(("dense", dense), (variant.name, seen.labels)) if seen.cosine is None else (),
+        nearness=None if seen.cosine is None else f"cosine to dense: {seen.cosine:.4f}",
+        keys=tuple((text, colour) for text, colour, wanted in keys if wanted),
+        merges=any(layer.plan.merges for layer in seen.layers),
+        legend=legend(seen),
+        doubt=seen.doubt,
+    )
+
+
+def _panel(layer: LayerPatches, why: LayerReasons | None, plain: Image.Image, grid: Grid, depth: int) -> Panel:
+    plan, gone = layer.plan, None
+    if why is not None:
+        counts = ((len(why.by_similarity), "similarity"), (len(why.by_importance), "importance"))
+        gone = "gone: " + (", ".join(f"{count} by {reason}" for count, reason in counts if count) or "none")
+    return Panel(
+        tile=layer_tile(plain, layer, grid, why),
+        importance=importance_tile(plain.size, layer, grid, why) if why is not None and why.has_importance else None,
+        caption=f"block {plan.block + 1} of {depth}: {plan.tokens_out} of {plan.tokens_in} tokens",
+        gone=gone,
+        pairs=() if why is None else why.pairs,
+    )
+
+
+def legend(seen: Explained) -> str:
+    """The looks of patches, and where reasons are known what they look like."""
+    method = METHODS.get(seen.variant.schedule.method)
+    merges = any(layer.plan.merges for layer in seen.layers)
+    merging = FUSING if method is not None and method.fuses else MERGING
+    reasons: Sequence[LayerReasons] = [one for one in seen.reasons if one is not None]
+    if not reasons:
+        return merging if merges else DROPPING
+    parts = [merging if merges else "As it is: its token stays. Dark: gone at an earlier layer."]
+    mark = " dot: merged" if merges else ": dropped"
+    if any(one.by_similarity for one in reasons):
+        parts.append(f"Blue{mark} at this layer, because it is like another one.")
+    if any(one.by_importance for one in reasons):
+        parts.append(f"Orange{mark} at this layer, as one of the least important.")
+    if any(one.pairs for one in reasons):
+        parts.append(f"Lines lead from the {DRAWN_PAIRS} most similar of them to what they are like.")
+    if any(one.has_importance for one in reasons):
+        parts.append(
+            "Maps: importance by rank, from violet (least) to yellow (most); dark: not ranked; the white line runs "
+            "around what stays."
+        )
+    return " ".join(parts)
