@@ -155,7 +155,7 @@ def choose_attention(module: nn.Module, attention: str) -> None:
     """
     assert isinstance(module, PrunedModel)
     showing = {layer.plan.block for layer in module.layers if layer.needs_attention}
-    for index, block in enumerate(module.model.blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(module.model.blocks):
         block.attn.fused_attn = attention == "fused" and index not in showing
 
 

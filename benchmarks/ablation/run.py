@@ -20,7 +20,6 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.progress import Pace
 from ztdeploy.core.schedule import Architecture
-from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.run import machine_facts, model_facts
 from ztdeploy.target.evaluate.data import Decoded, EvalData, data_facts, decode, limited, read_data
@@ -57,7 +56,7 @@ def ablate(request: AblateRequest, progress: Progress = silent) -> AblateReport:
         raise InputError(
             f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
         )
-    check_classifies(model)
+    model.check_classifies()
     data = read_data(request.data, model.class_names, architecture.num_classes, model.preprocess.channels)
     chosen = limited(data, request.limit, request.seed)
     target = _share(request, architecture)

@@ -29,11 +29,10 @@ from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.host.models import FAMILIES, adapt
+from ztdeploy.host.models import FAMILIES, REFUSED, adapt
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.beit import BeitAdapter
 from ztdeploy.host.models.eva import EvaAdapter
-from ztdeploy.host.models.refusals import REFUSED
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.pruned_model import PrunedModel

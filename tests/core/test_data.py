@@ -21,7 +21,7 @@ from ztdeploy.core.errors import CheckpointError, ImageError, InputError, Profil
 from ztdeploy.core.profile import HardwareProfile, read_profile, schedule_path
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
 from ztdeploy.host.models.checkpoint import read_tables
-from ztdeploy.host.models.class_names import read_class_names
+from ztdeploy.host.models.facts import read_class_names
 from ztdeploy.target.evaluate.data import read_data, read_labels
 from ztdeploy.target.measure.report_file import holds_kind
 from ztdeploy.target.measure.sweep_report import read_any_report

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helpers.models import randomised
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.adapter import ModelAdapter
-from ztdeploy.host.models.lvvit_module import SIZES, LvVit
+from ztdeploy.host.models.lvvit import SIZES, LvVit
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
@@ -95,7 +95,8 @@ def member(name: str, seed: int = 0, **arguments: Any) -> Any:
     facts = MEMBERS[name]
     given = {**SMALL, "img_size": facts.image_size, **facts.arguments, **arguments}
     torch.manual_seed(seed)  # rotary frequencies of some are drawn
-    model: Any = LvVit(damping=SIZES[name].damping, **given) if name in SIZES else timm.create_model(name, **given)
+    own = name in SIZES
+    model: Any = LvVit(damping=SIZES[name][0]["damping"], **given) if own else timm.create_model(name, **given)
     return randomised(model, seed)
 
 

@@ -13,7 +13,7 @@ from ztdeploy.cli.output import JsonFlag, print_json, say, table
 
 if TYPE_CHECKING:
     from ztdeploy.core.preprocess_spec import ImageSize
-    from ztdeploy.host.models.check import ModelCheck
+    from ztdeploy.host.models.loading import ModelCheck
 
 
 def register(app: typer.Typer) -> None:
@@ -53,16 +53,17 @@ def models(
 
 def _listed(search: str) -> list[tuple[str, str, str, str]]:
     """Short names; where something is searched for, timm's as well."""
-    from ztdeploy.host.models.catalogue import CATALOGUE, MODULES
+    from ztdeploy.host.models import families
+    from ztdeploy.host.models.catalogue import CATALOGUE
 
     rows = [(entry.family, name, entry.timm_name, entry.about) for name, entry in CATALOGUE.items()]
     if search and find_spec("timm") is not None:
         import timm
 
         known = {entry.timm_name for entry in CATALOGUE.values()}
-        for family, modules in MODULES.items():
-            names = [name for module in modules for name in timm.list_models(module=module) if name not in known]
-            rows += [(family, name, name, "") for name in names]
+        for family in families():
+            names = [name for module in family.timm_modules for name in timm.list_models(module=module)]
+            rows += [(family.family, name, name, "") for name in names if name not in known]
     order = list(dict.fromkeys(row[0] for row in rows))
     found = [row for row in rows if search.lower() in " ".join(row).lower()]
     return sorted(found, key=lambda row: order.index(row[0]))
@@ -74,7 +75,7 @@ def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
         ModelError: it can't be pruned; printed as JSON first where that was asked for.
     """
     from ztdeploy.core.errors import ModelError
-    from ztdeploy.host.models.check import check_model
+    from ztdeploy.host.models.loading import check_model
 
     try:
         found = check_model(name, image_size)

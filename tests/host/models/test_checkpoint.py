@@ -22,8 +22,8 @@ from helpers.models import loaded, tiny_vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import ztdeploy.host.models.hub
-import ztdeploy.host.models.loading
+import ztdeploy.host.models.making
+import ztdeploy.host.models.sources
 from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError
 from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.host.models.catalogue import ASSETS, CATALOGUE
@@ -342,7 +342,7 @@ def test_a_siblings_checkpoint_is_refused_with_what_differs():
 
 
 def test_an_unusable_checkpoint_is_found_before_the_model_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(ztdeploy.host.models.loading, "_create", lambda *_, **__: pytest.fail("the model was made"))
+    monkeypatch.setattr(ztdeploy.host.models.making, "make", lambda *_, **__: pytest.fail("the model was made"))
     refused(lambda: loaded("deit_b", checkpoint=tmp_path / "none.pth"), "none.pth")
 
 
@@ -393,7 +393,7 @@ def test_an_impossible_crop_is_refused(crop_pct):
 def test_every_short_name_is_a_model_that_timm_knows():
     import timm
 
-    by_timm = [entry for entry in CATALOGUE.values() if entry.shipped is None and entry.family != "lvvit"]
+    by_timm = [entry for entry in CATALOGUE.values() if entry.in_timm]
     assert all(timm.is_model(entry.timm_name) for entry in by_timm)
 
 
@@ -403,7 +403,7 @@ def test_nan_in_downloaded_weights_is_named(monkeypatch):
         model.blocks[1].attn.proj.bias.data[3] = float("nan")
         return model
 
-    monkeypatch.setattr(ztdeploy.host.models.loading, "_download", damaged)
+    monkeypatch.setattr(ztdeploy.host.models.making, "_download", damaged)
     refused(lambda: loaded("deit_t"), "'blocks.1.attn.proj.bias'", "deit_tiny_patch16_224", "NaN or infinity")
 
 
@@ -425,7 +425,7 @@ def no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)  # put back what a download changes
-    monkeypatch.setattr(ztdeploy.host.models.hub, "reachable", lambda *_, **__: False)
+    monkeypatch.setattr(ztdeploy.host.models.sources, "reachable", lambda *_, **__: False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return attempts
 
@@ -471,5 +471,5 @@ def test_the_hub_is_asked_where_it_is_reached(monkeypatch, proxy, asked):
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert not ztdeploy.host.models.hub.reachable()
+    assert not ztdeploy.host.models.sources.reachable()
     assert seen == [asked]

@@ -18,12 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import CheckpointError, InputError, ModelError
-from ztdeploy.host.models.behaviour import check_activation
 from ztdeploy.host.models.checkpoint import load_strictly, tables_in
-from ztdeploy.host.models.class_names import read_class_names
+from ztdeploy.host.models.facts import check_activation, read_class_names
 from ztdeploy.host.models.layouts import Fit, best_fit
-from ztdeploy.host.models.loading import sketch
-from ztdeploy.host.models.lvvit_module import make_lvvit
+from ztdeploy.host.models.lvvit import LvVitAdapter
+from ztdeploy.host.models.making import sketch
 
 State = dict[str, Tensor]
 
@@ -414,7 +413,7 @@ def test_a_siblings_checkpoint_names_the_sibling(deit: Path) -> None:
 
 
 def test_lv_vit_reads_its_published_names(tmp_path: Path) -> None:
-    model = randomised(make_lvvit("lvvit_t"))
+    model = randomised(LvVitAdapter.make("lvvit_t", None, {}))
     names = set(model.state_dict())
     wanted = {"patch_embed.conv1.weight", "patch_embed.bn3.running_var", "patch_embed.proj.bias", "cls_token"}
     assert wanted | {"blocks.11.attn.qkv.weight", "blocks.0.mlp.fc2.bias", "norm.weight", "aux_head.bias"} <= names

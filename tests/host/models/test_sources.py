@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-import ztdeploy.host.models.hub
+import ztdeploy.host.models.sources
 from ztdeploy.cli.options import model_source
 from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError, ZtdeployError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import PreprocessOptions
-from ztdeploy.host.models.folders import shards_of
-from ztdeploy.host.models.sources import folder_word
+from ztdeploy.host.models.sources import folder_word, shards_of
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import bundle_key
 
@@ -344,7 +343,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(ztdeploy.host.models.hub, "reachable", lambda *_, **__: False)
+    monkeypatch.setattr(ztdeploy.host.models.sources, "reachable", lambda *_, **__: False)
     return tmp_path / "hub"
 
 

@@ -43,7 +43,7 @@ def test_what_both_libraries_write_is_read(tmp_path: Path) -> None:
     found = read_text_embeddings(path)
     np.testing.assert_allclose(found.matrix.numpy(), matrix / np.linalg.norm(matrix, axis=1)[:, None], atol=1e-6)
     assert (found.scale, found.bias) == pytest.approx((50, -12.9), rel=1e-5)
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     plain = read_text_embeddings(file_of(tmp_path, text_features=matrix.astype(np.float16)))
     assert (plain.scale, plain.bias) == (100, 0)
 

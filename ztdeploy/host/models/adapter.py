@@ -1,19 +1,22 @@
-"""What a model family must provide for its blocks to be pruned from outside."""
+"""How the blocks of a vision transformer are reached from outside: by hooks, and without a copy of its code."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
+import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.preprocess_spec import ImageSize, Output
 from ztdeploy.core.schedule import Architecture
+from ztdeploy.host.models.text_head import TextEmbeddings, with_text_head
 
-if TYPE_CHECKING:
-    from ztdeploy.host.models.text_head import TextEmbeddings
+#: Undoes a change to a module. Several are called in reverse order.
+Undo = Callable[[], None]
 
 
 class TapSink(Protocol):
@@ -25,129 +28,313 @@ class TapSink(Protocol):
     queries: Tensor | None
 
 
-class ModelAdapter(ABC):
-    """A model whose blocks can be reached. One subclass per family, one line in `models.FAMILIES`."""
+class ModelAdapter:
+    """A model with `patch_embed` and `blocks`, each `x + drop_path1(.. attn(norm1(x)) ..)` and the same with an MLP.
 
-    family: str
+    One subclass per family in a file of its own, and one line in `models.FAMILIES`. A family says what its models are
+    made of, and overrides how its attention is read where that differs from timm's plain one.
+    """
+
+    family: ClassVar[str]
+    #: The last part of the names of timm's modules that define models of this family.
+    timm_modules: ClassVar[tuple[str, ...]] = ()
+    #: Names of models that timm lacks, which `make` makes.
+    own_models: ClassVar[Collection[str]] = ()
+    model_class: ClassVar[type[nn.Module]]
+    #: Blocks whose attention and MLP can be told apart from outside.
+    plain_block: ClassVar[type[nn.Module]]
+    #: What models of this family may be made of; anything else is refused.
+    embeddings: ClassVar[tuple[type[nn.Module], ...]] = (PatchEmbed,)
+    block_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
+    attentions: ClassVar[tuple[type[nn.Module], ...]]
+    #: The name under which attention takes what is added to its logits.
+    logit_bias: ClassVar[str] = "attn_mask"
+    #: Parts without which a block cannot be reached.
+    parts: ClassVar[tuple[str, ...]] = ("attn.attn_drop", "attn.k_norm", "attn.q_norm", "attn.fused_attn", "mlp")
+
+    model: Any
     output: Output = "logits"
 
     def __init__(self, model: nn.Module, image_size: int | tuple[int, int]) -> None:
         self.model, self.image_size = model, ImageSize.of(image_size)
         self.architecture = self.describe()
 
-    def give(self, output: Output) -> None:
-        """Have the model give something else, in place.
-
-        Raises:
-            ModelError: it has no such output.
-        """
-        if output != "logits":
-            raise ModelError(f"output '{output}' of a model of family {self.family}", "logits", "leave --output out")
-
-    def answer_with(self, texts: TextEmbeddings) -> None:
-        """Have the model end in a head of text embeddings, in place.
-
-        Raises:
-            CheckpointError: they do not fit what the model gives.
-            ModelError: it has no embedding to compare with them.
-        """
-        raise ModelError(
-            f"text head for a model of family {self.family}", "an image tower with one head", "leave --text-head out"
-        )
-
     @classmethod
-    @abstractmethod
-    def accepts(cls, model: nn.Module) -> bool:
-        """Whether this family is the model's."""
+    def make(cls, name: str, image_size: ImageSize | None, arguments: Mapping[str, Any]) -> nn.Module:
+        """A model of `own_models` with random weights; its `pretrained_cfg` says in timm's words how images enter it.
 
-    @abstractmethod
+        Args:
+            arguments: what differs from the published model, such as `num_classes`.
+
+        Raises:
+            ModelError: it cannot be made so.
+        """
+        raise NotImplementedError
+
     def describe(self) -> Architecture:
         """Sizes of the model.
 
         Raises:
-            ModelError: the model is of this family but can't be pruned soundly, with the reason.
+            ModelError: the model is of this family and cannot be pruned soundly, with the reason.
+        """
+        model = self.model
+        missing = next((path for block in model.blocks for path in _missing(block, self.parts)), None)
+        if not len(model.blocks) or missing:
+            raise _unsound(model, f"its blocks lack {missing or 'any block'}", f"with {' and '.join(self.parts[:2])}")
+        self._check_types("patch embedding", model.patch_embed, self.embeddings)
+        for block in model.blocks:
+            self._check_types("block", block, self.block_types)
+            self._check_types("attention", block.attn, self.attentions)
+        self.check_model()
+        published = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[-2:])
+        if tuple(self.image_size) != published:
+            check_divides(self.image_size, model.patch_embed.patch_size)
+        has_class_token = getattr(model, "cls_token", None) is not None
+        # The hidden width of a plain MLP; of a gated one, that of a plain one with as many multiply-adds.
+        weights = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
+        return Architecture(
+            depth=len(model.blocks),
+            embed_dim=model.embed_dim,
+            num_heads=model.blocks[0].attn.num_heads,
+            mlp_dim=round(weights / (2 * model.embed_dim)),
+            patch_tokens=model.patch_embed.num_patches,
+            prefix_tokens=model.num_prefix_tokens,
+            # a class token that the head leaves out says nothing about what matters
+            class_token=has_class_token and model.global_pool in ("token", "prr"),
+            patch_dim=self.patch_dim(),
+            num_classes=model.num_classes,
+            grid=tuple(model.patch_embed.grid_size),
+        )
+
+    def _check_types(self, what: str, part: nn.Module, known: tuple[type[nn.Module], ...]) -> None:
+        if not isinstance(part, known):
+            names = " or ".join(kind.__name__ for kind in known)
+            raise _unsound(self.model, f"its {what} is a {type(part).__name__}", f"a plain {names}")
+
+    def check_model(self) -> None:
+        """Checks of a family's own.
+
+        Raises:
+            ModelError: the model cannot be pruned soundly.
         """
 
+    def patch_dim(self) -> int:
+        """Multiply-adds per patch and output channel of the patch embedding."""
+        height, width = self.model.patch_embed.patch_size
+        return int(self.model.patch_embed.proj.in_channels * height * width)
+
+    def give(self, output: Output) -> None:
+        """Let the model give this output, in place."""
+        self.output = output
+        if output != "logits":
+            self.model.reset_classifier(0)
+            self.architecture = self.architecture.model_copy(update={"num_classes": 0})
+
+    def answer_with(self, texts: TextEmbeddings) -> None:
+        """Let the model end in a head of text embeddings, in place.
+
+        Raises:
+            CheckpointError: the embeddings do not have the dimension of the model's own.
+            ModelError: the model has several heads.
+        """
+        if any(getattr(self.model, head, None) is not None for head in ("head_dist", "aux_head")):
+            raise ModelError(
+                f"text head for a model of class {type(self.model).__name__}, which has two heads",
+                "an image tower with one head",
+                "leave --text-head out",
+            )
+        with torch.no_grad():
+            image = torch.zeros(1, self.model.patch_embed.proj.in_channels, *self.image_size)
+            dimension = self.model(image).shape[-1]
+        self.model.head = with_text_head(self.model.head, texts, dimension)
+        self.architecture = self.architecture.model_copy(update={"num_classes": len(texts.matrix)})
+
     @property
-    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks in order; each returns tokens `[B, N, D]`."""
+        return list(self.model.blocks)
 
-    def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Callable[[], None]]:
-        """Have a block's tokens reduced between its attention and its MLP.
+    def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool) -> list[Undo]:
+        """Let a block put what is asked for into the sink on every forward pass: keys and queries behind their norms
+        where it has any, and ahead of a rotation by their places."""
+        module = self.model.blocks[index].attn
+        undo: list[Undo] = []
+        if attention:
+            undo += [switch(module, "fused_attn", False)]
+            note = lambda _drop, inputs: setattr(sink, "attention", inputs[0])  # noqa: E731
+            undo += [module.attn_drop.register_forward_pre_hook(note).remove]
+        if keys:
+            undo += self.tap_keys(module, lambda part: setattr(sink, "keys", part))
+        if values:
+            undo += self.tap_values(module, lambda part: setattr(sink, "values", part))
+        if queries:
+            undo += self.tap_queries(module, lambda part: setattr(sink, "queries", part))
+        return undo
+
+    def tap_keys(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
+        return [on_output(attention.k_norm, take)]
+
+    def tap_queries(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
+        return [on_output(attention.q_norm, take)]
+
+    def tap_values(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
+        return tap_projection(attention, 2, take)
+
+    def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Undo]:
+        """Let a block's tokens be reduced between its attention and its MLP.
+
+        The block adds its attention branch to nothing; a hook at the branch's end adds the real input, and reduces. So
+        whatever the branch holds (norm, LayerScale, drop path) is the block's own, and nothing is computed twice.
 
         Args:
-            index: the block, from 0.
-            reduce: takes what the attention's residual branch leads to, `[B, N, D]`, and returns `[B, k, D]`.
-
-        Returns:
-            What undoes it, to be called in reverse order.
+            reduce: takes the tokens behind the attention's residual branch, `[B, N, D]`, and returns `[B, k, D]`.
 
         Raises:
             ModelError: the block is not made of attention and then MLP, each beside a residual.
         """
-        raise ModelError(
-            f"method that works between attention and MLP, for a model of family {self.family}",
-            "a family whose blocks can be reached there",
-            "choose a method that prunes behind blocks, such as zero-tprune",
-        )
+        block: Any = self.model.blocks[index]
+        kind: type[nn.Module] = type(block)
+        if kind is not self.plain_block:
+            raise ModelError(
+                f"method that works between attention and MLP, for blocks of type {kind.__name__}",
+                f"a plain {self.plain_block.__name__}",
+                "choose a method that prunes behind blocks, such as zero-tprune",
+            )
+        held: list[Tensor] = []
 
-    def bias(self, index: int, bias: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
-        """Have something added to a block's attention logits: `[B, 1, 1, N]`, or None for nothing.
+        def hold_input(_block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            held[:] = inputs[:1]
+            return (0.0, *inputs[1:])
 
-        Returns:
-            What undoes it, to be called in reverse order.
+        def add_and_reduce(_drop_path: nn.Module, _inputs: Any, branch: Tensor) -> Tensor:
+            return reduce(held.pop() + branch)
+
+        return [
+            block.register_forward_pre_hook(hold_input).remove,
+            block.norm1.register_forward_pre_hook(lambda _norm, _inputs: held[0]).remove,
+            block.drop_path1.register_forward_hook(add_and_reduce).remove,
+        ]
+
+    def bias(self, index: int, bias: Callable[[], Tensor | None]) -> list[Undo]:
+        """Add something to a block's attention logits: `[B, 1, 1, N]`, or None for nothing.
 
         Raises:
             ModelError: the block's attention takes no such thing.
         """
-        raise ModelError(
-            f"method that merges tokens, for a model of family {self.family}",
-            "a family whose attention takes a bias",
-            "choose a method that drops tokens, such as zero-tprune",
-        )
+        module = self.model.blocks[index].attn
+        if self.logit_bias not in inspect.signature(module.forward).parameters:
+            raise ModelError(
+                f"method that merges tokens, for an attention of type {type(module).__name__}",
+                f"an attention that takes {self.logit_bias}",
+                "choose a method that drops tokens, such as zero-tprune",
+            )
+
+        def add(given: Tensor | None) -> Tensor | None:
+            value = bias()
+            return given if value is None else value if given is None else given + value
+
+        return [change_option(module, self.logit_bias, add)]
 
     @property
     def has_positions(self) -> bool:
         """Whether blocks are given, beside tokens, something with a part for each place of the image."""
         return False
 
-    def follow(self, index: int, places: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
-        """Have what a block is given for each place gathered, per image, for the tokens that are present.
+    def follow(self, index: int, places: Callable[[], Tensor | None]) -> list[Undo]:
+        """Gather what a block is given for each place, per image, for the tokens that are present.
 
         Args:
-            index: the block, from 0.
             places: which of the image's tokens enter the block, prefix tokens included: `[B, k]` int64, ascending;
                 None where all do.
-
-        Returns:
-            What undoes it, to be called in reverse order.
         """
         return []
 
-    @abstractmethod
-    def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
-        """Have what enters a block's attention, behind its norm, multiplied: by `[B, N, 1]`, or None for nothing.
+    def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Undo]:
+        """Multiply what enters a block's attention, behind its norm: by `[B, N, 1]`, or None for nothing."""
 
-        Returns:
-            What undoes it, to be called in reverse order.
+        def multiply(_attention: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            value = scale()
+            return inputs if value is None else (inputs[0] * value, *inputs[1:])
+
+        return [self.model.blocks[index].attn.register_forward_pre_hook(multiply).remove]
+
+    def update(self, index: int, update: Callable[[], Tensor | None]) -> list[Undo]:
+        """Multiply what a block's attention and its MLP add to the tokens: by `[B, N, 1]`, or None for nothing.
+
+        LayerScale and drop path, which follow, treat tokens one by one.
         """
 
-    @abstractmethod
-    def update(self, index: int, update: Callable[[], Tensor | None]) -> list[Callable[[], None]]:
-        """Have what a block's attention and its MLP add to the tokens multiplied: by `[B, N, 1]`, or None for nothing.
+        def multiply(_branch: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            value = update()
+            return output if value is None else output * value
 
-        Returns:
-            What undoes it, to be called in reverse order.
-        """
+        block = self.model.blocks[index]
+        return [branch.register_forward_hook(multiply).remove for branch in (block.attn, block.mlp)]
 
-    @abstractmethod
-    def tap(
-        self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool
-    ) -> list[Callable[[], None]]:
-        """Make a block put what is asked for into the sink on every forward pass: keys and queries behind
-        their norms where it has any, and in front of a rotation by their places.
 
-        Returns:
-            What undoes it, to be called in reverse order.
-        """
+def tap_projection(attention: Any, part: int, take: Callable[[Tensor], None]) -> list[Undo]:
+    """Read queries, keys or values (0, 1, 2) behind their joint projection `qkv`, as `[B, H, N, d]`.
+
+    They are a view: a bias that the block adds in place afterwards is in it when the pruning layer reads it.
+    """
+
+    def split(output: Tensor) -> None:
+        parts = output.view(*output.shape[:2], 3, attention.num_heads, -1)
+        take(parts[:, :, part].transpose(1, 2))
+
+    # a bias that is no part of the projection module would have the block call no module at all
+    apart = [switch(attention, "qkv_bias_separate", True)] if getattr(attention, "q_bias", None) is not None else []
+    return [*apart, on_output(attention.qkv, split)]
+
+
+def on_output(module: nn.Module, take: Callable[[Tensor], None]) -> Undo:
+    """Take what a module gives, on every forward pass."""
+    return module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
+
+
+def change_option(module: nn.Module, name: str, change: Callable[[Any], Any]) -> Undo:
+    """Change what a module is given under a name; it must be called with that name, or not with this at all."""
+
+    def apply(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return inputs, {**options, name: change(options.get(name))}
+
+    return module.register_forward_pre_hook(apply, with_kwargs=True).remove
+
+
+def switch(module: nn.Module, name: str, value: Any) -> Undo:
+    """Set a plain attribute that a module reads in its forward pass."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    return lambda: setattr(module, name, before)
+
+
+def check_divides(size: ImageSize, patch: tuple[int, int]) -> None:
+    """
+    Raises:
+        ModelError: patches leave a rest.
+    """
+    nearest = ImageSize(*(max(1, round(side / part)) * part for side, part in zip(size, patch, strict=True)))
+    if size != nearest:
+        raise ModelError(
+            f"image size {size} with patches of {patch[0]} x {patch[1]}",
+            f"a multiple of {patch[0] if patch[0] == patch[1] else 'each side'}, such as {nearest}",
+            "change --image-size",
+        )
+
+
+def _unsound(model: nn.Module, found: str, expected: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} cannot be pruned: {found}", expected, "choose a model that 'ztdeploy models' lists"
+    )
+
+
+def _missing(block: nn.Module, paths: Sequence[str]) -> list[str]:
+    """The parts that pruning needs and a block lacks."""
+
+    def has(path: str) -> bool:
+        part: Any = block
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        return part is not None
+
+    return [path for path in ("attn", "attn.num_heads", *paths) if not has(path)]

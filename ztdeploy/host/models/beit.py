@@ -9,32 +9,32 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.models.beit import Attention, Beit, Block
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ztdeploy.host.models.hooks import Undo, override
-from ztdeploy.host.models.residual import ResidualAdapter, add_bias_apart, tap_projection, unsound
+from ztdeploy.core.errors import ModelError
+from ztdeploy.host.models.adapter import ModelAdapter, Undo, tap_projection
 
 
-class BeitAdapter(ResidualAdapter):
+class BeitAdapter(ModelAdapter):
     """Queries, keys and values are read behind their joint projection, which the attention is made to call."""
 
     family = "beit"
+    timm_modules = ("beit",)
     model: Beit
+    model_class = Beit
     plain_block = Block
+    attentions = (Attention,)
     logit_bias = "shared_rel_pos_bias"
     parts = ("attn.attn_drop", "attn.qkv", "attn.fused_attn", "mlp")
 
-    @classmethod
-    def accepts(cls, model: nn.Module) -> bool:
-        return isinstance(model, Beit)
-
-    def check_blocks(self) -> None:
+    def check_model(self) -> None:
         if self.model.rel_pos_bias is not None:
-            raise unsound(self.model, "its blocks share one relative position bias", "a bias of each block's own")
-        for block in self.model.blocks:
-            if not isinstance(block.attn, Attention):
-                raise unsound(self.model, f"its attention is a {type(block.attn).__name__}", "timm's BEiT attention")
+            raise ModelError(
+                "Beit cannot be pruned: its blocks share one relative position bias",
+                "a bias of each block's own",
+                "choose a model that 'ztdeploy models' lists",
+            )
 
     @property
     def has_positions(self) -> bool:
@@ -48,20 +48,18 @@ class BeitAdapter(ResidualAdapter):
             whole: Tensor = type(attention)._get_rel_pos_bias(attention)
             return whole if present is None else bias_between(whole, present)
 
-        return [override(attention, "_get_rel_pos_bias", bias)]
+        vars(attention)["_get_rel_pos_bias"] = bias  # is found ahead of the method of the class
+        return [lambda: vars(attention).pop("_get_rel_pos_bias")]
 
     def tap_keys(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
-        return [*add_bias_apart(attention), tap_projection(attention, 1, take)]
+        return tap_projection(attention, 1, take)
 
     def tap_queries(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
-        return [*add_bias_apart(attention), tap_projection(attention, 0, take)]
-
-    def tap_values(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
-        return [*add_bias_apart(attention), tap_projection(attention, 2, take)]
+        return tap_projection(attention, 0, take)
 
 
 def bias_between(whole: Tensor, tokens: Tensor) -> Tensor:
-    """Of a bias between all tokens, `[1, H, N, N]`, that between each image's `tokens [B, k]`: `[B, H, k, k]`."""
+    """The bias between each image's `tokens [B, k]`, as `[B, H, k, k]`, out of that between all, `[1, H, N, N]`."""
     _, heads, count, _ = whole.shape
     pairs = tokens.unsqueeze(2) * count + tokens.unsqueeze(1)
     table = whole.view(heads, count * count).transpose(0, 1)

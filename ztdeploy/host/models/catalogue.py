@@ -19,11 +19,12 @@ class CatalogueEntry:
     about: str
     family: str = "vit"
     shipped: Path | None = None  #: folder with `model.safetensors` and `model.json`, for the model inside the package
+    in_timm: bool = True
 
 
 CATALOGUE: dict[str, CatalogueEntry] = {
     "vit_digits": CatalogueEntry(
-        "vit_digits", "handwritten digits, 1.3 M parameters, ships inside the package", shipped=ASSETS / "digits"
+        "vit_digits", "handwritten digits, 1.3 M parameters, ships inside the package", "vit", ASSETS / "digits", False
     ),
     "deit_t": CatalogueEntry("deit_tiny_patch16_224", "DeiT-Tiny, ImageNet-1k"),
     "deit_s": CatalogueEntry("deit_small_patch16_224", "DeiT-Small, ImageNet-1k"),
@@ -45,15 +46,11 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     "eva02_s": CatalogueEntry("eva02_small_patch14_336.mim_in22k_ft_in1k", "EVA-02-Small, ImageNet-1k", "eva"),
     "beit_b": CatalogueEntry("beit_base_patch16_224", "BEiT-Base, ImageNet-1k", "beit"),
     "beitv2_b": CatalogueEntry("beitv2_base_patch16_224", "BEiT-v2-Base, ImageNet-1k", "beit"),
-    "lvvit_t": CatalogueEntry("lvvit_t", "LV-ViT-Tiny, ImageNet-1k; needs --checkpoint", "lvvit"),
-    "lvvit_s": CatalogueEntry("lvvit_s", "LV-ViT-Small, ImageNet-1k; needs --checkpoint", "lvvit"),
-    "lvvit_m": CatalogueEntry("lvvit_m", "LV-ViT-Medium, ImageNet-1k; needs --checkpoint", "lvvit"),
-    "lvvit_l": CatalogueEntry("lvvit_l", "LV-ViT-Large, ImageNet-1k; needs --checkpoint", "lvvit"),
+    "lvvit_t": CatalogueEntry("lvvit_t", "LV-ViT-Tiny, ImageNet-1k; needs --checkpoint", "lvvit", in_timm=False),
+    "lvvit_s": CatalogueEntry("lvvit_s", "LV-ViT-Small, ImageNet-1k; needs --checkpoint", "lvvit", in_timm=False),
+    "lvvit_m": CatalogueEntry("lvvit_m", "LV-ViT-Medium, ImageNet-1k; needs --checkpoint", "lvvit", in_timm=False),
+    "lvvit_l": CatalogueEntry("lvvit_l", "LV-ViT-Large, ImageNet-1k; needs --checkpoint", "lvvit", in_timm=False),
 }
-
-#: The modules of timm whose models a family adapts, but for single ones that `models --check` refuses.
-MODULES: dict[str, tuple[str, ...]] = {"vit": ("vision_transformer", "deit"), "eva": ("eva",), "beit": ("beit",)}
-
 
 #: Sizes as timm spells them out and short names do not.
 _SIZES = {"tiny": "t", "small": "s", "base": "b", "large": "l", "medium": "m"}

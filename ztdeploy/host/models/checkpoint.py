@@ -7,7 +7,7 @@ the file they lie. Only then is memory taken, and no more than twice what the fi
 from __future__ import annotations
 
 import hashlib
-import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -15,13 +15,12 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.data import parse_json
 from ztdeploy.core.errors import CheckpointError
 from ztdeploy.core.files import open_regular, reason_of
 from ztdeploy.core.kernel_files import kibibytes, table
 from ztdeploy.core.text import first_line
 from ztdeploy.host.models.inert_pickle import Made, Named
-from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor, contiguous, read_tensor, size_of
+from ztdeploy.host.models.stored_tensors import StoredTensor, safetensors
 from ztdeploy.host.models.torch_file import read_torch_file
 
 _T = TypeVar("_T")
@@ -41,15 +40,8 @@ _HEAD = 32
 _MOST_TENSORS, _LONGEST_NAME = 20_000, 500
 #: A table that lies deeper is not a network's.
 _MOST_LEVELS = 8
-#: Bytes of the header of a safetensors file; each tensor takes a hundred.
-_MOST_HEADER = 16 * 2**20
 #: What a file's tensors may take beyond twice its size: tensors share storages, and small ones may be repeated.
 _SLACK = 64 * 2**20
-_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_SAFETENSORS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
-_SAFETENSORS |= {
-    f"{letter}{bits}": f"{word}{bits}" for letter, word in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
-}
 #: A file that would have these called is meant to do harm: it is refused as a whole, though nothing of it is called.
 _HARMFUL_MODULES = {"os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "importlib", "socket", "ctypes", "shutil"}
 _HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
@@ -79,10 +71,9 @@ def read_tables(path: Path) -> Tables:
     try:
         with open_regular(path) as file:
             stored = _stored_tables(file, path)
-            _check_bounds(stored, size_of(file), path)
+            _check_bounds(stored, os.fstat(file.fileno()).st_size, path)
             return {
-                place: {name: read_tensor(file, tensor) for name, tensor in state.items()}
-                for place, state in stored.items()
+                place: {name: tensor.read(file) for name, tensor in state.items()} for place, state in stored.items()
             }
     except OSError as error:
         raise CheckpointError(
@@ -90,10 +81,15 @@ def read_tables(path: Path) -> Tables:
             "a .safetensors or .pth file",
             "check the path",
         ) from error
-    except MemoryError as error:
-        raise _corrupt(path, ValueError("it takes more memory than there is")) from error
-    except (ValueError, OverflowError) as error:  # a place in a file may be beyond all integers of the system
-        raise _corrupt(path, error) from error
+    except (
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # a place may be beyond all integers of the system
+        reason = "it takes more memory than there is" if isinstance(error, MemoryError) else first_line(error)
+        raise CheckpointError(
+            f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again"
+        ) from error
 
 
 def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -138,25 +134,24 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, left_o
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [*(name for name in state if name not in own), *(left_out if missing else ())]
-    misshaped = [
-        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    misshaped += [
-        f"{name} {state[name].dtype} instead of {own[name].dtype}"
-        for name in own
-        if name in state and own[name].is_floating_point() != state[name].is_floating_point()
-    ]
-    if missing or unexpected or misshaped:
-        parts = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
-        found = "; ".join(f"{len(names)} {kind}: {_short(names)}" for kind, names in parts.items() if names)
+    both = [(name, state[name], own[name]) for name in own if name in state]
+    misshaped = [f"{name} {list(a.shape)} instead of {list(b.shape)}" for name, a, b in both if a.shape != b.shape]
+    of_other_types = [one for one in both if one[1].is_floating_point() != one[2].is_floating_point()]
+    misshaped += [f"{name} {a.dtype} instead of {b.dtype}" for name, a, b in of_other_types]
+    parts = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    found = "; ".join(f"{len(names)} {kind}: {_short(names)}" for kind, names in parts.items() if names)
+    if found:
         raise CheckpointError(
             f"checkpoint '{path.name}' does not fit {type(model).__name__} ({found})",
             f"the {len(own)} tensors of the model",
             "give the --model and --image-size that the checkpoint was trained for",
         )
     model.load_state_dict(state, strict=True)
+
+
+def _short(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def parameters_sha256(model: nn.Module) -> str:
@@ -176,12 +171,16 @@ def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTens
     head = file.read(_HEAD)
     file.seek(0)
     if head[8:9] == b"{":  # files are called in many ways, so that the content decides
-        return {"": _safetensors(file)}
+        return {"": safetensors(file)}
     if head[:2] != b"PK" and head[:1] != b"\x80":
-        raise _other_file(path, head)
+        unknown = ("of an unknown format" if head else "empty", "copy, download or convert it again")
+        what, fix = next((other for start, *other in _OTHERS if head.lstrip().startswith(start)), unknown)
+        raise CheckpointError(
+            f"checkpoint '{path}' cannot be read: it is {what}", "a file of safetensors or of torch.save", fix
+        )
     saved = read_torch_file(file)
     tables = {} if any(map(_is_harmful, saved.names)) else tables_in(saved.root, saved.tensor_of)
-    if not tables and not all(map(_is_known, saved.names)):
+    if not tables and any(name.module.partition(".")[0] not in ("torch", "collections") for name in saved.names):
         raise CheckpointError(
             f"checkpoint '{path}' holds more than tensors (nothing in it was run)",
             "a file of tensors, such as a state_dict",
@@ -194,36 +193,33 @@ def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTens
     return tables
 
 
-def _other_file(path: Path, head: bytes) -> CheckpointError:
-    """The error of a file of another format."""
-    unknown = ("of an unknown format" if head else "empty", "copy, download or convert it again")
-    what, fix = next((other for start, *other in _OTHERS if head.lstrip().startswith(start)), unknown)
-    return CheckpointError(
-        f"checkpoint '{path}' cannot be read: it is {what}", "a file of safetensors or of torch.save", fix
-    )
+def _is_harmful(name: Named) -> bool:
+    package = name.module.partition(".")[0]
+    in_builtins = package in ("builtins", "__builtin__") and name.name in _HARMFUL_BUILTINS
+    return package in _HARMFUL_MODULES or in_builtins
 
 
 def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dict[str, _T]]:
     """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped.
 
+    A dictionary or list that lies in several places, or in itself, is seen once; tensors in a list have no names.
+
     Args:
         tensor_of: the tensor that a value is; None where it is none.
     """
-    return dict(_tables(root, tensor_of, (), {id(root)}))
+    seen = {id(root)}
 
+    def tables(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, _T]]]:
+        named = _entries(node)
+        tensors = {name: tensor for name, value in named.items() if (tensor := tensor_of(value)) is not None}
+        if tensors and not isinstance(node, (list, tuple)):
+            yield ".".join(keys), tensors
+        for name, value in named.items() if len(keys) < _MOST_LEVELS else ():
+            if name not in tensors and isinstance(value, (dict, list, tuple, Made)) and id(value) not in seen:
+                seen.add(id(value))
+                yield from tables(value, (*keys, name))
 
-def _tables(
-    node: Any, tensor_of: Callable[[Any], _T | None], keys: tuple[str, ...], seen: set[int]
-) -> Iterator[tuple[str, dict[str, _T]]]:
-    """A dictionary or list that lies in several places, or in itself, is seen once; tensors in a list have no names."""
-    named = _entries(node)
-    tensors = {name: tensor for name, value in named.items() if (tensor := tensor_of(value)) is not None}
-    if tensors and not isinstance(node, (list, tuple)):
-        yield ".".join(keys), tensors
-    for name, value in named.items() if len(keys) < _MOST_LEVELS else ():
-        if name not in tensors and isinstance(value, (dict, list, tuple, Made)) and id(value) not in seen:
-            seen.add(id(value))
-            yield from _tables(value, tensor_of, (*keys, name), seen)
+    return dict(tables(root, ()))
 
 
 def _entries(node: Any) -> dict[str, Any]:
@@ -233,57 +229,16 @@ def _entries(node: Any) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if isinstance(name, str)}
 
 
-def _is_known(name: Named) -> bool:
-    return name.module.partition(".")[0] in ("torch", "collections")
-
-
-def _is_harmful(name: Named) -> bool:
-    package = name.module.partition(".")[0]
-    in_builtins = package in ("builtins", "__builtin__") and name.name in _HARMFUL_BUILTINS
-    return package in _HARMFUL_MODULES or in_builtins
-
-
-def _safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
-    """
-    Raises:
-        ValueError: not of that format, or a tensor that lies outside the file.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= min(_MOST_HEADER, size_of(file) - 8):
-        raise ValueError("its header is longer than the file, or than any network's")
-    header = parse_json(file.read(length).decode())
-    start, size = 8 + length, size_of(file)
-    try:
-        tensors = {name: _described(entry, start, size) for name, entry in header.items() if name != "__metadata__"}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError("its header is not a table of tensors") from error
-    if not tensors:
-        raise ValueError("it holds no tensor")
-    return tensors
-
-
-def _described(entry: Any, start: int, size: int) -> StoredTensor:
-    shape, kind, (begin, end) = tuple(entry["shape"]), str(entry["dtype"]), entry["data_offsets"]
-    dtype = DTYPES.get(_SAFETENSORS.get(kind, ""))
-    if not (type(begin) is type(end) is int and 0 <= begin <= end <= size - start):
-        raise ValueError("a tensor lies outside the file")
-    if dtype is None:
-        return StoredTensor(shape)
-    if math.prod(shape) * dtype.itemsize != end - begin:
-        raise ValueError("a tensor's shape does not match its size")
-    return StoredTensor(shape, dtype, stride=contiguous(shape), offset=start + begin)
-
-
 def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
     """Bounds on what is read, held, and compared with a model's own names, before any of it."""
-    count = sum(map(len, tables.values()))
-    if count > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for state in tables.values() for name in state):
+    tensors = [(name, tensor) for state in tables.values() for name, tensor in state.items()]
+    if len(tensors) > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for name, _ in tensors):
         raise CheckpointError(
-            f"checkpoint '{path}' holds {count:,} tensors, or one with a very long name",
+            f"checkpoint '{path}' holds {len(tensors):,} tensors, or one with a very long name",
             f"at most {_MOST_TENSORS:,}, of names of at most {_LONGEST_NAME} characters",
             "save the network's state_dict by itself",
         )
-    cost = sum(tensor.cost for state in tables.values() for tensor in state.values())
+    cost = sum(tensor.cost for _, tensor in tensors)
     if cost > 2 * size + _SLACK:
         raise CheckpointError(
             f"the tensors of checkpoint '{path}' would take {cost / 2**30:.3g} GiB, of a file of {size:,} bytes",
@@ -297,14 +252,3 @@ def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, p
             f"at most the memory at hand, {available / 2**20:.3g} GiB",
             "save the network's state_dict by itself, or use a machine with more memory",
         )
-
-
-def _corrupt(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint '{path}' cannot be read ({first_line(error)})", "an intact file", "copy or download it again"
-    )
-
-
-def _short(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

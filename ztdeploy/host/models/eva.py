@@ -8,35 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import AttentionRope, PatchEmbed
+from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ztdeploy.host.models.hooks import Undo, change_option, on_output
-from ztdeploy.host.models.residual import ResidualAdapter, add_bias_apart, tap_projection, unsound
+from ztdeploy.host.models.adapter import ModelAdapter, Undo, change_option, on_output, tap_projection
 
 
-class EvaAdapter(ResidualAdapter):
-    """Keys and queries are read in front of the rotation, which says where a token is, and not what it shows."""
+class EvaAdapter(ModelAdapter):
+    """Keys and queries are read ahead of the rotation, which says where a token is, and not what it shows."""
 
     family = "eva"
+    timm_modules = ("eva",)
     model: Eva
+    model_class = Eva
     plain_block = EvaBlock
-
-    @classmethod
-    def accepts(cls, model: nn.Module) -> bool:
-        return isinstance(model, Eva)
-
-    def check_blocks(self) -> None:
-        model = self.model
-        if not isinstance(model.patch_embed, PatchEmbed):
-            raise unsound(model, f"its patch embedding is a {type(model.patch_embed).__name__}", "a plain PatchEmbed")
-        for block in model.blocks:
-            if not isinstance(block, (EvaBlock, EvaBlockPostNorm)):
-                raise unsound(model, f"a block is a {type(block).__name__}", "timm's EvaBlock")
-            if not isinstance(block.attn, (EvaAttention, AttentionRope)):
-                raise unsound(model, f"its attention is a {type(block.attn).__name__}", "timm's EvaAttention")
+    block_types = (EvaBlock, EvaBlockPostNorm)
+    attentions = (EvaAttention, AttentionRope)
 
     @property
     def has_positions(self) -> bool:
@@ -53,7 +42,7 @@ class EvaAdapter(ResidualAdapter):
 
     def tap_values(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:
         if attention.qkv is not None:
-            return [*add_bias_apart(attention), tap_projection(attention, 2, take)]
+            return tap_projection(attention, 2, take)
         heads, groups = attention.num_heads, getattr(attention, "num_kv_groups", 1)
 
         def split(output: Tensor) -> None:
@@ -64,7 +53,7 @@ class EvaAdapter(ResidualAdapter):
 
 
 def rows_of(table: Tensor, patches: Tensor) -> Tensor:
-    """Of a table of angles, each image's rows.
+    """Each image's rows of a table of angles.
 
     Args:
         table: `[P, a]`, or `[H, P, a]` where each head has angles of its own.

@@ -16,7 +16,7 @@ compares and hashes what they give, and refuses the numbers, paths and settings 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
@@ -78,132 +78,82 @@ def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference
 
 
 class _Machine:
-    """The stack machine, with a method for each opcode that does more than push a plain value."""
+    """The stack machine; `_STEPS` says what each opcode does that does more than push a plain value."""
 
     def __init__(self, names: set[Named], references: list[Reference]) -> None:
         self.stack: list[Any] = []
-        self._below: list[list[Any]] = []  #: the stacks below each mark
-        self._memo: dict[int, Any] = {}
-        self._names, self._references = names, references
+        self.below: list[list[Any]] = []  #: the stacks below each mark
+        self.memo: dict[int, Any] = {}
+        self.names, self.references = names, references
 
     def step(self, opcode: str, argument: Any) -> None:
-        if opcode in _IGNORED:
-            return
-        if opcode in _EMPTY:
-            self.stack.append(_EMPTY[opcode]())
-        elif opcode in _STEPS:
+        if opcode in _STEPS:
             _STEPS[opcode](self, argument)
         elif argument is not None and opcode not in _REFUSED:
             self.stack.append(argument)
         else:
             raise PickleError(f"opcode {opcode}")
 
-    def mark(self, _argument: Any) -> None:
-        self._below.append(self.stack)
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
         self.stack = []
 
     def above_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self._below.pop()
+        items, self.stack = self.stack, self.below.pop()
         return items
 
-    def constant(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop(self, _argument: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.above_mark()
-
-    def get(self, place: int) -> None:
-        self.stack.append(self._memo[place])
-
-    def put(self, place: int) -> None:
-        self._memo[place] = self.stack[-1]
-
-    def memoize(self, _argument: Any) -> None:
-        self._memo[len(self._memo)] = self.stack[-1]
-
-    def tuple_of(self, count: int) -> None:
-        items = self.stack[-count:]
-        if len(items) < count:
+    def last(self, count: int) -> tuple[Any, ...]:
+        """The last values, taken from the stack."""
+        if len(self.stack) < count:
             raise IndexError
-        self.stack[-count:] = [tuple(items)]
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return items
 
-    def append(self, _argument: Any) -> None:
-        item = self.stack.pop()
-        self._extend([item])
-
-    def extend(self, _argument: Any) -> None:
-        self._extend(self.above_mark())
-
-    def _extend(self, items: list[Any]) -> None:
+    def extend(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):  # else the class of a list; nobody asks for what is in it
             self.stack[-1].extend(items)
 
-    def set_item(self, _argument: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _enter(self.stack[-1], [(key, value)])
-
-    def set_items(self, _argument: Any) -> None:
-        items = self.above_mark()
+    def set_items(self, items: Sequence[Any]) -> None:
+        """Put keys and values, in turns, into the table on top of the stack."""
         _enter(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
-    def whole_dict(self, _argument: Any) -> None:
-        items, table = self.above_mark(), dict[str, Any]()
-        _enter(table, zip(items[::2], items[1::2], strict=True))
-        self.stack.append(table)
+    def push_table(self, items: Sequence[Any]) -> None:
+        self.push({})
+        self.set_items(items)
 
-    def named(self, argument: str) -> None:
-        self._push_named(*argument.split(" ", 1))
-
-    def named_by_stack(self, _argument: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self._push_named(module, name)
-
-    def _push_named(self, module: str, name: str) -> None:
+    def push_named(self, module: str, name: str) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
-        self._names.add(Named(module, name))
-        if len(self._names) > MOST_NAMES:
+        self.names.add(Named(module, name))
+        if len(self.names) > MOST_NAMES:
             raise PickleError(f"more than {MOST_NAMES:,} names of classes and functions")
-        self.stack.append(Named(module, name))
+        self.push(Named(module, name))
 
-    def make(self, _argument: Any) -> None:
-        arguments, of = self.stack.pop(), self.stack.pop()
-        self.stack.append(_made(of, arguments))
+    def push_made(self, of: Any, arguments: Any) -> None:
+        """Tables of the standard library are tables here as well."""
+        plain = isinstance(of, Named) and of.module == "collections" and of.name in _OTHER_CLASS_TABLES
+        self.push({} if plain else Made(of, arguments))
+        if plain and of.name == "OrderedDict" and isinstance(arguments, tuple) and arguments:
+            pairs = arguments[0] if isinstance(arguments[0], list) else []
+            _enter(self.stack[-1], ((pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2))
 
-    def make_with_keywords(self, _argument: Any) -> None:
-        self.stack.pop()
-        self.make(None)
+    def make_old_instance(self, name: str) -> None:
+        arguments = tuple(self.above_mark())
+        self.push_named(*name.split(" ", 1))
+        self.push_made(self.stack.pop(), arguments)
 
-    def make_old_object(self, _argument: Any) -> None:
-        of, *arguments = self.above_mark()
-        self.stack.append(_made(of, tuple(arguments)))
-
-    def make_old_instance(self, argument: str) -> None:
-        arguments = self.above_mark()
-        self.named(argument)
-        self.stack.append(_made(self.stack.pop(), tuple(arguments)))
-
-    def build(self, _argument: Any) -> None:
+    def build(self) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Made):  # what is said about plain tables, such as `_metadata`, is not needed
             self.stack[-1].state = state
 
-    def refer(self, _argument: Any) -> None:
-        self.stack.append(Reference(self.stack.pop()))
-        self._references.append(self.stack[-1])
-
-
-def _made(of: Any, arguments: Any) -> Any:
-    """Tables of the standard library are tables here as well."""
-    if not (isinstance(of, Named) and of.module == "collections" and of.name in _OTHER_CLASS_TABLES):
-        return Made(of, arguments)
-    table: dict[str, Any] = {}
-    if of.name == "OrderedDict" and isinstance(arguments, tuple) and arguments and isinstance(arguments[0], list):
-        _enter(table, ((pair[0], pair[1]) for pair in arguments[0] if isinstance(pair, list) and len(pair) == 2))
-    return table
+    def refer(self) -> None:
+        self.references.append(Reference(self.stack.pop()))
+        self.push(self.references[-1])
 
 
 def _enter(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
@@ -213,48 +163,43 @@ def _enter(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
     table.update((key, value) for key, value in items if isinstance(key, str))
 
 
-_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
-_EMPTY: dict[str, Callable[[], Any]] = {
-    "EMPTY_LIST": list,
-    "EMPTY_SET": list,  # of which nobody asks whether something is in it
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-}
+#: What opcodes do, by their names; some have one for each size of their argument.
 _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
-    "NONE": lambda machine, _: machine.constant(None),
-    "NEWTRUE": lambda machine, _: machine.constant(True),
-    "NEWFALSE": lambda machine, _: machine.constant(False),
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": lambda machine, _: machine.above_mark(),
-    "DUP": lambda machine, _: machine.constant(machine.stack[-1]),
-    "GET": _Machine.get,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "PUT": _Machine.put,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "LIST": lambda machine, _: machine.constant(machine.above_mark()),
-    "FROZENSET": lambda machine, _: machine.constant(machine.above_mark()),
-    "TUPLE": lambda machine, _: machine.constant(tuple(machine.above_mark())),
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.extend,
-    "ADDITEMS": _Machine.extend,
-    "DICT": _Machine.whole_dict,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "GLOBAL": _Machine.named,
-    "STACK_GLOBAL": _Machine.named_by_stack,
-    "REDUCE": _Machine.make,
-    "NEWOBJ": _Machine.make,
-    "NEWOBJ_EX": _Machine.make_with_keywords,
-    "OBJ": _Machine.make_old_object,
-    "INST": _Machine.make_old_instance,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.refer,
+    name: step
+    for names, step in {
+        "PROTO FRAME STOP": lambda _machine, _: None,
+        "NONE": lambda machine, _: machine.push(None),
+        "NEWTRUE": lambda machine, _: machine.push(True),
+        "NEWFALSE": lambda machine, _: machine.push(False),
+        "EMPTY_LIST EMPTY_SET": lambda machine, _: machine.push([]),  # nobody asks whether something is in a set
+        "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+        "EMPTY_DICT": lambda machine, _: machine.push({}),
+        "MARK": lambda machine, _: machine.mark(),
+        "POP": lambda machine, _: machine.stack.pop() if machine.stack else machine.above_mark(),
+        "POP_MARK": lambda machine, _: machine.above_mark(),
+        "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+        "GET BINGET LONG_BINGET": lambda machine, place: machine.push(machine.memo[place]),
+        "PUT BINPUT LONG_BINPUT": lambda machine, place: machine.memo.update({place: machine.stack[-1]}),
+        "MEMOIZE": lambda machine, _: machine.memo.update({len(machine.memo): machine.stack[-1]}),
+        "LIST FROZENSET": lambda machine, _: machine.push(machine.above_mark()),
+        "TUPLE": lambda machine, _: machine.push(tuple(machine.above_mark())),
+        "TUPLE1": lambda machine, _: machine.push(machine.last(1)),
+        "TUPLE2": lambda machine, _: machine.push(machine.last(2)),
+        "TUPLE3": lambda machine, _: machine.push(machine.last(3)),
+        "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+        "APPENDS ADDITEMS": lambda machine, _: machine.extend(machine.above_mark()),
+        "DICT": lambda machine, _: machine.push_table(machine.above_mark()),
+        "SETITEM": lambda machine, _: machine.set_items(machine.last(2)),
+        "SETITEMS": lambda machine, _: machine.set_items(machine.above_mark()),
+        "GLOBAL": lambda machine, name: machine.push_named(*name.split(" ", 1)),
+        "STACK_GLOBAL": lambda machine, _: machine.push_named(*machine.last(2)),
+        "REDUCE NEWOBJ": lambda machine, _: machine.push_made(*machine.last(2)),
+        "NEWOBJ_EX": lambda machine, _: machine.push_made(*machine.last(3)[:2]),  # without arguments that have names
+        "OBJ": lambda machine, _: (lambda of, *arguments: machine.push_made(of, arguments))(*machine.above_mark()),
+        "INST": lambda machine, name: machine.make_old_instance(name),
+        "BUILD": lambda machine, _: machine.build(),
+        "BINPERSID": lambda machine, _: machine.refer(),
+    }.items()
+    for name in names.split()
 }
 _REFUSED = ("PERSID", "EXT1", "EXT2", "EXT4")  #: no plain values, and nothing that torch writes

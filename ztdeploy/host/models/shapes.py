@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ztdeploy.core.errors import CheckpointError
 from ztdeploy.core.preprocess_spec import ImageSize
+
+State = Mapping[str, Tensor]
 
 #: What takes an image's channels: in LV-ViT a convolution ahead of the projection; the projection of patches by timm,
 #: `transformers`, and CLIP's towers.
@@ -33,22 +35,22 @@ class Making:
 
     arguments: Mapping[str, Any]  #: for timm, beside the image size
     image_size: ImageSize | None  #: None: the model's own
-    assumed: tuple[str, ...] = ()  #: in words
+    assumed: tuple[str, ...] = ()  #: remarks
 
 
-def channels_of(model: nn.Module) -> int:
+def channels_of(model: Any) -> int:
     """How many channels a model's images have."""
-    embed: Any = model.patch_embed
-    return int((embed.conv1 if _is_deep(model) else embed.proj).in_channels)
+    embed = model.patch_embed
+    return int((embed.conv1 if hasattr(embed, "conv1") else embed.proj).in_channels)
 
 
-def _is_deep(model: Any) -> bool:
-    return hasattr(model.patch_embed, "conv1")
+def made_for(model: Any) -> ImageSize:
+    """The image size that a model is made for."""
+    (rows, columns), (height, width) = model.patch_embed.grid_size, model.patch_embed.patch_size
+    return ImageSize(rows * height, columns * width)
 
 
-def making_of(
-    tables: Mapping[str, Mapping[str, Tensor]], sketch: nn.Module, asked: ImageSize | None, where: str
-) -> Making:
+def making_of(tables: Mapping[str, State], sketch: Any, asked: ImageSize | None, where: str) -> Making:
     """How to make a model whose weights a checkpoint holds.
 
     Args:
@@ -62,13 +64,14 @@ def making_of(
     state = {name: tensor for table in reversed(list(tables.values())) for name, tensor in table.items()}
     own = sketch.state_dict()
     arguments: dict[str, Any] = {}
-    patches = _first(state, _DEEP if _is_deep(sketch) else _PATCHES, lambda tensor: tensor.dim() == 4)
+    ends = _DEEP if hasattr(sketch.patch_embed, "conv1") else _PATCHES
+    patches = _first(state, ends, lambda tensor: tensor.dim() == 4)
     if patches is not None and patches.shape[1] != channels_of(sketch):
         arguments["in_chans"] = patches.shape[1]
-    pooled, plain = _pools(state), _has(state, _NORM)
+    pooled = _pools(state)
     if pooled and not _pools(own):
         arguments["global_pool"] = "avg"
-    elif _pools(own) and plain and not pooled:
+    elif _pools(own) and not pooled and _has(state, _NORM):
         arguments["global_pool"] = "token"
     if _CLASS_TOKEN in own and pooled and not _has(state, _CLASS_TOKEN):
         arguments["class_token"] = False
@@ -77,62 +80,47 @@ def making_of(
 
 
 def _image_size(
-    state: Mapping[str, Tensor], sketch: Any, asked: ImageSize | None, where: str
+    state: State, sketch: Any, asked: ImageSize | None, where: str
 ) -> tuple[ImageSize | None, tuple[str, ...]]:
     """The size to make the model at, and what was assumed about the positions in a checkpoint."""
     height, width = sketch.patch_embed.patch_size
     rows, columns = (asked.height // height, asked.width // width) if asked else sketch.patch_embed.grid_size
-    places = _places(state, sketch)
-    if places is None or places.fit(rows, columns):
+    absolute = _POSITIONS[0] in sketch.state_dict()
+    counts = _absolute_places(state, sketch) if absolute else _relative_places(state)
+    if not counts or (rows * columns if absolute else (2 * rows - 1) * (2 * columns - 1)) in counts:
         return asked, ()
-    if places.side is None:
+    square = next((count for count in counts if math.isqrt(count) ** 2 == count), counts[0])
+    what, root = f"{square} {'patches' if absolute else 'distances'}", math.isqrt(square)
+    if root**2 != square or not (absolute or root % 2):
+        example = _examples(counts[0], height, width) if absolute else ""
         raise CheckpointError(
-            f"checkpoint '{where}' has positions for {places.what}, which are no square grid, and not the {rows} x "
+            f"checkpoint '{where}' has positions for {what}, which are no square grid, and not the {rows} x "
             f"{columns} of image size {ImageSize(rows * height, columns * width)}",
             "the image size that it was trained for",
-            f"give --image-size HEIGHTxWIDTH{_examples(places.counts[0], height, width) if places.absolute else ''}",
+            f"give --image-size HEIGHTxWIDTH{example}",
         )
-    grid = f"positions for {places.what} are taken for a grid of {places.side} x {places.side}"
+    side = root if absolute else (root + 1) // 2
+    grid = f"positions for {what} are taken for a grid of {side} x {side}"
     if asked is not None:
         return asked, (f"{grid} and resampled to {rows} x {columns}",)
-    own_size = ImageSize(places.side * height, places.side * width)
+    own_size = ImageSize(side * height, side * width)
     return own_size, (f"{grid}, which is image size {own_size}; for another grid give --image-size HEIGHTxWIDTH",)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """How many places a table of positions has a row for."""
-
-    counts: tuple[int, ...]  #: the likeliest first, since it may hold rows for prefix tokens, too
-    absolute: bool  #: a row per patch; else one for each way in which two patches lie to each other
-
-    def fit(self, rows: int, columns: int) -> bool:
-        return (rows * columns if self.absolute else (2 * rows - 1) * (2 * columns - 1)) in self.counts
-
-    @property
-    def side(self) -> int | None:
-        """Of the square grid that it is for, if it can be one."""
-        sides = (math.isqrt(count) for count in self.counts if math.isqrt(count) ** 2 == count)
-        return next((side if self.absolute else (side + 1) // 2 for side in sides if self.absolute or side % 2), None)
-
-    @property
-    def what(self) -> str:
-        count = next((count for count in self.counts if math.isqrt(count) ** 2 == count), self.counts[0])
-        return f"{count} patches" if self.absolute else f"{count} distances"
+def _absolute_places(state: State, sketch: Any) -> tuple[int, ...]:
+    """How many patches a table of positions has rows for: the likeliest first, since prefix tokens may have some."""
+    found = _first(state, _POSITIONS, lambda tensor: tensor.dim() > 1 and tensor.shape[-1] == sketch.embed_dim)
+    if found is None:
+        return ()
+    ours = sketch.state_dict()[_POSITIONS[0]].shape[1] - sketch.patch_embed.num_patches
+    prefixes = dict.fromkeys((ours, 1, 0, sketch.num_prefix_tokens))
+    return tuple(count for prefix in prefixes if (count := found.shape[-2] - prefix) > 0)
 
 
-def _places(state: Mapping[str, Tensor], sketch: Any) -> _Places | None:
-    own = sketch.state_dict()
-    if _POSITIONS[0] in own:
-        found = _first(state, _POSITIONS, lambda tensor: tensor.dim() > 1 and tensor.shape[-1] == sketch.embed_dim)
-        ours = own[_POSITIONS[0]].shape[1] - sketch.patch_embed.num_patches
-        prefixes = dict.fromkeys((ours, 1, 0, sketch.num_prefix_tokens))
-        counts = tuple(found.shape[-2] - prefix for prefix in prefixes) if found is not None else ()
-    else:
-        found = _first(state, (_RELATIVE,), lambda tensor: tensor.dim() == 2)
-        counts = (found.shape[0] - _CLASS_ROWS,) if found is not None else ()
-    counts = tuple(count for count in counts if count > 0)
-    return _Places(counts, absolute=_POSITIONS[0] in own) if counts else None
+def _relative_places(state: State) -> tuple[int, ...]:
+    """How many ways, in which two patches lie to each other, a table has rows for."""
+    found = _first(state, (_RELATIVE,), lambda tensor: tensor.dim() == 2)
+    return (found.shape[0] - _CLASS_ROWS,) if found is not None and found.shape[0] > _CLASS_ROWS else ()
 
 
 def _examples(count: int, height: int, width: int) -> str:
@@ -141,21 +129,19 @@ def _examples(count: int, height: int, width: int) -> str:
     if rows is None:
         return ""
     columns = count // rows
-    sizes = (ImageSize(rows * height, columns * width), ImageSize(columns * height, rows * width))
-    return f", such as {sizes[0]} or {sizes[1]}"
+    return f", such as {ImageSize(rows * height, columns * width)} or {ImageSize(columns * height, rows * width)}"
 
 
-def _first(state: Mapping[str, Tensor], ends: tuple[str, ...], suits: Callable[[Tensor], bool]) -> Tensor | None:
-    found = (state[name] for end in ends for name in state if _ends(name, end))
-    return next(filter(suits, found), None)
+def _first(state: State, ends: tuple[str, ...], suits: Callable[[Tensor], bool]) -> Tensor | None:
+    return next((state[name] for end in ends for name in state if _ends(name, end) and suits(state[name])), None)
 
 
-def _has(state: Mapping[str, Tensor], end: str) -> bool:
+def _has(state: State, end: str) -> bool:
     """Whether it has a tensor of that name, outside of its blocks."""
     return any(_ends(name, end) and "blocks." not in name and "layer." not in name for name in state)
 
 
-def _pools(state: Mapping[str, Tensor]) -> bool:
+def _pools(state: State) -> bool:
     """Whether it has a norm behind the pooling, and not ahead of it."""
     return _has(state, _POOLED) and not _has(state, _NORM)
 

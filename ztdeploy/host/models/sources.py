@@ -1,25 +1,40 @@
-"""Where a model comes from, by what somebody typed: a name, a folder, a repository of the hub, files of weights."""
+"""Where a model comes from, by what somebody typed: a name, a folder, a repository of the hub, files of weights.
+
+Files lie in folders as timm and `transformers` lay them out. Nothing is read here but configurations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
-from ztdeploy.core.errors import CheckpointError, ModelError
-from ztdeploy.core.manifest import WeightsSource
+from ztdeploy.core.data import read_json
+from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.text import printable
-from ztdeploy.host.models import hub
-from ztdeploy.host.models.catalogue import CATALOGUE
+from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
 from ztdeploy.host.models.descriptions import CONFIG, PREPROCESSOR, Description, describe
-from ztdeploy.host.models.folders import WEIGHTS, files_of, weights_in
+
+if TYPE_CHECKING:
+    from ztdeploy.host.models.checkpoint import Tables
 
 LOCAL, HUB = "local-dir", "hf-hub"
-_HUB_ALIAS = "hf_hub"  #: what timm called it
-
-Kind = Literal["pretrained", "checkpoint", "shipped", "random"]
+_HUB_ALIAS = "hf_hub"  #: timm's former name
+_NOTHING_SAID = Description("timm", None)
+#: Usual names of files of weights; the first one that exists is taken.
+_WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("pytorch_model.pth", "model.pth", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+_INDEX = ".index.json"
+_SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin", ".pth.tar")
+_MOST_INDEX = 16 * 2**20
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -27,11 +42,11 @@ class Source:
     """What to make a model of."""
 
     name: str  #: a short name, or timm's
-    kind: Kind
+    kind: Literal["pretrained", "checkpoint", "shipped", "random"]
     files: tuple[Path, ...] = ()  #: of weights, shards of one table where several; none: timm's own weights, or random
     origin: str = ""  #: what these files are called
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: for timm, that the files' configuration asks for
-    description: Description | None = None
+    description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
 
     @property
@@ -45,58 +60,47 @@ class Source:
         return bool(self.files) and self.kind != "shipped"
 
     @property
+    def entry(self) -> CatalogueEntry | None:
+        return CATALOGUE.get(self.name)
+
+    @property
     def timm_name(self) -> str:
-        entry = CATALOGUE.get(self.name)
-        return entry.timm_name if entry else self.name
+        return self.entry.timm_name if self.entry else self.name
 
     @property
     def shipped(self) -> Path | None:
-        entry = CATALOGUE.get(self.name)
-        return entry.shipped if entry else None
+        return self.entry.shipped if self.entry else None
 
     @property
     def published_name(self) -> str:
         """timm's name for the weights, where the files' configuration says which these are."""
-        tag = self.description.tag if self.description is not None else None
+        tag = self.description.tag
         return f"{self.timm_name}.{tag}" if tag and "." not in self.timm_name else self.timm_name
-
-    def class_names(self, model: Any) -> Sequence[str] | None:
-        """What the files call the classes; timm's own repositories of ImageNet's 1000 do not say it.
-
-        Args:
-            model: that the files are of.
-        """
-        from ztdeploy.host.models.class_names import published_names
-
-        if self.description is not None and self.description.class_names is not None:
-            return self.description.class_names
-        return published_names(model) if self.origin.startswith(f"{HUB}:timm/") else None
 
 
 def source_of(asked: ModelSource) -> Source:
-    """Resolve what was typed; the hub is asked where it is named, and nothing is read but configurations.
+    """Resolve what was typed; the hub is asked where it is named.
 
     Raises:
         ModelError: a place of no known kind, or one that says of which model its weights are and timm has none such.
         CheckpointError: a folder without weights, or with a damaged configuration.
         WeightsUnavailableError: neither the hub nor its cache has it.
     """
-    name, checkpoint, weights = asked.name, asked.checkpoint, asked.weights
-    kind, colon, place = name.partition(":")
-    if colon:
-        return _of_place(kind, place, checkpoint, weights)
+    name, checkpoint = asked.name, asked.checkpoint
+    if ":" in name:
+        return _of_place(asked)
     if "/" in name and Path(name).is_dir():
         raise ModelError(f"model '{printable(name)}', which is a folder", "a name", f"give --model {LOCAL}:{name}")
     if checkpoint is not None:
         return _of_checkpoint(name, checkpoint)
-    entry = CATALOGUE.get(name)
-    if weights == "pretrained" and entry is not None and entry.shipped is not None:
-        return Source(name, "shipped", (entry.shipped / WEIGHTS[0],), WEIGHTS[0])
-    return Source(name, weights)
+    shipped = Source(name, "shipped").shipped
+    if asked.weights == "pretrained" and shipped is not None:
+        return Source(name, "shipped", (shipped / _WEIGHTS[0],), _WEIGHTS[0])
+    return Source(name, asked.weights)
 
 
 def files_behind(asked: ModelSource) -> list[Path]:
-    """All files that decide what model comes of what was typed; none for timm's own and those of the package.
+    """All files that decide which model is made; none for timm's own and those of the package.
 
     Raises:
         ZtdeployError: see `source_of`.
@@ -114,42 +118,36 @@ def folder_word(name: str) -> str:
     return Path(name.partition(":")[2].partition("@")[0] or name).name or "model"
 
 
-def _of_place(kind: str, place: str, checkpoint: Path | None, weights: WeightsSource) -> Source:
-    wanted = weights == "pretrained" and checkpoint is None
+def _of_place(asked: ModelSource) -> Source:
+    kind, _, place = asked.name.partition(":")
+    wanted = asked.weights == "pretrained" and asked.checkpoint is None
     if kind not in (LOCAL, HUB, _HUB_ALIAS) or not place:
         raise ModelError(
             f"model '{printable(kind)}:{printable(place)}'",
             f"a name, {LOCAL}:DIR or {HUB}:OWNER/NAME",
             "correct --model",
         )
-    if kind == LOCAL:
-        folder, origin = Path(place), ""
-        if not folder.is_dir():
-            raise ModelError(f"'{folder}' is not a folder", f"a folder with weights and {CONFIG}", "check the path")
-    else:
-        folder, origin = hub.fetched(place, (CONFIG, PREPROCESSOR), WEIGHTS if wanted else ()), f"{HUB}:{place}"
-    description = describe(folder)
-    if description is None or description.architecture is None:
+    folder, origin = Path(place), ""
+    if kind != LOCAL:
+        folder, origin = fetched(place, (CONFIG, PREPROCESSOR), _WEIGHTS if wanted else ()), f"{HUB}:{place}"
+    elif not folder.is_dir():
+        raise ModelError(f"'{folder}' is not a folder", f"a folder with weights and {CONFIG}", "check the path")
+    said = describe(folder)
+    if said is None or said.architecture is None:
         raise ModelError(
             f"'{place}' without a {CONFIG} that names one of timm's models",
             f"{CONFIG} as timm writes it, or transformers for ViT, DeiT, DINOv2, CLIP and SigLIP",
             "give --model NAME --checkpoint DIR",
         )
-    arguments = {**description.geometry, **description.arguments}
-    if checkpoint is not None:
-        files = files_of(checkpoint)
-        return Source(description.architecture, "checkpoint", files, checkpoint.name, arguments, description)
+    source = Source(said.architecture, "random", arguments={**said.geometry, **said.arguments}, description=said)
+    if asked.checkpoint is not None:
+        files = files_of(asked.checkpoint)
+        return replace(source, kind="checkpoint", files=files, origin=asked.checkpoint.name)
     if not wanted:
-        return Source(description.architecture, "random", arguments=arguments, description=description)
+        return source
     files = weights_in(folder)
-    return Source(
-        description.architecture,
-        "checkpoint" if kind == LOCAL else "pretrained",
-        files,
-        origin or files[0].name,
-        arguments,
-        description,
-    )
+    local = kind == LOCAL
+    return replace(source, kind="checkpoint" if local else "pretrained", files=files, origin=origin or files[0].name)
 
 
 def _of_checkpoint(name: str, checkpoint: Path) -> Source:
@@ -159,26 +157,145 @@ def _of_checkpoint(name: str, checkpoint: Path) -> Source:
     if whole:
         origin = files[0].name if len(files) == 1 else checkpoint.resolve().name
     plain = Source(name, "checkpoint", files, origin)
-    entry = CATALOGUE.get(name)
-    if entry is not None and (entry.shipped is not None or entry.family == "lvvit"):  # of which timm has none
+    if plain.entry is not None and not plain.entry.in_timm:
         return plain
     try:
-        description = describe(folder)
+        said = describe(folder)
     except CheckpointError:
         if whole:
             raise
         return plain  # a file of that name that is no configuration of these weights
-    if description is None:
+    if said is None:
         return plain
-    architecture = plain.timm_name.partition(".")[0]
-    if description.library == "transformers":
-        return replace(plain, arguments=description.arguments, description=description)
-    if description.architecture == architecture:
-        return replace(plain, arguments=description.geometry, description=description)
+    if said.library == "transformers":
+        return replace(plain, arguments=said.arguments, description=said)
+    if said.architecture == plain.timm_name.partition(".")[0]:
+        return replace(plain, arguments=said.geometry, description=said)
     if whole:
         raise ModelError(
-            f"model '{name}', and weights of '{description.architecture}' by their {CONFIG}",
+            f"model '{name}', and weights of '{said.architecture}' by their {CONFIG}",
             "one model",
             f"give --model {LOCAL}:{folder}",
         )
     return replace(plain, remarks=(f"the {CONFIG} beside it is of another model: not used",))
+
+
+# -------------------- files
+
+
+def weights_in(folder: Path) -> tuple[Path, ...]:
+    """The file of weights in a folder, or the shards of its index.
+
+    Raises:
+        CheckpointError: there is none, or several of which none is called as usual.
+    """
+    usual = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if usual is not None:
+        return files_of(usual)
+    found = [path for suffix in _SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    if len(found) != 1:
+        names = ", ".join(f"'{path.name}'" for path in found[:_LISTED]) or "no such file"
+        raise CheckpointError(
+            f"folder '{folder}' with {names}", f"one file of weights, such as '{_WEIGHTS[0]}'", "give --checkpoint FILE"
+        )
+    return tuple(found)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The weights of a folder, the shards that an index names, or the file itself.
+
+    Raises:
+        CheckpointError: see `weights_in` and `shards_of`.
+    """
+    if path.is_dir():
+        return weights_in(path)
+    return shards_of(path) if path.name.endswith(_INDEX) else (path,)
+
+
+def shards_of(index: Path) -> tuple[Path, ...]:
+    """The files that `*.index.json` names, beside it.
+
+    Raises:
+        CheckpointError: it is no such index, or names what does not lie beside it.
+    """
+    expected = "an index of shards, with a 'weight_map'"
+    data = read_json(index, _MOST_INDEX, what="index", error=CheckpointError, expected=expected)
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    names = sorted({name for name in shards.values() if isinstance(name, str)}) if isinstance(shards, dict) else []
+    plain = (name == Path(name).name and "\0" not in name and name not in ("", ".", "..") for name in names)
+    if not names or not all(plain):
+        raise CheckpointError(f"index '{index}' names no files beside it", expected, "download the folder again")
+    return tuple(index.with_name(name) for name in names)
+
+
+def read_all(files: tuple[Path, ...]) -> Tables:
+    """The tables of one file, or the one table that shards make together.
+
+    Raises:
+        CheckpointError: see `checkpoint.read_tables`.
+    """
+    from ztdeploy.host.models.checkpoint import read_tables
+
+    if len(files) == 1:
+        return read_tables(files[0])
+    return {"": {name: tensor for file in files for name, tensor in read_tables(file).get("", {}).items()}}
+
+
+# -------------------- the hub
+
+
+def reachable(timeout_s: float = 3.0) -> bool:
+    """Whether the hub answers at all; its client retries for most of a minute before it says so."""
+    from huggingface_hub.constants import ENDPOINT
+
+    parts = urlsplit(os.environ.get("HTTPS_PROXY") or ENDPOINT)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def fetched(repository: str, configurations: tuple[str, ...], weights: tuple[str, ...] = ()) -> Path:
+    """The folder of a repository's files in the hub's cache.
+
+    Args:
+        repository: `OWNER/NAME`, or `OWNER/NAME@REVISION`.
+        configurations: names of files that are fetched where there are any.
+        weights: names of files of which the first that there is is fetched; with an index of shards, these as well.
+
+    Raises:
+        ModelError: no repository can have such a name.
+        WeightsUnavailableError: the hub cannot be reached and nothing is cached, or it has no such files.
+    """
+    import huggingface_hub.constants
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    name, _, revision = repository.partition("@")
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE or not reachable()
+    absent = WeightsUnavailableError(
+        f"'{repository}' is neither cached nor to be had from the model hub",
+        "a cached or downloadable repository of weights",
+        f"download it where there is a network, and give --model {LOCAL}:DIR",
+    )
+
+    def get(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=offline))
+        except EntryNotFoundError:  # or, without the hub, not cached
+            return None
+        except HFValidationError as error:
+            raise ModelError(
+                f"'{repository}'", "a repository such as 'timm/vit_tiny_patch16_224.augreg_in21k'", "correct it"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise absent from error
+
+    found = [path for file in configurations if (path := get(file)) is not None]
+    chosen = next((path for file in weights if (path := get(file)) is not None), None)
+    if not found or (weights and chosen is None):
+        raise absent
+    if chosen is not None and chosen.suffix == ".json" and not all(get(shard.name) for shard in shards_of(chosen)):
+        raise absent
+    return found[0].parent

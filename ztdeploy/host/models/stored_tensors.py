@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -11,8 +10,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-#: Dimensions, and elements along one or altogether: beyond what any network has, and within what torch counts in.
-_MOST_DIMENSIONS, _MOST_ELEMENTS = 16, 2**40
+from ztdeploy.core.safetensors_header import MOST_DIMENSIONS, MOST_ELEMENTS, read_header
+
 #: Of the types that torch knows, those whose values are numbers by themselves: no shared exponents, no half bytes.
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -20,6 +19,11 @@ DTYPES: Mapping[str, torch.dtype] = {
         *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
         *("int8", "int16", "int32", "int64", "uint8", "bool", "uint16", "uint32", "uint64"),
     )
+}
+_SAFETENSORS = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{f"{word[0].upper()}{bits}": f"{word}{bits}" for word in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
 
 
@@ -37,10 +41,10 @@ class StoredTensor:
     offset: int = 0  #: of the first element, in bytes from the start of the file
 
     def __post_init__(self) -> None:
-        if len(self.shape) > _MOST_DIMENSIONS:
+        if len(self.shape) > MOST_DIMENSIONS:
             raise ValueError(f"a tensor of {len(self.shape)} dimensions")
         counts = (*self.shape, *self.stride, math.prod(self.shape), self.offset)
-        if not all(type(one) is int and 0 <= one <= _MOST_ELEMENTS for one in counts):
+        if not all(type(one) is int and 0 <= one <= MOST_ELEMENTS for one in counts):
             raise ValueError("a tensor of impossible sizes")
 
     @property
@@ -56,28 +60,33 @@ class StoredTensor:
         """Bytes to be read, or to be held, whichever is more."""
         return 0 if self.dtype is None else max(self.span, math.prod(self.shape) * self.dtype.itemsize)
 
+    def read(self, file: BinaryIO) -> Tensor:
+        """The tensor, contiguous, in a memory of its own; of the device "meta" where it cannot be read.
 
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a tensor that lies in a file row by row."""
-    return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+        Raises:
+            ValueError: the file ends too early.
+        """
+        if self.dtype is None:
+            return torch.empty(self.shape, device="meta")
+        if not self.span:
+            return torch.empty(self.shape, dtype=self.dtype)
+        file.seek(self.offset)
+        content = bytearray(self.span)
+        if file.readinto(content) != self.span:  # type: ignore[attr-defined]  # every buffered file has it
+            raise ValueError("the file is shorter than it says")
+        return torch.frombuffer(content, dtype=self.dtype).as_strided(self.shape, self.stride).contiguous()
 
 
-def read_tensor(file: BinaryIO, stored: StoredTensor) -> Tensor:
-    """The tensor, contiguous, in a memory of its own; of the device "meta" where it cannot be read.
-
-    Raises:
-        ValueError: the file ends too early.
+def safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
     """
-    if stored.dtype is None:
-        return torch.empty(stored.shape, device="meta")
-    if not stored.span:
-        return torch.empty(stored.shape, dtype=stored.dtype)
-    file.seek(stored.offset)
-    content = bytearray(stored.span)
-    if file.readinto(content) != stored.span:  # type: ignore[attr-defined]  # every buffered file has it
-        raise ValueError("the file is shorter than it says")
-    return torch.frombuffer(content, dtype=stored.dtype).as_strided(stored.shape, stored.stride).contiguous()
-
-
-def size_of(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+    Raises:
+        ValueError: not of that format, damaged, or without a tensor.
+    """
+    found = {}
+    for name, (kind, shape, begin, _) in read_header(file).items():
+        dtype = DTYPES.get(_SAFETENSORS.get(kind, ""))
+        stride = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+        found[name] = StoredTensor(shape) if dtype is None else StoredTensor(shape, dtype, stride, begin)
+    if not found:
+        raise ValueError("it holds no tensor")
+    return found

@@ -7,6 +7,7 @@ the same model; it is untrusted input.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +36,13 @@ class TextEmbeddings:
     matrix: Tensor  #: fp32 `[classes, D]`, rows of length 1
     scale: float  #: that cosines are multiplied by
     bias: float  #: that is added to all
-    sha256: str  #: of the file
 
     @property
     def record(self) -> TextHeadRecord:
         classes, dimension = self.matrix.shape
         return TextHeadRecord(
             origin=self.path.name,
-            sha256=self.sha256,
+            sha256=sha256_of(self.path),
             classes=classes,
             dimension=dimension,
             scale=self.scale,
@@ -79,29 +79,22 @@ def read_text_embeddings(path: Path) -> TextEmbeddings:
         raise CheckpointError(f"text head '{path}' is not a file", "a .safetensors file", "check the path")
     state = read_checkpoint(path)
     names = [name for name in MATRIX if name in state]
-    strange = sorted(state.keys() - {*MATRIX, SCALE, BIAS})
-    if len(names) != 1 or strange:
+    if len(names) != 1 or state.keys() - {*MATRIX, SCALE, BIAS}:
         found = ", ".join(f"'{name}'" for name in sorted(state)[:5]) or "nothing"
         raise _unfit(path, f"holds {found}", f"one of {', '.join(MATRIX)}; {SCALE} and {BIAS} if there are any")
     matrix = state[names[0]]
     if matrix.dim() != 2 or not matrix.is_floating_point() or 0 in matrix.shape:
-        raise _unfit(
-            path, f"has {names[0]} of {_words(matrix)}", "floating point numbers [classes, D], a row per class"
-        )
+        expected = "floating point numbers [classes, D], a row per class"
+        raise _unfit(path, f"has {names[0]} of {_described(matrix)}", expected)
     rows = matrix.double()
     lengths = rows.norm(dim=1)
     if not bool((lengths > 0).all()):
         raise _unfit(path, f"has zeros alone in row {int((lengths == 0).nonzero()[0])} of {names[0]}", "a direction")
-    log_scale = _scalar(state, SCALE, path)
+    log_scale, bias = (_scalar(state, name, path) for name in (SCALE, BIAS))
     if log_scale is not None and abs(log_scale) > _LARGEST_LOG:
         raise _unfit(path, f"has {SCALE} {log_scale:g}", "its natural logarithm, such as 4.605 for 100")
-    return TextEmbeddings(
-        path=path,
-        matrix=(rows / lengths[:, None]).float(),
-        scale=DEFAULT_SCALE if log_scale is None else math.exp(log_scale),
-        bias=_scalar(state, BIAS, path) or 0.0,
-        sha256=sha256_of(path),
-    )
+    scale = DEFAULT_SCALE if log_scale is None else math.exp(log_scale)
+    return TextEmbeddings(path, (rows / lengths[:, None]).float(), scale, bias or 0.0)
 
 
 def with_text_head(head: nn.Module, texts: TextEmbeddings, dimension: int) -> nn.Module:
@@ -117,26 +110,22 @@ def with_text_head(head: nn.Module, texts: TextEmbeddings, dimension: int) -> nn
     found = texts.matrix.shape[1]
     if found != dimension:
         raise _unfit(texts.path, f"is of dimension {found}", f"{dimension}, as the model's own embedding")
-    sequence = nn.Sequential()
-    sequence.add_module("projection", head)
-    sequence.add_module("text_head", TextHead(texts))
-    return sequence
+    return nn.Sequential(OrderedDict(projection=head, text_head=TextHead(texts)))
 
 
 def _scalar(state: dict[str, Tensor], name: str, path: Path) -> float | None:
-    if name not in state:
+    tensor = state.get(name)
+    if tensor is None:
         return None
-    tensor = state[name]
     if tensor.numel() != 1 or not tensor.is_floating_point():
-        raise _unfit(path, f"has {name} of {_words(tensor)}", "one floating point number")
+        raise _unfit(path, f"has {name} of {_described(tensor)}", "one floating point number")
     return float(tensor)
 
 
-def _words(tensor: Tensor) -> str:
+def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _unfit(path: Path, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"text head '{path}' {found}", expected, "write it with the text tower of the same model, see docs/models.md"
-    )
+    fix = "write it with the text tower of the same model, see docs/models.md"
+    return CheckpointError(f"text head '{path}' {found}", expected, fix)

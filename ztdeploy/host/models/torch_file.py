@@ -7,14 +7,15 @@ to. The older one is a row of pickles with the storages behind them. `inert_pick
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ztdeploy.host.models.inert_pickle import Made, Named, Reference, read_pickle
-from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor, size_of
+from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor
 
 #: Bytes of the pickles in one file, which take many times as much memory while they are read.
 _MOST_PICKLED = 64 * 2**20
@@ -23,16 +24,9 @@ _MOST_DIRECTORY = 16 * 2**20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  #: what the older format starts with
 _ENCRYPTED = 0x1
 _STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
+    **{"DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
+    **{"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8"},
+    **{"ByteStorage": "uint8", "BoolStorage": "bool"},
     "UntypedStorage": "uint8",  # counted in bytes, whatever they are
 }
 #: Item sizes of storages that are skipped in the older format.
@@ -125,14 +119,12 @@ def read_torch_file(file: BinaryIO) -> Saved:
     Raises:
         ValueError: neither of the formats, damaged, or beyond the bounds of this module.
     """
-    head = file.read(2)
+    head, size = file.read(2), os.fstat(file.fileno()).st_size
     file.seek(0)
-    if head == b"PK":
-        return _read_archive(file)
-    return _read_row(file)
+    return _read_archive(file, size) if head == b"PK" else _read_row(file, size)
 
 
-def _read_archive(file: BinaryIO) -> Saved:
+def _read_archive(file: BinaryIO, size: int) -> Saved:
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:
             entries = archive.infolist()
@@ -143,27 +135,24 @@ def _read_archive(file: BinaryIO) -> Saved:
     if len(records) != len(entries) or len(pickles) != 1:
         raise ValueError("an archive that torch.save did not write")
     prefix = pickles[0].removesuffix("data.pkl")
-    order, size = records.get(f"{prefix}byteorder"), size_of(file)
-    if order is not None and _record(file, order, size, most=16) != b"little":
-        raise ValueError("numbers in another byte order")
 
-    def places(key: str) -> tuple[int, int]:
-        entry = records.get(f"{prefix}data/{key}")
-        if entry is None:
+    def place_of(record: str) -> tuple[int, int]:
+        if record not in records:
             raise ValueError("a storage without a record")
-        return _place(file, entry, size)
+        return _place(file, records[record], size)
 
+    def content(record: str, most: int) -> bytes:
+        place, length = place_of(record)
+        if length > most:
+            raise ValueError(f"a record of {length:,} bytes where {most:,} are plenty")
+        file.seek(place)
+        return file.read(length)
+
+    if f"{prefix}byteorder" in records and content(f"{prefix}byteorder", 16) != b"little":
+        raise ValueError("numbers in another byte order")
     names: set[Named] = set()
-    root = read_pickle(io.BytesIO(_record(file, records[pickles[0]], size, most=_MOST_PICKLED)), names)
-    return Saved(root, frozenset(names), places)
-
-
-def _record(file: BinaryIO, entry: zipfile.ZipInfo, size: int, most: int) -> bytes:
-    place, length = _place(file, entry, size)
-    if length > most:
-        raise ValueError(f"a record of {length:,} bytes where {most:,} are plenty")
-    file.seek(place)
-    return file.read(length)
+    root = read_pickle(io.BytesIO(content(pickles[0], _MOST_PICKLED)), names)
+    return Saved(root, frozenset(names), lambda key: place_of(f"{prefix}data/{key}"))
 
 
 def _place(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
@@ -196,7 +185,7 @@ class _Bounded:
         """Whoever opened the file closes it."""
 
 
-def _read_row(file: BinaryIO) -> Saved:
+def _read_row(file: BinaryIO, size: int) -> Saved:
     """The older format: magic number, version, facts about the machine, what was saved, keys of storages; storages."""
     head = io.BytesIO(file.read(_MOST_PICKLED))
     names: set[Named] = set()
@@ -211,30 +200,26 @@ def _read_row(file: BinaryIO) -> Saved:
     references: list[Reference] = []
     root, keys = read_pickle(head, names, references), read_pickle(head, names)
     try:
-        places = _row_of_storages(file, head.tell(), keys, references)
+        places = dict(_row_of_storages(file, size, head.tell(), keys, references))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError("storages that nothing refers to") from error
     return Saved(root, frozenset(names), places.__getitem__)
 
 
 def _row_of_storages(
-    file: BinaryIO, place: int, keys: list[str], references: list[Reference]
-) -> dict[str, tuple[int, int]]:
-    """Each is its number of elements, as a 64-bit integer, and then these."""
-    item_sizes = {reference.to[2]: _item_size(reference.to[1].name) for reference in references}
-    places, size = dict[str, tuple[int, int]](), size_of(file)
+    file: BinaryIO, size: int, place: int, keys: list[str], references: list[Reference]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Each storage is its number of elements, as a 64-bit integer, and then these."""
+    kinds = {reference.to[2]: reference.to[1].name for reference in references}
     for key in keys:
+        kind = kinds[key]
+        item = DTYPES[_STORAGES[kind]].itemsize if kind in _STORAGES else _OTHER_ITEM_SIZES[kind]
         file.seek(place)
-        length = int.from_bytes(file.read(8), "little") * item_sizes[key]
-        places[key] = place + 8, length
+        length = int.from_bytes(file.read(8), "little") * item
+        yield key, (place + 8, length)
         place += 8 + length
         if place > size:
             raise ValueError("a storage that is longer than the file")
-    return places
-
-
-def _item_size(storage: str) -> int:
-    return DTYPES[_STORAGES[storage]].itemsize if storage in _STORAGES else _OTHER_ITEM_SIZES[storage]
 
 
 def _nowhere(_key: str) -> tuple[int, int]:

@@ -5,28 +5,17 @@ They differ in what stands around the blocks (prefix tokens, norms, pooling), no
 
 from __future__ import annotations
 
-from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
-from torch import nn
 
-from ztdeploy.host.models.residual import ResidualAdapter, unsound
+from ztdeploy.host.models.adapter import ModelAdapter
 
 
-class VitAdapter(ResidualAdapter):
-    """Reads attention where it enters `attn_drop`, keys and queries behind their norms, and values behind `qkv`."""
+class VitAdapter(ModelAdapter):
+    """Attention is read where it enters `attn_drop`, keys and queries behind their norms, and values behind `qkv`."""
 
     family = "vit"
+    timm_modules = ("vision_transformer", "deit")
     model: VisionTransformer
+    model_class = VisionTransformer
     plain_block = Block
-
-    @classmethod
-    def accepts(cls, model: nn.Module) -> bool:
-        return isinstance(model, VisionTransformer)
-
-    def check_blocks(self) -> None:
-        model = self.model
-        if not isinstance(model.patch_embed, PatchEmbed):
-            raise unsound(model, f"its patch embedding is a {type(model.patch_embed).__name__}", "a plain PatchEmbed")
-        for block in model.blocks:
-            if not isinstance(block.attn, Attention):
-                raise unsound(model, f"its attention is a {type(block.attn).__name__}", "timm's plain Attention")
+    attentions = (Attention,)

@@ -17,7 +17,6 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import Architecture, PruningSchedule
-from ztdeploy.host.models.activation import check_classifies
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.identity import check_same, identity
@@ -141,7 +140,7 @@ class Subject:
             raise InputError(
                 f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
             )
-        check_classifies(model)
+        model.check_classifies()
         tuning, rest = read_halves(request, model)
         return cls(request, model, decode_half(tuning, model), rest)
 
