@@ -157,7 +157,7 @@ def _module(job: Job) -> tuple[nn.Module, int]:
 
 def versions() -> str:
     """Of what takes part beside ONNX Runtime."""
-    from ztdeploy.target.measure.machine import installed_versions
+    from ztdeploy.core.cache import installed_versions
 
     found = installed_versions("torch", "timm", "openvino", "numpy")
     return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -13,9 +13,10 @@ from benchmarks.machine import describe_machine
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.backends.tensorrt.backend import TensorRtRtxBackend, options_of
+from ztdeploy.target.backends.tensorrt.backend import options_of
 from ztdeploy.target.backends.tensorrt.build import build_engine
-from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder
+from ztdeploy.target.backends.tensorrt.rtx import TensorRtRtxBackend
+from ztdeploy.target.backends.tensorrt.worker import BuildAnswer, BuildOrder
 
 PROFILE = """title = "desktop GPU, {precision}"
 backend = "tensorrt-rtx"
@@ -69,7 +70,7 @@ def _rebuild(bundle: Bundle, variant: str, profile: str, engine: Path) -> BuildA
     hardware = bundle.manifest.profiles[profile]
     return build_engine(
         BuildOrder(
-            flavour="tensorrt-rtx",
+            backend="tensorrt-rtx",
             graph=str(bundle.path(graph.file)),
             engine=str(engine),
             batches=TensorRtRtxBackend().batch_ranges(graph, hardware),

@@ -589,7 +589,7 @@ def test_an_option_that_no_plugin_knows_is_noted_where_plugins_could_be_had(
         for variant in manifest["variants"]:
             graph = variant["graphs"][PROFILE]
             if graph["plugin_file"] is not None:
-                graph |= {"plugin_file": None, "ahead_of_time_file": None, "plain_for": ["metric"]}
+                graph |= {"plugin_file": None, "plain_for": ["metric"]}
 
     found = run_finalize(fake_device, edit(bundle, plain))
     assert found.done.code == 0, found.done.err

@@ -37,7 +37,7 @@ from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.backends import get_backend
-from ztdeploy.target.backends.tensorrt.flavours import TENSORRT_RTX
+from ztdeploy.target.backends.tensorrt.rtx import TensorRtRtxBackend
 
 DENSE = uniform_schedule(1.0, 3)
 #: Two layers, so that what is left of what was left is gathered as well.
@@ -212,7 +212,7 @@ def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
     "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "beit_base_patch16_224", "lvvit_s"]
 )
 def test_tensorrt_builds_an_engine_of_each_family(name: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(TENSORRT_RTX.module) is None:
+    if importlib.util.find_spec(TensorRtRtxBackend.module) is None:
         pytest.skip("TensorRT-RTX is not installed: pip install 'ztdeploy[tensorrt-rtx]'")
     graph = tmp_path / "graph.onnx"
     ir.save(graph_of(name).clone(), graph)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ztdeploy.core.errors import EnvironmentLacksError
-from ztdeploy.target.plugins.ptx import Version, compile_ptx
 
 from .cpu_kernels import CpuKernels, Floats, Order, compile_library, sources
 from .kernel_launches import Launch
+from .ptx import Version, compile_ptx
 
 #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _MAX_DYNAMIC_SHARED = 8

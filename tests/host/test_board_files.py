@@ -157,13 +157,6 @@ def test_with_plugins_their_graphs_are_built_too(written: Path, shell: Shell, ma
         assert same[0] == same[1]
 
 
-def test_graphs_for_ptx_are_not_for_trtexec(written: Path, manifest: Manifest) -> None:
-    text = (written / SCRIPT).read_text()
-    files = [variant.graphs["jetson-orin"].ahead_of_time_file for variant in manifest.variants]
-    assert files[-1] is None
-    assert all(file is not None and file not in text for file in files[:-1])
-
-
 @pytest.mark.parametrize("how", ["./trtexec.sh", "sh", "absolute", "link to the folder"])
 def test_it_runs_from_anywhere(how: str, written: Path, shell: Shell, tmp_path: Path) -> None:
     cwd, command = tmp_path, [written.relative_to(tmp_path) / SCRIPT]

@@ -14,10 +14,14 @@ from ztdeploy.core.errors import EnvironmentLacksError, MissingExtraError
 from ztdeploy.core.processor import ONEDNN_LIMIT, REPORT
 from ztdeploy.jobs import doctor
 from ztdeploy.jobs.doctor import Finding, examine
-from ztdeploy.target.backends.tensorrt import flavours
+from ztdeploy.target.backends import base
+from ztdeploy.target.backends.onnxruntime import OnnxRuntimeBackend
+from ztdeploy.target.backends.openvino import OpenVinoBackend
+from ztdeploy.target.backends.tensorrt import backend as trt
+from ztdeploy.target.backends.tensorrt.backend import TensorRtBackend
 from ztdeploy.target.backends.tensorrt.cuda import Device
+from ztdeploy.target.backends.tensorrt.rtx import TensorRtRtxBackend
 from ztdeploy.target.plugins import library
-from ztdeploy.target.plugins.ptx import INSTALL
 
 SUBJECTS = [
     "python",
@@ -25,14 +29,13 @@ SUBJECTS = [
     "int8 engines",
     "memory",
     "disk",
+    "building bundles",
     "backend onnxruntime",
     "backend openvino",
-    "building bundles",
     "gpu",
-    "backend tensorrt-rtx",
     "backend tensorrt",
     "compiling plugins",
-    "compiling kernels to PTX",
+    "backend tensorrt-rtx",
 ]
 ORIN = Device(name="Orin", capability="8.7", integrated=True, driver="12.6")
 NO_DRIVER = EnvironmentLacksError("no NVIDIA driver here", "a machine with a GPU", "run this on the device")
@@ -55,19 +58,13 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets what the machine has; each is a value, or an error that is raised instead."""
 
-    def have(
-        *, gpu: Any = ORIN, rtx: Any = "1.2.0", tensorrt: Any = "10.3.0", lacks: Any = (), nvrtc: Any = ()
-    ) -> None:
-        def loads(version: Any) -> Any:
+    def have(*, gpu: Any = ORIN, rtx: Any = "1.2.0", tensorrt: Any = "10.3.0", lacks: Any = ()) -> None:
+        for backend, version in ((TensorRtRtxBackend, rtx), (TensorRtBackend, tensorrt)):
             failing = isinstance(version, Exception)
-            load = raising(version) if failing else lambda: SimpleNamespace(__version__=version)
-            return SimpleNamespace(load=load, capabilities=("7.5", "8.6"))
-
-        monkeypatch.setattr(doctor, "open_device", raising(gpu) if isinstance(gpu, Exception) else lambda: gpu)
-        monkeypatch.setattr(doctor, "TENSORRT_RTX", loads(rtx))
-        monkeypatch.setattr(doctor, "TENSORRT", loads(tensorrt))
-        monkeypatch.setattr(doctor, "what_is_missing", lambda: list(lacks))
-        monkeypatch.setattr(doctor, "nvrtc_versions", lambda: tuple(SimpleNamespace(version=one) for one in nvrtc))
+            loaded = raising(version) if failing else lambda _, found=version: SimpleNamespace(__version__=found)
+            monkeypatch.setattr(backend, "runtime", loaded)
+        monkeypatch.setattr(trt, "open_device", raising(gpu) if isinstance(gpu, Exception) else lambda: gpu)
+        monkeypatch.setattr(trt, "what_is_missing", lambda: list(lacks))
 
     return have
 
@@ -110,7 +107,8 @@ def test_no_gpu_is_no_fault(machine: Have) -> None:
 def test_openvino_says_in_which_precisions_it_computes_here(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, words: str
 ) -> None:
-    monkeypatch.setattr(doctor, "load_openvino", lambda: SimpleNamespace(__version__="2026.4.1-22982-e213a147"))
+    version = SimpleNamespace(__version__="2026.4.1-22982-e213a147")
+    monkeypatch.setattr(OpenVinoBackend, "runtime", lambda _: version)
     monkeypatch.setenv(REPORT, "avx2 avx512_bf16" if bf16 else "avx2")
     monkeypatch.delenv(ONEDNN_LIMIT, raising=False)
     found = finding("backend openvino")
@@ -129,7 +127,7 @@ def test_openvino_says_in_which_precisions_it_computes_here(
 def test_without_openvino_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, error: EnvironmentLacksError, state: str, remedy: str
 ) -> None:
-    monkeypatch.setattr(doctor, "load_openvino", raising(error))
+    monkeypatch.setattr(OpenVinoBackend, "runtime", raising(error))
     found = finding("backend openvino")
     assert (found.state, found.remedy) == (state, remedy)
 
@@ -139,16 +137,16 @@ def test_without_openvino_it_says_what_to_install(
 
 def test_rtx_says_what_it_builds_for(machine: Have) -> None:
     machine(gpu=NO_DRIVER)
-    found = finding("backend tensorrt-rtx")
-    assert found == Finding("backend tensorrt-rtx", "ok", "1.2.0; builds for compute capabilities 7.5, 8.6")
+    found, buildable = finding("backend tensorrt-rtx"), ", ".join(TensorRtRtxBackend.buildable)
+    assert found == Finding("backend tensorrt-rtx", "ok", f"1.2.0; builds for compute capabilities {buildable}")
 
 
-@pytest.mark.parametrize("error", [BROKEN, MissingExtraError("rtx", "tensorrt-rtx", "the backend tensorrt-rtx")])
-def test_rtx_that_does_not_load_says_what_to_run(error: EnvironmentLacksError, machine: Have) -> None:
-    machine(rtx=error)
+def test_rtx_that_does_not_load_says_what_to_run(machine: Have) -> None:
+    machine(rtx=BROKEN)
+    assert finding("backend tensorrt-rtx") == Finding("backend tensorrt-rtx", "missing", BROKEN.given, BROKEN.fix)
+    machine(rtx=MissingExtraError("rtx", "tensorrt-rtx", "the backend tensorrt-rtx"))
     found = finding("backend tensorrt-rtx")
-    assert found == Finding("backend tensorrt-rtx", "missing", error.given, error.fix)
-    assert found.remedy.startswith("run: pip install")
+    assert (found.state, found.remedy) == ("note", "pip install 'ztdeploy[tensorrt-rtx]'")
 
 
 # -------------------- TensorRT
@@ -206,28 +204,14 @@ def test_what_is_missing_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert finding("compiling plugins").state == "ok"
 
 
-def test_nvrtc_versions_are_listed(machine: Have) -> None:
-    machine(nvrtc=((13, 0), (12, 6)))
-    found = finding("compiling kernels to PTX")
-    assert found == Finding("compiling kernels to PTX", "ok", "NVRTC 13.0, 12.6")
-
-
-def test_without_nvrtc_it_says_what_to_install(machine: Have) -> None:
-    machine()
-    found = finding("compiling kernels to PTX")
-    assert found == Finding("compiling kernels to PTX", "note", "no NVRTC with headers", INSTALL)
-    assert "pip install" in found.remedy
-
-
 # -------------------- whatever the machine is like
 
 
 def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    monkeypatch.setattr(flavours, "find_spec", lambda name: None)
-    monkeypatch.setattr(doctor, "import_module", raising(ImportError("No module named 'onnxruntime'")))
-    monkeypatch.setattr(doctor, "nvrtc_versions", tuple)
-    monkeypatch.setattr(doctor, "open_device", raising(NO_DRIVER))
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, OnnxRuntimeBackend.__module__, None)
+    monkeypatch.setattr(trt, "open_device", raising(NO_DRIVER))
     monkeypatch.setenv("PATH", "")
 
 
@@ -302,6 +286,6 @@ def test_without_anything_installed_it_says_what_to_install(monkeypatch: pytest.
     nothing_installed(monkeypatch, tmp_path)
     found = {one.subject: one for one in examine()}
     assert found["building bundles"].remedy == "pip install 'ztdeploy[build]'"
-    assert found["backend onnxruntime"].remedy == "pip install ztdeploy"
+    assert found["backend onnxruntime"].remedy == "run: pip install ztdeploy"
     assert "ztdeploy[tensorrt-rtx]" in found["backend tensorrt-rtx"].remedy
     assert found["backend tensorrt"].state == found["gpu"].state == found["compiling plugins"].state == "note"

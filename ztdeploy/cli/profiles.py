@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 @profiles.command("list", help="All shipped profiles.")
 def list_profiles(json: JsonFlag = False) -> None:
     from ztdeploy.core.profile import profile_names, read_profile
-    from ztdeploy.target.backends import backend_exists
+    from ztdeploy.target.backends import backend_of
 
     found = [read_profile(name) for name in profile_names()]
     if json:
@@ -30,8 +30,8 @@ def list_profiles(json: JsonFlag = False) -> None:
         (
             profile.name,
             profile.title,
-            profile.backend + ("" if backend_exists(profile.backend) else " (ONNX only so far)"),
-            _built_where(profile.backend),
+            profile.backend,
+            "anywhere" if backend_of(profile).built_where == "anywhere" else "on the device",
             profile.precision,
             ", ".join(map(str, profile.batch.sizes)),
         )
@@ -76,24 +76,11 @@ def check_profile(
     file: Annotated[str, word_argument("TOML file, or a shipped profile.")], json: JsonFlag = False
 ) -> None:
     from ztdeploy.core.profile import read_profile
-    from ztdeploy.target.backends import backend_exists, get_backend
+    from ztdeploy.target.backends import backend_of
 
     profile = read_profile(file)
-    exists = backend_exists(profile.backend)
-    if exists:
-        get_backend(profile.backend).check_profile(profile)
+    backend_of(profile).check_profile(profile)
     if json:
-        print_json({"profile": profile.name, "valid": True, "engines_can_be_built": exists})
-        return
-    note(
-        f"'{profile.name}' is valid"
-        + ("" if exists else f"; engines for '{profile.backend}' cannot be built by this version yet")
-    )
-
-
-def _built_where(backend: str) -> str:
-    from ztdeploy.target.backends import backend_exists, get_backend
-
-    if not backend_exists(backend):
-        return "-"
-    return "anywhere" if get_backend(backend).built_where == "anywhere" else "on the device"
+        print_json({"profile": profile.name, "valid": True, "engines_can_be_built": True})
+    else:
+        note(f"'{profile.name}' is valid")

@@ -21,21 +21,8 @@ from ztdeploy.core.profile import data_folder
 from ztdeploy.version import __version__
 
 VARIABLE = "ZTDEPLOY_CACHE"
-#: The packages whose versions decide what a build makes.
-_TOOLS = [
-    "torch",
-    "timm",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime",
-    "numpy",
-    "pillow",
-    "onnx-graphsurgeon",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13-libs",
-]
+#: The packages whose versions decide what a build makes; each backend names those of its own runtime.
+_TOOLS = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "numpy", "pillow")
 #: What to do about a cache that cannot be written.
 FIX = f"give --cache DIR, or set {VARIABLE}"
 
@@ -71,8 +58,13 @@ def key_of(**facts: object) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what a build is made with, read without importing any of it."""
-    versions = {"ztdeploy": __version__, "python": platform.python_version()}
-    for name in _TOOLS:
+    return {"ztdeploy": __version__, "python": platform.python_version(), **installed_versions(*_TOOLS)}
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    versions = {}
+    for name in names:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions

@@ -17,9 +17,7 @@ from ztdeploy.core.records import FiniteRecord
 from ztdeploy.core.schedule import Architecture
 
 SCHEMA_VERSION = 4
-#: What a fingerprint's `plugins` starts with where their PTX is inside the engine.
-AHEAD_OF_TIME = "ahead-of-time"
-PluginKind = Literal["none", "library", "ahead-of-time"]
+PluginKind = Literal["none", "library"]
 
 
 def _inside(path: str) -> str:
@@ -90,9 +88,7 @@ class BlockNodes(FiniteRecord):
 
 def plugin_kind(identity: str | None) -> PluginKind:
     """The kind of plugins that an engine's fingerprint names."""
-    if identity is None:
-        return "none"
-    return "ahead-of-time" if identity.startswith(AHEAD_OF_TIME) else "library"
+    return "none" if identity is None else "library"
 
 
 class LayerParity(FiniteRecord):
@@ -137,8 +133,7 @@ class ParityRecord(FiniteRecord):
 class GraphRecord(FiniteRecord):
     file: BundlePath
     plugin_file: BundlePath | None = None  #: its twin with plugin nodes in place of the scoring
-    ahead_of_time_file: BundlePath | None = None  #: its twin with nodes for plugins that come as PTX
-    plain_for: tuple[str, ...] = ()  #: options that no plugin knows, because of which it has no such twins
+    plain_for: tuple[str, ...] = ()  #: options that no plugin knows, because of which it has no such twin
     #: Its twin with the scores of its pruning layers as further outputs, which `show` runs beside an engine.
     notes_file: BundlePath | None = None
     opset: int
@@ -155,13 +150,11 @@ class GraphRecord(FiniteRecord):
     @property
     def files(self) -> list[str]:
         """The graph and its twins."""
-        files = (self.file, self.plugin_file, self.ahead_of_time_file, self.notes_file)
-        return [file for file in files if file is not None]
+        return [file for file in (self.file, self.plugin_file, self.notes_file) if file is not None]
 
     def source(self, plugins: str | None) -> str | None:
         """The file that an engine with such plugins is built from; None where the graph has no such twin."""
-        files = {"none": self.file, "library": self.plugin_file, "ahead-of-time": self.ahead_of_time_file}
-        return files[plugin_kind(plugins)]
+        return self.file if plugins is None else self.plugin_file
 
 
 class Fingerprint(FiniteRecord):

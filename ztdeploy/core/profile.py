@@ -73,7 +73,7 @@ class HardwareProfile(FiniteRecord):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
     title: str
-    backend: str  #: a name of `backends.BACKENDS` or `backends.PLANNED`
+    backend: str  #: a name of the table of `ztdeploy.target.backends`
     opset: int = Field(default=20, ge=18, le=23)
     precision: Precision = "fp32"
     #: The kind of processor that engines are for, where it may be another one than builds, such as "aarch64"; "": any.
@@ -92,13 +92,6 @@ class HardwareProfile(FiniteRecord):
     int8: Int8Options | None = None  #: None: the defaults
     #: What `build --precision auto` may ship instead, where it is faster: other profiles, named as for `--profile`.
     candidates: tuple[str, ...] = ()
-
-    @field_validator("fused_attention_from")
-    @classmethod
-    def _has_the_operator(cls, tokens: int | None, info: ValidationInfo) -> int | None:
-        if tokens is not None and info.data.get("backend") != "onnxruntime":
-            raise ValueError("only the backend onnxruntime has this operator")
-        return tokens
 
     @field_validator("int8")
     @classmethod

@@ -12,7 +12,7 @@ from ztdeploy.core.files import write
 from ztdeploy.core.manifest import GraphRecord, Manifest
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.profile import HardwareProfile, data_folder
-from ztdeploy.target.backends.tensorrt.flavours import TENSORRT
+from ztdeploy.target.backends import backend_of
 
 SCRIPT = "trtexec.sh"
 _SOURCES = ("*.cu", "*.cuh", "*.h", "*.cpp", "CMakeLists.txt", "README.md")
@@ -24,7 +24,7 @@ def write_board_files(folder: Path, manifest: Manifest) -> list[str]:
     Returns:
         The files that were written, relative to the folder.
     """
-    boards = [profile for profile in manifest.profiles.values() if profile.backend == TENSORRT.name]
+    boards = [profile for profile in manifest.profiles.values() if backend_of(profile).trtexec]
     if not boards:
         return []
     write(folder / SCRIPT, trtexec_script(manifest, boards), executable=True)

@@ -28,8 +28,7 @@ from ztdeploy.host.graph.integer_layers import integer_layers
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import prove, prove_layers, prove_products
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.target.backends import get_backend, why_not_run
-from ztdeploy.target.backends.onnxruntime import load_graph
+from ztdeploy.target.backends import backend_of, load_graph, why_not_run
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.runtime.parity import golden_reference
 from ztdeploy.target.runtime.runner import BundleRunner
@@ -76,7 +75,7 @@ class Proof:
         if graph.precision == "fp32":
             parity, _ = self._compare(manifest, variant, profile, file)
             return graph.model_copy(update={"parity": parity})
-        with self._emulation(graph) as emulation:
+        with self._emulation(graph, profile) as emulation:
             parity, drift = self._compare(manifest, variant, profile, emulation, emulated=True)
         if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
             parity, _ = self._compare(manifest, variant, profile, file)
@@ -99,14 +98,14 @@ class Proof:
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         with (
-            self._emulation(variant.graphs[profile.name]) as exact,
+            self._emulation(variant.graphs[profile.name], profile) as exact,
             BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner,
         ):
             return prove_products(runner, variant, load_graph(exact, threads), self.pixels)
 
     def _of_layers(self, variant: VariantRecord, profile: HardwareProfile) -> float | None:
         """The error of the worst integer layer, each by itself in an engine that is built as the variant's is."""
-        record, backend = variant.graphs[profile.name], get_backend(profile.backend)
+        record, backend = variant.graphs[profile.name], backend_of(profile)
         layers = integer_layers(ir.load(self.folder / record.file))
         if layers is None:
             return None
@@ -128,13 +127,13 @@ class Proof:
                 runner.close()
 
     @contextmanager
-    def _emulation(self, graph: GraphRecord) -> Iterator[Path]:
+    def _emulation(self, graph: GraphRecord, profile: HardwareProfile) -> Iterator[Path]:
         """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
         with scratch_folder(self.folder) as scratch:
             file = scratch / "emulation.onnx"
             model = ir.load(self.folder / graph.file)
             if graph.precision == "int8":
-                model = with_exact_products(model)
+                model = with_exact_products(model, backend_of(profile).row_groups)
             ir.save(with_rounding(model), file, external_data="emulation.weights")
             yield file
 

@@ -54,9 +54,8 @@ from ztdeploy.host.proof import Proof
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.host.range_images import CalibrationImages, built_in_images
 from ztdeploy.host.traces import Trace, TraceStore
-from ztdeploy.target.backends import backend_exists, get_backend
-from ztdeploy.target.backends.openvino import OpenVinoBackend
-from ztdeploy.target.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
+from ztdeploy.target.backends import backend_of, runtime_versions
+from ztdeploy.target.backends.base import Insight, RunsNotes, TakesPlugins
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.bundle_readme import with_readme
 from ztdeploy.target.plugins import unknown_options
@@ -96,7 +95,7 @@ class Assembly:
         self._specs = {profile.name: graph_spec(profile, batch, tokens) for profile in profiles}
         self._weights, self._engines = SharedWeights(), dict[tuple[str, str], EngineRecord]()
         self._contents: dict[tuple[str, GraphSpec], GraphContents] = {}
-        self._plugin_files: dict[tuple[str, GraphSpec], tuple[Path, Path]] = {}
+        self._plugin_files: dict[tuple[str, GraphSpec], Path] = {}
         self._noted: dict[tuple[str, GraphSpec], Path] = {}
         self._blocks: dict[str, BlocksRecord] = {}
         for name in ("graphs", "golden"):
@@ -139,7 +138,8 @@ class Assembly:
                 if self._cache is None:
                     found[traced, method] = measure()
                 else:
-                    key = key_of(trace=self._trace_key(schedule, traced), images=self.calibration.digest, method=method)
+                    trace, images = self._trace_key(schedule, traced), self.calibration.digest
+                    key = key_of(trace=trace, images=images, method=method, runtimes=runtime_versions())
                     found[traced, method] = self._cache.ranges(key, measure)
             ranges[spec] = found[traced, method]
         return ranges
@@ -203,7 +203,7 @@ class Assembly:
     def _take(self, schedule: PruningSchedule, spec: GraphSpec, noted: ir.Model) -> None:
         graph = without_notes(noted)
         profiles = [profile for profile in self.profiles if self._specs[profile.name] == spec]
-        if any(profile.backend in FLAVOURS for profile in profiles):
+        if any(backend_of(profile).tensorrt_operators for profile in profiles):
             check_tensorrt(graph)
         depth = self.model.adapter.architecture.depth
         self._contents[schedule.name, spec] = contents_of(graph, depth)
@@ -218,7 +218,7 @@ class Assembly:
     def _explains(self, profile: HardwareProfile) -> bool:
         """Whether a graph with notes runs where it is shown: in ONNX Runtime, which has next to no kernels for bf16 on
         a CPU, or in the profile's own runtime."""
-        return profile.backend == OpenVinoBackend.name or self._specs[profile.name].precision != "bf16"
+        return isinstance(backend_of(profile), RunsNotes) or self._specs[profile.name].precision != "bf16"
 
     def _take_blocks(self, spec: GraphSpec, dense: ir.Model) -> None:
         """Keep some middle blocks alone for the profiles whose runtime can measure them, if they can be cut out."""
@@ -236,24 +236,24 @@ class Assembly:
 
     def _looks_into(self, name: str) -> bool:
         """Whether the profile's runtime can measure a graph of which no engine was built."""
-        (backend,) = (profile.backend for profile in self.profiles if profile.name == name)
-        return backend_exists(backend) and get_backend(backend).insight is not None
+        (profile,) = (profile for profile in self.profiles if profile.name == name)
+        return isinstance(backend_of(profile), Insight)
 
     def write_graphs(self) -> None:
         """Write all graphs against one weights file, and those with plugin nodes for boards that can have plugins."""
         self._weights.write(self.folder / WEIGHTS_FILE)
-        boards = {self._specs[profile.name] for profile in self.profiles if profile.backend == TENSORRT.name}
+        boards = {self._specs[profile.name] for profile in self.profiles if takes_plugins(profile)}
         for schedule in self.schedules:
             for spec in () if self._plain_for(schedule) else boards:
                 plain = self._graph_path(schedule, spec)
-                library, ahead = (plain.with_name(f"{plain.stem}.{kind}.onnx") for kind in ("plugins", "aot"))
-                if insert_plugin_nodes(plain, library) and insert_plugin_nodes(plain, ahead, ahead_of_time=True):
-                    self._plugin_files[schedule.name, spec] = (library, ahead)
+                twin = plain.with_name(f"{plain.stem}.plugins.onnx")
+                if insert_plugin_nodes(plain, twin):
+                    self._plugin_files[schedule.name, spec] = twin
 
     def build_engine(self, schedule: PruningSchedule, profile: HardwareProfile) -> None:
         """Build one engine; weights that it shares with the graphs are not stored again."""
         graph, record = self._graph_path(schedule, self._specs[profile.name]), self._graph_record(schedule, profile)
-        backend = get_backend(profile.backend)
+        backend = backend_of(profile)
         final = self.folder / "graphs" / f"{schedule.name}.{profile.name}{backend.suffix}"
         with scratch_folder(self.folder) as scratch:
             built = backend.build(graph, record, profile, scratch / final.name)
@@ -289,7 +289,7 @@ class Assembly:
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            tools=tool_versions(),
+            tools={**tool_versions(), **runtime_versions()},
             model=ModelRecord(
                 name=self.model.name,
                 timm_name=self.model.timm_name,
@@ -357,15 +357,13 @@ class Assembly:
     def _graph_record(self, schedule: PruningSchedule, profile: HardwareProfile) -> GraphRecord:
         spec = self._specs[profile.name]
         contents = self._contents[schedule.name, spec]
-        twins = self._plugin_files.get((schedule.name, spec)) if profile.backend == TENSORRT.name else None
-        library, ahead = (path.relative_to(self.folder).as_posix() for path in twins) if twins else (None, None)
+        twin = self._plugin_files.get((schedule.name, spec)) if takes_plugins(profile) else None
         noted = self._noted.get((schedule.name, spec)) if self._explains(profile) else None
         return GraphRecord(
             file=self._graph_path(schedule, spec).relative_to(self.folder).as_posix(),
             notes_file=None if noted is None else noted.relative_to(self.folder).as_posix(),
-            plugin_file=library,
-            ahead_of_time_file=ahead,
-            plain_for=self._plain_for(schedule) if profile.backend == TENSORRT.name else (),
+            plugin_file=None if twin is None else twin.relative_to(self.folder).as_posix(),
+            plain_for=self._plain_for(schedule) if takes_plugins(profile) else (),
             opset=spec.opset,
             image_input=spec.image_input,
             batch=spec.batch,
@@ -434,7 +432,12 @@ def with_channels(photo: Image.Image, channels: int, path: Path) -> Path:
 
 def builds_anywhere(profile: HardwareProfile) -> bool:
     """Whether engines for the profile can be built by another machine than the one that runs them."""
-    return backend_exists(profile.backend) and get_backend(profile.backend).built_where == "anywhere"
+    return backend_of(profile).built_where == "anywhere"
+
+
+def takes_plugins(profile: HardwareProfile) -> bool:
+    """Whether the profile's engines may hold compiled plugins."""
+    return isinstance(backend_of(profile), TakesPlugins)
 
 
 def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> GraphSpec:
@@ -445,14 +448,14 @@ def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> Grap
     """
     fused = profile.fused_attention_from
     fixed = batch if batch is not None or profile.batch.dynamic else profile.batch.sizes[0]
-    capabilities = profile.tensorrt.compute_capabilities if profile.tensorrt else ()
+    form = backend_of(profile).graph_form(profile)
     return GraphSpec(
         opset=profile.opset,
         image_input=profile.image_input,
         batch=fixed,
         precision=profile.precision,
-        turing=profile.backend == TENSORRT_RTX.name and "7.5" in capabilities,
-        board=profile.backend == TENSORRT.name,
+        turing=form == "turing",
+        board=form == "board",
         fused_attention_from=fused if fused is not None and fused <= tokens else None,
         int8=(profile.int8 or Int8Options()) if profile.precision == "int8" else None,
     )

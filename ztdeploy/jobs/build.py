@@ -17,7 +17,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
-from ztdeploy.target.backends import backend_exists, get_backend, why_not_build
+from ztdeploy.target.backends import backend_of, why_not_build
 from ztdeploy.target.backends.int8 import exact_here
 from ztdeploy.target.finalize import finalize_bundle
 
@@ -233,9 +233,7 @@ def check_backends(profiles: list[HardwareProfile]) -> dict[str, ZtdeployError]:
     """
 
     def check(profile: HardwareProfile) -> None:
-        if not backend_exists(profile.backend):
-            return
-        backend = get_backend(profile.backend)
+        backend = backend_of(profile)
         if backend.built_where == "anywhere":
             backend.check_can_build(profile)
         else:

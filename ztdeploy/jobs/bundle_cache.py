@@ -20,6 +20,7 @@ from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.backends.int8 import exact_here
 
 
@@ -106,6 +107,7 @@ def bundle_key(request: BuildRequest) -> str:
     model = request.model
     beside = {"checkpoint": None, "class_names": model.class_names, "text_head": model.text_head}
     return key_of(
+        runtimes=runtime_versions(),
         model=model.model_dump(mode="json", exclude=set(beside)),
         files=[_file_key(path) for path in files_behind(model)],
         beside={name: _file_key(path) for name, path in beside.items() if path is not None},

@@ -16,8 +16,8 @@ from ztdeploy.core.preprocess_spec import NOUNS, Activation, Output
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.jobs.assembly import documented
-from ztdeploy.target.backends import backend_exists, first_that_runs, why_not_run
-from ztdeploy.target.evaluate.data import EvalData, label_classes, read_data
+from ztdeploy.target.backends import first_that_runs, why_not_run
+from ztdeploy.target.evaluate.data import EvalData, read_data
 from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge
@@ -62,7 +62,7 @@ def check_gate(
             "a labels.json, or a folder per class",
             "label the images, or use --min-agreement or --max-kl",
         )
-    found, reasons = first_that_runs(profile for profile in profiles if backend_exists(profile.backend))
+    found, reasons = first_that_runs(profiles)
     probed = gate.limits == GateLimits() and any(profile.precision == "fp16" for profile in profiles)
     if found is None and not probed:
         raise EnvironmentLacksError(

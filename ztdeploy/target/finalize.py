@@ -24,7 +24,7 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
 from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
-from ztdeploy.target.backends.base import Plugins
+from ztdeploy.target.backends.base import Plugins, TakesPlugins
 from ztdeploy.target.backends.int8 import int8_note
 from ztdeploy.target.bundle_readme import README, with_readme
 from ztdeploy.target.measure.statistics import median_ratio, overall_median
@@ -180,15 +180,15 @@ class Workshop:
         return self._compiled[job.profile.name]
 
     def _compile(self, profile: HardwareProfile) -> Plugins | None:
-        """The plugin library; where it cannot be had, ahead-of-time plugins, which need less."""
-        backend, reasons = get_backend(profile.backend), []
-        for compile_plugins in (backend.plugin_library, backend.ahead_of_time_plugins):
-            try:
-                return compile_plugins()
-            except EnvironmentLacksError as error:
-                reasons.append(f"{error.given} ({error.fix})")
-        self.notes.append(f"profile '{profile.name}': built without plugins: {'; '.join(reasons)}")
-        return None
+        """The plugin library, where it can be had."""
+        backend = get_backend(profile.backend)
+        if not isinstance(backend, TakesPlugins):
+            return None
+        try:
+            return backend.plugin_library()
+        except EnvironmentLacksError as error:
+            self.notes.append(f"profile '{profile.name}': built without plugins: {error.given} ({error.fix})")
+            return None
 
     def _build(self, job: Job, plugins: Plugins | None) -> EngineRecord:
         """Build one engine and hold it against the golden outputs."""
@@ -199,14 +199,13 @@ class Workshop:
         )
         assert source is not None
         self._say(f"building {job.label}{kind}")
-        built = backend.build(
-            self.bundle.path(source),
-            job.graph,
-            job.profile,
-            self.scratch / f"{job.variant.name}.{job.profile.name}{kind.replace(' ', '-')}{backend.suffix}",
-            plugins=plugins,
-            timing_cache=self._timing_cache(job.profile),
-        )
+        file = self.bundle.path(source)
+        out = self.scratch / f"{job.variant.name}.{job.profile.name}{kind.replace(' ', '-')}{backend.suffix}"
+        if isinstance(backend, TakesPlugins):
+            cache = self._timing_cache(job.profile)
+            built = backend.build_with(file, job.graph, job.profile, out, plugins=plugins, timing_cache=cache)
+        else:
+            built = backend.build(file, job.graph, job.profile, out)
         engine = EngineRecord(
             profile=job.profile.name,
             backend=job.profile.backend,
@@ -222,10 +221,8 @@ class Workshop:
     def _say(self, what: str) -> None:
         self.progress(what, self.done, self.total)
 
-    def _timing_cache(self, profile: HardwareProfile) -> Path | None:
+    def _timing_cache(self, profile: HardwareProfile) -> Path:
         """What the bundle knows from earlier builds, copied to where this build may add to it."""
-        if get_backend(profile.backend).built_where != "device":
-            return None
         path = self.scratch / f"timing.{profile.name}.cache"
         known = self.bundle.manifest.timing_caches.get(profile.name)
         if known is not None and not path.exists():

@@ -12,7 +12,8 @@ from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, ParityError
 from ztdeploy.core.manifest import ParityRecord
 from ztdeploy.core.names import TOKENS
-from ztdeploy.target.backends import get_backend, why_not_run
+from ztdeploy.target.backends import get_backend, load_noted, why_not_run
+from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.backends.int8 import int8_note
 from ztdeploy.target.runtime.parity import check_golden, check_preprocessing, golden_pixels
 from ztdeploy.target.runtime.runner import BundleRunner, class_names, load
@@ -83,7 +84,7 @@ def _check_notes(bundle: Bundle, runner: BundleRunner, file: str) -> None:
     runner.close()  # one of them in memory at a time
     path, name = bundle.path(file), bundle.path(engine.file)
     try:
-        graph = get_backend(engine.backend).load_noted(path, engine=name, threads=runner.threads)
+        graph = load_noted(engine.backend, path, engine=name, threads=runner.threads)
     except BundleError:
         if runner.graph.precision == "fp16":  # ONNX Runtime lacks some kernels of that on a CPU
             return
@@ -107,12 +108,12 @@ def check_blocks(bundle: Bundle, profile: str) -> None:
         BundleError: they take or give something else.
         ParityError: they give infinities or NaN.
     """
-    insight = get_backend(bundle.manifest.profiles[profile].backend).insight
+    backend = get_backend(bundle.manifest.profiles[profile].backend)
     file, architecture = bundle.manifest.blocks[profile].file, bundle.manifest.model.architecture
     bundle.files_of_graph(file)
-    if insight is None:
+    if not isinstance(backend, Insight):
         return
-    runner = insight.load_graph(bundle.path(file), threads=1)
+    runner = backend.load_graph(bundle.path(file), threads=1)
     try:
         for tokens in (architecture.tokens, max(1, architecture.tokens // 2)):
             given = np.linspace(-1, 1, tokens * architecture.embed_dim, dtype=np.float32)

@@ -38,7 +38,6 @@ from ztdeploy.target.plugins import (
     SIMILARITY_PRUNE,
     VERSION,
     WEIGHTED_PAGE_RANK,
-    WEIGHTED_PAGE_RANK_ALL,
     unknown_options,
 )
 
@@ -109,9 +108,9 @@ def plain_graph(case: Case, precision: Any, folder: Path) -> Path:
     return write(specialise(traced(case)[0], replace(case.spec, precision=precision)), folder)
 
 
-def with_plugins(plain: Path, *, ahead_of_time: bool = False) -> tuple[Path, list[str]]:
-    out = plain.with_name(f"graph.{'aot' if ahead_of_time else 'plugins'}.onnx")
-    return out, insert_plugin_nodes(plain, out, ahead_of_time=ahead_of_time)
+def with_plugins(plain: Path) -> tuple[Path, list[str]]:
+    out = plain.with_name("graph.plugins.onnx")
+    return out, insert_plugin_nodes(plain, out)
 
 
 def plugin_nodes(path: Path) -> list[onnx.NodeProto]:
@@ -312,57 +311,6 @@ class TestOthers:
         tensors = onnx.load(plain, load_external_data=False).graph.initializer
         outside = {to_array(one, str(tmp_path)).size for one in tensors if one.external_data}
         assert 1025 in outside
-
-
-class TestAheadOfTime:
-    """The second form of the same graph, for plugins whose number of inputs is fixed."""
-
-    @pytest.mark.parametrize("precision", FP32_AND_FP16)
-    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-    def test_nodes_are_those_of_the_library_form_and_say_that_they_are(
-        self, case: Case, precision: str, tmp_path: Path
-    ) -> None:
-        plain = plain_graph(case, precision, tmp_path)
-        (library, names), (ahead, ahead_names) = with_plugins(plain), with_plugins(plain, ahead_of_time=True)
-        assert ahead_names == names
-        expected, kinds = expected_nodes(case, traced(case)[1]), set()
-        for node, twin in zip(plugin_nodes(ahead), plugin_nodes(library), strict=True):
-            assert attributes(node) == {**expected[node.name], "aot": 1}, node.name
-            assert "aot" not in attributes(twin)
-            assert (node.name, node.input, node.output) == (twin.name, twin.input, twin.output)
-            alone = twin.op_type == WEIGHTED_PAGE_RANK and len(twin.input) == 1
-            assert node.op_type == (WEIGHTED_PAGE_RANK_ALL if alone else twin.op_type)
-            kinds.add(node.op_type)
-        if case in (CASES["class token"], CASES["other options"]):
-            assert kinds == {WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL, SIMILARITY_PRUNE}
-        assert WEIGHTED_PAGE_RANK_ALL in kinds, "the first of a layer has no survivors"
-        assert WEIGHTED_PAGE_RANK_ALL not in {node.op_type for node in plugin_nodes(library)}
-
-    @pytest.mark.parametrize("precision", [*FP32_AND_FP16, "bf16"])
-    def test_nothing_else_differs_and_both_lie_side_by_side(self, precision: str, tmp_path: Path) -> None:
-        plain = plain_graph(CASES["class token"], precision, tmp_path)
-        library, _ = with_plugins(plain)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        ahead, _ = with_plugins(plain, ahead_of_time=True)
-        assert {path.name for path in tmp_path.iterdir()} == {*before, ahead.name}
-        assert {name: (tmp_path / name).read_bytes() for name in before} == before
-        assert with_plugins(plain, ahead_of_time=True)[0].read_bytes() == ahead.read_bytes()
-        model = onnx.load(ahead, load_external_data=False)
-        for node in model.graph.node:
-            if node.domain == NAMESPACE:
-                (mark,) = [one for one in node.attribute if one.name == "aot"]
-                assert mark.type == onnx.AttributeProto.INT
-                node.attribute.remove(mark)
-                node.op_type = node.op_type.replace(WEIGHTED_PAGE_RANK_ALL, WEIGHTED_PAGE_RANK)
-        assert model == onnx.load(library, load_external_data=False)
-        for path in (library, ahead):
-            assert all(tensor.HasField("raw_data") for tensor in onnx.load(path).graph.initializer if tensor.dims)
-
-    def test_a_method_that_scores_nothing_gets_none(self, tmp_path: Path) -> None:
-        plain = plain_graph(Case(method="random", layers=BOTH[:1]), "fp32", tmp_path)
-        out, names = with_plugins(plain, ahead_of_time=True)
-        assert names == []
-        assert not out.exists()
 
 
 # Tampering: each changes one thing in the first pruning layer of the graph.

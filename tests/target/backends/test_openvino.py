@@ -22,7 +22,7 @@ from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError, Mis
 from ztdeploy.core.processor import REPORT
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.host.graph import GraphSpec, specialise
-from ztdeploy.target.backends import get_backend, openvino
+from ztdeploy.target.backends import base, get_backend, openvino
 from ztdeploy.target.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
 from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.runtime.runner import load
@@ -65,7 +65,7 @@ class Built:
 
 
 def test_without_openvino_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(openvino, "find_spec", lambda _name: None)
+    monkeypatch.setattr(base, "find_spec", lambda _name: None)
     backend = get_backend("openvino")
     for check in (backend.check_can_build, backend.check_can_run):
         words = ("the backend openvino", "pip install 'ztdeploy[openvino]'")
@@ -76,8 +76,8 @@ def test_a_broken_installation_is_to_be_installed_again(monkeypatch):
     def broken(_name):
         raise ImportError("libopenvino.so: cannot open shared object file")
 
-    monkeypatch.setattr(openvino, "find_spec", lambda name: name)
-    monkeypatch.setattr(openvino, "import_module", broken)
+    monkeypatch.setattr(base, "find_spec", lambda name: name)
+    monkeypatch.setattr(base, "import_module", broken)
     refused(openvino.load_openvino, "libopenvino.so", "--force-reinstall", kind=EnvironmentLacksError)
 
 

@@ -6,7 +6,7 @@ import builtins
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, Int8Options, TensorRtOptions, read_profile
 from ztdeploy.host.pruning import METHODS
-from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
+from ztdeploy.target.backends import base, get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.tensorrt import build as building
-from ztdeploy.target.backends.tensorrt import flavours
-from ztdeploy.target.backends.tensorrt.flavours import KNOWN_CAPABILITIES, TENSORRT, TENSORRT_RTX
-from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder
+from ztdeploy.target.backends.tensorrt.cuda import KNOWN_CAPABILITIES
+from ztdeploy.target.backends.tensorrt.rtx import TensorRtRtxBackend
+from ztdeploy.target.backends.tensorrt.worker import BuildAnswer, BuildOrder
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
 
@@ -48,7 +48,7 @@ def profile(backend: str = "tensorrt-rtx", **changes: Any) -> HardwareProfile:
 def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """As if they had never been installed."""
     real = importlib.util.find_spec
-    monkeypatch.setattr(flavours, "find_spec", lambda name, *rest: None if name in modules else real(name, *rest))
+    monkeypatch.setattr(base, "find_spec", lambda name, *rest: None if name in modules else real(name, *rest))
     imported = builtins.__import__
 
     def refuse(name: str, *arguments: Any, **more: Any) -> Any:
@@ -76,7 +76,7 @@ def test_an_unknown_capability_is_refused_with_the_nearest_known(backend: str) -
     refused(lambda: check(profile(backend, capabilities=("sm_86",))), "'sm_86'", "'mine'", kind=ProfileError)
 
 
-@pytest.mark.parametrize("capability", sorted(set(KNOWN_CAPABILITIES) - set(TENSORRT_RTX.capabilities)))
+@pytest.mark.parametrize("capability", sorted(set(KNOWN_CAPABILITIES) - set(TensorRtRtxBackend.buildable)))
 def test_rtx_builds_for_desktop_gpus_only(capability: str) -> None:
     wanted = profile(capabilities=("8.6", capability))
     words = (f"compute capability {capability}", "7.5, 8.0, 8.6, 8.9, 12.0, 12.1", "the backend tensorrt")
@@ -117,23 +117,25 @@ def test_onnxruntime_takes_no_half_precision(precision: str) -> None:
     refused(lambda: get_backend("onnxruntime").check_can_build(wanted), *words, kind=ProfileError)
 
 
-@pytest.mark.parametrize("flavour", [TENSORRT, TENSORRT_RTX], ids=lambda flavour: flavour.name)
-def test_a_runtime_that_is_not_installed_says_which_extra(flavour: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, flavour.module)
-    words = (f"'{flavour.module}'", f"pip install 'ztdeploy[{flavour.extra}]'")
-    backend, wanted = get_backend(flavour.name), profile(flavour.name)
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_a_runtime_that_is_not_installed_says_which_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, wanted = get_backend(name), profile(name)
+    hide(monkeypatch, backend.module)
+    words = (f"'{backend.module}'", f"pip install 'ztdeploy[{backend.extra}]'")
     refused(lambda: backend.check_can_build(wanted), *words, kind=MissingExtraError)
     refused(lambda: backend.check_can_run(wanted), *words, kind=MissingExtraError)
-    assert flavour.module in (why_not_build(wanted) or "")
-    assert flavour.module in (why_not_run(wanted) or "")
+    assert backend.module in (why_not_build(wanted) or "")
+    assert backend.module in (why_not_run(wanted) or "")
 
 
 def test_a_runtime_whose_libraries_do_not_load_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise OSError("libsomething.so: cannot open shared object file")
+    class Broken(TensorRtRtxBackend):
+        module = "json"
 
-    flavour = replace(TENSORRT_RTX, module="json", prepare=broken)
-    refused(flavour.load, "libsomething.so", "--force-reinstall", kind=EnvironmentLacksError)
+        def importing(self) -> AbstractContextManager[object]:
+            raise OSError("libsomething.so: cannot open shared object file")
+
+    refused(Broken().runtime, "libsomething.so", "--force-reinstall", kind=EnvironmentLacksError)
 
 
 # -------------------- how much memory there is
@@ -180,7 +182,7 @@ def test_a_system_that_does_not_say_is_trusted(text: str | None, monkeypatch: py
 
 
 ORDER = BuildOrder(
-    flavour="tensorrt-rtx", graph="/nowhere/keep-0.70.onnx", engine="/nowhere/e.engine", batches=(), workspace_mib=1024
+    backend="tensorrt-rtx", graph="/nowhere/keep-0.70.onnx", engine="/nowhere/e.engine", batches=(), workspace_mib=1024
 )
 
 
@@ -290,7 +292,7 @@ def test_the_real_builder_without_its_runtime(tmp_path: Path, monkeypatch: pytes
     """Standard TensorRT is on the device only."""
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here")
-    order = ORDER.model_copy(update={"flavour": "tensorrt"})
+    order = ORDER.model_copy(update={"backend": "tensorrt"})
     refused(lambda: building.build_engine(order), "tensorrt", "exited with code 1", kind=EnvironmentLacksError)
 
 
@@ -300,7 +302,7 @@ def test_the_real_builder_without_its_runtime(tmp_path: Path, monkeypatch: pytes
 @pytest.fixture(scope="module")
 def rtx() -> Any:
     """TensorRT-RTX, which builds without a GPU."""
-    if importlib.util.find_spec(TENSORRT_RTX.module) is None:
+    if importlib.util.find_spec(TensorRtRtxBackend.module) is None:
         pytest.skip("TensorRT-RTX is not installed: pip install 'ztdeploy[tensorrt-rtx]'")
     return get_backend("tensorrt-rtx")
 
@@ -391,7 +393,7 @@ def test_an_engine_is_built_without_a_gpu(
     fingerprint = built.fingerprint
     assert fingerprint.graph_sha256 == sha256_of(graph)
     assert fingerprint.runtime == "tensorrt-rtx"
-    assert fingerprint.runtime_version == sys.modules.get(TENSORRT_RTX.module, TENSORRT_RTX.load()).__version__
+    assert fingerprint.runtime_version == TensorRtRtxBackend().version()
     assert fingerprint.device.split() == [f"sm_{capability.replace('.', '')}" for capability in capabilities]
     assert fingerprint.plugins is None
 

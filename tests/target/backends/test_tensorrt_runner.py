@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError
 from ztdeploy.target.backends.tensorrt import build as build_module
 from ztdeploy.target.backends.tensorrt.build import build_engine, check_memory
-from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder
+from ztdeploy.target.backends.tensorrt.worker import BuildAnswer, BuildOrder
 
 BATCHES = ((1, 1, 1), (2, 4, 4))
 START = """
@@ -95,7 +95,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
 def ask_worker(device: FakeDevice, graph: Path, **changes: Any) -> tuple[Done, BuildAnswer | None]:
     """The process that builds, and its answer if it gave one."""
     settings = {name: changes.pop(name) for name in list(changes) if name.startswith("FAKE_")}
-    known = {"flavour": "tensorrt", "batches": BATCHES, "workspace_mib": 512}
+    known = {"backend": "tensorrt", "batches": BATCHES, "workspace_mib": 512}
     order = BuildOrder(graph=str(graph), engine=str(graph.with_suffix(".engine")), **{**known, **changes})
     done = device.python("-m", "ztdeploy.target.backends.tensorrt.worker", given=order.model_dump_json(), **settings)
     return done, BuildAnswer.model_validate_json(done.out) if done.out else None
@@ -326,7 +326,7 @@ def test_failures_come_back_as_answers(
 
 # -------------------- what is made of the answer
 
-ORDER = BuildOrder(flavour="tensorrt", graph="/b/graphs/dense.onnx", engine="/b/e", batches=(), workspace_mib=1000)
+ORDER = BuildOrder(backend="tensorrt", graph="/b/graphs/dense.onnx", engine="/b/e", batches=(), workspace_mib=1000)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *given: BuildAnswer) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import re
 import shutil
@@ -12,16 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers.errors import refused
 from helpers.processes import HANG_S
 
-from ztdeploy.core.errors import EnvironmentLacksError, InputError, MissingExtraError
-from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, ahead_of_time, library
-from ztdeploy.target.plugins.ptx import nvrtc_versions
+from ztdeploy.core.errors import EnvironmentLacksError, InputError
+from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, library
 
 PLUGINS = Path(__file__).parents[3] / "plugins"
 STUBS = Path(__file__).parent / "stubs"
@@ -132,7 +129,7 @@ def test_every_attribute_is_required(drive: Drive, missing: str) -> None:
 
 @needs_gxx
 def test_what_a_parser_may_add_or_widen_is_taken(drive: Drive) -> None:
-    lines = drive("again", SIMILARITY_PRUNE, "drop=l:7", "prefix_tokens=i:0", "plugin_version=s:1", "aot=i:0")
+    lines = drive("again", SIMILARITY_PRUNE, "drop=l:7", "prefix_tokens=i:0", "plugin_version=s:1", "other=i:0")
     assert "settings: drop=7 prefix_tokens=0" in lines
     limits = ("variance_min=d:-inf", "variance_max=f:inf")
     kept = tuple(field for field in RANK if not field.startswith("variance"))
@@ -515,214 +512,3 @@ def write_graph(path: Path, drop: int) -> None:
     onnx.save(
         helper.make_model(helper.make_graph(nodes, "g", inputs, outputs), opset_imports=opsets, ir_version=9), path
     )
-
-
-# ------------------------------------------------------------------------------------------------ ahead-of-time plugins
-
-
-class FakeTensor:
-    """A tensor description: `shape_expr` symbolic, `shape` numbers."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str = "fp32") -> None:
-        self.shape, self.dtype = shape, dtype
-        self.shape_expr = tuple(f"{extent if extent > 0 else '?'}@{axis}" for axis, extent in enumerate(shape))
-
-
-class FakeLaunchParams:
-    grid_x: object = 1
-    block_x = 1
-    shared_mem = 0
-
-
-class FakeExpressions(tuple[int, ...]):
-    @classmethod
-    def from_tuple(cls, values: tuple[int, ...]) -> FakeExpressions:
-        return cls(values)
-
-
-def fake_tensorrt(version: str) -> tuple[ModuleType, ModuleType]:
-    """The parts of TensorRT's module that registration touches; it checks what TensorRT checks."""
-    trt, plugin = ModuleType("tensorrt"), ModuleType("tensorrt.plugin")
-    trt.__version__, trt.float32, trt.float16 = version, "fp32", "fp16"  # type: ignore[attr-defined]
-    described: dict[str, Any] = {}
-    implemented: dict[str, Any] = {}
-
-    def register(name: str) -> Callable[[Any], None]:
-        def take(function: Any) -> None:
-            signature = inspect.signature(function)
-            assert all(isinstance(one.annotation, type) for one in signature.parameters.values())
-            assert signature.return_annotation is FakeTensor
-            described[name] = function
-            setattr(plugin.op, name.split("::")[0], True)
-
-        return take
-
-    def aot_impl(name: str) -> Callable[[Any], None]:
-        def take(function: Any) -> None:
-            arguments = [*inspect.signature(described[name]).parameters, "outputs", "tactic"]
-            assert [*inspect.signature(function).parameters] == arguments
-            assert inspect.signature(function).return_annotation == tuple[str, str, FakeLaunchParams, FakeExpressions]
-            implemented[name] = function
-
-        return take
-
-    members = {"register": register, "op": SimpleNamespace(), "TensorDesc": FakeTensor, "SymInt32": int}
-    members |= {"KernelLaunchParams": FakeLaunchParams, "SymIntExprs": FakeExpressions}
-    members |= {"from_shape_expr": lambda shape, dtype: (shape, dtype)}
-    members |= {"described": described, "implemented": implemented}
-    members |= {"aot_impl": aot_impl} if version.startswith(("10.9", "11")) else {}
-    for name, member in members.items():
-        setattr(plugin, name, member)
-    return trt, plugin
-
-
-@pytest.fixture
-def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    def install(version: str) -> Any:
-        trt, plugin = fake_tensorrt(version)
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setitem(sys.modules, "tensorrt.plugin", plugin)
-        return plugin
-
-    return install
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """What was compiled, in place of compiling it."""
-    calls: list[dict[str, object]] = []
-
-    def compile_nothing(sm: str, **options: object) -> SimpleNamespace:
-        calls.append({"sm": sm, **options})
-        return SimpleNamespace(text=f"PTX {len(calls)}")
-
-    monkeypatch.setattr(ahead_of_time, "compile_ptx", compile_nothing)
-    ahead_of_time._ptx.cache_clear()
-    return calls
-
-
-ORIN = ahead_of_time.Target("sm_87", max_isa=(8, 5))
-FILTERED = (30, 1, 1, 0.02, 0.6, 0)
-
-
-def test_ahead_of_time_plugins_are_registered(tensorrt: Any, compiled: list[dict[str, object]]) -> None:
-    plugin = tensorrt("10.9.0.34")
-    names = ahead_of_time.register_plugins(ORIN)
-    assert names == [WEIGHTED_PAGE_RANK, f"{WEIGHTED_PAGE_RANK}All", SIMILARITY_PRUNE]
-    assert set(plugin.implemented) == set(plugin.described) == {f"{NAMESPACE}::{name}" for name in names}
-    assert compiled == []  # not before a graph needs it
-    attention, survivors = FakeTensor((-1, 3, 50, 50), "fp16"), FakeTensor((-1, 50))
-    describe = plugin.described[f"{NAMESPACE}::{WEIGHTED_PAGE_RANK}"]
-    assert describe(attention, survivors, *FILTERED) == (("?@0", "50@2"), "fp32")
-    refused(lambda: ahead_of_time.register_plugins(ORIN), "registered already", kind=InputError)
-
-
-def test_the_page_rank_is_launched_as_its_kernel_asks(tensorrt: Any, compiled: list[dict[str, object]]) -> None:
-    plugin = tensorrt("11.0.0")
-    ahead_of_time.register_plugins(ORIN)
-    attention, survivors = FakeTensor((-1, 3, 50, 50), "fp16"), FakeTensor((-1, 50))
-    implement = plugin.implemented[f"{NAMESPACE}::{WEIGHTED_PAGE_RANK}"]
-    kernel, ptx, params, ints = implement(attention, survivors, *FILTERED, (), 0)
-    launch = ahead_of_time.page_rank_launch(50, 2)
-    assert (kernel, ptx) == ("zt_weighted_page_rank_f16", "PTX 1")
-    assert ints == (3, 50, 30, 1, 1, 0, *launch.shares)
-    assert (params.grid_x, params.block_x, params.shared_mem) == ("?@0", launch.threads, launch.shared_bytes)
-    assert compiled == [{"sm": "sm_87", "max_isa": (8, 5), "variance_min": 0.02, "variance_max": 0.6}]
-    implement_all = plugin.implemented[f"{NAMESPACE}::{WEIGHTED_PAGE_RANK}All"]
-    kernel, ptx, _, again = implement_all(FakeTensor((2, 3, 50, 50)), *FILTERED, (), 0)
-    assert (kernel, ptx) == ("zt_weighted_page_rank_all_f32", "PTX 1")  # the same limits: compiled once
-    assert again[:6] == ints[:6]
-
-
-def test_pruning_is_launched_as_its_kernel_asks(tensorrt: Any, compiled: list[dict[str, object]]) -> None:
-    plugin = tensorrt("10.9.0")
-    ahead_of_time.register_plugins(ORIN)
-    implement = plugin.implemented[f"{NAMESPACE}::{SIMILARITY_PRUNE}"]
-    kernel, _, params, ints = implement(FakeTensor((2, 50)), FakeTensor((2, 3, 50, 16)), 7, 1, (), 0)
-    launch = ahead_of_time.prune_launch(50, 1, 16)
-    assert kernel == "zt_similarity_prune_f32"
-    assert ints == (3, 50, 16, 7, 1, *launch.shares)
-    assert (params.grid_x, params.block_x, params.shared_mem) == ("2@0", launch.threads, launch.shared_bytes)
-    assert compiled == [{"sm": "sm_87", "max_isa": (8, 5)}]
-    dynamic = FakeTensor((1, 3, -1, 16))
-    refused(lambda: implement(FakeTensor((1, -1)), dynamic, 7, 1, (), 0), "axis 2", "is dynamic", kind=InputError)
-
-
-def test_a_tensorrt_that_cannot_is_refused(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for version in ("10.3.0", "10.8.0.43"):
-        tensorrt(version)
-        refused(
-            lambda: ahead_of_time.register_plugins(ORIN),
-            "has no ahead-of-time plugins",
-            "TensorRT 10.9 or newer",
-            kind=EnvironmentLacksError,
-        )
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    refused(lambda: ahead_of_time.register_plugins(ORIN), "'tensorrt'", kind=MissingExtraError)
-
-
-PLANS = """
-#include "launch_plan.h"
-#include <cstdio>
-int main() {
-    const int counts[] = {1, 5, 16, 17, 31, 50, 64, 65, 99, 101, 128, 138, 197, 198, 257, 384, 577, 785, 1025, 9000};
-    const int widths[] = {1, 16, 64, 80, 128, 129};
-    for (const int tokens : counts) {
-        for (int bytes = 2; bytes <= 4; bytes += 2) {
-            const auto plan = zt::single_page_rank_plan(tokens, bytes);
-            const int some = plan.path != zt::PageRankPath::none;
-            std::printf("rank %d %d %d %d %d %d\\n", tokens, bytes, some * plan.threads, some * plan.shared_bytes,
-                some * plan.lanes, some * plan.groups);
-        }
-        for (int prefix = 0; prefix < 6; ++prefix) {
-            for (const int width : widths) {
-                const auto plan = zt::similarity_plan(tokens, prefix, width, zt::DEFAULT_SHARED_BYTES);
-                std::printf("prune %d %d %d %d %d %d\\n", tokens, prefix, width, plan.threads, plan.shared_bytes,
-                    plan.tile);
-            }
-        }
-    }
-}
-"""
-
-
-def launch_or_none(plan: Callable[..., ahead_of_time.Launch], *shape: int) -> tuple[int, ...]:
-    try:
-        launch = plan(*shape)
-    except InputError:
-        return ()
-    return (launch.threads, launch.shared_bytes, *launch.shares)
-
-
-@needs_gxx
-def test_launches_agree_with_the_launch_plan(tmp_path: Path) -> None:
-    (tmp_path / "plans.cpp").write_text(PLANS)
-    call("g++", "-std=c++17", f"-I{PLUGINS / 'kernels'}", tmp_path / "plans.cpp", "-o", tmp_path / "plans")
-    lines = [line.split() for line in call(tmp_path / "plans").splitlines()]
-    assert len(lines) > 400
-    for kind, *text in lines:
-        numbers = tuple(map(int, text))
-        if kind == "rank":
-            shape, expected, plan = numbers[:2], numbers[2:], ahead_of_time.page_rank_launch
-        else:
-            shape, expected, plan = numbers[:3], numbers[3:], ahead_of_time.prune_launch
-        assert launch_or_none(plan, *shape) == (expected if expected[0] else ()), (kind, shape)
-
-
-@pytest.mark.skipif(not nvrtc_versions(), reason="no NVRTC here")
-def test_the_kernels_take_the_arguments_that_tensorrt_passes(tensorrt: Any) -> None:
-    ahead_of_time._ptx.cache_clear()
-    plugin = tensorrt("10.9.0")
-    ahead_of_time.register_plugins(ahead_of_time.Target("sm_87"))
-    attention, keys = FakeTensor((2, 3, 50, 50), "fp16"), FakeTensor((2, 3, 50, 16), "fp16")
-    inputs = {
-        WEIGHTED_PAGE_RANK: ((attention, FakeTensor((2, 50))), FILTERED),
-        f"{WEIGHTED_PAGE_RANK}All": ((attention,), FILTERED),
-        SIMILARITY_PRUNE: ((FakeTensor((2, 50)), keys), (7, 1)),
-    }
-    for name, (tensors, attributes) in inputs.items():
-        kernel, ptx, _, ints = plugin.implemented[f"{NAMESPACE}::{name}"](*tensors, *attributes, (), 0)
-        entry = re.search(rf"\.entry {kernel}\(([^)]*)\)", ptx)
-        assert entry is not None
-        kinds = re.findall(r"\.param \.(u64|u32)", entry[1])
-        assert kinds == ["u64"] * len(tensors) + ["u32"] * len(ints) + ["u64"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from helpers.errors import refused
+from helpers.ptx import compile_ptx, isa_of, kernel_names, nvrtc_versions
 
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.target.plugins import ptx
-from ztdeploy.target.plugins.ptx import compile_ptx, isa_of, kernel_names, nvrtc_versions
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120")

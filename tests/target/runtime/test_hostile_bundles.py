@@ -304,11 +304,11 @@ def test_weights_of_another_file_are_read_if_they_are_listed(victim, pixels):
 def openvino_victim(victim):
     """The bundle as if its profile were OpenVINO's, which reads `graphs/x.onnx`."""
     pytest.importorskip("openvino")
-    from ztdeploy.target.backends.openvino import OpenVinoBackend, current_fingerprint
+    from ztdeploy.target.backends.openvino import OpenVinoBackend
 
     def put(content):
         engine = b'{"graph": "x.onnx", "precision": "fp32", "row_group": 0}'
-        fingerprint = current_fingerprint(hashlib.sha256(content).hexdigest()).model_dump()
+        fingerprint = OpenVinoBackend().fingerprint(hashlib.sha256(content).hexdigest()).model_dump()
 
         def change(manifest):
             profile = manifest["profiles"]["cpu"]

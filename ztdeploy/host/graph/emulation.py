@@ -15,21 +15,25 @@ import onnx_ir as ir
 from ztdeploy.host.graph.integer_layers import layers_of
 from ztdeploy.host.graph.precision import MOVES
 from ztdeploy.host.graph.rewriting import Replacement, constant, numbers
-from ztdeploy.target.backends.openvino import widest_group
+from ztdeploy.target.backends.base import widest_group
 
 _SINGLE, _DOUBLE, _INTEGER, _LONG = ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64
 #: 24 significant bits of fp32 less those of the type.
 _BITS_LOST = {ir.DataType.FLOAT16: 13, ir.DataType.BFLOAT16: 16}
 
 
-def with_exact_products(typed: ir.Model) -> ir.Model:
+def with_exact_products(typed: ir.Model, row_groups: tuple[int, ...] = ()) -> ir.Model:
     """A copy of a graph that has been through `to_int8`, without an integer product.
 
     Static ranges: values are rounded to integers and scaled back in fp32, so their products sum in fp32. Where the
     graph leaves activations to the runtime, they are rounded as it does: by row, in groups.
+
+    Args:
+        row_groups: of the backend, see `Backend.row_groups`; where there are none, no rows are rounded.
     """
     model = typed.clone()
-    _round_rows(model.graph)
+    if row_groups:
+        _round_rows(model.graph, row_groups)
     for node in list(model.graph):
         if node.op_type == "MatMulInteger":
             _multiply(Replacement(node))
@@ -41,7 +45,7 @@ def with_exact_products(typed: ir.Model) -> ir.Model:
     return model
 
 
-def _round_rows(graph: ir.Graph) -> None:
+def _round_rows(graph: ir.Graph, row_groups: tuple[int, ...]) -> None:
     """Groups of a token's values to whole steps of a 127th of the group's largest magnitude."""
     layers = [
         (product, len(numbers(scaling.inputs[0])))
@@ -50,7 +54,7 @@ def _round_rows(graph: ir.Graph) -> None:
     ]
     if not layers:
         return
-    group = widest_group([width for _, width in layers])
+    group = widest_group([width for _, width in layers], row_groups)
     whole, least = constant(graph, "rows/127", 127, _SINGLE), constant(graph, "rows/least", 1e-30, _SINGLE)
     for node, width in layers:
         if width % group:

@@ -20,7 +20,7 @@ from ztdeploy.core.errors import ModelError
 from ztdeploy.core.files import write
 from ztdeploy.core.names import is_pruning_module
 from ztdeploy.core.options import VARIANCE_MAX, VARIANCE_MIN
-from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK, WEIGHTED_PAGE_RANK_ALL
+from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK
 
 G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belongs to --json
 
@@ -43,14 +43,12 @@ _SURVIVORS = ("ScatterElements", "?ones", "?dropped", "?zeros")
 _ONES, _ZEROS = ("Expand", "=one", "?shape"), ("ConstantOfShape", "?count")
 
 
-def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) -> list[str]:
+def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
     """Write a copy of a graph in which every scored subgraph is a plugin node.
 
     Args:
         plain: an exported graph, its weights beside it.
         out: where the copy goes, in the same folder.
-        ahead_of_time: for plugins of `plugins.ahead_of_time`, whose number of inputs is fixed: a page rank without
-            survivors is an operator of its own there.
 
     Returns:
         The names of the plugin nodes. None, and no file, where the graph scores nothing.
@@ -70,22 +68,12 @@ def insert_plugin_nodes(plain: Path, out: Path, *, ahead_of_time: bool = False) 
             names.append(_page_rank(graph, scope, outputs[scope], read))
         elif is_pruning_module(scope, "similarity"):
             names.append(_similarity(graph, scope, outputs[scope], read))
-    if names and ahead_of_time:
-        _mark_ahead_of_time(graph)
     if names:
         graph.cleanup().toposort()
         graph.import_domains = [*model.opset_import, onnx.helper.make_opsetid(NAMESPACE, int(VERSION))]
         changed = gs.export_onnx(graph, do_type_check=False, ir_version=model.ir_version, producer_name="ztdeploy")
         write(out, changed.SerializeToString(deterministic=True))
     return names
-
-
-def _mark_ahead_of_time(graph: gs.Graph) -> None:
-    for node in graph.nodes:
-        if node.domain == NAMESPACE:
-            node.attrs["aot"] = 1
-            if node.op == WEIGHTED_PAGE_RANK and len(node.inputs) == 1:
-                node.op = WEIGHTED_PAGE_RANK_ALL
 
 
 class _Reader:

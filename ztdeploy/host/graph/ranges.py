@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.profile import Calibration
 from ztdeploy.host.graph.int8 import linear_layers
-from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner, open_session, session_options
+from ztdeploy.target.backends import load_graph
 
 #: Of percentile ranges: the share of an image's values that lie above, and below.
 TAIL = 1e-4
@@ -43,7 +43,7 @@ def measure_ranges(
     with scratch_folder() as folder:
         file = folder / "watched.onnx"
         ir.save(watched, file, external_data="watched.weights")
-        runner = OnnxRuntimeRunner(open_session(file, session_options(threads)), [])
+        runner = load_graph(file, threads)
         for batch in batches:
             for name, held in runner.infer({str(watched.graph.inputs[0].name): batch}).items():
                 for image in held:

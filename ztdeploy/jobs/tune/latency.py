@@ -30,7 +30,8 @@ from ztdeploy.jobs.tune.space import Point, fitted
 from ztdeploy.report.tune.cost import LatencyCost, features
 from ztdeploy.report.tune.records import Measured
 from ztdeploy.report.tune.request import TuneRequest
-from ztdeploy.target.backends import get_backend, why_not_run
+from ztdeploy.target.backends import backend_of, runtime_versions, why_not_run
+from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.measure.bench import run_bench
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest
 from ztdeploy.target.measure.details import details_order, look_into
@@ -52,13 +53,14 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
     assert request.profile is not None
     profile = read_profile(request.profile)
     reason = why_not_run(profile)
-    if reason is not None or get_backend(profile.backend).insight is None:
+    if reason is not None or not isinstance(backend_of(profile), Insight):
         raise EnvironmentLacksError(
             f"profile '{profile.name}' for a budget in time: {reason or 'its engines say nothing about their blocks'}",
             "a profile of ONNX Runtime that runs on this machine",
             "run this there with --profile cpu, or give a budget in gmacs",
         )
     key = key_of(
+        runtimes=runtime_versions(),
         profile=profile.model_dump(mode="json"),
         model=model.timm_name,
         image_size=model.preprocess.image_size,

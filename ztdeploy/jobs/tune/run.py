@@ -17,6 +17,7 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import Architecture, PruningSchedule
+from ztdeploy.core.cache import installed_versions
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.identity import check_same, identity
@@ -43,7 +44,7 @@ from ztdeploy.report.tune.cost import Cost, GmacsCost
 from ztdeploy.report.tune.records import Compared, Measured, ModelFacts, TuneReport
 from ztdeploy.report.tune.request import TuneRequest, check_request
 from ztdeploy.target.evaluate.data import EvalData
-from ztdeploy.target.measure.machine import Machine, installed_versions, read_machine
+from ztdeploy.target.measure.machine import Machine, read_machine
 
 
 def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress: Progress = silent) -> TuneReport:

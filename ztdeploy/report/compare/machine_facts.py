@@ -48,7 +48,7 @@ _CONDITIONS: dict[str, Callable[[Machine], object]] = {
     "Python": lambda machine: machine.python,
     **{
         name: lambda machine, name=name: machine.versions.get(name)  # type: ignore[misc]
-        for name in ("ztdeploy", "numpy", "tensorrt")
+        for name in ("ztdeploy", "numpy")
     },
 }
 #: What was built; the weights are those that the bundle's maker named.

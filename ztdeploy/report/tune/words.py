@@ -33,7 +33,7 @@ def nats(mean: Mean, sign: str = "+") -> str:
 
 
 def machine_words(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if name != "onnxruntime")
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
 
 

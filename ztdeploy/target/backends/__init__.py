@@ -1,37 +1,30 @@
-"""Runtimes, one file each behind one small protocol; one line here, one extra in pyproject.toml."""
+"""Runtimes, one file or folder each: a line in `BACKENDS`, or an entry point `ztdeploy.backends` of another package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError, did_you_mean
+from ztdeploy.core.tables import look_up, with_entry_points
+from ztdeploy.core.cache import installed_versions
 
 if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
-    from ztdeploy.target.backends.base import Backend
+    from ztdeploy.target.backends.base import Backend, Runner
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "ztdeploy.target.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "ztdeploy.target.backends.openvino:OpenVinoBackend",
     "tensorrt": "ztdeploy.target.backends.tensorrt.backend:TensorRtBackend",
-    "tensorrt-rtx": "ztdeploy.target.backends.tensorrt.backend:TensorRtRtxBackend",
+    "tensorrt-rtx": "ztdeploy.target.backends.tensorrt.rtx:TensorRtRtxBackend",
 }
 
-#: Backends that profiles may name and that this version cannot build engines for yet.
-PLANNED: dict[str, str] = {}
 
-
-def backend_exists(name: str) -> bool:
-    """Whether engines can be built; False where the backend is only planned.
-
-    Raises:
-        ProfileError: nobody knows such a backend.
-    """
-    if name not in BACKENDS and name not in PLANNED:
-        raise ProfileError(f"backend '{name}'", "a known backend", did_you_mean(name, [*BACKENDS, *PLANNED]))
-    return name in BACKENDS
+def backend_table() -> dict[str, str]:
+    """`BACKENDS`, and what installed packages add to it."""
+    return with_entry_points(BACKENDS, "ztdeploy.backends")
 
 
 def get_backend(name: str) -> Backend:
@@ -39,20 +32,80 @@ def get_backend(name: str) -> Backend:
 
     Raises:
         BundleError: this version does not have it.
+        EnvironmentLacksError: its code cannot be imported.
     """
-    if name not in BACKENDS:
-        raise BundleError(f"an engine of the backend '{name}'", f"one of: {', '.join(BACKENDS)}", "upgrade ztdeploy")
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(import_module(module), attribute)()
+    table = backend_table()
+    if name not in table:
+        raise BundleError(f"an engine of the backend '{name}'", f"one of: {', '.join(table)}", "upgrade ztdeploy")
+    try:
+        backend: Backend = look_up(table[name])()
+    except (ImportError, AttributeError) as error:
+        package = "ztdeploy" if name in BACKENDS else f"what has '{table[name]}'"
+        raise EnvironmentLacksError(
+            f"the backend '{name}' cannot be imported ({error})", "its code and runtime", f"run: pip install {package}"
+        ) from error
     return backend
+
+
+def backend_of(profile: HardwareProfile) -> Backend:
+    """The backend that a profile asks for.
+
+    Raises:
+        ProfileError: there is no such backend.
+        EnvironmentLacksError: as `get_backend`.
+    """
+    table = backend_table()
+    if profile.backend not in table:
+        raise ProfileError(f"backend '{profile.backend}'", "a known backend", did_you_mean(profile.backend, [*table]))
+    return get_backend(profile.backend)
+
+
+def all_backends() -> Iterator[Backend]:
+    """Every backend whose code can be imported."""
+    for name in backend_table():
+        try:
+            yield get_backend(name)
+        except EnvironmentLacksError:
+            continue
+
+
+def runtime_versions() -> dict[str, str]:
+    """The versions of all runtimes that are installed, by their packages."""
+    return installed_versions(*(package for backend in all_backends() for package in backend.distributions))
+
+
+def load_graph(graph: Path, threads: int) -> Runner:
+    """Run a graph of which no engine was built, in ONNX Runtime: what proofs and calibration do.
+
+    Raises:
+        BundleError: ONNX Runtime refuses it.
+    """
+    from ztdeploy.target.backends import onnxruntime
+
+    return onnxruntime.load_graph(graph, threads)
+
+
+def load_noted(name: str, noted: Path, *, engine: Path, threads: int) -> Runner:
+    """Run the graph with notes beside an engine of a backend: in the backend's own runtime where that can, or else in
+    ONNX Runtime.
+
+    Raises:
+        BundleError: the runtime refuses the graph.
+    """
+    from ztdeploy.target.backends.base import RunsNotes
+
+    backend = get_backend(name)
+    return (
+        backend.load_noted(noted, engine=engine, threads=threads)
+        if isinstance(backend, RunsNotes)
+        else load_graph(noted, threads)
+    )
 
 
 def why_not_build(profile: HardwareProfile) -> str | None:
     """What keeps this machine from building a profile's engines; None where nothing does."""
-    if profile.backend not in BACKENDS:
-        return f"{PLANNED.get(profile.backend, profile.backend)} cannot be built by this version"
     try:
-        get_backend(profile.backend).check_can_build(profile)
+        backend_of(profile).check_can_build(profile)
     except (EnvironmentLacksError, ProfileError) as error:
         return error.given
     return None
@@ -60,10 +113,10 @@ def why_not_build(profile: HardwareProfile) -> str | None:
 
 def why_not_run(profile: HardwareProfile) -> str | None:
     """What keeps this machine from running a profile's engines; None where nothing does."""
-    if profile.backend not in BACKENDS:
-        return f"this version has no backend '{profile.backend}'"
     try:
-        get_backend(profile.backend).check_can_run(profile)
+        backend_of(profile).check_can_run(profile)
+    except ProfileError:
+        return f"this version has no backend '{profile.backend}'"
     except EnvironmentLacksError as error:
         return error.given
     return None

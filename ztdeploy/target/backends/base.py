@@ -1,16 +1,33 @@
-"""What every backend offers: build an engine from a graph, load an engine, run it."""
+"""What a backend is: facts about a runtime, and how to build an engine of a graph, load it and run it.
+
+A new backend takes one file with a class that derives from `Backend`, one line in the table `backends.BACKENDS`, and an
+extra in pyproject.toml that installs its runtime. What only some runtimes have is a protocol of its own below; code
+that needs it asks `isinstance(backend, Insight)`. No code outside this folder compares a backend's name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from ztdeploy.core.errors import BundleError, EngineMismatchError, ProfileError
+from ztdeploy.core.errors import (
+    BundleError,
+    EngineMismatchError,
+    EnvironmentLacksError,
+    MissingExtraError,
+    ProfileError,
+)
 from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.processor import Processor, processor
 from ztdeploy.core.profile import HardwareProfile, Int8Options, Precision
 from ztdeploy.core.text import first_line
 
@@ -18,6 +35,8 @@ from ztdeploy.core.text import first_line
 MemoryMode = Literal["speed", "shared"]
 #: "anywhere": engines for other machines can be built, too. "device": only the machine that runs them can build them.
 BuiltWhere = Literal["anywhere", "device"]
+#: "board": of operators that the oldest TensorRT of boards reads. "turing": of products that Turing GPUs have.
+GraphForm = Literal["plain", "board", "turing"]
 Array = NDArray[Any]
 
 
@@ -28,23 +47,6 @@ class BuiltEngine:
     file: Path
     weights: Path | None
     fingerprint: Fingerprint
-
-
-@dataclass(frozen=True)
-class Plugins:
-    """The compiled plugins of the installed package."""
-
-    identity: str  #: of the sources and versions that they were compiled from; goes into the fingerprint
-    library: Path | None = None
-    ahead_of_time: AheadOfTime | None = None
-
-
-@dataclass(frozen=True)
-class AheadOfTime:
-    """Plugins as PTX inside the engine, instead of a library."""
-
-    sm: str  #: such as "sm_87"
-    max_isa: tuple[int, int]  #: the newest PTX that the device's driver reads
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,230 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What `doctor` says about one thing on this machine."""
+
+    subject: str
+    state: Literal["ok", "missing", "note"]
+    found: str
+    remedy: str = ""
+
+
+class Backend(ABC):
+    """One runtime. What distinguishes it from others is data; the defaults are what most runtimes are like."""
+
+    name: ClassVar[str]  #: what profiles call it: the name of its line in the table
+    module: ClassVar[str]  #: the runtime's Python module
+    suffix: ClassVar[str]  #: of an engine's file
+    extra: ClassVar[str] = ""  #: of ztdeploy, which installs the runtime; "": ztdeploy does not come with one
+    distributions: ClassVar[tuple[str, ...]] = ()  #: packages whose versions builds and measurements are recorded with
+    built_where: ClassVar[BuiltWhere] = "anywhere"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    activations: ClassVar[tuple[str, ...]] = ()  #: the kinds of int8 activations that it runs, see `Int8Options`
+    #: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
+    row_groups: ClassVar[tuple[int, ...]] = ()
+    threaded: ClassVar[bool] = True  #: engines run on the CPU, in as many threads as they are told
+    concurrent: ClassVar[bool] = False  #: one engine runs calls from several threads side by side
+    spins: ClassVar[bool] = False  #: threads of an engine that wait for each other keep their cores busy
+    fused_attention: ClassVar[bool] = False  #: it has the operator that `fused_attention_from` asks for
+    tensorrt_operators: ClassVar[bool] = False  #: graphs must do with the operators that TensorRT has
+    trtexec: ClassVar[bool] = False  #: people build its engines by hand with trtexec, on boards without Python
+
+    def runtime(self) -> Any:
+        """Import the runtime.
+
+        Raises:
+            MissingExtraError: it is not installed.
+            EnvironmentLacksError: it is, but its libraries cannot be loaded.
+        """
+        if self.extra and find_spec(self.module) is None:
+            raise MissingExtraError(self.module, self.extra, f"the backend {self.name}")
+        try:
+            with self.importing():
+                return import_module(self.module)
+        except (ImportError, OSError) as error:
+            package = f"ztdeploy[{self.extra}]" if self.extra else (*self.distributions, self.module)[0]
+            raise EnvironmentLacksError(
+                f"'{self.module}' cannot be loaded ({error})",
+                "its libraries beside it",
+                f"run: pip install --force-reinstall '{package}'",
+            ) from error
+
+    def version(self) -> str:
+        """The runtime's version, which engines are bound to; raises as `runtime`."""
+        return str(self.runtime().__version__).partition("-")[0]
+
+    def importing(self) -> AbstractContextManager[object]:
+        """What must be so while the runtime is imported."""
+        return nullcontext()
+
+    def processor(self) -> Processor:
+        """The processor here, as the runtime's kernels see it."""
+        return processor()
+
+    def graph_form(self, profile: HardwareProfile) -> GraphForm:
+        """The form of graph that a profile's engines are built from."""
+        return "plain"
+
+    def check_profile(self, profile: HardwareProfile) -> None:
+        """
+        Raises:
+            ProfileError: the runtime cannot do what the profile asks for, on any machine.
+        """
+        if profile.precision not in self.precisions:
+            raise ProfileError(
+                f"profile '{profile.name}' asks for {profile.precision} with the backend {self.name}",
+                f"precision {' or '.join(self.precisions)}",
+                "set 'precision' in the profile, or choose another backend",
+            )
+        if profile.precision == "int8" and (profile.int8 or Int8Options()).activations not in self.activations:
+            raise ProfileError(
+                f"profile '{profile.name}' asks for other int8 activations than the backend {self.name} has",
+                f"int8.activations {' or '.join(self.activations)}",
+                "set 'activations' under [int8] in the profile, or choose another backend",
+            )
+        if profile.fused_attention_from is not None and not self.fused_attention:
+            raise ProfileError(
+                f"profile '{profile.name}' sets fused_attention_from with the backend {self.name}",
+                "a backend that has one operator for attention, such as onnxruntime",
+                "leave 'fused_attention_from' out of the profile, or choose another backend",
+            )
+
+    def check_can_build(self, profile: HardwareProfile) -> None:
+        """Cheap, and before anything is traced.
+
+        Raises:
+            EnvironmentLacksError: this machine lacks what building takes.
+            ProfileError: as `check_profile`.
+        """
+        self.check_profile(profile)
+        self.runtime()
+
+    def check_can_run(self, profile: HardwareProfile) -> None:
+        """
+        Raises:
+            EnvironmentLacksError: this machine cannot run such engines.
+        """
+        self.runtime()
+
+    def probes(self) -> dict[str, Callable[[], Finding]]:
+        """What `doctor` looks at for this runtime, by the subject of what each finds."""
+        return {f"backend {self.name}": self.examine}
+
+    def examine(self) -> Finding:
+        """What `doctor` says about the runtime on this machine."""
+        subject = f"backend {self.name}"
+        try:
+            return Finding(subject, "ok", self.describe())
+        except MissingExtraError as error:
+            return Finding(subject, "note", "not installed", error.fix.removeprefix("run: "))
+        except EnvironmentLacksError as error:
+            return Finding(subject, "missing", error.given, error.fix)
+
+    def describe(self) -> str:
+        """The runtime's version, and what it can do on this machine, in a few words; raises as `runtime`."""
+        return self.version()
+
+    def fingerprint(self, graph_sha256: str) -> Fingerprint:
+        """What an engine is bound to that is built here for the CPU."""
+        device = f"cpu-{platform.machine()}"
+        return Fingerprint(graph_sha256=graph_sha256, runtime=self.name, runtime_version=self.version(), device=device)
+
+    def check_fingerprint(self, engine: Path, built: Fingerprint, graph_sha256: str) -> None:
+        """Compare what an engine was built from and by with what is here, but for the device.
+
+        Raises:
+            EngineMismatchError: another runtime version, or another graph.
+        """
+        version = self.version()
+        if built.graph_sha256 != graph_sha256:
+            raise mismatch(engine, "from another graph", "an engine of this bundle's graph")
+        if (built.runtime, built.runtime_version) != (self.name, version):
+            found = f"by {built.runtime} {built.runtime_version}"
+            raise mismatch(engine, found, f"{self.name} {version}, which is installed here")
+
+    @abstractmethod
+    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
+        """Build an engine for a graph, written to `out`."""
+
+    @abstractmethod
+    def load(
+        self,
+        engine: Path,
+        fingerprint: Fingerprint,
+        *,
+        graph_sha256: str,
+        weights: Path,
+        threads: int,
+        memory: MemoryMode,
+    ) -> Runner:
+        """Load an engine.
+
+        Args:
+            engine: its file.
+            fingerprint: what it was bound to when it was built.
+            graph_sha256: the digest of the graph that the bundle holds for it.
+            weights: the bundle's shared weights file.
+
+        Raises:
+            EngineMismatchError: built by another runtime version, for another device, or from another graph.
+        """
+
+
+# -------------------- what only some backends have
+
+
+@runtime_checkable
+class RunsNotes(Protocol):
+    """Its own runtime runs a graph with notes. Of other backends, ONNX Runtime does."""
+
+    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> Runner:
+        """Run an engine's graph with its notes as outputs, as much as the engine does as is possible without building
+        another.
+
+        Raises:
+            BundleError: the runtime refuses the graph.
+        """
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The compiled plugins of the installed package."""
+
+    identity: str  #: of the sources and versions that they were compiled from; goes into the fingerprint
+    library: Path
+
+
+@runtime_checkable
+class TakesPlugins(Protocol):
+    """Its engines may hold compiled plugins, and building one measures kernels."""
+
+    def plugin_library(self) -> Plugins:
+        """The compiled plugins that graphs with plugin nodes need.
+
+        Raises:
+            EnvironmentLacksError: this machine cannot compile them.
+        """
+
+    def build_with(
+        self,
+        graph: Path,
+        graph_record: GraphRecord,
+        profile: HardwareProfile,
+        out: Path,
+        *,
+        plugins: Plugins | None,
+        timing_cache: Path | None,
+    ) -> BuiltEngine:
+        """Build an engine as `Backend.build` does.
+
+        Args:
+            plugins: what the graph's plugin nodes need.
+            timing_cache: what earlier builds measured; read where it exists, and written.
+        """
+
+
+@dataclass(frozen=True)
 class NodeRun:
     """One node of an engine in one call."""
 
@@ -112,8 +338,9 @@ class ProfiledRunner(Runner, Protocol):
         """
 
 
+@runtime_checkable
 class Insight(Protocol):
-    """What a runtime can say about where time goes."""
+    """The runtime says where time goes."""
 
     def load_profiled(
         self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
@@ -132,98 +359,13 @@ class Insight(Protocol):
         """
 
 
-class Backend(Protocol):
-    """One runtime."""
+# -------------------- what backends share
 
-    name: str
-    suffix: str  #: of an engine's file
-    built_where: BuiltWhere
-    precisions: tuple[Precision, ...]
 
-    @property
-    def insight(self) -> Insight | None:
-        """What looks into such engines; None where nothing can."""
-
-    def check_profile(self, profile: HardwareProfile) -> None:
-        """
-        Raises:
-            ProfileError: the runtime cannot do what the profile asks for, on any machine.
-        """
-
-    def check_can_build(self, profile: HardwareProfile) -> None:
-        """Cheap, and before anything is traced.
-
-        Raises:
-            EnvironmentLacksError: this machine lacks what building takes.
-            ProfileError: as `check_profile`.
-        """
-
-    def check_can_run(self, profile: HardwareProfile) -> None:
-        """
-        Raises:
-            EnvironmentLacksError: this machine cannot run such engines.
-        """
-
-    def plugin_library(self) -> Plugins:
-        """The compiled plugins that graphs with plugin nodes need.
-
-        Raises:
-            EnvironmentLacksError: this machine cannot compile them.
-        """
-
-    def ahead_of_time_plugins(self) -> Plugins:
-        """The same as PTX, for graphs with nodes for such plugins.
-
-        Raises:
-            EnvironmentLacksError: the runtime or this machine's NVRTC is too old for it, or not there.
-        """
-
-    def build(
-        self,
-        graph: Path,
-        graph_record: GraphRecord,
-        profile: HardwareProfile,
-        out: Path,
-        *,
-        plugins: Plugins | None = None,
-        timing_cache: Path | None = None,
-    ) -> BuiltEngine:
-        """Build an engine for a graph, written to `out`.
-
-        Args:
-            plugins: what the graph's plugin nodes need.
-            timing_cache: what earlier builds measured; read and written where the runtime measures while it builds.
-        """
-
-    def load(
-        self,
-        engine: Path,
-        fingerprint: Fingerprint,
-        *,
-        graph_sha256: str,
-        weights: Path,
-        threads: int,
-        memory: MemoryMode,
-    ) -> Runner:
-        """Load an engine.
-
-        Args:
-            engine: its file.
-            fingerprint: what it was bound to when it was built.
-            graph_sha256: the digest of the graph that the bundle holds for it.
-            weights: the bundle's shared weights file.
-
-        Raises:
-            EngineMismatchError: built by another runtime version, for another device, or from another graph.
-        """
-
-    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> Runner:
-        """Run an engine's graph with its notes as outputs, as much as the engine does as is possible without building
-        another: in its own runtime, or else in ONNX Runtime.
-
-        Raises:
-            BundleError: the runtime refuses the graph.
-        """
+def widest_group(widths: Sequence[int], groups: tuple[int, ...]) -> int:
+    """The largest of a backend's `row_groups` that divides the inputs of all int8 products: activations of the others
+    would stay fp32, which is right and slow; so it is where none does."""
+    return next((group for group in groups if not any(width % group for width in widths)), groups[-1])
 
 
 def refused(runtime: str, error: Exception) -> BundleError:
@@ -235,50 +377,8 @@ def refused(runtime: str, error: Exception) -> BundleError:
     )
 
 
-def check_precision(backend: Backend, profile: HardwareProfile) -> None:
-    """
-    Raises:
-        ProfileError: the profile asks for a precision that the backend has no engines for.
-    """
-    if profile.precision not in backend.precisions:
-        raise ProfileError(
-            f"profile '{profile.name}' asks for {profile.precision} with the backend {backend.name}",
-            f"precision {' or '.join(backend.precisions)}",
-            "set 'precision' in the profile, or choose another backend",
-        )
-
-
-def check_activations(backend: Backend, profile: HardwareProfile, kinds: tuple[str, ...]) -> None:
-    """
-    Args:
-        kinds: of `Int8Options.activations` that the backend has engines for.
-
-    Raises:
-        ProfileError: the profile asks for int8 activations of the other kind.
-    """
-    if profile.precision == "int8" and (profile.int8 or Int8Options()).activations not in kinds:
-        raise ProfileError(
-            f"profile '{profile.name}' asks for other int8 activations than the backend {backend.name} has",
-            f"int8.activations {' or '.join(kinds)}",
-            "set 'activations' under [int8] in the profile, or choose another backend",
-        )
-
-
-def check_fingerprint(engine: Path, built: Fingerprint, here: Fingerprint) -> None:
-    """For engines that hold on every CPU: the device is not compared.
-
-    Raises:
-        EngineMismatchError: another runtime version, or another graph.
-    """
-    if built.graph_sha256 != here.graph_sha256:
-        raise EngineMismatchError(
-            f"engine '{engine.name}' was built from another graph",
-            "an engine of this bundle's graph",
-            f"run: ztdeploy finalize {engine.parent.parent}",
-        )
-    if (built.runtime, built.runtime_version) != (here.runtime, here.runtime_version):
-        raise EngineMismatchError(
-            f"engine '{engine.name}' was built by {built.runtime} {built.runtime_version}",
-            f"{here.runtime} {here.runtime_version}, which is installed here",
-            f"run: ztdeploy finalize {engine.parent.parent}",
-        )
+def mismatch(engine: Path, built: str, expected: str) -> EngineMismatchError:
+    """The error of an engine that was built otherwise than is expected here."""
+    return EngineMismatchError(
+        f"engine '{engine.name}' was built {built}", expected, f"run: ztdeploy finalize {engine.parent.parent}"
+    )

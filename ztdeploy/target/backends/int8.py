@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import platform
 
-from ztdeploy.core.processor import Processor, onednn_processor, processor
+from ztdeploy.core.processor import Processor
 from ztdeploy.core.profile import HardwareProfile, Int8Options
-
-
-def processor_of(profile: HardwareProfile) -> Processor:
-    """The processor here, as the kernels of the profile's runtime see it."""
-    return onednn_processor() if profile.backend == "openvino" else processor()
+from ztdeploy.target.backends import backend_of
 
 
 def exact_here(profile: HardwareProfile) -> HardwareProfile:
@@ -37,7 +33,7 @@ def is_elsewhere(profile: HardwareProfile) -> bool:
 
 def _narrows(profile: HardwareProfile, options: Int8Options) -> bool:
     whole = profile.precision == "int8" and options.weight_bits == 8 and options.activations != "row"
-    return whole and processor_of(profile).loses_sums
+    return whole and backend_of(profile).processor().loses_sums
 
 
 def what_int8_lacks(here: Processor) -> str | None:
@@ -50,7 +46,7 @@ def what_int8_lacks(here: Processor) -> str | None:
 def int8_note(profile: HardwareProfile) -> str | None:
     """What to tell whoever runs a profile's engines on this machine, if anything."""
     options = profile.int8 or Int8Options()
-    lacking = what_int8_lacks(processor_of(profile)) if profile.precision == "int8" else None
+    lacking = what_int8_lacks(backend_of(profile).processor()) if profile.precision == "int8" else None
     if lacking is None:
         return None
     if _narrows(profile, options):

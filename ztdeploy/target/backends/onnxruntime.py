@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,25 @@ import numpy as np
 import onnxruntime as ort
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, sha256_of
-from ztdeploy.core.errors import BundleError, EnvironmentLacksError
-from ztdeploy.core.files import path_in_utf8
+from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
+from ztdeploy.core.files import path_in_utf8, remove
 from ztdeploy.core.manifest import Fingerprint, GraphRecord
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
-from ztdeploy.core.profile import HardwareProfile, Precision
+from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.telemetry import stop_events
 from ztdeploy.core.text import first_line
 from ztdeploy.target.backends.base import (
     Array,
+    Backend,
     BuiltEngine,
-    BuiltWhere,
-    Insight,
     MemoryMode,
-    Plugins,
+    ProfiledCall,
     Signature,
     TensorFacts,
-    check_activations,
-    check_fingerprint,
-    check_precision,
     refused,
 )
+from ztdeploy.target.backends.onnxruntime_profile import read_profile
 from ztdeploy.target.backends.weights_file import map_weights
 
 stop_events(ort)
@@ -45,44 +42,20 @@ SLOW_FUSIONS = ["SkipLayerNormFusion"]
 EXTERNAL_BYTES = 4096
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """Engines are graphs that ONNX Runtime has optimised for any CPU; they stay bound to its version."""
 
-    name, suffix = "onnxruntime", ".onnx"
-    built_where: BuiltWhere = "anywhere"
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    name = module = "onnxruntime"
+    distributions = ("onnxruntime",)
+    suffix = ".onnx"
+    precisions = ("fp32", "int8")
+    activations = ("dynamic",)
+    concurrent = spins = fused_attention = True
 
-    @property
-    def insight(self) -> Insight | None:
-        from ztdeploy.target.backends.onnxruntime_insight import OnnxRuntimeInsight
+    def describe(self) -> str:
+        return f"{self.version()} with {', '.join(ort.get_available_providers())}"
 
-        return OnnxRuntimeInsight()
-
-    def check_profile(self, profile: HardwareProfile) -> None:
-        check_precision(self, profile)
-        check_activations(self, profile, ("dynamic",))
-
-    def check_can_build(self, profile: HardwareProfile) -> None:
-        self.check_profile(profile)
-
-    def check_can_run(self, profile: HardwareProfile) -> None:
-        """ONNX Runtime comes with ztdeploy."""
-
-    def plugin_library(self) -> Plugins:
-        raise EnvironmentLacksError("plugins for ONNX Runtime", "a TensorRT profile", "use the plain graph")
-
-    ahead_of_time_plugins = plugin_library
-
-    def build(
-        self,
-        graph: Path,
-        graph_record: GraphRecord,
-        profile: HardwareProfile,
-        out: Path,
-        *,
-        plugins: Plugins | None = None,
-        timing_cache: Path | None = None,
-    ) -> BuiltEngine:
+    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
         weights = out.with_suffix(".weights")
         options = session_options(threads=1, exact=False)  # the engine's weights stay what they are in the graph
         # "Extended" fusions hold on every CPU; layouts that suit only the building machine are left to load time.
@@ -94,7 +67,7 @@ class OnnxRuntimeBackend:
         with path_in_utf8(out) as written:
             options.optimized_model_filepath = written
             open_session(graph, options)
-        return BuiltEngine(out, weights if weights.exists() else None, current_fingerprint(sha256_of(graph)))
+        return BuiltEngine(out, weights if weights.exists() else None, self.fingerprint(sha256_of(graph)))
 
     def load(
         self,
@@ -106,7 +79,7 @@ class OnnxRuntimeBackend:
         threads: int,
         memory: MemoryMode,
     ) -> OnnxRuntimeRunner:
-        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        self.check_fingerprint(engine, fingerprint, graph_sha256)
         options = session_options(threads)
         shared: list[Any] = []
         if memory == "shared":
@@ -114,8 +87,17 @@ class OnnxRuntimeBackend:
             shared = share_initializers(options, weights, engine)
         return OnnxRuntimeRunner(open_session(engine, options), shared)
 
-    def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OnnxRuntimeRunner:
-        return load_graph(noted, threads)
+    def load_profiled(
+        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
+    ) -> ProfiledSession:
+        self.check_fingerprint(engine, fingerprint, graph_sha256)
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        return ProfiledSession(open_session(engine, options), [])
+
+    def load_graph(self, graph: Path, *, threads: int) -> OnnxRuntimeRunner:
+        return load_graph(graph, threads)
 
 
 def load_graph(graph: Path, threads: int) -> OnnxRuntimeRunner:
@@ -152,6 +134,20 @@ class OnnxRuntimeRunner:
     def close(self) -> None:
         self._session = None
         self._shared = []
+
+
+class ProfiledSession(OnnxRuntimeRunner):
+    """A session that writes down what its nodes take."""
+
+    def finish(self) -> tuple[ProfiledCall, ...]:
+        assert self._session is not None, "the runner is closed"
+        path = Path(self._session.end_profiling())
+        self.close()
+        try:
+            return read_profile(path)
+        finally:
+            with suppress(InputError):
+                remove(path)
 
 
 def _facts(value: Any) -> TensorFacts:
@@ -221,15 +217,6 @@ def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
         sizes = [one.size for one in mapped]
         options.add_external_initializers_from_files_in_memory([file.name for file in linked], mapped, sizes)
     return mapped
-
-
-def current_fingerprint(graph_sha256: str) -> Fingerprint:
-    return Fingerprint(
-        graph_sha256=graph_sha256,
-        runtime="onnxruntime",
-        runtime_version=ort.__version__,
-        device=f"cpu-{platform.machine()}",
-    )
 
 
 def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path) -> list[Any]:

@@ -11,11 +11,9 @@ would be given fp32 kernels for a bf16 graph, and is refused instead.
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,40 +21,27 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from ztdeploy.core.bundle import sha256_of
-from ztdeploy.core.errors import (
-    BundleError,
-    EngineMismatchError,
-    EnvironmentLacksError,
-    MissingExtraError,
-    ZtdeployError,
-)
+from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLacksError, ZtdeployError
 from ztdeploy.core.files import path_in_utf8, write
 from ztdeploy.core.manifest import Fingerprint, GraphRecord
-from ztdeploy.core.processor import BF16_PRODUCTS, onednn_processor
+from ztdeploy.core.processor import BF16_PRODUCTS, Processor, onednn_processor
 from ztdeploy.core.profile import HardwareProfile, Int8Options, Precision
 from ztdeploy.core.records import Record, from_json, to_json
 from ztdeploy.core.telemetry import without_openvino_telemetry
 from ztdeploy.target.backends.base import (
     Array,
+    Backend,
     BuiltEngine,
-    BuiltWhere,
-    Insight,
     MemoryMode,
-    Plugins,
     Signature,
     TensorFacts,
-    check_activations,
-    check_fingerprint,
-    check_precision,
     refused,
+    widest_group,
 )
 from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, even_rows
 
-MODULE = "openvino"
 _ENGINE_LIMIT = 4096
 _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
-#: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
-ROW_GROUPS = (192, 128, 64)
 
 
 class OpenVinoEngine(Record):
@@ -68,47 +53,37 @@ class OpenVinoEngine(Record):
     weight_bits: int = Field(default=8, ge=2, le=8)  #: of int8 weights
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """Engines run on any CPU that has their precision; they stay bound to OpenVINO's version."""
 
-    name, suffix = "openvino", ".openvino.json"
-    built_where: BuiltWhere = "anywhere"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-    insight: Insight | None = None
+    name = module = extra = "openvino"
+    distributions = ("openvino",)
+    suffix = ".openvino.json"
+    precisions = ("fp32", "bf16", "int8")
+    activations = ("row", "uint8", "int8")
+    row_groups = (192, 128, 64)
 
-    def check_profile(self, profile: HardwareProfile) -> None:
-        check_precision(self, profile)
-        check_activations(self, profile, ("row", "uint8", "int8"))
+    def importing(self) -> AbstractContextManager[object]:
+        return without_openvino_telemetry()
 
-    def check_can_build(self, profile: HardwareProfile) -> None:
-        self.check_profile(profile)
-        load_openvino()
+    def processor(self) -> Processor:
+        return onednn_processor()
+
+    def describe(self) -> str:
+        bf16 = self.processor().computes_bf16
+        return f"{self.version()}; {'fp32 and bf16' if bf16 else 'fp32; this processor does not compute in bf16'}"
 
     def check_can_run(self, profile: HardwareProfile) -> None:
-        load_openvino()
+        super().check_can_run(profile)
         check_processor(profile.precision)
 
-    def plugin_library(self) -> Plugins:
-        raise EnvironmentLacksError("plugins for OpenVINO", "a TensorRT profile", "use the plain graph")
-
-    ahead_of_time_plugins = plugin_library
-
-    def build(
-        self,
-        graph: Path,
-        graph_record: GraphRecord,
-        profile: HardwareProfile,
-        out: Path,
-        *,
-        plugins: Plugins | None = None,
-        timing_cache: Path | None = None,
-    ) -> BuiltEngine:
+    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
         by_row = profile.int8 is not None and profile.int8.activations == "row"
         group = row_group(graph) if by_row else 0
         bits = (profile.int8 or Int8Options()).weight_bits
         engine = OpenVinoEngine(graph=graph.name, precision=graph_record.precision, row_group=group, weight_bits=bits)
         write(out, to_json(engine) + "\n")
-        return BuiltEngine(out, None, current_fingerprint(sha256_of(graph)))
+        return BuiltEngine(out, None, self.fingerprint(sha256_of(graph)))
 
     def load(
         self,
@@ -121,7 +96,7 @@ class OpenVinoBackend:
         memory: MemoryMode,
     ) -> OpenVinoRunner:
         """See `base.Backend`. OpenVINO packs the weights for its kernels in either memory mode."""
-        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
+        self.check_fingerprint(engine, fingerprint, graph_sha256)
         content = read_engine(engine)
         check_processor(content.precision)
         graph = weights.parent / content.graph
@@ -183,23 +158,8 @@ class OpenVinoRunner:
 
 
 def load_openvino() -> Any:
-    """Import OpenVINO.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        EnvironmentLacksError: it is, but its libraries cannot be loaded.
-    """
-    if find_spec(MODULE) is None:
-        raise MissingExtraError(MODULE, "openvino", "the backend openvino")
-    try:
-        with without_openvino_telemetry():
-            return import_module(MODULE)
-    except (ImportError, OSError) as error:
-        raise EnvironmentLacksError(
-            f"'{MODULE}' cannot be loaded ({error})",
-            "its libraries beside it",
-            "run: pip install --force-reinstall 'ztdeploy[openvino]'",
-        ) from error
+    """Import OpenVINO; raises as `Backend.runtime`."""
+    return OpenVinoBackend().runtime()
 
 
 def check_processor(precision: Precision) -> None:
@@ -245,13 +205,7 @@ def row_group(graph: Path) -> int:
     """How many values share a scale in a graph whose weights are int8 and whose activations are not."""
     constants = [node for node in _read_model(graph).get_ops() if node.get_type_name() == "Constant"]
     integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
-    return widest_group([node.shape[0] for node in integers if len(node.shape) == 2])
-
-
-def widest_group(widths: Sequence[int]) -> int:
-    """The largest of `ROW_GROUPS` that divides the inputs of all int8 products: activations of the others would stay
-    fp32, which is right and slow; so it is where none does."""
-    return next((group for group in ROW_GROUPS if not any(width % group for width in widths)), ROW_GROUPS[-1])
+    return widest_group([node.shape[0] for node in integers if len(node.shape) == 2], OpenVinoBackend.row_groups)
 
 
 def compile_graph(
@@ -317,12 +271,3 @@ def _core() -> Any:
 def _read_model(graph: Path) -> Any:
     with path_in_utf8(graph) as path:
         return _core().read_model(path)
-
-
-def current_fingerprint(graph_sha256: str) -> Fingerprint:
-    return Fingerprint(
-        graph_sha256=graph_sha256,
-        runtime=OpenVinoBackend.name,
-        runtime_version=load_openvino().__version__.partition("-")[0],
-        device=f"cpu-{platform.machine()}",
-    )

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import Output
+from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.evaluate.answers import (
     Answers,
@@ -37,8 +38,6 @@ from ztdeploy.target.evaluate.data import Decoded, decode
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.runner import BundleRunner, engine_of, load
 
-#: Runtimes whose engines may be called from several threads at once.
-CONCURRENT = ("onnxruntime",)
 #: With more weights than that, all engines read one copy of them, which is slower.
 _MOST_WEIGHTS_BYTES = 2**30
 _Item = TypeVar("_Item")
@@ -72,7 +71,8 @@ class Workload:
 
     @property
     def concurrent(self) -> bool:
-        return all(self.bundle.manifest.profiles[name].backend in CONCURRENT for name in self.profiles)
+        manifest = self.bundle.manifest
+        return all(get_backend(manifest.profiles[name].backend).concurrent for name in self.profiles)
 
     @property
     def memory(self) -> MemoryMode:

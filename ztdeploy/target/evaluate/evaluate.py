@@ -14,6 +14,7 @@ from ztdeploy.core.cache import cache_folder, key_of
 from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.core.progress import Note, Pace, Progress, silent
+from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.evaluate.answers import (
     Answers,
     ClassAnswers,
@@ -222,6 +223,7 @@ def _files(work: Workload, parts: Sequence[Sequence[LabelledImage]], folder: Pat
     """Where the answers to each part are kept: files that are named after all that decides what is in them."""
     manifest = work.bundle.manifest
     base = key_of(
+        runtimes=runtime_versions(),
         engines=work.digests,
         preprocess=manifest.preprocess.model_dump(mode="json"),
         batch=work.batch,

@@ -13,7 +13,7 @@ from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import BundleError, InputError
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.methods import METHODS
-from ztdeploy.target.backends import get_backend
+from ztdeploy.target.backends import load_noted
 from ztdeploy.target.evaluate.patches import LayerPatches, follow
 from ztdeploy.target.evaluate.reasons import LayerReasons, agreed_layers, reasons_of
 from ztdeploy.target.runtime.interface import Outputs
@@ -137,7 +137,7 @@ def _find(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8
     runner.close()  # one of them in memory at a time
     try:
         bundle.verify_files(sorted({*bundle.files_of_graph(notes)} - {notes, WEIGHTS_FILE}))
-        graph = get_backend(record.backend).load_noted(noted_graph, engine=file, threads=runner.threads)
+        graph = load_noted(record.backend, noted_graph, engine=file, threads=runner.threads)
     except BundleError as error:  # the engine's runtime may know operators that this ONNX Runtime lacks
         return _Found(variant, engine, unexplained=f"Why patches went is not known: {error.given.rstrip('.')}.")
     try:

@@ -9,6 +9,7 @@ from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.processes import module_command
 from ztdeploy.core.progress import Progress
 from ztdeploy.target.backends import get_backend
+from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.measure.bench_report import Failure
 from ztdeploy.target.measure.details_worker import DetailsOrder
 from ztdeploy.target.measure.orders import Worker
@@ -72,7 +73,7 @@ def plan_details(report: SweepReport, bundles: Sequence[Bundle]) -> tuple[list[D
         found = [one for run in runs for one in run.measured]
         settings = list(dict.fromkeys((one.batch, one.threads) for one in found if one.threads is not None))
         backend = bundle.manifest.profiles[profile].backend
-        if get_backend(backend).insight is None:
+        if not isinstance(get_backend(backend), Insight):
             notes.append(f"at {size} px: the runtime of {backend} engines says nothing about their operators or blocks")
             continue
         if profile not in bundle.manifest.blocks:

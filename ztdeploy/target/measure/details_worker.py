@@ -168,12 +168,12 @@ def insight_of(bundle: Bundle, profile: str) -> Insight:
         BundleError: the profile's runtime offers none.
     """
     name = bundle.manifest.profiles[profile].backend
-    insight = get_backend(name).insight
-    if insight is None:
+    backend = get_backend(name)
+    if not isinstance(backend, Insight):
         raise BundleError(
             f"engines of {name}, which say nothing about their parts", "ONNX Runtime's", "use --no-details"
         )
-    return insight
+    return backend
 
 
 if __name__ == "__main__":

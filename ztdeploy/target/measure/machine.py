@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.kernel_files import folders, kibibytes, number, scaled, table, text
 from ztdeploy.core.records import Record
+from ztdeploy.target.backends import runtime_versions
 from ztdeploy.version import __version__
 
 #: Where `proc`, `sys` and `etc` lie. Tests describe another machine below another root.
@@ -133,7 +134,7 @@ def read_machine() -> Machine:
         system=table(ROOT / "etc/os-release", "=").get("PRETTY_NAME") or platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
-        versions={"ztdeploy": __version__, **installed_versions("numpy", "onnxruntime", "openvino", "tensorrt")},
+        versions={"ztdeploy": __version__, **installed_versions("numpy"), **runtime_versions()},
         jetson=_jetson(),
         gpus=read_gpus(),
     )
@@ -158,17 +159,6 @@ def read_state() -> State:
         rails_mw=_power_rails_mw(),
         gpus=read_gpus(),
     )
-
-
-def installed_versions(*names: str) -> dict[str, str]:
-    """Versions of those distributions that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _memory_mb(line: str) -> float | None:

@@ -12,14 +12,13 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import EngineRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
+from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
 from ztdeploy.target.measure.turns import Configuration
 from ztdeploy.target.runtime.runner import engine_of, runnable_profile
 
 DEFAULT_DURATION_S = 10.0
-#: Runtimes whose engines run on the CPU, in as many threads as they are told.
-THREADED = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
     check_request(request)
     name = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
     profile, manifest = bundle.manifest.profiles[name], bundle.manifest
-    threaded = profile.backend in THREADED
+    threaded = get_backend(profile.backend).threaded
     if request.threads and not threaded:
         raise InputError(
             f"--threads with profile '{name}', whose engines run on a GPU", "no --threads", "leave --threads out"
@@ -190,7 +189,7 @@ def _planned(
 
 
 def _reads_shared_weights(engine: EngineRecord) -> bool:
-    return engine.backend in THREADED and engine.weights is None
+    return get_backend(engine.backend).threaded and engine.weights is None
 
 
 def _verify(bundle: Bundle, variants: Sequence[VariantRecord], profile: str) -> None:

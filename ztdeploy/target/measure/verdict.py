@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from ztdeploy.target.backends import get_backend
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, Comparison, ConfigurationReport, Outcome, Turn
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, bootstrap_interval, round_ratios
 
@@ -101,8 +102,7 @@ def _load(report: BenchReport) -> _Said:
             "stop them (see 'top') and measure again; until then trust the speed-ups more than the times",
         )
     # Threads of some runtimes wait in a loop: with a busy core in the team, all others wait for it at full load.
-    spins = report.bundle.backend == "onnxruntime"
-    if spins and threads > 1 and others >= _BUSY_CORES and threads + others > cores:
+    if get_backend(report.bundle.backend).spins and threads > 1 and others >= _BUSY_CORES and threads + others > cores:
         yield (
             "spinning",
             f"{threads} threads on {_cores(cores)}, {others:.1f} of which others keep busy: "

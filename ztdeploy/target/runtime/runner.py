@@ -18,7 +18,7 @@ from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.core.names import IMAGE
-from ztdeploy.target.backends import PLANNED, backend_exists, first_that_runs, get_backend
+from ztdeploy.target.backends import first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.runtime.interface import Interface, Outputs
@@ -333,13 +333,8 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
     """
     if profile in variant.engines:
         return variant.engines[profile]
-    backend = bundle.manifest.profiles[profile].backend
-    planned = not backend_exists(backend)
-    reason = f"{PLANNED[backend]} cannot be built by this version" if planned else "it is built on the device"
     raise BundleError(
-        f"{bundle.root} holds no engine for profile '{profile}' ({reason})",
+        f"{bundle.root} holds no engine for profile '{profile}' (it is built on the device)",
         "a profile with an engine",
-        "run its ONNX graph with the device's own tools, or build with --profile cpu as well"
-        if planned
-        else f"run on the device: ztdeploy finalize {bundle.root}",
+        f"run on the device: ztdeploy finalize {bundle.root}",
     )

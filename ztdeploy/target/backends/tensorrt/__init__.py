@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX: one code for both, since their Python interfaces differ by little more than a name.
 
-`flavours` imports either; `build` runs `worker` in a child process, because what goes wrong there ends the process;
-`runner` executes engines through `cuda`, the driver's own library. Only `flavours` and `worker` import TensorRT.
+`backend` has what both share and TensorRT itself, `rtx` what TensorRT-RTX does otherwise. `build` runs `worker` in a
+child process, because a runtime that fails there ends the process. `runner` executes engines through `cuda`, the
+driver's own library.
 """

@@ -11,8 +11,8 @@ from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileErro
 from ztdeploy.core.kernel_files import kibibytes, table
 from ztdeploy.core.processes import how_it_ended, module_command, module_environment
 from ztdeploy.core.records import from_json, to_json
-from ztdeploy.target.backends.tensorrt.flavours import KNOWN_CAPABILITIES
-from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder
+from ztdeploy.target.backends.tensorrt.cuda import KNOWN_CAPABILITIES
+from ztdeploy.target.backends.tensorrt.worker import BuildAnswer, BuildOrder
 
 _MIB, _SMALLEST_WORKSPACE_MIB = 2**20, 64
 _TIMEOUT_S = 3600.0
@@ -93,7 +93,7 @@ def _run(order: BuildOrder) -> BuildAnswer:
 def _death(order: BuildOrder, ended: subprocess.CompletedProcess[str]) -> ZtdeployError:
     last = (ended.stderr.strip().splitlines() or ["without a word"])[-1][:200]
     return EnvironmentLacksError(
-        f"the process that builds '{Path(order.graph).name}' with {order.flavour} {how_it_ended(ended.returncode)} "
+        f"the process that builds '{Path(order.graph).name}' with {order.backend} {how_it_ended(ended.returncode)} "
         f"({last})",
         "an engine or an error message",
         "run 'ztdeploy doctor'; if all is well there, report it with the model's name",
@@ -101,7 +101,7 @@ def _death(order: BuildOrder, ended: subprocess.CompletedProcess[str]) -> Ztdepl
 
 
 def _error(order: BuildOrder, answer: BuildAnswer) -> ZtdeployError:
-    graph, runtime = Path(order.graph).name, f"{order.flavour} {answer.runtime_version}".strip()
+    graph, runtime = Path(order.graph).name, f"{order.backend} {answer.runtime_version}".strip()
     lines = [line.strip() for message in answer.messages for line in message.splitlines() if line.strip()]
     reason = (lines or ["no message"])[0][:300]
     if answer.failure == "memory":

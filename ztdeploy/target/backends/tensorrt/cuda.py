@@ -18,6 +18,21 @@ _LIBRARY = "libcuda.so.1"
 _OUT_OF_MEMORY = 2
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 
+#: GPUs that any supported TensorRT or TensorRT-RTX has ever built for, by their compute capability.
+KNOWN_CAPABILITIES: dict[str, str] = {
+    "7.5": "Turing: GeForce RTX 20, T4",
+    "8.0": "Ampere: A100",
+    "8.6": "Ampere: GeForce RTX 30, A10",
+    "8.7": "Ampere: Jetson Orin",
+    "8.9": "Ada: GeForce RTX 40, L4",
+    "9.0": "Hopper: H100",
+    "10.0": "Blackwell: B200",
+    "10.3": "Blackwell: B300",
+    "11.0": "Blackwell: Jetson Thor",
+    "12.0": "Blackwell: GeForce RTX 50",
+    "12.1": "Blackwell: GB10",
+}
+
 
 @dataclass(frozen=True)
 class Device:

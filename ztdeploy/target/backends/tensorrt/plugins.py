@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError
-from ztdeploy.core.manifest import AHEAD_OF_TIME
-from ztdeploy.target.backends.base import AheadOfTime, Plugins
+from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.target.backends.base import Plugins, mismatch
 from ztdeploy.target.backends.tensorrt.cuda import open_device
-from ztdeploy.target.plugins.ahead_of_time import import_tensorrt
 from ztdeploy.target.plugins.library import build_library, check_library
-from ztdeploy.target.plugins.ptx import compile_ptx
 
 
 def cache_folder() -> Path:
@@ -37,19 +33,6 @@ def plugin_library(tensorrt_version: str) -> Plugins:
     return Plugins(path.name, library=path)
 
 
-def ahead_of_time_plugins() -> Plugins:
-    """The plugins as PTX that the GPU's driver reads.
-
-    Raises:
-        EnvironmentLacksError: TensorRT is older than 10.9, or no NVRTC is at hand that writes such PTX.
-    """
-    import_tensorrt()
-    device = open_device()
-    target = AheadOfTime(f"sm_{device.capability.replace('.', '')}", newest_ptx(device.driver))
-    ptx = compile_ptx(target.sm, max_isa=target.max_isa).text
-    return Plugins(f"{AHEAD_OF_TIME} {hashlib.sha256(ptx.encode()).hexdigest()[:16]}", ahead_of_time=target)
-
-
 def compiled_before(tensorrt_version: str, identity: str) -> Path | None:
     """A library that this user compiled. The identity comes from a bundle: it chooses among our own files only.
 
@@ -61,14 +44,6 @@ def compiled_before(tensorrt_version: str, identity: str) -> Path | None:
         return None
     check_library(path, tensorrt_major=int(tensorrt_version.split(".")[0]))
     return path
-
-
-def newest_ptx(cuda: str) -> tuple[int, int]:
-    """The newest PTX ISA that a driver for a CUDA version reads, from NVIDIA's table of PTX releases."""
-    major, minor = (int(part) for part in cuda.split("."))
-    if major != 12:
-        return major - 4, minor
-    return 8, minor if minor < 6 else minor - 1
 
 
 def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: str) -> None:
@@ -83,11 +58,7 @@ def load_plugins(runtime: Any, tensorrt_version: str, engine: Path, identity: st
         library = plugin_library(tensorrt_version)
         path = library.library
         if library.identity != identity:
-            raise EngineMismatchError(
-                f"engine '{engine.name}' was built with the plugins '{identity}'",
-                f"'{library.identity}', those of this ztdeploy",
-                f"run: ztdeploy finalize {engine.parent.parent}",
-            )
+            raise mismatch(engine, f"with the plugins '{identity}'", f"'{library.identity}', those of this ztdeploy")
     if not runtime.get_plugin_registry().load_library(str(path)):
         raise EnvironmentLacksError(
             f"the runtime refuses the plugin library '{path}'",

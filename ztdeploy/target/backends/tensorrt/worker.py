@@ -9,16 +9,40 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ztdeploy.core.files import write
 from ztdeploy.core.processes import own_standard_output, peak_rss_mb
-from ztdeploy.core.records import from_json, to_json
-from ztdeploy.target.backends.tensorrt.flavours import FLAVOURS
-from ztdeploy.target.backends.tensorrt.order import BuildAnswer, BuildOrder, Failure
-from ztdeploy.target.plugins.ahead_of_time import Target, register_plugins
+from ztdeploy.core.records import Record, from_json, to_json
+from ztdeploy.target.backends import get_backend
 
 MIB = 2**20
+#: Why no engine came out. "memory" is worth another try with less workspace.
+Failure = Literal["parse", "plugin", "capability", "memory", "build"]
+
+
+class BuildOrder(Record):
+    """One engine to build. Paths are absolute."""
+
+    backend: str
+    graph: str
+    engine: str
+    batches: tuple[tuple[int, int, int], ...]  #: smallest, best and largest batch per optimization profile; () if fixed
+    workspace_mib: int
+    compute_capabilities: tuple[str, ...] = ()  #: empty: the GPU at hand
+    plugin_library: str | None = None
+    timing_cache: str | None = None  #: read where it exists, and written
+
+
+class BuildAnswer(Record):
+    """What the process has to say, if it lives to say it."""
+
+    failure: Failure | None = None
+    messages: tuple[str, ...] = ()  #: the runtime's errors, in its order
+    runtime_version: str = ""
+    device: str = ""
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
 
 
 class BuildFailedError(Exception):
@@ -31,7 +55,7 @@ def main() -> None:
     answers = own_standard_output()  # the runtime prints, too
     order = from_json(BuildOrder, sys.stdin.read())
     started = time.perf_counter()
-    trt = FLAVOURS[order.flavour].load()
+    trt = get_backend(order.backend).runtime()
     log = make_log(trt)
     try:
         device = build(trt, log, order)
@@ -74,8 +98,6 @@ def build(trt: Any, log: Any, order: BuildOrder) -> str:
     builder = trt.Builder(log)
     if order.plugin_library is not None and not builder.get_plugin_registry().load_library(order.plugin_library):
         raise BuildFailedError("plugin", f"'{order.plugin_library}' registers nothing")
-    if order.ahead_of_time is not None:
-        register_plugins(Target(order.ahead_of_time.sm, order.ahead_of_time.max_isa))
     network = parse(trt, log, builder, order.graph)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.workspace_mib * MIB)

@@ -9,7 +9,8 @@ from helpers.errors import refused
 
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.target.backends import BACKENDS, get_backend
-from ztdeploy.target.backends.onnxruntime_insight import read_profile
+from ztdeploy.target.backends.base import Insight
+from ztdeploy.target.backends.onnxruntime_profile import read_profile
 
 
 def event(name, dur, cat="Node", **arguments):
@@ -81,4 +82,4 @@ def test_no_file(tmp_path):
 
 
 def test_who_offers_insight():
-    assert {name for name in BACKENDS if get_backend(name).insight is not None} == {"onnxruntime"}
+    assert {name for name in BACKENDS if isinstance(get_backend(name), Insight)} == {"onnxruntime"}

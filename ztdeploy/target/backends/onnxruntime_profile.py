@@ -1,4 +1,4 @@
-"""Where the time of an ONNX Runtime engine goes: its own profile of every node, and graphs run as they are.
+"""Reading the profile that ONNX Runtime writes of a session: what each node took in each call.
 
 The profile is a file of trace events, times in whole microseconds. Of a call there is one event per node, whose name
 ends in `_kernel_time`, in the order in which they ran, and behind them one `model_run`.
@@ -9,59 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from ztdeploy.core.errors import EnvironmentLacksError, InputError
-from ztdeploy.core.files import remove
-from ztdeploy.core.manifest import Fingerprint
-from ztdeploy.target.backends.base import NodeRun, ProfiledCall, check_fingerprint
-from ztdeploy.target.backends.onnxruntime import (
-    OnnxRuntimeRunner,
-    current_fingerprint,
-    load_graph,
-    open_session,
-    session_options,
-)
+from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.target.backends.base import NodeRun, ProfiledCall
 
 _KERNEL = "_kernel_time"
 _CALL = "model_run"
-
-
-class OnnxRuntimeInsight:
-    """See `base.Insight`."""
-
-    def load_profiled(
-        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
-    ) -> ProfiledSession:
-        check_fingerprint(engine, fingerprint, current_fingerprint(graph_sha256))
-        options = session_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / "profile")
-        return ProfiledSession(open_session(engine, options))
-
-    def load_graph(self, graph: Path, *, threads: int) -> OnnxRuntimeRunner:
-        return load_graph(graph, threads)
-
-
-class ProfiledSession(OnnxRuntimeRunner):
-    """A session that writes down what its nodes take."""
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        super().__init__(session, [])
-
-    def finish(self) -> tuple[ProfiledCall, ...]:
-        assert self._session is not None, "the runner is closed"
-        path = Path(self._session.end_profiling())
-        self.close()
-        try:
-            return read_profile(path)
-        finally:
-            with suppress(InputError):
-                remove(path)
 
 
 def read_profile(path: Path) -> tuple[ProfiledCall, ...]:
