@@ -254,10 +254,16 @@ def test_an_empty_file_lacks_its_keys(tmp_path):
     refused(str(tmp_path / "empty.toml"), "title", "required")
 
 
-def test_fused_attention_is_onnx_runtimes_alone(toml):
-    assert read_profile(toml("fused_attention_from = 400\n")).fused_attention_from == 400
-    other = 'title = "A test"\nbackend = "tensorrt"\n'
-    refused(toml("fused_attention_from = 400\n", head=other), "fused_attention_from", "onnxruntime")
+def test_fused_attention_is_for_backends_that_have_it(toml):
+    profile = read_profile(toml("fused_attention_from = 400\n"))
+    assert profile.fused_attention_from == 400
+    for name in BACKENDS:
+        backend = backend_of(profile.model_copy(update={"backend": name}))
+        if backend.fused_attention:
+            backend.check_profile(profile)
+        else:
+            with pytest.raises(ProfileError, match=f"fused_attention_from with the backend {name}"):
+                backend.check_profile(profile)
     refused(toml("fused_attention_from = 0\n"), "fused_attention_from")
 
 
