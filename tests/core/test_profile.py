@@ -19,7 +19,7 @@ from ztdeploy.core.profile import (
     read_profile,
 )
 from ztdeploy.jobs.build import BuildRequest
-from ztdeploy.target.backends import backend_of
+from ztdeploy.target.backends import BACKENDS, backend_of
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "profiles").glob("*.toml"))
 LEAST = {"title": "A test", "backend": "onnxruntime"}
