@@ -52,7 +52,7 @@ class Runner:
     def __init__(self, engine):
         from onnx.reference import ReferenceEvaluator
 
-        self._evaluator = ReferenceEvaluator(engine)
+        self._evaluator = ReferenceEvaluator(str(engine))
         graph = self._evaluator.proto_.graph
         self.signature = Signature(*(tuple(map(facts, side)) for side in (graph.input, graph.output)))
 

@@ -108,6 +108,7 @@ class Backend(ABC):
     #: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
     row_groups: ClassVar[tuple[int, ...]] = ()
     threaded: ClassVar[bool] = True  #: engines run on the CPU, in as many threads as they are told
+    shares_weights: ClassVar[bool] = False  #: engines without weights of their own read the bundle's weights file
     concurrent: ClassVar[bool] = False  #: one engine runs calls from several threads side by side
     spins: ClassVar[bool] = False  #: threads of an engine that wait for each other keep their cores busy
     fused_attention: ClassVar[bool] = False  #: it has the operator that `fused_attention_from` asks for

@@ -50,7 +50,7 @@ class OnnxRuntimeBackend(Backend):
     suffix = ".onnx"
     precisions = ("fp32", "int8")
     activations = ("dynamic",)
-    concurrent = spins = fused_attention = True
+    shares_weights = concurrent = spins = fused_attention = True
 
     def describe(self) -> str:
         return f"{self.version()} with {', '.join(ort.get_available_providers())}"

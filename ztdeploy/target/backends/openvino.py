@@ -62,6 +62,7 @@ class OpenVinoBackend(Backend):
     precisions = ("fp32", "bf16", "int8")
     activations = ("row", "uint8", "int8")
     row_groups = (192, 128, 64)
+    shares_weights = True
 
     def importing(self) -> AbstractContextManager[object]:
         return without_openvino_telemetry()

@@ -189,7 +189,7 @@ def _planned(
 
 
 def _reads_shared_weights(engine: EngineRecord) -> bool:
-    return get_backend(engine.backend).threaded and engine.weights is None
+    return get_backend(engine.backend).shares_weights and engine.weights is None
 
 
 def _verify(bundle: Bundle, variants: Sequence[VariantRecord], profile: str) -> None:
