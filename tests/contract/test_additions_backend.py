@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from helpers.processes import CHECKOUT, HANG_S, started
-
 from ztdeploy.core.toml import read_toml
+
 from ztdeploy.target.backends import BACKENDS, get_backend
 from ztdeploy.target.backends.base import Backend
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.core.processor import BF16_PRODUCTS, DOT_PRODUCTS, processor
-from ztdeploy.core.cache import installed_versions
 from ztdeploy.target.backends import backend_table, get_backend
 from ztdeploy.target.backends.base import Finding
 from ztdeploy.target.backends.int8 import what_int8_lacks

@@ -11,13 +11,13 @@ from typing import Any
 from optuna.study import Study
 from pydantic import TypeAdapter
 
-from ztdeploy.core.cache import cache_folder
+from ztdeploy.core.cache import cache_folder, installed_versions
 from ztdeploy.core.cost import gmacs
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import Architecture, PruningSchedule
-from ztdeploy.core.cache import installed_versions
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.identity import check_same, identity

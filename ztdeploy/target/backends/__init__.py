@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError, did_you_mean
 from ztdeploy.core.tables import look_up, with_entry_points
-from ztdeploy.core.cache import installed_versions
 
 if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
