@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from helpers.processes import CHECKOUT, HANG_S, started
-from ztdeploy.core.toml import read_toml
 
+from ztdeploy.core.data import parse_toml
 from ztdeploy.target.backends import BACKENDS, get_backend
 from ztdeploy.target.backends.base import Backend
 
@@ -161,7 +161,7 @@ def test_each_backend_of_the_table_is_named_as_its_line_and_has_its_extra(name: 
     assert backend.name == name
     assert backend.distributions
     assert backend.suffix.startswith(".")
-    extras = read_toml((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = parse_toml((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert not backend.extra or backend.extra in extras
 
 
