@@ -17,7 +17,7 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.jobs.assembly import documented
 from ztdeploy.target.backends import first_that_runs, why_not_run
-from ztdeploy.target.evaluate.data import EvalData, read_data
+from ztdeploy.target.evaluate.data import EvalData, label_classes, read_data
 from ztdeploy.target.evaluate.eval_report import EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge

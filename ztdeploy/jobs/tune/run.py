@@ -15,7 +15,6 @@ from ztdeploy.core.cache import cache_folder, installed_versions
 from ztdeploy.core.cost import gmacs
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
-from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
