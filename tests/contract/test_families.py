@@ -60,8 +60,26 @@ ALIKE = {
     "beitv2_base_patch16_224",
 }
 
-every = pytest.mark.parametrize("name", MEMBERS)
-graphs = pytest.mark.parametrize("name", [name for name in MEMBERS if name not in ALIKE])
+#: Graphs of each family that the short tests export: with prefix tokens, rotary angles, a relative bias, two heads.
+EXPORTED = {
+    "deit_small_distilled_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch16_siglip_224",
+    "vit_small_patch16_dinov3",
+    "eva02_tiny_patch14_224",
+    "beit_base_patch16_224",
+    "lvvit_s",
+}
+
+
+def longer(name: str, long: bool) -> Any:
+    return pytest.param(name, marks=pytest.mark.long) if long else name
+
+
+every = pytest.mark.parametrize("name", [longer(name, name in ALIKE) for name in MEMBERS])
+graphs = pytest.mark.parametrize(
+    "name", [longer(name, name not in EXPORTED) for name in MEMBERS if name in EXPORTED or name not in ALIKE]
+)
 
 
 @cache
@@ -241,7 +259,7 @@ def test_tensorrt_builds_an_engine_of_each_family(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", *POSITIONAL, "vit_small_patch16_dinov3", "lvvit_s"])
-@pytest.mark.parametrize("method", ["zero-tprune-merge", "tome", "novelty-merge"])
+@pytest.mark.parametrize("method", ["zero-tprune-merge", longer("tome", long=True), "novelty-merge"])
 def test_methods_that_merge_reach_every_family(name: str, method: str) -> None:
     dense = member(name)(images_for(name))
     spread = PruningSchedule(
@@ -293,7 +311,7 @@ def test_a_prefix_that_is_off_by_one_is_noticed(name: str, by: int) -> None:
 
 
 @pytest.mark.parametrize("name", POSITIONAL)
-@pytest.mark.parametrize("wrong", ["not-gathered", "off-by-one", "same-for-all-images"])
+@pytest.mark.parametrize("wrong", [longer("not-gathered", long=True), "off-by-one", "same-for-all-images"])
 def test_places_that_do_not_follow_the_tokens_are_noticed(
     name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from ztdeploy import cli
 from ztdeploy.cli import app
 
 
@@ -45,3 +47,28 @@ def test_there_are_such_options() -> None:
 def test_of_numbers_the_last_one_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["bench", "nowhere", "--rounds", "3", "--rounds", "6"]) == 4
     assert "'nowhere' has no manifest.json" in capsys.readouterr().err
+
+
+VERB = """
+import typer
+
+def register(app):
+    app.command(help="Greet somebody.")(greet)
+
+def greet(name: str) -> None:
+    typer.echo(f"hello {name}")
+"""
+
+
+def test_a_verb_is_one_file_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "greet.py").write_text(VERB)
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setattr(app, "VERBS", (*app.VERBS, "greet"))
+    monkeypatch.setattr(app, "app", app.application())
+    assert app.run(["greet", "somebody"]) == 0
+    assert capsys.readouterr().out == "hello somebody\n"
+    assert app.run(["--help"]) == 0
+    assert "Greet somebody." in capsys.readouterr().out
+    assert app.run(["greet"]) == 2

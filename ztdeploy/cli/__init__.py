@@ -14,9 +14,7 @@ def main() -> None:
     prepare_streams()
     _have_a_home()
     from ztdeploy.cli.app import run
-    from ztdeploy.cli.output import survive_any_text
 
-    survive_any_text()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -49,15 +49,6 @@ class _Application(typer.Typer):
         return super().command(*arguments, **{"cls": _Verb, **options})
 
 
-app = _Application(
-    name="ztdeploy",
-    help="Deployment compiler for vision transformers on edge devices.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 #: One file per verb or group of verbs; each registers its commands on the application.
 VERBS: tuple[str, ...] = (
     "build",
@@ -84,7 +75,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="ZTDEPLOY_DEBUG"),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
@@ -93,19 +83,66 @@ def _root(
         os.environ["ZTDEPLOY_DEBUG"] = "1"
 
 
-for _verb in VERBS:
-    import_module(f"ztdeploy.cli.{_verb}").register(app)
+def application() -> typer.Typer:
+    """The command line with all verbs."""
+    found = _Application(
+        name="ztdeploy",
+        help="Deployment compiler for vision transformers on edge devices.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    found.callback()(_root)
+    for verb in VERBS:
+        import_module(f"ztdeploy.cli.{verb}").register(found)
+    return found
+
+
+app = application()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     with _image_warnings_as_ours():
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        except (typer.Abort, KeyboardInterrupt):
+            return _fail("interrupted", 130, arguments)
+        except StreamError as error:
+            silence(1)
+            return _fail(str(error), error.exit_code, arguments, error)
+        except ZtdeployError as error:
+            return _fail(str(error), error.exit_code, arguments, error)
+        except (BrokenPipeError, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise  # shell completion leaves this way; Typer leaves with 1 from a broken pipe
+            # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
+            silence(1)
+            return 0
+        except OSError as error:  # that no part of ours has turned into an error
+            refused = system_error(error)
+            return _fail(str(refused), refused.exit_code, arguments, error)
+        except Exception as error:
+            # Click's own errors; some versions of Typer bring Click along, others import it.
+            if any(base.__name__ == "ClickException" for base in type(error).__mro__):
+                return _malformed(error, arguments)
+            line = str(error).splitlines()[0] if str(error) else ""
+            what = f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it"
+            return _fail(what, 1, arguments, error)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
+    sys.stdout.flush()
+    if result == 130:  # what newer Typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
 
 
 @contextmanager
 def _image_warnings_as_ours() -> Iterator[None]:
-    """Show warnings about images as our own; of many such warnings, the first few."""
+    """Show warnings about images as our own, and of many such warnings the first few."""
     shown, others = list[str](), warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -121,43 +158,6 @@ def _image_warnings_as_ours() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = others
-
-
-def _run(arguments: Sequence[str]) -> int:
-    try:
-        result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
-        sys.stdout.flush()
-        if result == 130:  # what newer Typer makes of Ctrl-C
-            return _fail("interrupted", 130, arguments)
-        return result if isinstance(result, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130, arguments)
-    except StreamError as error:
-        silence(1)
-        return _fail(str(error), error.exit_code, arguments, error)
-    except ZtdeployError as error:
-        return _fail(str(error), error.exit_code, arguments, error)
-    except (BrokenPipeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise  # shell completion leaves this way; Typer leaves with 1 from a broken pipe
-        # The reader of a pipe went away, as 'head' does; there is nobody left to tell.
-        silence(1)
-        return 0
-    except OSError as error:  # that no part of ours has turned into an error
-        refused = system_error(error)
-        return _fail(str(refused), refused.exit_code, arguments, error)
-    except Exception as error:
-        if _is_malformed_command_line(error):
-            return _malformed(error, arguments)
-        line = str(error).splitlines()[0] if str(error) else ""
-        return _fail(
-            f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it", 1, arguments, error
-        )
-
-
-def _is_malformed_command_line(error: Exception) -> bool:
-    """Whether it is Click's own error; some versions of Typer bring Click along, others import it."""
-    return any(base.__name__ == "ClickException" for base in type(error).__mro__)
 
 
 def _malformed(error: Any, arguments: Sequence[str]) -> int:

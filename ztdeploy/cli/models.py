@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,14 +84,7 @@ def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
         print_json({"name": name, "supported": False, "reason": error.given, "fix": error.fix})
         raise typer.Exit(error.exit_code) from error
     if json:
-        print_json(
-            {
-                "supported": True,
-                **asdict(found),
-                "image_size": found.image_size.plain,
-                "architecture": found.architecture.model_dump(),
-            }
-        )
+        print_json({"supported": True, **found.model_dump(mode="json")})
         return
     table(f"{name} can be pruned", [("", "left"), ("", "left")], _facts(found))
 

@@ -84,7 +84,7 @@ ProfileOption = Annotated[
     word_option("--profile", "-p", help="Run the engines of this profile. (default: the first that runs here)"),
 ]
 KeepRatiosOption = Annotated[
-    list[str] | None, word_option("--keep-ratio", "-k", help="Which variants; repeatable. (default: all)")
+    list[str] | None, word_option("--keep-ratio", "-k", help="Keep ratio of the variants; repeatable. (default: all)")
 ]
 VariantOption = Annotated[
     str | None, word_option("--variant", help="Select the variant by name instead of keep ratio.")
@@ -99,14 +99,17 @@ ThreadsOption = Annotated[
 ]
 WarmupOption = Annotated[
     float,
-    number_option(arguments.SECONDS, "--warmup", metavar="SECONDS", help="Per configuration, before the first round."),
+    number_option(
+        arguments.SECONDS, "--warmup", metavar="SECONDS", help="Warm-up of each configuration, before the first round."
+    ),
 ]
 LimitOption = Annotated[
-    int | None, number_option(arguments.IMAGES, "--limit", help="At most so many images, of every class alike.")
+    int | None,
+    number_option(arguments.IMAGES, "--limit", help="Use at most so many images, equally many of every class."),
 ]
 CacheOption = Annotated[
     Path | None,
-    path_option("--cache", help="Where what is made is kept. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
+    path_option("--cache", help="Folder for what later runs reuse. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
 ]
 SIZE = "PIXELS|HEIGHTxWIDTH"
 #: Options of a model that only `build` has.
@@ -132,13 +135,17 @@ def model_source(
     ] = None,
     crop_pct: Annotated[
         float | None,
-        number_option(Numbers(0.1, 1), "--crop-pct", help="Image size over resize. (default: the model's)"),
+        number_option(
+            Numbers(0.1, 1),
+            "--crop-pct",
+            help="Image size divided by the size that images are resized to. (default: the model's)",
+        ),
     ] = None,
     mean: Annotated[
-        str | None, word_option(metavar="R,G,B", help="Mean of the channels, of 0 to 1. (default: the model's)")
+        str | None, word_option(metavar="R,G,B", help="Mean of each channel, from 0 to 1. (default: the model's)")
     ] = None,
     std: Annotated[
-        str | None, word_option(metavar="R,G,B", help="Standard deviation of the channels. (default: the model's)")
+        str | None, word_option(metavar="R,G,B", help="Standard deviation of each channel. (default: the model's)")
     ] = None,
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
@@ -159,7 +166,7 @@ def model_source(
     ] = None,
     output: Annotated[
         Literal["logits", "embedding", "features"],
-        typer.Option(help="What the model gives; features are those of all patches."),
+        typer.Option(help="What the model gives; 'features' are the tokens of all patches."),
     ] = "logits",
     activation: Annotated[
         Literal["softmax", "sigmoid", "none"] | None,

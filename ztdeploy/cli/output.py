@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,13 +23,6 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of te
 
 #: Characters of a cell of a table that are shown at most.
 _LONGEST_CELL = 240
-
-
-def survive_any_text() -> None:
-    """Make standard output and error show what their encoding does not know by its number, instead of refusing it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(data: Any) -> None:
@@ -128,25 +120,21 @@ def warn(text: str) -> None:
     typer.secho(f"warning: {printable(text, None)}", err=True, fg=typer.colors.YELLOW)
 
 
-class _Lines:
-    """A line per step; one that says nothing new is left out."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def __call__(self, what: str, _done: int, _total: int) -> None:
-        if what != self._last:
-            note(what)
-        self._last = what
-
-
 @contextmanager
 def progress_bar(enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error; a line per step where that is not a terminal."""
     if not enabled:
         yield lambda _what, _done, _total: None
     elif not sys.stderr.isatty():
-        yield _Lines()
+        last = ""
+
+        def line(what: str, _done: int, _total: int) -> None:
+            nonlocal last
+            if what != last:
+                note(what)
+            last = what
+
+        yield line
     else:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -171,13 +159,11 @@ def fail(message: str, json_code: int | None = None) -> None:
     Args:
         json_code: the exit code, where standard output gets the error as JSON as well.
     """
+    lines = [(2, f"error: {printable(message, None)}")]
     if json_code is not None:
-        _echo_if_possible(json_text({"error": message, "exit_code": json_code}), err=False)
-    _echo_if_possible(f"error: {printable(message, None)}", err=True)
-
-
-def _echo_if_possible(text: str, *, err: bool) -> None:
-    try:
-        typer.echo(text, err=err)
-    except (OSError, StreamError):
-        silence(2 if err else 1)
+        lines.insert(0, (1, json_text({"error": message, "exit_code": json_code})))
+    for stream, text in lines:
+        try:
+            typer.echo(text, err=stream == 2)
+        except (OSError, StreamError):
+            silence(stream)

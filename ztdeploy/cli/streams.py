@@ -60,18 +60,16 @@ def silence(descriptor: int) -> None:
 
 
 def _text(raw: io.FileIO, before: TextIO | None) -> TextIO:
-    """
+    """The stream that shows what its encoding does not know by its number, instead of refusing it.
+
     Args:
         before: the stream as Python opened it; None where it was closed.
     """
-    if not isinstance(before, io.TextIOWrapper):
-        return io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
-        )
+    known = before if isinstance(before, io.TextIOWrapper) else None
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
-        encoding=before.encoding,
-        errors=before.errors,
-        line_buffering=before.line_buffering,
-        write_through=before.write_through,
+        encoding=known.encoding if known else "utf-8",
+        errors="backslashreplace",
+        line_buffering=known.line_buffering if known else True,
+        write_through=known.write_through if known else False,
     )

@@ -77,13 +77,14 @@ def describe(folder: Path) -> Description | None:
     try:
         if "architecture" in config:
             return _of_timm(config)
-        if "model_type" in config:
-            return _of_transformers(config, preprocessor)
-    except ValidationError as error:
-        raise _damaged(folder, ": ".join(first_error(error))) from error
+        return _of_transformers(config, preprocessor) if "model_type" in config else None
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise _damaged(folder, str(error)) from error
-    return None
+        reason = ": ".join(first_error(error)) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(
+            f"configuration in '{folder}' cannot be used ({printable(reason)[:160]})",
+            f"{CONFIG} as timm or transformers write it",
+            "correct it, or give --model NAME and --checkpoint FILE from a folder without it",
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,14 +92,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     data = read_json(path, _MOST_BYTES, what="configuration", error=CheckpointError, expected="a table in JSON")
     return data if isinstance(data, dict) else {}
-
-
-def _damaged(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"configuration in '{folder}' cannot be used ({printable(reason)[:160]})",
-        f"{CONFIG} as timm or transformers write it",
-        "correct it, or give --model NAME and --checkpoint FILE from a folder without it",
-    )
 
 
 class _Said(BaseModel):
@@ -134,27 +127,22 @@ class _Timm(_TimmPretrained):
 def _of_timm(data: dict[str, Any]) -> Description:
     config = _Timm.of(data)
     facts = config.pretrained_cfg or config  # older files have all in one table
-    names = config.label_names or config.labels or facts.label_names
-    said = {
-        name: value
-        for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std")
-        if (value := getattr(facts, name)) is not None
-    }
+    said = facts.model_dump(include={"interpolation", "crop_pct", "crop_mode", "mean", "std"}, exclude_none=True)
     arguments = {name: _bounded(name, value) for name, value in config.model_args.items() if name != "num_classes"}
-    size = facts.input_size[1:] if facts.input_size is not None else None
-    if facts.input_size is not None and facts.input_size[0] != 3:
-        arguments.setdefault("in_chans", facts.input_size[0])
+    channels, *size = facts.input_size or (3,)
+    if channels != 3:
+        arguments.setdefault("in_chans", channels)
     given = arguments.pop("img_size", None)
-    size = given if given is not None else size
+    asked = given if given is not None else size or None
     return Description(
         library="timm",
         architecture=config.architecture,
         tag=facts.tag,
         geometry=arguments,
         preprocess=said,
-        sources=dict.fromkeys((*said, *(["image_size"] if size else [])), CONFIG),
-        image_size=None if size is None else ImageSize.of(size),
-        class_names=_names(names),
+        sources=dict.fromkeys((*said, *(["image_size"] if asked else [])), CONFIG),
+        image_size=None if asked is None else ImageSize.of(asked),
+        class_names=_names(config.label_names or config.labels or facts.label_names),
     )
 
 
@@ -310,9 +298,9 @@ def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
         said["interpolation"] = _FILTERS.get(preprocessor.resample)
         if said["interpolation"] is None:
             raise ValueError(f"resample {preprocessor.resample}, which is none of {', '.join(map(str, _FILTERS))}")
-    edge, exact = _edge(preprocessor.size), _sides(preprocessor.size)
-    crop_edge = _edge(preprocessor.crop_size)
-    crop = _sides(preprocessor.crop_size) or (None if crop_edge is None else (crop_edge, crop_edge))
+    edge, exact = _sides(preprocessor.size)
+    crop_edge, crop = _sides(preprocessor.crop_size)
+    crop = crop or (None if crop_edge is None else (crop_edge, crop_edge))
     if crop is not None and preprocessor.do_center_crop is not False:
         shorter = edge or min(exact or crop)
         # a hair less, since the shorter side is what is left of a division when its fraction is cut off
@@ -324,22 +312,14 @@ def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _edge(size: int | dict[str, int | None] | None) -> int | None:
-    """The shorter side."""
-    edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
-    return None if edge is None else _side(edge)
-
-
-def _sides(size: int | dict[str, int | None] | None) -> tuple[int, int] | None:
-    """Height and width."""
-    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
-    return None if height is None or width is None else (_side(height), _side(width))
-
-
-def _side(pixels: int) -> int:
-    if not 1 <= pixels <= LARGEST_RESIZED:
-        raise ValueError(f"a side of {pixels} pixels")
-    return pixels
+def _sides(size: int | dict[str, int | None] | None) -> tuple[int | None, tuple[int, int] | None]:
+    """The shorter side, and height and width; None for what the size does not say."""
+    said = {"shortest_edge": size} if isinstance(size, int) else size or {}
+    edge, height, width = (said.get(name) for name in ("shortest_edge", "height", "width"))
+    for side in (edge, height, width):
+        if side is not None and not 1 <= side <= LARGEST_RESIZED:
+            raise ValueError(f"a side of {side} pixels")
+    return edge, None if height is None or width is None else (height, width)
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -78,20 +78,11 @@ def without_wrappers(state: State) -> State:
 
     Wrappers keep what they wrap in a private attribute, or in `module`; timm's models have neither.
     """
-    clean = {".".join((*filter(_is_part, words[:-1]), words[-1])): state[".".join(words)] for words in _words(state)}
+    clean = {}
+    for name, tensor in state.items():
+        *words, last = name.split(".")
+        clean[".".join([*(word for word in words if word != "module" and not word.startswith("_")), last])] = tensor
     return clean if len(clean) == len(state) else state
-
-
-def _words(state: State) -> list[list[str]]:
-    return [name.split(".") for name in state]
-
-
-def _is_part(word: str) -> bool:
-    return word != "module" and not word.startswith("_")
-
-
-def _as_it_is(state: State) -> State | None:
-    return state
 
 
 def _of_transformers(state: State) -> State | None:
@@ -116,7 +107,7 @@ def _of_unused_distillation(state: State) -> State | None:
 
 
 DIALECTS: tuple[Callable[[State], State | None], ...] = (
-    _as_it_is,
+    lambda state: state,
     _of_transformers,
     _told_by(r"layers\.\d+\.ffn\.layers\.", _MMPRETRAIN),
     _told_by(r"encoder_layer_\d+\.", _TORCHVISION),
@@ -146,14 +137,11 @@ def _joined(state: State) -> State:
     """Queries, keys and values in one projection."""
     result = dict(state)
     for name in state:
-        match = re.fullmatch(r"(.*\.attn\.)(query|q_proj)\.(weight|bias)", name)
-        if match:
+        if match := re.fullmatch(r"(.*\.attn\.)(query|q_proj)\.(weight|bias)", name):
             block, _, kind = match.groups()
-            names = [
-                next((f"{block}{one}.{kind}" for one in part if f"{block}{one}.{kind}" in state), "") for part in _PARTS
-            ]
-            if all(names):
-                result[f"{block}qkv.{kind}"] = torch.cat([result.pop(one) for one in names])
+            named = [[f"{block}{one}.{kind}" for one in part if f"{block}{one}.{kind}" in state] for part in _PARTS]
+            if all(named):
+                result[f"{block}qkv.{kind}"] = torch.cat([result.pop(found[0]) for found in named])
     return result
 
 
@@ -161,8 +149,7 @@ def _pooling(state: State) -> State:
     """SigLIP's attention pooling: queries apart from keys and values."""
     result = dict(state)
     for name in state:
-        match = re.fullmatch(r"(.*attn_pool\.)in_proj_(weight|bias)", name)
-        if match:
+        if match := re.fullmatch(r"(.*attn_pool\.)in_proj_(weight|bias)", name):
             pool, kind = match.groups()
             joined = result.pop(name)
             third = joined.shape[0] // 3

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,23 +50,29 @@ _DEEPEST, _LISTED = 12, 3
 _MOST_TABLES, _MOST_PREFIXES = 16, 32
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The classifier that was found in a table."""
+
+    head: State = field(default_factory=dict)  #: in the model's names; empty where none was found
+    used: frozenset[str] = frozenset()  #: its names in the table
+    head_name: str = ""  #: what the head is called there, where that is not what timm calls it
+    rivals: tuple[str, ...] = ()  #: what might be the head, where that is more than one
+    wide: int | None = None  #: how many numbers a head takes that is called as the model's, and takes others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(_Head):
     """What was found in a file, and how well it fits."""
 
     table: str  #: where in the file, "" being the file itself
     prefix: str  #: of its names there
-    inside: State = field(repr=False, compare=False)  #: what has the prefix, without it, before anything was resampled
     trunk: State  #: all but the head, in the model's names
-    head: State  #: empty where none was found
     classes: int | None  #: what the head has; None without one
     faults: int  #: tensors of the model that are missing or of another shape, and tensors that the model lacks
     unnamed: int  #: names of the model that it has not
     resampled: bool  #: whether positions were resampled to the model's image size
     ignored: tuple[str, ...]  #: names of tensors that are not the network's
-    head_name: str = ""  #: what the head is called, where that is not what timm calls it
-    rivals: tuple[str, ...] = ()  #: what might be the head, where that is more than one
-    wide: int | None = None  #: how many numbers a head takes that is called as the model's, and takes others
     others: tuple[str, ...] = field(default=(), compare=False)  #: where else something fits as well
 
     @property
@@ -98,7 +104,8 @@ class Fit:
         if self.head_name:
             lines.append(f"took '{self.head_name}' for the head")
         if self.ignored:
-            lines.append(f"left out {_counted(len(self.ignored))} not the network's: {_listed(self.ignored)}")
+            count = "1 tensor that is" if len(self.ignored) == 1 else f"{len(self.ignored)} tensors that are"
+            lines.append(f"left out {count} not the network's: {_listed(self.ignored)}")
         return tuple(lines)
 
 
@@ -138,13 +145,10 @@ class _Target:
         self.model = model
         named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
         self.heads = (named,) if isinstance(named, str) else tuple(named)
+        self.of_heads = tuple(f"{head}." for head in self.heads)
         self.width = int(getattr(known, "head_hidden_size", None) or known.embed_dim)
         self.own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(self.of_heads)}
         self.parts = {name.partition(".")[0] for name in self.own} | _PARTS
-
-    @property
-    def of_heads(self) -> tuple[str, ...]:
-        return tuple(f"{head}." for head in self.heads)
 
     @cached_property
     def filter(self) -> Callable[..., State]:
@@ -157,24 +161,20 @@ class _Target:
         takes_scales = "adapt_layer_scale" in known.__code__.co_varnames
         return (lambda state, one: known(state, one, adapt_layer_scale=True)) if takes_scales else known
 
-    def lacks(self, state: Mapping[str, Tensor]) -> list[str]:
+    def lacks(self, state: State) -> list[str]:
         """Its own names that a state has not, or in another shape or type."""
         return [name for name, own in self.own.items() if name not in state or not _alike(state[name], own)]
 
-    def strange(self, state: Mapping[str, Tensor]) -> list[str]:
-        """What a state has of a network, and the model has not."""
-        return [
-            name
-            for name, tensor in state.items()
-            if name not in self.own
-            and not name.startswith(self.of_heads)
-            and not _LEFTOVERS.match(name)
-            and (name.partition(".")[0] in self.parts or self._is_token(name, tensor))
-        ]
+    def strange(self, state: State) -> list[str]:
+        """What a state has of a network, and the model has not: parts, or tokens such as learned prompts."""
 
-    def _is_token(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor might enter the blocks beside the patches, as learned prompts do."""
-        return "." not in name and tensor.dim() == 3 and tensor.shape[0] == 1 and tensor.shape[2] == self.width
+        def is_strange(name: str, tensor: Tensor) -> bool:
+            is_token = "." not in name and tensor.dim() == 3 and tensor.shape[::2] == (1, self.width)
+            return name.partition(".")[0] in self.parts or is_token
+
+        unknown = {name: tensor for name, tensor in state.items() if name not in self.own}
+        foreign = (name for name in unknown if not name.startswith(self.of_heads) and not _LEFTOVERS.match(name))
+        return [name for name in foreign if is_strange(name, unknown[name])]
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -215,19 +215,15 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
     taken = {prefix + name for name in (*target.own, *strange)} | head.used
     rest = [*(name for name in state if not name.startswith(prefix)), *placed]
     return Fit(
+        **vars(head),
         table=table,
         prefix=prefix,
-        inside=inside,
         trunk={name: trunk[name] for name in (*target.own, *strange) if name in trunk},
-        head=head.state,
-        classes=next(iter(head.state.values())).shape[0] if head.state else None,
+        classes=next(iter(head.head.values())).shape[0] if head.head else None,
         faults=len(lacks) + len(strange),
         unnamed=sum(name not in trunk for name in target.own),
         resampled=resampled,
         ignored=tuple(name for name in rest if name not in taken and not _LEFTOVERS.match(name)),
-        head_name=head.name,
-        rivals=head.rivals,
-        wide=head.wide,
     )
 
 
@@ -253,15 +249,6 @@ def _other_patches(state: State, own: State) -> bool:
     return ours is not None and any(tensor.shape[2:] != ours.shape[2:] for tensor in theirs)
 
 
-@dataclass(frozen=True)
-class _Head:
-    state: State = field(default_factory=dict)  #: in the model's names
-    used: frozenset[str] = frozenset()  #: its names in the table
-    name: str = ""  #: what it is called there, where that is not what the model calls it
-    rivals: tuple[str, ...] = ()
-    wide: int | None = None
-
-
 def _head(state: State, prefix: str, target: _Target) -> _Head:
     """The classifier beside, or behind, what has a prefix."""
     words = prefix.split(".")[:-1]
@@ -270,7 +257,7 @@ def _head(state: State, prefix: str, target: _Target) -> _Head:
         found = {head: _linear(state, f"{place}{head}", target.width) for head in target.heads}
         if all(found.values()):
             head = {f"{name}.{part}": tensor for name, linear in found.items() for part, tensor in linear.items()}
-            return _Head(head, frozenset(place + name for name in head))
+            return _Head(head=head, used=frozenset(place + name for name in head))
     names = tuple(name for place in places for name in _classifiers(state, place, prefix, target))
     if len(names) != 1 or len(target.heads) != 1:
         called = [state.get(f"{place}{target.heads[0]}.weight") for place in places]
@@ -279,7 +266,7 @@ def _head(state: State, prefix: str, target: _Target) -> _Head:
         )
     linear = _linear(state, names[0], target.width)
     head = {f"{target.heads[0]}.{part}": tensor for part, tensor in linear.items()}
-    return _Head(head, frozenset(f"{names[0]}.{part}" for part in linear), names[0])
+    return _Head(head=head, used=frozenset(f"{names[0]}.{part}" for part in linear), head_name=names[0])
 
 
 def _linear(state: State, name: str, width: int) -> State:
@@ -298,13 +285,13 @@ def _classifiers(state: State, place: str, prefix: str, target: _Target) -> list
         own = place == prefix and top in target.parts
         if name.startswith(place) and not own and not prefix.startswith(f"{place}{top}.") and _CLASSIFIER.search(top):
             modules.setdefault(top, []).append(name)
-    linear = [names[0].rpartition(".")[0] for names in modules.values() if _one_linear(names)]
-    return [name for name in linear if _linear(state, name, target.width)]
-
-
-def _one_linear(names: list[str]) -> bool:
-    kinds = {name.rpartition(".")[2] for name in names}
-    return len({name.rpartition(".")[0] for name in names}) == 1 and kinds == {"weight", "bias"}
+    found = []
+    for names in modules.values():
+        linear = names[0].rpartition(".")[0]
+        alone = {*names} == {f"{linear}.weight", f"{linear}.bias"}
+        if alone and _linear(state, linear, target.width):
+            found.append(linear)
+    return found
 
 
 def _same(one: Fit, other: Fit) -> bool:
@@ -315,10 +302,6 @@ def _same(one: Fit, other: Fit) -> bool:
         and torch.equal(tensor, other.trunk[name])
         for name, tensor in one.trunk.items()
     )
-
-
-def _counted(count: int) -> str:
-    return "1 tensor that is" if count == 1 else f"{count} tensors that are"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, PreprocessSpec, given
+from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
@@ -120,8 +121,7 @@ def load_model(asked: ModelSource) -> LoadedModel:
     )
 
 
-@dataclass(frozen=True)
-class ModelCheck:
+class ModelCheck(Record):
     """A model that can be pruned."""
 
     name: str
