@@ -46,7 +46,7 @@ def test_folders_named_after_classes(tmp_path: Path) -> None:
     touch(tmp_path, "Great_White-Shark/b.JPG", "Great_White-Shark/a.png", "tench/more/c.webp", "tench/notes.txt")
     touch(tmp_path, "tench/.hidden.jpg", ".git/d.png", "empty/readme.md")
     data = read(tmp_path)
-    assert (data.kind, data.rule) == ("class folders", "2 folders, by class names")
+    assert (data.labelled, data.rule) == (True, "2 folders, by class names")
     expected = {"Great_White-Shark/a.png": [0], "Great_White-Shark/b.JPG": [0], "tench/more/c.webp": [1]}
     assert labels_of(data) == expected
     assert list(labels_of(data)) == list(expected), "in the order of names"
@@ -102,7 +102,7 @@ def test_without_class_names_indices_are_needed(tmp_path: Path) -> None:
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     data = read(touch(tmp_path, "b.png", "a.jpg", "c.txt", "sub/notes.txt"))
-    assert (data.kind, data.labelled, data.ignored) == ("unlabelled", False, 1)
+    assert (data.labelled, data.ignored) == (False, 1)
     assert labels_of(data) == {"a.jpg": [], "b.png": []}
 
 
@@ -145,7 +145,7 @@ def test_a_labels_file_or_the_folder_that_it_lies_in(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"file": "b.png", "indices": [1, 4]}, {"file": "a.png", "indices": [0]}]))
     for path in (file, tmp_path):
         data = read(path)
-        assert (data.kind, data.name, data.labelled) == ("labels file", tmp_path.name, True)
+        assert (data.name, data.labelled) == (tmp_path.name, True)
         assert labels_of(data) == {"b.png": [1, 4], "a.png": [0]}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ztdeploy.core.text import printable
-from ztdeploy.report.show.drawing import LEAST, MOST, Drawing, Row
+from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, VariantDrawing
 from ztdeploy.report.show.tiles import NOTHING, Colour, importance_colour
 from ztdeploy.target.runtime.postprocess import chance
 
@@ -62,7 +62,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def contact_sheet(drawing: Drawing) -> Image.Image:
+def contact_sheet(drawing: ImageDrawing) -> Image.Image:
     """RGB, on white, whatever the theme of who looks at it."""
     side, high = drawing.plain.size
     across = min(_ACROSS, max(len(row.panels) for row in drawing.rows))
@@ -77,7 +77,7 @@ def contact_sheet(drawing: Drawing) -> Image.Image:
     return sheet.picture.crop((0, 0, width, sheet.y + _GAP // 2))
 
 
-def _write_row(sheet: _Sheet, plain: Image.Image, row: Row, across: int) -> None:
+def _write_row(sheet: _Sheet, plain: Image.Image, row: VariantDrawing, across: int) -> None:
     sheet.write(row.heading, size=22)
     sheet.y += 6
     sheet.place(plain, 0, ["what the model sees"])
@@ -105,7 +105,7 @@ def _write_row(sheet: _Sheet, plain: Image.Image, row: Row, across: int) -> None
         sheet.write_wrapped(text)
 
 
-def _write_key(sheet: _Sheet, size: tuple[int, int], row: Row) -> None:
+def _write_key(sheet: _Sheet, size: tuple[int, int], row: VariantDrawing) -> None:
     """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
     top, width, (wide, side) = sheet.y, 24, size
     draw, font = ImageDraw.Draw(sheet.picture), _font(_SMALL)

@@ -35,7 +35,7 @@ LEAST, MOST = "least important", "most important"
 
 
 @dataclass(frozen=True)
-class Panel:
+class LayerDrawing:
     """What is shown of one pruning layer."""
 
     tile: Image.Image
@@ -46,11 +46,11 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantDrawing:
     """What is shown of one variant."""
 
     heading: str
-    panels: tuple[Panel, ...]
+    panels: tuple[LayerDrawing, ...]
     answers: tuple[tuple[str, tuple[Label, ...]], ...]  #: dense's and the variant's; empty where models give vectors
     nearness: str | None  #: how near vectors are to dense's; None of a classifier
     keys: tuple[tuple[str, Colour], ...]  #: what the colours of reasons mean
@@ -60,30 +60,32 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ImageDrawing:
     """What is shown of one image."""
 
     name: str
     plain: Image.Image
     grid: Grid
-    rows: tuple[Row, ...]
+    rows: tuple[VariantDrawing, ...]
 
 
-def draw(one: ExplainedImage, manifest: Manifest) -> Drawing:
+def draw(one: ExplainedImage, manifest: Manifest) -> ImageDrawing:
     grid = Grid(*manifest.model.architecture.rows_and_columns)
     plain = plain_tile(one.pixels, grid)
     rows = tuple(_row(seen, one.dense_labels, plain, grid, manifest) for seen in one.variants)
-    return Drawing(one.image.name, plain, grid, rows)
+    return ImageDrawing(one.image.name, plain, grid, rows)
 
 
-def _row(seen: Explained, dense: tuple[Label, ...], plain: Image.Image, grid: Grid, manifest: Manifest) -> Row:
+def _row(
+    seen: Explained, dense: tuple[Label, ...], plain: Image.Image, grid: Grid, manifest: Manifest
+) -> VariantDrawing:
     variant, depth = seen.variant, manifest.model.architecture.depth
     known = [reasons for reasons in seen.reasons if reasons is not None]
     keys = (
         ("like another one", SIMILAR_COLOUR, any(one.by_similarity for one in known)),
         ("among the least important", UNIMPORTANT_COLOUR, any(one.by_importance for one in known)),
     )
-    return Row(
+    return VariantDrawing(
         heading=f"{variant.name}, {variant.schedule.method}, {variant.gmacs:.3g} of {manifest.dense.gmacs:.3g} GMACs",
         panels=tuple(
             _panel(layer, why, plain, grid, depth) for layer, why in zip(seen.layers, seen.reasons, strict=True)
@@ -97,12 +99,12 @@ def _row(seen: Explained, dense: tuple[Label, ...], plain: Image.Image, grid: Gr
     )
 
 
-def _panel(layer: LayerPatches, why: LayerReasons | None, plain: Image.Image, grid: Grid, depth: int) -> Panel:
+def _panel(layer: LayerPatches, why: LayerReasons | None, plain: Image.Image, grid: Grid, depth: int) -> LayerDrawing:
     plan, gone = layer.plan, None
     if why is not None:
         counts = ((len(why.by_similarity), "similarity"), (len(why.by_importance), "importance"))
         gone = "gone: " + (", ".join(f"{count} by {reason}" for count, reason in counts if count) or "none")
-    return Panel(
+    return LayerDrawing(
         tile=layer_tile(plain, layer, grid, why),
         importance=importance_tile(plain.size, layer, grid, why) if why is not None and why.has_importance else None,
         caption=f"block {plan.block + 1} of {depth}: {plan.tokens_out} of {plan.tokens_in} tokens",

@@ -19,7 +19,7 @@ from ztdeploy.core.text import html_text
 from ztdeploy.report.kit.figures import counted
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.show.contact_sheet import contact_sheet
-from ztdeploy.report.show.drawing import LEAST, MOST, Drawing, Panel, Row, draw
+from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, LayerDrawing, VariantDrawing, draw
 from ztdeploy.report.show.tiles import Grid, importance_colour
 from ztdeploy.target.evaluate.explain import ExplainedImage
 from ztdeploy.target.evaluate.reasons import Pair
@@ -121,11 +121,11 @@ def _top(bundle: Bundle) -> Markup:
     )
 
 
-def _section(drawing: Drawing) -> Markup:
+def _section(drawing: ImageDrawing) -> Markup:
     return element("section", element("h2", drawing.name), [_row(drawing, row) for row in drawing.rows])
 
 
-def _row(drawing: Drawing, row: Row) -> Markup:
+def _row(drawing: ImageDrawing, row: VariantDrawing) -> Markup:
     seen = "what the model sees"
     answers = [
         element("tr", element("th", name), [_answer(one.name, chance(one.probability, one.value)) for one in labels])
@@ -151,7 +151,7 @@ def _answer(name: str, likely: str) -> Markup:
     return element("td", f"{name} ", element("span", likely))
 
 
-def _panel(panel: Panel, grid: Grid) -> Markup:
+def _panel(panel: LayerDrawing, grid: Grid) -> Markup:
     importance = panel.importance
     return element(
         "figure",
@@ -187,7 +187,7 @@ def _pairs(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
     return element("details", element("summary", counted(len(pairs), "similar pair")), table)
 
 
-def _key(row: Row) -> Markup | None:
+def _key(row: VariantDrawing) -> Markup | None:
     """What the colours of patches mean, and those of importance, as far as they are used."""
     parts = [element("span", element("i", style=f"background: {_css(colour)}"), text) for text, colour in row.keys]
     if any(panel.importance is not None for panel in row.panels):

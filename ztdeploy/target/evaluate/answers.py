@@ -27,8 +27,8 @@ _COMMON: dict[str, tuple[str, int]] = {"content": ("u", 2), "problem": ("U", 1)}
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
+class ImageAnswers:
+    """ImageAnswers of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
 
     #: The fields `[v, n, ...]` that a subclass adds: the kind of their type, and how many axes they have.
     OWN: ClassVar[dict[str, tuple[str, int]]] = {}
@@ -44,8 +44,8 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class ClassAnswers(Answers):
-    """Answers of classifiers."""
+class ClassAnswers(ImageAnswers):
+    """ImageAnswers of classifiers."""
 
     OWN = {"best": ("i", 3), "probability": ("f", 2), "same": ("b", 2), "kl": ("f", 2)}  # noqa: RUF012
     best: NDArray[np.int32]  #: `[v, n, 5]` classes, best first; fewer where the model has fewer
@@ -55,8 +55,8 @@ class ClassAnswers(Answers):
 
 
 @dataclass(frozen=True)
-class VectorAnswers(Answers):
-    """Answers of engines that give an embedding, or a vector for each of P positions."""
+class VectorAnswers(ImageAnswers):
+    """ImageAnswers of engines that give an embedding, or a vector for each of P positions."""
 
     OWN = {"cosine": ("f", 3), "filled": ("b", 3), "vectors": ("f", 3)}  # noqa: RUF012
     cosine: NDArray[np.float32]  #: `[v, n, P]` cosine to dense's vector; P is 1 for embeddings
@@ -64,7 +64,7 @@ class VectorAnswers(Answers):
     vectors: NDArray[np.float32]  #: `[v, n, D]` embeddings of length 1; D is 0 where there are positions
 
 
-_Answers = TypeVar("_Answers", bound=Answers)
+_Answers = TypeVar("_Answers", bound=ImageAnswers)
 
 
 def class_answers(
@@ -168,7 +168,7 @@ def _axis(name: str) -> int:
     return 0 if name in _COMMON else 1
 
 
-def keep_answers(answers: Answers, path: Path) -> None:
+def keep_answers(answers: ImageAnswers, path: Path) -> None:
     """Write a file whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{field.name: getattr(answers, field.name) for field in fields(answers)})

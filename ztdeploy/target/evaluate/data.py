@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands
 from ztdeploy.target.runtime.preprocess import resize_and_crop
 
 LABELS = "labels.json"
-Kind = Literal["labels file", "class folders", "unlabelled"]
 #: How files of the formats that `runtime.images` reads are named. Decoding shows what a file really holds.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 _MOST_LEVELS = 32
@@ -45,14 +43,10 @@ class EvalData:
 
     path: Path  #: what the user named
     root: Path  #: the folder that images are named within
-    kind: Kind
+    labelled: bool
     rule: str  #: how images come by their labels, in words
     images: tuple[LabelledImage, ...]  #: unlabelled ones accept no class
     ignored: int = 0  #: files whose names are not those of images, and links that lead back to where they came from
-
-    @property
-    def labelled(self) -> bool:
-        return self.kind != "unlabelled"
 
     @property
     def name(self) -> str:
@@ -66,7 +60,7 @@ class EvalData:
 
     def without_labels(self) -> EvalData:
         images = tuple(replace(image, accepted=frozenset()) for image in self.images)
-        return replace(self, kind="unlabelled", rule="labels left aside: against dense only", images=images)
+        return replace(self, labelled=False, rule="labels left aside: against dense only", images=images)
 
 
 def read_data(path: Path, names: Sequence[str] | None, classes: int | None, channels: int = 3) -> EvalData:
@@ -105,14 +99,13 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int | None, chan
             "check the folder",
         )
     listed = [(one, frozenset[int]()) for one in inside]
-    kind: Kind = "unlabelled"
     rule = "no labels: against dense only"
     if folders:
         matched = apart(list(folders)) if classes is None else match_folders(list(folders), names, classes)
         listed += [(one, frozenset([matched.indices[name]])) for name, found in folders.items() for one in found]
-        kind, rule = "class folders", f"{len(folders)} folders, by {matched.rule}"
+        rule = f"{len(folders)} folders, by {matched.rule}"
     images = tuple(LabelledImage(one, accepted) for one, accepted in listed if one is not None)
-    return EvalData(path, path, kind, rule, images, ignored=len(listed) - len(images))
+    return EvalData(path, path, bool(folders), rule, images, ignored=len(listed) - len(images))
 
 
 def label_classes(output: Output, outputs: int) -> int | None:
@@ -205,9 +198,7 @@ def _index(value: object) -> int:
 
 
 def _from_labels(path: Path, file: Path, classes: int | None) -> EvalData:
-    data = EvalData(
-        path, file.parent / "images", "labels file", f"listed in {file.name}", images=tuple(read_labels(file))
-    )
+    data = EvalData(path, file.parent / "images", True, f"listed in {file.name}", images=tuple(read_labels(file)))
     seen = set[Path]()
     for image in data.images:
         if not image.accepted or not all(0 <= index < (classes or math.inf) for index in image.accepted):

@@ -26,8 +26,8 @@ from ztdeploy.core.preprocess_spec import Output
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.evaluate.answers import (
-    Answers,
     ClassAnswers,
+    ImageAnswers,
     VectorAnswers,
     chosen,
     class_answers,
@@ -65,7 +65,7 @@ class Workload:
         return self.bundle.manifest.model.gives
 
     @property
-    def answers(self) -> type[Answers]:
+    def answers(self) -> type[ImageAnswers]:
         """What is kept of what the engines give."""
         return ClassAnswers if self.output == "logits" else VectorAnswers
 
@@ -88,7 +88,7 @@ class Workload:
 
 
 @contextmanager
-def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], Answers]]:
+def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], ImageAnswers]]:
     """Open all engines of a workload, and give a function that decodes images and runs all engines on them.
 
     Any thread may call the function. An image that cannot be read is a problem in its answers. It raises a ParityError
@@ -114,7 +114,7 @@ def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], Answers]
 
 def _answer(
     work: Workload, runners: Sequence[BundleRunner], turn: AbstractContextManager[object], paths: Sequence[Path]
-) -> Answers:
+) -> ImageAnswers:
     manifest = work.bundle.manifest
     images = [decode(path, manifest.preprocess) for path in paths]
     problems = ["" if isinstance(image, Decoded) else image for image in images]
@@ -126,7 +126,7 @@ def _answer(
     content = np.stack([np.frombuffer(image.digest, np.uint8) for image in taken])
     with turn:
         outputs = [_outputs(runner, pixels, names, work.batch) for runner in runners]
-    answers: Answers
+    answers: ImageAnswers
     if work.output == "logits":
         answers = class_answers(outputs, content, manifest.model.activation)
     else:

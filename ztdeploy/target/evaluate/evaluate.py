@@ -16,8 +16,8 @@ from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.core.progress import Note, Pace, Progress, silent
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.evaluate.answers import (
-    Answers,
     ClassAnswers,
+    ImageAnswers,
     VectorAnswers,
     chosen,
     joined,
@@ -184,12 +184,12 @@ def _answers(
     fresh: bool,
     progress: Progress,
     note: Note,
-) -> Answers:
+) -> ImageAnswers:
     """The answers to all images; what is kept already is not run again."""
     total = len(data.images)
     parts = [data.images[at : at + CHUNK] for at in range(0, total, CHUNK)]
     files = _files(work, parts, folder)
-    found: dict[int, Answers] = {}
+    found: dict[int, ImageAnswers] = {}
     for place, (part, file) in enumerate(zip(parts, files, strict=True)):
         kept = None if fresh else kept_answers(file, work.answers, len(work.variants), len(part))
         if kept is not None:
@@ -203,7 +203,7 @@ def _answers(
         # Whatever happens here, engines are closed behind the last worker that uses them.
         with open_engines(work) as answer:
 
-            def run(place: int) -> Answers:
+            def run(place: int) -> ImageAnswers:
                 answers = answer([image.path for image in parts[place]])
                 keep_answers(answers, files[place])
                 return answers
@@ -249,7 +249,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _accepted(answers: Answers, request: EvalRequest) -> Answers:
+def _accepted(answers: ImageAnswers, request: EvalRequest) -> ImageAnswers:
     """
     Raises:
         ImageError: the request is strict, and an image could not be read.
@@ -260,7 +260,7 @@ def _accepted(answers: Answers, request: EvalRequest) -> Answers:
     return answers
 
 
-def _scores(work: Workload, answers: Answers, data: EvalData, request: EvalRequest) -> list[VariantScore]:
+def _scores(work: Workload, answers: ImageAnswers, data: EvalData, request: EvalRequest) -> list[VariantScore]:
     """The figures of each variant; images that could not be read count nowhere.
 
     Raises:

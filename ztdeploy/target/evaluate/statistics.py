@@ -16,22 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 RESAMPLES = 2_000
 #: Values that are drawn at once.
 _DRAWN_AT_ONCE = 2_000_000
 #: Each halves an interval of at most 2; more do nothing in double precision.
 _HALVINGS = 60
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def wilson_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(count: int, total: int) -> Interval:
     """Where the share lies of which `count` of `total` images are a sample (Wilson's score interval).
 
     Raises:
@@ -39,16 +39,15 @@ def wilson_interval(count: int, total: int, confidence: float = CONFIDENCE) -> I
     """
     if not 0 <= count <= total or total < 1:
         raise ValueError(f"{count} of {total} images")
-    z = _z(confidence)
-    scale = 1 + z * z / total
-    centre = (count + z * z / 2) / total / scale
-    half = z * math.sqrt(count * (total - count) / total + z * z / 4) / total / scale
+    scale = 1 + _Z * _Z / total
+    centre = (count + _Z * _Z / 2) / total / scale
+    half = _Z * math.sqrt(count * (total - count) / total + _Z * _Z / 4) / total / scale
     low = 0.0 if count == 0 else max(0.0, centre - half)
     high = 1.0 if count == total else min(1.0, centre + half)
-    return Interval(low=low, high=high, confidence=confidence)
+    return Interval(low=low, high=high, confidence=CONFIDENCE)
 
 
-def paired_interval(gained: int, lost: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+def paired_interval(gained: int, lost: int, total: int) -> Interval:
     """Where the change of a share lies, both shares being taken on the same `total` images (Tango's score interval).
 
     It holds every change that a score test does not reject; for a change of 0 that test is McNemar's (without
@@ -66,10 +65,10 @@ def paired_interval(gained: int, lost: int, total: int, confidence: float = CONF
     """
     if min(gained, lost) < 0 or not total >= 1 or gained + lost > total:
         raise ValueError(f"{gained} gained and {lost} lost of {total} images")
-    z, change = _z(confidence), (gained - lost) / total
-    low = _last(lambda delta: tango_score(gained, lost, total, delta) <= z, change, -1.0)
-    high = _last(lambda delta: tango_score(gained, lost, total, delta) >= -z, change, 1.0)
-    return Interval(low=low, high=high, confidence=confidence)
+    change = (gained - lost) / total
+    low = _last(lambda delta: tango_score(gained, lost, total, delta) <= _Z, change, -1.0)
+    high = _last(lambda delta: tango_score(gained, lost, total, delta) >= -_Z, change, 1.0)
+    return Interval(low=low, high=high, confidence=CONFIDENCE)
 
 
 def tango_score(gained: int, lost: int, total: int, delta: float) -> float:
@@ -88,27 +87,23 @@ def tango_score(gained: int, lost: int, total: int, delta: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def mean_interval(
-    values: NDArray[np.float64], *, seed: int = 0, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
-) -> Interval:
+def mean_interval(values: NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The percentile bootstrap of the mean, images being the unit. The same seed, the same interval.
 
     Args:
         values: one per image, `[n]`, n at least 1.
     """
-    import numpy as np
-
     generator, at_once = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // len(values))
     means = [
         values[generator.integers(0, len(values), (min(at_once, resamples - start), len(values)))].mean(axis=1)
         for start in range(0, resamples, at_once)
     ]
-    tail = 100 * (1 - confidence) / 2
+    tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
-    return Interval(low=float(low), high=float(high), confidence=confidence)
+    return Interval(low=float(low), high=float(high), confidence=CONFIDENCE)
 
 
-def quantile_interval(values: NDArray[np.floating[Any]], share: float, confidence: float = CONFIDENCE) -> Interval:
+def quantile_interval(values: NDArray[np.floating[Any]], share: float) -> Interval:
     """Where a quantile lies of what images like these have, the images being the unit (Woodruff).
 
     The share of values below the sample's quantile has an interval, by how it differs from image to image; the sample's
@@ -118,17 +113,10 @@ def quantile_interval(values: NDArray[np.floating[Any]], share: float, confidenc
         values: `[n, m]`: m of each image, n at least 1.
         share: the share of the values below the quantile, from 0 to 1.
     """
-    import numpy as np
-
     below = (values <= np.quantile(values, share)).mean(axis=1)
-    error = float(below.std(ddof=1)) / math.sqrt(len(below)) if len(below) > 1 else 1.0
-    reach = _z(confidence) * error
+    reach = _Z * (float(below.std(ddof=1)) / math.sqrt(len(below)) if len(below) > 1 else 1.0)
     low, high = np.quantile(values, [max(0.0, share - reach), min(1.0, share + reach)])
-    return Interval(low=float(low), high=float(high), confidence=confidence)
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+    return Interval(low=float(low), high=float(high), confidence=CONFIDENCE)
 
 
 def _last(holds: Callable[[float], bool], inside: float, outside: float) -> float:
