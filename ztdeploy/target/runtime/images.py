@@ -8,7 +8,7 @@ settings (`MAX_IMAGE_PIXELS`, warning filters) are left as they are.
 from __future__ import annotations
 
 import math
-import stat
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ztdeploy.core.errors import ImageError, ImageWarning
+from ztdeploy.core.files import open_regular, reason_of
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.text import one_line
 from ztdeploy.target.runtime.arrays import read_header
@@ -118,15 +119,25 @@ def _from_array(pixels: NDArray[Any], name: str, wanted: _Wanted) -> list[Image.
 
 def _from_file(path: Path, wanted: _Wanted) -> list[Image.Image]:
     name = f"image {str(path)!r}"
-    with _as_image_errors(name):
-        _check_file(path, name)
-        # Opened here and not by Pillow: closed whatever happens, and never mapped into memory, where a file
-        # that shrinks while it is read kills the process.
-        with path.open("rb") as file:
-            if path.suffix.lower() == ARRAY_SUFFIX:
-                return _from_array(_array_in(file, name), f"{name}, an array", wanted)
-            with Image.open(file, formats=FORMATS) as image:
-                return _upright(image, name, wanted)
+    # Opened here and not by Pillow: closed whatever happens, and never mapped into memory, where a file that shrinks
+    # while it is read kills the process.
+    with _as_image_errors(name), _opened(path, name) as file:
+        if path.suffix.lower() == ARRAY_SUFFIX:
+            return _from_array(_array_in(file, name), f"{name}, an array", wanted)
+        with Image.open(file, formats=FORMATS) as image:
+            return _upright(image, name, wanted)
+
+
+def _opened(path: Path, name: str) -> IO[bytes]:
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        found = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise ImageError(f"{name} {found}", "an image file", "check the path") from None
+    if not os.fstat(file.fileno()).st_size:
+        file.close()
+        raise ImageError(f"{name} is empty (0 bytes)", "an image file", "copy or download it again")
+    return file
 
 
 def _array_in(file: IO[bytes], name: str) -> NDArray[np.uint8]:
@@ -145,20 +156,6 @@ def _array_in(file: IO[bytes], name: str) -> NDArray[np.uint8]:
     return np.frombuffer(file.read(values), np.uint8).reshape(shape)
 
 
-def _check_file(path: Path, name: str) -> None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        found = "is a link to nothing" if path.is_symlink() else "does not exist"
-        raise ImageError(f"{name} {found}", "an image file", "check the path") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{name} is a folder", "an image file", "name one image inside it")
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
-        raise ImageError(f"{name} is a device, pipe or socket", "an image file", "copy the image to a file")
-    if status.st_size == 0:
-        raise ImageError(f"{name} is empty (0 bytes)", "an image file", "copy or download it again")
-
-
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
     """Turns whatever reading and decoding raise into an `ImageError` about the image `name`."""
@@ -172,9 +169,8 @@ def _as_image_errors(name: str) -> Iterator[None]:
         raise _too_large(f"{name} is too large ({one_line(error)})") from error
     except Exception as error:  # Pillow's decoders let out anything, from struct.error to AttributeError
         if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(
-                f"{name} cannot be read ({error.strerror})", "a readable file", "check its path and permissions"
-            ) from error
+            given = f"{name} cannot be read ({reason_of(error)})"
+            raise ImageError(given, "a readable file", "check its path and permissions") from error
         raise ImageError(
             f"{name} cannot be decoded ({one_line(error)})", "a complete, undamaged image", "copy or export it again"
         ) from error
