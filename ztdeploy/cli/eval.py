@@ -29,7 +29,7 @@ RESUME = "what is evaluated so far is kept: the same command goes on with it"
 #: Images furthest from dense that are shown per variant, and images that cannot be read; the report has more.
 _WORST, _UNREADABLE = 3, 5
 _INTERVAL = "95 % interval"
-_OF_SIGMOID = "same answer: the same outputs above 50 %; KL: mean over outputs of that between two chances"
+_OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over all outputs, each taken by itself"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,12 +42,12 @@ def evaluate(
     bundle: BundleArgument,
     data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
     limit: LimitOption = None,
-    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Which images a limit takes.")] = 0,
+    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Decides which images a limit takes.")] = 0,
     keep_ratio: KeepRatiosOption = None,
     variant: VariantsOption = None,
     profile: ProfileOption = None,
     against: Annotated[
-        str | None, word_option(help="Profile whose dense engine all are held against. (default: the same)")
+        str | None, word_option(help="Compare with the dense engine of this profile. (default: the same profile's)")
     ] = None,
     batch: Annotated[
         int | None, number_option(arguments.BATCH, "--batch", help="Images per call. (default: the profile's smallest)")
@@ -61,17 +61,17 @@ def evaluate(
             arguments.IMAGES,
             "--recall-at",
             metavar="K",
-            help="Of embeddings: nearest images to look at; repeatable. (default: 1, 5, 10)",
+            help="How many nearest images to look at, for embeddings; repeatable. (default: 1, 5, 10)",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be read is an error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be read.")] = False,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
     ] = True,
     out: Annotated[Path | None, path_option("--out", "-o", help="JSON file to write.")] = None,
     page: Annotated[Path | None, path_option(help="HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again on what is kept.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again, whatever is kept.")] = False,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.files import write
