@@ -241,7 +241,7 @@ def test_an_engine_that_gives_no_numbers_is_an_error(digits_bundle: Path, monkey
 # What is left of one that was stopped, and how it goes on.
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_stopped_evaluation_goes_on(
     stop: signal.Signals, bundle_copy: Path, slow_images: Path, tmp_path: Path
 ) -> None:
