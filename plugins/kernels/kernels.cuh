@@ -1,5 +1,5 @@
-// The kernels' entry points, under names that stay. Arguments come as inputs, 32-bit ints, floats, outputs: what
-// TensorRT's ahead-of-time plugins ask for (those take no floats). launch_plan.h says how to launch each.
+// The kernels' entry points, under names that stay. Arguments come as inputs, 32-bit ints, floats, outputs.
+// launch_plan.h says how to launch each.
 #pragma once
 
 #include "similarity_prune.cuh"
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 ZT_SINGLE_PAGE_RANK(zt_weighted_page_rank_f32, float)
 ZT_SINGLE_PAGE_RANK(zt_weighted_page_rank_f16, __half)
 
-// The same without survivors: an ahead-of-time plugin has no way to pass a null pointer.
+// The same without survivors, for callers that cannot pass a null pointer.
 #define ZT_SINGLE_PAGE_RANK_ALL(name, T)                                                                              \
     extern "C" __global__ void __launch_bounds__(1024, 1)                                                             \
         name(const T* __restrict__ attention, int heads, int tokens, int iterations, int boost, int filter_heads,     \

@@ -1,5 +1,5 @@
 // How a kernel is launched, as pure functions of shapes and of the device's shared memory: for the TensorRT adapter,
-// for ahead-of-time plugins and for the tests on a CPU. Plain C++11: no CUDA, no standard headers.
+// and for the tests on a CPU. Plain C++11: no CUDA, no standard headers.
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,7 +10,7 @@
 
 namespace zt {
 
-// What every CUDA device gives a block without being asked, and all that an ahead-of-time plugin may count on.
+// What every CUDA device gives a block without being asked.
 constexpr int DEFAULT_SHARED_BYTES = 48 * 1024;
 constexpr int MAX_THREADS = 1024;
 constexpr int WARP = 32;
@@ -105,7 +105,7 @@ ZT_HOST_DEVICE inline PageRankPlan page_rank_plan(int tokens, int element_bytes,
     return page_rank_plan_for(PageRankPath::l2, tokens, element_bytes, shared_limit);
 }
 
-// The single-launch form of ahead-of-time plugins.
+// The single-launch form, which takes no workspace.
 ZT_HOST_DEVICE inline PageRankPlan single_page_rank_plan(int tokens, int element_bytes) {
     return page_rank_plan_for(PageRankPath::single, tokens, element_bytes, DEFAULT_SHARED_BYTES);
 }

@@ -31,7 +31,7 @@ PATHS: tuple[Path_, ...] = ("auto", "shared", "l2", "single")
 ORDERS: tuple[Order, ...] = ("forward", "reverse", "shuffle")
 #: What `shared_limit` stands for where a test doesn't care: enough for 577 tokens in fp32.
 ANY_SIZE = 2**21
-#: What an ahead-of-time plugin may count on.
+#: What every device gives a block.
 DEFAULT_SHARED_BYTES = 48 * 1024
 # -fno-gnu-unique: several versions of the library in one process must not share their variables.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra", "-Wno-unknown-pragmas")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -46,13 +46,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def mostly_long(cases: Sequence[Any]) -> list[Any]:
+    """Every fourth case, and the others as part of the long tail."""
+    return [pytest.param(case, marks=[pytest.mark.long] * (place % 4 > 0)) for place, case in enumerate(cases)]
+
+
 def test_the_cases_cover_every_value_of_every_axis():
     for position, (axis, values) in enumerate(AXES.items()):
         assert {case[position] for case in CASES} == set(values), axis
     assert {(case.tokens, case.heads) for case in CASES} >= {(1025, heads) for heads in (1, 3)}
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", mostly_long(CASES), ids=str)
 def test_page_rank_is_what_numpy_says(case):
     check_page_rank(cpu_kernels(), case)
 
@@ -209,7 +214,7 @@ def test_prune_breaks_exact_ties_as_the_contract_says(tokens, width, heads, pref
 
 @both_types
 @pytest.mark.parametrize("shared_limit", [DEFAULT_SHARED_BYTES, 163 * 1024])
-@pytest.mark.parametrize("shape", PRUNED, ids=str)
+@pytest.mark.parametrize("shape", mostly_long(PRUNED), ids=str)
 def test_prune_is_what_numpy_says(shape, shared_limit, dtype):
     check_prune(cpu_kernels(), shape, dtype, shared_limit)
 
@@ -403,6 +408,7 @@ def test_every_barrier_is_needed_and_its_absence_is_noticed(skippable, file, lin
     assert isinstance(first_error(skippable), RaceError | UnwrittenError)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("thread", [0, 5, 63])
 @pytest.mark.parametrize(("file", "line"), barriers())
 def test_one_thread_that_misses_a_barrier_is_noticed(skippable, file, line, thread):
