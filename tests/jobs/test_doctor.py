@@ -37,7 +37,7 @@ SUBJECTS = [
     "compiling plugins",
     "backend tensorrt-rtx",
 ]
-ORIN = Device(name="Orin", capability="8.7", integrated=True, driver="12.6")
+ORIN = Device(name="Orin", capability="8.7", driver="12.6")
 NO_DRIVER = EnvironmentLacksError("no NVIDIA driver here", "a machine with a GPU", "run this on the device")
 BROKEN = EnvironmentLacksError("'it' cannot be loaded (libx.so)", "its libraries", "run: pip install --force-reinstall")
 

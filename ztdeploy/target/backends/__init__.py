@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,18 +61,13 @@ def backend_of(profile: HardwareProfile) -> Backend:
     return get_backend(profile.backend)
 
 
-def all_backends() -> Iterator[Backend]:
-    """Every backend whose code can be imported."""
-    for name in backend_table():
-        try:
-            yield get_backend(name)
-        except EnvironmentLacksError:
-            continue
-
-
 def runtime_versions() -> dict[str, str]:
-    """The versions of all runtimes that are installed, by their packages."""
-    return installed_versions(*(package for backend in all_backends() for package in backend.distributions))
+    """The versions of all runtimes that are installed, by their packages; a backend that cannot be imported has none."""
+    packages = list[str]()
+    for name in backend_table():
+        with suppress(EnvironmentLacksError):
+            packages += get_backend(name).distributions
+    return installed_versions(*packages)
 
 
 def load_graph(graph: Path, threads: int) -> Runner:

@@ -16,7 +16,7 @@ from ztdeploy.core.errors import EnvironmentLacksError
 
 _LIBRARY = "libcuda.so.1"
 _OUT_OF_MEMORY = 2
-_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute
 
 #: GPUs that any supported TensorRT or TensorRT-RTX has ever built for, by their compute capability.
 KNOWN_CAPABILITIES: dict[str, str] = {
@@ -40,7 +40,6 @@ class Device:
 
     name: str
     capability: str  #: such as "8.7"
-    integrated: bool  #: shares its memory with the CPU, as on a Jetson
     driver: str  #: the newest CUDA that the driver knows, such as "12.6"
 
 
@@ -107,11 +106,10 @@ def open_device() -> Device:
     call("cuDeviceGetName", name, c_int(len(name)), handle)
     version = c_int()
     call("cuDriverGetVersion", byref(version))
-    major, minor, integrated = (_attribute(handle, which) for which in (_MAJOR, _MINOR, _INTEGRATED))
+    major, minor = _attribute(handle, _MAJOR), _attribute(handle, _MINOR)
     return Device(
         name=name.value.decode(errors="replace"),
         capability=f"{major}.{minor}",
-        integrated=bool(integrated),
         driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
     )
 
@@ -125,13 +123,6 @@ def _attribute(handle: c_int, which: int) -> int:
 def device_label(device: Device) -> str:
     """What an engine is bound to: "sm_87 Orin"."""
     return f"sm_{device.capability.replace('.', '')} {device.name}"
-
-
-def free_memory() -> int:
-    """Bytes of GPU memory that are free."""
-    free, total = c_size_t(), c_size_t()
-    call("cuMemGetInfo_v2", byref(free), byref(total))
-    return free.value
 
 
 class Stream:
