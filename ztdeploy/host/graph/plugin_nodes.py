@@ -7,6 +7,7 @@ Works on a graph file with onnx-graphsurgeon: the weights stay where they are. W
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belong
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
 #: second output.
 Pattern = Any
+#: The value of a constant, wherever it lies.
+Reader = Callable[[gs.Tensor], Any]
 _JOINED = ("ReduceSum", "?summed", "#")
 _FILTERED = ("Mul", "?joined", ("Clip", "?passes", "#"))
 _PASSES = ("Cast", ("Equal", ("Clip", "?energy", "=low", "=high"), "?energy"))
@@ -59,7 +62,11 @@ def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
     assert plain.parent == out.parent, "external data must lie beside the graph"
     model = onnx.load(plain, load_external_data=False)
     graph = gs.import_onnx(model)
-    read = _Reader({tensor.name: tensor for tensor in model.graph.initializer}, plain.parent)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def read(constant: gs.Tensor) -> Any:
+        return to_array(tensors[constant.name], base_dir=str(plain.parent))
+
     scopes = dict.fromkeys(node.name.rsplit("/", 1)[0] for node in graph.nodes)
     outputs = {node.name.rsplit("/", 1)[0]: node.outputs[0] for node in graph.nodes}  # the last of each scope
     names = []
@@ -76,20 +83,7 @@ def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
     return names
 
 
-class _Reader:
-    """Values of constants, wherever they lie."""
-
-    def __init__(self, tensors: dict[str, onnx.TensorProto], folder: Path) -> None:
-        self._tensors, self._folder = tensors, folder
-
-    def __call__(self, constant: gs.Tensor) -> Any:
-        return to_array(self._tensors[constant.name], base_dir=str(self._folder))
-
-    def number(self, constant: gs.Tensor) -> float:
-        return float(self(constant).item())
-
-
-def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) -> str:
+def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: Reader) -> str:
     found: dict[str, gs.Tensor] = {}
     _match(scope, scores, _JOINED, found)
     weighted = _producer(found["?summed"], "Mul")
@@ -118,7 +112,7 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: _Reader) ->
     if filter_heads:
         live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
         # The graph's limits are those of (1 + Var) / live, in single precision.
-        low, high = (round(read.number(found[limit]) * live - 1, 5) for limit in ("=low", "=high"))
+        low, high = (round(read(found[limit]).item() * live - 1, 5) for limit in ("=low", "=high"))
     attributes = {
         "iterations": walk["iterations"],
         "boost": int(boosted),
@@ -163,7 +157,7 @@ def _dropped(scope: str, survivors: gs.Tensor) -> int:
     return int(node.attrs["drop"])
 
 
-def _similarity(graph: gs.Graph, scope: str, survivors: gs.Tensor, read: _Reader) -> str:
+def _similarity(graph: gs.Graph, scope: str, survivors: gs.Tensor, read: Reader) -> str:
     found: dict[str, gs.Tensor] = {}
     _match(scope, survivors, _SURVIVORS, found)
     for name, pattern, value in (("?ones", _ONES, 1), ("?zeros", _ZEROS, 0)):
@@ -181,11 +175,11 @@ def _similarity(graph: gs.Graph, scope: str, survivors: gs.Tensor, read: _Reader
     if (protect := _producer(scores, "Max")) is not None:
         scores, floor = protect.inputs
         prefix = int(np.isinf(read(floor)).sum())
-    tokens, first = int(read.number(found["=tokens"])), int(read.number(found["=first"]))
+    tokens, first = int(read(found["=tokens"]).item()), int(read(found["=first"]).item())
     group_a = (tokens - prefix) // 2
     if first % tokens != tokens - group_a:
         raise _mismatch(scope, f"a group of {-first % tokens} of {tokens} tokens")
-    attributes = {"drop": int(read.number(found["=drop"])), "prefix_tokens": prefix}
+    attributes = {"drop": int(read(found["=drop"]).item()), "prefix_tokens": prefix}
     return _replace(graph, SIMILARITY_PRUNE, scope, [scores, _uncast(found["?keys"])], survivors, attributes)
 
 

@@ -62,7 +62,7 @@ def backend_of(profile: HardwareProfile) -> Backend:
 
 
 def runtime_versions() -> dict[str, str]:
-    """The versions of all runtimes that are installed, by their packages; a backend that cannot be imported has none."""
+    """The versions of all runtimes that are installed, by their packages."""
     packages = list[str]()
     for name in backend_table():
         with suppress(EnvironmentLacksError):

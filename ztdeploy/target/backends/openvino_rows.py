@@ -157,8 +157,7 @@ def early_bf16(model: Any, opset: Any) -> int:
         early = opset.convert(first.input_value(0), "bf16")
         first.input(0).replace_source_output(early.output(0))
         for end in ends:
-            for reader in list(end.output(0).get_target_inputs()):
-                reader.replace_source_output(end.input_value(0))
+            _leave_out(end)
         changed += 1
     model.validate_nodes_and_infer_types()
     return changed
@@ -183,8 +182,7 @@ def early_scales(model: Any, opset: Any) -> int:
         factors = opset.constant(np.where(np.arange(width) < width // 3, factor, 1).astype(np.float32))
         for one in (added.input(1), weight.input(1)):
             one.replace_source_output(opset.multiply(one.get_source_output(), factors).output(0))
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(node.input_value(0))
+        _leave_out(node)
         changed += 1
     model.validate_nodes_and_infer_types()
     return changed
@@ -228,6 +226,12 @@ def _queries(scaling: Any) -> tuple[Any, Any] | None:
     by_column = weight.get_type_name() == "Multiply" and _is_constant(weight.input_value(1))
     scaled = by_column and list(weight.get_input_shape(1))[-1:] == [added.get_output_shape(0)[-1]]
     return (added, weight) if first and thirds and alone and scaled else None
+
+
+def _leave_out(node: Any) -> None:
+    """Give a node's readers its first input instead."""
+    for reader in list(node.output(0).get_target_inputs()):
+        reader.replace_source_output(node.input_value(0))
 
 
 def _rounds(node: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError, did_you_mean
@@ -35,6 +35,8 @@ class EitherTensorRt(Backend):
     precisions = ("fp32", "fp16", "bf16")
     threaded = False
     tensorrt_operators = True
+    #: The compute capabilities that engines can be built for without such a GPU; (): only for the GPU at hand.
+    buildable: ClassVar[tuple[str, ...]] = ()
 
     def probes(self) -> dict[str, Callable[[], Finding]]:
         return {"gpu": examine_gpu, **super().probes()}
@@ -59,25 +61,25 @@ class EitherTensorRt(Backend):
                 "run this on such a device, or use a profile that suits this one",
             )
 
-    def make(
+    def build(
         self,
         graph: Path,
         graph_record: GraphRecord,
         profile: HardwareProfile,
         out: Path,
         *,
-        capabilities: tuple[str, ...] = (),
         plugins: Plugins | None = None,
         timing_cache: Path | None = None,
     ) -> BuiltEngine:
-        """Build an engine for some compute capabilities, or else for the GPU at hand."""
+        """See `base.Backend`, and `base.TakesPlugins` for what TensorRT itself takes besides."""
+        options = options_of(profile)
         order = BuildOrder(
             backend=self.name,
             graph=str(graph.absolute()),
             engine=str(out.absolute()),
             batches=self.batch_ranges(graph_record, profile),
-            workspace_mib=check_memory(graph_record.weights_bytes, options_of(profile).workspace_mib),
-            compute_capabilities=capabilities,
+            workspace_mib=check_memory(graph_record.weights_bytes, options.workspace_mib),
+            compute_capabilities=options.compute_capabilities if self.buildable else (),
             plugin_library=None if plugins is None else str(plugins.library),
             timing_cache=None if timing_cache is None else str(timing_cache.absolute()),
         )
@@ -153,21 +155,7 @@ class TensorRtBackend(EitherTensorRt):
         self.check_profile(profile)
         self.check_can_run(profile)
 
-    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
-        return self.make(graph, graph_record, profile, out)
-
-    def build_with(
-        self,
-        graph: Path,
-        graph_record: GraphRecord,
-        profile: HardwareProfile,
-        out: Path,
-        *,
-        plugins: Plugins | None,
-        timing_cache: Path | None,
-    ) -> BuiltEngine:
-        """See `base.TakesPlugins`."""
-        return self.make(graph, graph_record, profile, out, plugins=plugins, timing_cache=timing_cache)
+    build_with = EitherTensorRt.build
 
     def plugin_library(self) -> Plugins:
         """See `base.TakesPlugins`."""

@@ -14,7 +14,7 @@ from ztdeploy.core.files import link
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import Fingerprint, GraphRecord
 from ztdeploy.core.profile import HardwareProfile
-from ztdeploy.target.backends.base import BuiltEngine, GraphForm, mismatch
+from ztdeploy.target.backends.base import GraphForm, mismatch
 from ztdeploy.target.backends.tensorrt.backend import EitherTensorRt, options_of
 from ztdeploy.target.backends.tensorrt.cuda import device_label, open_device
 
@@ -27,7 +27,6 @@ class TensorRtRtxBackend(EitherTensorRt):
     name = extra = "tensorrt-rtx"
     module = "tensorrt_rtx_bindings"
     distributions = ("tensorrt-rtx-cu13-libs",)
-    #: The compute capabilities that engines can be built for without a GPU.
     buildable = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
     def importing(self) -> AbstractContextManager[object]:
@@ -55,9 +54,6 @@ class TensorRtRtxBackend(EitherTensorRt):
 
     def describe(self) -> str:
         return f"{self.version()}; builds for compute capabilities {', '.join(self.buildable)}"
-
-    def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
-        return self.make(graph, graph_record, profile, out, capabilities=options_of(profile).compute_capabilities)
 
     def batch_ranges(self, graph: GraphRecord, profile: HardwareProfile) -> tuple[tuple[int, int, int], ...]:
         """One range for all: kernels are chosen for the batch at hand when the engine runs."""
