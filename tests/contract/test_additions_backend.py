@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.errors import refused
 from helpers.processes import CHECKOUT, HANG_S, started
 
 from ztdeploy.core.data import parse_toml
-from ztdeploy.target.backends import BACKENDS, get_backend
+from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.core.profile import read_profile
+from ztdeploy.jobs.doctor import examine
+from ztdeploy.target.backends import BACKENDS, first_that_runs, get_backend, runtime_versions
 from ztdeploy.target.backends.base import Backend
 
 FILE = '''
@@ -149,6 +153,17 @@ def test_an_added_backend_builds_proves_runs_verifies_and_measures(
         assert engine["parity"]["max_logit_difference"] < 1e-3
         assert all(layer["overlap"] == 1 for layer in engine["parity"]["layers"])
     assert "onnx" in manifest["tools"]
+
+
+def test_one_that_cannot_be_imported_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "broken", "no_such_module:Backend")
+    refused(lambda: get_backend("broken"), "'broken' cannot be imported", "no_such_module", kind=EnvironmentLacksError)
+    assert "onnxruntime" in runtime_versions()
+    profile = read_profile("cpu").model_copy(update={"backend": "broken"})
+    found, reasons = first_that_runs([profile, read_profile("cpu")])
+    assert found == read_profile("cpu")
+    assert "no_such_module" in reasons
+    assert {one.subject: one.state for one in examine()}["backend broken"] == "missing"
 
 
 # -------------------- the table
