@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks.ablation.findings import outcome
 from benchmarks.ablation.report import AblateReport, Convergence, RankingPoint, RowScore, Table
 from benchmarks.ablation.words import mean_words
+from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.markup import Markup
 from ztdeploy.report.kit.plots.by_block import Curve, by_block_plot
-from ztdeploy.report.kit.plots.estimates import Estimate, estimates_height, estimates_plot
-from ztdeploy.report.kit.plots.frame import HEIGHT
-from ztdeploy.report.kit.plots.standalone import Figure
+from ztdeploy.report.kit.plots.estimates import Estimate, estimates_plot
 from ztdeploy.target.evaluate.eval_report import Mean
 
 CONVERGENCE = ("overlap", "correlation")  #: the names of its plots
@@ -29,10 +28,9 @@ def table_figures(table: Table) -> Iterator[Figure]:
     plot = estimates_plot(
         f"KL from dense: {table.title}", "KL from dense, nats", [_kl(row) for row in table.rows], reference=reference
     )
-    height = estimates_height(len(table.rows))
     if plot is not None:
         text = f"Whiskers: 95 % interval over images. Dashed: {table.reference}."
-        yield Figure(table.topic, "KL from dense", text, plot, height)
+        yield Figure("KL from dense", text, plot, table.topic)
     staircase = any(row.step is not None for row in table.rows)
     compared = [row for row in table.rows if not staircase or row.step is not None]
     than = "the row above" if staircase else table.reference
@@ -45,7 +43,7 @@ def table_figures(table: Table) -> Iterator[Figure]:
     )
     if drawn is not None:
         text = "Paired by image. Orange: further from dense; green: nearer; grey: not shown."
-        yield Figure(f"{table.topic}-difference", f"Against {than}", text, drawn, estimates_height(len(rows)))
+        yield Figure(f"Against {than}", text, drawn, f"{table.topic}-difference")
 
 
 def _kl(row: RowScore) -> Estimate:
@@ -75,11 +73,11 @@ def convergence_figures(found: Convergence) -> Iterator[Figure]:
             f"Of the {found.kept} best of {found.patches} patch tokens, the share that {found.most} iterations keep "
             "as well. A line per number of iterations."
         )
-        yield Figure("overlap", "Kept set by block", text, overlap, HEIGHT)
+        yield Figure("Kept set by block", text, overlap, "overlap")
     correlation = _by_block(found, "Spearman's correlation", lambda point: point.correlation, None)
     if correlation is not None:
         text = f"Of all patch tokens' ranks with those after {found.most} iterations."
-        yield Figure("correlation", "Rank correlation by block", text, correlation, HEIGHT)
+        yield Figure("Rank correlation by block", text, correlation, "correlation")
 
 
 def _by_block(

@@ -19,7 +19,7 @@ from benchmarks.ablation.words import (
     title,
 )
 from ztdeploy.core.text import markdown_text
-from ztdeploy.report.kit.plots.standalone import Figure
+from ztdeploy.report.kit.figure import Figure
 
 
 def markdown(report: AblateReport, folder: str = "") -> str:

@@ -17,7 +17,7 @@ from benchmarks.ablation.words import (
     title,
 )
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import figure, plots
+from ztdeploy.report.kit.figure import plots
 from ztdeploy.report.kit.figures import short
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.sheet import Cell, number, sheet
@@ -60,7 +60,7 @@ def _section(table: Table) -> Markup:
         element("h2", table.title),
         element("p", table.question, class_="quiet"),
         [element("p", sentence) for sentence in table.findings],
-        plots(*(figure(one.title, one.text, one.plot) for one in table_figures(table))),
+        plots(*table_figures(table)),
         _sheet(table),
     )
 
@@ -119,6 +119,6 @@ def _convergence(found: Convergence) -> Markup:
         element("h2", "How fast the ranking converges"),
         element("p", "On the dense model's attention, behind every block, all tokens taking part.", class_="quiet"),
         [element("p", sentence) for sentence in found.findings],
-        plots(*(figure(one.title, one.text, one.plot) for one in convergence_figures(found))),
+        plots(*convergence_figures(found)),
         sheet("Convergence by block", heads, rows),
     )

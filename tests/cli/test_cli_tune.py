@@ -23,6 +23,7 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.jobs.tune import latency, results
 from ztdeploy.report.tune.records import TuneReport
+from ztdeploy.target.measure import details
 from ztdeploy.target.measure.bench_report import BenchReport
 from ztdeploy.target.measure.details_worker import DetailsOrder
 from ztdeploy.target.measure.sweep_report import Staircase
@@ -154,7 +155,7 @@ def _made(file: Path) -> int:
 def _working(parent: int) -> int | None:
     """A child that is a worker."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if b"ztdeploy.jobs.tune.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     return None
 
@@ -181,9 +182,9 @@ def test_a_budget_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "_SECONDS": 0.2,
         "_ROUNDS": 2,
         "_WARM_UP_S": 0.1,
-        "STAIRCASE_S": 0.5,
     }.items():
         monkeypatch.setattr(latency, name, value)
+    monkeypatch.setattr(details, "_STAIRCASE_S", 0.5)
     monkeypatch.setattr(results, "OTHER_SHARES", ())
     _as_on_a_quiet_machine(monkeypatch)
     small = ["--model", "test_vit", "--weights", "random", "--method", "zero-tprune"]  # traced in little time

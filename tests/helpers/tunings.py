@@ -8,16 +8,27 @@ from helpers.ablations import SMALL, model_facts
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.jobs.tune.cost import DENSE as BASELINE
+from ztdeploy.jobs.tune.cost import price_of
 from ztdeploy.jobs.tune.space import Point, fitted
-from ztdeploy.report.tune.budget import Budget
-from ztdeploy.report.tune.cost import GmacsCost
-from ztdeploy.report.tune.records import Compared, Importance, Measured, Ratio, Score, TrialRecord, TuneReport
-from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.report.tune.records import (
+    Budget,
+    Compared,
+    GmacsCost,
+    Importance,
+    Measured,
+    Ratio,
+    Score,
+    TrialRecord,
+    TuneReport,
+    TuneRequest,
+)
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.target.measure.machine import read_machine
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
 
-DENSE = GmacsCost().of(PruningSchedule(name="dense"), SMALL)
+price = price_of(GmacsCost(), SMALL)
+DENSE = price(BASELINE)
 
 
 def report(
@@ -51,7 +62,7 @@ def report(
 
 def schedule(share: float, name: str = "tuned") -> PruningSchedule:
     point = Point(method="novelty-merge", first=2)
-    found = fitted(point, SMALL, lambda one: GmacsCost().of(one, SMALL), share * DENSE, name)
+    found = fitted(point, SMALL, price, share * DENSE, name)
     assert found is not None
     return found
 
@@ -74,8 +85,8 @@ def _score(label: str, one: PruningSchedule, kl: float, labelled: bool) -> Score
     return Score(
         label=label,
         schedule=one,
-        cost=GmacsCost().of(one, SMALL),
-        gmacs=GmacsCost().of(one, SMALL),
+        cost=price(one),
+        gmacs=price(one),
         tuning_kl=kl,
         kl=Mean(value=kl, interval=_interval(0.8 * kl, 1.3 * kl)),
         agreement=_share(),

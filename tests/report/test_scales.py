@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ztdeploy.report.kit.figures import decimals_for, short, span, times
 from ztdeploy.report.kit.plots.labels import Box, along, beside, spread
-from ztdeploy.report.kit.plots.scale import Scale, linear, nice_ticks, padded
-from ztdeploy.report.sweep.plots.fidelity import front, steps
+from ztdeploy.report.kit.plots.scale import Scale, linear, nice_ticks, padded, steps
+from ztdeploy.report.sweep.plots.fidelity import front
 from ztdeploy.target.measure.statistics import Interval
 
 FINITE = st.floats(min_value=-1e12, max_value=1e12, allow_subnormal=False).filter(lambda v: v == 0 or abs(v) > 1e-9)

@@ -8,6 +8,7 @@ from helpers import sweeps
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.report.sweep.markdown import markdown
 from ztdeploy.report.sweep.page import page
+from ztdeploy.report.sweep.panels import View
 from ztdeploy.report.sweep.snapping import block_ms, snaps
 from ztdeploy.report.sweep.trust import limits, warned
 from ztdeploy.report.sweep.verdict import Verdict, verdicts
@@ -72,7 +73,7 @@ def test_embeddings_are_recommended_by_their_cosine(least: float, name: str | No
     assert "cosine" in text
     assert "answer" not in text
     assert "agree" not in text
-    drawn = page(report, [found], least)
+    drawn = page(View(report, least))
     assert "mean cosine" in drawn
     assert "Latency against cosine" in drawn
     assert "Latency against answers lost" not in drawn

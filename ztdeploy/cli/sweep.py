@@ -164,8 +164,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 def show_sweep(report: SweepReport) -> None:
     """A table per image size, batch and number of threads, what to deploy, and how far to trust it."""
     from ztdeploy.core.text import printable
-    from ztdeploy.report.sweep.identity import images
-    from ztdeploy.report.sweep.panels import panels
+    from ztdeploy.report.sweep.panels import images, panels
     from ztdeploy.report.sweep.trust import warned
 
     for panel in panels(report):
@@ -191,48 +190,18 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
-    from ztdeploy.report.sweep.costs import fidelity_figures, fidelity_headings
+    from ztdeploy.report.sweep.columns import chosen
 
-    known = fidelity_headings(rows)
-    cells = [
-        [
-            _ratio(row),
-            "dense" if row.dense else row.facts.method,
-            *_latency(row),
-            *_speedup(row),
-            f"{row.facts.gmacs:.3g}",
-            *(text for text, _ in fidelity_figures(row.facts.fidelity, known)),
-        ]
-        for row in rows
-    ]
-    headings = ["p50 in ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
-    headings += known
-    columns = [("keep", "right"), ("method", "left"), *((heading, "right") for heading in headings)]
+    heads = ("keep", "method", "p50 ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
+    columns = chosen(rows, *heads)
+    cells = zip(*([cell.text for cell in one.cells(rows)] for one in columns), strict=True)
+    named = [(row.facts.name, *line[1:]) if line[0] == "-" else line for row, line in zip(rows, cells, strict=True)]
     table(
         f"Latency, and speed-up over dense: {title}",
-        columns,
-        cells,
+        [(one.head, "left" if one.value is None else "right") for one in columns],
+        named,
         caption="speed-up: median of the rounds' ratios over dense; less work: GMACs of dense over its own",
     )
-
-
-def _ratio(row: Row) -> str:
-    return row.facts.name if row.facts.keep_ratio is None else f"{row.facts.keep_ratio:.2f}"
-
-
-def _latency(row: Row) -> list[str]:
-    one = row.measured
-    if one.latency is None or one.images_per_s is None:
-        return ["-", "-", "-"]
-    return [f"{one.latency.p50_ms:.3g}", f"{one.latency.mad_ms:.2g}", f"{one.images_per_s:.4g}"]
-
-
-def _speedup(row: Row) -> list[str]:
-    found = row.comparison
-    if found is None:
-        return ["", "", ""]
-    interval = f"{found.interval.low:.2f} to {found.interval.high:.2f}" if found.interval else "-"
-    return [f"{found.speedup:.2f}x", interval, f"{found.work_ratio:.2f}x"]
 
 
 def _leave(report: SweepReport) -> None:

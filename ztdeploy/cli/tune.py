@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -21,8 +21,7 @@ from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
     from ztdeploy.core.model_source import ModelSource
-    from ztdeploy.report.tune.records import TuneReport
-    from ztdeploy.report.tune.request import SamplerName, TuneRequest
+    from ztdeploy.report.tune.records import SamplerName, TuneReport
 
 
 def register(app: typer.Typer) -> None:
@@ -68,8 +67,8 @@ def tune(
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.errors import MissingExtraError
-    from ztdeploy.report.tune.budget import parse_budget
-    from ztdeploy.report.tune.request import TUNABLE, TuneRequest, check_request
+    from ztdeploy.jobs.tune.request import check_request, parse_budget
+    from ztdeploy.report.tune.records import TUNABLE, TuneRequest
 
     request = TuneRequest(
         model=model,
@@ -101,7 +100,8 @@ def tune(
         with progress_bar(not json) as progress:
             report = run(request, folder, cache=cache, progress=progress)
     except KeyboardInterrupt:
-        note(_goes_on(request, folder))
+        where = "the storage" if storage else str(folder)
+        note(f"the study in {where} keeps what is finished; the same command goes on from there")
         raise
     page, winner, *_ = write_tuning(report, folder)
     if json:
@@ -111,22 +111,14 @@ def tune(
     note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {winner} --profile NAME")
 
 
-def _goes_on(request: TuneRequest, folder: Path) -> str:
-    where = f"{folder}" if request.storage is None else "the storage"
-    return f"the study in {where} keeps what is finished; the same command goes on from there"
-
-
 def _sampler(name: str | None) -> SamplerName | None:
     """
     Raises:
         InputError: no such sampler.
     """
-    from ztdeploy.core.errors import InputError, did_you_mean
-    from ztdeploy.report.tune.request import SAMPLERS
+    from ztdeploy.report.tune.records import SamplerName
 
-    if name is not None and name not in SAMPLERS:
-        raise InputError(f"--sampler {name}", "a sampler that there is", did_you_mean(name, SAMPLERS))
-    return name
+    return None if name is None else cast("SamplerName", arguments.one_of("--sampler", name, get_args(SamplerName)))
 
 
 def show_tuning(report: TuneReport) -> None:

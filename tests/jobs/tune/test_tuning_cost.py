@@ -12,10 +12,9 @@ from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.jobs.tune.fitting import least_squares
-from ztdeploy.jobs.tune.latency import fit
-from ztdeploy.report.tune.budget import Budget, parse_budget
-from ztdeploy.report.tune.cost import GmacsCost, block_ms, smooth
+from ztdeploy.jobs.tune.cost import block_ms, fit, least_squares, price_of
+from ztdeploy.jobs.tune.request import parse_budget
+from ztdeploy.report.tune.records import Budget, GmacsCost
 from ztdeploy.target.measure.sweep_report import Staircase, TokenStep
 
 STAIRCASE = Staircase(
@@ -29,7 +28,7 @@ STAIRCASE = Staircase(
 
 def test_multiply_adds() -> None:
     schedule = default_schedule(0.6, SMALL, method="zero-tprune")
-    assert GmacsCost().of(schedule, SMALL) == plan_gmacs(SMALL, plan(schedule, SMALL))
+    assert price_of(GmacsCost(), SMALL)(schedule) == plan_gmacs(SMALL, plan(schedule, SMALL))
 
 
 def test_a_fit_finds_what_times_were_made_of() -> None:
@@ -51,7 +50,7 @@ def test_a_fit_finds_what_times_were_made_of() -> None:
     found = fit(STAIRCASE, probes, times, ("novelty-merge",), SMALL)
     assert (found.fitted, found.worst_fit) == (7, pytest.approx(0, abs=1e-9))
     other = default_schedule(0.7, SMALL, method="novelty-merge")
-    assert found.of(other, SMALL) == pytest.approx(time(other), rel=1e-6)
+    assert price_of(found, SMALL)(other) == pytest.approx(time(other), rel=1e-6)
 
 
 def test_least_squares_against_another_solver() -> None:
@@ -67,7 +66,10 @@ def test_blocks_between_and_below_what_was_measured() -> None:
     assert block_ms(STAIRCASE, 13) == pytest.approx(0.36)
     assert block_ms(STAIRCASE, 50) == pytest.approx(1.1)
     assert 0 < block_ms(STAIRCASE, 1) < block_ms(STAIRCASE, 2)
-    assert smooth([1.0, 3.0, 2.0, 4.0]) == [1.0, 2.0, 2.0, 4.0]
+    rising = STAIRCASE.model_copy(
+        update={"points": tuple(TokenStep(tokens=n, block_ms=ms) for n, ms in enumerate((1.0, 3.0, 2.0, 4.0), 1))}
+    )
+    assert [block_ms(rising, n) for n in (1, 2, 3, 4)] == [1.0, 2.0, 2.0, 4.0], "no time falls as tokens grow"
 
 
 def test_budgets() -> None:

@@ -13,8 +13,7 @@ from ztdeploy.core.errors import InputError, OutputError
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.profile import profile_folder, profile_names, read_profile
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule, read_schedule
-from ztdeploy.jobs.tune.folder import PAGE, PATCH, REPORT, check_folder, tune_folder, write_tuning
-from ztdeploy.jobs.tune.schedule_file import toml
+from ztdeploy.jobs.tune.folder import PAGE, PATCH, REPORT, check_folder, toml, tune_folder, write_tuning
 from ztdeploy.report.tune.records import TuneReport
 
 STATES = {

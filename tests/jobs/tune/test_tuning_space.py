@@ -14,9 +14,19 @@ from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.jobs.tune.search import latest_first
-from ztdeploy.jobs.tune.space import BEND, ITERATIONS, Point, choose, fitted, hints, least_cost, parameters, starts
-from ztdeploy.report.tune.request import TUNABLE
+from ztdeploy.jobs.tune.space import (
+    BEND,
+    ITERATIONS,
+    Point,
+    choose,
+    fitted,
+    hints,
+    latest_first,
+    least_cost,
+    parameters,
+    starts,
+)
+from ztdeploy.report.tune.records import TUNABLE
 
 DENSE = gmacs(DEIT_TINY, (DEIT_TINY.tokens,) * DEIT_TINY.depth)
 
@@ -68,8 +78,8 @@ def test_a_point_comes_back_from_its_parameters(point: Point) -> None:
 def test_what_cannot_be_kept() -> None:
     assert fitted(Point(method="novelty-merge", first=7), DEIT_TINY, price, 0.3 * DENSE) is None
     least = least_cost(TUNABLE, DEIT_TINY, price, 1)
-    assert latest_first(DEIT_TINY, 0.99 * least, lambda first: least_cost(TUNABLE, DEIT_TINY, price, first)) == 0
-    latest = latest_first(DEIT_TINY, 0.5 * DENSE, lambda first: least_cost(TUNABLE, DEIT_TINY, price, first))
+    assert latest_first(TUNABLE, DEIT_TINY, price, 0.99 * least) == 0
+    latest = latest_first(TUNABLE, DEIT_TINY, price, 0.5 * DENSE)
     assert (
         least_cost(TUNABLE, DEIT_TINY, price, latest) <= 0.5 * DENSE < least_cost(TUNABLE, DEIT_TINY, price, latest + 1)
     )

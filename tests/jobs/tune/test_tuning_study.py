@@ -13,11 +13,9 @@ from optuna.trial import Trial, TrialState
 
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, ZtdeployError
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.jobs.tune.identity import check_same
-from ztdeploy.jobs.tune.sampling import SeededByTrial, quiet, sampler
-from ztdeploy.jobs.tune.study import DONE, Counts, counts, make_trials, open_study, reap, without_password
-from ztdeploy.report.tune.budget import Budget
-from ztdeploy.report.tune.request import SamplerName, TuneRequest
+from ztdeploy.jobs.tune.study import check_same, open_study, without_password
+from ztdeploy.jobs.tune.trials import DONE, SeededByTrial, make_trials, retry_running
+from ztdeploy.report.tune.records import Budget, SamplerName, TuneRequest
 
 
 def request(sampler: SamplerName = "tpe", **more: Any) -> TuneRequest:
@@ -34,25 +32,35 @@ def objective(trial: Trial) -> float:
     return float(trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_int("n", 1, 9))
 
 
+def interrupting(study: Study, after: int) -> Any:
+    """An objective that is interrupted when so many trials are finished, in the middle of the next one."""
+
+    def stops(trial: Trial) -> float:
+        value = objective(trial)
+        if len(drawn(study)) == after:
+            raise KeyboardInterrupt
+        return value
+
+    return stops
+
+
 def drawn(study: Study) -> list[dict[str, Any]]:
     return [one.params for one in study.get_trials() if one.state in DONE]
+
+
+def failed(study: Study) -> list[dict[str, Any]]:
+    return [one.params for one in study.get_trials(states=(TrialState.FAIL,))]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_same_seed_is_the_same_search_interrupted_or_not(sampler: SamplerName, tmp_path: Path) -> None:
     whole, parts = study_in(tmp_path / "whole", sampler), study_in(tmp_path / "parts", sampler)
-    make_trials(whole, objective, 26, worker="one")
-
-    def stops(trial: Trial) -> float:
-        value = objective(trial)
-        if counts(parts).done == 19:
-            raise KeyboardInterrupt
-        return value
-
+    make_trials(whole, objective, 26)
     with pytest.raises(KeyboardInterrupt):
-        make_trials(parts, stops, 26, worker="one")
-    assert counts(parts).done == 19
-    make_trials(study_in(tmp_path / "parts", sampler), objective, 26, worker="another")
+        make_trials(parts, interrupting(parts, 19), 26)
+    assert len(drawn(parts)) == 19
+    again = study_in(tmp_path / "parts", sampler)
+    make_trials(again, objective, 26)
     assert drawn(parts) == drawn(whole)
     assert len({str(one) for one in drawn(whole)}) == 26, "none is drawn twice"
 
@@ -61,7 +69,7 @@ def test_the_same_seed_is_the_same_evolution(tmp_path: Path) -> None:
     """Interrupted, it is another one: Optuna counts a generation by the numbers of its trials."""
     studies = [study_in(tmp_path / name, "nsga2") for name in ("one", "other")]
     for study in studies:
-        make_trials(study, objective, 26, worker="one")
+        make_trials(study, objective, 26)
     assert drawn(studies[0]) == drawn(studies[1])
 
 
@@ -70,76 +78,61 @@ def test_two_who_begin_at_once_make_each_start_once(tmp_path: Path) -> None:
     there = study_in(tmp_path / "study")
     here = study_in(tmp_path / "study")
     for study in (there, here):
-        study.sampler = sampler("tpe", 0, starts)
+        study.sampler = SeededByTrial("tpe", 0, starts)
     lost = there.ask()
     assert objective(lost) == 1
-    make_trials(here, objective, 4, worker="here", stop=lambda: counts(here).done == 3)
-    lost.set_user_attr("worker", "there")
-    reap(here, "there")
-    make_trials(here, objective, 9, worker="here")
+    with pytest.raises(KeyboardInterrupt):
+        make_trials(here, interrupting(here, 3), 9)
+    retry_running(here)
+    make_trials(here, objective, 9)
     made = drawn(here)
     assert sorted(str(one) for one in made if one in starts) == [str(one) for one in starts]
     assert len({str(one) for one in made}) == 9, "none is drawn twice"
 
 
-def test_what_a_dead_worker_was_at_is_made_again(tmp_path: Path) -> None:
-    study = study_in(tmp_path / "study")
-    make_trials(study, objective, 5, worker="first")
+@pytest.mark.parametrize("drew", [True, False])
+def test_what_a_dead_worker_was_at_is_made_again(drew: bool, tmp_path: Path) -> None:
+    """The same points as without its death: who makes the trial again has its place, drawn or not drawn."""
+    whole, study = study_in(tmp_path / "whole", "random"), study_in(tmp_path / "study", "random")
+    make_trials(whole, objective, 8)
+    make_trials(study, objective, 3)
+    lost = study.ask()
+    if drew:
+        objective(lost)
+    make_trials(study, objective, 8, alone=lambda: True)
+    assert failed(study) == [lost.params]
+    assert sorted(map(str, drawn(study))) == sorted(map(str, drawn(whole))), "the same points, none twice"
+
+
+def test_a_worker_without_a_heartbeat_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Optuna has it, on whatever machine the worker was; nobody waits for it for ever."""
+    monkeypatch.setattr("ztdeploy.jobs.tune.study._GRACE_S", 1)
+    study = study_in(tmp_path / "study", "random")
     lost = study.ask()
     objective(lost)
-    lost.set_user_attr("worker", "dead")
-    assert reap(study, "somebody else") == 0
-    assert reap(study, "dead") == 1
-    assert reap(study, "dead") == 0, "once"
-    make_trials(study, objective, 8, worker="second")
-    assert counts(study).done == 8
-    assert [one.params for one in study.get_trials() if one.state == TrialState.FAIL] == [lost.params]
+    make_trials(study, objective, 3)
+    assert failed(study) == [lost.params]
+    assert len(drawn(study)) == 3
     assert drawn(study).count(lost.params) == 1
-
-
-@pytest.mark.parametrize("says_whose", [True, False])
-def test_a_worker_that_dies_before_it_draws_leaves_its_place(
-    says_whose: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To whoever makes the trial again: others counted the place while it ran, and would draw each other's points.
-    One that had not even said whose it is has no heart that beats, and would be waited for for ever."""
-    whole = study_in(tmp_path / "whole", "random")
-    make_trials(whole, objective, 9, worker="one")
-    study = study_in(tmp_path / "study", "random")
-    make_trials(study, objective, 3, worker="first")
-    assert isinstance(study.sampler, SeededByTrial)
-    study.sampler.worker = "dead" if says_whose else None
-    lost = study.ask()
-    make_trials(study, objective, 6, worker="second", stop=lambda: counts(study).done == 5)
-    if says_whose:
-        assert reap(study, "dead") == 1
-    else:
-        monkeypatch.setattr("ztdeploy.jobs.tune.study._GRACE_S", 0)
-    make_trials(study, objective, 9, worker="second")
-    assert study.get_trials()[lost.number].state == TrialState.FAIL
-    assert counts(study) == Counts(done=9, running=0)
-    assert sorted(map(str, drawn(study))) == sorted(map(str, drawn(whole))), "the same points, none twice"
 
 
 def test_a_trial_too_many_is_not_made(tmp_path: Path) -> None:
     study = study_in(tmp_path / "study")
-    make_trials(study, objective, 2, worker="one")
+    make_trials(study, objective, 2)
     others: list[Trial] = []
 
-    def overtaken(_counts: Counts) -> None:
-        """Another worker takes the last place right after this one has counted."""
+    def overtaken(_done: int) -> None:
+        """Another worker takes the last place right after this one has counted, and is done after this one's try."""
         if not others:
             others.append(study.ask())
+        elif failed(study) and len(drawn(study)) == 2:
+            study.tell(others[0], 1.0)
 
     def never(_trial: Trial) -> float:
         raise AssertionError
 
-    def refused_once() -> bool:
-        return any(one.state == TrialState.FAIL for one in study.get_trials())
-
-    make_trials(study, never, 3, worker="two", told=overtaken, stop=refused_once)
-    study.tell(others[0], 1.0)
-    assert counts(study) == Counts(done=3, running=0)
+    make_trials(study, never, 3, told=overtaken)
+    assert (len(drawn(study)), len(failed(study))) == (3, 1)
 
 
 def test_a_study_of_something_else() -> None:
@@ -165,7 +158,7 @@ def test_storages_that_are_none(url: str, error: type[ZtdeployError], words: str
     assert "secret" not in said
 
 
-def test_no_password_is_shown() -> None:
+def test_no_password_is_shown(tmp_path: Path) -> None:
     assert without_password("postgresql://me:secret@host/tune") == "postgresql://me:***@host/tune"
-    quiet()
+    study_in(tmp_path)
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING

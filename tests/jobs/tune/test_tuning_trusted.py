@@ -19,20 +19,22 @@ from optuna.trial import Trial, TrialState
 
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.jobs.tune.run import _cost_of
 from ztdeploy.jobs.tune.search import KL, PRICE, SCHEDULE
 from ztdeploy.jobs.tune.space import choose, schedule_of
-from ztdeploy.jobs.tune.study import COST, counts, end_running, make_trials, open_study, put_back, storage_errors
+from ztdeploy.jobs.tune.study import COST, cost_in, open_study, storage_errors
+from ztdeploy.jobs.tune.trials import DONE, make_trials, retry, retry_running
 from ztdeploy.jobs.tune.trusted import check_database, check_trials
-from ztdeploy.report.tune.budget import Budget
-from ztdeploy.report.tune.cost import GmacsCost
-from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.report.tune.records import Budget, GmacsCost, TuneRequest
 
 SEARCH: Any = SimpleNamespace(methods=("novelty-merge", "zero-tprune"), architecture=DEIT_TINY, latest=7, limit=1.0)
 REQUEST = TuneRequest(
     model=ModelSource(name="m"), data=Path("d"), budget=Budget(kind="gmacs", value=1), sampler="random"
 )
-DONE = 6
+MADE = 6
+
+
+def count(study: Study, *states: TrialState) -> int:
+    return len(study.get_trials(states=states))
 
 
 def objective(trial: Trial) -> float:
@@ -51,12 +53,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "study.db"
     study = open_study(f"sqlite:///{path}", REQUEST)
     study.set_user_attr(COST, GmacsCost().model_dump(mode="json"))
-    make_trials(study, objective, DONE, worker="one")
+    make_trials(study, objective, MADE)
     objective(study.ask())
     lost = study.ask()
     lost.suggest_categorical("method", list(SEARCH.methods))
-    put_back(study, lost)
-    study.tell(lost, state=TrialState.FAIL)
+    retry(study, study.tell(lost, state=TrialState.FAIL))
+    study.enqueue_trial({"first": 2, "slope": 0.5})  # somebody has an idea of his own
     return path
 
 
@@ -67,18 +69,18 @@ def looked_at(path: Path) -> Study:
     study = open_study(url, REQUEST)
     with storage_errors(url):
         check_trials(study, SEARCH)
-        _cost_of(study, DEIT_TINY)
+        cost_in(study, DEIT_TINY)
     return study
 
 
 def test_a_study_as_it_was_left_is_taken(whole: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(whole, tmp_path / "study.db"))
     study = looked_at(path)
-    assert counts(study).running == 1
-    end_running(study)
-    assert counts(study).running == 0
-    make_trials(study, objective, DONE + 4, worker="two")
-    assert counts(looked_at(path)).done == DONE + 4
+    assert count(study, TrialState.RUNNING) == 1
+    retry_running(study)
+    assert count(study, TrialState.RUNNING) == 0
+    make_trials(study, objective, MADE + 4)
+    assert count(looked_at(path), *DONE) == MADE + 4
 
 
 def attribute(name: str, value: str, of: int = 1) -> str:
@@ -87,6 +89,10 @@ def attribute(name: str, value: str, of: int = 1) -> str:
 
 def added(name: str, value: str) -> str:
     return f"INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, '{name}', '{value}')"
+
+
+def system(name: str, value: str) -> str:
+    return f"UPDATE trial_system_attributes SET value_json = '{value}' WHERE key = '{name}'"
 
 
 def priced(value: str) -> str:
@@ -166,13 +172,14 @@ STATEMENTS: dict[str, str] = {
     "a cost that is a list": attribute(PRICE, "[1]"),
     "an attribute that is no JSON": attribute(PRICE, "1 +"),
     "a number of 5,000 digits": attribute(PRICE, "9" * 5000),
-    "a worker that is a list": attribute("worker", "[]"),
-    "again, of a list": added("again", "[{}]"),
-    "again, of 10^30": added("again", "1" + "0" * 30),
+    "again, of a list": system("failed_trial", "[{}]"),
+    "again, of 10^30": system("failed_trial", "1" + "0" * 30),
+    "again and again, of text": system("retry_history", '"often"'),
+    "same as a list": added("same as", "[{}]"),
     "images that are fractions": added("images", "0.5"),
-    "a point in line that is outside": "UPDATE trial_system_attributes SET value_json = '{\"first\": 1000000000}'",
-    "a point in line that is text": "UPDATE trial_system_attributes SET value_json = '\"first\"'",
-    "a point in line of other names": "UPDATE trial_system_attributes SET value_json = '{\"os.system\": 1}'",
+    "a point in line that is outside": system("fixed_params", '{"first": 1000000000}'),
+    "a point in line that is text": system("fixed_params", '"first"'),
+    "a point in line of other names": system("fixed_params", '{"os.system": 1}'),
 }  # fmt: skip
 
 

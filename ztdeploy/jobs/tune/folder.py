@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ztdeploy.core.files import disk_errors, make_folder, remove, write
 from ztdeploy.core.locks import only_command
 from ztdeploy.core.records import to_json
-from ztdeploy.jobs.tune.schedule_file import profile_patch, schedule_file
-from ztdeploy.report.tune.figures import figures
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.core.text import printable
 from ztdeploy.report.tune.page import page
+from ztdeploy.report.tune.plots import figures
 from ztdeploy.report.tune.records import KIND, TuneReport
+from ztdeploy.report.tune.words import cost_words, origin_lines
 from ztdeploy.target.measure.report_file import check_report_folder, holds_kind
 
 REPORT, PAGE, STUDY, PATCH = "tune.json", "tune.html", "study.db", "profile-patch.toml"
@@ -63,7 +66,10 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
         OutputError: see `check_folder`; or a file cannot be written.
     """
     check_folder(out)
-    schedules = {f"{SCHEDULES}/{one.name}.toml": schedule_file(one, report) for one in report.compared}
+    schedules = {
+        f"{SCHEDULES}/{one.name}.toml": _commented(report, cost_words(one, report), ["", toml(one.tuned.schedule)])
+        for one in report.compared
+    }
     texts = {
         REPORT: to_json(report, indent=1) + "\n",
         PAGE: page(report),
@@ -79,5 +85,35 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
             remove(path)
     for name, text in texts.items():
         write(out / name, text)
-    first = [PAGE, *schedules]
-    return [out / name for name in [*first, *(name for name in texts if name not in first)]]
+    return [out / name for name in dict.fromkeys((PAGE, *schedules, *texts))]
+
+
+def profile_patch(report: TuneReport) -> str:
+    """What was searched for, as lines that go to the end of any profile's file: it then builds these by itself."""
+    found = [one.tuned.schedule for one in report.compared if one.searched]
+    how = "Appended to a profile's TOML, these schedules are what it builds where nothing else is asked for."
+    return _commented(report, how, [f"\n[[schedules]]\n{toml(one, 'schedules.')}" for one in found])
+
+
+def _commented(report: TuneReport, comment: str, lines: Sequence[str]) -> str:
+    """Lines below comments that say where they come from."""
+    return "\n".join([*(f"# {printable(line)}" for line in (*origin_lines(report), comment)), *lines])
+
+
+def toml(schedule: PruningSchedule, table: str = "") -> str:
+    """A schedule as TOML that `build --schedule` takes: its own values, none that are defaults.
+
+    Args:
+        table: what stands before the names of its tables.
+    """
+
+    def written(values: dict[str, object]) -> list[str]:
+        return [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+
+    lines = written({"name": schedule.name, "method": schedule.method})
+    options = schedule.options.model_dump(exclude_defaults=True)
+    if options:
+        lines += ["", f"[{table}options]", *written(options)]
+    for layer in schedule.layers:
+        lines += ["", f"[[{table}layer]]", *written(layer.model_dump(exclude_defaults=True))]
+    return "\n".join(lines) + "\n"

@@ -14,7 +14,8 @@ from ztdeploy.core.errors import ImageError
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.prefix_cache import DensePrefix
-from ztdeploy.report.tune.request import FEWEST_IMAGES, TuneRequest
+from ztdeploy.jobs.tune.request import FEWEST_IMAGES
+from ztdeploy.report.tune.records import TuneRequest
 from ztdeploy.target.evaluate.data import Decoded, EvalData, data_facts, decode, limited, read_data
 from ztdeploy.target.evaluate.eval_report import DataFacts
 from ztdeploy.target.runtime.postprocess import divergences
@@ -37,11 +38,11 @@ class Half:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of some images, in a fixed order."""
+    """What a pruned model and the baseline answer to some images, in a fixed order."""
 
-    kl: NDArray[np.float64]  #: `[n]`, KL(dense || pruned) in nats
+    kl: NDArray[np.float64]  #: `[n]`, KL(baseline || pruned) in nats
     best: NDArray[np.int64]  #: `[n]`, the pruned model's class
-    dense: NDArray[np.int64]  #: `[n]`, dense's
+    dense: NDArray[np.int64]  #: `[n]`, the baseline's
 
 
 def read_halves(request: TuneRequest, model: LoadedModel) -> tuple[EvalData, EvalData]:
@@ -63,29 +64,25 @@ def read_halves(request: TuneRequest, model: LoadedModel) -> tuple[EvalData, Eva
 
 
 def decode_half(part: EvalData, model: LoadedModel) -> Half:
-    """One that cannot be read counts nowhere.
+    """Read the images; one that cannot be read counts nowhere.
 
     Raises:
         ImageError: fewer than `FEWEST_IMAGES` can be read.
     """
     images = [decode(one.path, model.preprocess) for one in part.images]
-    good = [(image, one) for image, one in zip(images, part.images, strict=True) if isinstance(image, Decoded)]
-    facts = data_facts(
-        part,
-        part,
-        [image.digest if isinstance(image, Decoded) else b"" for image in images],
-        ["" if isinstance(image, Decoded) else image for image in images],
-    )
+    digests = [image.digest if isinstance(image, Decoded) else b"" for image in images]
+    problems = ["" if isinstance(image, Decoded) else image for image in images]
+    good = [image.pixels for image in images if isinstance(image, Decoded)]
     if len(good) < FEWEST_IMAGES:
         raise ImageError(f"{len(good)} readable images in a half", f"at least {FEWEST_IMAGES}", "give more images")
-    pixels = np.stack([image.pixels for image, _ in good])
-    return Half(facts, pixels, tuple(one.accepted for _, one in good))
+    accepted = tuple(one.accepted for one, wrong in zip(part.images, problems, strict=True) if not wrong)
+    return Half(data_facts(part, part, digests, problems), np.stack(good), accepted)
 
 
 class Judge:
-    """Schedules against dense on one half, a mini-batch at a time; what all schedules share is computed once.
+    """Compares schedules with the baseline on one half, batch by batch; what all schedules share is computed once.
 
-    Images come in an order of their own, the same for all schedules, so that the first mini-batches stand for all.
+    Images come in an order of their own, the same for all schedules, so that the first batches stand for all.
     """
 
     def __init__(self, model: LoadedModel, half: Half, latest: int) -> None:
@@ -109,7 +106,7 @@ class Judge:
         return len(self.accepted)
 
     def parts(self, schedule: PruningSchedule) -> Iterator[Answers]:
-        """Mini-batch by mini-batch."""
+        """Batch by batch."""
         for batch in self._batches:
             dense, output = batch.dense.numpy(), batch.output(schedule).numpy()
             yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1))
@@ -118,7 +115,7 @@ class Judge:
         return joined(list(self.parts(schedule)))
 
     def lost(self, best: NDArray[np.int64]) -> float | None:
-        """Points of top-1 below dense's over the first images, `[m]`; None without labels."""
+        """Points of top-1 below the baseline's over the first images, `[m]`; None without labels."""
         if not self.labelled:
             return None
         pairs = zip(best, self.dense, self.accepted, strict=False)

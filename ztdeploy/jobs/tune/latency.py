@@ -5,31 +5,26 @@ Done once per machine, profile and model, and kept in the cache; so are the bund
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cache import cache_errors, key_of
-from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import read_text, write
 from ztdeploy.core.folders import scratch_folder
-from ztdeploy.core.plan import plan
-from ztdeploy.core.profile import read_profile
+from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import cached_bundle
-from ztdeploy.jobs.tune.fitting import least_squares
+from ztdeploy.jobs.tune.cost import DENSE, Price, fit, price_of
 from ztdeploy.jobs.tune.space import Point, fitted
-from ztdeploy.report.tune.cost import LatencyCost, features
-from ztdeploy.report.tune.records import Measured
-from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.report.tune.records import GmacsCost, LatencyCost, Measured, TuneRequest
 from ztdeploy.target.backends import backend_of, runtime_versions, why_not_run
 from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.measure.bench import run_bench
@@ -38,7 +33,7 @@ from ztdeploy.target.measure.details import details_order, look_into
 from ztdeploy.target.measure.machine import read_machine, usable_cores
 from ztdeploy.target.measure.sweep_report import Staircase
 
-#: What engines are measured at, as shares of dense's multiply-adds; each with layers in many blocks, and in few.
+#: What engines are measured at, as shares of the baseline's compute; each with layers in many blocks, and in few.
 _SHARES = (0.85, 0.7, 0.55)
 _SECONDS, _ROUNDS, _WARM_UP_S = 2.0, 10, 0.5
 
@@ -50,8 +45,7 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
         EnvironmentLacksError: engines of the profile do not run here, or say nothing about their blocks.
         ZtdeployError: they cannot be built or measured.
     """
-    assert request.profile is not None
-    profile = read_profile(request.profile)
+    profile, architecture = _profile(request), model.adapter.architecture
     reason = why_not_run(profile)
     if reason is not None or not isinstance(backend_of(profile), Insight):
         raise EnvironmentLacksError(
@@ -64,7 +58,7 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
         profile=profile.model_dump(mode="json"),
         model=model.timm_name,
         image_size=model.preprocess.image_size,
-        architecture=model.adapter.architecture.model_dump(mode="json"),
+        architecture=architecture.model_dump(mode="json"),
         methods=request.methods,
         machine=read_machine().model_dump(mode="json", exclude={"gpus"}),
     )
@@ -72,66 +66,17 @@ def measured_cost(request: TuneRequest, model: LoadedModel, cache: Path, progres
     try:
         return from_json(LatencyCost, read_text(kept))
     except (InputError, ValidationError):
-        found = _measure(request, model.adapter.architecture, cache, progress)
+        found = _measure(request, architecture, cache, progress)
     with cache_errors(cache):
         write(kept, to_json(found))
     return found
 
 
-def _measure(request: TuneRequest, architecture: Architecture, cache: Path, progress: Progress) -> LatencyCost:
-    probes = _probes(request.methods, architecture)
-    bundle = _bundle(request, probes, cache, progress)
-    report = _timed(request, bundle, progress)
-    setting = report.configurations[0]
-    assert request.profile is not None
-    progress("measuring a block at every number of tokens", 0, 1)
-    profile = read_profile(request.profile).name
-    threads = setting.threads or len(usable_cores())
-    staircase = look_into(details_order(bundle, profile, None, setting.batch, threads))
-    assert isinstance(staircase, Staircase)
-    return fit(staircase, probes, _times(report), request.methods, architecture)
-
-
-def fit(
-    staircase: Staircase,
-    probes: Sequence[PruningSchedule],
-    times: dict[str, float],
-    methods: Sequence[str],
-    architecture: Architecture,
-) -> LatencyCost:
-    """
-    Args:
-        times: of variants by name, in ms; "dense" is among them.
-    """
-    known = [one for one in (PruningSchedule(name="dense"), *probes) if one.name in times]
-    rows = []
-    for one in known:
-        blocks, layers, pairs = features(plan(one, architecture), staircase)
-        own = [value * (one.method == method) for method in methods for value in (layers, 1e-6 * pairs)]
-        rows.append([1.0, blocks, *own])
-    table, measured = np.array(rows), np.array([times[one.name] for one in known])
-    found = least_squares(table, measured)
-    return LatencyCost(
-        staircase=staircase,
-        ends_ms=float(found[0]),
-        scale=float(found[1]),
-        layer_ms={method: float(found[2 + 2 * place]) for place, method in enumerate(methods)},
-        pair_ns={method: float(found[3 + 2 * place]) for place, method in enumerate(methods)},
-        fitted=len(known),
-        worst_fit=float(np.abs(table @ found / measured - 1).max()),
-    )
-
-
 def measure_winners(
-    request: TuneRequest,
-    schedules: Sequence[PruningSchedule],
-    predict: Callable[[PruningSchedule], float],
-    cache: Path,
-    progress: Progress,
+    request: TuneRequest, schedules: Sequence[PruningSchedule], predict: Price, cache: Path, progress: Progress
 ) -> tuple[Measured, ...]:
     """Engines of what was found, built and measured, against what was predicted of them."""
-    bundle = _bundle(request, schedules, cache, progress)
-    times = _times(_timed(request, bundle, progress))
+    times = _times(_timed(request, _bundle(request, schedules, cache, progress), progress))
     return tuple(
         Measured(schedule=one.name, predicted_ms=predict(one), measured_ms=times[one.name])
         for one in schedules
@@ -139,21 +84,35 @@ def measure_winners(
     )
 
 
+def _measure(request: TuneRequest, architecture: Architecture, cache: Path, progress: Progress) -> LatencyCost:
+    probes = _probes(request.methods, architecture)
+    bundle = _bundle(request, probes, cache, progress)
+    report = _timed(request, bundle, progress)
+    setting = report.configurations[0]
+    progress("measuring a block at every number of tokens", 0, 1)
+    threads = setting.threads or len(usable_cores())
+    staircase = look_into(details_order(bundle, _profile(request).name, None, setting.batch, threads))
+    assert isinstance(staircase, Staircase)
+    return fit(staircase, probes, _times(report), request.methods, architecture)
+
+
 def _probes(methods: Sequence[str], architecture: Architecture) -> list[PruningSchedule]:
     """Schedules that tell apart what a layer costs from what its tokens cost."""
-
-    def gmacs(schedule: PruningSchedule) -> float:
-        return plan_gmacs(architecture, plan(schedule, architecture))
-
-    dense, depth = gmacs(PruningSchedule(name="dense")), architecture.depth
+    price, depth = price_of(GmacsCost(), architecture), architecture.depth
+    dense = price(DENSE)
     points = [Point(method=method, first=max(1, depth // 3)) for method in methods]
     points += [Point(method=method, first=max(1, depth // 4), every=max(2, depth // 4)) for method in methods]
     found = [
-        fitted(point, architecture, gmacs, share * dense, f"probe-{point.method}-{point.every}-{round(100 * share)}")
+        fitted(point, architecture, price, share * dense, f"probe-{point.method}-{point.every}-{100 * share:.0f}")
         for share in _SHARES
         for point in points
     ]
     return [one for one in found if one is not None]
+
+
+def _profile(request: TuneRequest) -> HardwareProfile:
+    assert request.profile is not None
+    return read_profile(request.profile)
 
 
 def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: Path, progress: Progress) -> Bundle:
@@ -172,11 +131,10 @@ def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: P
 
 
 def _timed(request: TuneRequest, bundle: Bundle, progress: Progress) -> BenchReport:
-    assert request.profile is not None
     bench = BenchRequest(
         bundle=bundle.root,
         all_variants=True,
-        profile=read_profile(request.profile).name,
+        profile=_profile(request).name,
         warmup_s=_WARM_UP_S,
         duration_s=_SECONDS,
         rounds=_ROUNDS,

@@ -1,4 +1,4 @@
-"""From the trials of a study to what is reported: the winner, what it is held against, what mattered."""
+"""From the trials of a study to what is reported: the winner, what it is compared with, what mattered."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.plan import plan
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.jobs.tune.images import Answers, Judge
+from ztdeploy.jobs.tune.images import Answers, Judge, decode_half
 from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
-from ztdeploy.jobs.tune.space import choose, starts
-from ztdeploy.jobs.tune.study import DONE
+from ztdeploy.jobs.tune.space import choose
 from ztdeploy.report.tune.records import Compared, Importance, Ratio, Score, State, TrialRecord
-from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.evaluate.eval_report import Mean, Share
 from ztdeploy.target.evaluate.scoring import change, hits, share
 from ztdeploy.target.evaluate.statistics import RESAMPLES, mean_interval
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
 
-#: What the winner's shape is held against ToMe at, beside its own cost: shares of dense's.
+#: At which other costs the winner's shape is compared with ToMe: shares of the baseline's.
 OTHER_SHARES = (0.85, 0.75, 0.65, 0.5)
 #: Of a front, at most so many are compared and written.
 MOST_WINNERS = 8
 _NEAR = 0.02
+#: Fewer trials say nothing about what mattered.
+_FEWEST_TRIALS = 10
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 class Results:
     """Computes on demand; schedules that were judged once are not judged again."""
 
-    def __init__(self, request: TuneRequest, study: Study, search: Search, judge: Judge) -> None:
-        """
-        Args:
-            judge: of the report half.
-        """
-        self.request, self.study, self.search, self.judge = request, study, search, judge
+    def __init__(self, study: Study, search: Search) -> None:
+        self.study, self.search, self.request = study, search, search.subject.request
+        half = decode_half(search.subject.rest, search.subject.model)
+        self.judge = Judge(search.subject.model, half, search.latest)  #: on the report half
+        self._complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         self._answers: dict[tuple[str, bool], Answers] = {}
         self._best_start = 0
 
     def trials(self) -> tuple[TrialRecord, ...]:
-        found = self.study.get_trials(deepcopy=False)
-        return tuple(map(_record, (one for one in found if one.state in DONE or one.state == TrialState.FAIL)))
+        return tuple(_record(one) for one in self.study.get_trials(deepcopy=False) if one.state in _STATES)
 
     def compared(self) -> tuple[Compared, ...]:
         """The winner first; of a search for the front, its members from the most exact to the cheapest.
@@ -58,22 +61,19 @@ class Results:
         Raises:
             AccuracyError: no trial keeps `max_drop`.
         """
-        if self.search.limit is None:
+        limit, dense = self.search.limit, self.search.dense
+        if limit is None:
             return tuple(self._compare(one, one.user_attrs[PRICE], True) for one in self._front())
         best = min(self._allowed(), key=lambda one: (one.user_attrs[KL], one.number))
-        limit = self.search.limit
-        others = [share for share in OTHER_SHARES if abs(self.search.dense * share - limit) > _NEAR * self.search.dense]
-        scaled = [self._compare(best, self.search.dense * share, False) for share in others]
-        return (self._compare(best, limit, True), *(one for one in scaled if one is not None))
+        others = [share for share in OTHER_SHARES if abs(dense * share - limit) > _NEAR * dense]
+        return (self._compare(best, limit, True), *(self._compare(best, dense * share, False) for share in others))
 
     def _allowed(self) -> list[FrozenTrial]:
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        most = self.request.max_drop
-        allowed = [one for one in complete if most is None or (one.user_attrs.get(LOST) or 0.0) <= most]
+        most, lost = self.request.max_drop, [one.user_attrs.get(LOST) or 0.0 for one in self._complete]
+        allowed = [one for one, points in zip(self._complete, lost, strict=True) if most is None or points <= most]
         if not allowed:
-            least = min((one.user_attrs.get(LOST) or 0.0 for one in complete), default=float("nan"))
             raise AccuracyError(
-                f"the least that a trial loses on the tuning half is {least:.2f} points of top-1",
+                f"the least that a trial loses on the tuning half is {min(lost, default=np.nan):.2f} points of top-1",
                 f"at most {most:g} (--max-drop)",
                 "raise --max-drop or the budget, or give more --trials",
             )
@@ -89,25 +89,17 @@ class Results:
         return [best[place] for place in places[::-1]]
 
     def _compare(self, trial: FrozenTrial, limit: float, searched: bool) -> Compared:
-        point = choose(
-            optuna.trial.FixedTrial({name: v for name, v in trial.params.items() if name != SHARE}),
-            self.search.methods,
-            self.search.architecture.depth,
-            self.search.latest,
-        )
-        relative = limit / self.search.dense
-        name = f"tuned-{point.method}-{round(100 * relative)}"
-        tuned = self.search.fitted(point, limit, name)
+        search, parameters = self.search, {name: one for name, one in trial.params.items() if name != SHARE}
+        point = choose(optuna.trial.FixedTrial(parameters), search.methods, search.architecture.depth, search.latest)
+        name = f"tuned-{point.method}-{round(100 * limit / search.dense)}"
+        tuned = search.fitted(point, limit, name)
         if tuned is None:  # its shape stands too late for this cost: the earliest one that can
-            tuned = self.search.fitted(point.model_copy(update={"first": 1}), limit, name)
+            tuned = search.fitted(point.model_copy(update={"first": 1}), limit, name)
         assert tuned is not None
-        price = self.search.price(tuned)
-        preset = self._preset(limit, searched=searched)
-        tome = self._tome(tuned)
-        ours = self._of(tuned)
+        preset, tome, ours = self._preset(limit, searched=searched), self._tome(tuned), self._of(tuned)
         return Compared(
             limit=limit,
-            share=price / self.search.dense,
+            share=search.price(tuned) / search.dense,
             searched=searched,
             tuned=self._score("tuned", tuned),
             preset=self._score("preset", preset),
@@ -118,13 +110,8 @@ class Results:
 
     def _preset(self, limit: float, *, searched: bool) -> PruningSchedule:
         """The best of the presets on the tuning half; at costs that were not searched, the one that was best there."""
-        found = {
-            place: schedule
-            for place, start in enumerate(
-                starts(self.search.methods, self.search.architecture.depth, self.search.latest)
-            )
-            if (schedule := self.search.fitted(start, limit, "preset")) is not None
-        }
+        fitted = {place: self.search.fitted(one, limit, "preset") for place, one in enumerate(self.search.presets())}
+        found = {place: schedule for place, schedule in fitted.items() if schedule is not None}
         if not searched and self._best_start in found:
             return found[self._best_start]
         best = min(found, key=lambda place: self._tuning_kl(found[place]))
@@ -134,16 +121,17 @@ class Results:
 
     def _tuning_kl(self, schedule: PruningSchedule) -> float:
         """As a trial has found it, where there was one."""
-        trial = self._trial_of(schedule)
-        return float(self._of(schedule, tuning=True).kl.mean()) if trial is None else float(trial.user_attrs[KL])
+        known = self._known_kl(schedule)
+        return float(self._of(schedule, tuning=True).kl.mean()) if known is None else known
 
-    def _trial_of(self, schedule: PruningSchedule) -> FrozenTrial | None:
+    def _known_kl(self, schedule: PruningSchedule) -> float | None:
         wanted = schedule.model_copy(update={"name": "tuned"}).model_dump(mode="json", by_alias=True)
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return next((one for one in complete if one.user_attrs.get(SCHEDULE) == wanted), None)
+        return next(
+            (float(one.user_attrs[KL]) for one in self._complete if one.user_attrs.get(SCHEDULE) == wanted), None
+        )
 
     def _tome(self, tuned: PruningSchedule) -> PruningSchedule:
-        """ToMe at the multiply-adds of what was found."""
+        """ToMe with the compute of what was found."""
         architecture = self.search.architecture
         share = share_of_dense(tuned, architecture)
         return at_cost(lambda ratio: default_schedule(ratio, architecture, method="tome"), architecture, share)
@@ -155,28 +143,26 @@ class Results:
         return self._answers[key]
 
     def _score(self, label: str, schedule: PruningSchedule) -> Score:
-        answers, trial = self._of(schedule), self._trial_of(schedule)
-        right = self._right(answers.best)
+        answers = self._of(schedule)
+        right = self._right(answers.best) if self.judge.labelled else None
         return Score(
             label=label,
             schedule=schedule,
             cost=self.search.price(schedule),
             gmacs=plan_gmacs(self.search.architecture, plan(schedule, self.search.architecture)),
-            tuning_kl=None if trial is None else float(trial.user_attrs[KL]),
+            tuning_kl=self._known_kl(schedule),
             kl=Mean(value=float(answers.kl.mean()), interval=mean_interval(answers.kl, seed=self.request.seed)),
             agreement=share(answers.best == answers.dense),
             top1=None if right is None else share(right),
             change=None if right is None else change(right, self._right_dense),
         )
 
-    def _right(self, best: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        return hits(best.astype(np.int32)[:, None], self.judge.accepted) if self.judge.labelled else None
+    def _right(self, best: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return hits(best.astype(np.int32)[:, None], self.judge.accepted)
 
     @cached_property
     def _right_dense(self) -> NDArray[np.bool_]:
-        right = self._right(self.judge.dense)
-        assert right is not None
-        return right
+        return self._right(self.judge.dense)
 
     @property
     def dense_top1(self) -> Share | None:
@@ -184,9 +170,7 @@ class Results:
 
     def importances(self) -> tuple[Importance, ...]:
         """How much each parameter decides whether a trial is among the good ones, of all parameters together."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        values = {one.user_attrs[KL] for one in complete}
-        if len(complete) < _FEWEST_TRIALS or len(values) < 2:
+        if len(self._complete) < _FEWEST_TRIALS or len({one.user_attrs[KL] for one in self._complete}) < 2:
             return ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that less is better, which is what is meant
@@ -194,15 +178,6 @@ class Results:
                 self.study, evaluator=PedAnovaImportanceEvaluator(), target=lambda one: float(one.user_attrs[KL])
             )
         return tuple(Importance(parameter=name, share=float(value)) for name, value in found.items())
-
-
-#: Fewer say nothing about what mattered.
-_FEWEST_TRIALS = 10
-_STATES: dict[TrialState, State] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -224,7 +199,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
 
 
 def ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 0) -> Ratio:
-    """Of two means over the same images `[n]`, with a percentile bootstrap that draws them in pairs."""
+    """The ratio of two means over the same images `[n]`, with a percentile bootstrap that draws them in pairs."""
     drawn = np.random.default_rng(seed).integers(0, len(ours), (RESAMPLES, len(ours)))
     tail = 100 * (1 - CONFIDENCE) / 2
     tiny = np.finfo(np.float64).tiny  # what agrees to the last bit has a ratio all the same

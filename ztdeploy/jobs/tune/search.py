@@ -1,24 +1,29 @@
-"""One trial: a point is chosen, made into a schedule that keeps the budget, and judged until it falls behind."""
+"""What is searched, and one trial: a point becomes a schedule that keeps the budget, and is judged."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ztdeploy.core.errors import InputError
 from ztdeploy.core.schedule import Architecture, PruningSchedule
-from ztdeploy.jobs.tune.images import Judge
-from ztdeploy.jobs.tune.space import Point, choose, fitted, hints, parameters, starts
-from ztdeploy.report.tune.budget import FRONT
-from ztdeploy.report.tune.cost import Cost
+from ztdeploy.host.models.loading import LoadedModel, load_model
+from ztdeploy.jobs.tune.cost import DENSE, Price, price_of
+from ztdeploy.jobs.tune.images import Answers, Half, Judge, decode_half, joined, read_halves
+from ztdeploy.jobs.tune.space import Point, choose, fitted, hints, latest_first, parameters, starts
+from ztdeploy.report.tune.records import Cost, TuneRequest
+from ztdeploy.target.evaluate.data import EvalData
 
-#: After these shares of the images, a trial is held against the others so far.
+#: What a search without a budget covers, as shares of the baseline's cost: the whole front.
+FRONT = (0.5, 0.85)
+#: After these shares of the images, a trial is compared with the others so far.
 RUNGS = (0.2, 0.4, 0.7)
 SHARE = "share"  #: the parameter by which a search for the whole front says what a trial may cost
 #: What a start costs in such a search.
@@ -29,27 +34,82 @@ PRESET = "preset"  #: whether it does what a preset does
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is tuned: a model, on images."""
+
+    request: TuneRequest
+    model: LoadedModel
+    tuning: Half
+    rest: EvalData  #: the report half, not decoded: no worker needs it
+
+    @classmethod
+    def load(cls, request: TuneRequest) -> Subject:
+        """
+        Raises:
+            ImageError, InputError, ModelError: see `tune`.
+        """
+        model = load_model(request.model)
+        if not model.adapter.architecture.num_classes:
+            raise InputError(
+                f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
+            )
+        model.check_classifies()
+        tuning, rest = read_halves(request, model)
+        return cls(request, model, decode_half(tuning, model), rest)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.adapter.architecture
+
+
+@dataclass(frozen=True)
 class Search:
-    """What is searched, and by what it is judged."""
+    """What is searched, and what its trials cost."""
 
-    judge: Judge
-    architecture: Architecture
-    methods: tuple[str, ...]
+    subject: Subject
     cost: Cost
-    dense: float  #: cost of the dense model
-    limit: float | None  #: None: a trial chooses its own
-    latest: int  #: the last block, from 1, behind which a first layer may stand
 
-    def price(self, schedule: PruningSchedule) -> float:
-        return self.cost.of(schedule, self.architecture)
+    @property
+    def architecture(self) -> Architecture:
+        return self.subject.architecture
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.subject.request.methods
+
+    @cached_property
+    def price(self) -> Price:
+        return price_of(self.cost, self.architecture)
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost of the baseline."""
+        return self.price(DENSE)
+
+    @property
+    def limit(self) -> float | None:
+        """What a trial may cost; None: it chooses its own limit."""
+        budget = self.subject.request.budget
+        return None if budget is None else budget.limit(self.dense)
+
+    @cached_property
+    def latest(self) -> int:
+        """The last block, from 1, behind which a first layer may stand so that the budget can be kept; 0 if none."""
+        limit = self.dense * FRONT[0] if self.limit is None else self.limit
+        return latest_first(self.methods, self.architecture, self.price, limit)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """On the tuning half."""
+        return Judge(self.subject.model, self.subject.tuning, self.latest)
 
     def fitted(self, point: Point, limit: float, name: str = "tuned") -> PruningSchedule | None:
         return fitted(point, self.architecture, self.price, limit, name)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
-        """Optuna's objective: KL from dense on the tuning half, in nats; without a limit the cost, and KL."""
+        """Optuna's objective: KL from the baseline on the tuning half, in nats; without a limit the cost, and KL."""
         point = choose(trial, self.methods, self.architecture.depth, self.latest)
-        trial.set_user_attr(PRESET, point in self._presets())
+        trial.set_user_attr(PRESET, point in self.presets())
         limit = self.limit
         if limit is None:
             limit = self.dense * trial.suggest_float(SHARE, *FRONT)
@@ -64,32 +124,29 @@ class Search:
         return kl if self.limit is not None else (price, kl)
 
     def _judged(self, trial: Trial, schedule: PruningSchedule) -> float:
-        begun, found, best = time.monotonic(), list[np.ndarray[Any, Any]](), list[np.ndarray[Any, Any]]()
+        begun, parts = time.monotonic(), list[Answers]()
         rungs = [int(share * self.judge.images) for share in RUNGS] if self.limit is not None else []
+        given_up = False
         for part in self.judge.parts(schedule):
-            found.append(part.kl)
-            best.append(part.best)
-            seen = sum(map(len, found))
+            parts.append(part)
+            found = joined(parts)
+            seen, kl = len(found.kl), float(found.kl.mean())
             if rungs and rungs[0] <= seen < self.judge.images:
                 rungs.pop(0)
-                so_far = float(np.concatenate(found).mean())
-                trial.report(so_far, seen)
-                if trial.should_prune():
-                    self._note(trial, so_far, seen, time.monotonic() - begun)
-                    raise optuna.TrialPruned
-        kl = float(np.concatenate(found).mean())
-        if not np.isfinite(kl):
+                trial.report(kl, seen)
+                if given_up := trial.should_prune():
+                    break
+        if not math.isfinite(kl):
             raise optuna.TrialPruned
-        self._note(trial, kl, self.judge.images, time.monotonic() - begun)
-        trial.set_user_attr(LOST, self.judge.lost(np.concatenate(best)))
+        for name, value in {KL: kl, IMAGES: seen, SECONDS: round(time.monotonic() - begun, 3)}.items():
+            trial.set_user_attr(name, value)
+        if given_up:
+            raise optuna.TrialPruned
+        trial.set_user_attr(LOST, self.judge.lost(found.best))
         return kl
 
-    def _note(self, trial: Trial, kl: float, seen: int, seconds: float) -> None:
-        for name, value in {KL: kl, IMAGES: seen, SECONDS: round(seconds, 3)}.items():
-            trial.set_user_attr(name, value)
-
     def _copied(self, trial: Trial, twin: FrozenTrial) -> float:
-        """Two points may mean the same layers: that is told once."""
+        """Two points may mean the same layers, which are judged once."""
         trial.set_user_attr(AGAIN, twin.number)
         for name in (KL, IMAGES, LOST):
             trial.set_user_attr(name, twin.user_attrs.get(name))
@@ -110,22 +167,11 @@ class Search:
         """Parameters of the first trials: what presets do, so that a search never ends below them; then what is likely
         to be better.
         """
-        points = [*self._presets(), *hints(self.methods, self.architecture.depth, self.latest)]
+        points = [*self.presets(), *hints(self.methods, self.architecture.depth, self.latest)]
         own = [parameters(point, self.methods) for point in points]
         if self.limit is not None:
             return own
         return [{**one, SHARE: share} for share in _START_SHARES for one in own]
 
-    def _presets(self) -> list[Point]:
+    def presets(self) -> list[Point]:
         return starts(self.methods, self.architecture.depth, self.latest)
-
-
-def latest_first(architecture: Architecture, limit: float, cheapest: Callable[[int], float], share: float = 0.6) -> int:
-    """The last block, from 1, behind which a first layer may stand so that the limit can still be kept; 0 if none.
-
-    Args:
-        cheapest: the least that schedules cost whose first layer stands behind a block.
-        share: of the depth, beyond which a search does not look.
-    """
-    blocks = range(1, max(1, round(share * architecture.depth)) + 1)
-    return max((block for block in blocks if cheapest(block) <= limit), default=0)

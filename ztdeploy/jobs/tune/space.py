@@ -7,7 +7,6 @@ costs what it may, and none is wasted on a schedule that is too dear.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Protocol, get_args
 
 from ztdeploy.core.methods import METHODS
@@ -15,6 +14,7 @@ from ztdeploy.core.options import DEFAULT_OPTIONS, Feature, MethodOptions, Order
 from ztdeploy.core.plan import iterations_by_position
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
+from ztdeploy.jobs.tune.cost import Price
 
 #: Trees of a search space that changes must not be mixed in one study.
 VERSION = 2
@@ -32,6 +32,8 @@ BEND = 1.5
 #: The fastest that tokens may go: each layer keeps a share of `exp(-rate * weight)`.
 _FASTEST = 8.0
 _HALVINGS = 48
+#: Beyond this share of the depth, a search does not look for a first layer.
+_SHARE_OF_DEPTH = 0.6
 #: What did best where one exponent was changed after the other (docs/method.md).
 LEANING = MethodOptions(size_power=0.7, average_power=0.5, coherence_power=0.6, update_power=0.5)
 ITERATIONS = {"default": None, "one": (1, 1, 1), "more": (10, 5, 1), "paper": (30, 10, 1)}
@@ -130,24 +132,18 @@ def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
     return [point for turn in zip(*by_method, strict=True) for point in turn]
 
 
-def blocks_of(point: Point, depth: int) -> range:
-    """The blocks, from 1, behind which layers stand. Behind the last one nothing is left to save."""
-    return range(point.first, max(depth, point.first + 1), point.every)
-
-
 def schedule_of(point: Point, architecture: Architecture, rate: float, name: str = "tuned") -> PruningSchedule:
     """The point's schedule where a layer of weight 1 keeps a share of `exp(-rate)`; at least one token stays."""
-    blocks = blocks_of(point, architecture.depth)
+    # Behind the last block nothing is left to save.
+    blocks = range(point.first, max(architecture.depth, point.first + 1), point.every)
     counts = ITERATIONS[point.iterations]
+    share = {"similarity_share": round(point.similarity, 4)} if "partition" in METHODS[point.method].options else {}
     layers, kept, left = [], 1.0, architecture.patch_tokens
     for position, block in enumerate(blocks):
         kept *= math.exp(-rate * _weight(point, position, len(blocks)))
         stays = max(1, math.ceil(architecture.patch_tokens * kept))
         if stays < left:
             iterations = counts and iterations_by_position(block, architecture.depth, counts)
-            share = (
-                {"similarity_share": round(point.similarity, 4)} if "partition" in METHODS[point.method].options else {}
-            )
             layers.append(LayerSpec(block=block, drop=left - stays, iterations=iterations, **share))
         left = min(left, stays)
     return PruningSchedule(name=name, method=point.method, options=point.options, layers=tuple(layers))
@@ -160,11 +156,7 @@ def _weight(point: Point, position: int, count: int) -> float:
 
 
 def fitted(
-    point: Point,
-    architecture: Architecture,
-    cost: Callable[[PruningSchedule], float],
-    limit: float,
-    name: str = "tuned",
+    point: Point, architecture: Architecture, price: Price, limit: float, name: str = "tuned"
 ) -> PruningSchedule | None:
     """The point's schedule that prunes the least of those that cost at most `limit`; None where none does.
 
@@ -174,19 +166,23 @@ def fitted(
     def at(rate: float) -> PruningSchedule:
         return schedule_of(point, architecture, rate, name)
 
-    if cost(at(0.0)) <= limit:
-        return at(0.0)
     low, high = 0.0, _FASTEST
-    if cost(at(high)) > limit:
+    if price(at(low)) <= limit:
+        return at(low)
+    if price(at(high)) > limit:
         return None
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if cost(at(middle)) <= limit else (middle, high)
+        low, high = (low, middle) if price(at(middle)) <= limit else (middle, high)
     return at(high)
 
 
-def least_cost(
-    methods: tuple[str, ...], architecture: Architecture, cost: Callable[[PruningSchedule], float], first: int
-) -> float:
-    """The lowest cost that a schedule can have whose first layer stands behind a block."""
-    return min(cost(schedule_of(Point(method=method, first=first), architecture, _FASTEST)) for method in methods)
+def latest_first(methods: tuple[str, ...], architecture: Architecture, price: Price, limit: float) -> int:
+    """The last block, from 1, behind which a first layer may stand so that the limit can still be kept; 0 if none."""
+    blocks = range(1, max(1, round(_SHARE_OF_DEPTH * architecture.depth)) + 1)
+    return max((block for block in blocks if least_cost(methods, architecture, price, block) <= limit), default=0)
+
+
+def least_cost(methods: tuple[str, ...], architecture: Architecture, price: Price, first: int) -> float:
+    """The lowest cost that a schedule can have whose first layer stands behind block `first`."""
+    return min(price(schedule_of(Point(method=method, first=first), architecture, _FASTEST)) for method in methods)

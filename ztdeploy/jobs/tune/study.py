@@ -1,46 +1,39 @@
-"""The study in its storage, and the loop in which trials are made: any number of processes may run it at once.
-
-Optuna hands out trials and keeps them; there is no scheduler here. A process that dies leaves a running trial, which
-its parent notices at once and every other worker when it has no heartbeat any more: the trial counts as failed, and the
-same point waits for the next worker.
-"""
+"""The study in its storage: opened or made, and of the same search; what its database says becomes one line."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.pruners import BasePruner, NopPruner, PercentilePruner
+from optuna.pruners import NopPruner, PercentilePruner
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import TypeAdapter
 
+from ztdeploy.core.arguments import shown
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
-from ztdeploy.jobs.tune.sampling import AGAIN_OF, START, WORKER, SeededByTrial, place_of, quiet, sampler
+from ztdeploy.core.schedule import Architecture
+from ztdeploy.jobs.tune import space
+from ztdeploy.jobs.tune.cost import DENSE, price_of
+from ztdeploy.jobs.tune.search import Search, Subject
+from ztdeploy.jobs.tune.trials import START, SeededByTrial, retry
 from ztdeploy.jobs.tune.trusted import damage_told
-from ztdeploy.report.tune.request import TuneRequest
+from ztdeploy.report.tune.records import Cost, TuneRequest
 
 FILE = "study.db"
 #: Under these names a study says what it is, and by what its trials are priced.
 IDENTITY, COST = "ztdeploy", "cost"
 _BEAT_S, _GRACE_S = 10, 120
-_WAIT_S = 0.5
 #: A trial goes on only while it is among the better ones so far.
 _PERCENTILE = 40.0
-#: Of database drivers that are called otherwise where they come from.
+#: Database drivers whose packages have another name.
 _PACKAGES = {"psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient", "MySQLdb.connections": "mysqlclient"}
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class Surplus(Exception):  # noqa: N818 - not an error: another worker was first
-    """The trial is one more than were asked for."""
 
 
 def storage_url(request: TuneRequest, folder: Path) -> str:
@@ -63,18 +56,17 @@ def storage_errors(url: str) -> Iterator[None]:
         EnvironmentLacksError: it cannot be reached.
         InputError: no such kind of database.
     """
-    shown = without_password(url)
+    place = without_password(url)
     try:
         yield
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
         raise InputError(
-            f"--storage {shown}", "a database's URL, such as sqlite:///study.db", "correct --storage"
+            f"--storage {place}", "a database's URL, such as sqlite:///study.db", "correct --storage"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = error.__cause__ or error
-        first = (str(cause).splitlines() or ["no answer"])[0]
+        first = (str(error.__cause__ or error).splitlines() or ["no answer"])[0]
         raise EnvironmentLacksError(
-            f"the storage {shown} cannot be used ({first[:120]})", "a database that answers", "check --storage"
+            f"the storage {place} cannot be used ({first[:120]})", "a database that answers", "check --storage"
         ) from error
 
 
@@ -85,17 +77,19 @@ def open_study(url: str, request: TuneRequest) -> Study:
         EnvironmentLacksError: the storage cannot be reached, or its driver is not installed.
         InputError: the URL is none, or the study has other objectives.
     """
-    quiet()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # Optuna talks about every trial
+    # Heartbeats, retries, sampling parameters together, and fixed ones: all of them have been there for years.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    goals = [StudyDirection.MINIMIZE] * (1 if request.budget is not None else 2)
     with storage_errors(url), damage_told(request.study):
-        storage = _storage(url)
-        goals = [StudyDirection.MINIMIZE] * (1 if request.budget is not None else 2)
         study = optuna.create_study(
-            storage=storage,
+            storage=_storage(url),
             study_name=request.study,
             load_if_exists=True,
             directions=goals,
-            sampler=sampler(request.sampler_used, request.seed),
-            pruner=_pruner(request),
+            sampler=SeededByTrial(request.sampler_used, request.seed),
+            # Optuna prunes by one value only.
+            pruner=NopPruner() if len(goals) > 1 else PercentilePruner(_PERCENTILE, n_startup_trials=START),
         )
     if len(study.directions) != len(goals):
         raise InputError(
@@ -106,12 +100,7 @@ def open_study(url: str, request: TuneRequest) -> Study:
 
 def _storage(url: str) -> RDBStorage:
     try:
-        return RDBStorage(
-            url,
-            heartbeat_interval=_BEAT_S,
-            grace_period=_GRACE_S,
-            heartbeat_stale_trial_callback=put_back,
-        )
+        return RDBStorage(url, heartbeat_interval=_BEAT_S, grace_period=_GRACE_S, heartbeat_stale_trial_callback=retry)
     except ImportError as error:
         driver = getattr(error.__cause__ or error, "name", None) or "of its driver"  # Optuna's own error names none
         raise EnvironmentLacksError(
@@ -121,108 +110,68 @@ def _storage(url: str) -> RDBStorage:
         ) from error
 
 
-def _pruner(request: TuneRequest) -> BasePruner:
-    if request.budget is None:  # Optuna prunes by one value only
-        return NopPruner()
-    return PercentilePruner(_PERCENTILE, n_startup_trials=START)
+def identity(subject: Subject) -> dict[str, Any]:
+    """What makes a study this study: with anything of it changed, its trials say nothing about what is asked for."""
+    request, model = subject.request, subject.model
+    return {
+        "model": model.timm_name,
+        "weights": model.weights_sha256,
+        "image size": model.preprocess.image_size.plain,
+        "images": subject.tuning.facts.digest,
+        "budget": None if request.budget is None else str(request.budget),
+        "profile": request.profile if request.budget is not None and request.budget.in_time else None,
+        "methods": list(request.methods),
+        "sampler": request.sampler_used,
+        "seed": request.seed,
+        "search space": space.VERSION,
+    }
 
 
-@dataclass(frozen=True)
-class Counts:
-    done: int
-    running: int
-
-
-def counts(study: Study) -> Counts:
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    return Counts(sum(state in DONE for state in states), sum(state == TrialState.RUNNING for state in states))
-
-
-def make_trials(
-    study: Study,
-    objective: Callable[[Trial], Any],
-    wanted: int,
-    *,
-    worker: str,
-    told: Callable[[Counts], None] = lambda _counts: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Make trials until the study has as many as are wanted, whoever makes them.
-
-    An interruption puts the point that was being tried back in line.
-
+def check_same(found: object, wanted: dict[str, Any], study: str) -> None:
+    """
     Args:
-        worker: a name of this process, among all that work on the study.
-        told: of how many there are, before each trial.
-        stop: asked before each trial.
+        found: what the study says of itself.
+
+    Raises:
+        InputError: it is another one.
     """
-
-    assert isinstance(study.sampler, SeededByTrial)
-    study.sampler.worker = worker
-
-    def guarded(trial: Trial) -> Any:
-        if AGAIN_OF not in trial.user_attrs and place_of(study, trial.number) >= wanted:
-            raise Surplus
-        try:
-            return objective(trial)
-        except KeyboardInterrupt:
-            put_back(study, trial)
-            raise
-
-    while not stop():
-        found = counts(study)
-        told(found)
-        if found.done >= wanted:
-            return
-        if found.done + found.running >= wanted:  # whoever makes the last ones may die of it
-            time.sleep(_WAIT_S)
-            optuna.storages.fail_stale_trials(study)
-            _end(study, _orphans(study))
-            continue
-        study.optimize(guarded, n_trials=1, catch=(Surplus,))
+    if not isinstance(found, dict):
+        raise InputError(f"study '{study}' is none of 'ztdeploy tune'", "a study of its own", "give another --study")
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"study '{study}' was made for other {name}: {shown(found.get(name))}, not {shown(value)}",
+                "the study of the same search",
+                "give another --study or --out, or ask for what it was made for",
+            )
 
 
-def put_back(study: Study, trial: Trial | FrozenTrial) -> None:
-    """Have the point of a trial that was not finished tried once more; what it had not drawn yet will be, as it would
-    have been."""
-    study.enqueue_trial(trial.params, user_attrs={AGAIN_OF: trial.user_attrs.get(AGAIN_OF, trial.number)})
+def cost_in(study: Study, architecture: Architecture) -> Cost:
+    """By what a study's trials are priced.
 
-
-def reap(study: Study, worker: str) -> int:
-    """What a worker that has died was at: it counts as failed, and its points wait again.
-
-    Returns:
-        How many trials that were.
+    Raises:
+        InputError: no cost, or one that prices nothing.
     """
-    left = [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER) == worker
-    ]
-    _end(study, left)
-    return len(left)
+    try:
+        cost: Cost = TypeAdapter(Cost).validate_python(study.user_attrs.get(COST))
+        dense = price_of(cost, architecture)(DENSE)
+        if not (math.isfinite(dense) and dense > 0):
+            raise ValueError(f"dense costs {dense:g}")
+    except (ValueError, ArithmeticError, LookupError) as error:  # pydantic's ValidationError is a ValueError
+        raise InputError(
+            f"study '{study.study_name}' does not say what its trials cost",
+            "a study that 'ztdeploy tune' wrote",
+            "give another --study or --out, or remove it",
+        ) from error
+    return cost
 
 
-def end_running(study: Study) -> None:
-    """Running trials of a study that nobody else works on are those of whoever died: their points wait again."""
-    _end(study, [one for one in study.get_trials(deepcopy=False) if one.state == TrialState.RUNNING])
+def search_of(study: Study, subject: Subject) -> Search:
+    """What a study's trials are, which all of its workers must know alike; the study begins with the search's starts.
 
-
-def _orphans(study: Study) -> list[FrozenTrial]:
-    """Running trials of workers that died before they had said whose they are: no heart beats for them."""
-    now = datetime.now()
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state == TrialState.RUNNING
-        and WORKER not in trial.user_attrs
-        and trial.datetime_start is not None
-        and (now - trial.datetime_start).total_seconds() > _GRACE_S
-    ]
-
-
-def _end(study: Study, trials: Sequence[FrozenTrial]) -> None:
-    """Their points wait again, and they count as failed: in this order, for others count places meanwhile."""
-    for trial in trials:
-        put_back(study, trial)
-        study.tell(trial.number, state=TrialState.FAIL)
+    Raises:
+        InputError: see `cost_in`.
+    """
+    search = Search(subject, cost_in(study, subject.architecture))
+    study.sampler = SeededByTrial(subject.request.sampler_used, subject.request.seed, search.starts())
+    return search

@@ -9,30 +9,41 @@ from __future__ import annotations
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from ztdeploy.core.arguments import shown
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import reason_of
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.jobs.tune.sampling import AGAIN_OF, WORKER
-from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, RUNGS, SCHEDULE, SECONDS, SHARE, Search
+from ztdeploy.jobs.tune.search import (
+    AGAIN,
+    FRONT,
+    IMAGES,
+    KL,
+    LOST,
+    PRESET,
+    PRICE,
+    RUNGS,
+    SCHEDULE,
+    SECONDS,
+    SHARE,
+    Search,
+)
 from ztdeploy.jobs.tune.space import choose
-from ztdeploy.report.tune.budget import FRONT
+from ztdeploy.jobs.tune.trials import RETRIED, RETRIES
 
 #: Bytes of a study, rows of one of its tables, and bytes of one text in it; a thousand trials take four megabytes.
 _LARGEST, _MOST_ROWS, _LONGEST = 256 * 2**20, 500_000, 100_000
 _LOCKED_S = 5.0
-#: Beside a database, what SQLite reads as well.
-_SIDES = ("", "-journal", "-wal", "-shm")
 #: Optuna's tables that grow, and what is longest in each.
 _TEXTS = {
     "studies": "study_name",
@@ -40,8 +51,7 @@ _TEXTS = {
     "trial_params": "distribution_json",
     "trial_intermediate_values": "step",
     "trial_values": "value_type",
-    **dict.fromkeys(("study_user_attributes", "study_system_attributes"), "value_json"),
-    **dict.fromkeys(("trial_user_attributes", "trial_system_attributes"), "value_json"),
+    **{f"{of}_{whose}_attributes": "value_json" for of in ("study", "trial") for whose in ("user", "system")},
 }
 #: What makes a table or an index compute something, once the one check that Optuna's tables have is taken out.
 _PROGRAMS = re.compile(r"\b(CHECK|AS|DEFAULT|WHERE|VIRTUAL|SELECT)\b", re.IGNORECASE)
@@ -63,7 +73,7 @@ def check_database(url: str, *, own: bool) -> None:
     if place.get_backend_name() != "sqlite" or not place.database or place.database == ":memory:":
         return
     path = Path(place.database) if own else Path(place.database).resolve()
-    for side in _SIDES:
+    for side in ("", "-journal", "-wal", "-shm"):  # SQLite reads the others as well
         _check_regular(path.with_name(path.name + side))
     try:
         if not path.exists() or not path.stat().st_size:
@@ -119,7 +129,8 @@ def check_trials(study: Study, search: Search) -> None:
         InputError: a trial, or the study, that no such search makes.
     """
     wanted = [StudyDirection.MINIMIZE] * (1 if search.limit is not None else 2)
-    with damage_told(study.study_name):
+    with damage_told(study.study_name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna warns of values out of range, which are refused here
         _check(study.directions == wanted, "its directions")
         for number, trial in enumerate(study.get_trials(deepcopy=False)):
             with damage_told(study.study_name, f"trial {number}"):
@@ -151,47 +162,29 @@ def _check_trial(number: int, trial: FrozenTrial, search: Search) -> None:
     said = trial.user_attrs
     _check(trial.number == number, "its number")
     _check_attributes(said)
+    _check(_whole(trial.system_attrs.get(RETRIED), *trial.system_attrs.get(RETRIES, [])), "its retries")
     _check(len(trial.intermediate_values) <= len(RUNGS), "its reports")
-    _check(all(map(_finite, (*trial.intermediate_values, *trial.intermediate_values.values()))), "its reports")
-    waiting: Any = trial.system_attrs.get("fixed_params", {})
-    _check(isinstance(waiting, Mapping), "its parameters")
+    _check(_finite(*trial.intermediate_values, *trial.intermediate_values.values()), "its reports")
     complete = trial.state == TrialState.COMPLETE
-    for given in (trial.params, waiting):
-        asked = _Asked(given, whole=complete and given is trial.params)
-        choose(asked, search.methods, search.architecture.depth, search.latest)
-        if search.limit is None:
-            asked.suggest_float(SHARE, *FRONT)
-        _check(given.keys() <= asked.distributions.keys(), "its parameters")
-        if given is trial.params:
-            right = (asked.distributions[name] == one for name, one in trial.distributions.items())
-            _check(all(right), "its distributions")
+    _check_point(trial.system_attrs.get("fixed_params", {}), search, whole=False)  # of a point that was put in line
+    asked = _check_point(trial.params, search, whole=complete)
+    _check(all(asked[name] == one for name, one in trial.distributions.items()), "its distributions")
     if complete:
         values = [said[KL]] if search.limit is not None else [said[PRICE], said[KL]]
         _check(trial.values == values and SCHEDULE in said, "its values")
 
 
-def _check_attributes(said: Mapping[str, Any]) -> None:
-    numbers = {
-        name: said[name] for name in (KL, PRICE, LOST, SECONDS, IMAGES, AGAIN, AGAIN_OF) if said.get(name) is not None
-    }
-    _check(all(map(_finite, numbers.values())), "its figures")
-    whole = (numbers.get(name, 0) for name in (IMAGES, AGAIN, AGAIN_OF))
-    _check(all(isinstance(one, int) and abs(one) < 2**31 for one in whole), "its figures")
-    _check(isinstance(said.get(PRESET, False), bool) and isinstance(said.get(WORKER, ""), str), "its figures")
-    if SCHEDULE in said:
-        PruningSchedule.model_validate(said[SCHEDULE])
+def _check_point(given: Any, search: Search, *, whole: bool) -> dict[str, BaseDistribution]:
+    _check(isinstance(given, Mapping), "its parameters")
+    asked = _Asked(given, whole=whole)
+    choose(asked, search.methods, search.architecture.depth, search.latest)
+    if search.limit is None:
+        asked.suggest_float(SHARE, *FRONT)
+    _check(given.keys() <= asked.distributions.keys(), "its parameters")
+    return asked.distributions
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
-
-
-def _check(right: bool, what: str) -> None:
-    if not right:
-        raise ValueError(what)
-
-
-class _Asked:
+class _Asked(FixedTrial):
     """Answers a search's questions with the values of a trial, each of which must be one that it could have drawn.
 
     Args:
@@ -199,30 +192,43 @@ class _Asked:
     """
 
     def __init__(self, given: Mapping[str, Any], *, whole: bool) -> None:
+        super().__init__(dict(given))
         self._given, self._whole = given, whole
-        self.distributions: dict[str, BaseDistribution] = {}
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.distributions[name] = CategoricalDistribution(tuple(choices))
-        value = self._value(name, choices[0])
-        _check(any(type(value) is type(one) and value == one for one in choices), name)
-        return value
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._given:
+            value = self._given[name]
+            if isinstance(distribution, CategoricalDistribution):
+                _check(any(type(value) is type(one) and value == one for one in distribution.choices), name)
+            else:
+                _check(_finite(value) and distribution._contains(value), name)
+        else:
+            _check(not self._whole, name)
+            is_choice = isinstance(distribution, CategoricalDistribution)
+            self._params[name] = distribution.choices[0] if is_choice else distribution.low  # type: ignore[attr-defined]
+        return super()._suggest(name, distribution)
 
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        self.distributions[name] = IntDistribution(low, high)
-        value = self._value(name, low)
-        _check(type(value) is int and low <= value <= high, name)
-        return int(value)
 
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        self.distributions[name] = FloatDistribution(low, high)
-        value = self._value(name, low)
-        _check(_finite(value) and low <= value <= high, name)
-        return float(value)
+def _check_attributes(said: Mapping[str, Any]) -> None:
+    figures = {name: said.get(name) for name in (KL, PRICE, LOST, SECONDS, IMAGES, AGAIN)}
+    _check(_finite(*(one for one in figures.values() if one is not None)), "its figures")
+    _check(_whole(figures[IMAGES], figures[AGAIN]), "its figures")
+    _check(isinstance(said.get(PRESET, False), bool), "its figures")
+    if SCHEDULE in said:
+        PruningSchedule.model_validate(said[SCHEDULE])
 
-    def _value(self, name: str, first: Any) -> Any:
-        _check(name in self._given or not self._whole, name)
-        return self._given.get(name, first)
+
+def _finite(*values: object) -> bool:
+    return all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < 1e18 for one in values)
+
+
+def _whole(*values: object) -> bool:
+    return all(one is None or (type(one) is int and abs(one) < 2**31) for one in values)
+
+
+def _check(right: bool, what: str) -> None:
+    if not right:
+        raise ValueError(what)
 
 
 def _strange(path: Path, found: str) -> InputError:

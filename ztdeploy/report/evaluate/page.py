@@ -11,7 +11,7 @@ from ztdeploy.core.files import read_bytes
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.report.evaluate.position_map import position_map
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import figure, plots
+from ztdeploy.report.kit.figure import Figure, plots
 from ztdeploy.report.kit.figures import counted, short
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.plots.estimates import Estimate, estimates_plot
@@ -58,7 +58,7 @@ def eval_page(report: EvalReport) -> str:
     return document(title, main)
 
 
-def _section(title: str, text: str | None, drawn: Sequence[Markup | None], table: Markup | None) -> Markup:
+def _section(title: str, text: str | None, drawn: Sequence[Figure], table: Markup | None) -> Markup:
     quiet = None if text is None else element("p", text, class_="quiet")
     return element("section", element("h2", title), quiet, plots(*drawn), table)
 
@@ -79,9 +79,9 @@ def _answers(report: EvalReport) -> Markup:
     ]
     heads = ["variant", "GMACs", "top-1, %", _INTERVAL, "same answer, %", _INTERVAL, "KL, nats", _INTERVAL]
     drawn = [
-        figure("Accuracy", "Top-1 on labelled images.", estimates_plot("Top-1", "top-1, %", top1)),
-        figure("Agreement", "Images with dense's answer.", estimates_plot("Agreement", "same answer, %", agreement)),
-        figure("Divergence", "Of outputs from dense's.", estimates_plot("Divergence", "mean KL, nats", kl)),
+        Figure("Accuracy", "Top-1 on labelled images.", estimates_plot("Top-1", "top-1, %", top1)),
+        Figure("Agreement", "Images with dense's answer.", estimates_plot("Agreement", "same answer, %", agreement)),
+        Figure("Divergence", "Of outputs from dense's.", estimates_plot("Divergence", "mean KL, nats", kl)),
     ]
     return _section("Answers", None, drawn, sheet("Answers", heads, rows))
 
@@ -107,9 +107,9 @@ def _likeness(report: EvalReport) -> Markup | None:
     each = "Of each position of each image" if report.output == "features" else "Of each image"
     filled = "Filled: the place's own token went, and it has the features of what stands for it."
     drawn = [
-        figure("Mean", f"Whiskers: {_INTERVAL} over images.", estimates_plot("Mean cosine", "mean cosine", means)),
-        figure("5 % are below", "The lower end of what is met.", estimates_plot("5 % quantile", "cosine", low)),
-        figure("By what stands there", filled, estimates_plot("Cosine by kind of position", "mean cosine", by_kind)),
+        Figure("Mean", f"Whiskers: {_INTERVAL} over images.", estimates_plot("Mean cosine", "mean cosine", means)),
+        Figure("5 % are below", "The lower end of what is met.", estimates_plot("5 % quantile", "cosine", low)),
+        Figure("By what stands there", filled, estimates_plot("Cosine by kind of position", "mean cosine", by_kind)),
     ]
     return _section(
         f"Cosine to dense's {NOUNS[report.output]}",
@@ -146,12 +146,12 @@ def _recall(report: EvalReport) -> Markup | None:
         "Recall",
         "Each image asks for its nearest among all others: in the variant's own embeddings, and in dense's.",
         [
-            figure(
+            Figure(
                 f"Recall at {first}",
                 "Images with one of their class among the nearest; / dense: in dense's gallery.",
                 estimates_plot(f"Recall at {first}", f"recall at {first}, %", recall),
             ),
-            figure(
+            Figure(
                 "Dense's neighbours",
                 "Share of the nearest that are dense's nearest; / dense: in dense's gallery.",
                 estimates_plot("Shared neighbours", f"of the {first} nearest, %", overlap),
@@ -174,8 +174,8 @@ def _maps(report: EvalReport) -> list[Markup]:
         cosine = position_map(f"{score.label}: mean cosine by position", "mean cosine to dense", places.mean, grid)
         filled = f"{score.label}: how often a place is filled"
         drawn = [
-            figure("Where features stay what they are", "Mean over the images, for each place of the grid.", cosine),
-            figure(
+            Figure("Where features stay what they are", "Mean over the images, for each place of the grid.", cosine),
+            Figure(
                 "Where tokens go",
                 "Share of the images in which a place's own token is gone.",
                 position_map(filled, "share of images", places.filled_at, grid),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ztdeploy.target.measure.statistics import Interval
 
@@ -25,6 +25,11 @@ def fixed(value: float | None, decimals: int) -> str:
 def short(value: float | None, digits: int = 3) -> str:
     """Such as "12.3", "0.123" or "1230"."""
     return fixed(value, decimals_for([value], digits))
+
+
+def decimals(count: int) -> Callable[[float | None], str]:
+    """What writes a number with so many decimals, and nothing where there is none."""
+    return lambda value: "" if value is None else fixed(value, count)
 
 
 def percent(share: float | None) -> str:

@@ -1,36 +1,91 @@
-"""Tables of the page: every figure carries its unrounded value, and a wide one scrolls in its own box."""
+"""Tables: one description of the columns, drawn on the page or written as Markdown.
+
+On the page every figure carries its unrounded value, and a wide table scrolls in its own box.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from ztdeploy.core.text import markdown_text
 from ztdeploy.report.kit.figures import decimals_for, fixed
-from ztdeploy.report.kit.markup import Child, Markup, element
+from ztdeploy.report.kit.markup import Markup, element
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Cell:
-    text: Child
+    text: str
     value: float | None = None  #: unrounded, where it is a number
     kind: str = ""  #: classes
     heading: bool = False  #: whether it names its row
 
     def draw(self) -> Markup:
-        exact = None if self.value is None else repr(self.value)
-        if self.heading:
-            return element("th", self.text, class_=self.kind or None, data_value=exact, scope="row")
-        return element("td", self.text, class_=self.kind or None, data_value=exact)
+        return element(
+            "th" if self.heading else "td",
+            self.text,
+            class_=self.kind or None,
+            data_value=None if self.value is None else repr(self.value),
+            scope="row" if self.heading else None,
+        )
 
 
 def number(text: str, value: float | None, kind: str = "") -> Cell:
     return Cell(text, value, f"num {kind}".rstrip())
 
 
-def column(values: Sequence[float | None], digits: int = 3) -> list[Cell]:
-    """Numbers that line up: one number of decimals for all."""
-    decimals = decimals_for(values, digits)
-    return [number(fixed(value, decimals), value) for value in values]
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """A column of a table, from the items that its rows stand for: text, or a number with its unrounded value."""
+
+    head: str
+    text: Callable[[Item], str] | None = None
+    value: Callable[[Item], float | None] | None = None
+    show: Callable[[float | None], str] | None = None  #: how a value reads, where `text` does not say it
+    kind: str | Callable[[Item], str] = ""  #: classes; "heading": it names its row
+    digits: int = 3  #: of the smallest value, where neither `text` nor `show` says how one reads: numbers then line up
+
+    def cells(self, items: Sequence[Item]) -> list[Cell]:
+        values = [None if self.value is None else self.value(one) for one in items]
+        kinds = [self.kind if isinstance(self.kind, str) else self.kind(one) for one in items]
+        if self.text is not None:
+            texts = [self.text(one) for one in items]
+        elif self.show is not None:
+            texts = [self.show(value) for value in values]
+        else:
+            decimals = decimals_for(values, self.digits)
+            texts = [fixed(value, decimals) for value in values]
+        if self.value is not None:
+            return [number(*cell) for cell in zip(texts, values, kinds, strict=True)]
+        return [
+            Cell(text, kind="" if kind == "heading" else kind, heading=kind == "heading")
+            for text, kind in zip(texts, kinds, strict=True)
+        ]
+
+
+def interval(head: str, text: Callable[[Item], str]) -> Column[Item]:
+    """A column of text that lines up with numbers."""
+    return Column(head, text, lambda _one: None)
+
+
+def table(
+    name: str, columns: Sequence[Column[Item]], items: Iterable[Item], *, chosen: int | None = None
+) -> Markup | None:
+    """A row per item; see `sheet`."""
+    listed = list(items)
+    rows = list(zip(*(one.cells(listed) for one in columns), strict=True))
+    return sheet(name, [one.head for one in columns], rows, chosen=chosen)
+
+
+def markdown_table(columns: Sequence[Column[Item]], items: Iterable[Item]) -> list[str]:
+    """A row per item, as the lines of a Markdown table; numbers stand on the right."""
+    listed = list(items)
+    texts = [[cell.text if one.value else markdown_text(cell.text) for cell in one.cells(listed)] for one in columns]
+    rule = ["---" if one.value is None else "---:" for one in columns]
+    return [f"| {' | '.join(cells)} |" for cells in ([one.head for one in columns], rule, *zip(*texts, strict=True))]
 
 
 def sheet(
@@ -50,5 +105,5 @@ def sheet(
         element("tr", [cell.draw() for cell in cells], class_="chosen" if position == chosen else None)
         for position, cells in enumerate(rows)
     ]
-    table = element("table", element("thead", element("tr", top)) if any(heads) else None, element("tbody", body))
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
+    drawn = element("table", element("thead", element("tr", top)) if any(heads) else None, element("tbody", body))
+    return element("div", drawn, class_="scroll", tabindex=0, role="region", aria_label=name)

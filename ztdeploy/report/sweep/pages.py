@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import json
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import write
@@ -14,6 +11,7 @@ from ztdeploy.report.compare.entries import check_figures
 from ztdeploy.report.sweep.csv_table import csv_text
 from ztdeploy.report.sweep.markdown import markdown
 from ztdeploy.report.sweep.page import page
+from ztdeploy.report.sweep.panels import View
 from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
 from ztdeploy.report.sweep_folder import REPORT
 from ztdeploy.target.measure.sweep_report import SweepReport, read_any_report
@@ -37,16 +35,26 @@ def write_pages(report: SweepReport, folder: Path, *, least_agreement: float = L
         InputError: figures that no measurement gives.
         OutputError: a file cannot be written.
     """
-    check_drawable(report)
-    found = verdicts(report, least_agreement)
+    check_figures(report, "the sweep")
+    text = json.dumps(report.model_dump(mode="json"))
+    json.loads(text, parse_float=_check_number, parse_int=_check_number, parse_constant=_check_number)
     texts = {
-        PAGE: page(report, found, least_agreement),
+        PAGE: page(View(report, least_agreement)),
         TABLE: csv_text(report),
-        MARKDOWN: markdown(report, found),
+        MARKDOWN: markdown(report, verdicts(report, least_agreement)),
     }
-    for name, text in texts.items():
-        write(folder / name, text)
+    for name, content in texts.items():
+        write(folder / name, content)
     return [folder / name for name in texts]
+
+
+def _check_number(text: str) -> None:
+    """
+    Raises:
+        InputError: a number of the report that no measurement gives.
+    """
+    if not abs(float(text)) < _LARGEST:
+        raise InputError("the sweep holds figures that no measurement gives", "a report as written", "measure again")
 
 
 def read_sweep(path: Path) -> tuple[SweepReport, Path]:
@@ -63,27 +71,3 @@ def read_sweep(path: Path) -> tuple[SweepReport, Path]:
     if not isinstance(report, SweepReport):
         raise InputError(f"'{file}' is a report of 'ztdeploy bench'", "a sweep's", "give the folder of a sweep")
     return report, file.parent
-
-
-def check_drawable(report: SweepReport) -> None:
-    """
-    Raises:
-        InputError: figures that no measurement gives.
-    """
-    check_figures(report, "the sweep")
-    if not all(math.isfinite(number) and abs(number) < _LARGEST for number in _numbers(report)):
-        raise InputError("the sweep holds figures that no measurement gives", "a report as written", "measure again")
-
-
-def _numbers(value: object) -> Iterator[float]:
-    """Every number in a record, however deep."""
-    if isinstance(value, (float, int)):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _numbers(getattr(value, name))
-    elif isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _numbers(one)
-    elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.report.sweep.panels import is_dense
 from ztdeploy.target.measure.sweep_report import Staircase, SweepReport, TokenStep
 
-#: How many of its tokens a schedule may be asked to give up for a tread.
+#: The share of its tokens that a schedule may be asked to give up for a tread.
 _NEAR = 0.06
 
 
@@ -34,7 +36,7 @@ def token_counts(report: SweepReport, image_size: ImageSize) -> dict[int, tuple[
 
 
 def snaps(report: SweepReport, staircase: Staircase) -> list[Snap]:
-    """Numbers of tokens up to 6 % above a tread, where the tread is faster; dense's own number is not to be changed."""
+    """Numbers of tokens up to 6 % above a tread that is faster; the baseline's own number is not to be changed."""
     pruned = {one.name for one in report.variants if not is_dense(one)}
     found = []
     for count, names in token_counts(report, staircase.image_size).items():
@@ -48,16 +50,5 @@ def snaps(report: SweepReport, staircase: Staircase) -> list[Snap]:
 
 
 def block_ms(points: Sequence[TokenStep], tokens: int) -> float:
-    """Time of a block at that many tokens, on the straight line between the two nearest that were measured.
-
-    Raises:
-        ValueError: there are no points.
-    """
-    if not points:
-        raise ValueError("a staircase without points")
-    lower = max((one for one in points if one.tokens <= tokens), key=lambda one: one.tokens, default=points[0])
-    upper = min((one for one in points if one.tokens >= tokens), key=lambda one: one.tokens, default=points[-1])
-    if lower.tokens >= upper.tokens:
-        return upper.block_ms
-    share = (tokens - lower.tokens) / (upper.tokens - lower.tokens)
-    return lower.block_ms + share * (upper.block_ms - lower.block_ms)
+    """Time of a block at that many tokens, on the straight line between the two nearest that were measured."""
+    return float(np.interp(tokens, [one.tokens for one in points], [one.block_ms for one in points]))

@@ -43,14 +43,14 @@ class Verdict:
 
 def verdicts(report: SweepReport, least_agreement: float = LEAST_AGREEMENT) -> list[Verdict]:
     """One per setting that anything was measured at."""
-    found = [_verdict(panel, least_agreement) for panel in panels(report) if panel.measured]
+    found = [verdict_of(panel, least_agreement) for panel in panels(report) if panel.measured]
     if report.request.model is None or report.request.model.weights != "random":
         return found
     random = "The weights are random: these are figures of speed alone."
     return [Verdict(one.panel, one.decision, one.headline, (*one.sentences, random), one.choice) for one in found]
 
 
-def _verdict(panel: Panel, least_agreement: float) -> Verdict:
+def verdict_of(panel: Panel, least_agreement: float) -> Verdict:
     choices = candidates(panel)
     if not choices:
         return Verdict(panel, "unknown", "There is nothing to compare.", (_nothing(panel),))

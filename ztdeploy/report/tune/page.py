@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import figure, legend, plots
-from ztdeploy.report.kit.figures import percent, short
+from ztdeploy.report.kit.figure import legend, plots, section
+from ztdeploy.report.kit.figures import decimals, percent, short
 from ztdeploy.report.kit.markup import Markup, element
-from ztdeploy.report.kit.sheet import Cell, number, sheet
-from ztdeploy.report.tune.figures import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
-from ztdeploy.report.tune.records import Compared, Score, TrialRecord, TuneReport
+from ztdeploy.report.kit.sheet import Column, interval, table
+from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
+from ztdeploy.report.tune.records import Compared, Measured, Score, TrialRecord, TuneReport
 from ztdeploy.report.tune.words import (
     cautions,
     findings,
-    finished,
     layer_lines,
     machine_words,
     origin_lines,
@@ -22,6 +24,7 @@ from ztdeploy.report.tune.words import (
 from ztdeploy.version import __version__
 
 BEST_TRIALS = 15
+four_digits = partial(short, digits=4)
 
 
 def page(report: TuneReport) -> str:
@@ -29,17 +32,13 @@ def page(report: TuneReport) -> str:
     main = element(
         "main",
         element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead")),
-        _summary(report),
-        _front(report),
-        _schedule(report),
-        _trials(report),
-        _latency(report),
+        [part(report) for part in PARTS],
         element("footer", f"Written by ztdeploy {__version__} from tune.json. {machine_words(report.machine)}."),
     )
     return document(title(report), main)
 
 
-def _summary(report: TuneReport) -> Markup:
+def summary(report: TuneReport) -> Markup:
     headline, *more = findings(report)
     return element(
         "section",
@@ -50,97 +49,94 @@ def _summary(report: TuneReport) -> Markup:
     )
 
 
-def _front(report: TuneReport) -> Markup:
-    heads = ["", "GMACs", f"of dense's {report.unit}", "KL, tuning", "KL, report", "95 % interval", "same answers"]
-    heads += ["of ToMe's", "of the preset's"]
-    rows = [_cells(score, one) for one in report.compared for score in (one.tuned, one.preset, one.tome)]
-    scaled = any(not one.searched for one in report.compared)
+Pair = tuple[Compared, Score]
+
+
+def fidelity(report: TuneReport) -> Markup:
+    pairs = [(one, score) for one in report.compared for score in (one.tuned, one.preset, one.tome)]
     text = "Everything but the first KL is of the report half, which no choice has seen."
-    if scaled:
+    if any(not one.searched for one in report.compared):
         text += " Costs other than the budget: the winner's shape scaled, which was not searched for."
-    return element(
-        "section",
-        element("h2", "Fidelity against cost"),
-        element("p", text, class_="quiet"),
+    columns: list[Column[Pair]] = [
+        Column("", lambda pair: pair[1].schedule.name if _tuned(pair) else pair[1].label, kind="heading"),
+        Column("GMACs", value=lambda pair: pair[1].gmacs, show=four_digits),
+        Column(f"of the baseline's {report.unit}", value=lambda pair: pair[0].share, show=percent),
+        Column("KL, tuning", value=lambda pair: pair[1].tuning_kl, show=decimals(4)),
+        Column("KL, report", value=lambda pair: pair[1].kl.value, show=decimals(4)),
+        interval("95 % interval", lambda pair: "{0.low:.4f} to {0.high:.4f}".format(pair[1].kl.interval)),
+        Column("same answers", value=lambda pair: pair[1].agreement.value, show=percent),
+        Column("of ToMe's", value=lambda p: p[0].to_tome.value if _tuned(p) else None, show=decimals(2)),
+        Column("of the preset's", value=lambda p: p[0].to_preset.value if _tuned(p) else None, show=decimals(2)),
+    ]
+    return section(
+        "Fidelity against cost",
         legend([(SERIES.key(name), name) for name in RIVALS]),
-        plots(*(figure(one.title, one.text, one.plot) for one in front(report))),
-        sheet("What was found, and what it is held against", heads, rows, chosen=0),
+        plots(front(report)),
+        table("What was found, and what it is compared with", columns, pairs, chosen=0),
+        quiet=text,
     )
 
 
-def _cells(score: Score, one: Compared) -> list[Cell]:
-    tuned = score is one.tuned
-    interval = score.kl.interval
-    ratios = (one.to_tome.value, one.to_preset.value) if tuned else (None, None)
-    return [
-        Cell(score.schedule.name if tuned else score.label, heading=True),
-        number(short(score.gmacs, 4), score.gmacs),
-        number(percent(one.share), one.share),
-        number("" if score.tuning_kl is None else f"{score.tuning_kl:.4f}", score.tuning_kl),
-        number(f"{score.kl.value:.4f}", score.kl.value),
-        number(f"{interval.low:.4f} to {interval.high:.4f}", None),
-        number(percent(score.agreement.value), score.agreement.value),
-        *(number("" if value is None else f"{value:.2f}", value) for value in ratios),
-    ]
+def _tuned(pair: Pair) -> bool:
+    return pair[1] is pair[0].tuned
 
 
-def _schedule(report: TuneReport) -> Markup:
-    schedule = report.winner.tuned.schedule
-    tokens = tokens_of(report, schedule.layers)
-    options = str(schedule.options) or "all at their defaults"
-    return element(
-        "section",
-        element("h2", "The schedule, block by block"),
-        element("p", f"Method {schedule.method}; options: {options}.", class_="quiet"),
-        plots(*(figure(one.title, one.text, one.plot) for one in by_block(report))),
-        element("ul", [element("li", line) for line in layer_lines(schedule, tokens)]),
+def schedule(report: TuneReport) -> Markup:
+    found = report.winner.tuned
+    options = str(found.schedule.options) or "all at their defaults"
+    return section(
+        "The schedule, block by block",
+        plots(by_block(report)),
+        element("ul", [element("li", line) for line in layer_lines(found.schedule, tokens_of(report, found))]),
+        quiet=f"Method {found.schedule.method}; options: {options}.",
     )
 
 
-def _trials(report: TuneReport) -> Markup:
-    made = finished(report)
-    pruned = sum(one.state == "pruned" for one in made)
-    seconds = sum(one.seconds for one in made)
+def all_trials(report: TuneReport) -> Markup:
+    made = report.finished
+    pruned, seconds = sum(one.state == "pruned" for one in made), sum(one.seconds for one in made)
     complete = sorted((one for one in made if one.state == "complete"), key=lambda one: (one.kl or 0.0, one.number))
-    heads = ["trial", "KL, tuning", report.unit, "method", "first block", "tokens that go", "options"]
-    text = f"{len(made)} trials, {pruned} of them given up early, {seconds:.0f} s; the best {BEST_TRIALS} in the table."
-    return element(
-        "section",
-        element("h2", "Trials"),
-        element("p", text, class_="quiet"),
-        plots(*(figure(one.title, one.text, one.plot) for one in (*trials(report), *importances(report)))),
-        sheet("The best trials", heads, [_trial_cells(one) for one in complete[:BEST_TRIALS]]),
+    columns: list[Column[TrialRecord]] = [
+        Column("trial", lambda one: f"{one.number}{' (preset)' if one.start else ''}", kind="heading"),
+        Column("KL, tuning", value=lambda one: one.kl, show=decimals(4)),
+        Column(report.unit, value=lambda one: one.cost, show=four_digits),
+        Column("method", lambda one: one.schedule.method if one.schedule else ""),
+        Column("first block", value=lambda one: next((block for block, _ in _drops(one)), None), show=decimals(0)),
+        Column("tokens that go", lambda one: ", ".join(str(drop) for _, drop in _drops(one))),
+        Column("options", lambda one: str(one.schedule.options) if one.schedule else ""),
+    ]
+    return section(
+        "Trials",
+        plots(trials(report), importances(report)),
+        table("The best trials", columns, complete[:BEST_TRIALS]),
+        quiet=f"{len(made)} trials, {pruned} of them given up early, {seconds:.0f} s; "
+        f"the best {BEST_TRIALS} in the table.",
     )
 
 
-def _trial_cells(one: TrialRecord) -> list[Cell]:
-    layers = one.schedule.layers if one.schedule else ()
-    return [
-        Cell(f"{one.number}{' (preset)' if one.start else ''}", heading=True),
-        number(f"{one.kl or 0:.4f}", one.kl),
-        number(short(one.cost, 4), one.cost),
-        Cell(one.schedule.method if one.schedule else ""),
-        number(str(layers[0].block) if layers else "", layers[0].block if layers else None),
-        Cell(", ".join(str(layer.drop) for layer in layers)),
-        Cell(str(one.schedule.options) if one.schedule else ""),
-    ]
+def _drops(one: TrialRecord) -> list[tuple[int, int | None]]:
+    return [(layer.block, layer.drop) for layer in one.schedule.layers] if one.schedule else []
 
 
-def _latency(report: TuneReport) -> Markup | None:
+def latency(report: TuneReport) -> Markup | None:
     if not report.measured:
         return None
-    rows = [
-        [
-            Cell(one.schedule, heading=True),
-            number(short(one.predicted_ms, 4), one.predicted_ms),
-            number(short(one.measured_ms, 4), one.measured_ms),
-            number(f"{100 * (one.predicted_ms / one.measured_ms - 1):+.1f} %", one.predicted_ms / one.measured_ms - 1),
-        ]
-        for one in report.measured
+    columns: list[Column[Measured]] = [
+        Column("", lambda one: one.schedule, kind="heading"),
+        Column("predicted, ms", value=lambda one: one.predicted_ms, show=four_digits),
+        Column("measured, ms", value=lambda one: one.measured_ms, show=four_digits),
+        Column("off", lambda one: f"{100 * _off(one):+.1f} %", _off),
     ]
-    return element(
-        "section",
-        element("h2", "Predicted and measured"),
-        element("p", "Engines of what was found, built and measured on this machine.", class_="quiet"),
-        sheet("Predicted and measured latency", ["", "predicted, ms", "measured, ms", "off"], rows),
+    return section(
+        "Predicted and measured",
+        table("Predicted and measured latency", columns, report.measured),
+        quiet="Engines of what was found, built and measured on this machine.",
     )
+
+
+def _off(one: Measured) -> float:
+    return one.predicted_ms / one.measured_ms - 1
+
+
+#: The page from top to bottom; a part that has nothing to show is None.
+PARTS: tuple[Callable[[TuneReport], Markup | None], ...] = (summary, fidelity, schedule, all_trials, latency)

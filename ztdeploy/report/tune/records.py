@@ -1,20 +1,101 @@
-"""What a search says: records that are JSON on disk, with a schema version."""
+"""What a search was asked for and what it found: records that are JSON on disk, with a schema version."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+from pydantic import Field
+
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.report.tune.cost import Cost
-from ztdeploy.report.tune.request import TuneRequest
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.measure.statistics import Interval
+from ztdeploy.target.measure.sweep_report import Staircase
 
 SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["ztdeploy-tune"] = "ztdeploy-tune"
 State = Literal["complete", "pruned", "failed"]
+#: `gmacs`: per image, as `plan_gmacs` counts; `reduction`: the share of the baseline's compute that is saved;
+#: `latency_ms`: per call on this machine; `speedup`: the baseline's latency over it.
+BudgetKind = Literal["gmacs", "reduction", "latency_ms", "speedup"]
+#: `random` is the paper's Monte Carlo search.
+SamplerName = Literal["tpe", "random", "nsga2"]
+#: Methods that have a search space.
+TUNABLE = ("novelty-merge", "zero-tprune-merge", "zero-tprune")
+
+
+class Budget(Record):
+    """What a model may cost on its target."""
+
+    kind: BudgetKind
+    value: float
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the limit is a time rather than an amount of compute."""
+        return self.kind in ("latency_ms", "speedup")
+
+    def limit(self, dense: float) -> float:
+        """The highest cost, in the unit of `dense`, which is what the baseline costs: GMACs or milliseconds."""
+        if self.kind == "reduction":
+            return dense * (1 - self.value)
+        return dense / self.value if self.kind == "speedup" else self.value
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}"
+
+
+class TuneRequest(Record):
+    """What to search for, and on what."""
+
+    model: ModelSource
+    data: Path
+    budget: Budget | None = None  #: None: the whole front, cost against fidelity
+    profile: str | None = None  #: a budget in time is measured with the engines of this profile
+    methods: tuple[str, ...] = (TUNABLE[0],)
+    trials: int = 100
+    sampler: SamplerName | None = None  #: by default `tpe` with a budget, `nsga2` without
+    workers: int = 1
+    storage: str | None = None  #: a database's URL; by default a SQLite file in the folder
+    study: str = "tune"  #: its name in the storage
+    max_drop: float | None = None  #: points of top-1 that the winner may lose on the tuning images
+    limit: int | None = None  #: images, of every class alike; by default all
+    seed: int = 0
+
+    @property
+    def sampler_used(self) -> SamplerName:
+        return self.sampler or ("nsga2" if self.budget is None else "tpe")
+
+
+class GmacsCost(Record):
+    """A schedule costs its compute, counted: exact, for any machine."""
+
+    kind: Literal["gmacs"] = "gmacs"
+    unit: ClassVar[str] = "GMACs"
+
+
+class LatencyCost(Record):
+    """A schedule costs the milliseconds of a call, predicted for one machine, profile and precision.
+
+    `ends + scale * (sum over blocks of block(tokens)) + sum over pruning layers of (layer + pair * N^2)`. `block` is
+    the staircase's, of a few blocks alone; the rest is fitted to whole engines.
+    """
+
+    kind: Literal["latency"] = "latency"
+    unit: ClassVar[str] = "ms"
+    staircase: Staircase
+    ends_ms: float  #: in front of the first block and behind the last
+    scale: float = 1.0  #: time of a block in a whole engine over that of a block alone
+    layer_ms: dict[str, float] = Field(default_factory=dict)  #: by method: of a pruning layer, whatever its size
+    pair_ns: dict[str, float] = Field(default_factory=dict)  #: by method: of each pair of the tokens that enter it
+    fitted: int = 0  #: engines that these rest on
+    worst_fit: float = 0.0  #: the largest relative error on those
+
+
+Cost: TypeAlias = Annotated[GmacsCost | LatencyCost, Field(discriminator="kind")]
 
 
 class ModelFacts(Record):
@@ -33,11 +114,11 @@ class TrialRecord(Record):
 
     number: int
     state: State
-    start: bool  #: what a preset does
+    start: bool  #: whether it does what a preset does
     kl: float | None  #: on the tuning half, or on the images it saw before it was given up
     images: int
     cost: float | None
-    lost: float | None  #: points of top-1 below dense's, where there are labels
+    lost: float | None  #: points of top-1 below the baseline's, where there are labels
     seconds: float
     same_as: int | None  #: an earlier trial of the same schedule, which was not judged twice
     parameters: dict[str, Any]
@@ -59,17 +140,17 @@ class Score(Record):
 
 
 class Ratio(Record):
-    """Of two means of KL over the same images, drawn in pairs."""
+    """The ratio of two means of KL over the same images, drawn in pairs."""
 
     value: float
     interval: Interval
 
 
 class Compared(Record):
-    """What was found for one cost, with what it is held against there."""
+    """What was found for one cost, and what it is compared with there."""
 
     limit: float
-    share: float  #: of dense's cost
+    share: float  #: of the baseline's cost
     searched: bool  #: False: the winner's shape at another cost, which no trial had
     tuned: Score
     preset: Score
@@ -79,7 +160,7 @@ class Compared(Record):
 
     @property
     def name(self) -> str:
-        """Of its schedule's file."""
+        """The name of its schedule's file."""
         return self.tuned.schedule.name
 
 
@@ -89,7 +170,7 @@ class Importance(Record):
 
 
 class Measured(Record):
-    """A winner's engine on this machine."""
+    """The engine of a schedule that was found, on this machine."""
 
     schedule: str
     predicted_ms: float
@@ -119,3 +200,7 @@ class TuneReport(Record):
     @property
     def winner(self) -> Compared:
         return self.compared[0]
+
+    @property
+    def finished(self) -> list[TrialRecord]:
+        return [one for one in self.trials if one.state != "failed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.kit.figures import percent, short
-from ztdeploy.report.tune.records import Compared, Ratio, TrialRecord, TuneReport
+from ztdeploy.report.tune.records import Compared, Ratio, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine
 
@@ -20,7 +20,7 @@ def subtitle(report: TuneReport) -> str:
     """Weights, images, trials and day."""
     request = report.request
     return (
-        f"{report.model.timm_name}, weights: {report.model.origin}; {len(finished(report))} trials by "
+        f"{report.model.timm_name}, weights: {report.model.origin}; {len(report.finished)} trials by "
         f"{request.sampler_used}, seed {request.seed}, on {report.tuning_data.images} images of "
         f"'{report.tuning_data.name}', reported on {report.report_data.images} others; {report.created[:10]}"
     )
@@ -37,25 +37,21 @@ def machine_words(machine: Machine) -> str:
     return f"{machine.processor}, {len(machine.usable_cores)} cores, Python {machine.python}, {versions}"
 
 
-def finished(report: TuneReport) -> list[TrialRecord]:
-    return [one for one in report.trials if one.state != "failed"]
-
-
 def findings(report: TuneReport) -> list[str]:
     """The winner, and how it compares; all on images that no choice has seen."""
     found = report.winner
-    lines = [cost_words(found, report), *(_against(ratio, name) for ratio, name in _rivals(found))]
+    lines = [
+        cost_words(found, report),
+        _against(found.to_tome, "ToMe"),
+        _against(found.to_preset, "the best preset"),
+    ]
     if found.tuned.change is not None:
         interval = found.tuned.change.interval
         lines.append(
-            f"Top-1 less dense's: {100 * found.tuned.change.value:+.1f} points "
+            f"Top-1 less the baseline's: {100 * found.tuned.change.value:+.1f} points "
             f"({100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
         )
     return lines
-
-
-def _rivals(found: Compared) -> list[tuple[Ratio, str]]:
-    return [(found.to_tome, "ToMe"), (found.to_preset, "the best preset")]
 
 
 def _against(ratio: Ratio, name: str) -> str:
@@ -68,7 +64,7 @@ def _against(ratio: Ratio, name: str) -> str:
 
 def cost_words(found: Compared, report: TuneReport) -> str:
     return (
-        f"{short(found.tuned.cost, 4)} {report.unit} ({100 * (found.share - 1):+.1f} %): KL from dense "
+        f"{short(found.tuned.cost, 4)} {report.unit} ({100 * (found.share - 1):+.1f} %): KL from the baseline "
         f"{nats(found.tuned.kl, '')}, {percent(found.tuned.agreement.value)} same answers."
     )
 
@@ -91,7 +87,7 @@ def origin_lines(report: TuneReport) -> list[str]:
     budget = report.request.budget
     return [
         f"Found by 'ztdeploy tune' {report.created[:10]}: budget {budget or 'none (front)'}, "
-        f"{len(finished(report))} trials by {report.request.sampler_used}, seed {report.request.seed}.",
+        f"{len(report.finished)} trials by {report.request.sampler_used}, seed {report.request.seed}.",
         f"{report.model.timm_name}, weights sha256 {report.model.sha256[:12]}; tuned on {report.tuning_data.images} "
         f"images of '{report.tuning_data.name}' (sha256 {report.tuning_data.digest[:12]}).",
         f"Figures: {report.report_data.images} other images (sha256 {report.report_data.digest[:12]}).",

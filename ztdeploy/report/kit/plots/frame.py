@@ -1,12 +1,13 @@
-"""What all plots have in common: their size, gridlines, tick labels, the names of axes."""
+"""What all plots have in common: their size, gridlines, tick labels, the names of axes, marks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ztdeploy.report.kit.markup import Child, Markup, element
-from ztdeploy.report.kit.plots.scale import Scale
+from ztdeploy.report.kit.plots.labels import Box, along, beside, spread
+from ztdeploy.report.kit.plots.scale import Scale, linear
 
 #: Pixels at the size that type is designed for; a plot is as wide as its column on the page.
 WIDTH, HEIGHT = 380.0, 250.0
@@ -14,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 26.0, 40.0
 SVG = "http://www.w3.org/2000/svg"
 #: Tick labels closer than this touch each other.
 _TICK_ROOM = 26.0
+#: Of plots with a row per thing: the height of a row, room for names on the left, and how long these may be.
+_ROW, _NAMES, _MOST_LETTERS = 24.0, 124.0, 19
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,6 @@ class Frame:
     y: Scale
     x_name: str
     y_name: str
-    height: float = HEIGHT
-    grid: str = "y"  #: which axes have gridlines: "x", "y" or "xy"
 
     def draw(self, title: str, *marks: Child) -> Markup:
         """The finished plot.
@@ -33,55 +34,115 @@ class Frame:
         Args:
             title: what it shows, for those who cannot see it.
         """
-        return svg(title, self.height, self._x_axis(), self._y_axis(), marks)
+        return svg(title, HEIGHT, self._x_axis(), self._y_axis(), marks)
 
     def _y_axis(self) -> list[Markup]:
         drawn = [label(0, 13, self.y_name, "axis", anchor="start")]
         for tick, text in zip(self.y.ticks, self.y.labels, strict=True):
             place = self.y(tick)
-            if "y" in self.grid:
-                drawn.append(line(self.x.start, place, self.x.end, place, "grid"))
+            drawn.append(line(self.x.start, place, self.x.end, place, "grid"))
             drawn.append(label(LEFT - 7, place + 3.5, text, "tick", anchor="end"))
         return drawn
 
     def _x_axis(self) -> list[Markup]:
-        base = self.height - BOTTOM
-        drawn = [label((self.x.start + self.x.end) / 2, self.height - 6, self.x_name, "axis")]
+        base = HEIGHT - BOTTOM
+        drawn = [label((self.x.start + self.x.end) / 2, HEIGHT - 6, self.x_name, "axis")]
         last: float | None = None
         for tick, text in zip(self.x.ticks, self.x.labels, strict=True):
             place = self.x(tick)
-            if "x" in self.grid:
-                drawn.append(line(place, TOP, place, base, "grid"))
             if last is None or abs(place - last) >= _TICK_ROOM:
                 drawn.append(label(place, base + 16, text, "tick"))
                 last = place
         return [line(self.x.start, base, self.x.end, base, "base"), *drawn]
 
 
-def svg(title: str, height: float, *children: Child, width: float = WIDTH) -> Markup:
+def rows_plot(
+    title: str,
+    axis: str,
+    values: Iterable[float],
+    rows: Sequence[tuple[str, Callable[[Scale, float], Sequence[Markup]]]],
+    *,
+    reference: float | None = None,
+) -> Markup | None:
+    """A row per thing, one below the other, over one axis. None without rows.
+
+    Args:
+        title: what it shows, for those who cannot see it.
+        axis: what the values are.
+        values: all that the axis must hold.
+        rows: a name, and what draws the row's marks at the height of its middle.
+        reference: a value that the others are seen against.
+    """
+    if not rows:
+        return None
+    x = linear([*values, *([] if reference is None else [reference])], _NAMES, WIDTH - RIGHT - 4)
+    base = TOP + _ROW * len(rows)
+    marks = [label(0, 13, axis, "axis", anchor="start")]
+    for tick, text in zip(x.ticks, x.labels, strict=True):
+        marks += [line(x(tick), TOP, x(tick), base, "grid"), label(x(tick), base + 16, text, "tick")]
+    if reference is not None:
+        marks.append(line(x(reference), TOP, x(reference), base, "reference"))
+    for position, (name, draw) in enumerate(rows):
+        middle = TOP + _ROW * (position + 0.5)
+        short = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
+        marks += [label(_NAMES - 10, middle + 3.5, short, "tick", anchor="end"), *draw(x, middle)]
+    return svg(title, base + BOTTOM - 16, marks)
+
+
+def svg(title: str, height: float, *children: Child) -> Markup:
     """A drawing that scales with its column; `title` is what it shows, in words."""
-    return element(
-        "svg", children, xmlns=SVG, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=title, class_="plot"
-    )
+    view = f"0 0 {WIDTH:g} {height:g}"
+    return element("svg", children, xmlns=SVG, viewBox=view, role="img", aria_label=title, class_="plot")
 
 
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return element("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=kind)
+def line(x1: float, y1: float, x2: float, y2: float, kind: str, read_out: str | None = None) -> Markup:
+    title = None if read_out is None else element("title", read_out)
+    return element("line", title, x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=kind)
 
 
 def label(x: float, y: float, text: str, kind: str, *, anchor: str = "middle") -> Markup:
     return element("text", text, x=float(x), y=float(y), text_anchor=anchor, class_=kind)
 
 
-def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+def path(points: Sequence[tuple[float, float]], kind: str, read_out: str | None = None, **more: float | None) -> Markup:
     """Straight lines through points."""
     joined = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-    return element("polyline", points=joined, class_=kind)
+    title = None if read_out is None else element("title", read_out)
+    return element("polyline", title, points=joined, class_=kind, **more)
+
+
+def dot(x: float, y: float, radius: float, kind: str, read_out: str | None = None, **more: float | None) -> Markup:
+    title = None if read_out is None else element("title", read_out)
+    return element("circle", title, cx=float(x), cy=float(y), r=float(radius), class_=kind, **more)
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, read_out: str | None = None) -> Markup:
-    inner = () if read_out is None else (element("title", read_out),)
-    return element("rect", *inner, x=float(x), y=float(y), width=float(width), height=float(height), class_=kind)
+    title = None if read_out is None else element("title", read_out)
+    return element("rect", title, x=float(x), y=float(y), width=float(width), height=float(height), class_=kind)
+
+
+def level(x: Scale, place: float, text: str) -> list[Markup]:
+    """A dashed line across the plot, with what it stands for above its right end."""
+    return [line(x.start, place, x.end, place, "reference"), label(x.end, place - 6, text, "note", anchor="end")]
+
+
+def notes(points: Sequence[tuple[float, float, str]], x: Scale, drawn: Sequence[tuple[float, float]]) -> list[Markup]:
+    """Labels beside points, where they touch neither each other nor the line through `drawn`."""
+    placed = beside(points, Box(x.start, TOP, x.end, HEIGHT), along(drawn))
+    return [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in placed]
+
+
+def names_of_ends(ends: Sequence[tuple[float, float, str]], x: Scale) -> list[Markup]:
+    """The names of lines, right of the plot, each joined to its line's end, and none on top of another.
+
+    Args:
+        ends: x, y and a name.
+    """
+    drawn = []
+    for (across, down, name), place in zip(ends, spread([y for _, y, _ in ends], 12.5, TOP, HEIGHT), strict=True):
+        drawn.append(path([(across + 3, down), (x.end + 7, place)], "leader"))
+        drawn.append(label(x.end + 11, place + 3.5, name, "note", anchor="start"))
+    return drawn
 
 
 def block_numbers(names: Sequence[str], x: Scale, base: float) -> list[Markup]:
@@ -94,9 +155,13 @@ def block_numbers(names: Sequence[str], x: Scale, base: float) -> list[Markup]:
     return [label(x(place + 0.5), base + 16, name, "tick") for place, name in drawn]
 
 
-def x_range() -> tuple[float, float]:
-    return LEFT, WIDTH - RIGHT
+def x_range(room: float = 0) -> tuple[float, float]:
+    """
+    Args:
+        room: for names on the right.
+    """
+    return LEFT, WIDTH - RIGHT - room
 
 
-def y_range(height: float = HEIGHT) -> tuple[float, float]:
-    return height - BOTTOM, TOP
+def y_range() -> tuple[float, float]:
+    return HEIGHT - BOTTOM, TOP

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,3 +58,11 @@ def padded(values: Iterable[float], start: float, end: float, *, share: float = 
 
 def _whole(value: float) -> bool:
     return abs(value - round(value)) < 1e-6
+
+
+def steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of a staircase through points: level until the next one, then down."""
+    corners = list(points[:1])
+    for (_, before), (x, y) in pairwise(points):
+        corners += [(x, before), (x, y)]
+    return corners

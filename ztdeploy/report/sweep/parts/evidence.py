@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from ztdeploy.report.kit.figure import beside, figure, plots
+from ztdeploy.report.kit.figure import beside, notes, plots, section
 from ztdeploy.report.kit.figures import short
-from ztdeploy.report.kit.markup import Markup, element, fragment
-from ztdeploy.report.kit.sheet import Cell, number, sheet
-from ztdeploy.report.sweep.panels import panels
-from ztdeploy.report.sweep.plots.rounds import drift_plot
-from ztdeploy.report.sweep.trust import all_failures, warned
-from ztdeploy.target.measure.bench_report import BenchReport
+from ztdeploy.report.kit.markup import Markup, fragment
+from ztdeploy.report.kit.sheet import Column, table
+from ztdeploy.report.sweep.panels import View
+from ztdeploy.report.sweep.plots.noise import steadiness
+from ztdeploy.report.sweep.trust import Warned, all_failures, warned
+from ztdeploy.target.measure.bench_report import BenchReport, Failure
 from ztdeploy.target.measure.machine import Machine, State
-from ztdeploy.target.measure.sweep_report import SweepReport
 
 NOTES = {
     "Latency": "One call at a time: pixels in memory in, answers out. p50 to p99 are percentiles of all calls; one "
@@ -28,58 +27,47 @@ NOTES = {
 }
 
 
-def failures_section(report: SweepReport) -> Markup | None:
+def failures(view: View) -> Markup | None:
     """None where nothing failed."""
-    found = [
-        [Cell(one.message, kind="prose"), number(str(one.exit_code), one.exit_code)] for one in all_failures(report)
+    columns: list[Column[Failure]] = [
+        Column("what happened", lambda one: one.message, kind="prose"),
+        Column("exit code", lambda one: str(one.exit_code), lambda one: one.exit_code),
     ]
-    table = sheet("What failed", ["what happened", "exit code"], found)
-    return None if table is None else element("section", element("h2", "Failures"), table)
+    found = table("What failed", columns, all_failures(view.report))
+    return None if found is None else section("Failures", found)
 
 
-def warnings_section(report: SweepReport) -> Markup | None:
+def warnings(view: View) -> Markup | None:
     """None where there were none."""
-    cells = [
-        [
-            Cell(one.caution.kind, heading=True),
-            Cell(one.caution.message, kind="prose"),
-            Cell(one.caution.remedy, kind="prose"),
-            number(f"{one.runs} of {len(report.runs)}", one.runs),
-        ]
-        for one in warned(report)
+    columns: list[Column[Warned]] = [
+        Column("warning", lambda one: one.caution.kind, kind="heading"),
+        Column("what was seen", lambda one: one.caution.message, kind="prose"),
+        Column("what to do", lambda one: one.caution.remedy, kind="prose"),
+        Column("runs", lambda one: f"{one.runs} of {len(view.report.runs)}", lambda one: one.runs),
     ]
-    table = sheet("Warnings", ["warning", "what was seen", "what to do", "runs"], cells)
-    return None if table is None else element("section", element("h2", "Warnings"), table)
+    found = table("Warnings", columns, warned(view.report))
+    return None if found is None else section("Warnings", found)
 
 
-def machine_section(report: SweepReport) -> Markup | None:
+def machine(view: View) -> Markup | None:
     """None where nothing was measured."""
-    if not report.runs:
+    if not view.report.runs:
         return None
-    first, last = report.runs[0], report.runs[-1]
-    facts = {**_machine(first.machine), **_bundle(first)}
-    fixed = [[Cell(name, heading=True), Cell(value, kind="prose")] for name, value in facts.items() if value]
-    moving = [
-        [Cell(name, heading=True), Cell(before, kind="prose"), Cell(after, kind="prose")]
-        for (name, before), after in zip(_state(first.before).items(), _state(last.after).values(), strict=True)
-        if before or after
+    first, last = view.report.runs[0], view.report.runs[-1]
+    fixed = [(name, text) for name, text in {**_machine(first.machine), **_bundle(first)}.items() if text]
+    before, after = _state(first.before), _state(last.after)
+    moving = [(name, before[name], after[name]) for name in before if before[name] or after[name]]
+    columns: list[Column[tuple[str, ...]]] = [
+        Column("", lambda fact: fact[0], kind="heading"),
+        Column("", lambda fact: fact[1], kind="prose"),
     ]
-    return element(
-        "section",
-        element("h2", "The machine"),
-        beside(
-            plots(*_steadiness(report)),
-            fragment(
-                sheet("What the machine is", ["", ""], fixed),
-                sheet("How it was", ["", "before the first run", "after the last"], moving),
-            ),
-        ),
-    )
-
-
-def _steadiness(report: SweepReport) -> list[Markup | None]:
-    title = "Was it steady?"
-    return [figure(title, f"Dense at {one.label}, over all groups.", drift_plot(one)) for one in panels(report)]
+    states: list[Column[tuple[str, ...]]] = [
+        columns[0],
+        Column("before the first run", lambda fact: fact[1], kind="prose"),
+        Column("after the last", lambda fact: fact[2], kind="prose"),
+    ]
+    facts = fragment(table("What the machine is", columns, fixed), table("How it was", states, moving))
+    return section("The machine", beside(plots(*map(steadiness, view.panels)), facts))
 
 
 def _machine(machine: Machine) -> dict[str, str]:
@@ -139,6 +127,5 @@ def _state(state: State) -> dict[str, str]:
     }
 
 
-def notes_section() -> Markup:
-    listed = [(element("dt", name), element("dd", text)) for name, text in NOTES.items()]
-    return element("section", element("h2", "How to read this"), element("dl", listed, class_="notes"))
+def how_to_read(_view: View) -> Markup:
+    return notes(NOTES)

@@ -6,150 +6,140 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ztdeploy.core.setting import Setting
-from ztdeploy.report.kit.figure import beside, figure, legend, plots
-from ztdeploy.report.kit.figures import percent, short
+from ztdeploy.report.kit.figure import beside, legend, plots, section
+from ztdeploy.report.kit.figures import decimals_for, fixed, percent, short
 from ztdeploy.report.kit.markup import Markup, element
-from ztdeploy.report.kit.sheet import Cell, column, number, sheet
-from ztdeploy.report.sweep.panels import is_dense
+from ztdeploy.report.kit.sheet import Column, table
+from ztdeploy.report.sweep.panels import View, is_dense
 from ztdeploy.report.sweep.plots.staircase import staircase_plot
 from ztdeploy.report.sweep.plots.time_spent import KINDS, blocks_plot, by_kind, highest_block, kind_key, kinds_plot
 from ztdeploy.report.sweep.plots.tokens import token_plot
-from ztdeploy.report.sweep.snapping import snaps, token_counts
-from ztdeploy.target.measure.sweep_report import OperatorProfile, SweepReport, VariantFacts
+from ztdeploy.report.sweep.snapping import Snap, snaps
+from ztdeploy.target.measure.sweep_report import (
+    BlockAttention,
+    OperatorProfile,
+    OperatorTime,
+    SweepReport,
+    VariantFacts,
+)
 
 _TOP_OPERATORS = 8
+_TOKENS: list[Column[VariantFacts]] = [
+    Column("variant", lambda one: one.name, kind="heading"),
+    Column("method", lambda one: "dense" if is_dense(one) else one.method),
+    Column("image", lambda one: f"{one.image_size} px", lambda one: one.image_size.pixels),
+    Column("GMACs", value=lambda one: one.gmacs, show=short),
+    Column("of pruning", lambda one: short(one.pruning_gmacs, 2), lambda one: one.pruning_gmacs),
+    Column("tokens into each block", lambda one: _runs(one.tokens_per_block)),
+]
+_ATTENTION: list[Column[tuple[str, BlockAttention]]] = [
+    Column("variant", lambda pair: pair[0], kind="heading"),
+    Column("block", lambda pair: str(pair[1].block), lambda pair: pair[1].block),
+    Column(
+        "attention",
+        lambda pair: "fused" if pair[1].fused else "not fused",
+        kind=lambda pair: "good" if pair[1].fused else "doubt",
+    ),
+    Column("computed by", lambda pair: ", ".join(pair[1].operators), kind="prose"),
+    Column("why", lambda pair: pair[1].reason, kind="prose"),
+]
+_SNAPS: list[Column[tuple[Setting, Snap]]] = [
+    Column("at", lambda pair: str(pair[0]), kind="heading"),
+    Column("tokens", lambda pair: str(pair[1].tokens), lambda pair: pair[1].tokens),
+    Column("tread below", lambda pair: str(pair[1].tread), lambda pair: pair[1].tread),
+    Column("ms less per block", value=lambda pair: pair[1].saved_ms, show=short),
+    Column("in variants", lambda pair: ", ".join(pair[1].variants), kind="prose"),
+]
 
 
-def tokens_section(report: SweepReport) -> Markup | None:
+def tokens(view: View) -> Markup | None:
     """None without variants."""
-    if not report.variants:
+    variants = view.report.variants
+    if not variants:
         return None
-    sizes = [(size, list(found)) for size, found in groupby(report.variants, key=lambda one: one.image_size)]
-    drawn = [
-        figure(f"{size} px", "Beside each line: keep ratio, tokens into the last block.", token_plot(found))
-        for size, found in sizes
-    ]
-    heads = ["variant", "method", "image", "GMACs", "of pruning", "tokens into each block"]
-    return element(
-        "section",
-        element("h2", "Tokens"),
-        element("p", "Fewer tokens into a block is what saves work.", class_="quiet"),
-        beside(plots(*drawn), sheet("Tokens of every variant", heads, [_token_cells(one) for one in report.variants])),
+    drawn = [token_plot(list(found)) for _, found in groupby(variants, key=lambda one: one.image_size)]
+    return section(
+        "Tokens",
+        beside(plots(*drawn), table("Tokens of every variant", _TOKENS, variants)),
+        quiet="Fewer tokens into a block is what saves work.",
     )
 
 
-def _token_cells(one: VariantFacts) -> list[Cell]:
-    return [
-        Cell(one.name, heading=True),
-        Cell("dense" if is_dense(one) else one.method),
-        number(f"{one.image_size} px", one.image_size.pixels),
-        number(short(one.gmacs), one.gmacs),
-        number(short(one.pruning_gmacs, 2), one.pruning_gmacs),
-        Cell(_runs(one.tokens_per_block)),
-    ]
-
-
-def _runs(tokens: Sequence[int]) -> str:
+def _runs(counts: Sequence[int]) -> str:
     """Such as "3x 197, 2x 138"."""
-    return ", ".join(f"{len(list(same))}x {count}" for count, same in groupby(tokens))
+    return ", ".join(f"{len(list(same))}x {count}" for count, same in groupby(counts))
 
 
-def time_section(report: SweepReport) -> Markup:
-    title = element("h2", "Where the time goes")
-    if not report.profiles:
-        return element(
-            "section", title, element("p", _why_no_details(report, "Operators were not timed"), class_="quiet")
-        )
-    used = {part.kind for profile in report.profiles for part in profile.parts}
-    note = "By the runtime's own account. Timing every operator slows it down: read shares, not sums."
-    return element(
-        "section",
-        title,
-        element("p", note, class_="quiet"),
+def time(view: View) -> Markup:
+    profiles = view.report.profiles
+    if not profiles:
+        return section("Where the time goes", quiet=_why_no_details(view.report, "Operators were not timed"))
+    used = {part.kind for profile in profiles for part in profile.parts}
+    by_setting: dict[Setting, list[OperatorProfile]] = {}  # whatever their order in the report
+    for one in profiles:
+        by_setting.setdefault(one.setting, []).append(one)
+    return section(
+        "Where the time goes",
         legend([(kind_key(kind), kind) for kind in KINDS if kind in used]),
-        [_setting(found, str(setting)) for setting, found in _by_setting(report.profiles).items()],
+        *(part for setting, found in by_setting.items() for part in _setting(str(setting), found)),
+        quiet="By the runtime's own account. Timing every operator slows it down: read shares, not sums.",
     )
 
 
-def _setting(profiles: Sequence[OperatorProfile], label: str) -> list[Markup | None]:
+def _setting(label: str, profiles: Sequence[OperatorProfile]) -> list[Markup | None]:
     highest = highest_block(profiles)
+    attention = [(profile.variant, one) for profile in profiles for one in profile.attention]
+    fused = sum(one.fused for _, one in attention)
     return [
         element("h3", f"At {label}"),
-        plots(
-            figure("All of a call", "Pruning is everything that a pruning layer does.", kinds_plot(profiles)),
-            *(figure(one.variant, "Block by block, one scale for all.", blocks_plot(one, highest)) for one in profiles),
+        plots(kinds_plot(profiles), *(blocks_plot(one, highest) for one in profiles)),
+        _folded("Operators that take longest", _operators(profiles, label)),
+        _folded(
+            f"Fused attention: {fused} of {len(attention)} blocks",
+            table(f"Attention at {label}", _ATTENTION, attention),
         ),
-        _operators(profiles, label),
-        _fusion(profiles, label),
     ]
 
 
 def _operators(profiles: Sequence[OperatorProfile], label: str) -> Markup | None:
-    """The longest ones of every variant, with pruning's share of its call."""
-    rows: list[list[Cell]] = []
-    for profile in profiles:
-        top = sorted(profile.operators, key=lambda one: -one.ms)[:_TOP_OPERATORS]
-        total = sum(by_kind(profile.parts).values()) or profile.call_ms
-        times = column([one.ms for one in top])
-        for one, cell in zip(top, times, strict=True):
-            share = one.ms / total if total > 0 else None
-            names = (Cell(profile.variant, heading=True), Cell(one.operator), number(str(one.count), one.count))
-            rows.append([*names, cell, number(percent(share), share)])
-    found = sheet(f"Operators at {label}", ["variant", "operator", "nodes", "ms per call", "share"], rows)
-    return _folded("Operators that take longest", found)
+    """The longest ones of every variant, with their share of its call."""
+    totals = {one.variant: sum(by_kind(one.parts).values()) or one.call_ms for one in profiles}
+    longest = {one.variant: sorted(one.operators, key=lambda op: -op.ms)[:_TOP_OPERATORS] for one in profiles}
+    decimals = {name: decimals_for([one.ms for one in found]) for name, found in longest.items()}
 
+    def share(pair: tuple[str, OperatorTime]) -> float | None:
+        return pair[1].ms / totals[pair[0]] if totals[pair[0]] > 0 else None
 
-def _fusion(profiles: Sequence[OperatorProfile], label: str) -> Markup | None:
-    rows = [
-        [
-            Cell(profile.variant, heading=True),
-            number(str(one.block), one.block),
-            Cell("fused" if one.fused else "not fused", kind="good" if one.fused else "doubt"),
-            Cell(", ".join(one.operators), kind="prose"),
-            Cell(one.reason, kind="prose"),
-        ]
-        for profile in profiles
-        for one in profile.attention
+    columns: list[Column[tuple[str, OperatorTime]]] = [
+        Column("variant", lambda pair: pair[0], kind="heading"),
+        Column("operator", lambda pair: pair[1].operator),
+        Column("nodes", lambda pair: str(pair[1].count), lambda pair: pair[1].count),
+        Column("ms per call", lambda pair: fixed(pair[1].ms, decimals[pair[0]]), lambda pair: pair[1].ms),
+        Column("share", value=share, show=percent),
     ]
-    found = sheet(f"Attention at {label}", ["variant", "block", "attention", "computed by", "why"], rows)
-    fused = sum(one.fused for profile in profiles for one in profile.attention)
-    return _folded(f"Fused attention: {fused} of {len(rows)} blocks", found)
+    return table(f"Operators at {label}", columns, [(name, one) for name, found in longest.items() for one in found])
 
 
-def _folded(title: str, table: Markup | None) -> Markup | None:
-    return None if table is None else element("details", element("summary", title), table)
+def _folded(title: str, sheet: Markup | None) -> Markup | None:
+    return None if sheet is None else element("details", element("summary", title), sheet)
 
 
-def staircase_section(report: SweepReport) -> Markup:
-    title = element("h2", "The staircase of tokens")
+def staircase(view: View) -> Markup:
+    report, title = view.report, "The staircase of tokens"
     if not report.staircases:
         reason = _why_no_details(report, "The time of a block was not measured against its tokens")
-        return element("section", title, element("p", reason, class_="quiet"))
-    note = (
-        "How long one block takes with so many tokens. Where it jumps, a few less are worth more than elsewhere. "
-        "Strokes at the bottom: how many tokens variants give to their blocks; rings: those up to 6 % above a tread."
+        return section(title, quiet=reason)
+    found = [(one.setting, snap) for one in report.staircases for snap in snaps(report, one)]
+    listed = table("Tokens to snap", _SNAPS, found)
+    return section(
+        title,
+        beside(
+            plots(*(staircase_plot(report, one) for one in report.staircases)),
+            listed or element("p", "No schedule stands just above a tread.", class_="quiet"),
+        ),
+        quiet="How long one block takes with so many tokens. Where it jumps, a few less are worth more than elsewhere. "
+        "Strokes at the bottom: how many tokens variants give to their blocks; rings: those up to 6 % above a tread.",
     )
-    drawn = []
-    for one in report.staircases:
-        plot = staircase_plot(one, token_counts(report, one.image_size), snaps(report, one))
-        drawn.append(figure(str(one.setting), f"{len(one.points)} numbers of tokens, {len(one.treads)} treads.", plot))
-    return element("section", title, element("p", note, class_="quiet"), beside(plots(*drawn), _snaps(report)))
-
-
-def _snaps(report: SweepReport) -> Markup:
-    rows = [
-        [
-            Cell(str(staircase.setting), heading=True),
-            number(str(snap.tokens), snap.tokens),
-            number(str(snap.tread), snap.tread),
-            number(short(snap.saved_ms), snap.saved_ms),
-            Cell(", ".join(snap.variants), kind="prose"),
-        ]
-        for staircase in report.staircases
-        for snap in snaps(report, staircase)
-    ]
-    found = sheet("Tokens to snap", ["at", "tokens", "tread below", "ms less per block", "in variants"], rows)
-    return found or element("p", "No schedule stands just above a tread.", class_="quiet")
 
 
 def _why_no_details(report: SweepReport, what: str) -> str:
@@ -158,11 +148,3 @@ def _why_no_details(report: SweepReport, what: str) -> str:
     if report.progress != "complete":
         return f"{what}: the sweep did not get that far."
     return f"{what} in this sweep."
-
-
-def _by_setting(found: Sequence[OperatorProfile]) -> dict[Setting, list[OperatorProfile]]:
-    """Profiles of one setting side by side, whatever their order in the report."""
-    grouped: dict[Setting, list[OperatorProfile]] = {}
-    for one in found:
-        grouped.setdefault(one.setting, []).append(one)
-    return grouped

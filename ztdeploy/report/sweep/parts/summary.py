@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 from ztdeploy.report.kit.figures import counted, short, span, times
 from ztdeploy.report.kit.markup import Markup, element, fragment
-from ztdeploy.report.sweep.identity import machine, model, subtitle, title
-from ztdeploy.report.sweep.panels import Panel, panels
+from ztdeploy.report.sweep.panels import Panel, View, machine, model, subtitle, title
 from ztdeploy.report.sweep.trust import limits
-from ztdeploy.report.sweep.verdict import Verdict, candidates, compared
+from ztdeploy.report.sweep.verdict import Verdict, candidates, compared, verdicts
 from ztdeploy.target.measure.sweep_report import SweepReport
 
 
-def summary(report: SweepReport, verdicts: Sequence[Verdict]) -> Markup:
+def summary(view: View) -> Markup:
+    report, found = view.report, verdicts(view.report, view.least_agreement)
     header = element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead"))
-    several = len(verdicts) > 1
-    return fragment(header, [_verdict(one, several) for one in verdicts], _trust(report), _cards(report))
+    return fragment(header, [_verdict(one, len(found) > 1) for one in found], _trust(report), _cards(view))
 
 
 def _verdict(verdict: Verdict, several: bool) -> Markup:
@@ -38,10 +37,11 @@ def _trust(report: SweepReport) -> Markup:
     return element("ul", [element("li", line) for line in lines], class_="trust")
 
 
-def _cards(report: SweepReport) -> Markup | None:
+def _cards(view: View) -> Markup | None:
+    report = view.report
     if not report.runs:
         return None
-    run, found = report.runs[0], panels(report)
+    run, found = report.runs[0], view.panels
     there = run.machine
     cores = counted(len(there.usable_cores), "core")
     day, clock = run.before.at[:10], run.before.at[11:16]

@@ -3,71 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Literal
 
+from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.figures import cosine, percent, short
-from ztdeploy.report.kit.markup import Markup
-from ztdeploy.report.kit.plots.frame import HEIGHT, TOP, Frame, label, line, path, x_range, y_range
-from ztdeploy.report.kit.plots.labels import Box, along, beside
-from ztdeploy.report.kit.plots.scale import linear
-from ztdeploy.report.kit.plots.series import Series
-from ztdeploy.report.sweep.panels import Panel
-from ztdeploy.target.measure.sweep_report import Fidelity, Row
+from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, notes, path, x_range, y_range
+from ztdeploy.report.kit.plots.scale import linear, steps
+from ztdeploy.report.sweep.panels import Panel, View
+from ztdeploy.report.sweep.plots.ratios import p50
+from ztdeploy.target.measure.sweep_report import Fidelity
 
 
-def _points_lost(fidelity: Fidelity) -> float | None:
-    """Of top-1; None where the images are not labelled."""
-    if fidelity.top1 is None or fidelity.dense_top1 is None:
+def unknown(panel: Panel, _view: View) -> Figure | None:
+    """What would stand here, and how to get it."""
+    if not panel.pruned or any(row.facts.fidelity for row in panel.pruned):
         return None
-    return 100 * (fidelity.dense_top1 - fidelity.top1)
+    text = "Not known: nothing was evaluated. '--data' compares answers with dense's on images of your own."
+    blank = element("div", element("p", text), class_="blank")
+    return Figure("Latency against fidelity", "What pruning costs in answers.", blank)
 
 
-def _lost(share: float | None, scale: float = 1) -> float | None:
-    return None if share is None else scale * (1 - share)
+def answers(panel: Panel, view: View) -> Figure:
+    def lost(one: Fidelity) -> float | None:
+        return None if one.agreement is None else 100 * (1 - one.agreement)
+
+    limit = 100 * (1 - view.least_agreement), f"{percent(view.least_agreement)} agree"
+    text = "Lower left is better; the line is what nothing else beats on both."
+    plot = _plot(panel, view, "disagreement", "% of answers that differ from dense's", lost, limit)
+    return Figure("Latency against answers lost", text, plot)
 
 
-Cost = Literal["disagreement", "kl", "top-1", "cosine"]
-_COSTS: dict[Cost, tuple[str, Callable[[Fidelity], float | None]]] = {
-    "disagreement": ("% of answers that differ from dense's", lambda one: _lost(one.agreement, 100)),
-    "kl": ("KL divergence from dense, nats", lambda one: one.kl),
-    "cosine": ("1 - mean cosine to dense", lambda one: _lost(one.cosine)),
-    "top-1": ("top-1 below dense's, points", _points_lost),
-}
+def divergence(panel: Panel, view: View) -> Figure:
+    text = "Of outputs from dense's, which moves before answers change."
+    plot = _plot(panel, view, "kl", "KL divergence from dense, nats", lambda one: one.kl)
+    return Figure("Latency against divergence", text, plot)
 
 
-def pareto_plot(panel: Panel, series: Series, cost: Cost, least_agreement: float) -> Markup | None:
-    """Latency against one measure of what is lost; dense loses nothing. None where no variant's is known."""
-    name, of = _COSTS[cost]
+def accuracy(panel: Panel, view: View) -> Figure:
+    def lost(one: Fidelity) -> float | None:
+        return None if one.top1 is None or one.dense_top1 is None else 100 * (one.dense_top1 - one.top1)
+
+    text = "Top-1 on labelled images, less than dense's; left of 0 it is more."
+    return Figure("Latency against accuracy", text, _plot(panel, view, "top-1", "top-1 below dense's, points", lost))
+
+
+def cosines(panel: Panel, view: View) -> Figure:
+    def lost(one: Fidelity) -> float | None:
+        return None if one.cosine is None else 1 - one.cosine
+
+    limit = 1 - view.least_agreement, f"cosine {view.least_agreement:g}"
+    text = "Of embeddings or features to dense's, of the same images."
+    return Figure("Latency against cosine", text, _plot(panel, view, "cosine", "1 - mean cosine to dense", lost, limit))
+
+
+def _plot(
+    panel: Panel,
+    view: View,
+    cost: str,
+    axis: str,
+    lost: Callable[[Fidelity], float | None],
+    limit: tuple[float, str] | None = None,
+) -> Markup | None:
+    """Latency against one measure of what is lost; the baseline loses nothing. None where no variant's is known.
+
+    Args:
+        limit: what may be lost at most, and what that is in words.
+    """
     known = [(row, row.facts.fidelity) for row in panel.pruned if row.facts.fidelity]
-    drawn = [(row, fidelity, lost) for row, fidelity in known if (lost := of(fidelity)) is not None]
+    drawn = [(row, fidelity, value) for row, fidelity in known if (value := lost(fidelity)) is not None]
     if not drawn:
         return None
-    spots = [(lost, _p50(row)) for row, _, lost in drawn]
-    dense = [(0.0, _p50(panel.dense))] if panel.dense else []
-    x = linear([0.0, *(lost for lost, _ in spots)], *x_range())
-    y = linear([0.0, *(ms for _, ms in [*spots, *dense])], *y_range())
-    stairs = steps(front([*spots, *dense]))
-    marks = [path([(x(lost), y(ms)) for lost, ms in stairs], "line front")]
-    limits = {
-        "disagreement": (100 * (1 - least_agreement), f"{percent(least_agreement)} agree"),
-        "cosine": (1 - least_agreement, f"cosine {least_agreement:g}"),
-    }
-    limit, words = limits.get(cost, (x.low, ""))
-    if x.low < limit < x.high:
-        marks += [line(x(limit), TOP, x(limit), y.start, "reference")]
-        marks += [label(x(limit) + 5, TOP + 9, words, "note", anchor="start")]
+    spots = [(value, p50(row)) for row, _, value in drawn]
     if panel.dense is not None:
-        marks.append(series.point(x(0), y(dense[0][1]), None, f"dense: {short(dense[0][1])} ms"))
+        spots.append((0.0, p50(panel.dense)))
+    x = linear([0.0, *(value for value, _ in spots)], *x_range())
+    y = linear([0.0, *(ms for _, ms in spots)], *y_range())
+    stairs = [(x(value), y(ms)) for value, ms in steps(front(spots))]
+    marks = [path(stairs, "line front")]
+    if limit is not None and x.low < limit[0] < x.high:
+        marks.append(line(x(limit[0]), TOP, x(limit[0]), y.start, "reference"))
+        marks.append(label(x(limit[0]) + 5, TOP + 9, limit[1], "note", anchor="start"))
+    if panel.dense is not None:
+        ms = p50(panel.dense)
+        marks.append(view.series.point(x(0), y(ms), None, f"dense: {short(ms)} ms"))
     points = []
-    for (row, fidelity, _), (lost, ms) in zip(drawn, spots, strict=True):
+    for row, fidelity, value in drawn:
+        ms, ratio = p50(row), row.facts.keep_ratio
         text = f"{row.facts.name}: {short(ms)} ms, {_in_words(fidelity)}"
-        marks.append(series.point(x(lost), y(ms), row.facts.method, text))
-        ratio = row.facts.keep_ratio
-        points.append((x(lost), y(ms), "" if ratio is None else f"{ratio:g}"))
-    placed = beside(points, Box(x.start, TOP, x.end, HEIGHT), along([(x(lost), y(ms)) for lost, ms in stairs]))
-    marks += [label(one.x, one.y, one.text, "note", anchor=one.anchor) for one in placed]
-    return Frame(x, y, name, "ms per call").draw(f"Latency against fidelity ({cost}) at {panel.label}", marks)
+        marks.append(view.series.point(x(value), y(ms), row.facts.method, text))
+        points.append((x(value), y(ms), "" if ratio is None else f"{ratio:g}"))
+    title = f"Latency against fidelity ({cost}) at {panel.label}"
+    return Frame(x, y, axis, "ms per call").draw(title, marks, notes(points, x, stairs))
 
 
 def _in_words(fidelity: Fidelity) -> str:
@@ -84,16 +110,3 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not best or point[1] < best[-1][1]:
             best.append(point)
     return best
-
-
-def steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of a staircase through points: level until the next one, then down."""
-    corners = list(points[:1])
-    for (_, before), (x, y) in pairwise(points):
-        corners += [(x, before), (x, y)]
-    return corners
-
-
-def _p50(row: Row) -> float:
-    assert row.measured.latency is not None
-    return row.measured.latency.p50_ms

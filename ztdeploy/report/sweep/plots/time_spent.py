@@ -3,104 +3,77 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import get_args
 
+from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.figures import percent, short
 from ztdeploy.report.kit.markup import Markup, element
-from ztdeploy.report.kit.plots.frame import (
-    BOTTOM,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Frame,
-    block_numbers,
-    box,
-    label,
-    line,
-    svg,
-    x_range,
-    y_range,
-)
+from ztdeploy.report.kit.plots.frame import Frame, block_numbers, box, rows_plot, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.target.measure.sweep_report import Kind, OperatorProfile, Part
 
 #: From the bottom of a stack to its top; pruning, which is what is asked about, stands apart at the end.
 KINDS: tuple[Kind, ...] = (*(kind for kind in get_args(Kind) if kind != "pruning"), "pruning")
-_ROW, _NAMES, _BAR = 26.0, 118.0, 15.0
+_BAR = 15.0
 
 
 def kind_class(kind: Kind) -> str:
-    return f"k-{kind.replace(' ', '-')}"
+    return f"part k-{kind.replace(' ', '-')}"
 
 
-def kinds_plot(profiles: Sequence[OperatorProfile]) -> Markup | None:
-    """A bar per variant of one setting, by kind. None without any."""
+def kinds_plot(profiles: Sequence[OperatorProfile]) -> Figure:
+    """A bar per variant of one setting, by kind."""
     totals = {one.variant: by_kind(one.parts) for one in profiles}
-    if not any(sum(total.values()) > 0 for total in totals.values()):
-        return None
-    x = linear([0, *(sum(total.values()) for total in totals.values())], _NAMES, WIDTH - RIGHT - 4)
-    base = TOP + _ROW * len(totals)
-    marks = [label(0, 13, "ms per call", "axis", anchor="start")]
-    for tick, text in zip(x.ticks, x.labels, strict=True):
-        marks += [line(x(tick), TOP, x(tick), base, "grid"), label(x(tick), base + 16, text, "tick")]
-    for position, (name, total) in enumerate(totals.items()):
-        middle = TOP + _ROW * (position + 0.5)
-        marks.append(
-            label(_NAMES - 10, middle + 3.5, name if len(name) < 19 else f"{name[:17]}…", "tick", anchor="end")
-        )
-        marks += _bar(name, total, middle, x)
-    return svg("Time of a call by kind of operator", base + BOTTOM - 16, marks)
+    sums = [sum(total.values()) for total in totals.values()]
+    rows = [(name, partial(_bar, name, total)) for name, total in totals.items()] if any(sums) else []
+    plot = rows_plot("Time of a call by kind of operator", "ms per call", [0, *sums], rows)
+    return Figure("All of a call", "Pruning is everything that a pruning layer does.", plot)
 
 
-def _bar(name: str, total: Mapping[Kind, float], middle: float, x: Scale) -> list[Markup]:
-    drawn, reached, everything = [], 0.0, sum(total.values())
-    for kind in KINDS:
-        spent = total.get(kind, 0.0)
-        if spent > 0:
-            text = f"{name}, {kind}: {short(spent)} ms, {percent(spent / everything)}"
-            width = x(reached + spent) - x(reached)
-            drawn.append(box(x(reached), middle - _BAR / 2, width, _BAR, f"part {kind_class(kind)}", text))
-            reached += spent
-    return drawn
+def _bar(name: str, total: Mapping[Kind, float], x: Scale, middle: float) -> list[Markup]:
+    everything = sum(total.values())
+    return [
+        box(x(start), middle - _BAR / 2, x(end) - x(start), _BAR, kind_class(kind), f"{text}, {percent(share)}")
+        for kind, start, end in _stacked(total)
+        for text, share in [(f"{name}, {kind}: {short(end - start)} ms", (end - start) / everything)]
+    ]
 
 
-def blocks_plot(profile: OperatorProfile, highest_ms: float) -> Markup | None:
-    """A column per block, by kind; the first and last are what comes in front and behind. None without parts.
+def blocks_plot(profile: OperatorProfile, highest_ms: float) -> Figure | None:
+    """A column per block, by kind; the last is what comes in front of blocks and behind them. None without parts.
 
     Args:
         highest_ms: the highest column of all plots that stand side by side.
     """
-    columns: dict[int | None, list[Part]] = defaultdict(list)
+    parts: dict[int | None, list[Part]] = defaultdict(list)
     for part in profile.parts:
-        columns[part.block].append(part)
-    blocks = sorted(block for block in columns if block is not None)
+        parts[part.block].append(part)
+    blocks: list[int | None] = [*sorted(block for block in parts if block is not None)]
     if not blocks:
         return None
-    names = [*map(str, blocks), *(["rest"] if None in columns else [])]
-    start, end = x_range()
-    step = (end - start) / len(names)
-    y = linear([0, highest_ms], *y_range())
-    marks: list[Markup] = []
-    for position, block in enumerate([*blocks, *([None] if None in columns else [])]):
-        marks += _column(names[position], columns[block], start + step * position, step, y)
-    places = Scale(0, len(names), start, end, ())
-    marks += block_numbers(names, places, y.start)
-    where = str(profile.setting)
-    return Frame(places, y, "block", "ms").draw(f"Time by block of {profile.variant} at {where}", marks)
+    blocks += [None] if None in parts else []
+    x, y = Scale(0, len(blocks), *x_range(), ()), linear([0, highest_ms], *y_range())
+    marks = block_numbers(["rest" if block is None else str(block) for block in blocks], x, y.start)
+    for position, block in enumerate(blocks):
+        left, width = x(position + 0.14), x(position + 0.86) - x(position + 0.14)
+        where = "outside of blocks" if block is None else f"block {block}"
+        for kind, start, end in _stacked(by_kind(parts[block])):
+            text = f"{where}, {kind}: {short(end - start)} ms"
+            marks.append(box(left, y(end), width, y(start) - y(end), kind_class(kind), text))
+    plot = Frame(x, y, "block", "ms").draw(f"Time by block of {profile.variant} at {profile.setting}", marks)
+    return Figure(profile.variant, "Block by block, one scale for all.", plot)
 
 
-def _column(name: str, parts: Sequence[Part], left: float, step: float, y: Scale) -> list[Markup]:
-    drawn, reached, total = [], 0.0, by_kind(parts)
-    where = "outside of blocks" if name == "rest" else f"block {name}"
+def _stacked(total: Mapping[Kind, float]) -> Iterator[tuple[Kind, float, float]]:
+    """Each kind that takes time, with where its part of the stack begins and ends."""
+    reached = 0.0
     for kind in KINDS:
         spent = total.get(kind, 0.0)
         if spent > 0:
-            top, height = y(reached + spent), y(reached) - y(reached + spent)
-            text = f"{where}, {kind}: {short(spent)} ms"
-            drawn.append(box(left + step * 0.14, top, step * 0.72, height, f"part {kind_class(kind)}", text))
+            yield kind, reached, reached + spent
             reached += spent
-    return drawn
 
 
 def by_kind(parts: Sequence[Part]) -> dict[Kind, float]:
@@ -122,5 +95,5 @@ def highest_block(profiles: Sequence[OperatorProfile]) -> float:
 
 def kind_key(kind: Kind) -> Markup:
     """For a legend."""
-    swatch = element("rect", x=1.0, y=1.0, width=12.0, height=12.0, rx=2.0, class_=f"part {kind_class(kind)}")
+    swatch = element("rect", x=1.0, y=1.0, width=12.0, height=12.0, rx=2.0, class_=kind_class(kind))
     return element("svg", swatch, viewBox="0 0 14 14", class_="key", aria_hidden="true")
