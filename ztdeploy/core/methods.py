@@ -1,4 +1,4 @@
-"""The pruning methods, and what a schedule, the cost model and a bundle's reader must know of each."""
+"""The pruning methods, and the facts about each that schedules, the cost model and readers of bundles need."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.options import MethodOptions
 
 DEFAULT_METHOD = "zero-tprune"
-#: What a pruning layer computes: the ranking; the similarities of one half of the tokens to the other, or of all to
-#: all, and of those that go to those that stay; the weighted sums of tokens that are merged. Rows of class attention
-#: are not counted.
+#: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
+#: other; "distances": those of all tokens to all; "partners": those of tokens that go to tokens that stay; "merging":
+#: weighted sums. Rows of class attention are not counted.
 Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
 
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
 _PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent"})
 _NOVELTY = frozenset({"importance_power", "size_power", "distance_power", "average_power"})
-#: Those that say what coherence is good for, and nothing where it is not kept.
+#: Options without effect where `coherent` is false.
 COHERENCE_OPTIONS = frozenset({"coherence_power", "update_power"})
-#: Those that say how the S-stage works, and nothing where it drops nothing.
+#: Options without effect where the S-stage drops nothing.
 SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
 
 
 @dataclass(frozen=True)
 class Method:
-    """Facts about a method, without importing it."""
+    """Facts about a method that need no import of it."""
 
     layer: str  #: "module:Class" of its pruning layer
     work: frozenset[Work] = frozenset()
-    options: frozenset[str] = frozenset()  #: the names of those `MethodOptions` that it knows
-    merges: bool = False  #: tokens that go are merged into others that stay; else they are dropped
-    fuses: bool = False  #: all that go make one token, in a place that then is no patch's any more
-    inside: bool = False  #: the layer stands between attention and MLP of its block; else behind the block
-    every_block: bool = False  #: a keep ratio alone means the same count in every block
-    late: bool = False  #: a keep ratio alone means more layers, the first as late as the ratio allows
+    options: frozenset[str] = frozenset()  #: names of the `MethodOptions` that it knows
+    merges: bool = False  #: tokens that go are merged into tokens that stay; otherwise they are dropped
+    fuses: bool = False  #: all tokens that go become one token, which stands for no patch
+    inside: bool = False  #: the layer stands between attention and MLP of its block; otherwise behind the block
+    every_block: bool = False  #: a keep ratio alone means that every block drops the same number of tokens
+    late: bool = False  #: a keep ratio alone means more layers, of which the first stands as late as the ratio allows
     needs_class_token: bool = False
 
     @property
     def decides_by_image(self) -> bool:
-        """Whether which tokens go depends on the image."""
+        """Whether the image decides which tokens go."""
         return bool(self.work) or self.needs_class_token
 
     @property
     def only_by_similarity(self) -> bool:
-        """Whether at most one half of the tokens can go, each into or because of one of the other half."""
+        """Whether tokens go only by their similarity to one of the other half, so that at most half of them can go."""
         return "halves" in self.work and "page-rank" not in self.work
 
 
@@ -100,7 +100,7 @@ def method_named(name: str) -> Method:
 def check_options(name: str, options: MethodOptions) -> None:
     """
     Raises:
-        ScheduleError: an option is not at its default that the method does not know; no such method.
+        ScheduleError: an option that the method does not know is not at its default; no such method.
     """
     known = method_named(name).options
     unknown = sorted(options.changed - known)

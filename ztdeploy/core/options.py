@@ -1,4 +1,4 @@
-"""What Zero-TPrune's paper leaves open or ablates, and what merging leaves to choose. The defaults are the method."""
+"""The options of pruning methods: what Zero-TPrune's paper leaves open or ablates, and choices of merging."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ Partition = Literal["sequential", "important", "alternate", "random", "full"]
 Feature = Literal["keys", "all-keys", "queries", "values", "tokens"]
 Metric = Literal["cosine", "dot", "euclidean", "manhattan"]
 
-#: VHF: a head counts whose scores, on the mean-1 scale, have a variance within these. No option.
+#: VHF counts the heads whose scores, on the mean-1 scale, have a variance between these. They are no options.
 VARIANCE_MIN, VARIANCE_MAX = 0.01, 0.7
 
 
 class MethodOptions(Record):
-    """The `[options]` of a schedule. Which of them a method knows stands in `ztdeploy.core.methods`."""
+    """The `[options]` of a schedule. `ztdeploy.core.methods` says which of them each method knows."""
 
-    start: Start = "boosted"  #: the class token's entry of the first vector times sqrt(N), or 1 for all
+    #: First vector of page rank: the class token's entry times sqrt(N), or 1 everywhere.
+    start: Start = "boosted"
     head_filter: bool = True  #: VHF
-    join: Join = "rms"  #: of heads; "rms" is EIR
-    order: Order = "similarity-first"  #: I'-S-I, or the I-stage before the S-stage (which then ranks by its scores)
-    #: Of the S-stage: who can go (group A), compared with whom (group B). The less important half, or the more
-    #: important one, or every other token by importance, or a seeded random half by position, with the rest; or every
-    #: token with every other, the less important one of a pair to go.
+    join: Join = "rms"  #: how the heads' scores are joined; "rms" is EIR
+    #: I'-S-I; or the I-stage before the S-stage, which then ranks by the I-stage's scores.
+    order: Order = "similarity-first"
+    #: Which tokens can go in the S-stage (group A); each is compared with the rest (group B). "sequential": the less
+    #: important half; "important": the more important half; "alternate": every other token by importance; "random": a
+    #: seeded random half by position. "full": all are compared with all, and of each pair the less important one goes.
     partition: Partition = "sequential"
-    feature: Feature = "keys"  #: that is compared: vectors averaged over heads, keys of all heads, or the tokens
-    metric: Metric = "cosine"  #: by which it is compared; distances count as negative similarities
-    partner: Feature = "tokens"  #: by whose cosine a merged token finds its partner
-    least_similarity: float | None = Field(default=None, ge=-1, le=1)  #: below it a token is dropped; None: all merge
+    feature: Feature = "keys"  #: what is compared: vectors averaged over heads, keys of all heads, or the tokens
+    metric: Metric = "cosine"  #: distances count as negative similarities
+    partner: Feature = "tokens"  #: the feature by whose cosine a merged token finds its partner
+    #: A token without a partner at least this similar is dropped; None: all are merged.
+    least_similarity: float | None = Field(default=None, ge=-1, le=1)
     proportional: bool = True  #: attention behind a merge adds log(size)
-    #: attention behind a merge takes what was averaged as shorter, the more its parts differ (`MergingLayer.coherent`)
+    #: Attention behind a merge shortens averages, the more so the more their parts differ (`MergingLayer.coherent`).
     coherent: bool = True
-    #: Of novelty: exponents of importance, size and distance.
+    #: Exponents of importance, size and distance in a token's novelty.
     importance_power: float = Field(default=1.0, ge=0, le=4)
     size_power: float = Field(default=1.0, ge=0, le=4)
     distance_power: float = Field(default=2.0, ge=0.5, le=8)
-    average_power: float = Field(default=0.0, ge=0, le=4)  #: averages are weighed by size times importance to this
-    coherence_power: float = Field(default=0.5, ge=0, le=2)  #: of coherence, as attention behind a merge takes it
-    update_power: float = Field(default=0.0, ge=0, le=2)  #: of coherence, as what blocks add to averages takes it
+    average_power: float = Field(default=0.0, ge=0, le=4)  #: exponent of importance in averages, which weigh by size
+    coherence_power: float = Field(default=0.5, ge=0, le=2)  #: exponent of coherence in attention behind a merge
+    update_power: float = Field(default=0.0, ge=0, le=2)  #: exponent of coherence in what blocks add to averages
 
     @property
     def changed(self) -> frozenset[str]:
@@ -51,20 +54,20 @@ class MethodOptions(Record):
         return frozenset(self.model_dump(exclude_defaults=True))
 
     def __str__(self) -> str:
-        """Those options in words, `join = mean, metric = dot`; empty where there are none."""
+        """The changed options in words, `join = mean, metric = dot`; empty where there are none."""
         return ", ".join(
             f"{name} = {str(value).lower()}" for name, value in self.model_dump(exclude_defaults=True).items()
         )
 
     def most_similar(self, patches: int, dropped: int) -> int:
-        """How many of `patches` tokens can go by similarity where `dropped` go altogether."""
+        """How many of `patches` tokens can go by similarity where `dropped` tokens go in all."""
         if self.partition == "full":  # all but the most important one
             return min(dropped, patches - 1)
         # With importance first, half of the `patches - dropped + r` tokens that are left for the S-stage.
         return min(dropped, patches - dropped if self.order == "importance-first" else patches // 2)
 
     def groups(self, live: int, prefix: int) -> tuple[int, int]:
-        """Between how many tokens similarities are computed in a layer with `live` tokens, prefix tokens among them."""
+        """The sizes of groups A and B in a layer with `live` tokens, prefix tokens included."""
         if self.partition == "full":
             return live - prefix - 1, live - 1
         half = (live - prefix) // 2
