@@ -1,6 +1,6 @@
-"""Values that a caller hands over, by Python or on the command line: what each may be is said and checked here alone.
+"""Values that a caller gives, in Python or on the command line: their ranges and checks.
 
-Every check gives the value back in its plain type, or raises an `InputError` that names it.
+Every check returns the value in its plain type, or raises an `InputError` that names it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WholeNumbers:
     most: int
 
     def typed(self, text: str) -> int | None:
-        """What somebody typed; None where it is none of these numbers."""
+        """The number that somebody typed; None where it is not one of these."""
         plain = re.fullmatch(r"[+-]?[0-9]{1,25}", text)
         return int(text) if plain and self.least <= int(text) <= self.most else None
 
@@ -40,10 +40,10 @@ class Numbers:
 
     least: float
     most: float
-    above: bool = False  #: `least` itself is none of them
+    above: bool = False  #: `least` itself is excluded
 
     def typed(self, text: str) -> float | None:
-        """What somebody typed; None where it is none of these numbers."""
+        """The number that somebody typed; None where it is not one of these."""
         plain = re.fullmatch(r"[+-]?([0-9]+\.?|[0-9]*\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE)
         value = float(text) if plain and len(text) <= 50 else math.nan
         return value if self.least <= value <= self.most and not (self.above and value == self.least) else None
@@ -52,7 +52,7 @@ class Numbers:
         return f"a number {f'above {self.least:g} and up' if self.above else f'from {self.least:g}'} to {self.most:g}"
 
 
-#: More threads than cores share them; a runtime that is asked for a thousand more starts them all, and they spin.
+#: More threads than cores only share them, and a runtime starts as many as it is asked for, which then spin.
 THREADS = WholeNumbers(1, max(64, os.cpu_count() or 1))
 CLASSES = WholeNumbers(0, 10**6)
 BATCH = WholeNumbers(1, 4096)
@@ -133,7 +133,7 @@ def shown(value: object) -> str:
 
 
 def named_path(typed: str) -> Path:
-    """A path as somebody typed it, which a file could have.
+    """A path as somebody typed it, if a file could have it.
 
     Raises:
         InputError: it is empty, or no file system takes such a name.
@@ -155,7 +155,7 @@ def named_path(typed: str) -> Path:
 
 
 def word(typed: str) -> str:
-    """A name as somebody typed it.
+    """A name as somebody typed it, if it could be one.
 
     Raises:
         InputError: it is empty or too long to be one.

@@ -1,7 +1,7 @@
 """The bundle: a folder with engines, graphs, one shared weights file, golden data, and the evidence.
 
-It is the only thing that host and target have in common. A bundle is untrusted input: every path in its manifest
-is checked to stay inside it, every file against its hash, and nothing in it is ever executed or unpickled.
+Host and target exchange nothing else. A bundle is untrusted input: every path in its manifest must stay inside it,
+every file must match its hash, and nothing in it is ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from ztdeploy.core.schedule import Architecture
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
-#: Bytes of pixels that one call may be given.
+#: Most bytes of pixels in one call.
 _MOST_BYTES = 2**31
-#: Files that belong to a bundle whose manifest lists none.
+#: The files of a bundle whose manifest lists none.
 _LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
 
@@ -52,13 +52,13 @@ class Bundle:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
-        self._linked = set[str]()  #: links out of the bundle whose files have been found to be those of the manifest
+        self._linked = set[str]()  #: links out of the bundle whose files match the manifest
 
     def path(self, name: str) -> Path:
         """The absolute path of a bundle's file.
 
-        A hub's client and Kubernetes lay a folder out as links to files elsewhere. Such a link is followed for reading
-        if what it leads to has the hash that the manifest gives it.
+        Clients of hubs and Kubernetes lay folders out as links to files elsewhere. Such a link is followed for reading
+        if its target has the hash of the manifest.
 
         Raises:
             BundleError: the file is missing, is not listed, is no regular file, or is a link to another file.
@@ -104,10 +104,10 @@ class Bundle:
                 )
 
     def files_of_graph(self, name: str) -> list[str]:
-        """A graph's file, and those that it has its runtime read: all of them listed with a hash.
+        """A graph's file and the files that its runtime reads for it, all of them listed with a hash.
 
         Raises:
-            BundleError: it is no plain graph, or reads what the manifest does not list, or more than a file holds.
+            BundleError: it is no plain graph, reads a file that the manifest does not list, or more than a file holds.
         """
         files = [name]
         try:
@@ -127,7 +127,7 @@ class Bundle:
         return files
 
     def files_of_engine(self, variant: VariantRecord, profile: str) -> list[str]:
-        """All that is read to open a variant's engine: its own files, the graph that it was built from, weights.
+        """The files that are read to open a variant's engine: its own, the graph that it was built from, and weights.
 
         Raises:
             BundleError: as `files_of_graph`; or there is no such graph.
@@ -144,12 +144,12 @@ class Bundle:
         return list(dict.fromkeys([*engine.files, source, WEIGHTS_FILE, *self.files_of_graph(opened)]))
 
     def engine_digest(self, engine: EngineRecord) -> str:
-        """The sha256 of all that decides what an engine answers: its own files, and the weights that it may share."""
+        """The sha256 of the files that decide an engine's answers: its own, and the weights that it may share."""
         hashes = [self.manifest.files[name].sha256 for name in (*engine.files, WEIGHTS_FILE)]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def fidelity(self, variant: VariantRecord, profile: str) -> FidelityRecord | None:
-        """What is on record of a variant's engine, if the engine and the dense one still are those evaluated."""
+        """The recorded evaluation of a variant's engine, if it and the baseline's engine are still the same."""
         engine = variant.engines.get(profile)
         if engine is None or engine.fidelity is None:
             return None
@@ -370,7 +370,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
-    """Write a manifest beside the old one, whose place it takes when the block ends well."""
+    """Write a manifest beside the old one, which it replaces when the block ends well."""
     with writing(folder / MANIFEST) as file:
         file.write(to_json(manifest, indent=1, by_alias=True).encode() + b"\n")
         file.flush()
@@ -393,7 +393,7 @@ def new_bundle_folder(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def check_output(out: Path, *, force: bool) -> None:
-    """Fail early where a bundle could not be written in the end.
+    """Fail before any work if a bundle could not be written in the end.
 
     Raises:
         OutputError: see `new_bundle_folder`; nothing that is not a bundle's is ever replaced.
@@ -409,7 +409,7 @@ def check_output(out: Path, *, force: bool) -> None:
 
 
 def _real(out: Path) -> Path:
-    """Where a folder really is: "." has no name, and a link to a folder stays one."""
+    """The real path of a folder: "." has no name, and a link to a folder must stay a link."""
     with disk_errors(out):
         return Path(os.path.realpath(nameable(out)))
 
@@ -432,7 +432,7 @@ def _check_replaceable(out: Path, final: Path, *, force: bool) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that a manifest names, whatever else is wrong with it; empty where it names none."""
+    """The files that a manifest names, even if it is damaged otherwise; empty where it names none."""
     try:
         files = read_json(folder / MANIFEST, _MANIFEST_LIMIT)["files"]
     except (InputError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""The cache of what takes long to make: where it lies, what its entries are named after, and who writes when.
+"""The cache of what takes long to make: where it lies, and the names of its entries.
 
-An entry is named after everything that decides its content, so it is never out of date; whoever reads one checks it.
+An entry is named after everything that decides its content, so it is never out of date; its readers check it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from ztdeploy.version import __version__
 VARIABLE = "ZTDEPLOY_CACHE"
 #: The packages whose versions decide what a build makes; each backend names those of its own runtime.
 _TOOLS = ("torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "numpy", "pillow")
-#: What to do about a cache that cannot be written.
+#: The remedy for a cache that cannot be written.
 FIX = f"give --cache DIR, or set {VARIABLE}"
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """The one given, or that of the environment: `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`.
+    """The folder given, or `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`.
+
+    The library platformdirs is not used: it follows a relative `XDG_CACHE_HOME`, and names `~` where there is no home.
 
     Raises:
         OutputError: no cache is named, and there is no home folder, as for a container's arbitrary user.
@@ -47,10 +49,10 @@ def cache_folder(given: Path | None = None) -> Path:
 
 
 def key_of(**facts: object) -> str:
-    """The sha256 of what is said here, of ztdeploy's own files, and of the versions of its tools.
+    """The sha256 of some facts, of ztdeploy's own files, and of the versions of its tools.
 
     Args:
-        facts: what JSON can hold; the order of names does not matter.
+        facts: values that JSON can hold; the order of names does not matter.
     """
     everything = {"facts": facts, "tools": tool_versions(), "source": source_digest()}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, allow_nan=False).encode()).hexdigest()
@@ -72,7 +74,7 @@ def installed_versions(*names: str) -> dict[str, str]:
 
 @cache
 def source_digest() -> str:
-    """The sha256 of all files of this package, and of the plugins: what is made depends on who makes it."""
+    """The sha256 of all files of this package and of the plugins, since results depend on the code that makes them."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for folder in (package, data_folder("plugins")):
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
@@ -84,7 +86,7 @@ def source_digest() -> str:
 
 @contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Turn a cache that cannot be written into an error that says how to have another one."""
+    """Turn the error of a cache that cannot be written into one that says how to choose another."""
     try:
         yield
     except (OSError, OutputError) as error:

@@ -1,4 +1,4 @@
-"""JSON and TOML of unknown origin as data: bounded before they are parsed, and without what a format cannot mean."""
+"""JSON and TOML of unknown origin: bounded before they are parsed, and strict about what the formats allow."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ else:  # JetPack 6 ships Python 3.10
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: Bytes of a file of settings; real ones have one or two kilobytes.
+#: Largest file of settings, in bytes; real ones have one or two kilobytes.
 SETTINGS_LIMIT = 128 * 2**10
-#: Values of one JSON text; a sweep's report has some ten thousand.
+#: Most values in one JSON text; a sweep's report has some ten thousand.
 _MOST_VALUES = 2_000_000
-#: Dots in one line of TOML: the parser's time grows with the square of the parts of a dotted key.
+#: Most dots in one line of TOML: the parser's time grows with the square of the parts of a dotted key.
 _MOST_DOTS = 200
-#: Errors of one validation that are looked at.
+#: Most errors of one validation that are listed.
 _MOST_ERRORS = 1000
 
 
 def parse_json(text: str) -> Any:
-    """Plain data: no NaN and no infinity, no key twice in one object, nothing nested without end.
+    """Plain data, without NaN, infinity, repeated keys in one object, or endless nesting.
 
     Raises:
-        ValueError: it is something else; says what in a few words.
+        ValueError: the text is anything else; its message says what in a few words.
     """
     if text.count(",") > _MOST_VALUES:
         raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
@@ -89,7 +89,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def errors_of(error: ValidationError) -> list[ErrorDetails]:
-    """What is wrong with data. Of very many errors, one that says so: each takes memory."""
+    """The errors of a validation. Very many are replaced by one that says how many, because each takes memory."""
     if error.error_count() > _MOST_ERRORS:
         count = f"{error.error_count():,} values are wrong"
         return [ErrorDetails(type="too_many", loc=(), msg=count, input=None)]
@@ -97,7 +97,7 @@ def errors_of(error: ValidationError) -> list[ErrorDetails]:
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:
-    """Where the first wrong value stands, "" being the data as a whole, and what is wrong with it."""
+    """Where the first wrong value stands ("" for the data as a whole), and what is wrong with it."""
     first = errors_of(error)[0]
     return ".".join(map(str, first["loc"])), first["msg"]
 

@@ -1,7 +1,7 @@
 """Every error that ztdeploy raises on purpose, and the exit code the command line gives it.
 
     ZtdeployError                     1   never raised itself; a bug shows as another exception, exit code 1
-    |-- InputError                    3   what was asked for, or a file that was given, is not usable
+    |-- InputError                    3   a request, or a file that was given, cannot be used
     |   |-- ProfileError                  unknown profile, unknown key, value out of range
     |   |-- ScheduleError                 keep ratio out of range, no such block, no token left
     |   |-- ModelError                    unknown model, or one that cannot be pruned soundly
@@ -17,8 +17,8 @@
         |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
         `-- EngineMismatchError           the engine was built by another runtime version or device
 
-Exit code 2 is a malformed command line, 7 a regression that 'ztdeploy compare' found, 9 a build of several profiles of
-which some failed (`PARTLY_BUILT`: the bundle is there, and names them), 130 an interruption (Ctrl-C).
+Other exit codes: 2 a malformed command line; 7 a regression that 'ztdeploy compare' found; 9 a build of several
+profiles of which some failed (`PARTLY_BUILT`: the bundle is written and names them); 130 an interruption (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ztdeploy.core.text import printable
 
 #: The exit code of a build that wrote a bundle without some of its profiles.
 PARTLY_BUILT = 9
-#: Names that a hint lists at most.
+#: How many names a hint lists at most.
 _LISTED = 20
-#: Characters of a name that are compared: comparing takes the square of its length.
+#: How many characters of a name are compared: the time grows with the square of its length.
 _COMPARED = 100
 
 
@@ -58,7 +58,7 @@ class ZtdeployError(Exception):
 
 
 class ImageWarning(UserWarning):
-    """An image that can be read, but probably not as it was meant."""
+    """An image that can be read, but probably not as intended."""
 
 
 class InputError(ZtdeployError):
@@ -183,10 +183,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
-    """The known name that is most alike, whatever its case and whatever stands between its words.
+    """The most similar known name, regardless of case and of the separators between words.
 
     Args:
-        cutoff: how alike it must be, from 0 to 1.
+        cutoff: the least similarity, from 0 to 1.
     """
     plain = {_plain(one): one for one in known}
     found = difflib.get_close_matches(_plain(name)[:_COMPARED], plain, n=1, cutoff=cutoff)

@@ -1,14 +1,14 @@
-"""Files: the only code that writes them, and the one that reads files of unknown origin. Folders that are made or
-replaced as a whole are next door (`core/folders.py`), and so are locks (`core/locks.py`); nothing else writes.
+"""Files: reading files of unknown origin, and the only code that writes, together with `core/folders.py` (folders that
+are made or replaced as a whole) and `core/locks.py`.
 
-**Reading.** A path from outside may name anything: a FIFO nobody writes to, a device without an end, a folder, a file
-of terabytes. `open_regular` opens regular files only and never waits; `read_bytes` and `read_text` are bounded as well.
+**Reading.** A path from outside may name anything: a FIFO without a writer, an endless device, a folder, a file of
+terabytes. `open_regular` opens regular files only and never waits; `read_bytes` and `read_text` also bound the size.
 
 **Writing.** A file appears whole or not at all: its content goes into a temporary file beside it, which then takes its
-place. The temporary file has a name that nobody can guess and is created exclusively, so that nothing that was prepared
-there (a link, a FIFO) is ever followed or waited for. What stood at the path is replaced and never written into: of a
-link, the link itself. Only where a rename cannot work - the file is a mount point, or its folder may not be written but
-the file may - is an existing regular file written into. What the system refuses becomes an `OutputError` of one line.
+place. The temporary file has an unguessable name and is created exclusively, so that a link or FIFO that somebody
+prepared there is never followed or waited for. What stood at the path, such as a link, is replaced and not written
+into. An existing regular file is written into only where a rename cannot work: it is a mount point, or its folder may
+not be written but the file may. What the system refuses becomes an `OutputError` of one line.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ztdeploy.core.errors import InputError, OutputError, ZtdeployError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: What a text file of settings, names or records may hold; real ones have kilobytes.
+#: Largest text file of settings, names or records, in bytes; real ones have kilobytes.
 TEXT_LIMIT = 64 * 2**20
-#: What to do about a path that cannot be written, unless somebody knows better.
+#: The default remedy for a path that cannot be written.
 CHOOSE = "choose another --out"
-#: Bytes of a name and of a path that Linux takes at most.
+#: The longest name and path that Linux takes, in bytes.
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-#: After a day, nobody writes into a temporary file or folder any more.
+#: A temporary file or folder of this age is not written into any more.
 FORGOTTEN_S = 24 * 3600
 _PREFIX, _SUFFIX = ".ztdeploy-", ".partial"
-#: What more space would mend.
+#: Errors that more space would mend.
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
     errno.ENOENT: "there is no such file or folder",
@@ -75,7 +75,7 @@ def reason_of(error: OSError) -> str:
 
 
 def system_error(error: OSError) -> InputError:
-    """The error of something that the system refused, whatever it was about."""
+    """The error of anything that the system refused."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     given = f"the system refused something: {reason_of(error)}" if name is None else f"'{name}': {reason_of(error)}"
     return InputError(
@@ -84,7 +84,7 @@ def system_error(error: OSError) -> InputError:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, through links as well; anything else is refused and never waited for.
+    """Open a regular file for reading, also through links; anything else is refused and not waited for.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
@@ -110,7 +110,7 @@ def _check_regular(found: os.stat_result) -> None:
 
 @contextmanager
 def path_in_utf8(path: Path) -> Iterator[str]:
-    """A path for libraries that refuse names which are not UTF-8: Linux knows an open folder by its number as well."""
+    """A path for libraries that refuse names which are not UTF-8: Linux also reaches an open folder by its number."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -179,7 +179,7 @@ def disk_errors(out: Path, fix: str = CHOOSE) -> Iterator[None]:
     """Turn what the system refuses about `out` into an error that says so.
 
     Args:
-        fix: what else to do than to free space.
+        fix: what to do besides freeing space.
     """
     try:
         yield
@@ -327,12 +327,12 @@ def new_name() -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of that name is one of ours, perhaps of a process that was killed."""
+    """Whether that is the name of a temporary file or folder of ours, perhaps of a killed process."""
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `writing` left in a folder in processes that were killed."""
+    """Remove temporary files that killed processes left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if is_temporary(entry.name) and entry.is_file(follow_symlinks=False):
@@ -342,7 +342,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, a link to nothing included.
+    """Whether anything of that name exists, including a link to nothing.
 
     Raises:
         OSError: the system cannot tell.
@@ -351,7 +351,7 @@ def is_there(path: Path) -> bool:
 
 
 def nameable(path: _Path) -> _Path:
-    """The path, if the system can be asked about it at all.
+    """The path, if the system accepts it at all.
 
     Raises:
         OSError: it holds a NUL, or characters that no file name can hold.
@@ -366,7 +366,7 @@ def nameable(path: _Path) -> _Path:
 
 
 def _open_beside(path: Path, mode: int) -> tuple[Path | None, BinaryIO]:
-    """A new file in the folder of `path`; one without a name where none can be made there and `path` may be written."""
+    """A new file in the folder of `path`; an unnamed one where the folder may not be written but `path` may."""
     partial = nameable(path).parent / new_name()
     if os.path.isdir(path) and not os.path.islink(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

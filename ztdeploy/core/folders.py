@@ -1,10 +1,10 @@
-"""Folders that are made as a whole: scratch folders that vanish, and those that appear, or are replaced, at once.
+"""Folders that are made as a whole: scratch folders that vanish, and folders that appear, or are replaced, at once.
 
-All of them are made in a hidden folder of unguessable name, which holds a lock while its process lives. So whoever
-comes next knows what a killed process left, and removes it. The hidden folder lies *where the result goes*: inside the
-folder to be written where that exists, beside it where it does not. Thus nothing is ever moved to another file system:
-a folder may be a mount point (a container's volume), or lie in one that cannot be written. A folder that exists stays
-the same folder, with its owner, permissions and mounts; only what is in it is replaced, and put back if that fails.
+All of them are made in a hidden folder of unguessable name, which holds a lock while its process lives. So the next
+process recognises what a killed one left, and removes it. The hidden folder lies *where the result goes*: inside the
+folder to be written if that exists, beside it if not. Thus nothing is ever moved to another file system: a folder may
+be a mount point (a container's volume), or lie in one that cannot be written. A folder that exists stays the same
+folder, with its owner, permissions and mounts; only its content is replaced, and put back if that fails.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from ztdeploy.core.locks import only_writer, taken_at_once
 
 _LOCK = "lock"
 _FULL_BYTES = 64 * 2**10
-#: What the system itself puts into the root of a volume.
+#: Entries that the system itself puts into the root of a volume.
 _SYSTEMS = ("lost+found",)
 
 
 @contextmanager
 def scratch_folder(within: Path | None = None, fix: str = CHOOSE) -> Iterator[Path]:
-    """A folder for temporary files, which vanishes in the end.
+    """A folder for temporary files, which is removed in the end.
 
     Args:
-        within: the folder to make it in; by default where the system has its temporary files.
+        within: the folder to make it in; by default the system's folder for temporary files.
         fix: what to do where it cannot be written.
 
     Raises:
@@ -59,7 +59,7 @@ def scratch_folder(within: Path | None = None, fix: str = CHOOSE) -> Iterator[Pa
 
 
 def scratch_file() -> TextIO:
-    """A text file without a name, for what another process says; to be closed by the caller.
+    """An unnamed text file for the output of another process; the caller closes it.
 
     Raises:
         OutputError: it cannot be made.
@@ -74,8 +74,8 @@ def new_folder(final: Path, last: str) -> Iterator[Path]:
     """A folder that becomes `final`, or takes the place of all that is in it, when the block ends well.
 
     Args:
-        final: no link; what is in it may go.
-        last: the file that makes a folder a whole one; it goes first, and comes last.
+        final: not a link; its content may be replaced.
+        last: the file that marks the folder as complete; it is removed first and written last.
 
     Raises:
         OutputError: it cannot be written, or the disk is full.
@@ -102,7 +102,7 @@ def new_folder(final: Path, last: str) -> Iterator[Path]:
 def check_folder_path(path: Path) -> None:
     """
     Raises:
-        OutputError: it is a file's path, or lies below one.
+        OutputError: it is the path of a file, or lies below a file.
     """
     with disk_errors(path):
         nearest = next((one for one in (nameable(path), *path.absolute().parents) if one.exists()), path)
@@ -140,7 +140,7 @@ def check_file_writable(path: Path) -> None:
 
 
 def content_of(folder: Path) -> list[Path]:
-    """The entries of a folder, but for what killed processes left and what the system puts there."""
+    """The entries of a folder, without what killed processes left and what the system puts there."""
     return sorted(path for path in folder.iterdir() if not is_temporary(path.name) and path.name not in _SYSTEMS)
 
 
@@ -155,10 +155,10 @@ def _temporary() -> Path:
 
 @contextmanager
 def _hidden(home: Path, out: Path, fix: str) -> Iterator[Path]:
-    """A hidden folder in `home` that is locked while the block runs, and vanishes in the end.
+    """A hidden folder in `home` that is locked while the block runs, and removed in the end.
 
     Args:
-        out: what to name in errors.
+        out: the path that errors name.
     """
     with disk_errors(out, fix):
         _remove_dead(home)
@@ -176,7 +176,7 @@ def _hidden(home: Path, out: Path, fix: str) -> Iterator[Path]:
 
 
 def _refused(error: Exception, folder: Path) -> OSError | None:
-    """What the system refused in a hidden folder, of which nobody knows the name, if that is what an error is about."""
+    """The system's refusal behind an error, if it concerns a hidden folder, whose name means nothing to users."""
     cause = error.__cause__ if isinstance(error, OutputError) else error
     if isinstance(cause, OSError):
         name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else None
@@ -186,7 +186,7 @@ def _refused(error: Exception, folder: Path) -> OSError | None:
 
 
 def _unsaid(folder: Path) -> OSError | None:
-    """What keeps a folder's files from growing. Not every library says why it could not write."""
+    """What keeps a folder's files from growing, for libraries that do not say why they could not write."""
     if not folder.is_dir():
         return None
     if shutil.disk_usage(folder).free < _FULL_BYTES:
@@ -203,7 +203,7 @@ def _new_hidden(home: Path) -> tuple[Path, int]:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         if taken_at_once(lock):
             return folder, lock
-        os.close(lock)  # somebody who cleans up was quicker, and removes it
+        os.close(lock)  # a process that cleans up was quicker, and removes it
 
 
 def _remove_dead(home: Path) -> None:
@@ -258,7 +258,7 @@ def _moved(source: Path, target: Path) -> tuple[Path, Path]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """All that is in a folder and is no folder, links to folders included, as paths relative to it."""
+    """Everything in a folder but folders (links to folders included), as paths relative to it."""
     found = [path for top in content_of(folder) for path in ([top] if _is_leaf(top) else top.rglob("*"))]
     return sorted(path.relative_to(folder).as_posix() for path in found if _is_leaf(path))
 

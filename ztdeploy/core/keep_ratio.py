@@ -32,7 +32,7 @@ def check_keep_ratio(keep_ratio: object) -> float:
     """The ratio as a plain number.
 
     Raises:
-        ScheduleError: no number, or not in (0, 1].
+        ScheduleError: it is no number, or not in (0, 1].
     """
     ratio = number("keep ratio", keep_ratio, ScheduleError)
     if not 0 < ratio <= 1:

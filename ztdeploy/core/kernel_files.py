@@ -1,4 +1,4 @@
-"""Reading the small text files in which the kernel says how the machine is; what cannot be read is None."""
+"""Reading the small text files in which the kernel describes the machine; what cannot be read is None."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def text(path: Path) -> str | None:
-    """A file's text without the white space and the zero bytes around it; None where there is none."""
+    """A file's text without surrounding white space and zero bytes; None where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip(" \t\r\n\0") or None
     except OSError:
@@ -14,7 +14,7 @@ def text(path: Path) -> str | None:
 
 
 def number(path: Path) -> int | None:
-    """A file's one decimal number; None where there is none."""
+    """The single decimal number in a file; None where there is none."""
     found = text(path)
     try:
         return None if found is None else int(found)
@@ -29,7 +29,7 @@ def scaled(path: Path, factor: float) -> float | None:
 
 
 def table(path: Path, separator: str = ":") -> dict[str, str]:
-    """Lines of `key: value`; the first of equal keys counts. Empty where the file cannot be read."""
+    """A file's lines of `key: value`; of equal keys the first counts. Empty where the file cannot be read."""
     found: dict[str, str] = {}
     for line in (text(path) or "").splitlines():
         key, _, value = line.partition(separator)
@@ -38,7 +38,7 @@ def table(path: Path, separator: str = ":") -> dict[str, str]:
 
 
 def kibibytes(amount: str | None) -> int | None:
-    """What the kernel means by "24684132 kB"; None where that is not what it says."""
+    """The number in the kernel's "24684132 kB"; None where the text has another form."""
     parts = (amount or "").split()
     return int(parts[0]) if parts and parts[0].isdigit() else None
 

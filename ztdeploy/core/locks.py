@@ -1,6 +1,7 @@
-"""Who writes when: locks that the kernel holds, so that a process that dies lets the next one in.
+"""Locks between processes. The kernel holds them, so that a process that dies lets the next one in.
 
-A folder is locked by itself, and nothing is left in it. Some network shares know no locks; there, everybody is let in.
+A folder itself is locked, so that nothing is left in it: this is why the library filelock, which makes a file, is not
+used. Some network shares support no locks; there, every process is let in.
 """
 
 from __future__ import annotations

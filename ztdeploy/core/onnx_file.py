@@ -1,11 +1,10 @@
-"""What an ONNX file would have a runtime read, and whether it is a plain graph, before any runtime opens it.
+"""Which files an ONNX graph makes a runtime read, and whether it is a plain graph, found out before a runtime opens it.
 
-A graph from outside may name any file as the home of its weights, loop for ever, or ask for terabytes. Some runtimes
-refuse that, others hang or crash. This reads the protobuf itself: the target half has no package `onnx`.
+A graph from outside may name any file as the place of its weights, loop forever, or ask for terabytes. Some runtimes
+refuse that, others hang or crash. The protobuf is read here because the target half has no package `onnx`.
 
 Requires: nothing; any bytes. Ensures: no control flow, no functions, no sparse tensors, no tensor that is larger than
-the bytes it comes from, and none of the sizes that stand in the file as numbers beyond `MOST_VALUES`. Sizes that a
-graph computes are not followed.
+the bytes it comes from, and no constant size beyond `MOST_VALUES`. Sizes that a graph computes are not checked.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from pathlib import Path
 from ztdeploy.core.errors import BundleError
 from ztdeploy.core.files import read_bytes
 
-#: A graph keeps its weights outside: files have some hundred kilobytes and ten thousands of fields.
+#: Weights lie in other files: real graphs have some hundred kilobytes and ten thousands of fields.
 LIMIT = 64 * 2**20
 MOST_FIELDS = 2_000_000
-#: Values that one tensor may hold.
+#: Most values in one tensor.
 MOST_VALUES = 2**28
-#: The inputs that say how large the outputs of an operator are.
+#: By operator: the inputs that decide how large its outputs are.
 _SIZES = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -39,17 +38,17 @@ _SIZES = {
 }
 _FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  #: of raw data, by ONNX's number of a type
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
-#: Shapes have a few numbers; what is longer is no shape.
+#: Longer constants are no shapes, and their numbers are not read.
 _FEW_BYTES = 512
 _Value = int | slice
 
 
 @dataclass
 class GraphFile:
-    """What a graph refers to."""
+    """The files and constants of a graph."""
 
-    reads: dict[str, int] = field(default_factory=dict)  #: files beside it -> how many bytes they must have at least
-    #: Constants by name: what NumPy calls their type (or ONNX's number of it), and their shape.
+    reads: dict[str, int] = field(default_factory=dict)  #: files beside it -> the least size that they must have, bytes
+    #: Constants by name: NumPy's name of their type (or ONNX's number of it), and their shape.
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
 
@@ -119,7 +118,7 @@ class _Reader:
         return tuple(chain(*tensors, *floats, *(self._integers(value) for value in (*found[3], *found[8]))))
 
     def _tensor(self, part: slice, *, constant: bool = False) -> tuple[float, ...]:
-        """Note what a tensor reads. Returns its numbers; none if it has many."""
+        """Record what a tensor reads. Returns its numbers; none if it has many."""
         found, held, outside = self._group(part), part.stop - part.start, dict[str, str]()
         name, dims = self._last_text(found[8]), [length for value in found[1] for length in self._dims(value)]
         kind = next((value for value in reversed(found[2]) if isinstance(value, int)), 0)

@@ -17,29 +17,29 @@ from pydantic_core import CoreSchema, core_schema
 from ztdeploy.core.records import FiniteRecord, Record
 
 ImageInput = Literal["float32", "uint8"]
-#: What a model gives: what its head does, `[B, classes]`; what goes into the head, `[B, D]`; or the last tokens of all
-#: patches `[B, P, D]`, row by row of the grid.
+#: What a model gives: the output of its head, `[B, classes]`; the input of its head, `[B, D]`; or the last tokens of
+#: all patches, `[B, P, D]`, row by row of the grid.
 Output = Literal["logits", "embedding", "features"]
-#: The same in words.
+#: The outputs in words.
 NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features"}
 
 
-#: What a head's numbers mean, see `runtime.activation`.
+#: How probabilities come from logits, see `runtime.activation`.
 Activation = Literal["softmax", "sigmoid", "none"]
 
 
 def given(output: Output, classes: int) -> Output:
-    """What a model gives that was asked for an output: without classes, logits are its embedding."""
+    """What a model gives for an output that was asked for: without classes, its logits are its embedding."""
     return "embedding" if output == "logits" and not classes else output
 
 
-#: The longest side that a model may take, in pixels, and that an image may be resized to.
+#: The longest side of a model's input, and of a resized image, in pixels.
 LARGEST_SIDE, LARGEST_RESIZED = 4096, 8192
 MOST_CHANNELS = 64
 
 
 class ImageSize(NamedTuple):
-    """Height and width in pixels. In text and in JSON a square is one number, anything else `HEIGHTxWIDTH`."""
+    """Height and width in pixels. In text and in JSON, a square is one number and anything else is `HEIGHTxWIDTH`."""
 
     height: int
     width: int
@@ -61,7 +61,7 @@ class ImageSize(NamedTuple):
 
     @property
     def plain(self) -> int | str:
-        """What stands for it in JSON."""
+        """Its form in JSON."""
         return self.height if self.height == self.width else f"{self.height}x{self.width}"
 
     @property
@@ -95,7 +95,7 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessOptions(Record):
-    """What somebody asks for in the place of what a model was published with; None: as it was."""
+    """Settings that replace those that a model was published with; None: not replaced."""
 
     crop_pct: float | None = None  #: image size over resize
     crop_mode: Literal["center", "squash"] | None = None
@@ -108,13 +108,13 @@ class PreprocessOptions(Record):
 class PreprocessSpec(FiniteRecord):
     """Resize, centre crop, normalise, in timm's terms and with PIL's filters."""
 
-    image_size: Annotated[ImageSize, AfterValidator(_of_a_model)]  #: what the model takes
-    resize: ImageSize  #: crop mode `center` scales an image until it covers this; `squash` distorts it to just this
+    image_size: Annotated[ImageSize, AfterValidator(_of_a_model)]  #: size of the model's input
+    resize: ImageSize  #: crop mode `center` scales an image until it covers this size; `squash` distorts it to it
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
     mean: tuple[float, ...] = Field(min_length=1, max_length=MOST_CHANNELS)  #: per channel, of values from 0 to 1
     std: tuple[_Positive, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
-    #: How many bits hold the values of images that have more than 8 per pixel; None: all that there are.
+    #: How many bits the values of images with more than 8 bits per channel use; None: all bits of the file.
     bit_depth: int | None = Field(default=None, ge=9, le=16)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Children of our own interpreter: how they find this package, answer, and end."""
+"""Child processes of our own interpreter: how they find this package, answer, and end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def how_it_ended(code: int) -> str:
 
 
 def own_standard_output() -> TextIO:
-    """Standard output for our answers alone: what libraries print goes to standard error from now on."""
+    """Standard output for our answers alone: from now on, what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers

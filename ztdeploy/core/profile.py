@@ -23,7 +23,7 @@ MOST_IMAGES = 65_536  #: in one batch
 
 
 class BatchSizes(Record):
-    """Which batches an engine serves. A dynamic axis takes any batch; `sizes` are those that are tuned and measured."""
+    """The batches of an engine. A dynamic axis takes any batch; `sizes` are the batches that are tuned and measured."""
 
     dynamic: bool = True
     sizes: tuple[Annotated[int, Field(ge=1, le=MOST_IMAGES)], ...] = Field(default=(1,), min_length=1)
@@ -35,24 +35,24 @@ class BatchSizes(Record):
 
 
 class TensorRtOptions(Record):
-    """What only TensorRT and TensorRT-RTX need to know."""
+    """Options of TensorRT and TensorRT-RTX alone."""
 
     workspace_mib: int = Field(default=1024, ge=16, le=2**20)
     compute_capabilities: tuple[str, ...] = ()  #: such as "8.7"; empty means the device that builds
 
 
 class Int8Options(Record):
-    """What only precision int8 needs to know; see docs/precision.md for what each costs."""
+    """Options of precision int8 alone; docs/precision.md says what each costs."""
 
-    #: Blocks ahead of this one stay fp32. From behind the first pruning layer on, its choice is that of fp32.
+    #: Blocks before this one stay fp32. If it stands behind the first pruning layer, that layer chooses as in fp32.
     from_block: int = Field(default=0, ge=0, le=MOST_BLOCKS)
-    #: With 7, no sum of two products leaves 16 bits, in which processors without VNNI take them: there, 8 become 7.
+    #: With 7, no sum of two products exceeds the 16 bits that processors without VNNI have; there, 8 becomes 7.
     weight_bits: Literal[7, 8] = 8
-    #: "dynamic": their range is taken while they run, over a whole call. "row": likewise, for each token by itself.
-    #: Otherwise it comes from calibration images: "uint8" with a zero point, "int8" without one.
+    #: "dynamic": the range is measured at run time, over a whole call; "row": at run time, for each token by itself.
+    #: Otherwise the range comes from calibration images: "uint8" with a zero point, "int8" without one.
     activations: Literal["dynamic", "row", "uint8", "int8"] = "dynamic"
-    ranges: Calibration = "min-max"  #: how they come from those images, unless activations are dynamic
-    #: What blocks that stay as they are compute in, and the attention of the others where no pruning layer reads it.
+    ranges: Calibration = "min-max"  #: how ranges come from calibration images
+    #: Type of the blocks that are not int8, and of the other blocks' attention where no pruning layer reads it.
     rest: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -62,7 +62,7 @@ class Int8Options(Record):
 
     @property
     def label(self) -> str:
-        """What is not at its default, to name files after: `from-4-w7`."""
+        """The changed options, for file names: `from-4-w7`."""
         parts = {"from_block": f"from-{self.from_block}", "weight_bits": f"w{self.weight_bits}"}
         parts |= {name: getattr(self, name) for name in ("activations", "ranges", "rest")}
         return "-".join(part for name, part in parts.items() if getattr(self, name) != getattr(Int8Options(), name))
@@ -76,21 +76,21 @@ class HardwareProfile(FiniteRecord):
     backend: str  #: a name of the table of `ztdeploy.target.backends`
     opset: int = Field(default=20, ge=18, le=23)
     precision: Precision = "fp32"
-    #: The kind of processor that engines are for, where it may be another one than builds, such as "aarch64"; "": any.
+    #: The kind of processor that engines are for, such as "aarch64", if it may differ from the builder's; "": any.
     machine: str = Field(default="", pattern=r"^[A-Za-z0-9_]{0,32}$")
     image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
     batch: BatchSizes = BatchSizes()
     #: Built when none is asked for.
     keep_ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.7,), min_length=1)
-    #: Built instead of these, where neither keep ratios nor methods are asked for either; as schedule files have them.
+    #: Built instead of the keep ratios, if neither keep ratios nor methods are asked for; written as in schedule files.
     schedules: tuple[PruningSchedule, ...] = ()
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
     notes: str = ""
-    #: ONNX Runtime: blocks of at least so many tokens compute attention in one operator of its own; None: none do.
+    #: ONNX Runtime: blocks with at least this many tokens compute attention in one fused operator; None: no block.
     fused_attention_from: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     tensorrt: TensorRtOptions | None = None
     int8: Int8Options | None = None  #: None: the defaults
-    #: What `build --precision auto` may ship instead, where it is faster: other profiles, named as for `--profile`.
+    #: Faster profiles that `build --precision auto` may ship instead, named as for `--profile`.
     candidates: tuple[str, ...] = ()
 
     @field_validator("int8")

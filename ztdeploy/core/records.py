@@ -19,7 +19,7 @@ _Record = TypeVar("_Record", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """What two parts of the program, or two machines, say to each other: never changed, and without unknown fields."""
+    """Data that two parts of the program, or two machines, exchange: immutable, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

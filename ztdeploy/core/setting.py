@@ -1,4 +1,4 @@
-"""The setting of a measurement: engines compare only within one, and every table and page names it alike."""
+"""The setting of a measurement. Engines are compared only within one; all tables and pages name it alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ztdeploy.core.preprocess_spec import ImageSize
 
 
 class Setting(NamedTuple):
-    """The size of the images, how many one call takes, and the threads that work on them."""
+    """Image size, images per call, and threads."""
 
-    image_size: ImageSize | None  #: None: not said, because all sizes are one
-    batch: int | None  #: None: not said either
-    threads: int | None  #: None: not said, or a runtime that takes no number of threads
+    image_size: ImageSize | None  #: None: not shown, because all sizes are the same
+    batch: int | None  #: None: not shown
+    threads: int | None  #: None: not shown, or the runtime takes no number of threads
 
     def __str__(self) -> str:
         """Such as "224 px, batch 1, 2 threads"."""

@@ -1,12 +1,12 @@
-"""Nothing leaves the device: what libraries send or note unasked is switched off before they are imported.
+"""Nothing leaves the device: the telemetry of libraries is switched off before they are imported.
 
-- ONNX Runtime's packages open a queue of events for a host of Microsoft's once they are imported, and keep it with the
-  id of the device under the user's cache. `ORT_DISABLE_TELEMETRY` is their own switch.
+- ONNX Runtime's packages open a queue of events for a host of Microsoft's when they are imported, and keep it with the
+  id of the device in the user's cache. `ORT_DISABLE_TELEMETRY` is their own switch.
 - OpenVINO's import sends an event through the package `openvino_telemetry`, which writes a client id and a count of
-  uses into the user's home. It has no switch but a file there; without the package OpenVINO uses a stub of its own.
-- `huggingface_hub` adds facts about the machine to what it asks for. `HF_HUB_DISABLE_TELEMETRY` is its own switch.
+  uses into the user's home. Its only switch is a file there; without the package OpenVINO uses a stub of its own.
+- `huggingface_hub` adds facts about the machine to its requests. `HF_HUB_DISABLE_TELEMETRY` is its own switch.
 
-Whoever has switched one on is left alone: with a variable that says 0, or with Intel's `opt_in_out --opt_in`.
+Telemetry that the user has switched on stays on: by a variable that says 0, or by Intel's `opt_in_out --opt_in`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import ModuleType
 _ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 _SWITCHES = (_ONNXRUNTIME, "HF_HUB_DISABLE_TELEMETRY")
 _OPENVINO = "openvino_telemetry"
-#: Below the home: Intel's record of consent, which holds "1" where it was given.
+#: Intel's record of consent in the user's home; it holds "1" where consent was given.
 _CONSENT = Path("intel") / "openvino_telemetry"
 
 
@@ -33,18 +33,18 @@ def switch_off() -> None:
 
 
 def stop_events(onnxruntime: ModuleType) -> None:
-    """Stop what an ONNX Runtime sends that somebody imported before the switches were set."""
+    """Stop the events of an ONNX Runtime that was imported before the switches were set."""
     if os.environ.get(_ONNXRUNTIME) not in ("0", "false"):
         onnxruntime.disable_telemetry_events()
 
 
 @contextmanager
 def without_openvino_telemetry() -> Iterator[None]:
-    """Import OpenVINO in this context, and it does not find what would send."""
+    """A context to import OpenVINO in, where it does not find the package that sends events."""
     if _OPENVINO in sys.modules or _consented():
         yield
         return
-    sys.modules[_OPENVINO] = None  # type: ignore[assignment]  # makes the import fail, as the language says
+    sys.modules[_OPENVINO] = None  # type: ignore[assignment]  # makes the import fail, by Python's definition
     try:
         yield
     finally:

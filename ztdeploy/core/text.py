@@ -1,9 +1,9 @@
 """Text from outside, made harmless: one function for each medium that it reaches.
 
-Names of classes, files, profiles and nodes, strings of a manifest and what libraries say in their exceptions are
-somebody else's. In a terminal they could move the cursor or reverse the order of what is read, in a page they could be
-markup, in a spreadsheet a formula. A file name that is not UTF-8 reaches Python with lone surrogates in it
-(`os.fsdecode`), which no encoder takes.
+Names of classes, files, profiles and nodes, strings of a manifest and messages of libraries come from others. In a
+terminal they could move the cursor or reverse the order of what is read, in a page they could be markup, in a
+spreadsheet a formula. A file name that is not UTF-8 reaches Python with lone surrogates in it (`os.fsdecode`), which no
+encoder takes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import math
 import re
 from typing import Any
 
-#: Characters of one name, value or part of a message that are shown at most.
+#: How many characters of one name, value or part of a message are shown at most.
 LONGEST = 1000
 _LONGEST_REASON = 200
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
-#: What makes a line of Markdown a list or the line above it a heading.
+#: The start of a line that makes it a list in Markdown, or the line above it a heading.
 _LINE_START = re.compile(r"^(\s*(?:\d+(?=[.)])|(?=[-+=])))")
-#: What a forge makes links of even where it is escaped, unless a space without width follows.
+#: What a forge turns into links even where it is escaped, unless a zero-width space follows.
 _LINKING = re.compile(r"([@#]|:(?=//)|www(?=\.))", re.IGNORECASE)
-#: What a spreadsheet takes for the beginning of a formula; it drops tabs and line breaks in front of one.
+#: How a formula of a spreadsheet begins; tabs and line breaks in front of it are ignored there.
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -33,7 +33,7 @@ def printable(text: str, longest: int | None = LONGEST) -> str:
     Such characters become blanks. A byte of a file name that is not UTF-8 is shown as its number, such as `\\xff`.
 
     Args:
-        longest: characters that are left of a longer text, from both of its ends; None: all.
+        longest: how many characters of a longer text are kept, from both of its ends; None: all.
     """
     if longest is not None and len(text) > longest:
         half = (longest - 5) // 2
@@ -50,13 +50,13 @@ def _shown(character: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library said, short enough for a message."""
+    """The first line of a library's message, short enough for ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:_LONGEST_REASON]
 
 
 def one_line(error: BaseException) -> str:
-    """All that a library said, on one line, as far as a message takes it."""
+    """A library's whole message on one line, short enough for ours."""
     return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
@@ -66,13 +66,13 @@ def html_text(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that a reader of Markdown shows as it is, in a cell as well: no markup, no HTML, no link, no mention."""
+    """Text that Markdown shows as it is, in table cells as well: no markup, no HTML, no link, no mention."""
     escaped = html.escape(_MARKDOWN.sub(r"\\\1", printable(text)), quote=False)
     return _LINKING.sub(r"\1&#8203;", _LINE_START.sub(r"\1\\", escaped))
 
 
 def csv_cell(value: object) -> object:
-    """A value of a CSV file: text stays on one line, and no spreadsheet takes it for a formula."""
+    """A value of a CSV file: text stays on one line, and no spreadsheet reads it as a formula."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if not isinstance(value, str):
@@ -82,9 +82,9 @@ def csv_cell(value: object) -> object:
 
 
 def json_text(data: Any, *, indent: int | None = None) -> str:
-    """Plain data as JSON in ASCII, which any locale prints and any terminal shows as it is.
+    """Plain data as JSON in ASCII, which every locale prints and every terminal shows as it is.
 
-    A number that is not finite becomes null. Text comes back from `json.loads` as it was, lone surrogates among it.
+    A number that is not finite becomes null. `json.loads` gives text back as it was, lone surrogates included.
     """
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(finite(data), indent=indent, separators=separators, allow_nan=False)
