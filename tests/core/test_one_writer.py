@@ -22,7 +22,6 @@ ALLOWED = {
     "jobs/assembly.py": {"np.savez", "np.save", ".save"},  # into files of `writing`
     "host/traces.py": {"np.savez"},  # into memory
     "target/evaluate/answers.py": {"np.savez"},  # into memory
-    "report/show/show.py": {".save"},  # into memory
     "report/show/page.py": {".save"},  # into memory
     "host/proof.py": {"ir.save"},  # into a scratch folder
     "host/graph/ranges.py": {"ir.save"},  # into a scratch folder
