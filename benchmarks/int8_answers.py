@@ -29,8 +29,9 @@ from ztdeploy.core.manifest import GateLimits
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import schedule_path
+from ztdeploy.core.schedule import read_schedule
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.jobs.gate import Gate
+from ztdeploy.jobs.request import Gate
 from ztdeploy.target.evaluate.data import read_labels
 from ztdeploy.target.evaluate.scoring import hits, share
 from ztdeploy.target.runtime.images import read_image
@@ -77,9 +78,9 @@ def main() -> None:
             out=Path(scratch) / "bundle",
             force=True,
         )
-        asked = [replace(wanted, schedules=(schedule_path(Path(one)),)) for one in arguments.schedules] or [
-            replace(wanted, methods=(method,), keep_ratios=(arguments.keep_ratio,)) for method in arguments.methods
-        ]
+        asked = [
+            replace(wanted, schedules=(read_schedule(schedule_path(Path(one))),)) for one in arguments.schedules
+        ] or [replace(wanted, methods=(method,), keep_ratios=(arguments.keep_ratio,)) for method in arguments.methods]
         for request in asked:
             bundle = build(request)
             variant = bundle.manifest.default_variant

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.fake_device import FakeDevice, c_compiler, make_device
@@ -60,14 +59,10 @@ def traces(common: Path) -> Iterator[Path]:
     Those in other processes: see `helpers.processes.sharing`.
     """
     from ztdeploy.host.traces import TraceStore
-    from ztdeploy.jobs import assembly
-
-    class Sharing(assembly.Assembly):
-        def __init__(self, *arguments: Any, cache: TraceStore | None = None, **named: Any) -> None:
-            super().__init__(*arguments, cache=cache or TraceStore(common / "traces"), **named)
+    from ztdeploy.jobs import build
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "Assembly", Sharing)
+        patch.setattr(build, "trace_store", lambda cache, **_: TraceStore(cache or common / "traces"))
         yield common / "traces"
 
 

@@ -11,8 +11,9 @@ import pytest
 from helpers.processes import run_ztdeploy
 
 import ztdeploy.host.proof
-import ztdeploy.jobs.assembly
+import ztdeploy.jobs.engines
 import ztdeploy.jobs.gate
+import ztdeploy.jobs.graphs
 from ztdeploy.cli.app import run
 from ztdeploy.core.bundle import WEIGHTS_FILE, read_bundle, sha256_of
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ModelError, OutputError, ParityError, ZtdeployError
@@ -54,7 +55,7 @@ STEPS: dict[str, tuple[Callable[[Patch], None], tuple[str, ...], int]] = {
         (),
         6,
     ),
-    "graph": (failing(ztdeploy.jobs.assembly, "specialise", ModelError("no luck", "luck", "wait"), of_int8), (), 3),
+    "graph": (failing(ztdeploy.jobs.graphs, "specialise", ModelError("no luck", "luck", "wait"), of_int8), (), 3),
     "engine": (failing(OnnxRuntimeBackend, "build", BundleError("no luck", "luck", "wait"), of_int8), (), 4),
     "proof": (
         failing(ztdeploy.host.proof, "prove_products", ParityError("no luck", "luck", "wait"), lambda *_: True),
@@ -111,9 +112,7 @@ def test_if_all_fail_the_first_one_decides_and_nothing_is_left(
 ) -> None:
     for step in ("engine", "proof"):
         STEPS[step][0](monkeypatch)
-    failing(ztdeploy.jobs.assembly.Assembly, "build_engine", ParityError("none", "one", "wait"), lambda *_: True)(
-        monkeypatch
-    )
+    failing(ztdeploy.jobs.engines, "build_engine", ParityError("none", "one", "wait"), lambda *_: True)(monkeypatch)
     arguments = [*BUILD, "-p", "cpu", "-p", "cpu-int8", "-o", str(tmp_path / "out"), *(["--json"] if json_flag else [])]
     assert run(arguments) == 5
     captured = capsys.readouterr()

@@ -18,6 +18,7 @@ from helpers.processes import HANG_S, started, wait_for
 import ztdeploy
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.report.kit.figures import short, times
 from ztdeploy.report.sweep.verdict import verdicts
 from ztdeploy.report.sweep_folder import REPORT, read_previous
 from ztdeploy.target.measure.sweep_report import SweepReport, rows
@@ -65,7 +66,7 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
         named = [line for line in lines if line[:2] == [f"{row.facts.keep_ratio:.2f}", name]]
         (line,) = [line for line in named if float(line[2]) == p50]
         if row.comparison is not None:
-            assert f"{row.comparison.speedup:.2f}x" in line
+            assert times(row.comparison.speedup, row.comparison.interval) in line
             assert f"{row.comparison.work_ratio:.2f}x" in line
     assert "1 of 4, about " in done.stderr
     assert done.stderr.splitlines()[-1] == f"wrote {out.name}"
@@ -276,7 +277,6 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
 def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was traced is not traced again, and nothing half is left."""
     from ztdeploy.core.progress import silent
-    from ztdeploy.jobs import assembly
     from ztdeploy.jobs.build import BuildRequest
     from ztdeploy.jobs.bundle_cache import cached_bundle
 
@@ -288,7 +288,7 @@ def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     child.communicate(timeout=HANG_S)
     assert not (tmp_path / "out" / REPORT).exists()
     assert not list((cache / "bundles").glob("*/manifest.json"))
-    monkeypatch.setattr(assembly, "export_onnx", lambda *_: pytest.fail("it is traced again"))
+    monkeypatch.setattr("ztdeploy.host.tracing.export_onnx", lambda *_: pytest.fail("it is traced again"))
     request = BuildRequest(model=ModelSource(name="vit_digits"), profiles=("cpu",), keep_ratios=(1.0,), out=Path())
     bundle = cached_bundle(request, cache, silent)
     assert [one.name for one in bundle.manifest.variants] == ["dense"]

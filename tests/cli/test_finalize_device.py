@@ -28,6 +28,8 @@ from ztdeploy.target.bundle_readme import README
 PROFILE = "jetson-orin"
 PRUNED, DENSE = "keep-0.70", "dense"
 LABELS = [f"{PRUNED} ({PROFILE})", f"{DENSE} ({PROFILE})"]
+#: Another way of the same: part of the long tail.
+long = pytest.mark.long
 FAST, SLOW = {"FAKE_TRT_FAST_PLUGINS": "1"}, {"FAKE_TRT_SLOW_PLUGINS": "1"}
 
 
@@ -340,7 +342,7 @@ def test_without_a_profile_everything_that_runs_here_is_built(bundle: Path, fake
     read_bundle(bundle).verify_files()
 
 
-@pytest.mark.parametrize("verb", ["verify", "run"])
+@pytest.mark.parametrize("verb", ["verify", pytest.param("run", marks=long)])
 def test_another_tensorrt_version_says_what_to_run(
     finalized: Finalized, fake_device: FakeDevice, digit_images: list[Path], verb: str
 ) -> None:
@@ -360,7 +362,11 @@ def test_another_tensorrt_version_can_finalize_again(ready: Path, fake_device: F
 
 
 @pytest.mark.parametrize(
-    "other", [{"FAKE_CUDA_NAME": "Orin (another)"}, {"FAKE_CUDA_CAPABILITY": "7.2", "FAKE_CUDA_NAME": "Xavier"}]
+    "other",
+    [
+        {"FAKE_CUDA_NAME": "Orin (another)"},
+        pytest.param({"FAKE_CUDA_CAPABILITY": "7.2", "FAKE_CUDA_NAME": "Xavier"}, marks=long),
+    ],
 )
 def test_another_device_says_what_to_run(finalized: Finalized, fake_device: FakeDevice, other: dict[str, str]) -> None:
     done = fake_device.ztdeploy("verify", finalized.bundle, "--profile", PROFILE, **other)
@@ -379,6 +385,7 @@ def test_a_driver_that_fails_is_named(dense: Path, fake_device: FakeDevice) -> N
     refused(done, 6, "cuInit", "no CUDA-capable device")
 
 
+@long
 def test_a_library_that_is_gone_is_compiled_again(
     finalized: Finalized, fake_device: FakeDevice, tmp_path: Path
 ) -> None:
@@ -388,6 +395,7 @@ def test_a_library_that_is_gone_is_compiled_again(
     assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
+@long
 def test_an_engine_with_plugins_runs_where_the_tools_have_gone(finalized: Finalized, fake_device: FakeDevice) -> None:
     """The library is compiled already: a service with a bare PATH, or a board tidied up, needs no compiler."""
     done = fake_device.ztdeploy("verify", finalized.bundle, "--profile", PROFILE, tools=False)
@@ -397,7 +405,7 @@ def test_an_engine_with_plugins_runs_where_the_tools_have_gone(finalized: Finali
 # -------------------- failures that must leave the bundle alone
 
 
-@pytest.mark.parametrize("how", ["nan", "kept"])
+@pytest.mark.parametrize("how", [pytest.param("nan", marks=long), "kept"])
 def test_wrong_results_are_no_engine(bundle: Path, fake_device: FakeDevice, how: str) -> None:
     before = snapshot(bundle)
     done = run_finalize(fake_device, bundle, FAKE_TRT_WRONG=how).done
@@ -416,6 +424,7 @@ def test_out_of_memory_is_tried_with_less_workspace(dense: Path, fake_device: Fa
     assert [build["workspace_mib"] for build in found.builds] == [600, 300, 150]
 
 
+@long
 def test_out_of_memory_to_the_end_is_an_error(dense: Path, fake_device: FakeDevice) -> None:
     before = snapshot(edit(dense, workspace(130)))
     found = run_finalize(fake_device, dense, FAKE_TRT_OOM_ABOVE_MIB="1")
@@ -424,7 +433,10 @@ def test_out_of_memory_to_the_end_is_an_error(dense: Path, fake_device: FakeDevi
     assert snapshot(dense) == before
 
 
-@pytest.mark.parametrize(("number", "word", "tries"), [(signal.SIGSEGV, "SIGSEGV", 1), (signal.SIGKILL, "memory", 2)])
+@pytest.mark.parametrize(
+    ("number", "word", "tries"),
+    [pytest.param(signal.SIGSEGV, "SIGSEGV", 1, marks=long), (signal.SIGKILL, "memory", 2)],
+)
 def test_a_build_that_dies_is_an_error(
     dense: Path, fake_device: FakeDevice, number: signal.Signals, word: str, tries: int
 ) -> None:
@@ -445,7 +457,7 @@ def test_a_graph_that_tensorrt_refuses_is_the_bundles_error(dense: Path, fake_de
 @pytest.mark.parametrize(
     "trouble",
     [
-        {"FAKE_TRT_REFUSE": "1"},
+        pytest.param({"FAKE_TRT_REFUSE": "1"}, marks=long),
         {"FAKE_CUDA_MEMORY": "5000"},
     ],
     ids=["refuses", "no-memory"],
@@ -497,8 +509,8 @@ def truncate(path: Path) -> None:
     [
         ("graphs/weights.safetensors", truncate),
         ("plugin graph", Path.unlink),
-        ("golden/dense.npz", truncate),
-        ("manifest.json", truncate),
+        pytest.param("golden/dense.npz", truncate, marks=long),
+        pytest.param("manifest.json", truncate, marks=long),
         ("manifest.json", Path.unlink),
     ],
 )
@@ -558,11 +570,11 @@ def test_without_a_toolchain_the_plain_engine_is_built(bundle: Path, fake_device
     ("trouble", "words"),
     [
         ({"FAKE_TRT_WRONG": "1"}, "logits of the median image differ"),
-        ({"FAKE_TRT_DIE": "11"}, "SIGSEGV"),
-        ({"FAKE_TRT_NO_LIBRARY": "1"}, "registers nothing"),
-        ({"FAKE_TRT_REFUSE": "1"}, "refused to run"),
+        pytest.param({"FAKE_TRT_DIE": "11"}, "SIGSEGV", marks=long),
+        pytest.param({"FAKE_TRT_NO_LIBRARY": "1"}, "registers nothing", marks=long),
+        pytest.param({"FAKE_TRT_REFUSE": "1"}, "refused to run", marks=long),
         ({"FAKE_CMAKE_FAIL": "compile", "XDG_CACHE_HOME": "another"}, "launch.cu(12): error"),
-        ({"XDG_CACHE_HOME": "file"}, "is not a folder"),
+        pytest.param({"XDG_CACHE_HOME": "file"}, "is not a folder", marks=long),
     ],
     ids=["wrong", "dies", "refused", "no-run", "uncompilable", "no-cache"],
 )
@@ -604,9 +616,8 @@ def test_an_option_that_no_plugin_knows_is_noted_where_plugins_could_be_had(
 
 def test_the_target_half_is_python_3_10() -> None:
     """What JetPack 6 brings."""
-    host = ("models", "pruning", "graph", "export.py", "assembly.py", "parity.py", "bundle_readme.py", "tune")
-    package = CHECKOUT / "ztdeploy"
-    files = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in host]
+    rooms = ("cli", "report", "target", "core")
+    files = [path for room in rooms for path in (CHECKOUT / "ztdeploy" / room).rglob("*.py")]
     assert len(files) > 40
     for path in files:
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 10))

@@ -259,10 +259,6 @@ def headers_at_an_impossible_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("TENSORRT_ROOT", "x" * 300)
 
 
-def images_at_an_impossible_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ZTDEPLOY_REALDATA", "x" * 300)
-
-
 FINE = (nothing_installed, unknown_memory, no_proc)
 FATAL = (
     rtx_without_its_libraries,
@@ -270,7 +266,6 @@ FATAL = (
     a_module_without_a_spec,
     folder_that_is_gone,
     headers_at_an_impossible_place,
-    images_at_an_impossible_place,
 )
 
 

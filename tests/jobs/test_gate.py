@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.errors import refused
@@ -14,7 +16,8 @@ from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.manifest import GateLimits, GateRow
 from ztdeploy.core.profile import read_profile
 from ztdeploy.host.models.catalogue import ASSETS
-from ztdeploy.jobs.gate import Gate, check_gate
+from ztdeploy.jobs.calibration import check_gate
+from ztdeploy.jobs.request import Gate
 from ztdeploy.target.evaluate.judgement import _missed, advice
 from ztdeploy.target.verify import verify_bundle
 
@@ -93,15 +96,24 @@ def test_nothing_is_made_up() -> None:
     assert advice([row(0.5)], LIMITS) == []
 
 
+def model_that_gives(output: str, classes: int) -> Any:
+    """What is looked at of a loaded model."""
+    adapter = SimpleNamespace(architecture=SimpleNamespace(num_classes=classes))
+    facts = {"class_names": None, "preprocess": SimpleNamespace(channels=3), "activation": "softmax"}
+    return SimpleNamespace(adapter=adapter, output=output, **facts)
+
+
 def test_what_cannot_be_judged_is_refused_early(tmp_path: Path) -> None:
-    cpu = [read_profile("cpu")]
+    cpu, logits, embedding = [read_profile("cpu")], model_that_gives("logits", 10), model_that_gives("embedding", 0)
     flat = Gate(DIGITS / "images", LIMITS)
-    refused(lambda: check_gate(flat, cpu, None, 10), "--max-drop", "no labels", kind=InputError)
-    refused(lambda: check_gate(Gate(tmp_path, LIMITS), cpu, None, 10), "no images", kind=ImageError)
-    refused(lambda: check_gate(flat, cpu, None, 0, "embedding"), "--max-drop 1", "--min-cosine", kind=InputError)
+    refused(lambda: check_gate(flat, cpu, logits), "--max-drop", "no labels", kind=InputError)
+    refused(lambda: check_gate(Gate(tmp_path, LIMITS), cpu, logits), "no images", kind=ImageError)
+    refused(lambda: check_gate(flat, cpu, embedding), "--max-drop 1", "--min-cosine", kind=InputError)
     of_vectors = Gate(DIGITS / "images", GateLimits(min_cosine=0.9))
-    refused(lambda: check_gate(of_vectors, cpu, None, 10), "--min-cosine 0.9", "gives logits", kind=InputError)
-    assert not check_gate(of_vectors, cpu, None, 0, "features").labelled
+    refused(lambda: check_gate(of_vectors, cpu, logits), "--min-cosine 0.9", "gives logits", kind=InputError)
+    assert not check_gate(of_vectors, cpu, model_that_gives("features", 0)).labelled
+    of_drop = Gate(DIGITS, GateLimits(max_drop=1.0))
+    refused(lambda: check_gate(of_drop, cpu, model_that_gives("logits", 1)), "one output", kind=InputError)
 
 
 def command(out: Path, *arguments: str) -> int:

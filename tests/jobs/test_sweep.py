@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.errors import refused
 
-import ztdeploy.jobs.assembly
+import ztdeploy.host.tracing
 from ztdeploy.core.bundle import MANIFEST, read_bundle
 from ztdeploy.core.errors import (
     BundleError,
@@ -50,13 +50,13 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture
 def exports(monkeypatch) -> list[int]:
     """Counts traces: the number of pruning layers of each."""
-    found, export = [], ztdeploy.jobs.assembly.export_onnx
+    found, export = [], ztdeploy.host.tracing.export_onnx
 
     def counting(pruned, *arguments, **named):
         found.append(len(pruned.token_plan.layers))
         return export(pruned, *arguments, **named)
 
-    monkeypatch.setattr(ztdeploy.jobs.assembly, "export_onnx", counting)
+    monkeypatch.setattr(ztdeploy.host.tracing, "export_onnx", counting)
     return found
 
 

@@ -17,8 +17,9 @@ from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar,
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from ztdeploy.core.bundle import Bundle
     from ztdeploy.core.model_source import ModelSource
-    from ztdeploy.jobs.gate import Gate
+    from ztdeploy.jobs.request import Gate
 
 
 #: What `--json` prints of the manifest.
@@ -78,15 +79,16 @@ def build(
 ) -> None:
     from ztdeploy.core.methods import DEFAULT_METHOD
     from ztdeploy.core.profile import schedule_path
+    from ztdeploy.core.schedule import read_schedule
     from ztdeploy.host.models.sources import folder_word
-    from ztdeploy.jobs.build import BuildRequest
+    from ztdeploy.jobs.request import BuildRequest
 
     request = BuildRequest(
         model=model,
         profiles=tuple(profile),
         out=out or Path(f"{folder_word(model.name)}-{'-'.join(Path(name).stem for name in profile)}"),
         keep_ratios=tuple(keep_ratio or ()),
-        schedules=tuple(map(schedule_path, schedule or ())),
+        schedules=tuple(read_schedule(schedule_path(path)) for path in schedule or ()),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
         batch=batch,
@@ -101,53 +103,44 @@ def build(
         from ztdeploy.jobs.build import build as build_bundle
     with progress_bar(not json) as progress:
         bundle = build_bundle(request, progress)
+    manifest = bundle.manifest
     if json:
-        print_json(
-            {
-                "bundle": str(bundle.root),
-                **bundle.manifest.model_dump(mode="json", include=_IN_JSON),
-            }
-        )
-        leave(bundle.manifest.failed)
-        return
+        print_json({"bundle": str(bundle.root), **manifest.model_dump(mode="json", include=_IN_JSON)})
+    else:
+        _show(bundle)
+    leave(manifest.failed)
+
+
+def _show(bundle: Bundle) -> None:
+    """What was built, and what the user should know about it."""
     from ztdeploy.cli.inspect import show_bundle, show_findings
-    from ztdeploy.jobs.gate import gate_lines
     from ztdeploy.target.backends.int8 import int8_note, is_elsewhere
 
     show_bundle(bundle)
     show_findings(bundle)
     manifest, seen = bundle.manifest, bundle.manifest.calibration
-    said = {record.profile for record in manifest.adapted}
-    here = [one for name, one in manifest.profiles.items() if name not in said and not is_elsewhere(one)]
-    slow = filter(None, map(int8_note, here))
     for line in manifest.weights.remarks:
         note(f"note: {line}")
-    for line in (*(seen.cautions if seen else ()), *gate_lines(manifest), *manifest.lines_of_missing, *slow):
+    said = {record.profile for record in manifest.adapted}
+    here = [one for name, one in manifest.profiles.items() if name not in said and not is_elsewhere(one)]
+    left_out = (line for gate in manifest.gates for line in gate.lines)
+    slow = filter(None, map(int8_note, here))
+    for line in (*(seen.cautions if seen else ()), *left_out, *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
-    leave(bundle.manifest.failed)
 
 
 def _gate(calib: Path | None, **limits: float | None) -> Gate | None:
     """
     Args:
         limits: the fields of `GateLimits`.
-
-    Raises:
-        InputError: limits without images.
     """
-    from math import isfinite
-
     from ztdeploy.core.errors import InputError
     from ztdeploy.core.manifest import GateLimits
-    from ztdeploy.jobs.gate import Gate
+    from ztdeploy.jobs.request import Gate
 
     for name, value in limits.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is not None and not isfinite(value):
-            raise InputError(f"{option} {value}", "a number", f"leave {option} out")
-        if value is not None and calib is None:
-            raise InputError(f"{option} {value:g} without --calib", "images to judge on", "give --calib DIR as well")
-    if calib is None:
-        return None
-    return Gate(calib, GateLimits.model_validate(limits))
+        if calib is None and value is not None:
+            given = f"--{name.replace('_', '-')} {value:g} without --calib"
+            raise InputError(given, "images to judge on", "give --calib DIR as well")
+    return None if calib is None else Gate(calib, GateLimits.model_validate(limits))

@@ -26,22 +26,7 @@ def quickstart(
     with progress_bar(not json) as progress:
         rows = run_quickstart(out, progress, force=force)
     if json:
-        print_json(
-            [
-                {
-                    "variant": row.name,
-                    "keep_ratio": row.keep_ratio,
-                    "tokens_per_block": row.tokens,
-                    "gmacs": row.gmacs,
-                    "top1": row.right.value,
-                    "agreement": row.fidelity.agreement,
-                    "kl": row.fidelity.kl,
-                    "median_ms": row.latency.median_ms,
-                    "speedup": row.speedup,
-                }
-                for row in rows
-            ]
-        )
+        print_json([row.model_dump(mode="json") for row in rows])
         return
     headings = ["keep ratio", "tokens", "GMACs", "right of", "top-1", "agrees with dense", "latency", "speed-up"]
     table(
@@ -50,12 +35,12 @@ def quickstart(
         [
             (
                 f"{row.keep_ratio:g}",
-                " ".join(str(count) for count in dict.fromkeys(row.tokens)),
+                " ".join(map(str, dict.fromkeys(row.tokens_per_block))),
                 f"{row.gmacs:.4f}",
-                f"{row.right.count} / {row.right.total}",
-                f"{100 * row.right.value:.1f} %",
-                f"{cell(row.fidelity.agreement, '.1f', 100)} %",
-                f"{row.latency.median_ms:.2f} ms",
+                f"{round(row.top1 * row.images)} / {row.images}",
+                f"{100 * row.top1:.1f} %",
+                f"{100 * row.agreement:.1f} %",
+                f"{row.median_ms:.2f} ms",
                 f"{row.speedup:.2f}x",
             )
             for row in rows

@@ -205,11 +205,7 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
 
 
 def _leave(report: SweepReport) -> None:
-    """Say what went wrong, behind what was measured all the same, and leave with its exit code.
-
-    Raises:
-        SystemExit: something did.
-    """
+    """Say what went wrong, behind what was measured all the same, and leave with its exit code."""
     dead = [one.failure for run in report.runs for one in run.configurations if one.failure is not None]
     failures = [*report.failures, *dead]
     for failure in failures:

@@ -31,7 +31,7 @@ from ztdeploy.core.files import (
     reason_of,
     writing,
 )
-from ztdeploy.core.folders import check_writable, content_of, files_of, new_folder
+from ztdeploy.core.folders import check_folder_path, check_writable, content_of, files_of, new_folder
 from ztdeploy.core.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.plan import tokens_per_block
@@ -398,12 +398,10 @@ def check_output(out: Path, *, force: bool) -> None:
     Raises:
         OutputError: see `new_bundle_folder`; nothing that is not a bundle's is ever replaced.
     """
+    check_folder_path(out)
     final = _real(out)
     with disk_errors(out):
-        above = next((folder for folder in final.parents if is_there(folder)), final)
-        if not above.is_dir():
-            raise OutputError(f"'{out}' lies below the file '{above}'", "a folder's path", "choose another --out")
-        if content_of(final) if final.is_dir() else is_there(final):
+        if final.is_dir() and content_of(final):
             _check_replaceable(out, final, force=force)
     check_writable(final)
 

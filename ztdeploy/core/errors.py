@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from ztdeploy.core.text import printable
 
@@ -169,6 +170,30 @@ def without(fault: StepError, failed: dict[str, ZtdeployError], profiles: Iterab
     failed |= {name: fault.error for name in fault.profiles if name not in failed}
     if not set(profiles) - set(failed):
         raise next(iter(failed.values())) from fault
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Profile = TypeVar("_Profile", bound=_Named)
+
+
+def failing(profiles: Iterable[_Profile], check: Callable[[_Profile], None]) -> dict[str, ZtdeployError]:
+    """The errors of the profiles that do not pass a check, by name.
+
+    Raises:
+        ZtdeployError: none passes; the first error of all.
+    """
+    failed, profiles = dict[str, ZtdeployError](), list(profiles)
+    for profile in profiles:
+        try:
+            with step_of(profile.name):
+                check(profile)
+        except StepError as fault:
+            without(fault, failed, [one.name for one in profiles])
+    return failed
 
 
 # -------------------- hints

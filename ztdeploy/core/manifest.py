@@ -229,6 +229,14 @@ class GateRecord(ImagesUsed):
     rows: tuple[GateRow, ...]
     advice: tuple[str, ...]  #: which keep ratios pass, or might
 
+    @property
+    def lines(self) -> list[str]:
+        """What was left out and why, for people, with the advice."""
+        against = "" if self.dense_profile is None else f", against dense of {self.dense_profile}"
+        where = f"on {self.images} images of '{self.data}' ({self.profile}{against})"
+        left_out = [(row.variant, ", ".join(row.failed)) for row in self.rows if row.failed]
+        return [*(f"'{name}' is not in the bundle: {where}, {why}" for name, why in left_out), *self.advice]
+
 
 class TimingRecord(FiniteRecord):
     """One candidate's engine, timed in turns with the others, each in its own process."""

@@ -1,7 +1,8 @@
-"""`build --precision auto`: of a profile and its candidates, the engines that are fastest here and cost little.
+"""`build --precision auto`: of a profile and its candidates, ship the fastest engines that cost little.
 
-All are built into one trial bundle, judged on the calibration images against dense of the profile asked for, and timed.
-What ships is then built by itself from the same traces: the bundle holds nothing of the others but the table.
+All of them are built into one trial bundle, judged on the calibration images against dense of the profile asked for,
+and timed here. The winner is then built by itself from the same traces: the bundle holds nothing of the others but
+the table of what was found.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.host.precision_choice import Contender, by_risk, choose, misses, timing
-from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.jobs.gate import Gate, apply_gate, none_left
+from ztdeploy.jobs.build import build
+from ztdeploy.jobs.gate import apply_gate, none_left
+from ztdeploy.jobs.request import BuildRequest, Gate
 from ztdeploy.target.backends import why_not_build, why_not_run
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
@@ -33,54 +35,47 @@ ROUNDS, ITERATIONS = 10, 10
 
 @dataclass(frozen=True)
 class Slate:
-    """A profile asked for, and what might be shipped in its place."""
+    """A profile asked for, and the candidates that may be shipped in its place."""
 
     asked: HardwareProfile
     profiles: tuple[HardwareProfile, ...]  #: the one asked for first, then the less risky first
-    lacking: Mapping[str, str]  #: why some of them cannot be tried here
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What ships in a profile's place."""
-
-    record: ChoiceRecord
-    gate: GateRecord  #: of what ships
+    lacking: Mapping[str, str]  #: why some of them cannot be tried here, by name
 
 
 def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
-    """Build what `pipeline.build` does, with each profile that has candidates replaced by the best of them.
+    """Build as `build` does, but replace each profile that has candidates by the best of them.
 
     Raises:
         AccuracyError: no pruned variant passes in fp32.
-        EnvironmentLacksError: a profile with candidates cannot run here, so that nothing can be held against it.
-        InputError: no calibration images, or no profile with candidates.
-        ZtdeployError: what `pipeline.build` raises.
+        EnvironmentLacksError: a profile with candidates cannot run here, so that nothing can be compared with it.
+        InputError: there are no calibration images, or no profile has candidates.
+        ZtdeployError: whatever `build` raises.
     """
     gate = request.gate
     if gate is None:
         raise InputError(
             "--precision auto without --calib", "images to judge candidates on", "give --calib DIR as well"
         )
-    asked = {(profile := read_profile(source)).name: (source, profile) for source in request.profiles}
-    slates = [slate_of(profile) for _, profile in asked.values() if profile.candidates]
+    asked = request.read_profiles()
+    slates = [slate_of(profile) for profile in asked if profile.candidates]
     if not slates:
         raise InputError(
-            f"--precision auto with {', '.join(asked)}, which has no candidates",
+            f"--precision auto with {', '.join(profile.name for profile in asked)}, which has no candidates",
             "a profile with the key 'candidates', such as cpu",
             "leave --precision out, or choose another profile",
         )
     check_output(request.out, force=request.force)
-    sources = {read_profile(source).name: source for slate in slates for source in slate.asked.candidates}
-    sources |= {name: source for name, (source, _) in asked.items()}
-    request = replace(request, keep_ratios=_keep_ratios(request, [profile for _, profile in asked.values()]))
+    request = replace(request, keep_ratios=_keep_ratios(request, asked))
     with scratch_folder() as scratch:
         request = replace(request, cache=request.cache or scratch / "traces")
-        trial, failed = _trial(request, slates, sources, scratch / "trial", progress)
-        choices = {slate.asked.name: _choose(slate, trial, failed, gate, progress) for slate in slates}
-        shipped = dict.fromkeys(choices[name].record.shipped if name in choices else name for name in asked)
-        final = replace(request, profiles=tuple(sources[name] for name in shipped))
-        return build(final, progress, partial(_settle, choices=list(choices.values())))
+        trial = _trial(request, slates, scratch / "trial", progress)
+        choices, shipped = list[tuple[ChoiceRecord, GateRecord]](), {profile.name: profile for profile in asked}
+        for slate in slates:
+            record, judgement = _choose(slate, trial, gate, progress)
+            choices.append((record, judgement))
+            shipped[slate.asked.name] = next(one for one in slate.profiles if one.name == record.shipped)
+        final = replace(request, profiles=tuple(shipped.values()))
+        return build(final, progress, partial(_settle, choices=choices))
 
 
 def slate_of(asked: HardwareProfile) -> Slate:
@@ -111,7 +106,7 @@ def _why_not_tried(profile: HardwareProfile, asked: HardwareProfile) -> str | No
 
 
 def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tuple[float, ...]:
-    """Those of the request, or of the profiles asked for: what their candidates say does not matter."""
+    """The keep ratios of the request, or of the profiles asked for; those of their candidates do not matter."""
     if request.keep_ratios or request.schedules:
         return request.keep_ratios
     if request.profiles_decide and (named := next((one for one in asked if one.schedules), None)):
@@ -123,36 +118,24 @@ def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tup
     return tuple(dict.fromkeys(ratio for profile in asked for ratio in profile.keep_ratios))
 
 
-def _trial(
-    request: BuildRequest, slates: Sequence[Slate], sources: Mapping[str, str], out: Path, progress: Progress
-) -> tuple[Bundle, dict[str, str]]:
-    """A bundle with the engines of all candidates that can be built.
-
-    Returns:
-        With it, why the others cannot, by profile.
-
-    Raises:
-        ZtdeployError: a profile that was asked for cannot be built.
-    """
-    asked = [slate.asked.name for slate in slates]
-    able = [one.name for slate in slates for one in slate.profiles if one.name not in slate.lacking]
-    names = dict.fromkeys((*asked, *able))
-    trial = replace(request, profiles=tuple(sources[name] for name in names), out=out, force=True)
-    bundle = build(trial, progress, lambda *_: None)
-    for one in bundle.manifest.failed:
-        if one.profile in asked:
-            raise one.error
-    return bundle, {one.profile: one.given for one in bundle.manifest.failed}
+def _trial(request: BuildRequest, slates: Sequence[Slate], out: Path, progress: Progress) -> Bundle:
+    """A bundle with the engines of all candidates that can be built."""
+    asked = [slate.asked for slate in slates]
+    able = [one for slate in slates for one in slate.profiles if one.name not in slate.lacking]
+    bundle = build(replace(request, profiles=(*asked, *able), out=out, force=True), progress, lambda *_: None)
+    for failed in bundle.manifest.failed:
+        if failed.profile in (profile.name for profile in asked):
+            raise failed.error
+    return bundle
 
 
-def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, progress: Progress) -> Choice:
+def _choose(slate: Slate, trial: Bundle, gate: Gate, progress: Progress) -> tuple[ChoiceRecord, GateRecord]:
     """Judge, time and choose.
 
-    Raises:
-        AccuracyError: no pruned variant of the profile asked for passes.
-        ParityError: its engine gives something else than numbers.
+    Returns:
+        What was found, and the judgement on what ships.
     """
-    reports, reasons = _evaluated(slate, trial, gate, {**slate.lacking, **failed}, progress)
+    reports, reasons = _evaluated(slate, trial, gate, progress)
     asked = slate.asked.name
     in_fp32 = judge(reports[asked], gate.limits)
     variant, batch = _timed(trial, in_fp32), trial.manifest.dense.graphs[asked].batch or slate.asked.batch.sizes[0]
@@ -168,8 +151,19 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
         )
         for name, one in zip(reports, measured, strict=True)
     ]
-    timings = {one.profile: timing(one, contenders[0]) for one in contenders}
     why = {**reasons, **dict(zip(reports, choose(contenders), strict=True))}
+    timings = {one.profile: timing(one, contenders[0]) for one in contenders}
+    candidates = tuple(
+        CandidateRecord(
+            profile=one.name,
+            backend=one.backend,
+            precision=one.precision,
+            reason=why[one.name],
+            rows=rows.get(one.name, ()),
+            timing=timings.get(one.name),
+        )
+        for one in slate.profiles
+    )
     shipped = next(name for name in reports if why[name] is None)
     record = ChoiceRecord(
         asked=asked,
@@ -183,36 +177,21 @@ def _choose(slate: Slate, trial: Bundle, failed: Mapping[str, str], gate: Gate, 
         data_sha256=in_fp32.data_sha256,
         images=in_fp32.images,
         limits=gate.limits,
-        candidates=tuple(
-            CandidateRecord(
-                profile=one.name,
-                backend=one.backend,
-                precision=one.precision,
-                reason=why[one.name],
-                rows=rows.get(one.name, ()),
-                timing=timings.get(one.name),
-            )
-            for one in slate.profiles
-        ),
+        candidates=candidates,
     )
-    return Choice(record, judge(reports[shipped], gate.limits))
+    return record, judge(reports[shipped], gate.limits)
 
 
 def _evaluated(
-    slate: Slate, trial: Bundle, gate: Gate, reasons: Mapping[str, str], progress: Progress
+    slate: Slate, trial: Bundle, gate: Gate, progress: Progress
 ) -> tuple[dict[str, EvalReport], dict[str, str]]:
-    """What engines answer, against dense of the profile asked for.
-
-    Args:
-        reasons: why some profiles have no engines.
+    """Evaluate engines against dense of the profile asked for.
 
     Returns:
-        Reports by profile, and the reasons with those of engines that give something else than numbers.
-
-    Raises:
-        ParityError: the profile asked for is one of these.
+        Reports by profile, and by profile why there is none: no engine, or one that gives something else than numbers.
     """
-    reports, reasons = dict[str, EvalReport](), dict(reasons)
+    reports = dict[str, EvalReport]()
+    reasons = {**slate.lacking, **{one.profile: one.given for one in trial.manifest.failed}}
     with scratch_folder() as answers:
         for name in (one.name for one in slate.profiles if one.name not in reasons):
             progress(f"judging {name}", 0, 1)
@@ -227,11 +206,7 @@ def _evaluated(
 
 
 def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
-    """The variant that the bundle will run by default; dense where that is all there is.
-
-    Raises:
-        AccuracyError: no pruned variant passes.
-    """
+    """The variant that the bundle will run by default; dense where there is no other."""
     passing = [row.variant for row in in_fp32.rows if not row.failed]
     if in_fp32.rows and not passing:
         raise none_left([in_fp32])
@@ -239,8 +214,10 @@ def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
     return default if default in (*passing, dense) else passing[0]
 
 
-def _settle(folder: Path, gate: Gate, progress: Progress, *, choices: Sequence[Choice]) -> None:
-    """Write the tables down, judge what was not among the candidates, and leave out what fails."""
-    manifest = read_bundle(folder).manifest
-    write_manifest(folder, manifest.model_copy(update={"choices": tuple(choice.record for choice in choices)}))
-    apply_gate(folder, gate, progress, known={choice.record.shipped: choice.gate for choice in choices})
+def _settle(
+    folder: Path, gate: Gate, progress: Progress, *, choices: Sequence[tuple[ChoiceRecord, GateRecord]]
+) -> None:
+    """Write the tables down, judge the profiles that have no candidates, and leave out what fails."""
+    records = tuple(record for record, _ in choices)
+    write_manifest(folder, read_bundle(folder).manifest.model_copy(update={"choices": records}))
+    apply_gate(folder, gate, progress, known={record.shipped: judgement for record, judgement in choices})

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from ztdeploy.core.bundle import Bundle, read_bundle, sha256_of
 from ztdeploy.core.cache import FIX, key_of
 from ztdeploy.core.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
-from ztdeploy.core.files import remove_folder, write
+from ztdeploy.core.files import remove_folder
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.locks import only_one
 from ztdeploy.core.methods import DEFAULT_METHOD
-from ztdeploy.core.profile import read_profile
 from ztdeploy.core.progress import Progress
-from ztdeploy.core.records import to_json
-from ztdeploy.core.schedule import Architecture, PruningSchedule
-from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.jobs.build import build
+from ztdeploy.jobs.request import BuildRequest
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.backends.int8 import exact_here
 
@@ -49,15 +48,16 @@ def cached_bundle(request: BuildRequest, cache: Path, progress: Progress) -> Bun
         progress("waiting for another process that builds the same", 0, 1)
 
     with only_one(folder.with_name(f"{key}.lock"), waiting, FIX):
-        held = _sound(folder)
-        if held is not None:
-            return held
+        with suppress(BundleError):
+            bundle = read_bundle(folder)
+            bundle.verify_files()
+            return bundle
         remove_folder(folder, FIX)
         return _build(replace(request, out=folder), cache, progress)
 
 
 def buildable_bundle(request: BuildRequest, cache: Path, progress: Progress) -> tuple[Bundle, tuple[Unbuilt, ...]]:
-    """The same, without the variants that cannot be built; what they share with others is traced once all the same.
+    """The bundle of a request without the variants that cannot be built; each variant is tried alone to find them.
 
     Args:
         request: uniform keep ratios and methods.
@@ -73,30 +73,25 @@ def buildable_bundle(request: BuildRequest, cache: Path, progress: Progress) -> 
     except (EnvironmentLacksError, OutputError):
         raise
     except ZtdeployError:
-        dense = cached_bundle(replace(request, keep_ratios=(1.0,), methods=(DEFAULT_METHOD,)), cache, progress)
-    schedules = uniform_schedules(request, dense.manifest.model.architecture)
+        only = replace(request, keep_ratios=(), methods=(DEFAULT_METHOD,))
+        dense = cached_bundle(replace(only, keep_ratios=(1.0,)), cache, progress)
+    architecture, good, unbuilt = dense.manifest.model.architecture, list[PruningSchedule](), list[Unbuilt]()
     with scratch_folder(cache, FIX) as folder:
-        files = _schedule_files(schedules, folder)
-        unbuilt = _unbuildable(request, files, cache, progress)
-        good = [file for file in files if file.stem not in {one.variant for one in unbuilt}]
-        return (cached_bundle(_only(request, good), cache, progress) if good else dense), unbuilt
-
-
-def _unbuildable(request: BuildRequest, files: Sequence[Path], cache: Path, progress: Progress) -> tuple[Unbuilt, ...]:
-    """Which of these schedules fail, each tried alone."""
-    found = []
-    for file in files:
-        try:
-            _build(replace(_only(request, [file]), out=file.with_name("bundle"), force=True), cache, progress)
-        except (EnvironmentLacksError, OutputError):
-            raise
-        except ZtdeployError as error:
-            found.append(Unbuilt(file.stem, error))
-    return tuple(found)
+        for method, ratio in product(request.methods, request.keep_ratios):
+            schedule = default_schedule(ratio, architecture, method=method, preset=request.preset)
+            try:
+                _build(replace(only, schedules=(schedule,), out=folder / "bundle", force=True), cache, progress)
+                good.append(schedule)
+            except (EnvironmentLacksError, OutputError):
+                raise
+            except ZtdeployError as error:
+                unbuilt.append(Unbuilt(schedule.name, error))
+    bundle = cached_bundle(replace(only, schedules=tuple(good)), cache, progress) if good else dense
+    return bundle, tuple(unbuilt)
 
 
 def bundle_key(request: BuildRequest) -> str:
-    """What decides a bundle's content, but for when it was made.
+    """A digest of everything that decides a bundle's content, but for the time when it was made.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -115,30 +110,9 @@ def bundle_key(request: BuildRequest) -> str:
         methods=request.methods,
         keep_ratios=request.keep_ratios,
         preset=request.preset,
-        schedules=[_file_key(path) for path in request.schedules],
-        profiles=[exact_here(read_profile(name)).model_dump(mode="json") for name in request.profiles],
+        schedules=[schedule.model_dump(mode="json") for schedule in request.schedules],
+        profiles=[exact_here(profile).model_dump(mode="json") for profile in request.read_profiles()],
     )
-
-
-def uniform_schedules(request: BuildRequest, architecture: Architecture) -> list[PruningSchedule]:
-    """One per method and keep ratio, but for the dense one."""
-    return [
-        default_schedule(ratio, architecture, method=method, preset=request.preset)
-        for method in request.methods
-        for ratio in request.keep_ratios
-        if ratio != 1
-    ]
-
-
-def _only(request: BuildRequest, schedules: Sequence[Path]) -> BuildRequest:
-    return replace(request, keep_ratios=(), methods=(DEFAULT_METHOD,), schedules=tuple(schedules))
-
-
-def _schedule_files(schedules: Sequence[PruningSchedule], folder: Path) -> list[Path]:
-    files = [folder / f"{schedule.name}.json" for schedule in schedules]
-    for schedule, file in zip(schedules, files, strict=True):
-        write(file, to_json(schedule, by_alias=True))
-    return files
 
 
 def _file_key(path: Path) -> list[str]:
@@ -147,15 +121,6 @@ def _file_key(path: Path) -> list[str]:
         return [path.name, sha256_of(path)]
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read ({error.strerror})", "a file", "check the path") from error
-
-
-def _sound(folder: Path) -> Bundle | None:
-    """The bundle that lies there, if it is as it was built."""
-    with suppress(BundleError):
-        bundle = read_bundle(folder)
-        bundle.verify_files()
-        return bundle
-    return None
 
 
 def _build(request: BuildRequest, cache: Path, progress: Progress) -> Bundle:

@@ -18,17 +18,8 @@ from ztdeploy.target.backends.int8 import what_int8_lacks
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.machine import processor_name
 
-#: What the host half needs: import name -> distribution.
-HOST_MODULES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "onnx": "onnx",
-    "onnx_ir": "onnx-ir",
-    "onnxscript": "onnxscript",
-    "onnx_graphsurgeon": "onnx-graphsurgeon",
-    "safetensors": "safetensors",
-}
+#: What the host half needs; a module is called as its distribution is, but for hyphens.
+HOST_HALF = ("torch", "torchvision", "timm", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "safetensors")
 
 
 def examine() -> list[Finding]:
@@ -43,7 +34,6 @@ def examine() -> list[Finding]:
     }
     for name in backend_table():
         probes |= _probes_of(name)
-    probes["real data for tests"] = _realdata
     return [_safely(subject, probe) for subject, probe in probes.items()]
 
 
@@ -71,11 +61,8 @@ def _python() -> Finding:
 def _processor() -> Finding:
     features = processor().features
     known = [name for name in ("avx2", "avx512f", "asimd", *BF16_PRODUCTS, *DOT_PRODUCTS) if name in features]
-    return Finding(
-        "processor",
-        "ok",
-        f"{processor_name()}, {usable_threads()} usable threads, {' '.join(known) or 'no SIMD flags read'}",
-    )
+    flags = " ".join(known) or "no SIMD flags read"
+    return Finding("processor", "ok", f"{processor_name()}, {usable_threads()} usable threads, {flags}")
 
 
 def _int8() -> Finding:
@@ -93,41 +80,22 @@ def _memory() -> Finding:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError):
         return Finding("memory", "note", "unknown")
-    return Finding(
-        "memory",
-        "ok" if total >= 3 else "note",
-        f"{total:.1f} GiB",
-        "" if total >= 3 else "building DeiT-S takes about 2 GB",
-    )
+    return _enough("memory", total >= 3, f"{total:.1f} GiB", "building DeiT-S takes about 2 GB")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    enough = free > 1
-    return Finding(
-        "disk", "ok" if enough else "note", f"{free:.1f} GB free here", "" if enough else "a DeiT-B bundle takes 0.4 GB"
-    )
+    return _enough("disk", free > 1, f"{free:.1f} GB free here", "a DeiT-B bundle takes 0.4 GB")
+
+
+def _enough(subject: str, enough: bool, found: str, remedy: str) -> Finding:
+    return Finding(subject, "ok", found) if enough else Finding(subject, "note", found, remedy)
 
 
 def _host_half() -> Finding:
-    missing = [name for name in HOST_MODULES if find_spec(name) is None]
+    missing = [name for name in HOST_HALF if find_spec(name.replace("-", "_")) is None]
     if missing:
         return Finding("building bundles", "missing", f"lacks {', '.join(missing)}", "pip install 'ztdeploy[build]'")
-    versions = installed_versions(*HOST_MODULES.values())
-    found = (f"{name} {versions.get(name, '')}".rstrip() for name in HOST_MODULES.values())
+    versions = installed_versions(*HOST_HALF)
+    found = (f"{name} {versions.get(name, '')}".rstrip() for name in HOST_HALF)
     return Finding("building bundles", "ok", ", ".join(found))
-
-
-def _realdata() -> Finding:
-    folder = os.environ.get("ZTDEPLOY_REALDATA")
-    if not folder:
-        return Finding(
-            "real data for tests",
-            "note",
-            "ZTDEPLOY_REALDATA is not set",
-            "set it to a folder with images and labels.json",
-        )
-    exists = (Path(folder) / "labels.json").is_file()
-    return Finding(
-        "real data for tests", "ok" if exists else "missing", folder, "" if exists else "no labels.json in it"
-    )

@@ -6,19 +6,21 @@ at all for a bundle that is there already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.cache import cache_folder
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, OutputError, ZtdeployError
-from ztdeploy.core.methods import DEFAULT_METHOD
+from ztdeploy.core.methods import DEFAULT_METHOD, method_named
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Note, Progress, silent
-from ztdeploy.jobs.build import BuildRequest, check_backends
-from ztdeploy.jobs.bundle_cache import Unbuilt, buildable_bundle
+from ztdeploy.jobs.build import check_backends
+from ztdeploy.jobs.bundle_cache import buildable_bundle
+from ztdeploy.jobs.request import BuildRequest
 from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
 from ztdeploy.target.backends import why_not_run
 from ztdeploy.target.evaluate.swept import check_images, with_fidelity
@@ -114,13 +116,20 @@ def gather(request: SweepRequest, cache: Path, progress: Progress) -> tuple[Swee
             "give --model MODEL --profile PROFILE, or --bundle DIR",
         )
     profile = read_profile(request.profile)
-    request = request.model_copy(
-        update={
-            "keep_ratios": tuple(sorted(set(request.keep_ratios or KEEP_RATIOS), reverse=True)),
-            "methods": tuple(dict.fromkeys(request.methods or (DEFAULT_METHOD,))),
-        }
+    ratios = tuple(sorted(set(request.keep_ratios or KEEP_RATIOS), reverse=True))
+    methods = tuple(dict.fromkeys(request.methods or (DEFAULT_METHOD,)))
+    _check_can_do(request, profile)
+    pruned = tuple(ratio for ratio in ratios if ratio != 1)
+    wanted = BuildRequest(
+        model=request.model,
+        profiles=(profile,),
+        out=Path(),  # the cache's own
+        keep_ratios=pruned or (1.0,),
+        methods=methods if pruned else (DEFAULT_METHOD,),
+        preset=request.preset,
     )
-    return request, _build(request, profile, cache, progress)
+    built = _build(wanted, profile.name, request.image_sizes or (request.model.image_size,), cache, progress)
+    return request.model_copy(update={"keep_ratios": ratios, "methods": methods}), built
 
 
 def _given(request: SweepRequest) -> Built:
@@ -137,13 +146,14 @@ def _given(request: SweepRequest) -> Built:
     return Built((bundle,), profile)
 
 
-def _build(request: SweepRequest, profile: HardwareProfile, cache: Path, progress: Progress) -> Built:
-    _check_can_do(request, profile)
+def _build(
+    wanted: BuildRequest, profile: str, sizes: Sequence[ImageSize | None], cache: Path, progress: Progress
+) -> Built:
     bundles, failures, errors = [], list[Failure](), list[ZtdeployError]()
-    for size in request.image_sizes or (None,):
-        wanted = _build_request(request, size)
+    for size in sizes:
         try:
-            bundle, unbuilt = buildable_bundle(wanted, cache, progress)
+            sized = replace(wanted, model=wanted.model.model_copy(update={"image_size": size}))
+            bundle, unbuilt = buildable_bundle(sized, cache, progress)
         except (EnvironmentLacksError, OutputError):
             raise
         except ZtdeployError as error:
@@ -151,23 +161,19 @@ def _build(request: SweepRequest, profile: HardwareProfile, cache: Path, progres
             failures.append(Failure(message=f"at {size} px: {error}", exit_code=error.exit_code))
             continue
         bundles.append(bundle)
-        failures += [_failure(one, bundle) for one in unbuilt]
+        for one in unbuilt:
+            message = f"{one.variant} at {bundle.manifest.preprocess.image_size} px: {one.error}"
+            failures.append(Failure(message=message, exit_code=one.error.exit_code))
     if not bundles:
         raise errors[0]
-    return Built(tuple(bundles), profile.name, tuple(failures))
+    return Built(tuple(bundles), profile, tuple(failures))
 
 
 def _check_can_do(request: SweepRequest, profile: HardwareProfile) -> None:
-    """What can be known before anything is built.
-
-    Raises:
-        ZtdeployError: this machine cannot build or run engines for the profile, or there is no such method.
-    """
-    from ztdeploy.host.pruning import check_method
-
+    """Refuse what can be known to fail before anything is built."""
     check_backends([profile])
     for method in request.methods:
-        check_method(method)
+        method_named(method)
     reason = why_not_run(profile)
     if reason is not None:
         raise EnvironmentLacksError(
@@ -175,16 +181,8 @@ def _check_can_do(request: SweepRequest, profile: HardwareProfile) -> None:
             "a machine that runs its engines",
             "build with 'ztdeploy build', copy the bundle there, and run: ztdeploy sweep --bundle BUNDLE",
         )
-    _check_batches(request.batches, profile)
-
-
-def _check_batches(batches: tuple[int, ...], profile: HardwareProfile) -> None:
-    """
-    Raises:
-        InputError: a batch that the profile's engines will not take.
-    """
     dynamic, sizes = profile.batch.dynamic, profile.batch.sizes
-    for batch in batches:
+    for batch in request.batches:
         if (batch > max(sizes)) if dynamic else (batch != sizes[0]):
             takes = f"up to {max(sizes)} images" if dynamic else f"{sizes[0]} images"
             raise InputError(
@@ -192,25 +190,6 @@ def _check_batches(batches: tuple[int, ...], profile: HardwareProfile) -> None:
                 takes,
                 f"choose another one, or a profile whose batch.sizes hold {batch}",
             )
-
-
-def _build_request(request: SweepRequest, image_size: ImageSize | None) -> BuildRequest:
-    assert request.model is not None
-    assert request.profile is not None
-    pruned = tuple(ratio for ratio in request.keep_ratios if ratio != 1)
-    return BuildRequest(
-        model=request.model.model_copy(update={"image_size": image_size}),
-        profiles=(request.profile,),
-        out=Path(),  # the cache's own
-        keep_ratios=pruned or (1.0,),
-        methods=request.methods if pruned else (DEFAULT_METHOD,),
-        preset=request.preset,
-    )
-
-
-def _failure(unbuilt: Unbuilt, bundle: Bundle) -> Failure:
-    size = bundle.manifest.preprocess.image_size
-    return Failure(message=f"{unbuilt.variant} at {size} px: {unbuilt.error}", exit_code=unbuilt.error.exit_code)
 
 
 def _earlier(out: Path, start: SweepReport, *, fresh: bool, note: Note) -> SweepReport | None:

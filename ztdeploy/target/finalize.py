@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, read_bundle
-from ztdeploy.core.errors import (
-    BundleError,
-    EnvironmentLacksError,
-    ParityError,
-    StepError,
-    ZtdeployError,
-    step_of,
-    without,
-)
+from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ParityError, failing
 from ztdeploy.core.files import copy_file, make_folder, move, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
@@ -85,29 +77,16 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
         bundle.verify_files(files_needed(bundle, jobs))
         make_folder(bundle.root / GRAPHS, _FIX, own=True)  # its files may be links, which are replaced
         with scratch_folder(bundle.root / GRAPHS, _FIX) as scratch:
-            workshop = Workshop(bundle, scratch, notes, progress, len(jobs))
-            engines, failed = _made(workshop, jobs)
+            workshop, engines = Workshop(bundle, scratch, jobs, notes, progress), dict[Job, EngineRecord]()
+
+            def make_all(profile: HardwareProfile) -> None:
+                engines.update({job: workshop.make(job) for job in jobs if job.profile is profile})
+
+            failed = failing({job.profile.name: job.profile for job in jobs}.values(), make_all)
             put_in_place(bundle, engines, scratch)
     chosen = {job.label: engine for job, engine in engines.items()}
     records = tuple(FailedProfile.of(name, error) for name, error in failed.items())
     return FinalizeReport(rebuilt=tuple(chosen), chosen=chosen, notes=tuple(dict.fromkeys(notes)), failed=records)
-
-
-def _made(workshop: Workshop, jobs: list[Job]) -> tuple[dict[Job, EngineRecord], dict[str, ZtdeployError]]:
-    """The engines of the profiles for which all engines could be made, and the errors of the other profiles.
-
-    Raises:
-        ZtdeployError: no profile is complete; the first error of all.
-    """
-    engines, failed = dict[Job, EngineRecord](), dict[str, ZtdeployError]()
-    for workshop.done, job in enumerate(jobs):
-        if job.profile.name not in failed:
-            try:
-                with step_of(job.profile.name):
-                    engines[job] = workshop.make(job)
-            except StepError as fault:
-                without(fault, failed, (one.profile.name for one in jobs))
-    return {job: engine for job, engine in engines.items() if job.profile.name not in failed}, failed
 
 
 def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
@@ -141,10 +120,9 @@ class Workshop:
 
     bundle: Bundle
     scratch: Path
+    jobs: list[Job]
     notes: list[str]  #: is added to
     progress: Progress
-    total: int  #: jobs
-    done: int = 0
     _compiled: dict[str, Plugins | None] = field(default_factory=dict)  #: by profile
 
     def make(self, job: Job) -> EngineRecord:
@@ -198,7 +176,7 @@ class Workshop:
             get_backend(job.profile.backend),
         )
         assert source is not None
-        self._say(f"building {job.label}{kind}")
+        self._say("building", job, kind)
         file = self.bundle.path(source)
         out = self.scratch / f"{job.variant.name}.{job.profile.name}{kind.replace(' ', '-')}{backend.suffix}"
         if isinstance(backend, TakesPlugins):
@@ -213,13 +191,13 @@ class Workshop:
             weights=None if built.weights is None else self._within(built.weights),
             fingerprint=built.fingerprint,
         )
-        self._say(f"proving {job.label}{kind}")
+        self._say("proving", job, kind)
         with self._load(job, engine) as runner:
             parity = check_golden(runner.bundle, runner, job.variant)
         return engine.model_copy(update={"parity": parity})
 
-    def _say(self, what: str) -> None:
-        self.progress(what, self.done, self.total)
+    def _say(self, what: str, job: Job, kind: str = "") -> None:
+        self.progress(f"{what} {job.label}{kind}", self.jobs.index(job), len(self.jobs))
 
     def _timing_cache(self, profile: HardwareProfile) -> Path:
         """What the bundle knows from earlier builds, copied to where this build may add to it."""
@@ -238,7 +216,7 @@ class Workshop:
 
     def _measure(self, job: Job, plain: EngineRecord, other: EngineRecord) -> tuple[bool, tuple[Candidate, ...]]:
         """Whether the other engine is faster than the plain one, and the figures of both."""
-        self._say(f"measuring {job.label}")
+        self._say("measuring", job)
         pixels = golden_pixels(self.bundle)[:1].repeat(job.profile.batch.sizes[0], axis=0)
         with ExitStack() as stack:
             runners = [stack.enter_context(self._load(job, one)) for one in (plain, other)]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, ParityError
 from ztdeploy.core.manifest import ParityRecord
 from ztdeploy.core.names import TOKENS
+from ztdeploy.core.progress import Progress
+from ztdeploy.core.records import Record
 from ztdeploy.target.backends import get_backend, load_noted, why_not_run
 from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.backends.int8 import int8_note
 from ztdeploy.target.runtime.parity import check_golden, check_preprocessing, golden_pixels
 from ztdeploy.target.runtime.runner import BundleRunner, class_names, load
 
+_AGAIN = "copy or build the bundle again"
 
-class VerifyReport(BaseModel):
+
+class VerifyReport(Record):
     """What was checked and found in order."""
-
-    model_config = ConfigDict(frozen=True)
 
     files: int
     variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
@@ -30,9 +31,9 @@ class VerifyReport(BaseModel):
     notes: tuple[str, ...] = ()  #: what else is worth knowing of engines that it can run
 
 
-def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int, int], None]) -> VerifyReport:
-    """Hashes of all files, pre-processing of the golden images, and every engine against the golden outputs; likewise
-    the graphs with notes that `show` runs, and the blocks that `sweep` times.
+def verify_bundle(root: Path, profile: str | None, progress: Progress) -> VerifyReport:
+    """Check the hashes of all files, the pre-processing of the golden images, and every engine against the golden
+    outputs; likewise the graphs with notes that `show` runs, and the blocks that `sweep` times.
 
     Raises:
         BundleError: a file is missing, has changed, or does not hold what it should.
@@ -41,29 +42,26 @@ def verify_bundle(root: Path, profile: str | None, progress: Callable[[str, int,
     """
     progress("hashing files", 0, 1)
     bundle = read_bundle(root)
+    manifest = bundle.manifest
     bundle.verify_files()
     class_names(bundle)
-    graphs = (graph for variant in bundle.manifest.variants for graph in variant.graphs.values())
+    graphs = (graph for variant in manifest.variants for graph in variant.graphs.values())
     for file in sorted({file for graph in graphs for file in graph.files}):
         bundle.files_of_graph(file)
     check_preprocessing(bundle)
-    if profile is not None:
-        bundle.profile_name(profile)
-    names = [name for name in bundle.manifest.profiles if profile in (None, name)]
-    built = [name for name in names if any(name in variant.engines for variant in bundle.manifest.variants)]
-    reasons = {name: why_not_run(bundle.manifest.profiles[name]) for name in built if profile is None}
+    names = list(manifest.profiles) if profile is None else [bundle.profile_name(profile)]
+    built = [name for name in names if any(name in variant.engines for variant in manifest.variants)]
+    reasons = {name: why_not_run(manifest.profiles[name]) for name in built if profile is None}
     not_run = {name: reason for name, reason in reasons.items() if reason is not None}
     run = [name for name in names if name not in not_run]
     parities = _check_engines(bundle, run, progress)
-    for name in sorted(set(run) & set(built) & set(bundle.manifest.blocks)):
+    for name in sorted(set(run) & set(built) & set(manifest.blocks)):
         check_blocks(bundle, name)
-    notes = tuple(filter(None, (int8_note(bundle.manifest.profiles[name]) for name in run if name in built)))
-    return VerifyReport(files=len(bundle.manifest.files), variants=parities, not_run=not_run, notes=notes)
+    notes = tuple(filter(None, (int8_note(manifest.profiles[name]) for name in run if name in built)))
+    return VerifyReport(files=len(manifest.files), variants=parities, not_run=not_run, notes=notes)
 
 
-def _check_engines(
-    bundle: Bundle, names: list[str], progress: Callable[[str, int, int], None]
-) -> dict[str, ParityRecord]:
+def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict[str, ParityRecord]:
     variants = bundle.manifest.variants
     pairs = [(name, variant) for name in names for variant in variants if name in variant.engines]
     records: dict[str, ParityRecord] = {}
@@ -97,7 +95,7 @@ def _check_notes(bundle: Bundle, runner: BundleRunner, file: str) -> None:
         raise ParityError(
             f"'{path}' notes {f'infinities or NaN as {wrong[0][:80]!r}' if wrong else 'nothing'}",
             "what its pruning layers decide by",
-            "copy or build the bundle again",
+            _AGAIN,
         )
 
 
@@ -113,22 +111,14 @@ def check_blocks(bundle: Bundle, profile: str) -> None:
     bundle.files_of_graph(file)
     if not isinstance(backend, Insight):
         return
-    runner = backend.load_graph(bundle.path(file), threads=1)
-    try:
+    path = bundle.path(file)
+    with closing(backend.load_graph(path, threads=1)) as runner:
         for tokens in (architecture.tokens, max(1, architecture.tokens // 2)):
             given = np.linspace(-1, 1, tokens * architecture.embed_dim, dtype=np.float32)
             given = given.reshape(1, tokens, architecture.embed_dim)
             outputs = list(runner.infer({TOKENS: given}).values())
             found = outputs[0] if len(outputs) == 1 else None
             if not isinstance(found, np.ndarray) or (found.dtype, found.shape) != (given.dtype, given.shape):
-                raise BundleError(
-                    f"'{bundle.path(file)}' gives something else than tokens",
-                    f"float32 {list(given.shape)}",
-                    "copy or build the bundle again",
-                )
+                raise BundleError(f"'{path}' gives something else than tokens", f"float32 {list(given.shape)}", _AGAIN)
             if not np.isfinite(found).all():
-                raise ParityError(
-                    f"'{bundle.path(file)}' gives infinities or NaN", "finite tokens", "copy or build the bundle again"
-                )
-    finally:
-        runner.close()
+                raise ParityError(f"'{path}' gives infinities or NaN", "finite tokens", _AGAIN)

@@ -14,7 +14,6 @@ from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cache import cache_errors, key_of
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import read_text, write
-from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import from_json, to_json
@@ -117,17 +116,13 @@ def _profile(request: TuneRequest) -> HardwareProfile:
 
 def _bundle(request: TuneRequest, schedules: Sequence[PruningSchedule], cache: Path, progress: Progress) -> Bundle:
     assert request.profile is not None
-    with scratch_folder() as folder:
-        files = [folder / f"{one.name}.json" for one in schedules]
-        for one, file in zip(schedules, files, strict=True):
-            write(file, to_json(one, by_alias=True))
-        build = BuildRequest(
-            model=request.model,
-            profiles=(request.profile,),
-            out=folder / "bundle",
-            schedules=tuple(files),
-        )
-        return cached_bundle(build, cache, progress)
+    build = BuildRequest(
+        model=request.model,
+        profiles=(request.profile,),
+        out=Path(),  # the cache's own
+        schedules=tuple(schedules),
+    )
+    return cached_bundle(build, cache, progress)
 
 
 def _timed(request: TuneRequest, bundle: Bundle, progress: Progress) -> BenchReport:

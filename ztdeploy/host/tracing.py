@@ -1,0 +1,109 @@
+"""Tracing a model's variants, each once: fp32 graphs, and what PyTorch makes of the golden input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztdeploy.core.cache import key_of
+from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array
+from ztdeploy.core.plan import Variant
+from ztdeploy.core.profile import Calibration
+from ztdeploy.host.export import Deployable, export_onnx
+from ztdeploy.host.graph import GraphSpec, Ranges
+from ztdeploy.host.graph.ranges import measure_ranges
+from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.parity import reference_outputs
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.range_images import CalibrationImages
+from ztdeploy.host.traces import Trace, TraceStore
+from ztdeploy.target.backends import runtime_versions
+from ztdeploy.target.backends.threads import usable_threads
+
+
+class TraceMemory:
+    """Traces of one process, in place of a `TraceStore` on disk."""
+
+    def __init__(self, *, keep: bool) -> None:
+        """
+        Args:
+            keep: whether a second build of the same model may follow; otherwise nothing is held.
+        """
+        self._keep, self._traces, self._ranges = keep, dict[str, Trace](), dict[str, Ranges]()
+
+    def read(self, key: str) -> Trace | None:
+        held = self._traces.get(key)
+        return None if held is None else Trace(held.graph.clone(), held.reference)
+
+    def write(self, key: str, trace: Trace) -> None:
+        """Hold a copy, which shares the weights: writing a bundle renames what is inside a trace."""
+        if self._keep:
+            self._traces[key] = Trace(trace.graph.clone(), trace.reference)
+
+    def ranges(self, key: str, measure: Callable[[], Ranges]) -> Ranges:
+        if key not in self._ranges:
+            self._ranges[key] = measure()
+        return self._ranges[key]
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """Traces one model."""
+
+    model: LoadedModel
+    pixels: NDArray[np.uint8]  #: the golden input, `[n, H, W, C]`
+    store: TraceStore | TraceMemory  #: to take traces from and add them to
+
+    def traces(self, variant: Variant, specs: Sequence[GraphSpec]) -> dict[GraphSpec, Trace]:
+        """One trace for each spec of a trace; what the store has is not traced again."""
+        keys = {spec: self._key(variant, spec) for spec in specs}
+        known = {spec: trace for spec, key in keys.items() if (trace := self.store.read(key)) is not None}
+        missing = [spec for spec in specs if spec not in known]
+        made = self._traced(variant, missing) if missing else {}
+        for spec, trace in made.items():
+            self.store.write(keys[spec], trace)
+        return made | known
+
+    def ranges(
+        self, variant: Variant, spec: GraphSpec, trace: Trace, method: Calibration, images: CalibrationImages
+    ) -> Ranges:
+        """The ranges that int8 activations take in a trace on some images; what the store has is not measured again."""
+        batches = images.batches(spec, self.model.preprocess)
+        measure = partial(measure_ranges, trace.graph, batches, method, threads=usable_threads(0))
+        trace_key = self._key(variant, spec)
+        key = key_of(trace=trace_key, images=images.digest, method=method, runtimes=runtime_versions())
+        return self.store.ranges(key, measure)
+
+    def _traced(self, variant: Variant, specs: Sequence[GraphSpec]) -> dict[GraphSpec, Trace]:
+        with PrunedModel(self.model.adapter, variant.schedule) as pruned:
+            graphs = {spec: export_onnx(pruned, self.model.preprocess, spec, noted=True) for spec in specs}
+            module = Deployable(pruned, self.model.preprocess, "uint8")
+            reference = reference_outputs(pruned, module, self.pixels)
+        arrays: dict[str, NDArray[np.generic]] = {LOGITS: reference.logits}
+        for what, of_layers in ((KEPT, reference.kept), (INTO, reference.into), (GAP, reference.gaps)):
+            names = (golden_array(what, layer.block) for layer in variant.plan.layers)
+            arrays |= dict(zip(names, of_layers, strict=False))  # only layers that merge have `INTO`
+        return {spec: Trace(graph, arrays) for spec, graph in graphs.items()}
+
+    def _key(self, variant: Variant, spec: GraphSpec) -> str:
+        """Everything that decides a trace's content; names of variants and keep ratios as such do not."""
+        model, adapter, schedule = self.model, self.model.adapter, variant.schedule
+        return key_of(
+            timm_name=model.timm_name,
+            modules=hashlib.sha256(repr(adapter.model).encode()).hexdigest(),  # activations, epsilons
+            family=adapter.family,
+            output=adapter.output,
+            architecture=adapter.architecture.model_dump(),
+            weights=model.weights_sha256,
+            preprocess=model.preprocess.model_dump(mode="json"),
+            golden=hashlib.sha256(self.pixels.tobytes()).hexdigest(),
+            plan=variant.plan.model_dump(),
+            method=schedule.method if variant.plan.layers else None,
+            options=schedule.options.model_dump() if variant.plan.layers else None,
+            spec=asdict(spec),
+        )
