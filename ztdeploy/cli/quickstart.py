@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ztdeploy.cli.options import path_option
-from ztdeploy.cli.output import JsonFlag, cell, note, print_json, progress_bar, table
+from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
 
 
 def register(app: typer.Typer) -> None:
