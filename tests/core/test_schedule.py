@@ -222,7 +222,11 @@ class TestVariant:
         self, said: float | None, layers: bool, ratio: float | None
     ) -> None:
         specs = (LayerSpec(block=1, drop=9),) if layers else ()
-        assert Variant.of(PruningSchedule(name="any", keep_ratio=said, layers=specs), DEIT_S).keep_ratio == ratio
+        variant = Variant.of(PruningSchedule(name="any", keep_ratio=said, layers=specs), DEIT_S)
+        assert variant.keep_ratio == ratio
+        assert [one for one in (0.7, 0.5, 1.0, math.nan) if variant.has_ratio(one)] == (
+            [] if ratio is None else [ratio]
+        )
 
 
 class TestModels:

@@ -190,11 +190,7 @@ class Bundle:
             InputError: the keep ratio is no number.
         """
         ratio = arguments.number("keep_ratio", keep_ratio)
-        found = [  # in NumPy's fp32 as well
-            variant
-            for variant in self.manifest.variants
-            if variant.keep_ratio is not None and math.isclose(ratio, variant.keep_ratio, rel_tol=1e-6)
-        ]
+        found = [variant for variant in self.manifest.variants if variant.has_ratio(ratio)]
         if not found:
             raise self._has_no(f"keep ratio {ratio:g}")
         return found

@@ -79,6 +79,10 @@ class Variant(FiniteRecord):
             return None if ratio == 1 else ratio
         return 1.0 if ratio is None else ratio
 
+    def has_ratio(self, keep_ratio: float) -> bool:
+        """Whether a keep ratio selects this variant; also one in NumPy's fp32."""
+        return self.keep_ratio is not None and math.isclose(keep_ratio, self.keep_ratio, rel_tol=1e-6)
+
 
 def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
     """Resolve a schedule into static token counts. A layer that would drop nothing is left out.

@@ -94,11 +94,10 @@ def pruned_variants(bundle: Bundle) -> list[VariantRecord]:
 
 def chosen_variants(request: SweepRequest, bundle: Bundle) -> list[VariantRecord]:
     """What of a bundle is asked for, dense apart; by falling keep ratio, schedules without one last."""
-    at = {variant.name for ratio in request.keep_ratios for variant in bundle.variants_at(ratio)}
     chosen = [
         variant
         for variant in pruned_variants(bundle)
-        if (not request.keep_ratios or variant.name in at)
+        if (not request.keep_ratios or any(map(variant.has_ratio, request.keep_ratios)))
         and (not request.methods or variant.schedule.method in request.methods)
     ]
     return sorted(chosen, key=lambda variant: -(variant.keep_ratio or 0))
