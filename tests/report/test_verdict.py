@@ -44,7 +44,7 @@ def test_the_fastest_that_agrees_often_enough(least: float, decision: str, name:
         assert found.choice.facts.name == best.facts.name
         assert f"Deploy {name}: " in found.headline
     else:
-        assert found.headline.startswith("Deploy dense")
+        assert found.headline.startswith("Deploy the baseline.")
 
 
 def of_vectors(report: SweepReport) -> SweepReport:

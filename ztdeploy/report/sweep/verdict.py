@@ -4,9 +4,9 @@ The rules, for each setting by itself:
 
 1. A variant **pays** where the interval of its speed-up lies above 1.
 2. `slice` and `random` drop tokens without looking at them: they show what choosing costs, and are never recommended.
-3. Where fidelity is known: deploy the fastest variant that pays and whose answers agree with dense's on at least
-   `least_agreement` of the images; of embeddings and features, whose mean cosine to dense's is at least that. Where
-   none does: deploy dense.
+3. Where fidelity is known: deploy the fastest variant that pays and whose answers agree with the baseline's on at
+   least `least_agreement` of the images; of embeddings and features, whose mean cosine to the baseline's is at least
+   that. Where none does: deploy the baseline.
 4. Where it is not known: recommend nothing. Name the fastest and the mildest ratio that pay; fidelity decides.
 5. Where nothing pays: pruning does not pay here, if every interval ends at 1 or below; otherwise no gain was shown.
 
@@ -24,7 +24,7 @@ from ztdeploy.report.sweep.panels import Panel, panels
 from ztdeploy.target.measure.bench_report import Comparison, Outcome
 from ztdeploy.target.measure.sweep_report import Row, SweepReport
 
-#: Share of images with dense's answer, from which on a variant may be recommended.
+#: Share of images with the baseline's answer, from which on a variant may be recommended.
 LEAST_AGREEMENT = 0.95
 CONTROLS = ("slice", "random")
 Decision = Literal["deploy", "dense", "open", "no gain", "unknown"]
@@ -68,7 +68,7 @@ def candidates(panel: Panel) -> list[Row]:
 
 
 def compared(row: Row) -> Comparison:
-    """A row's comparison with dense, which all of a panel's pruned rows have."""
+    """A row's comparison with the baseline, which all of a panel's pruned rows have."""
     assert row.comparison is not None
     return row.comparison
 
@@ -80,10 +80,10 @@ def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
     left_out = [f"Fidelity of {unknown} more that pay is not known."] if unknown else []
     if not good:
         nearest = max(known, key=lambda pair: pair[1].likeness)[0]
-        enough = f"agree with it on {percent(least)} of the images"
+        enough = f"matched its answers on {percent(least)} of the images"
         if nearest.facts.fidelity is not None and nearest.facts.fidelity.agreement is None:
-            enough = f"come to a mean cosine of {short(least)} to it"
-        headline = f"Deploy dense: no variant that pays is known to {enough}."
+            enough = f"came to a mean cosine of {short(least)} to its outputs"
+        headline = f"Deploy the baseline. No faster variant {enough}."
         lines = (f"Nearest is {nearest.facts.name}.", *_costs(panel, nearest), *left_out)
         return Verdict(panel, "dense", headline, lines)
     choice = max(good, key=lambda row: compared(row).speedup)
@@ -93,14 +93,14 @@ def _by_fidelity(panel: Panel, paying: Sequence[Row], least: float) -> Verdict:
     if fidelity.agreement is None:
         like = f"a mean cosine of {cosine(fidelity.cosine)} to it on"
     images = counted(fidelity.images, "image")
-    headline = f"Deploy {choice.facts.name}: {_faster(choice)} as fast as dense, with {like} {images}."
+    headline = f"Deploy {choice.facts.name}: {_faster(choice)} as fast as the baseline, with {like} {images}."
     return Verdict(panel, "deploy", headline, (_saves(panel, choice), *_costs(panel, choice), *left_out), choice)
 
 
 def _open(panel: Panel, paying: Sequence[Row]) -> Verdict:
     fastest = max(paying, key=lambda row: compared(row).speedup)
     mildest = max(paying, key=lambda row: (row.facts.keep_ratio or 0, compared(row).speedup))
-    headline = f"Pruning pays here: {fastest.facts.name} is {_faster(fastest)} as fast as dense."
+    headline = f"Pruning pays here: {fastest.facts.name} is {_faster(fastest)} as fast as the baseline."
     lines = [_saves(panel, fastest)]
     if mildest is not fastest:
         lines.append(
@@ -122,8 +122,8 @@ def _no_gain(panel: Panel, choices: Sequence[Row]) -> Verdict:
     else:
         headline = "No gain from pruning was shown here."
     words: dict[Outcome, str] = {
-        "slower": "no faster than dense, with the whole interval",
-        "no difference shown": "not told apart from dense",
+        "slower": "no faster than the baseline over the whole interval",
+        "no difference shown": "not told apart from the baseline",
         "too few rounds": "measured in too few rounds for an interval",
     }
     counts = [f"{outcomes.count(outcome)} {text}" for outcome, text in words.items() if outcome in outcomes]
@@ -138,7 +138,7 @@ def _no_gain(panel: Panel, choices: Sequence[Row]) -> Verdict:
 
 def _nothing(panel: Panel) -> str:
     names = ", ".join(row.facts.name for row in panel.measured)
-    return f"Measured: {names}. A comparison takes dense, and a pruned variant of a method that looks at tokens."
+    return f"Measured: {names}. A comparison takes the baseline and a pruned variant of a method that looks at tokens."
 
 
 def _saves(panel: Panel, row: Row) -> str:
@@ -176,9 +176,11 @@ def _costs(panel: Panel, row: Row) -> list[str]:
     fidelity = row.facts.fidelity
     assert fidelity is not None
     if fidelity.agreement is None:
-        text = f"Its mean cosine to dense is {cosine(fidelity.cosine)}, on {counted(fidelity.images, 'image')}"
+        text = f"Its mean cosine to the baseline is {cosine(fidelity.cosine)}, on {counted(fidelity.images, 'image')}"
         return [f"{text}.", *_overhead(panel, row)]
-    text = f"It gives dense's answer on {percent(fidelity.agreement)} of the images, KL {short(fidelity.kl)} nats"
+    text = (
+        f"It gives the baseline's answer on {percent(fidelity.agreement)} of the images, KL {short(fidelity.kl)} nats"
+    )
     if fidelity.top1 is not None and fidelity.dense_top1 is not None:
         text += f"; top-1 {percent(fidelity.top1)} instead of {percent(fidelity.dense_top1)}"
         if fidelity.change is not None:

@@ -56,13 +56,13 @@ def _cards(view: View) -> Markup | None:
 
 
 def _figures(found: Sequence[Panel]) -> list[Markup]:
-    """Of the first setting that has a dense figure, and the best of all settings."""
+    """Of the first setting that has a figure of the baseline, and the best of all settings."""
     several, cards = len(found) > 1, []
     dense = next(((panel, panel.dense) for panel in found if panel.dense), None)
     if dense is not None and dense[1].measured.latency is not None:
         latency = dense[1].measured.latency
         where = f", {dense[0].label}" if several else ""
-        cards.append(_card("Dense, p50", f"{short(latency.p50_ms)} ms", f"MAD {short(latency.mad_ms, 2)} ms{where}"))
+        cards.append(_card("Baseline, p50", f"{short(latency.p50_ms)} ms", f"MAD {short(latency.mad_ms, 2)} ms{where}"))
     pruned = [(panel, row) for panel in found for row in candidates(panel)]
     if pruned:
         panel, row = max(pruned, key=lambda pair: compared(pair[1]).speedup)

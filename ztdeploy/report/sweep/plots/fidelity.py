@@ -18,7 +18,7 @@ def unknown(panel: Panel, _view: View) -> Figure | None:
     """What would stand here, and how to get it."""
     if not panel.pruned or any(row.facts.fidelity for row in panel.pruned):
         return None
-    text = "Not known: nothing was evaluated. '--data' compares answers with dense's on images of your own."
+    text = "Not known: nothing was evaluated. '--data' compares answers with the baseline's on images of your own."
     blank = element("div", element("p", text), class_="blank")
     return Figure("Latency against fidelity", "What pruning costs in answers.", blank)
 
@@ -29,13 +29,13 @@ def answers(panel: Panel, view: View) -> Figure:
 
     limit = 100 * (1 - view.least_agreement), f"{percent(view.least_agreement)} agree"
     text = "Lower left is better; the line is what nothing else beats on both."
-    plot = _plot(panel, view, "disagreement", "% of answers that differ from dense's", lost, limit)
+    plot = _plot(panel, view, "disagreement", "% of answers that differ from the baseline's", lost, limit)
     return Figure("Latency against answers lost", text, plot)
 
 
 def divergence(panel: Panel, view: View) -> Figure:
-    text = "Of outputs from dense's, which moves before answers change."
-    plot = _plot(panel, view, "kl", "KL divergence from dense, nats", lambda one: one.kl)
+    text = "Of outputs from the baseline's, which moves before answers change."
+    plot = _plot(panel, view, "kl", "KL divergence from the baseline, nats", lambda one: one.kl)
     return Figure("Latency against divergence", text, plot)
 
 
@@ -43,8 +43,10 @@ def accuracy(panel: Panel, view: View) -> Figure:
     def lost(one: Fidelity) -> float | None:
         return None if one.top1 is None or one.dense_top1 is None else 100 * (one.dense_top1 - one.top1)
 
-    text = "Top-1 on labelled images, less than dense's; left of 0 it is more."
-    return Figure("Latency against accuracy", text, _plot(panel, view, "top-1", "top-1 below dense's, points", lost))
+    text = "Top-1 on labelled images, less than the baseline's; left of 0 it is more."
+    return Figure(
+        "Latency against accuracy", text, _plot(panel, view, "top-1", "top-1 below the baseline's, points", lost)
+    )
 
 
 def cosines(panel: Panel, view: View) -> Figure:
@@ -52,8 +54,10 @@ def cosines(panel: Panel, view: View) -> Figure:
         return None if one.cosine is None else 1 - one.cosine
 
     limit = 1 - view.least_agreement, f"cosine {view.least_agreement:g}"
-    text = "Of embeddings or features to dense's, of the same images."
-    return Figure("Latency against cosine", text, _plot(panel, view, "cosine", "1 - mean cosine to dense", lost, limit))
+    text = "Of embeddings or features to the baseline's, of the same images."
+    return Figure(
+        "Latency against cosine", text, _plot(panel, view, "cosine", "1 - mean cosine to the baseline", lost, limit)
+    )
 
 
 def _plot(

@@ -21,7 +21,7 @@ def rounds(panel: Panel, view: View) -> Figure:
     ratios = [ratio for row in panel.pruned for ratio in compared(row).ratios]
     drawn = [(row.facts.name, partial(_strip, row, view.series)) for row in panel.pruned]
     title = f"Speed-ups of every round at {panel.label}"
-    plot = rows_plot(title, "times as fast as dense", ratios, drawn, reference=1.0)
+    plot = rows_plot(title, "times as fast as the baseline", ratios, drawn, reference=1.0)
     return Figure("Noise", "A dot per round; bar: 95 % interval; stroke: median.", plot)
 
 
@@ -50,5 +50,7 @@ def steadiness(panel: Panel) -> Figure | None:
     marks = [path(points, "line cd")]
     for turn, (point, value) in enumerate(zip(points, medians, strict=True), 1):
         marks.append(dot(*point, 2.4, "dot cd", f"turn {turn}: {short(value)} ms"))
-    plot = Frame(x, y, "turns of dense, in order", "ms per call").draw(f"Dense over time at {panel.label}", marks)
-    return Figure("Was it steady?", f"Dense at {panel.label}, over all groups.", plot)
+    plot = Frame(x, y, "turns of the baseline, in order", "ms per call").draw(
+        f"The baseline over time at {panel.label}", marks
+    )
+    return Figure("Was it steady?", f"The baseline at {panel.label}, over all groups.", plot)

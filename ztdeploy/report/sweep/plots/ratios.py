@@ -48,7 +48,7 @@ def speedup(panel: Panel, view: View) -> Figure | None:
     marks += _lines(panel, view.series, x, y, lambda row: compared(row).speedup)
     for row in drawn:
         marks += _speed_mark(row, _across(row, x, view.series), y, view.series)
-    frame = Frame(x, y, "keep ratio", "times as fast as dense")
+    frame = Frame(x, y, "keep ratio", "times as fast as the baseline")
     plot = frame.draw(f"Speed-up against keep ratio at {panel.label}", marks)
     return Figure("Speed-up", "Whiskers: 95 % interval over rounds.", plot)
 
@@ -66,7 +66,7 @@ def less_work(panel: Panel, view: View) -> Figure | None:
         across, ratio = x(compared(row).work_ratio), row.facts.keep_ratio
         marks += _speed_mark(row, across, y, view.series)
         points.append((across, y(compared(row).speedup), "" if ratio is None else f"{ratio:g}"))
-    frame = Frame(x, y, "GMACs of dense over its own", "times as fast as dense")
+    frame = Frame(x, y, "GMACs of the baseline over its own", "times as fast as the baseline")
     plot = frame.draw(f"Speed-up against less work at {panel.label}", marks, notes(points, x, diagonal))
     text = "On the dashed line, time would follow GMACs. Numbers: keep ratios."
     return Figure("What less work should give, and does", text, plot)
