@@ -51,7 +51,7 @@ def ablate(
     seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the limit and of what is random.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    from benchmarks.ablation.folder import check_folder, write_ablation
+    from benchmarks.ablation.pages import check_folder, write_ablation
     from benchmarks.ablation.request import AblateRequest, check_request
 
     request = AblateRequest(
@@ -120,24 +120,11 @@ def show_ablation(report: AblateReport) -> None:
 
 
 def _show_table(one: Table) -> None:
-    from benchmarks.ablation.words import change_words, mean_words, share_words
+    from benchmarks.ablation.pages import columns
 
-    labelled = any(row.top1 is not None for row in one.rows)
-    staircase = any(row.step is not None for row in one.rows)
-    interval = "95 % interval"
-    heads = ["KL, nats", "less the row above" if staircase else f"less {one.reference}", interval, "agreement, %"]
-    heads += ["top-1, %", "less dense", interval] if labelled else []
-    rows = [
-        (
-            row.label,
-            mean_words(row.kl)[0],
-            *mean_words(row.step if staircase else row.difference, "+"),
-            share_words(row.agreement)[0],
-            *((share_words(row.top1)[0], *change_words(row.change)) if labelled else ()),
-        )
-        for row in one.rows
-    ]
-    table(one.title, [("", "left"), *((head, "right") for head in heads)], rows)
+    found = columns(one)
+    cells = zip(*([cell.text for cell in column.cells(one.rows)] for column in found), strict=True)
+    table(one.title, [(column.head, "left" if column.value is None else "right") for column in found], list(cells))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from helpers import ablations
 from helpers.errors import refused
 from helpers.pages import EVIL, check_inert
 
-from benchmarks.ablation.folder import MARKDOWN, PAGE, REPORT, write_ablation
+from benchmarks.ablation.pages import MARKDOWN, PAGE, REPORT, write_ablation
 from benchmarks.ablation.report import AblateReport
 from benchmarks.ablation.topic_names import Topic
 from ztdeploy.core.errors import OutputError

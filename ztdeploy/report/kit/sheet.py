@@ -85,7 +85,8 @@ def markdown_table(columns: Sequence[Column[Item]], items: Iterable[Item]) -> li
     listed = list(items)
     texts = [[cell.text if one.value else markdown_text(cell.text) for cell in one.cells(listed)] for one in columns]
     rule = ["---" if one.value is None else "---:" for one in columns]
-    return [f"| {' | '.join(cells)} |" for cells in ([one.head for one in columns], rule, *zip(*texts, strict=True))]
+    heads = [markdown_text(one.head) for one in columns]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *zip(*texts, strict=True))]
 
 
 def sheet(

@@ -15,10 +15,11 @@ from ztdeploy.target.measure.machine import Machine, State
 NOTES = {
     "Latency": "One call at a time: pixels in memory in, answers out. p50 to p99 are percentiles of all calls; one "
     "that the number of calls cannot tell from the maximum is left out. Half of the calls lie within MAD around p50.",
-    "Speed-up": "The baseline and the variant take turns in rounds. Per round, the baseline's median over the variant's; then the median "
-    "of the rounds. The interval is a bootstrap over rounds. A ratio of two p50 may differ: it mixes rounds.",
-    "Less work": "GMACs of the baseline over those of the variant, pruning not counted: what the speed-up would be if only "
-    "these took time. Below the dashed line, something else does.",
+    "Speed-up": "The baseline and the variant take turns in rounds. Per round, the baseline's median over the "
+    "variant's; then the median of the rounds. The interval is a bootstrap over rounds. A ratio of two p50 may differ: "
+    "it mixes rounds.",
+    "Less work": "GMACs of the baseline over those of the variant, pruning not counted: what the speed-up would be if "
+    "only these took time. Below the dashed line, something else does.",
     "Controls": "'slice' keeps the first tokens and 'random' any; neither looks at them. They show what choosing "
     "costs, and what it is worth. They are never recommended.",
     "Recommendation": "The fastest variant whose interval lies above 1 and that agrees with the baseline often enough. "
