@@ -55,23 +55,24 @@ def build(
     ] = None,
     calib: Annotated[
         Path | None,
-        path_option(help="Images to hold pruned variants against dense on, and to calibrate int8: see 'eval --data'."),
+        path_option(help="Calibration images, as for 'eval --data': they judge pruned variants and set int8 ranges."),
     ] = None,
     max_drop: Annotated[
         float | None,
-        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that pruning may cost on them."),
+        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that pruning may cost on --calib."),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        number_option(arguments.SHARE, "--min-agreement", help="Share of them that must get dense's answer."),
+        number_option(arguments.SHARE, "--min-agreement", help="Share of --calib that must get the baseline's answer."),
     ] = None,
     max_kl: Annotated[
-        float | None, number_option(arguments.PERCENT, "--max-kl", help="Highest mean KL from dense on them, in nats.")
+        float | None,
+        number_option(arguments.PERCENT, "--max-kl", help="Highest mean KL from the baseline there, in nats."),
     ] = None,
     min_cosine: Annotated[
         float | None,
         number_option(
-            arguments.Numbers(-1, 1), "--min-cosine", help="Lowest mean cosine to dense, of embeddings and features."
+            arguments.Numbers(-1, 1), "--min-cosine", help="Lowest mean cosine of vectors to the baseline's."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,

@@ -58,7 +58,8 @@ def verify(
 def finalize(
     bundle: BundleArgument,
     profile: Annotated[
-        str | None, word_option("--profile", "-p", help="For this one only. (default: all that can be built here)")
+        str | None,
+        word_option("--profile", "-p", help="For this profile only. (default: all that can be built here)"),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
