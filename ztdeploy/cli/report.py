@@ -13,7 +13,7 @@ from ztdeploy.core import arguments
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Write a sweep's page, table and Markdown again, and say what to deploy.")(report)
+    app.command(help="Write the page, table and Markdown of a sweep again, and say what to deploy.")(report)
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
         number_option(
             arguments.SHARE,
             "--least-agreement",
-            help="Share of images with dense's answer, or mean cosine to dense, that a recommendation takes.",
+            help="Least share of images with the baseline's answer, or mean cosine to it, for a recommendation.",
         ),
     ] = 0.95,
 ) -> None:

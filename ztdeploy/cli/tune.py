@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Search for the schedule nearest to dense under a budget of multiply-adds or time.")(tune)
+    app.command(help="Search for the schedule nearest to the baseline under a budget of compute or time.")(tune)
 
 
 @takes_model(without=OF_BUILDS)
 def tune(
     model: ModelSource,
-    data: Annotated[Path, path_option("--data", "-d", help="Images; one half tunes, the other reports.")],
+    data: Annotated[Path, path_option("--data", "-d", help="Images: the search uses one half, the report the other.")],
     budget: Annotated[
         str | None,
         word_option("--budget", "-b", help="gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. (default: a front)"),
     ] = None,
     profile: Annotated[
-        str | None, word_option("--profile", "-p", help="Whose engines a budget in time is measured with.")
+        str | None, word_option("--profile", "-p", help="Profile whose engines a budget in time is measured with.")
     ] = None,
     out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-tuning)")] = None,
     method: Annotated[
@@ -45,7 +45,9 @@ def tune(
     ] = None,
     trials: Annotated[
         int,
-        number_option(arguments.TRIALS, "--trials", help="Of the whole study, an interrupted search's own among them."),
+        number_option(
+            arguments.TRIALS, "--trials", help="Trials of the whole study, those of an interrupted search included."
+        ),
     ] = 100,
     sampler: Annotated[
         str | None, word_option(help="'tpe', 'random' or 'nsga2'. (default: tpe; nsga2 for a front)")
@@ -62,7 +64,7 @@ def tune(
         number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that may be lost on tuning images."),
     ] = None,
     limit: LimitOption = None,
-    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the search and the limit.")] = 0,
+    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Seed of the search and of --limit.")] = 0,
     cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -132,7 +134,9 @@ def show_tuning(report: TuneReport) -> None:
         say(sentence)
     say()
     heads = [("", "left")]
-    heads += [(name, "right") for name in ("GMACs", "of dense", "KL", "of ToMe's", "of the preset's", "same answers")]
+    heads += [
+        (name, "right") for name in ("GMACs", "of the baseline", "KL", "of ToMe's", "of the preset's", "same answers")
+    ]
     rows = [
         (
             one.name,
