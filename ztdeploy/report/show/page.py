@@ -20,7 +20,7 @@ from ztdeploy.report.kit.figures import counted
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.show.contact_sheet import contact_sheet
 from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, LayerDrawing, VariantDrawing, draw
-from ztdeploy.report.show.tiles import Grid, importance_colour
+from ztdeploy.report.show.tiles import Grid, css, importance_colour
 from ztdeploy.target.evaluate.explain import ExplainedImage
 from ztdeploy.target.evaluate.reasons import Pair
 from ztdeploy.target.runtime.postprocess import chance
@@ -189,16 +189,12 @@ def _pairs(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
 
 def _key(row: VariantDrawing) -> Markup | None:
     """What the colours of patches mean, and those of importance, as far as they are used."""
-    parts = [element("span", element("i", style=f"background: {_css(colour)}"), text) for text, colour in row.keys]
+    parts = [element("span", element("i", style=f"background: {css(colour)}"), text) for text, colour in row.keys]
     if any(panel.importance is not None for panel in row.panels):
-        stops = ", ".join(_css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
+        stops = ", ".join(css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
         ramp = element("i", class_="scale", style=f"background: linear-gradient(to right, {stops})")
         parts.append(element("span", LEAST, ramp, MOST))
     return element("div", parts, class_="key") if parts else None
-
-
-def _css(colour: Iterable[float]) -> str:
-    return f"rgb({' '.join(str(round(float(part))) for part in colour)})"
 
 
 def _image(tile: Image.Image, words: str) -> Markup:

@@ -6,7 +6,7 @@ Where it is known why patches went, those that this layer let go are told apart 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -86,6 +86,11 @@ def importance_colour(share: ArrayLike) -> NDArray[np.float64]:
     )
     linear = np.clip(linear, 0, 1)
     return np.asarray(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def css(colour: Iterable[float]) -> str:
+    """A colour for pages and SVG."""
+    return f"rgb({', '.join(str(round(float(part))) for part in colour)})"
 
 
 def importance_shares(importance: NDArray[np.float64]) -> NDArray[np.float64]:
