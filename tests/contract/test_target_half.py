@@ -208,7 +208,7 @@ def test_doctor_says_what_is_missing(report: dict[str, Any]) -> None:
     findings = {finding["subject"]: finding for finding in json.loads(report["doctor"]["out"])}
     host = findings["building bundles"]
     assert host["state"] == "missing"
-    for name in ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "safetensors"):
+    for name in ("torch", "torchvision", "timm", "onnx", "onnx-ir", "onnxscript", "safetensors"):
         assert name in host["found"]
     assert host["remedy"] == "pip install 'ztdeploy[build]'"
     assert findings["backend onnxruntime"]["state"] == "ok"
@@ -283,7 +283,7 @@ def test_the_contracts_hold(sources: Path) -> None:
     [
         ("target/runtime/postprocess.py", "import torch"),
         ("target/backends/threads.py", "import onnx"),
-        ("target/measure/latency.py", "from ztdeploy.host.models.loading import load_model"),
+        ("target/measure/turns.py", "from ztdeploy.host.models.loading import load_model"),
         ("core/bundle.py", "from ztdeploy.target.runtime.runner import load"),
     ],
 )
