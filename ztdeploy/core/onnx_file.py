@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from ztdeploy.core.errors import BundleError
@@ -95,16 +97,10 @@ class _Reader:
                 raise ValueError("it has sparse tensors")
 
     def _node(self, part: slice) -> None:
-        inputs, outputs, operator, values = list[str](), list[str](), "", tuple[float, ...]()
-        for number, value in self._fields(part):
-            if number == 1:
-                inputs.append(self._text(value))
-            elif number == 2:
-                outputs.append(self._text(value))
-            elif number == 4:
-                operator = self._text(value)
-            elif number == 5:
-                values += self._attribute(_part(value))
+        found = self._group(part)
+        inputs, outputs = ([self._text(value) for value in found[number]] for number in (1, 2))
+        operator = self._last_text(found[4])
+        values = tuple(chain.from_iterable(self._attribute(_part(value)) for value in found[5]))
         if operator in _SIZES:
             self._sized.append((operator, inputs))
         if operator == "Constant" and outputs:
@@ -112,39 +108,25 @@ class _Reader:
 
     def _attribute(self, part: slice) -> tuple[float, ...]:
         """The numbers of an attribute; none if it holds many."""
-        values: tuple[float, ...] = ()
-        for number, value in self._fields(part):
-            if number in (6, 11):
-                raise ValueError("it has a graph inside a node, such as a loop")
-            if number in (22, 23):
-                raise ValueError("it has sparse tensors")
-            if number in (5, 10):
-                values += self._tensor(_part(value))
-            elif number in (2, 7):
-                values += self._unpacked(value, "f")
-            elif number in (3, 8):
-                values += self._integers(value)
-        return values
+        found = self._group(part)
+        if found[6] or found[11]:
+            raise ValueError("it has a graph inside a node, such as a loop")
+        if found[22] or found[23]:
+            raise ValueError("it has sparse tensors")
+        tensors = [self._tensor(_part(value)) for value in (*found[5], *found[10])]
+        floats = [self._unpacked(value, "f") for value in (*found[2], *found[7])]
+        return tuple(chain(*tensors, *floats, *(self._integers(value) for value in (*found[3], *found[8]))))
 
     def _tensor(self, part: slice, *, constant: bool = False) -> tuple[float, ...]:
-        """Note what a tensor reads. Returns its numbers; none if it has many."""
-        name, kind, dims, outside = "", 0, list[int](), dict[str, str]()
-        values, held = tuple[float, ...](), part.stop - part.start
-        for number, value in self._fields(part):
-            if number == 1:
-                dims += self._dims(value)
-            elif number == 2 and isinstance(value, int):
-                kind = value
-            elif number in (4, 10):
-                values += self._unpacked(value, "f" if number == 4 else "d")
-            elif number in (5, 7):
-                values += self._integers(value)
-            elif number == 8:
-                name = self._text(value)
-            elif number == 9 and kind in _FORMATS:
-                values += self._unpacked(value, _FORMATS[kind])
-            elif number == 13:
-                outside |= self._entry(_part(value))
+        """Record what a tensor reads. Returns its numbers; none if it has many."""
+        found, held, outside = self._group(part), part.stop - part.start, dict[str, str]()
+        name, dims = self._last_text(found[8]), [length for value in found[1] for length in self._dims(value)]
+        kind = next((value for value in reversed(found[2]) if isinstance(value, int)), 0)
+        formats = {4: "f", 10: "d", **({9: _FORMATS[kind]} if kind in _FORMATS else {})}
+        packed = [self._unpacked(value, form) for number, form in formats.items() for value in found[number]]
+        values = tuple(chain(*packed, *(self._integers(value) for value in (*found[5], *found[7]))))
+        for value in found[13]:
+            outside |= self._entry(_part(value))
         count = math.prod(dims)
         if any(length < 0 for length in dims) or count > (MOST_VALUES if outside else 4 * held):  # of 2 bits or more
             raise ValueError(f"the tensor '{name[:80]}' of shape {dims[:8]} is larger than what it is made of")
@@ -206,8 +188,19 @@ class _Reader:
             yield key >> 3, slice(at, at + size)
             at += size
 
+    def _group(self, part: slice) -> defaultdict[int, list[_Value]]:
+        """The fields of a message by their number."""
+        found = defaultdict[int, list[_Value]](list)
+        for number, value in self._fields(part):
+            found[number].append(value)
+        return found
+
     def _text(self, value: _Value) -> str:
         return self._content[_part(value)].decode("utf-8", "replace")
+
+    def _last_text(self, values: list[_Value]) -> str:
+        """Of a field that occurs once; of several, protobuf takes the last."""
+        return self._text(values[-1]) if values else ""
 
     def _integers(self, value: _Value) -> tuple[float, ...]:
         """The integers of a field, signed, of 64 bits; none if it packs many."""
