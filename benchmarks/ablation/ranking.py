@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS
 from ztdeploy.host.pruning.selection import top_indices
-from ztdeploy.host.pruning.wpr import join_heads, start_vector
+from ztdeploy.host.pruning.wpr import joined_shares, start_vector
 
 #: After which iterations a ranking is compared with the one after the last of them.
 ITERATIONS = (1, 2, 3, 5, 10, 20, 30, 50)
@@ -24,7 +24,7 @@ def rankings(attention: Tensor, *, class_token: bool) -> Tensor:
     for iteration in range(1, ITERATIONS[-1] + 1):
         scores = scores @ attention
         if iteration in ITERATIONS:
-            joined.append(join_heads(scores.squeeze(2), tokens, DEFAULT_OPTIONS))
+            joined.append(joined_shares(scores, tokens, DEFAULT_OPTIONS))
     return torch.stack(joined)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ztdeploy.host.models.adapter import ModelAdapter
-    from ztdeploy.host.pruning.classifier import PrunedClassifier
+    from ztdeploy.host.pruning.pruned_model import PrunedClassifier
 
 
 def prune(
@@ -41,7 +41,7 @@ def prune(
     try:
         from ztdeploy.host.models import adapt
         from ztdeploy.host.models.adapter import ModelAdapter
-        from ztdeploy.host.pruning.classifier import PrunedClassifier
+        from ztdeploy.host.pruning.pruned_model import PrunedClassifier
 
         adapter = model if isinstance(model, ModelAdapter) else adapt(model, _image_size(model))
     except ModuleNotFoundError as error:

@@ -15,12 +15,12 @@ from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.selection import ascending, cut_gap, gather_tokens, top_indices
 
 
-@dataclass(frozen=True)
+@dataclass
 class BlockTaps:
-    """What a block shows to the pruning layer behind it, or between its attention and its MLP."""
+    """What a block shows to the pruning layer behind it, or between its attention and its MLP; filled as it runs."""
 
-    attention: Tensor | None  #: `[B, H, N, N]` after softmax
-    keys: Tensor | None  #: `[B, H, N, d]`
+    attention: Tensor | None = None  #: `[B, H, N, N]` after softmax
+    keys: Tensor | None = None  #: `[B, H, N, d]`
     values: Tensor | None = None  #: `[B, H, N, d]`
     size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
     queries: Tensor | None = None  #: `[B, H, N, d]`
@@ -95,10 +95,7 @@ class Recorder:
 class PruningLayer(nn.Module):
     """Base of the methods in this folder: one method per file, one line in `ztdeploy.core.methods`."""
 
-    needs_attention = False
-    needs_keys = False
-    needs_values = False
-    needs_queries = False
+    needs_attention = needs_keys = needs_values = needs_queries = False
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()
@@ -161,12 +158,20 @@ class ProtectPrefix(nn.Module):
         return torch.maximum(scores, self.floor.to(scores.dtype)) if self.prefix_tokens else scores
 
 
+def as_they_are(scores: Tensor) -> Tensor:
+    return scores
+
+
 class KeepTopTokens(nn.Module):
     """Scores `[B, N]` to the kept indices `[B, k]`: the prefix tokens and the best-scored survivors."""
 
-    def __init__(self, plan: LayerPlan) -> None:
+    def __init__(self, plan: LayerPlan, scale: Callable[[Tensor], Tensor] = as_they_are) -> None:
+        """
+        Args:
+            scale: brings scores to the scale on which gaps are measured, where they have about mean 1.
+        """
         super().__init__()
-        self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
+        self.keep, self.protect, self.scale = plan.tokens_out, ProtectPrefix(plan), scale
 
     def forward(self, scores: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
         ranked = self.protect(scores)
@@ -175,5 +180,5 @@ class KeepTopTokens(nn.Module):
             ranked = torch.where(survivors > 0, ranked, -1.0)
         if record is not None:
             record.note(importance=scores)
-            record.gap("importance", cut_gap, ranked, self.keep)
+            record.gap("importance", lambda: cut_gap(self.scale(ranked), self.keep))
         return ascending(top_indices(ranked, self.keep))

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
+from ztdeploy.core.plan import LayerPlan
+from ztdeploy.host.pruning.features import source_of, unit_length, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.selection import complement, gather_tokens
 
@@ -117,19 +120,36 @@ class MergingLayer(PruningLayer):
             reduction = replace(reduction, size=size, bias=size.log()[:, None, None, :])
         if self.coherent:
             coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
-            scale, update = (raised(coherence.unsqueeze(-1), power) for power in self.powers)
+            scale, update = (
+                raised(coherence.unsqueeze(-1), power)
+                for power in (self.options.coherence_power, self.options.update_power)
+            )
             reduction = replace(reduction, coherence=coherence, scale=scale, update=update)
         return reduction
-
-    @property
-    def powers(self) -> tuple[float, float]:
-        """Of coherence, for what enters attention and for what blocks add."""
-        return self.options.coherence_power, self.options.update_power
 
 
 def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
     """`[B, N]`, of the type of `like [B, N]`."""
     return torch.ones_like(like) if taps.size is None else taps.size
+
+
+def partner_gap(similarity: Tensor, rows: Tensor | None = None) -> Tensor:
+    """How close another partner came, at the closest of the given rows: `[B, A, B']` and `[B, r]` to `[B]`.
+
+    Args:
+        rows: None: all.
+    """
+    if similarity.shape[-1] < 2:
+        return similarity.new_full(similarity.shape[:1], torch.inf)
+    first, second = similarity.topk(2, dim=-1).values.unbind(-1)
+    apart = first - second
+    return (apart if rows is None else apart.gather(1, rows)).amin(-1)
+
+
+def to_kept(feature: Tensor, gone: Tensor, kept: Tensor, prefix: int) -> Tensor:
+    """Cosine similarities of tokens that go to patch tokens that stay: `[B, N, f]` to `[B, N - k, k - prefix]`."""
+    feature = unit_length(feature)
+    return gather_tokens(feature, gone) @ gather_tokens(feature, kept[:, prefix:]).transpose(1, 2)
 
 
 def raised(values: Tensor, power: float) -> Tensor | None:
@@ -142,3 +162,31 @@ def powered(values: Tensor, power: float) -> Tensor:
     if power == 1:
         return values
     return values.sqrt() if power == 0.5 else values**power
+
+
+class PartnerMerging(MergingLayer):
+    """Tokens that go are folded into the most similar patch token that stays, never into a prefix token.
+
+    Similar by the cosine of `MethodOptions.partner`.
+    """
+
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
+        self.proportional, self.coherent = options.proportional, options.coherent
+        self.will_compare(options.partner)
+
+    def partners(
+        self, x: Tensor, taps: BlockTaps, kept: Tensor, record: Recorder | None
+    ) -> tuple[Choice, Tensor, Tensor]:
+        """What goes where, the tokens that go, and how similar each is to its partner: `[B, N - k]`."""
+        gone, prefix, least = complement(kept, x.shape[1]), self.plan.prefix_tokens, self.options.least_similarity
+        partner = self.options.partner
+        similarity = to_kept(vectors(partner, source_of(partner, x, taps)), gone, kept, prefix)
+        into, best = similarity.argmax(-1) + prefix, similarity.amax(-1)
+        if least is not None:
+            into = torch.where(best >= least, into, -1)
+        if record is not None:
+            record.gap("partner", partner_gap, similarity)
+            if least is not None:
+                record.gap("least similarity", lambda: (best - least).abs().amin(-1))
+        return Choice(kept, into), gone, best

@@ -13,9 +13,8 @@ from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import comparable, similarities
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
-from ztdeploy.host.pruning.merging import Joined, powered, sizes
-from ztdeploy.host.pruning.partners import PartnerMerging
-from ztdeploy.host.pruning.wpr import WeightedPageRank
+from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered, sizes
+from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
 #: What matters nothing still has a share in the average of a slot of its like.
 _LEAST_WEIGHT = 1e-4
@@ -25,8 +24,8 @@ class Novelty(nn.Module):
     """What is lost with each token: its importance, times its size, times its squared distance to the nearest patch
     token that is more important; each to a power that is an option. The most important one is never lost.
 
-    Importance is one iteration of weighted page rank with the class token's entry times N, so that half of the votes
-    are its own. No head is filtered, for that makes all of them peaked.
+    Importance is the root of the joined shares of one iteration of weighted page rank with the class token's entry
+    times N, so that half of the votes are its own. No head is filtered, for that makes all of them peaked.
     """
 
     patch: Tensor
@@ -49,14 +48,14 @@ class Novelty(nn.Module):
     def forward(
         self, x: Tensor, attention: Tensor, size: Tensor | None, record: Recorder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Novelty and importance, `[B, N]` each.
+        """Novelty, and joined shares, which are squares of importance: `[B, N]` each.
 
         Args:
             x: `[B, N, D]`.
             attention: `[B, H, N, N]`.
             size: `[B, N]`; None is 1 for all.
         """
-        importance: Tensor = self.importance(attention)
+        importance: Tensor = self.importance(attention)  # squared
         # What tokens have in common does not tell them apart; without it, squares of distances lose fewer digits.
         apart = comparable(x - x.mean(1, keepdim=True), "euclidean")
         likeness = similarities(apart, apart, "euclidean")
@@ -69,7 +68,7 @@ class Novelty(nn.Module):
     def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:
         """`[B, N]`, from squared distances, which are infinite for the most important token."""
         options = self.options
-        power = options.importance_power / (2 if torch.compiler.is_exporting() else 1)  # `ranking_of` has squares
+        power = options.importance_power / 2
         missed = torch.ones_like(importance) if power == 0 else powered(importance, power)
         if size is not None and options.size_power:
             missed = missed * powered(size, options.size_power)
@@ -85,7 +84,8 @@ def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Ten
     """
     matters = (likeness >= nearest.unsqueeze(2)) & patch & patch.transpose(1, 2)
     matters &= ~torch.eye(importance.shape[1], dtype=torch.bool, device=importance.device)
-    apart = (importance.unsqueeze(1) - importance.unsqueeze(2)).abs()
+    score = on_mean_scale(importance, DEFAULT_OPTIONS)
+    apart = (score.unsqueeze(1) - score.unsqueeze(2)).abs()
     return apart.masked_fill(~matters, torch.inf).amin((1, 2))
 
 
@@ -96,7 +96,9 @@ class NoveltyMerge(PartnerMerging):
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
-        self.novelty, self.select = Novelty(plan, options), KeepTopTokens(plan)
+        self.novelty = Novelty(plan, options)
+        unit = float(plan.tokens_in) ** options.importance_power  # shares are this much smaller than scores of mean 1
+        self.select = KeepTopTokens(plan, lambda lost: lost * unit)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         assert taps.attention is not None
@@ -109,8 +111,6 @@ class NoveltyMerge(PartnerMerging):
             stays = torch.zeros_like(lost).scatter(1, kept, 1.0)
             record.note(importance=importance, survivors=stays, group=gone, partner=into, similarity=similarity)
         weight = None
-        if self.options.average_power:
-            # In a graph importance is squared and of another scale: shares of a slot are the same.
-            power = self.options.average_power / (2 if torch.compiler.is_exporting() else 1)
+        if power := self.options.average_power / 2:  # of the squares
             weight = sizes(taps, importance) * powered(importance, power).clamp_min(_LEAST_WEIGHT)
         return Joined(choice, gone, weight)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import check_method, pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.restoring import StandIns, restored
-
-#: The name under which a pruning layer becomes a child of its block; it shows in the names of the ONNX nodes.
 
 
 @dataclass(frozen=True)
@@ -39,28 +36,9 @@ class _Pass:
     choices: list[Choice] = field(default_factory=list)
     records: list[Recorder] | None = None
     forced: Sequence[Choice] | None = None
-    size: Tensor | None = None  #: `[B, N]`: how many tokens each of the present ones stands for
-    bias: Tensor | None = None  #: `[B, 1, 1, N]`: what attention adds to its logits for it
-    coherence: Tensor | None = None  #: `[B, N]`: how much of their parts' length averaged tokens have kept
-    scale: Tensor | None = None  #: `[B, N, 1]`: what attention multiplies its input with for it
-    update: Tensor | None = None  #: `[B, N, 1]`: what blocks multiply with it all that they add
+    reduction: Reduction | None = None  #: the last layer's
     places: Tensor | None = None  #: `[B, N]`: which of the image's tokens the present ones are; None: all of them
     stand_ins: Tensor | None = None  #: `[B, N]`: for each of the image's tokens, the present one that stands for it
-
-
-class _Tap:
-    """Holds what a block shows between the moment it is made and the pruning layer."""
-
-    def __init__(self) -> None:
-        self.attention: Tensor | None = None
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.queries: Tensor | None = None
-
-    def take(self, size: Tensor | None, coherence: Tensor | None) -> BlockTaps:
-        taps = BlockTaps(self.attention, self.keys, self.values, size, self.queries, coherence)
-        self.attention = self.keys = self.values = self.queries = None
-        return taps
 
 
 class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
@@ -98,16 +76,12 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """`images` as the model takes them, `[B, C, H, W]`."""
-        self._pass = _Pass()
-        output = self._output(images)
-        return (output, *(tensor for choice in self._pass.choices for tensor in choice.tensors))
+        return self._run(images, _Pass())
 
     def noted(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The same as `forward`, and what the layers note on the way (`Recorder.note`), as `blocks.2/prune/NOTE`."""
-        self._pass = state = _Pass(records=[])
-        output = self._output(images)
-        outputs = (output, *(tensor for choice in state.choices for tensor in choice.tensors))
-        self._pass = _Pass()
+        state = _Pass(records=[])
+        outputs = self._run(images, state)
         return outputs, {
             pruning_output(layer.block, note): tensor
             for layer, record in zip(self.token_plan.layers, state.records or [], strict=True)
@@ -116,18 +90,20 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def replay(self, images: Tensor, choices: Sequence[Choice] | None = None) -> Replay:
         """Run with the given choices applied at each layer, recording this implementation's own."""
-        self._pass = state = _Pass(records=[], forced=choices)
+        state = _Pass(records=[], forced=choices)
         with torch.no_grad():
-            output = self._output(images)
-        self._pass = _Pass()
+            output = self._run(images, state)[0]
         return Replay(output=output, choices=state.choices, records=state.records or [])
 
-    def _output(self, images: Tensor) -> Tensor:
-        if not self._restores:
-            output: Tensor = self.model(images)
-            return output
-        model: Any = self.model
-        return restored(model.forward_features(images), self._pass.stand_ins, self._prefix)
+    def _run(self, images: Tensor, state: _Pass) -> tuple[Tensor, ...]:
+        self._pass, model = state, cast(Any, self.model)
+        output: Tensor
+        if self._restores:
+            output = restored(model.forward_features(images), state.stand_ins, self._prefix)
+        else:
+            output = model(images)
+        self._pass = _Pass()
+        return (output, *(tensor for choice in state.choices for tensor in choice.tensors))
 
     def detach(self) -> None:
         """Leave the wrapped model as it was."""
@@ -135,13 +111,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             self._undo.pop()()
         self.layers.clear()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.detach()
 
     def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
-        index, tap, position = layer_plan.block, _Tap(), len(self.layers)
+        index, tap, position = layer_plan.block, BlockTaps(), len(self.layers)
         block = adapter.blocks[index]
         wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or self._restores}
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
@@ -157,11 +131,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state = self._pass
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
-            taps = tap.take(state.size, state.coherence)
+            taps = replace(tap, size=self._told("size"), coherence=self._told("coherence"))
+            tap.attention = tap.keys = tap.values = tap.queries = None
             reduction: Reduction = layer(x, taps, record, forced)
+            state.reduction = reduction
             state.choices.append(reduction.choice)
-            state.size, state.bias = reduction.size, reduction.bias
-            state.coherence, state.scale, state.update = reduction.coherence, reduction.scale, reduction.update
             applied = reduction.choice if forced is None else forced
             state.places = applied.kept if state.places is None else state.places.gather(1, applied.kept)
             if self._restores:
@@ -177,16 +151,58 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         else:
             self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x)).remove)
 
+    def _told(self, what: str) -> Tensor | None:
+        """What the last pruning layer hands on of `Reduction`."""
+        told: Tensor | None = getattr(self._pass.reduction, what, None)
+        return told
+
     def _attach_bias(self, adapter: ModelAdapter) -> None:
         """Behind the first merge, every attention must know how much each token stands for, and how well."""
         merging = [layer.block for layer in self.token_plan.layers if layer.merges]
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
-            self._undo.extend(adapter.bias(index, lambda: self._pass.bias))
-            self._undo.extend(adapter.scale(index, lambda: self._pass.scale))
-            self._undo.extend(adapter.update(index, lambda: self._pass.update))
+            self._undo.extend(adapter.bias(index, lambda: self._told("bias")))
+            self._undo.extend(adapter.scale(index, lambda: self._told("scale")))
+            self._undo.extend(adapter.update(index, lambda: self._told("update")))
 
     def _attach_places(self, adapter: ModelAdapter) -> None:
         """Behind the first layer, what blocks are given for each place must be given for the places that are left."""
         layers = [layer.block for layer in self.token_plan.layers] if adapter.has_positions else []
         for index in range(layers[0] + 1, len(adapter.blocks)) if layers else ():
             self._undo.extend(adapter.follow(index, lambda: self._pass.places))
+
+
+class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
+    """Images `[B, C, H, W]` to what the model gives, mostly logits `[B, classes]`; made by `ztdeploy.prune`.
+
+    The model is changed in place by hooks, and belongs to one such module at a time; a deep copy would share the hooks
+    of the original. `state_dict` and `load_state_dict` are the model's own.
+    """
+
+    def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
+        super().__init__()
+        self.pruned = PrunedModel(adapter, schedule)
+        device = next(adapter.model.parameters()).device
+        for layer in self.pruned.layers:
+            layer.to(device)
+
+    @property
+    def token_plan(self) -> TokenPlan:
+        """How many tokens each block sees."""
+        return self.pruned.token_plan
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.pruned(images)[0]
+        return output
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return self.pruned.model.state_dict(*arguments, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        return self.pruned.model.load_state_dict(state_dict, strict, assign)
+
+    def detach(self) -> None:
+        """Leave the model as it was, but for what training changed."""
+        self.pruned.detach()
+
+    def __exit__(self, *_error: object) -> None:
+        self.detach()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.host.pruning.features import unit_length
 from ztdeploy.host.pruning.layer import Choice
+from ztdeploy.host.pruning.merging import to_kept
 from ztdeploy.host.pruning.selection import complement, gather_tokens
 
 
@@ -32,9 +32,7 @@ class StandIns(nn.Module):
         """
         kept, tokens = choice.kept, keys.shape[2]
         gone = complement(kept, tokens)
-        features = unit_length(keys.mean(1))
-        patches = gather_tokens(features, kept[:, self.prefix_tokens :])
-        into = (gather_tokens(features, gone) @ patches.transpose(1, 2)).argmax(-1) + self.prefix_tokens
+        into = to_kept(keys.mean(1), gone, kept, self.prefix_tokens).argmax(-1) + self.prefix_tokens
         if choice.into is not None:
             into = torch.where(choice.into >= 0, choice.into, into)
         own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)

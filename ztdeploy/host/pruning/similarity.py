@@ -8,13 +8,15 @@ computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, Partition
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import comparable, similarities, vectors
-from ztdeploy.host.pruning.layer import ProtectPrefix, Recorder
+from ztdeploy.host.pruning.layer import ProtectPrefix, Recorder, as_they_are
 from ztdeploy.host.pruning.selection import cut_gap, gather_tokens, seeded_permutation, top_indices
 
 
@@ -58,6 +60,11 @@ def as_slice(positions: Tensor, tokens: int) -> slice | None:
     return slice(first, None if last == tokens - 1 else last + 1) if neighbours else None
 
 
+def _taken(values: Tensor, positions: slice | None, indices: Tensor) -> Tensor:
+    """Of all tokens in order, `[B, N, ...]`, those of a group: by its slice, or by its indices where it is none."""
+    return values.index_select(1, indices) if positions is None else values[:, positions]
+
+
 class Pairs(nn.Module):
     """Who is the most similar to whom. A module, so that what is computed for notes alone has a scope of its own."""
 
@@ -84,13 +91,19 @@ class SimilarityDrop(nn.Module):
     indices_b: Tensor
     earlier: Tensor
 
-    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        plan: LayerPlan,
+        options: MethodOptions = DEFAULT_OPTIONS,
+        scale: Callable[[Tensor], Tensor] = as_they_are,
+    ) -> None:
         """
         Args:
             plan: its `tokens_in` are those that the stage chooses among.
+            scale: of scores, see `KeepTopTokens`.
         """
         super().__init__()
-        self.options, self.drop, self.protect = options, plan.similarity_drop, ProtectPrefix(plan)
+        self.options, self.drop, self.protect, self.scale = options, plan.similarity_drop, ProtectPrefix(plan), scale
         self.pairs = Pairs()
         group_a, group_b = group_positions(options.partition, plan)
         self.size_a = len(group_a)
@@ -115,29 +128,19 @@ class SimilarityDrop(nn.Module):
             feature = gather_tokens(feature, order if left is None else left.gather(1, order))
         elif left is not None:
             feature = gather_tokens(feature, left)
-        one, other = self._groups(feature)
+        one, other = _taken(feature, self.slice_a, self.indices_a), _taken(feature, self.slice_b, self.indices_b)
         similarity = similarities(one, other, self.options.metric)
         if self.options.partition == "full":
             similarity = similarity.masked_fill(~self.earlier, -torch.inf)
         best = similarity.amax(-1)
-        group_a = self._group_a(order)
+        in_front = self.options.partition not in ("sequential", "full")
+        group_a = _taken(order, self.slice_a, self.indices_a) if in_front else order[:, -self.size_a :]
         survivors = survivors_of(order, group_a, best, self.drop)
         if record is not None:
             record.gap("similarity", cut_gap, best, self.drop)
-            group_b = order[:, self.slice_b] if self.slice_b else order.index_select(1, self.indices_b)
+            group_b = _taken(order, self.slice_b, self.indices_b)
             record.note(**self.pairs(group_a, group_b, similarity, survivors, left, source.shape[-2]))
         return survivors
-
-    def _groups(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all tokens in order, `[B, N, f]`, those of group A and those of group B."""
-        one = feature[:, self.slice_a] if self.slice_a else feature.index_select(1, self.indices_a)
-        return one, feature[:, self.slice_b] if self.slice_b else feature.index_select(1, self.indices_b)
-
-    def _group_a(self, order: Tensor) -> Tensor:
-        """`[B, |A|]`"""
-        if self.options.partition in ("sequential", "full"):
-            return order[:, -self.size_a :]
-        return order[:, self.slice_a] if self.slice_a else order.index_select(1, self.indices_a)
 
     def _order(self, scores: Tensor | None, source: Tensor, record: Recorder | None, left: Tensor | None) -> Tensor:
         """All tokens, prefix tokens first, then by importance; as they come where chance decides: `[B, N]`."""
@@ -147,7 +150,7 @@ class SimilarityDrop(nn.Module):
         assert scores is not None
         ranked = self.protect(scores)
         if record is not None:
-            record.gap("rank", self._rank_gap, ranked)
+            record.gap("rank", lambda: self._rank_gap(self.scale(ranked)))
         return top_indices(ranked, scores.shape[1])
 
     def _rank_gap(self, ranked: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import comparable, similarities, source_of, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder
-from ztdeploy.host.pruning.merging import Joined, MergingLayer, slot_of
+from ztdeploy.host.pruning.merging import Joined, MergingLayer, partner_gap, slot_of
 from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices
 
 
@@ -57,11 +57,3 @@ class PairsByPosition(nn.Module):
     def forward(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
         group = self.start_a + 2 * torch.arange(similarity.shape[1], device=similarity.device)
         return group.expand(similarity.shape[0], -1), self.start_b + 2 * similarity.argmax(-1)
-
-
-def partner_gap(similarity: Tensor, rows: Tensor) -> Tensor:
-    """How close another partner came, at the closest of the given rows: `[B, A, B']` and `[B, r]` to `[B]`."""
-    if similarity.shape[-1] < 2:
-        return similarity.new_full(similarity.shape[:1], torch.inf)
-    first, second = similarity.topk(2, dim=-1).values.unbind(-1)
-    return (first - second).gather(1, rows).amin(-1)

@@ -1,8 +1,12 @@
 """Weighted page rank over the attention graph: stages I' and I of Zero-TPrune (arXiv 2305.17328).
 
-The attention matrix is the adjacency matrix of a directed graph. Applied as a graph shift operator,
-`s <- A^T s`, it lets tokens vote for the tokens they attend to. Heads with a misleading score distribution
-are filtered by variance (VHF), the others joined so that informative regions stand out (EIR).
+The attention matrix is the adjacency matrix of a directed graph. Applied as a graph shift operator, `s <- A^T s`, it
+lets tokens vote for the tokens they attend to. Heads with a misleading score distribution are filtered by variance
+(VHF), the others joined so that informative regions stand out (EIR).
+
+The paper takes each head's scores to mean 1 and joins heads by their root mean square. What all tokens of an image
+have in common changes no ranking: the mean, the number of heads, the square root. So scores here are *joined shares*,
+which rank tokens as the paper's scores do with half as many operators; `on_mean_scale` takes them back.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from ztdeploy.host.pruning.layer import Recorder
 #: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
 #: two rescalings a head may lose all but 1/4000 of its votes each time.
 RESCALE_EVERY = 10
-#: What a filtered head counts in `ranking_of`: nothing beside one that passes, all where none does.
+#: What a filtered head counts: nothing beside one that passes, all where none does.
 FILTERED = 1e-20
 
 
@@ -32,7 +36,7 @@ def start_vector(tokens: int, *, boost_class_token: bool, boost: float | None = 
 
 
 def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tensor | None = None) -> Tensor:
-    """`s <- m * (A^T (m * s))`, per head, without touching `A`.
+    """`s <- m * (A^T (m * s))`, per head, without touching `A`. A row vector from the left, s^T A, is A^T s.
 
     Args:
         attention: `[B, H, N, N]`, rows sum to 1.
@@ -41,82 +45,66 @@ def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tens
         survivors: `[B, N]` of 0 and 1, or None for all tokens.
 
     Returns:
-        `[B, H, N]` unscaled scores; 0 for tokens that did not survive.
+        `[B, H, 1, N]` votes, of any scale per head; 0 for tokens that did not survive.
     """
-    return _propagate(attention, start, iterations, survivors).squeeze(2)
-
-
-def _propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tensor | None) -> Tensor:
-    """`[B, H, 1, N]`: a row vector from the left, s^T A, is A^T s without a transpose."""
-    scores = start.to(attention.dtype).view(1, 1, 1, -1)
+    votes = start.to(attention.dtype).view(1, 1, 1, -1)
     if survivors is None:
         for _ in range(iterations):
-            scores = scores @ attention
-        return scores
+            votes = votes @ attention
+        return votes
     mask = survivors[:, None, None, :]
-    scores = scores * mask
+    votes = votes * mask
     for step in range(1, iterations + 1):
-        scores = (scores @ attention) * mask
+        votes = (votes @ attention) * mask
         if step % RESCALE_EVERY == 0 and step < iterations:
-            scores = scores / scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
-    return scores
+            votes = votes / votes.amax(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    return votes
 
 
-def head_filter(variance: Tensor) -> Tensor:
-    """VHF: 1 for the heads that count, `[B, H]`. Where no head of an image passes, all count."""
-    passes = ((variance >= VARIANCE_MIN) & (variance <= VARIANCE_MAX)).to(variance.dtype)
-    return torch.where(passes.sum(-1, keepdim=True) > 0, passes, 1.0)
-
-
-def filter_gap(variance: Tensor) -> Tensor:
-    """How far the closest head of each image is from being filtered otherwise: `[B, H]` to `[B]`."""
-    return torch.minimum((variance - VARIANCE_MIN).abs(), (variance - VARIANCE_MAX).abs()).amin(-1)
-
-
-def join_heads(scores: Tensor, live_tokens: int, options: MethodOptions, record: Recorder | None = None) -> Tensor:
-    """VHF and EIR: `[B, H, N]` raw scores to one score per token, `[B, N]`, on the mean-1 scale.
+def joined_shares(votes: Tensor, live_tokens: int, options: MethodOptions) -> Tensor:
+    """VHF and EIR: each head's votes as shares of their sum, squared for the root mean square, summed over the heads.
 
     Args:
-        scores: non-negative; 0 for tokens that are not live.
+        votes: `[B, H, 1, N]`, not negative; 0 for tokens that are not live.
         live_tokens: how many tokens are live, the same for every image.
-        record: where to leave how close the heads' variances are to the filter's limits.
+
+    Returns:
+        `[B, N]`.
     """
-    scaled = scores / (scores.sum(-1, keepdim=True) / live_tokens).clamp_min(torch.finfo(scores.dtype).tiny)
-    squared = scaled * scaled
-    if options.head_filter:
-        # The mean over the live tokens is 1 by scaling, so the variance is the mean square less 1.
-        variance = squared.sum(-1) / live_tokens - 1
-        weights = head_filter(variance)
-        if record is not None:
-            record.gap("heads", filter_gap, variance)
-    else:
-        weights = torch.ones_like(scores[..., 0])
-    # sum_h eta_h v_h / sum_h eta_h, as one row-vector product per image.
-    joined = (weights.unsqueeze(1) @ (squared if options.join == "rms" else scaled)).squeeze(1)
-    joined = joined / weights.sum(-1, keepdim=True)
-    return joined.sqrt() if options.join == "rms" else joined
-
-
-def ranking_of(scores: Tensor, live_tokens: int, options: MethodOptions) -> Tensor:
-    """What ranks tokens as `join_heads` does, with half as many operators: `[B, H, 1, N]` raw scores to `[B, N]`.
-
-    What all tokens of an image have in common changes no ranking: the mean, the number of heads, the square root.
-    On vectors as short as these, an operator costs more than what it computes.
-    """
-    shares = scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    shares = _shares(votes)
     squared = shares * shares
     joined = squared if options.join == "rms" else shares
     if options.head_filter:
         # Shares sum to 1 over the live tokens, so the sum of their squares is (1 + Var) / live.
         low, high = ((1 + bound) / live_tokens for bound in (VARIANCE_MIN, VARIANCE_MAX))
         energy = squared.sum(-1, keepdim=True)
-        passes = (energy.clamp(low, high) == energy).to(scores.dtype)
+        passes = (energy.clamp(low, high) == energy).to(shares.dtype)
         joined = joined * passes.clamp_min(FILTERED)
     return joined.sum((1, 2))
 
 
+def _shares(votes: Tensor) -> Tensor:
+    if votes.dtype in (torch.float16, torch.bfloat16):
+        votes = votes.float()  # squares of shares are out of fp16's range
+    return votes / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+
+
+def filter_gap(votes: Tensor, live_tokens: int) -> Tensor:
+    """How far the variance of the closest head of each image is from a limit of VHF: `[B, H, 1, N]` to `[B]`."""
+    variance = _shares(votes).square().sum((2, 3)) * live_tokens - 1
+    return torch.minimum((variance - VARIANCE_MIN).abs(), (variance - VARIANCE_MAX).abs()).amin(-1)
+
+
+def on_mean_scale(joined: Tensor, options: MethodOptions) -> Tensor:
+    """Joined shares `[B, N]` so that those of live tokens have mean 1; infinite and negative ones do not count."""
+    counts = joined.isfinite() & (joined >= 0)
+    roots = torch.where(counts, joined, 0).sqrt() if options.join == "rms" else torch.where(counts, joined, 0)
+    mean = roots.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp_min(1)
+    return torch.where(counts, roots / mean.clamp_min(torch.finfo(joined.dtype).tiny), joined)
+
+
 class WeightedPageRank(nn.Module):
-    """`[B, H, N, N]` attention (and `[B, N]` survivors) to `[B, N]` token scores; in a graph, to what ranks alike."""
+    """`[B, H, N, N]` attention (and `[B, N]` survivors) to joined shares, `[B, N]`."""
 
     start: Tensor
 
@@ -136,7 +124,7 @@ class WeightedPageRank(nn.Module):
         self.register_buffer("start", start_vector(tokens, boost_class_token=boosted, boost=boost), persistent=False)
 
     def forward(self, attention: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
-        scores = _propagate(attention, self.start, self.iterations, survivors)
-        if torch.compiler.is_exporting():
-            return ranking_of(scores, self.live_tokens, self.options)
-        return join_heads(scores.squeeze(2), self.live_tokens, self.options, record)
+        votes = propagate(attention, self.start, self.iterations, survivors)
+        if record is not None and self.options.head_filter:
+            record.gap("heads", filter_gap, votes, self.live_tokens)
+        return joined_shares(votes, self.live_tokens, self.options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
@@ -9,7 +11,7 @@ from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import source_of
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.similarity import SimilarityDrop
-from ztdeploy.host.pruning.wpr import WeightedPageRank
+from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
 
 class ZeroTPrune(DroppingLayer):
@@ -30,12 +32,13 @@ class ZeroTPrune(DroppingLayer):
         if plan.importance_drop or (by_rank and self.importance_first):
             live = plan.tokens_in - (0 if self.importance_first else plan.similarity_drop)
             self.wpr = self._page_rank(live, plan.iterations)
+        scale = partial(on_mean_scale, options=options)
         if plan.importance_drop and self.importance_first:
-            self.important = KeepTopTokens(plan.model_copy(update={"tokens_out": entering}))
+            self.important = KeepTopTokens(plan.model_copy(update={"tokens_out": entering}), scale)
         if by_similarity:
             self.will_compare(options.feature)
-            self.similarity = SimilarityDrop(left, options)
-        self.select = KeepTopTokens(left)
+            self.similarity = SimilarityDrop(left, options, scale)
+        self.select = KeepTopTokens(left, scale)
         self.needs_attention = self.rank is not None or self.wpr is not None
 
     def _page_rank(self, live_tokens: int, iterations: int) -> WeightedPageRank:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ztdeploy.host.pruning.layer import BlockTaps, Recorder
-from ztdeploy.host.pruning.merging import Joined
-from ztdeploy.host.pruning.partners import PartnerMerging
+from ztdeploy.host.pruning.merging import Joined, PartnerMerging
 from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
 
 
