@@ -19,8 +19,8 @@ from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, plain_expor
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.host.pruning import METHODS
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.turns import Configuration, Subject

@@ -27,12 +27,13 @@ from torch._subclasses import FakeTensorMode
 
 from ztdeploy.core.errors import ModelError, ScheduleError
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.methods import METHODS, method_named
 from ztdeploy.core.names import PRUNE
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.vit import VitAdapter
-from ztdeploy.host.pruning import METHODS, check_method, pruning_layer
+from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
@@ -262,7 +263,7 @@ class TestMerging:
 class TestTable:
     def test_an_unknown_method_is_refused_with_the_nearest_known_one(self) -> None:
         with pytest.raises(ScheduleError, match="did you mean 'zero-tprune'"):
-            check_method("zerotprune")
+            method_named("zerotprune")
         with pytest.raises(ScheduleError, match="choose from"):
             pruning_layer("zzz", PLANS["both stages"])
 

@@ -25,10 +25,10 @@ from onnx.numpy_helper import to_array
 from torch import Tensor, nn
 
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.methods import METHODS
 from ztdeploy.host.export import ImageInput, export_onnx, quiet_exporter
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.vit import VitAdapter
-from ztdeploy.host.pruning import METHODS
 from ztdeploy.host.pruning.layer import Choice, KeepTopTokens
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.host.pruning.similarity import SimilarityDrop

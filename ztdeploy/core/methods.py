@@ -1,14 +1,22 @@
-"""The pruning methods, and the facts about each that schedules, the cost model and readers of bundles need."""
+"""The pruning methods, and the facts about each that schedules, the cost model and readers of bundles need.
+
+To add one, write a file with its pruning layer, a subclass of `PruningLayer`, and add a line to `METHODS`. An installed
+package adds one with an entry point of the group `ztdeploy.methods`, `name = "module:attribute"`, where the attribute
+is a `Method`; that module must be importable without PyTorch, since the target half reads the table as well.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.options import MethodOptions
+from ztdeploy.core.tables import look_up, with_entry_points
 
 DEFAULT_METHOD = "zero-tprune"
+ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
 #: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
 #: other; "distances": those of all tokens to all; "partners": those of tokens that go to tokens that stay; "merging":
 #: weighted sums. Rows of class attention are not counted.
@@ -49,7 +57,49 @@ class Method:
         return "halves" in self.work and "page-rank" not in self.work
 
 
-METHODS: dict[str, Method] = {
+class MethodTable(Mapping[str, Method]):
+    """Methods by name: our own, and those of installed packages, whose names never replace ours."""
+
+    def __init__(self, own: dict[str, Method]) -> None:
+        self.own = own
+
+    def __getitem__(self, name: str) -> Method:
+        """
+        Raises:
+            KeyError: there is no such method.
+            ScheduleError: the package that adds the method is broken.
+        """
+        if name in self.own:
+            return self.own[name]
+        reference = self._references()[name]
+        try:
+            method = look_up(reference)
+        except Exception as error:  # of somebody else's code
+            raise _broken(name, reference, f"{type(error).__name__}: {error}") from error
+        if not isinstance(method, Method):
+            raise _broken(name, reference, f"it is a {type(method).__name__}")
+        return method
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.own, *self._references()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @staticmethod
+    def _references() -> dict[str, str]:
+        return with_entry_points({}, ENTRY_POINTS)
+
+
+def _broken(name: str, reference: str, why: str) -> ScheduleError:
+    return ScheduleError(
+        f"method '{name}' of an installed package, whose entry point '{reference}' cannot be used ({why})",
+        "a ztdeploy.core.methods.Method",
+        "repair or uninstall the package",
+    )
+
+
+METHODS = MethodTable({
     "zero-tprune": Method(
         "ztdeploy.host.pruning.zero_tprune:ZeroTPrune",
         frozenset({"page-rank", "halves"}),
@@ -84,7 +134,7 @@ METHODS: dict[str, Method] = {
     "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
     "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop"),
     "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst"),
-}
+})
 
 
 def method_named(name: str) -> Method:

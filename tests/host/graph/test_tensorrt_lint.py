@@ -13,11 +13,11 @@ from helpers.errors import refused
 from helpers.models import PREPROCESS, pruned, tiny_vit
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.methods import METHODS
 from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.graph.tensorrt_lint import TOPK_LIMIT, check_tensorrt
-from ztdeploy.host.pruning import METHODS
 
 SPEC = GraphSpec(20, "uint8", None)
 

@@ -19,10 +19,10 @@ from helpers.options import case_name, diagonal
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, MissingExtraError, ProfileError, ZtdeployError
 from ztdeploy.core.manifest import GraphRecord
+from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, Int8Options, TensorRtOptions, read_profile
-from ztdeploy.host.pruning import METHODS
 from ztdeploy.target.backends import base, get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.tensorrt import build as building
 from ztdeploy.target.backends.tensorrt.cuda import KNOWN_CAPABILITIES

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.preprocess_spec import ImageInput
 from ztdeploy.core.profile import Int8Options, Precision
+from ztdeploy.core.tables import look_up
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,7 +91,7 @@ def apply_passes(traced: ir.Model) -> None:
     """Run the passes for every trace on the model, in place."""
     for one in PASSES.values():
         if one.when is None:
-            _function(one)(traced)
+            look_up(one.function)(traced)
 
 
 def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
@@ -108,12 +108,6 @@ def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) 
         return traced
     model, spec = traced.clone(), replace(spec, ranges=ranges)
     for one in wanted:
-        _function(one)(model, spec)
-    _function(PASSES["static-shapes"])(model)  # what a pass has made has no shapes yet
+        look_up(one.function)(model, spec)
+    look_up(PASSES["static-shapes"].function)(model)  # what a pass has made has no shapes yet
     return model
-
-
-def _function(one: Pass) -> Callable[..., None]:
-    module, _, name = one.function.partition(":")
-    function: Callable[..., None] = getattr(import_module(module), name)
-    return function

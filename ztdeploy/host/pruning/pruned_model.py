@@ -15,7 +15,7 @@ from ztdeploy.core.names import PRUNE, pruning_output
 from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
-from ztdeploy.host.pruning import check_method, pruning_layer
+from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.restoring import StandIns, restored
 
@@ -53,7 +53,6 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
         super().__init__()
-        check_method(schedule.method)
         if any(PRUNE in dict(block.named_children()) for block in adapter.blocks):
             raise ModelError(
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
