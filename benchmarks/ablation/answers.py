@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.ablation.ranking import overlaps, rank_correlations, rankings
 from benchmarks.ablation.topics import Row
 from ztdeploy.core.errors import ParityError
-from ztdeploy.core.plan import LayerPlan, plan
+from ztdeploy.core.plan import LayerPlan, Variant, plan
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.prefix_cache import DensePrefix, first_block
 from ztdeploy.host.pruning.layer import Choice
@@ -63,7 +63,7 @@ def answer(
         ParityError: the model gives infinities or NaN.
     """
     given = torch.from_numpy(images)
-    starts = {first_block(row.schedule, adapter.architecture) for row in rows}
+    starts = {first_block(Variant.of(row.schedule, adapter.architecture).plan) for row in rows}
     prefix = DensePrefix(adapter, given, starts)
     dense = prefix.dense.numpy()
     _check_numbers(dense, "the dense model")

@@ -14,7 +14,7 @@ ITERATIONS = (1, 2, 3, 5, 10, 20, 30, 50)
 
 
 def rankings(attention: Tensor, *, class_token: bool) -> Tensor:
-    """Joined shares after each of `ITERATIONS`, all tokens taking part, no option changed: `[B, H, N, N]` to `[T, B, N]`.
+    """Joined shares after each of `ITERATIONS`, of all tokens and by default options: `[B, H, N, N]` to `[T, B, N]`.
 
     The recurrence `s <- A^T s` runs once. Nothing is scaled on the way: rows of `A` sum to 1, so the sum of `s` stays.
     """

@@ -8,6 +8,7 @@ from helpers.models import IMAGE_SIZE, VARIANTS, fits, images, schedule, tiny_vi
 
 from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.plan import Variant
 from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.prefix_cache import DensePrefix, first_block
@@ -43,7 +44,7 @@ def test_blocks_in_front_are_not_computed_again(kept: tuple[int, ...] | None, co
     for block in adapter.blocks:
         block.attn.register_forward_hook(lambda *_: ran.append(1))
     wanted = schedule("zero-tprune", *LATE)
-    assert first_block(wanted, adapter.architecture) == 2
+    assert first_block(Variant.of(wanted, adapter.architecture).plan) == 2
     output = prefix.output(wanted)
     assert len(ran) == computed
     with PrunedModel(adapter, wanted) as pruned, torch.inference_mode():

@@ -1,22 +1,29 @@
-"""What calibration images are, looked at before anything is built: what nobody could judge on is refused or said."""
+"""Calibration images: a look at them before anything is built, and those that ranges of int8 activations come from."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.manifest import CalibrationRecord
 from ztdeploy.core.preprocess_spec import PreprocessSpec
+from ztdeploy.host.graph import GraphSpec
 from ztdeploy.target.evaluate.data import Decoded, EvalData, decode, limited
+from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 #: Images that are decoded, of every class as many: a second's work.
 MOST = 256
 #: With fewer, one image is more than five points of agreement.
 FEW = 20
+#: More move ranges little; they are spread evenly over those that were given.
+MOST_IMAGES, BATCH = 64, 8
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,11 @@ def look_at(data: EvalData, spec: PreprocessSpec) -> Seen:
         raise ImageError(
             f"none of {len(wrong)} images of '{data.path}' can be read ({wrong[0]})", "images", "check --calib"
         )
-    plain = sum(_is_plain(one.pixels) for one in good)
+    plain = sum(bool((one.pixels == one.pixels[:1, :1]).all()) for one in good)
     if plain == len(good):
+        every = "the only image" if plain == 1 else f"each of {plain} images"
         raise ImageError(
-            f"{_each(plain)} of '{data.path}' is of one colour, which tells nothing of what pruning or precision costs",
+            f"{every} of '{data.path}' is of one colour, which tells nothing of what pruning or precision costs",
             "images like those that the model will see",
             "check --calib",
         )
@@ -54,31 +62,52 @@ def look_at(data: EvalData, spec: PreprocessSpec) -> Seen:
     return Seen(paths, np.stack([one.pixels for one in good]), record)
 
 
-def _is_plain(pixels: NDArray[np.uint8]) -> bool:
-    return bool((pixels == pixels[:1, :1]).all())
-
-
-def _each(count: int) -> str:
-    return "the only image" if count == 1 else f"each of {count} images"
-
-
 def _cautions(name: str, distinct: int, good: int, plain: int, wrong: list[str]) -> tuple[str, ...]:
-    found = []
-    if distinct == 1:
-        copies = "" if good == 1 else f", {good} times"
-        found.append(
-            f"'{name}' holds a single image{copies}: it passes every gate or none, by chance, and other images may get "
-            "other answers; give some hundred"
-        )
-    elif distinct < FEW:
-        found.append(f"'{name}' holds {distinct} different images: each is {100 / good:.1f} points; give some hundred")
-    if plain:
-        found.append(
-            f"{plain} of {good} images of '{name}' are of one colour: engines agree on them whatever pruning or "
-            "precision costs; remove them"
-        )
-    if wrong:
-        found.append(
-            f"{len(wrong)} of {good + len(wrong)} images of '{name}' cannot be read and do not count ({wrong[0]})"
-        )
-    return tuple(found)
+    copies = "" if good == 1 else f", {good} times"
+    single = (
+        f"'{name}' holds a single image{copies}: it passes every gate or none, by chance, and other images may get "
+        "other answers; give some hundred"
+    )
+    few = f"'{name}' holds {distinct} different images: each is {100 / good:.1f} points; give some hundred"
+    of_one_colour = (
+        f"{plain} of {good} images of '{name}' are of one colour: engines agree on them whatever pruning or "
+        "precision costs; remove them"
+    )
+    unread = f"{len(wrong)} of {good + len(wrong)} images of '{name}' cannot be read and do not count"
+    found = [single if distinct == 1 else few] if distinct < FEW else []
+    found += [of_one_colour] if plain else []
+    return (*found, *([f"{unread} ({wrong[0]})"] if wrong else []))
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Some images, and whose they are."""
+
+    paths: tuple[Path, ...]
+    origin: str  #: in words, such as "64 images of 'photos'"
+    given: bool  #: by the user, not the ones that ship with ztdeploy
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what the images hold, in their order."""
+        return hashlib.sha256("".join(map(sha256_of, self.paths)).encode()).hexdigest()
+
+    def batches(self, spec: GraphSpec, preprocess: PreprocessSpec) -> Iterator[NDArray[np.generic]]:
+        """As a graph of that spec takes them; no more than one batch is decoded at a time."""
+        size = spec.batch or BATCH
+        for start in range(0, len(self.paths), size):
+            pixels = load_pixels(self.paths[start : start + size], preprocess)
+            if spec.batch is not None:  # copies fill the last one up, and change no range
+                pixels = np.concatenate([pixels, np.repeat(pixels[-1:], spec.batch - len(pixels), axis=0)])
+            yield pixels if spec.image_input == "uint8" else normalise(pixels, preprocess)
+
+
+def chosen_images(paths: Sequence[Path], name: str) -> CalibrationImages:
+    """At most `MOST_IMAGES` of a user's images."""
+    step = -(-len(paths) // MOST_IMAGES)
+    chosen = tuple(paths[::step])
+    return CalibrationImages(chosen, f"{len(chosen)} images of '{name}'", given=True)
+
+
+def built_in_images(paths: Sequence[Path]) -> CalibrationImages:
+    return CalibrationImages(tuple(paths), f"{len(paths)} built-in images", given=False)

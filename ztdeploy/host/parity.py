@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,10 +41,9 @@ def prove_products(
     Raises:
         ParityError: this CPU's integer kernels give other sums.
     """
-    runner.switch(variant=variant.name)
-    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    actual = _run_twice(runner, variant, pixels)
     runner.adopt(variant.name, exact)
-    expected = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    expected = _run_twice(runner, variant, pixels)
     blocks = [layer.block for layer in variant.plan.layers]
     no_ties = tuple(np.full(len(expected.logits), np.nan) for _ in blocks)
     reference = Reference(
@@ -67,6 +65,12 @@ def prove_products(
     return parity.model_copy(update={"against": "graph"})
 
 
+def _run_twice(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> Outputs:
+    """What a variant makes of the pixels as a batch, and behind that of the first image alone."""
+    runner.switch(variant=variant.name)
+    return Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+
+
 def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
     """Hold a runtime's integer layers, each by itself, against the products of the integers that they are given.
 
@@ -77,7 +81,11 @@ def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
         ParityError: this CPU's integer kernels give other sums.
     """
     given = runner.infer(layers.feeds)
-    errors = {layer: _relative_error(given[layer], wanted) for layer, wanted in layers.wanted.items()}
+    least = np.finfo(np.float32).tiny
+    errors = {
+        layer: float(np.abs(given[layer] - wanted).max() / max(np.abs(wanted).max(), least))
+        for layer, wanted in layers.wanted.items()
+    }
     wrong = [layer for layer, error in errors.items() if not error <= LAYER_TOLERANCE]  # NaN is wrong, too
     if wrong:
         raise ParityError(
@@ -89,10 +97,6 @@ def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
     return max(errors.values())
 
 
-def _relative_error(given: NDArray[Any], wanted: NDArray[np.float64]) -> float:
-    return float(np.abs(given - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
-
-
 def reference_outputs(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
 ) -> Reference:
@@ -102,12 +106,11 @@ def reference_outputs(
         actual: what an engine made of them; its choices are replayed.
     """
     at_once = max(1, TOKENS_AT_ONCE // pruned.token_plan.tokens_per_block[0])
-    choices = [] if actual is None else _choices(actual)
     parts = []
     for start in range(0, len(pixels), at_once):
         some = slice(start, start + at_once)
-        forced = [Choice(one.kept[some], None if one.into is None else one.into[some]) for one in choices]
-        parts.append(_reference_at_once(pruned, module, pixels[some], None if actual is None else forced))
+        forced = None if actual is None else _choices(_of_images(actual, some))
+        parts.append(_reference_at_once(pruned, module, pixels[some], forced))
     return Reference.joined(parts)
 
 
@@ -115,12 +118,11 @@ def _reference_at_once(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], forced: list[Choice] | None
 ) -> Reference:
     replay = pruned.replay(module.normalise(torch.from_numpy(pixels)), forced)
-    images = len(pixels)
     return Reference(
         logits=replay.output.numpy(),
-        kept=tuple(_int32(choice.kept) for choice in replay.choices),
-        into=tuple(_int32(choice.into) for choice in replay.choices if choice.into is not None),
-        gaps=tuple(np.asarray(record.smallest_gap(images).numpy()) for record in replay.records),
+        kept=tuple(choice.kept.int().numpy() for choice in replay.choices),
+        into=tuple(choice.into.int().numpy() for choice in replay.choices if choice.into is not None),
+        gaps=tuple(np.asarray(record.smallest_gap(len(pixels)).numpy()) for record in replay.records),
         replayed=forced is not None,
     )
 
@@ -146,24 +148,19 @@ def replayed_reference(
     return replace(Reference.joined(parts), replayed=True).of_images(order)
 
 
-def _of_images(outputs: Outputs, rows: list[int]) -> Outputs:
+def _of_images(outputs: Outputs, rows: list[int] | slice) -> Outputs:
     kept, into = (tuple(layer[rows] for layer in layers) for layers in (outputs.kept, outputs.into))
     return Outputs(outputs.logits[rows], kept, into)
 
 
 def _choices(outputs: Outputs) -> list[Choice]:
     """One per pruning layer; those of a bundle's variant all merge, or none does."""
+
+    def long(array: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).long()
+
     pairs = zip_longest(outputs.kept, outputs.into)
-    return [Choice(_long(kept), None if into is None else _long(into)) for kept, into in pairs]
-
-
-def _long(array: NDArray[np.int32]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).long()
-
-
-def _int32(tensor: torch.Tensor) -> NDArray[np.int32]:
-    array: NDArray[np.int32] = tensor.to(torch.int32).numpy()
-    return array
+    return [Choice(long(kept), None if into is None else long(into)) for kept, into in pairs]
 
 
 def prove(
@@ -189,8 +186,7 @@ def prove(
     Raises:
         ParityError: names the pruning layer, or the logits.
     """
-    runner.switch(variant=variant.name)
-    actual = Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
+    actual = _run_twice(runner, variant, pixels)
     rows = [*range(len(pixels)), 0]
     own = (own or reference_outputs(pruned, module, pixels)).of_images(rows)
     reference = replayed_reference(pruned, module, pixels[rows], actual, own)

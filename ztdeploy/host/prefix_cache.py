@@ -11,21 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.plan import plan
-from ztdeploy.core.schedule import Architecture, PruningSchedule
+from ztdeploy.core.plan import TokenPlan, Variant
+from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.layer import Choice
-from ztdeploy.host.pruning.pruned_model import PrunedModel, Replay
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 
-def first_block(schedule: PruningSchedule, architecture: Architecture) -> int:
-    """The block, from 0, of the first pruning layer; the depth where there is none.
-
-    Raises:
-        ScheduleError: the schedule does not fit.
-    """
-    layers = plan(schedule, architecture).layers
-    return layers[0].block if layers else architecture.depth
+def first_block(plan: TokenPlan) -> int:
+    """The block, from 0, of the first pruning layer; the depth where there is none."""
+    return plan.layers[0].block if plan.layers else len(plan.tokens_per_block)
 
 
 class DensePrefix:
@@ -70,14 +65,12 @@ class DensePrefix:
             ModelError: the model is pruned already.
             ScheduleError: the schedule does not fit.
         """
-        first = first_block(schedule, self._adapter.architecture)
-        if first == self._adapter.architecture.depth:
+        variant = Variant.of(schedule, self._adapter.architecture)
+        if not variant.plan.layers:
             return self.dense
-        with self._resumed(first), PrunedModel(self._adapter, schedule) as pruned, torch.inference_mode():
-            if choices:
-                replay: Replay = pruned.replay(self.images, choices)
-                return replay.output
-            output: Tensor = pruned(self.images)[0]
+        resumed = self._resumed(first_block(variant.plan))
+        with resumed, PrunedModel(self._adapter, variant) as pruned, torch.inference_mode():
+            output: Tensor = pruned.replay(self.images, choices).output if choices else pruned(self.images)[0]
             return output
 
     @contextmanager
@@ -88,18 +81,10 @@ class DensePrefix:
         skipped = list(self._adapter.blocks[:start])
         try:
             for block in skipped:
-                vars(block)["forward"] = _pass_on
+                vars(block)["forward"] = lambda x, *_arguments, **_named: x
             if skipped:
-                vars(skipped[-1])["forward"] = partial(_give, self._tokens[start])
+                vars(skipped[-1])["forward"] = lambda *_arguments, **_named: self._tokens[start]
             yield
         finally:
             for block in skipped:
                 vars(block).pop("forward", None)
-
-
-def _pass_on(x: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
-    return x
-
-
-def _give(tokens: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
-    return tokens

@@ -150,7 +150,7 @@ class Proof:
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
-        with runner, PrunedModel(self.model.adapter, variant.schedule) as pruned:
+        with runner, PrunedModel(self.model.adapter, variant) as pruned:
             if graph is not None:
                 runner.adopt(variant.name, load_graph(graph, threads))
             module = Deployable(pruned, self.model.preprocess, "uint8")

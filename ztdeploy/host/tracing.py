@@ -14,13 +14,13 @@ from ztdeploy.core.cache import key_of
 from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import Calibration
+from ztdeploy.host.calibration import CalibrationImages
 from ztdeploy.host.export import Deployable, export_onnx
 from ztdeploy.host.graph import GraphSpec, Ranges
 from ztdeploy.host.graph.ranges import measure_ranges
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import reference_outputs
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.host.range_images import CalibrationImages
 from ztdeploy.host.traces import Trace, TraceStore
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.backends.threads import usable_threads

@@ -96,8 +96,8 @@ class _Job:
         Raises:
             StepError: one of them fails; the folder then is of no use.
         """
+        from ztdeploy.host.calibration import built_in_images
         from ztdeploy.host.proof import Proof
-        from ztdeploy.host.range_images import built_in_images
         from ztdeploy.host.tracing import Tracer
         from ztdeploy.jobs.engines import build_engine
         from ztdeploy.jobs.golden import golden_images, write_golden

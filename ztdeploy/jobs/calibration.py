@@ -10,10 +10,9 @@ from ztdeploy.core.manifest import CalibrationRecord, GateLimits, Manifest, Rang
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.core.profile import HardwareProfile
-from ztdeploy.host.calibration import look_at
+from ztdeploy.host.calibration import CalibrationImages, chosen_images, look_at
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.overflow import check_range, probe
-from ztdeploy.host.range_images import CalibrationImages, chosen_images
 from ztdeploy.jobs.request import Gate
 from ztdeploy.target.backends import first_that_runs
 from ztdeploy.target.evaluate.data import EvalData, label_classes, read_data

@@ -17,12 +17,12 @@ from ztdeploy.core.names import block_of, in_pruning_layer
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import Architecture
+from ztdeploy.host.calibration import CalibrationImages
 from ztdeploy.host.graph import GraphSpec, Ranges, specialise
 from ztdeploy.host.graph.parts import blocks_graph, notes_of, without_notes
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.host.graph.shared_weights import SharedWeights
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.host.range_images import CalibrationImages
 from ztdeploy.host.traces import Trace
 from ztdeploy.host.tracing import Tracer
 from ztdeploy.target.backends import backend_of

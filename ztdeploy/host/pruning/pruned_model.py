@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.names import PRUNE, pruning_output
-from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
+from ztdeploy.core.plan import LayerPlan, TokenPlan, Variant
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import pruning_layer
@@ -51,7 +51,15 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     (LayerScale, q/k norms, drop path) stays as it is.
     """
 
-    def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
+    def __init__(self, adapter: ModelAdapter, pruned: PruningSchedule | Variant) -> None:
+        """
+        Args:
+            pruned: a schedule, or what it was resolved to for this architecture.
+
+        Raises:
+            ModelError: the model is pruned already, or its blocks cannot be reached where the method needs it.
+            ScheduleError: the schedule does not fit.
+        """
         super().__init__()
         if any(PRUNE in dict(block.named_children()) for block in adapter.blocks):
             raise ModelError(
@@ -59,7 +67,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             )
         self.model = adapter.model
         self._restores, self._prefix = adapter.output == "features", adapter.architecture.prefix_tokens
-        self.token_plan: TokenPlan = plan(schedule, adapter.architecture)
+        variant = pruned if isinstance(pruned, Variant) else Variant.of(pruned, adapter.architecture)
+        schedule, self.token_plan = variant.schedule, variant.plan
         self.layers: list[PruningLayer] = []
         self._undo: list[Any] = []
         self._pass = _Pass()
