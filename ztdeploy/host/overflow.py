@@ -24,6 +24,7 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.pruning.layer import BlockTaps
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.runtime.preprocess import normalise
 
@@ -86,36 +87,29 @@ def magnitudes(adapter: ModelAdapter, model: nn.Module, batches: Iterable[Tensor
 
 
 class _Watch:
-    """Sees one block's values pass; as a sink, holds its queries and keys until the block ends."""
+    """Sees one block's values pass; holds its queries and keys until the block ends."""
 
     def __init__(self) -> None:
-        self.largest = dict.fromkeys(WORDS, 0.0)
-        self.attention: Tensor | None = None
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.queries: Tensor | None = None
+        self.largest, self.taps = dict.fromkeys(WORDS, 0.0), BlockTaps()
 
     def attach(self, adapter: ModelAdapter, index: int) -> list[Callable[[], None]]:
         """Hooks; what undoes them, in any order."""
         block = adapter.blocks[index]
-        undo = adapter.tap(index, self, attention=False, keys=True, values=False, queries=True)
+        undo = adapter.tap(index, self.taps, attention=False, keys=True, values=False, queries=True)
         # Ahead of a pruning layer's own hook: tokens that it drops are in the stream, too.
         undo.append(block.register_forward_hook(self._end, prepend=True).remove)
         for name, child in block.named_children():
             if name.startswith("norm"):  # behind hooks that replace what enters it
-                undo.append(child.register_forward_pre_hook(self._into_norm).remove)
+                undo.append(child.register_forward_pre_hook(lambda _norm, x: self._see("residual", x[0])).remove)
             elif name != PRUNE:
-                linear = [module for module in child.modules() if isinstance(module, nn.Linear)]
                 see = self._see_attention if name == "attn" else self._see_mlp
+                linear = [module for module in child.modules() if isinstance(module, nn.Linear)]
                 undo.extend(module.register_forward_hook(see).remove for module in linear)
         return undo
 
     def _see(self, kind: str, value: Tensor) -> None:
         largest = float(value.abs().max())
         self.largest[kind] = max(self.largest[kind], math.inf if math.isnan(largest) else largest)
-
-    def _into_norm(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._see("residual", inputs[0])
 
     def _see_attention(self, _linear: nn.Module, _inputs: Any, output: Tensor) -> None:
         self._see("attention", output)
@@ -126,10 +120,11 @@ class _Watch:
 
     def _end(self, _block: nn.Module, _inputs: Any, output: Tensor) -> None:
         self._see("residual", output)
-        if self.queries is not None and self.keys is not None:
-            scaled = self.queries * self.keys.shape[-1] ** -0.5  # as the graph does it, ahead of the product
-            self._see("logits", scaled @ self.keys.transpose(-2, -1))
-        self.queries = self.keys = None
+        queries, keys = self.taps.queries, self.taps.keys
+        if queries is not None and keys is not None:
+            scaled = queries * keys.shape[-1] ** -0.5  # as the graph does it, ahead of the product
+            self._see("logits", scaled @ keys.transpose(-2, -1))
+        self.taps.queries = self.taps.keys = None
 
 
 def _batches(pixels: NDArray[np.uint8], model: LoadedModel) -> Iterable[Tensor]:

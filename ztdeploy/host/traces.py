@@ -63,7 +63,7 @@ class TraceStore:
         """
         self.folder = folder
         self._held: dict[str, bytes] = {}  #: weights that were read; variants share them
-        self._sound = set[str]()  #: weights that are known to be on disk
+        self._sound = set[str]()  #: what is known to be on disk
         with cache_errors(folder):
             make_folder(folder)
             remove_leftovers(folder)
@@ -130,10 +130,12 @@ class TraceStore:
     def _put(self, content: bytes | memoryview) -> str:
         """Write a blob unless it is there and sound."""
         name = hashlib.sha256(content).hexdigest()
-        try:
-            self._blob(name)
-        except (FileNotFoundError, _DamagedError):
-            write(self.folder / name, content)
+        if name not in self._sound:  # another variant has brought the weights, as a rule
+            try:
+                self._blob(name)
+            except (FileNotFoundError, _DamagedError):
+                write(self.folder / name, content)
+            self._sound.add(name)
         return name
 
     def _emptied(self, model: ir.Model) -> bytes:
@@ -142,8 +144,9 @@ class TraceStore:
         for value in graph.graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and tensor.nbytes >= THRESHOLD_BYTES:
+                weights = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
                 value.const_value = ir.ExternalTensor(
-                    location=self._put_weights(tensor),
+                    location=self._put(weights),
                     offset=0,
                     length=tensor.nbytes,
                     dtype=tensor.dtype,
@@ -152,13 +155,6 @@ class TraceStore:
                 )
         content: bytes = ir.serde.serialize_model(graph).SerializeToString(deterministic=True)
         return content
-
-    def _put_weights(self, tensor: ir.TensorProtocol) -> str:
-        content = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
-        name = hashlib.sha256(content).hexdigest()
-        if name not in self._sound:  # another variant has brought them, as a rule
-            self._sound.add(self._put(content))
-        return name
 
     def _graph(self, name: str) -> ir.Model:
         """A graph with its weights in it, all of it from bytes that were hashed."""

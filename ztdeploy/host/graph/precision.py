@@ -24,6 +24,7 @@ from ztdeploy.core.errors import ModelError
 from ztdeploy.core.names import block_of, in_pruning_layer
 from ztdeploy.core.profile import Int8Options, Precision
 from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.rewriting import numbers
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
 
 LOW: dict[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -131,28 +132,25 @@ class _Casts:
         return cast
 
     def _cast(self, value: ir.Value, target: ir.DataType) -> ir.Value:
-        name = f"{value.name}/{_SUFFIX[target]}"
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(target))], num_outputs=1, name=name)
-        cast = node.outputs[0]
-        cast.name, cast.shape, cast.type = name, value.shape, ir.TensorType(target)
-        producer = value.producer()
+        name, to = f"{value.name}/{_SUFFIX[target]}", ir.AttrInt64("to", int(target))
+        output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target))
+        node, producer = ir.Node("", "Cast", [value], [to], outputs=[output], name=name), value.producer()
         if producer is None:  # a graph input
             self._graph.insert_before(self._graph[0], node)
         else:
             self._graph.insert_after(producer, node)
-        return cast
+        return output
 
     def _weight(self, value: ir.Value, target: ir.DataType) -> ir.Value:
-        tensor, name = value.const_value, f"{value.name}.{_SUFFIX[target]}"
-        assert tensor is not None
+        values, name = numbers(value), f"{value.name}.{_SUFFIX[target]}"
 
         def cast() -> ir.TensorProtocol:
-            return ir.tensor(_in_range(tensor.numpy(), target, str(value.name)), name=name)
+            return ir.tensor(_in_range(numbers(value), target, str(value.name)), name=name)
 
         # What stays inside the graph is read by its serialiser, which would hide the error in one of its own.
-        lazy = ir.LazyTensor(cast, dtype=target, shape=ir.Shape(tensor.numpy().shape), name=name)
-        now = tensor.size * target.itemsize < THRESHOLD_BYTES
-        weight = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target), const_value=cast() if now else lazy)
+        small = values.size * target.itemsize < THRESHOLD_BYTES
+        tensor = cast() if small else ir.LazyTensor(cast, dtype=target, shape=ir.Shape(values.shape), name=name)
+        weight = ir.Value(name=name, shape=value.shape, type=ir.TensorType(target), const_value=tensor)
         self._graph.register_initializer(weight)
         return weight
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.files import write, writing
+from ztdeploy.host.graph.rewriting import numbers
 
 #: Smaller tensors stay inside the graphs.
 THRESHOLD_BYTES = 4096
@@ -64,28 +65,25 @@ class SharedWeights:
             if self._names.get(self._digest(value)) == name:
                 value.const_value = self._external(weights, name)
             else:
-                assert value.const_value is not None
-                value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
+                value.const_value = ir.Tensor(numbers(value), name=name)
         write(path, ir.serde.serialize_model(model).SerializeToString(deterministic=True))
 
     def _intern(self, value: ir.Value) -> str:
-        tensor = value.const_value
-        assert tensor is not None
-        key = self._digest(value)
+        key, name = self._digest(value), value.name or "weight"
         if key not in self._names:
-            name = value.name or "weight"
-            unique, number = name, 1
-            while unique in self._tensors:
-                number += 1
-                unique = f"{name}.{number}"
-            self._names[key], self._tensors[unique] = unique, tensor
+            names = (name if number == 1 else f"{name}.{number}" for number in count(1))
+            self._names[key] = next(name for name in names if name not in self._tensors)
+            assert value.const_value is not None
+            self._tensors[self._names[key]] = value.const_value
         return self._names[key]
 
     def _digest(self, value: ir.Value) -> str:
         tensor = value.const_value
         assert tensor is not None
         if id(tensor) not in self._digests:
-            self._digests[id(tensor)] = tensor, _digest(tensor)
+            digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(_raw(tensor))
+            self._digests[id(tensor)] = tensor, digest.hexdigest()
         return self._digests[id(tensor)][1]
 
     def _write_tensors(self, weights: Path) -> dict[str, int]:
@@ -99,11 +97,8 @@ class SharedWeights:
                     f"tensor '{name}' of type {tensor.dtype}", f"one of {sorted(_DTYPES.values())}", "cast it"
                 )
             starts[name], end = begin, begin + tensor.nbytes
-            header[name] = {
-                "dtype": _DTYPES[tensor.dtype],
-                "shape": [int(dim) for dim in tensor.numpy().shape],
-                "data_offsets": [begin, end],
-            }
+            shape = [int(dim) for dim in tensor.numpy().shape]
+            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
             begin = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % 64)
@@ -151,12 +146,6 @@ def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None
         else:
             value.name = name
             graph.register_initializer(value)
-
-
-def _digest(tensor: ir.TensorProtocol) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(_raw(tensor))
-    return digest.hexdigest()
 
 
 def _raw(tensor: ir.TensorProtocol) -> memoryview:
