@@ -99,42 +99,44 @@ def _broken(name: str, reference: str, why: str) -> ScheduleError:
     )
 
 
-METHODS = MethodTable({
-    "zero-tprune": Method(
-        "ztdeploy.host.pruning.zero_tprune:ZeroTPrune",
-        frozenset({"page-rank", "halves"}),
-        _RANKING | SIMILARITY_OPTIONS,
-    ),
-    "tome": Method(
-        "ztdeploy.host.pruning.tome:ToMe",
-        frozenset({"halves", "merging"}),
-        _COMPARING | {"proportional"},
-        merges=True,
-        inside=True,
-        every_block=True,
-    ),
-    "zero-tprune-merge": Method(
-        "ztdeploy.host.pruning.zero_tprune_merge:ZeroTPruneMerge",
-        frozenset({"page-rank", "halves", "partners", "merging"}),
-        _RANKING | SIMILARITY_OPTIONS | _PARTNERS | COHERENCE_OPTIONS,
-        merges=True,
-        late=True,
-    ),
-    "novelty-merge": Method(
-        "ztdeploy.host.pruning.novelty_merge:NoveltyMerge",
-        frozenset({"page-rank", "distances", "partners", "merging"}),
-        _PARTNERS | COHERENCE_OPTIONS | _NOVELTY,
-        merges=True,
-        late=True,
-    ),
-    "ats": Method("ztdeploy.host.pruning.ats:AdaptiveSampling", needs_class_token=True),
-    "evit": Method(
-        "ztdeploy.host.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
-    ),
-    "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
-    "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop"),
-    "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst"),
-})
+METHODS = MethodTable(
+    {
+        "zero-tprune": Method(
+            "ztdeploy.host.pruning.zero_tprune:ZeroTPrune",
+            frozenset({"page-rank", "halves"}),
+            _RANKING | SIMILARITY_OPTIONS,
+        ),
+        "tome": Method(
+            "ztdeploy.host.pruning.tome:ToMe",
+            frozenset({"halves", "merging"}),
+            _COMPARING | {"proportional"},
+            merges=True,
+            inside=True,
+            every_block=True,
+        ),
+        "zero-tprune-merge": Method(
+            "ztdeploy.host.pruning.zero_tprune_merge:ZeroTPruneMerge",
+            frozenset({"page-rank", "halves", "partners", "merging"}),
+            _RANKING | SIMILARITY_OPTIONS | _PARTNERS | COHERENCE_OPTIONS,
+            merges=True,
+            late=True,
+        ),
+        "novelty-merge": Method(
+            "ztdeploy.host.pruning.novelty_merge:NoveltyMerge",
+            frozenset({"page-rank", "distances", "partners", "merging"}),
+            _PARTNERS | COHERENCE_OPTIONS | _NOVELTY,
+            merges=True,
+            late=True,
+        ),
+        "ats": Method("ztdeploy.host.pruning.ats:AdaptiveSampling", needs_class_token=True),
+        "evit": Method(
+            "ztdeploy.host.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
+        ),
+        "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
+        "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop"),
+        "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst"),
+    }
+)
 
 
 def method_named(name: str) -> Method:
