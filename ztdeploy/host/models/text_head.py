@@ -59,7 +59,7 @@ class TextHead(nn.Module):
 
     def __init__(self, texts: TextEmbeddings) -> None:
         super().__init__()
-        self.register_buffer("weight", texts.matrix.T.contiguous())  # a plain product, which `graph.turing` knows
+        self.register_buffer("weight", texts.matrix.T.contiguous())  # a plain product, which `graph.old_runtimes` knows
         self.register_buffer("scale", torch.tensor(texts.scale))
         self.register_buffer("bias", torch.tensor(texts.bias))
 
