@@ -597,7 +597,7 @@ def test_force_never_deletes_what_is_not_a_bundle(tmp_path, manifest):
 
 def test_force_never_deletes_a_file(tmp_path):
     (tmp_path / "out").write_text("years of work")
-    refused(lambda: build_into(tmp_path / "out", force=True), "not a bundle", kind=OutputError)
+    refused(lambda: build_into(tmp_path / "out", force=True), "is a file", kind=OutputError)
     assert (tmp_path / "out").read_text() == "years of work"
 
 
