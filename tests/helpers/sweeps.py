@@ -8,12 +8,12 @@ from typing import Any
 
 from helpers.bench import configuration
 from helpers.reports import TEMPLATE
+from ztdeploy.core.manifest import Fidelity
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, ColdStart, ConfigurationReport, read_report
 from ztdeploy.target.measure.sweep_report import (
     BlockAttention,
-    Fidelity,
     OperatorProfile,
     OperatorTime,
     Part,

@@ -33,7 +33,7 @@ _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Measure latency, throughput, cold start and memory, against the dense model.")(bench)
+    app.command(help="Measure latency, throughput, cold start and memory, compared with the baseline.")(bench)
 
 
 def bench(
@@ -54,12 +54,12 @@ def bench(
         ),
     ] = None,
     iterations: Annotated[
-        int | None, number_option(arguments.CALLS, "--iterations", help="Calls instead of seconds, likewise.")
+        int | None, number_option(arguments.CALLS, "--iterations", help="Calls per configuration, instead of seconds.")
     ] = None,
     rounds: Annotated[
         int, number_option(arguments.ROUNDS, "--rounds", help="How often the configurations take turns.")
     ] = 10,
-    reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Measure dense as well.")] = True,
+    reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Also measure the baseline.")] = True,
     out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
     json: JsonFlag = False,
 ) -> None:

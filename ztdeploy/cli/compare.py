@@ -22,21 +22,21 @@ REGRESSION = 7
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Whether anything became slower between two reports of 'bench' or 'sweep'; exit code 7 if so.")(
+    app.command(help="Say whether anything became slower between two reports of bench or sweep; exit code 7 if so.")(
         compare
     )
 
 
 def compare(
-    baseline: Annotated[Path, path_argument("Report of 'bench' or 'sweep': what it was.")],
-    candidate: Annotated[Path, path_argument("Report of 'bench' or 'sweep': what it is now.")],
+    baseline: Annotated[Path, path_argument("Earlier report of 'bench' or 'sweep'.")],
+    candidate: Annotated[Path, path_argument("Later report of 'bench' or 'sweep'.")],
     max_slowdown: Annotated[
         float,
         number_option(
             PERCENT,
             "--max-slowdown",
             metavar="PERCENT",
-            help="A regression is slower by more, with the whole interval.",
+            help="Slower by more, with the whole interval, is a regression.",
         ),
     ] = 5.0,
     max_memory_growth: Annotated[
@@ -49,7 +49,7 @@ def compare(
         ),
     ] = None,
     speedup_only: Annotated[
-        bool, typer.Option("--speedup-only", help="Judge speed-ups over dense, not latencies.")
+        bool, typer.Option("--speedup-only", help="Judge speed-ups over the baseline, not latencies.")
     ] = False,
     any_machine: Annotated[
         bool, typer.Option("--any-machine", help="Compare runs of different machines all the same.")
@@ -61,7 +61,9 @@ def compare(
             help="What makes two configurations the same. (default: model,image-size,variant,batch,threads,backend)",
         ),
     ] = None,
-    layout: Annotated[Literal["text", "md"], typer.Option("--format", help="md: for a pull request.")] = "text",
+    layout: Annotated[
+        Literal["text", "md"], typer.Option("--format", help="md: Markdown for a pull request.")
+    ] = "text",
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.report.compare.comparison import Criteria, compare_reports

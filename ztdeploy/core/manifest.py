@@ -182,20 +182,30 @@ class ImagesUsed(FiniteRecord):
     images: int = Field(ge=1)
 
 
-class FidelityRecord(ImagesUsed):
-    """How pruning changes an engine's answers, compared with the baseline's engine of its own or an fp32 profile."""
+class Fidelity(ImagesUsed):
+    """How pruning changes an engine's answers, compared with the baseline's engine."""
+
+    top1: float | None = None  #: share of images; None where they are not labelled
+    dense_top1: float | None = None
+    change: tuple[float, float] | None = None  #: 95 % interval of top1 less dense_top1
+    agreement: float | None  #: share of images with the baseline's answer; None for embeddings and features
+    kl: float | None  #: mean divergence from the baseline's output, nats; None for embeddings and features
+    cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline's
+
+    @property
+    def likeness(self) -> float:
+        """The agreement of answers, or the mean cosine where there are none."""
+        return next((value for value in (self.agreement, self.cosine) if value is not None), 0.0)
+
+
+class FidelityRecord(Fidelity):
+    """An evaluation on record; the baseline's engine may be of another, fp32 profile."""
 
     created: str
     engine_sha256: str  #: of the engine that was evaluated
     dense_sha256: str  #: of the baseline's engine
     dense_profile: Name | None = None  #: profile of the baseline's engine; None: the same
-    top1: float | None  #: share of images; None where they are not labelled
     top5: float | None
-    dense_top1: float | None
-    change: tuple[float, float] | None  #: 95 % interval of top1 less dense_top1
-    agreement: float | None  #: share of images with the baseline's answer; None for embeddings and features
-    kl: float | None  #: mean divergence from the baseline's output, nats; None for embeddings and features
-    cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline's
 
 
 class GateLimits(FiniteRecord):

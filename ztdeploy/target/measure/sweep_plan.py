@@ -14,14 +14,14 @@ from typing import Any
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.keep_ratio import check_keep_ratio
-from ztdeploy.core.manifest import FidelityRecord, VariantRecord
+from ztdeploy.core.manifest import Fidelity, FidelityRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.setting import Setting
 from ztdeploy.core.text import printable
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, Failure
 from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.measure.plan import check_request
-from ztdeploy.target.measure.sweep_report import BundleUsed, Fidelity, SweepReport, SweepRequest, VariantFacts
+from ztdeploy.target.measure.sweep_report import BundleUsed, SweepReport, SweepRequest, VariantFacts
 from ztdeploy.target.runtime.runner import engine_of
 
 #: Processes that take turns with one another; each holds an engine in memory, and waits for all others.

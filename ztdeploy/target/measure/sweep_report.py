@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ztdeploy.core.manifest import Fidelity
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
@@ -46,25 +47,6 @@ class BundleUsed(Record):
     image_size: ImageSize
     path: str
     digest: str  #: of the engines, the blocks and the weights that were measured
-
-
-class Fidelity(Record):
-    """What pruning costs, on images; against the dense engine of the same weights."""
-
-    images: int
-    agreement: float | None  #: share of images with the dense engine's answer; None for embeddings and features
-    kl: float | None  #: mean divergence of the outputs from the dense engine's, nats; likewise
-    cosine: float | None = None  #: of embeddings and features: mean cosine to the dense engine's
-    top1: float | None = None  #: where the images are labelled
-    dense_top1: float | None = None
-    change: tuple[float, float] | None = None  #: 95 % interval of top1 less dense_top1
-    data: str = ""  #: what the images are called
-    data_sha256: str = ""  #: of their names, contents and labels
-
-    @property
-    def likeness(self) -> float:
-        """What is held against the least agreement: that of answers, or the mean cosine where there are none."""
-        return next((value for value in (self.agreement, self.cosine) if value is not None), 0.0)
 
 
 class VariantFacts(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ztdeploy.core.manifest import Fidelity
 from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.figures import cosine, percent, short
 from ztdeploy.report.kit.markup import Markup, element
@@ -11,7 +12,6 @@ from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, notes, path
 from ztdeploy.report.kit.plots.scale import linear, steps
 from ztdeploy.report.sweep.panels import Panel, View
 from ztdeploy.report.sweep.plots.ratios import p50
-from ztdeploy.target.measure.sweep_report import Fidelity
 
 
 def unknown(panel: Panel, _view: View) -> Figure | None:
