@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Contender:
-    """A `measure.turns.Subject`: one of the table below in a process of its own."""
+    """A `measure.turns.Timeable`: one of the table below in a process of its own."""
 
     variant: str
     job: Job

@@ -23,7 +23,7 @@ from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.threads import usable_threads
-from ztdeploy.target.measure.turns import Configuration, Subject
+from ztdeploy.target.measure.turns import Configuration, Timeable
 
 #: Ours, and references at the same token counts.
 OURS = ("zero-tprune", "slice", "tome")
@@ -38,7 +38,7 @@ def main() -> None:
         bundle = _build(arguments.model, arguments.keep_ratio, arguments.image_size, Path(folder) / "bundle")
         job = replace(job, image_size=plain_export(job))
         ours, work = our_engines(bundle, job)
-        subjects: list[Subject] = [*(Contender(name, job) for name in CONTENDERS), *ours]
+        subjects: list[Timeable] = [*(Contender(name, job) for name in CONTENDERS), *ours]
         timed = time_in_turns(subjects, rounds=arguments.rounds, seconds=arguments.duration)
     print(f"{describe_machine()}, {versions()}\n")
     print(

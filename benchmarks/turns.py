@@ -32,7 +32,7 @@ class Timed(turns.Timed):
         return median(ratios), bootstrap_interval(ratios)
 
 
-def time_in_turns(subjects: Sequence[turns.Subject], *, rounds: int, seconds: float) -> list[Timed]:
+def time_in_turns(subjects: Sequence[turns.Timeable], *, rounds: int, seconds: float) -> list[Timed]:
     """Each works for `seconds` in all, in `rounds` parts and changing order; who cannot load, or dies, is left out."""
     found, order = [Timed(subject) for subject in subjects], TimingOrder(seconds=seconds / rounds, lead_in=1)
     warm_up = TimingOrder(seconds=min(1.0, seconds / rounds))

@@ -21,7 +21,7 @@ from pydantic import Field
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
-from ztdeploy.report.compare.entries import FIELDS, Entry, Identity, bench_runs, entries, telling_fields
+from ztdeploy.report.compare.entries import FIELDS, Compared, Identity, bench_runs, entries, telling_fields
 from ztdeploy.report.compare.machine_facts import Difference, differences
 from ztdeploy.target.measure.bench_report import BenchReport
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, RESAMPLES, Interval, unpaired_ratio_interval
@@ -195,7 +195,7 @@ def judge(ratio: Interval | None, threshold: float, *, larger_is_worse: bool) ->
 
 
 def _nothing_in_common(
-    before: Mapping[Identity, Entry], after: Mapping[Identity, Entry], names: tuple[str, str]
+    before: Mapping[Identity, Compared], after: Mapping[Identity, Compared], names: tuple[str, str]
 ) -> InputError:
     sides = []
     for name, side in zip(names, (before, after), strict=True):
@@ -209,7 +209,7 @@ def _nothing_in_common(
     )
 
 
-def _pair(before: Entry, after: Entry, label: str, criteria: Criteria, resamples: int) -> ConfigurationPair:
+def _pair(before: Compared, after: Compared, label: str, criteria: Criteria, resamples: int) -> ConfigurationPair:
     def change(old: Sequence[float], new: Sequence[float], *, larger_is_worse: bool) -> RatioChange:
         interval = unpaired_ratio_interval(new, old, seed=criteria.seed, resamples=resamples)
         outcome = judge(interval, criteria.max_slowdown, larger_is_worse=larger_is_worse)
@@ -257,7 +257,7 @@ def _verdict(pair: ConfigurationPair, criteria: Criteria) -> str:
     return next((word for outcome, word in words.items() if outcome in outcomes), "not judged")
 
 
-def _growths(before: Entry, after: Entry, criteria: Criteria) -> Iterator[Growth]:
+def _growths(before: Compared, after: Compared, criteria: Criteria) -> Iterator[Growth]:
     limit, fields = (
         criteria.max_memory_growth,
         {"peak_rss_mb": "peak memory", "engine_mb": "engine", "model_mb": "weights"},
@@ -271,7 +271,7 @@ def _growths(before: Entry, after: Entry, criteria: Criteria) -> Iterator[Growth
             yield Growth(what=what, baseline_mb=was, candidate_mb=now, regression=regression)
 
 
-def _notes(before: Entry, after: Entry) -> Iterator[str]:
+def _notes(before: Compared, after: Compared) -> Iterator[str]:
     old, new = before.measured, after.measured
     if abs(new.gmacs / old.gmacs - 1) > _OTHER_WORK:
         yield f"another schedule or model: {old.gmacs:.4g} -> {new.gmacs:.4g} GMACs"
@@ -287,9 +287,9 @@ def _notes(before: Entry, after: Entry) -> Iterator[str]:
 
 
 def _missing(
-    before: Mapping[Identity, Entry], after: Mapping[Identity, Entry], telling: Sequence[str]
+    before: Mapping[Identity, Compared], after: Mapping[Identity, Compared], telling: Sequence[str]
 ) -> Iterator[Missing]:
-    sides: dict[Side, Mapping[Identity, Entry]] = {"baseline": before, "candidate": after}
+    sides: dict[Side, Mapping[Identity, Compared]] = {"baseline": before, "candidate": after}
     for identity in {**before, **after}:
         for name, side in sides.items():
             measured = side[identity].measured if identity in side else None

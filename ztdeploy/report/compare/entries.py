@@ -48,7 +48,7 @@ _ALWAYS = ("variant", "batch", "threads")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Compared:
     """One configuration of a report."""
 
     identity: Identity
@@ -86,7 +86,7 @@ def bench_runs(report: BenchReport | SweepReport) -> tuple[BenchReport, ...]:
     return report.runs if isinstance(report, SweepReport) else (report,)
 
 
-def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] = FIELDS) -> dict[Identity, Entry]:
+def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] = FIELDS) -> dict[Identity, Compared]:
     """Every configuration by what is asked about it, in the report's order; also those without a sample.
 
     Args:
@@ -97,7 +97,7 @@ def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] =
         InputError: figures that no measurement gives, or two configurations that `match` does not tell apart.
     """
     check_figures(report, name)
-    found: dict[Identity, Entry] = {}
+    found: dict[Identity, Compared] = {}
     for size, dense, measured, comparison in _configurations(report):
         bundle = bench_runs(report)[0].bundle
         identity = Identity(
@@ -114,7 +114,7 @@ def entries(report: BenchReport | SweepReport, name: str, match: Sequence[str] =
                 "one of each",
                 f"match by more than {', '.join(match)}",
             )
-        found[identity] = Entry(identity, dense, measured, comparison)
+        found[identity] = Compared(identity, dense, measured, comparison)
     return found
 
 

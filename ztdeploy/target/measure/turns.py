@@ -23,7 +23,7 @@ from ztdeploy.target.measure.orders import Timing, TimingOrder, Worker
 from ztdeploy.target.measure.statistics import Rounds, median_ratio, overall_median
 
 
-class Subject(Protocol):
+class Timeable(Protocol):
     """What one process times, whatever it is."""
 
     @property
@@ -53,7 +53,7 @@ class Configuration:
 class Timed:
     """A subject, and what its process has measured so far."""
 
-    subject: Subject
+    subject: Timeable
     start: ColdStart | None = None
     turns: list[Turn] = field(default_factory=list)
     peak_rss_mb: float | None = None
