@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -161,14 +162,14 @@ class ModelAdapter:
         undo: list[Undo] = []
         if attention:
             undo += [switch(module, "fused_attn", False)]
-            note = lambda _drop, inputs: setattr(sink, "attention", inputs[0])  # noqa: E731
-            undo += [module.attn_drop.register_forward_pre_hook(note).remove]
+            take = partial(setattr, sink, "attention")
+            undo += [module.attn_drop.register_forward_pre_hook(lambda _drop, inputs: take(inputs[0])).remove]
         if keys:
-            undo += self.tap_keys(module, lambda part: setattr(sink, "keys", part))
+            undo += self.tap_keys(module, partial(setattr, sink, "keys"))
         if values:
-            undo += self.tap_values(module, lambda part: setattr(sink, "values", part))
+            undo += self.tap_values(module, partial(setattr, sink, "values"))
         if queries:
-            undo += self.tap_queries(module, lambda part: setattr(sink, "queries", part))
+            undo += self.tap_queries(module, partial(setattr, sink, "queries"))
         return undo
 
     def tap_keys(self, attention: Any, take: Callable[[Tensor], None]) -> list[Undo]:

@@ -162,16 +162,18 @@ def _bounded(name: str, value: Any) -> Any:
 
 
 class _Vision(_Said):
+    """By timm's names for what decides shapes, with those of `transformers` as aliases."""
+
     model_type: str
-    hidden_size: int | None = Field(default=None, ge=1, le=_LARGEST)
-    num_hidden_layers: int | None = Field(default=None, ge=1, le=_DEEPEST)
-    num_attention_heads: int | None = Field(default=None, ge=1, le=_LARGEST)
+    embed_dim: int | None = Field(default=None, alias="hidden_size", ge=1, le=_LARGEST)
+    depth: int | None = Field(default=None, alias="num_hidden_layers", ge=1, le=_DEEPEST)
+    num_heads: int | None = Field(default=None, alias="num_attention_heads", ge=1, le=_LARGEST)
     intermediate_size: int | None = Field(default=None, ge=1, le=_LARGEST)
     mlp_ratio: float | None = Field(default=None, gt=0, le=64)
     image_size: int | tuple[int, int] | None = None
     patch_size: int | tuple[int, int] | None = None
-    num_channels: int | None = Field(default=None, ge=1, le=64)
-    num_register_tokens: int | None = Field(default=None, ge=0, le=_LARGEST)
+    in_chans: int | None = Field(default=None, alias="num_channels", ge=1, le=64)
+    reg_tokens: int | None = Field(default=None, alias="num_register_tokens", ge=0, le=_LARGEST)
     qkv_bias: bool | None = None
     hidden_act: str | None = None
     layer_norm_eps: float | None = Field(default=None, gt=0, lt=1)
@@ -187,7 +189,6 @@ class _Vision(_Said):
 
 
 class _Preprocessor(_Said):
-    do_resize: bool = True
     do_center_crop: bool | None = None
     do_normalize: bool = True
     size: int | dict[str, int | None] | None = None
@@ -258,7 +259,7 @@ def _architecture(kind: str, config: _Vision) -> str | None:
         pattern = "deit_{size}_distilled_patch{patch}_224"
     if kind == "clip_vision_model" and config.hidden_act == "quick_gelu":
         pattern = pattern.replace("_clip_", "_clip_quickgelu_")
-    size, patch = _SIZES.get(config.hidden_size or 0, "base"), (_pair(config.patch_size) or (16, 16))[0]
+    size, patch = _SIZES.get(config.embed_dim or 0, "base"), (_pair(config.patch_size) or (16, 16))[0]
     exact = "vit_giant_patch14_dinov2" if config.use_swiglu_ffn else pattern.format(size=size, patch=patch)
     if config.use_swiglu_ffn and kind == "dinov2_with_registers":
         exact = "vit_giant_patch14_reg4_dinov2"
@@ -268,20 +269,11 @@ def _architecture(kind: str, config: _Vision) -> str | None:
 
 
 def _geometry(config: _Vision) -> dict[str, Any]:
-    width, inner = config.hidden_size, config.intermediate_size
-    # timm multiplies and cuts off what is behind the point
-    ratio = config.mlp_ratio if inner is None or width is None else (inner + 0.5) / width
-    patch = _pair(config.patch_size)
-    found = {
-        "embed_dim": width,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": None if config.use_swiglu_ffn else ratio,
-        "patch_size": patch[0] if patch and patch[0] == patch[1] else patch,
-        "in_chans": config.num_channels,
-        "reg_tokens": config.num_register_tokens,
-        "qkv_bias": config.qkv_bias,
-    }
+    found = config.model_dump(include={"embed_dim", "depth", "num_heads", "in_chans", "reg_tokens", "qkv_bias"})
+    width, inner, patch = config.embed_dim, config.intermediate_size, _pair(config.patch_size)
+    if not config.use_swiglu_ffn:  # timm multiplies, and cuts off what is behind the point
+        found["mlp_ratio"] = config.mlp_ratio if inner is None or width is None else (inner + 0.5) / width
+    found["patch_size"] = patch[0] if patch and patch[0] == patch[1] else patch
     return {name: value for name, value in found.items() if value is not None}
 
 
