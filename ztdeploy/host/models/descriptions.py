@@ -189,6 +189,7 @@ class _Vision(_Said):
 
 
 class _Preprocessor(_Said):
+    do_resize: bool = True
     do_center_crop: bool | None = None
     do_normalize: bool = True
     size: int | dict[str, int | None] | None = None
