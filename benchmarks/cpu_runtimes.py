@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.plan import parse_counts
 from ztdeploy.target.measure.turns import Configuration
 

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.core.kernel_files import usable_threads
 
 
 def describe_machine() -> str:

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.backends.threads import usable_threads
 
 RATIOS = (0.9, 0.7, 0.5)
 CHILD = """

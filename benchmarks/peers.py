@@ -19,10 +19,10 @@ from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, plain_expor
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.turns import Configuration, Timeable
 
 #: Ours, and references at the same token counts.

@@ -282,7 +282,7 @@ def test_the_contracts_hold(sources: Path) -> None:
     ("file", "line"),
     [
         ("target/runtime/postprocess.py", "import torch"),
-        ("target/backends/threads.py", "import onnx"),
+        ("target/backends/int8.py", "import onnx"),
         ("target/measure/turns.py", "from ztdeploy.host.models.loading import load_model"),
         ("core/bundle.py", "from ztdeploy.target.runtime.runner import load"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.machines import SERVER, plant
+from ztdeploy.core import kernel_files
 from ztdeploy.target.measure import machine as module
 from ztdeploy.target.measure.bench_report import ConfigurationReport, Turn
 from ztdeploy.target.measure.machine import Machine, State, read_machine, read_state
@@ -73,7 +74,7 @@ def machine(
 def faked(root: Path, cores: Sequence[int] = (0, 1, 2, 3)) -> Iterator[None]:
     """As if this machine were the one whose files lie below a root, where `nvidia-smi` answers nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROOT", root)
+        patch.setattr(kernel_files, "ROOT", root)
         patch.setattr(module, "usable_cores", lambda: tuple(cores))
         patch.setattr(module, "nvidia_smi", lambda: None)
         yield

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+#: Where `proc`, `sys` and `etc` lie. Tests describe another machine below another root.
+ROOT = Path("/")
+
+
+def at(path: str) -> Path:
+    """Where a file of the system lies."""
+    return ROOT / path
 
 
 def text(path: Path) -> str | None:
@@ -49,3 +60,44 @@ def folders(parent: Path, pattern: str) -> list[Path]:
         return sorted(parent.glob(pattern))
     except OSError:
         return []
+
+
+def usable_threads(limit: int = 0) -> int:
+    """How many threads a process may really use: containers see the host's cores, the scheduler does not lie.
+
+    Returns:
+        Cores in the scheduler's affinity set, bounded by the container's CPU quota and by `limit` (0: no limit).
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota_cores()
+    return max(1, min(affinity, limit or affinity, affinity if quota is None else math.ceil(quota)))
+
+
+def cpu_quota_cores() -> float | None:
+    """How many cores' time the process's control groups may use; the tightest counts. None without a quota."""
+    quotas = []
+    for group in control_groups("cpu"):
+        quota, _, period = (text(group / "cpu.max") or "").partition(" ")
+        if not quota:
+            quota, period = (text(group / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+        if quota.isdigit() and int(quota) and period.isdigit() and int(period):
+            quotas.append(int(quota) / int(period))
+    return round(min(quotas), 3) if quotas else None
+
+
+def control_groups(controller: str) -> Iterator[Path]:
+    """The folders of the process's control group and of all groups above it, in version 2 and version 1."""
+    mounts = at("sys/fs/cgroup")
+    for line in (text(at("proc/self/cgroup")) or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            hierarchies = [mounts, mounts / "unified"]
+        elif controller in controllers.split(","):
+            hierarchies = [mounts / controllers, mounts / controller]
+        else:
+            continue
+        # Inside a container the path may be the host's, which is not there; its top is then the container's own group.
+        group = PurePosixPath(path.lstrip("/"))
+        found = next((mount for mount in hierarchies if mount.is_dir()), None)
+        if found is not None and ".." not in group.parts:
+            yield from (found / above for above in [group, *group.parents] if (found / above).is_dir())

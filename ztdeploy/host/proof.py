@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import GraphRecord, Manifest, ParityRecord, VariantRecord
 from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import PruningSchedule
@@ -29,7 +30,6 @@ from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import prove, prove_layers, prove_products
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.backends import backend_of, load_graph, why_not_run
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.runtime.parity import golden_reference
 from ztdeploy.target.runtime.runner import BundleRunner
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.cache import key_of
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import Calibration
@@ -23,7 +24,6 @@ from ztdeploy.host.parity import reference_outputs
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.host.traces import Trace, TraceStore
 from ztdeploy.target.backends import runtime_versions
-from ztdeploy.target.backends.threads import usable_threads
 
 
 class TraceMemory:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ztdeploy.core.bundle import Bundle, check_output, read_bundle, write_manifest
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, ParityError
 from ztdeploy.core.folders import scratch_folder
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress, silent
@@ -23,7 +24,6 @@ from ztdeploy.jobs.build import build
 from ztdeploy.jobs.gate import apply_gate, none_left
 from ztdeploy.jobs.request import BuildRequest, Gate
 from ztdeploy.target.backends import why_not_build, why_not_run
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
 from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge, judged_rows

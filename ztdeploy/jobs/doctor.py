@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.errors import EnvironmentLacksError
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.processor import BF16_PRODUCTS, DOT_PRODUCTS, processor
 from ztdeploy.target.backends import backend_table, get_backend
 from ztdeploy.target.backends.base import Finding
 from ztdeploy.target.backends.int8 import what_int8_lacks
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.machine import processor_name
 
 #: What the host half needs; a module is called as its distribution is, but for hyphens.

@@ -20,7 +20,7 @@ MODEL, PROFILE = "vit_digits", "cpu"
 KEEP_RATIOS = (0.9, 0.7, 0.5, 0.3)
 
 
-class Row(Record):
+class QuickstartRow(Record):
     """One variant of the quickstart's table."""
 
     variant: str
@@ -35,7 +35,7 @@ class Row(Record):
     speedup: float
 
 
-def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Row]:
+def quickstart(out: Path, progress: Progress, *, force: bool) -> list[QuickstartRow]:
     """Build the shipped model at several keep ratios and compare each with dense, which comes first."""
     model = ModelSource(name=MODEL)
     bundle = build(BuildRequest(model, (PROFILE,), out, keep_ratios=KEEP_RATIOS, force=force), progress)
@@ -54,7 +54,7 @@ def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Row]:
         top1, against = scores[variant.name].top1, scores[variant.name].against_dense
         assert top1 is not None
         rows.append(
-            Row(
+            QuickstartRow(
                 variant=variant.name,
                 keep_ratio=variant.keep_ratio or 0,
                 tokens_per_block=variant.plan.tokens_per_block,

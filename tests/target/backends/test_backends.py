@@ -11,11 +11,12 @@ import pytest
 from helpers.errors import refused as refused_as
 
 import ztdeploy
+from ztdeploy.core import kernel_files
 from ztdeploy.core.bundle import WEIGHTS_FILE, read_bundle
 from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLacksError
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.profile import profile_names, read_profile
-from ztdeploy.target.backends import BACKENDS, get_backend, threads, why_not_build, why_not_run
-from ztdeploy.target.backends.threads import cpu_quota, usable_threads
+from ztdeploy.target.backends import BACKENDS, get_backend, why_not_build, why_not_run
 
 VARIANTS = ("keep-0.70", "keep-0.50", "dense")
 
@@ -53,29 +54,6 @@ def refused(call, kind, *fragments):
 
 
 @pytest.mark.parametrize(
-    ("content", "cores"),
-    [
-        ("max 100000\n", None),
-        ("100000 100000\n", 1),
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 2),
-        ("250000 50000\n", 5),
-        ("50000 100000\n", 1),
-        ("1000 100000\n", 1),
-        ("100000 0\n", None),
-        ("100000\n", None),
-        ("many 100000\n", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_the_quota_of_a_control_group(tmp_path, content, cores):
-    if content is not None:
-        (tmp_path / "cpu.max").write_text(content)
-    assert cpu_quota(tmp_path) == cores
-
-
-@pytest.mark.parametrize(
     ("affinity", "quota", "limit", "expected"),
     [
         (8, None, 0, 8),
@@ -91,14 +69,14 @@ def test_the_quota_of_a_control_group(tmp_path, content, cores):
 def test_usable_threads_are_the_smallest_bound(monkeypatch, affinity, quota, limit, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(affinity)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)  # the host's, which a container sees
-    monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(kernel_files, "cpu_quota_cores", lambda: quota)
     assert usable_threads(limit) == expected
 
 
 def test_without_an_affinity_set_all_cores_count(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
+    monkeypatch.setattr(kernel_files, "cpu_quota_cores", lambda: None)
     assert usable_threads() == 6
 
 

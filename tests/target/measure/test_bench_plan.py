@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import BundleError, InputError, ScheduleError
-from ztdeploy.target.backends.threads import usable_threads
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.target.measure.bench_report import BenchRequest
 from ztdeploy.target.measure.plan import check_request, parse_counts, parse_keep_ratios, plan_bench
 

@@ -43,7 +43,7 @@ class Made:
 
 
 @dataclass(eq=False, slots=True)
-class Reference:
+class OutsideReference:
     """What lies outside of the pickle, by whatever the pickle says about it."""
 
     to: Any
@@ -53,7 +53,7 @@ class PickleError(ValueError):
     """No pickle, a damaged one, or one that is too long."""
 
 
-def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference] | None = None) -> Any:
+def read_pickle(stream: IO[bytes], names: set[Named], references: list[OutsideReference] | None = None) -> Any:
     """The first pickle of a stream, whose position then is behind that pickle.
 
     Args:
@@ -80,7 +80,7 @@ def read_pickle(stream: IO[bytes], names: set[Named], references: list[Reference
 class _Machine:
     """The stack machine; `_STEPS` says what each opcode does that does more than push a plain value."""
 
-    def __init__(self, names: set[Named], references: list[Reference]) -> None:
+    def __init__(self, names: set[Named], references: list[OutsideReference]) -> None:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  #: the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -152,7 +152,7 @@ class _Machine:
             self.stack[-1].state = state
 
     def refer(self) -> None:
-        self.references.append(Reference(self.stack.pop()))
+        self.references.append(OutsideReference(self.stack.pop()))
         self.push(self.references[-1])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ztdeploy.host.models.inert_pickle import Made, Named, Reference, read_pickle
+from ztdeploy.host.models.inert_pickle import Made, Named, OutsideReference, read_pickle
 from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor
 
 #: Bytes of the pickles in one file, which take many times as much memory while they are read.
@@ -197,7 +197,7 @@ def _read_row(file: BinaryIO, size: int) -> Saved:
     facts = read_pickle(head, names)
     if not isinstance(facts, dict) or facts.get("little_endian") is not True:
         raise ValueError("numbers in another byte order")
-    references: list[Reference] = []
+    references: list[OutsideReference] = []
     root, keys = read_pickle(head, names, references), read_pickle(head, names)
     try:
         places = dict(_row_of_storages(file, size, head.tell(), keys, references))
@@ -207,7 +207,7 @@ def _read_row(file: BinaryIO, size: int) -> Saved:
 
 
 def _row_of_storages(
-    file: BinaryIO, size: int, place: int, keys: list[str], references: list[Reference]
+    file: BinaryIO, size: int, place: int, keys: list[str], references: list[OutsideReference]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """Each storage is its number of elements, as a 64-bit integer, and then these."""
     kinds = {reference.to[2]: reference.to[1].name for reference in references}

@@ -14,18 +14,26 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 from ztdeploy.core.cache import installed_versions
-from ztdeploy.core.kernel_files import folders, kibibytes, number, scaled, table, text
+from ztdeploy.core.kernel_files import (
+    at,
+    control_groups,
+    cpu_quota_cores,
+    folders,
+    kibibytes,
+    number,
+    scaled,
+    table,
+    text,
+)
 from ztdeploy.core.records import Record
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.version import __version__
 
-#: Where `proc`, `sys` and `etc` lie. Tests describe another machine below another root.
-ROOT = Path("/")
 _CPU = "sys/devices/system/cpu"
 #: Arm's own cores have numbers in /proc/cpuinfo and names in manuals.
 _ARM_CORES = {
@@ -110,12 +118,12 @@ def usable_cores() -> tuple[int, ...]:
 def read_machine() -> Machine:
     """This machine, as far as this process may use it."""
     cores = usable_cores()
-    clocks = [ROOT / _CPU / f"cpu{core}/cpufreq" for core in cores]
+    clocks = [at(_CPU) / f"cpu{core}/cpufreq" for core in cores]
 
     def megahertz(name: str) -> list[float]:
         return [value for folder in clocks if (value := scaled(folder / name, 1e-3)) is not None]
 
-    limits = [limit for one in _control_groups("memory") if (limit := _memory_limit(one)) is not None]
+    limits = [limit for one in control_groups("memory") if (limit := _memory_limit(one)) is not None]
     return Machine(
         processor=processor_name(),
         architecture=platform.machine(),
@@ -131,7 +139,7 @@ def read_machine() -> Machine:
         boost=_boost(),
         memory_mb=_memory_mb("MemTotal"),
         memory_limit_mb=round(min(limits) / 1e6, 1) if limits else None,
-        system=table(ROOT / "etc/os-release", "=").get("PRETTY_NAME") or platform.system(),
+        system=table(at("etc/os-release"), "=").get("PRETTY_NAME") or platform.system(),
         kernel=platform.release(),
         python=platform.python_version(),
         versions={"ztdeploy": __version__, **installed_versions("numpy"), **runtime_versions()},
@@ -143,9 +151,9 @@ def read_machine() -> Machine:
 def read_state() -> State:
     """The machine right now."""
     cores = usable_cores()
-    stops = [table(one / "cpu.stat", " ").get("nr_throttled", "") for one in _control_groups("cpu")]
-    loads = [float(load) for load in (text(ROOT / "proc/loadavg") or "").split()[:3]]
-    throttles = [number(ROOT / _CPU / f"cpu{core}/thermal_throttle/core_throttle_count") for core in cores]
+    stops = [table(one / "cpu.stat", " ").get("nr_throttled", "") for one in control_groups("cpu")]
+    loads = [float(load) for load in (text(at("proc/loadavg")) or "").split()[:3]]
+    throttles = [number(at(_CPU) / f"cpu{core}/thermal_throttle/core_throttle_count") for core in cores]
     return State(
         at=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
         load_average=(loads[0], loads[1], loads[2]) if len(loads) == 3 else None,
@@ -163,7 +171,7 @@ def read_state() -> State:
 
 def _memory_mb(line: str) -> float | None:
     """What a line of /proc/meminfo says."""
-    amount = kibibytes(table(ROOT / "proc/meminfo").get(line))
+    amount = kibibytes(table(at("proc/meminfo")).get(line))
     return None if amount is None else round(amount * 1024 / 1e6, 1)
 
 
@@ -177,7 +185,7 @@ def _sum_of_known(counts: Collection[int | None]) -> int | None:
 
 def processor_name() -> str:
     """As /proc/cpuinfo names it; Arm's cores by their part number; else the architecture."""
-    lines = table(ROOT / "proc/cpuinfo")
+    lines = table(at("proc/cpuinfo"))
     name = lines.get("model name") or lines.get("Hardware") or lines.get("cpu model")
     part = lines.get("CPU part")
     if not name and part:
@@ -187,18 +195,18 @@ def processor_name() -> str:
 
 def read_clocks(cores: Collection[int]) -> dict[int, float]:
     """Current clock of each core in MHz; empty where neither cpufreq nor /proc/cpuinfo tells."""
-    paths = {core: ROOT / _CPU / f"cpu{core}/cpufreq/scaling_cur_freq" for core in sorted(cores)}
+    paths = {core: at(_CPU) / f"cpu{core}/cpufreq/scaling_cur_freq" for core in sorted(cores)}
     clocks = {core: clock for core, path in paths.items() if (clock := scaled(path, 1e-3)) is not None}
     if clocks:
         return clocks
-    found = re.findall(r"^processor\s*: (\d+)$|^cpu MHz\s*: ([\d.]+)$", text(ROOT / "proc/cpuinfo") or "", re.MULTILINE)
+    found = re.findall(r"^processor\s*: (\d+)$|^cpu MHz\s*: ([\d.]+)$", text(at("proc/cpuinfo")) or "", re.MULTILINE)
     pairs = zip((core for core, _ in found if core), (clock for _, clock in found if clock), strict=False)
     return {int(core): float(clock) for core, clock in pairs if int(core) in cores}
 
 
 def _boost() -> bool | None:
-    no_turbo = number(ROOT / _CPU / "intel_pstate/no_turbo")
-    boost = number(ROOT / _CPU / "cpufreq/boost") if no_turbo is None else 1 - no_turbo
+    no_turbo = number(at(_CPU) / "intel_pstate/no_turbo")
+    boost = number(at(_CPU) / "cpufreq/boost") if no_turbo is None else 1 - no_turbo
     return None if boost is None else bool(boost)
 
 
@@ -241,7 +249,7 @@ class CpuMeter:
 def cpu_seconds(cores: Collection[int]) -> tuple[float, float] | tuple[None, None]:
     """Seconds that these cores have been busy, and that a hypervisor took from them, since the machine started."""
     wanted, ticks = {f"cpu{core}" for core in cores}, os.sysconf("SC_CLK_TCK")
-    lines = [line.split() for line in (text(ROOT / "proc/stat") or "").splitlines()]
+    lines = [line.split() for line in (text(at("proc/stat")) or "").splitlines()]
     # user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user and nice already
     found = [
         ([*map(int, fields), 0, 0, 0, 0][:8])
@@ -255,7 +263,7 @@ def cpu_seconds(cores: Collection[int]) -> tuple[float, float] | tuple[None, Non
 
 def _seconds_of_process(pid: int) -> float:
     """What all threads of one process have used so far; 0 once it is gone."""
-    fields = (text(ROOT / f"proc/{pid}/stat") or "").rpartition(")")[2].split()  # its name may hold spaces
+    fields = (text(at(f"proc/{pid}/stat")) or "").rpartition(")")[2].split()  # its name may hold spaces
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0
 
 
@@ -264,8 +272,8 @@ def _seconds_of_process(pid: int) -> float:
 
 def _temperatures() -> dict[str, float]:
     """Thermal zones and processor sensors in degrees Celsius; sensors of one name are told apart by a number."""
-    zones = [(text(zone / "type"), zone / "temp") for zone in folders(ROOT / "sys/class/thermal", "thermal_zone*")]
-    for monitor in folders(ROOT / "sys/class/hwmon", "hwmon*"):
+    zones = [(text(zone / "type"), zone / "temp") for zone in folders(at("sys/class/thermal"), "thermal_zone*")]
+    for monitor in folders(at("sys/class/hwmon"), "hwmon*"):
         if (name := text(monitor / "name")) in ("coretemp", "k10temp", "zenpower"):
             zones.append((name, monitor / "temp1_input"))
     found: dict[str, float] = {}
@@ -279,7 +287,7 @@ def _temperatures() -> dict[str, float]:
 
 def on_battery() -> bool | None:
     """Whether the machine itself (not its mouse) runs from a battery; None where it has none."""
-    supplies = [one for one in folders(ROOT / "sys/class/power_supply", "*") if text(one / "scope") != "Device"]
+    supplies = [one for one in folders(at("sys/class/power_supply"), "*") if text(one / "scope") != "Device"]
     batteries = [one for one in supplies if text(one / "type") == "Battery"]
     if not batteries:
         return None
@@ -291,30 +299,18 @@ def on_battery() -> bool | None:
 def throttled_by() -> tuple[str, ...]:
     """What holds the processor's clocks down at this moment: a board's firmware, or the kernel's thermal control."""
     found: list[str] = []
-    for path in folders(ROOT / "sys/devices/platform", "soc*/soc*firmware/get_throttled"):  # a Raspberry Pi
+    for path in folders(at("sys/devices/platform"), "soc*/soc*firmware/get_throttled"):  # a Raspberry Pi
         bits = text(path) or ""
         if re.fullmatch("(0x)?[0-9a-fA-F]+", bits):
             found += [name for bit, name in _PI_NOW.items() if int(bits, 16) >> bit & 1]
-    for monitor in folders(ROOT / "sys/class/hwmon", "hwmon*"):  # a Raspberry Pi 5
+    for monitor in folders(at("sys/class/hwmon"), "hwmon*"):  # a Raspberry Pi 5
         if text(monitor / "name") == "rpi_volt" and number(monitor / "in0_lcrit_alarm"):
             found.append("under-voltage")
-    for device in folders(ROOT / "sys/class/thermal", "cooling_device*"):
+    for device in folders(at("sys/class/thermal"), "cooling_device*"):
         kind = text(device / "type") or ""
         if (kind == "Processor" or "cpufreq" in kind or "devfreq" in kind) and number(device / "cur_state"):
             found.append(kind)  # a fan slows nothing down
     return tuple(dict.fromkeys(found))
-
-
-def cpu_quota_cores() -> float | None:
-    """How many cores' time the process's control groups may use; the tightest counts. None without a quota."""
-    quotas = []
-    for group in _control_groups("cpu"):
-        quota, _, period = (text(group / "cpu.max") or "").partition(" ")
-        if not quota:
-            quota, period = (text(group / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
-        if quota.isdigit() and int(quota) and period.isdigit() and int(period):
-            quotas.append(int(quota) / int(period))
-    return round(min(quotas), 3) if quotas else None
 
 
 def _memory_limit(group: Path) -> int | None:
@@ -324,40 +320,22 @@ def _memory_limit(group: Path) -> int | None:
     return None if limit is None or limit >= _NO_LIMIT else limit
 
 
-def _control_groups(controller: str) -> Iterator[Path]:
-    """The folders of the process's control group and of all groups above it, in version 2 and version 1."""
-    mounts = ROOT / "sys/fs/cgroup"
-    for line in (text(ROOT / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:
-            hierarchies = [mounts, mounts / "unified"]
-        elif controller in controllers.split(","):
-            hierarchies = [mounts / controllers, mounts / controller]
-        else:
-            continue
-        # Inside a container the path may be the host's, which is not there; its top is then the container's own group.
-        group = PurePosixPath(path.lstrip("/"))
-        found = next((mount for mount in hierarchies if mount.is_dir()), None)
-        if found is not None and ".." not in group.parts:
-            yield from (found / above for above in [group, *group.parents] if (found / above).is_dir())
-
-
 # Boards and GPUs.
 
 
 def _board_name() -> str | None:
     """Such as "Raspberry Pi 5 Model B Rev 1.0"; None where there is no device tree, as on a PC."""
-    return text(ROOT / "proc/device-tree/model")
+    return text(at("proc/device-tree/model"))
 
 
 def _jetson() -> Jetson | None:
     """None on any other machine."""
-    release = text(ROOT / "etc/nv_tegra_release")
-    status = re.search(r"pmode:(\d+)", text(ROOT / "var/lib/nvpmodel/status") or "")
+    release = text(at("etc/nv_tegra_release"))
+    status = re.search(r"pmode:(\d+)", text(at("var/lib/nvpmodel/status")) or "")
     if release is None and status is None:
         return None
     mode = str(int(status[1])) if status else None
-    names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text(ROOT / "etc/nvpmodel.conf") or ""))
+    names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text(at("etc/nvpmodel.conf")) or ""))
     return Jetson(
         release=", ".join(release.lstrip("# ").split(", ")[:2]) if release else None,
         power_mode=f"{mode} ({names[mode]})" if mode in names else mode,
@@ -366,7 +344,7 @@ def _jetson() -> Jetson | None:
 
 def jetson_gpu_clock() -> tuple[float, float] | None:
     """Current and highest clock of a Jetson's GPU in MHz; None on any other machine."""
-    for folder in folders(ROOT / "sys/class/devfreq", "*"):
+    for folder in folders(at("sys/class/devfreq"), "*"):
         current, highest = number(folder / "cur_freq"), number(folder / "max_freq")
         if _JETSON_GPU.search(folder.name) and current is not None and highest is not None:
             return current / 1e6, highest / 1e6
@@ -376,7 +354,7 @@ def jetson_gpu_clock() -> tuple[float, float] | None:
 def _power_rails_mw() -> dict[str, float]:
     """What flows through each rail right now, in milliwatts, by the board's own names; the board idles in it, too."""
     rails: dict[str, float] = {}
-    for monitor in folders(ROOT / "sys/class/hwmon", "hwmon*"):
+    for monitor in folders(at("sys/class/hwmon"), "hwmon*"):
         if not (text(monitor / "name") or "").startswith("ina3221"):
             continue
         for channel in range(1, 8):
@@ -407,7 +385,7 @@ def read_gpus() -> tuple[Gpu, ...]:
     rows = [[cell.strip() for cell in row] for row in csv.reader((nvidia_smi() or "").splitlines())]
     if found := tuple(_gpu(row) for row in rows if len(row) == len(_GPU_FIELDS)):
         return found
-    information = (table(path / "information") for path in folders(ROOT / "proc/driver/nvidia/gpus", "*"))
+    information = (table(path / "information") for path in folders(at("proc/driver/nvidia/gpus"), "*"))
     return tuple(Gpu(name=lines["Model"]) for lines in information if lines.get("Model"))
 
 

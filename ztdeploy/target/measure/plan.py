@@ -10,10 +10,10 @@ from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import check_keep_ratio
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import EngineRecord, VariantRecord
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.backends import get_backend
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
 from ztdeploy.target.measure.turns import Configuration
 from ztdeploy.target.runtime.runner import engine_of, runnable_profile

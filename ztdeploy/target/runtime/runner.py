@@ -16,11 +16,11 @@ from PIL.Image import Image
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner
-from ztdeploy.target.backends.threads import usable_threads
 from ztdeploy.target.runtime.interface import Interface, Outputs
 from ztdeploy.target.runtime.postprocess import Prediction, kept_patches, top_labels
 from ztdeploy.target.runtime.preprocess import ImageSource, check_pixels, load_pixels, normalise
