@@ -12,8 +12,8 @@ from ztdeploy.jobs.tune.cost import DENSE as BASELINE
 from ztdeploy.jobs.tune.cost import price_of
 from ztdeploy.jobs.tune.space import Point, fitted
 from ztdeploy.report.tune.records import (
+    BestAtCost,
     Budget,
-    Compared,
     GmacsCost,
     Importance,
     Measured,
@@ -67,9 +67,9 @@ def schedule(share: float, name: str = "tuned") -> PruningSchedule:
     return found
 
 
-def _compared(share: float, labelled: bool, *, searched: bool) -> Compared:
+def _compared(share: float, labelled: bool, *, searched: bool) -> BestAtCost:
     tome = default_schedule(0.7, SMALL, method="tome")
-    return Compared(
+    return BestAtCost(
         limit=share * DENSE,
         share=share,
         searched=searched,

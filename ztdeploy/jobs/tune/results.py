@@ -21,7 +21,7 @@ from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.images import Answers, Judge, decode_half
 from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
 from ztdeploy.jobs.tune.space import choose
-from ztdeploy.report.tune.records import Compared, Importance, Ratio, Score, State, TrialRecord
+from ztdeploy.report.tune.records import BestAtCost, Importance, Ratio, Score, State, TrialRecord
 from ztdeploy.target.evaluate.eval_report import Mean, Share
 from ztdeploy.target.evaluate.scoring import change, hits, share
 from ztdeploy.target.evaluate.statistics import RESAMPLES, mean_interval
@@ -55,7 +55,7 @@ class Results:
     def trials(self) -> tuple[TrialRecord, ...]:
         return tuple(_record(one) for one in self.study.get_trials(deepcopy=False) if one.state in _STATES)
 
-    def compared(self) -> tuple[Compared, ...]:
+    def compared(self) -> tuple[BestAtCost, ...]:
         """The winner first; of a search for the front, its members from the most exact to the cheapest.
 
         Raises:
@@ -88,7 +88,7 @@ class Results:
         places = np.unique(np.linspace(0, len(best) - 1, min(MOST_WINNERS, len(best))).round().astype(int))
         return [best[place] for place in places[::-1]]
 
-    def _compare(self, trial: FrozenTrial, limit: float, searched: bool) -> Compared:
+    def _compare(self, trial: FrozenTrial, limit: float, searched: bool) -> BestAtCost:
         search, parameters = self.search, {name: one for name, one in trial.params.items() if name != SHARE}
         point = choose(optuna.trial.FixedTrial(parameters), search.methods, search.architecture.depth, search.latest)
         name = f"tuned-{point.method}-{round(100 * limit / search.dense)}"
@@ -97,7 +97,7 @@ class Results:
             tuned = search.fitted(point.model_copy(update={"first": 1}), limit, name)
         assert tuned is not None
         preset, tome, ours = self._preset(limit, searched=searched), self._tome(tuned), self._of(tuned)
-        return Compared(
+        return BestAtCost(
             limit=limit,
             share=search.price(tuned) / search.dense,
             searched=searched,

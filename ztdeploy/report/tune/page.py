@@ -11,7 +11,7 @@ from ztdeploy.report.kit.figures import decimals, percent, short
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.sheet import Column, interval, table
 from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
-from ztdeploy.report.tune.records import Compared, Measured, Score, TrialRecord, TuneReport
+from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport
 from ztdeploy.report.tune.words import (
     cautions,
     findings,
@@ -49,7 +49,7 @@ def summary(report: TuneReport) -> Markup:
     )
 
 
-Pair = tuple[Compared, Score]
+Pair = tuple[BestAtCost, Score]
 
 
 def fidelity(report: TuneReport) -> Markup:

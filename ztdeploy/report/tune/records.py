@@ -146,7 +146,7 @@ class Ratio(Record):
     interval: Interval
 
 
-class Compared(Record):
+class BestAtCost(Record):
     """What was found for one cost, and what it is compared with there."""
 
     limit: float
@@ -192,13 +192,13 @@ class TuneReport(Record):
     cost: Cost
     trials: tuple[TrialRecord, ...]
     importances: tuple[Importance, ...]
-    compared: tuple[Compared, ...]  #: the first one is the winner
+    compared: tuple[BestAtCost, ...]  #: the first one is the winner
     dense_top1: Share | None
     measured: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def winner(self) -> Compared:
+    def winner(self) -> BestAtCost:
         return self.compared[0]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.report.kit.figures import percent, short
-from ztdeploy.report.tune.records import Compared, Ratio, TuneReport
+from ztdeploy.report.tune.records import BestAtCost, Ratio, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine
 
@@ -62,7 +62,7 @@ def _against(ratio: Ratio, name: str) -> str:
     return f"{beginning}: {'worse' if ratio.interval.low > 1 else 'no difference is shown'}."
 
 
-def cost_words(found: Compared, report: TuneReport) -> str:
+def cost_words(found: BestAtCost, report: TuneReport) -> str:
     return (
         f"{short(found.tuned.cost, 4)} {report.unit} ({100 * (found.share - 1):+.1f} %): KL from the baseline "
         f"{nats(found.tuned.kl, '')}, {percent(found.tuned.agreement.value)} same answers."
