@@ -1,4 +1,4 @@
-"""The process in which one contender is timed; speaks the protocol of `ztdeploy.target.measure.protocol`."""
+"""The process in which one contender is timed; speaks the protocol of `ztdeploy.target.measure.orders`."""
 
 from __future__ import annotations
 
