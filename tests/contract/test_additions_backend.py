@@ -49,10 +49,10 @@ class ReferenceBackend(Backend):
 
     def load(self, engine, fingerprint, *, graph_sha256, weights, threads, memory):
         self.check_fingerprint(engine, fingerprint, graph_sha256)
-        return Runner(engine)
+        return ReferenceRunner(engine)
 
 
-class Runner:
+class ReferenceRunner:
     def __init__(self, engine):
         from onnx.reference import ReferenceEvaluator
 

@@ -162,7 +162,7 @@ class TestLayer:
         gap = record.smallest_gap(BATCH)
         assert gap.shape == (BATCH,)
         assert (gap >= 0).all()
-        assert bool(record.gaps) is (layer.needs_attention or layer.needs_keys)
+        assert bool(record.gaps) is METHODS[method].decides_by_image
         assert gap.isfinite().all() or not record.gaps or method in MERGING
 
     def test_a_layer_adds_nothing_to_a_checkpoint(self, method: str, plan: LayerPlan) -> None:

@@ -49,7 +49,8 @@ class _Application(typer.Typer):
         return super().command(*arguments, **{"cls": _Verb, **options})
 
 
-#: One file per verb or group of verbs; each registers its commands on the application.
+#: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
+#: `register(app)`, which adds its commands to the application.
 VERBS: tuple[str, ...] = (
     "build",
     "run",

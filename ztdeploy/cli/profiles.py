@@ -1,4 +1,4 @@
-"""ztdeploy profiles list | show | check"""
+"""ztdeploy profiles list | schedules | show | check"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """The pruning methods, and the facts about each that schedules, the cost model and readers of bundles need.
 
-To add one, write a file with its pruning layer, a subclass of `PruningLayer`, and add a line to `METHODS`. An installed
-package adds one with an entry point of the group `ztdeploy.methods`, `name = "module:attribute"`, where the attribute
-is a `Method`; that module must be importable without PyTorch, since the target half reads the table as well.
+To add one, write a file in `ztdeploy/host/pruning/` with its pruning layer, a subclass of `PruningLayer` or of
+`DroppingLayer`, and add a line to `METHODS` below: `"name": Method("module:Class")`, and in it what differs from the
+defaults of `Method`. An installed package adds one with an entry point of the group `ztdeploy.methods`,
+`name = "module:attribute"`, where the attribute is a `Method`; that module must be importable without PyTorch, since
+the target half reads the table as well.
 """
 
 from __future__ import annotations
@@ -45,11 +47,7 @@ class Method:
     every_block: bool = False  #: a keep ratio alone means that every block drops the same number of tokens
     late: bool = False  #: a keep ratio alone means more layers, of which the first stands as late as the ratio allows
     needs_class_token: bool = False
-
-    @property
-    def decides_by_image(self) -> bool:
-        """Whether the image decides which tokens go."""
-        return bool(self.work) or self.needs_class_token
+    decides_by_image: bool = True  #: False: the same tokens go from every image
 
     @property
     def only_by_similarity(self) -> bool:
@@ -133,8 +131,8 @@ METHODS = MethodTable(
             "ztdeploy.host.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
         ),
         "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
-        "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop"),
-        "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst"),
+        "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop", decides_by_image=False),
+        "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst", decides_by_image=False),
     }
 )
 

@@ -1,8 +1,8 @@
 """Measurements as something to read: a page with plots, a table for spreadsheets, Markdown for a pull request.
 
-pages.py      what is written, and in what order; read this first
-verdict.py    what to deploy, by written rules; trust.py: what limits how far that can be believed
-panels.py     a report by setting: what the plots and tables are made of
-page.py       the HTML page; its parts in parts/, its plots in plots/, its looks in style.css
-markup.py     the one way in which text becomes HTML
+kit/          what all pages share: markup.py (the one way in which text becomes HTML), tables, plots, style.css
+sweep/        the pages of a sweep. pages.py says what is written and in what order: read this first
+              verdict.py says what to deploy, by written rules, and trust.py how far that can be believed
+              panels.py groups a report by setting; page.py lists the parts of the page, plots/__init__.py its plots
+compare/, evaluate/, show/, tune/: the pages of the verbs `compare`, `eval`, `show` and `tune`
 """

@@ -1,7 +1,8 @@
 """ONNX graph passes: one rewrite per function, applied in the order of one table.
 
 A pass changes a model in place, and fails loudly where what it promises does not hold afterwards. Its docstring says
-what it requires, what it does and what it ensures.
+what it requires, what it does and what it ensures. To add one, write a file here with a function, and add a line to
+`PASSES` at the place where it is to run.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class GraphSpec:
 class Pass:
     """One line of the table."""
 
-    function: str  #: "module:function"; it takes the model, and the spec where there is a condition
+    function: str  #: "module:function"; it takes the model, and behind it the `GraphSpec` if `when` is given
     when: Callable[[GraphSpec], bool] | None = None  #: None: on every trace, whatever graph is then made from it
 
 

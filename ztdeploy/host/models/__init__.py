@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ztdeploy.host.models.adapter import ModelAdapter
 
-#: Model families: one file and one line each; the first that accepts a model adapts it.
+#: Model families. To add one, write a file here with a subclass of `ModelAdapter`, and add a line
+#: `"family": "module:Class"`. The first family whose `model_class` a model is an instance of adapts it.
 FAMILIES: dict[str, str] = {
     "vit": "ztdeploy.host.models.vit:VitAdapter",
     "eva": "ztdeploy.host.models.eva:EvaAdapter",

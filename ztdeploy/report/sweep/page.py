@@ -1,4 +1,4 @@
-"""The HTML page of a sweep."""
+"""The HTML page of a sweep. To add a part, write a file in `parts/` with a function, and add a line to `PARTS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ztdeploy.report.sweep.panels import View, title
 from ztdeploy.version import __version__
 
 _PARTS = "ztdeploy.report.sweep.parts"
-#: The page from top to bottom: what makes each part of a `View`, or None where it has nothing to show.
+#: The functions that make the parts, from the top of the page to its end, as "module:function". Each takes the `View`
+#: of the sweep and returns markup, or None where it has nothing to show.
 PARTS: dict[str, str] = {
     "summary": f"{_PARTS}.summary:summary",
     "settings": f"{_PARTS}.settings:settings",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
     from ztdeploy.target.backends.base import Backend, Runner
 
+#: `"name": "module:Class"`, where the class derives from `base.Backend` and `name` is what profiles call it.
 BACKENDS: dict[str, str] = {
     "onnxruntime": "ztdeploy.target.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "ztdeploy.target.backends.openvino:OpenVinoBackend",

@@ -1,9 +1,10 @@
-"""The plots of a setting."""
+"""The plots of a setting. To add one, write a file here with a function, and add a line to `PLOTS`."""
 
 from __future__ import annotations
 
 _PLOTS = "ztdeploy.report.sweep.plots"
-#: From left to right: what draws each of a `Panel` and a `View`, or is None where it has nothing to show.
+#: The functions that draw the plots, from left to right, as "module:function". Each takes the `Panel` of one setting
+#: and the `View` of the whole sweep, and returns a `Figure`, or None where it has nothing to show.
 PLOTS: dict[str, str] = {
     "latency": f"{_PLOTS}.ratios:latency",
     "speed-up": f"{_PLOTS}.ratios:speedup",
