@@ -132,8 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     from ztdeploy.cli.app import app, run
 
     if all(command.callback is not ablate for command in app.registered_commands):
-        app.command()(ablate)
-    return run(["ablate", *arguments])
+        app.command("benchmarks.ablation")(ablate)
+    return run(["benchmarks.ablation", *arguments], program="python -m")
 
 
 if __name__ == "__main__":

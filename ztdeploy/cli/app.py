@@ -103,11 +103,15 @@ def application() -> typer.Typer:
 app = application()
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code."""
+def run(arguments: Sequence[str], program: str = "ztdeploy") -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        program: what people type in front of the arguments, for usage and errors.
+    """
     with _image_warnings_as_ours():
         try:
-            return _run(arguments)
+            return _run(arguments, program)
         except (typer.Abort, KeyboardInterrupt):
             return _fail("interrupted", 130, arguments)
         except StreamError as error:
@@ -133,8 +137,8 @@ def run(arguments: Sequence[str]) -> int:
             return _fail(what, 1, arguments, error)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    result = app(list(arguments), prog_name="ztdeploy", standalone_mode=False)
+def _run(arguments: Sequence[str], program: str) -> int:
+    result = app(list(arguments), prog_name=program, standalone_mode=False)
     sys.stdout.flush()
     if result == 130:  # what newer Typer makes of Ctrl-C
         raise KeyboardInterrupt
