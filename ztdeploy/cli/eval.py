@@ -33,9 +33,9 @@ _OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over a
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval", help="Run a bundle's engines on images: accuracy, recall, and how far they are from dense.")(
-        evaluate
-    )
+    app.command(
+        "eval", help="Run a bundle's engines on images: accuracy, recall, and how far they are from the baseline."
+    )(evaluate)
 
 
 def evaluate(

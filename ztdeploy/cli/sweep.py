@@ -32,9 +32,9 @@ RESUME = "what is built and measured so far is kept: the same command goes on wi
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Build and measure many keep ratios, methods and batches against dense; can be stopped any time.")(
-        sweep
-    )
+    app.command(
+        help="Build and measure many keep ratios, methods and batches against the baseline; can be stopped any time."
+    )(sweep)
 
 
 @takes_model(without=("image_size", *OF_BUILDS), required=False)
