@@ -47,9 +47,9 @@ class ReferenceBackend(Backend):
         onnx.save(onnx.load(graph), out)
         return BuiltEngine(out, None, self.fingerprint(sha256_of(graph)))
 
-    def load(self, engine, fingerprint, *, graph_sha256, weights, threads, memory):
-        self.check_fingerprint(engine, fingerprint, graph_sha256)
-        return ReferenceRunner(engine)
+    def load(self, engine, *, threads, memory):
+        self.check_fingerprint(engine)
+        return ReferenceRunner(engine.file)
 
 
 class ReferenceRunner:

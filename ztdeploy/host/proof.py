@@ -30,6 +30,7 @@ from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import prove, prove_layers, prove_products
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.backends import backend_of, load_graph, why_not_run
+from ztdeploy.target.backends.base import StoredEngine
 from ztdeploy.target.runtime.parity import golden_reference
 from ztdeploy.target.runtime.runner import BundleRunner
 
@@ -113,14 +114,9 @@ class Proof:
             graph, weights = scratch / "layers.onnx", "layers.weights"
             ir.save(layers.model, graph, external_data=weights)
             built = backend.build(graph, record, profile, scratch / f"layers{backend.suffix}")
-            runner = backend.load(
-                built.file,
-                built.fingerprint,
-                graph_sha256=built.fingerprint.graph_sha256,
-                weights=scratch / weights,
-                threads=usable_threads(profile.threads),
-                memory="speed",
-            )
+            fingerprint = built.fingerprint
+            stored = StoredEngine(built.file, fingerprint, fingerprint.graph_sha256, scratch / weights)
+            runner = backend.load(stored, threads=usable_threads(profile.threads), memory="speed")
             try:
                 return prove_layers(f"{variant.name} ({profile.name})", runner, layers)
             finally:

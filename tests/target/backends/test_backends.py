@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLa
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.profile import HardwareProfile, profile_names, read_profile
 from ztdeploy.target.backends import BACKENDS, get_backend, why_not_build, why_not_run
+from ztdeploy.target.backends.base import StoredEngine
+from ztdeploy.target.runtime.runner import stored_engine
 
 VARIANTS = ("keep-0.70", "keep-0.50", "dense")
 
@@ -28,17 +31,11 @@ def engine_of(folder, variant="keep-0.70"):
     return bundle, record, record.engines["cpu"]
 
 
-def open_engine(folder, fingerprint=None, variant="keep-0.70", **options):
+def open_engine(folder, variant="keep-0.70", memory="speed", **changes):
     """Load a CPU engine past all hashes."""
-    bundle, record, engine = engine_of(folder, variant)
-    arguments = {
-        "graph_sha256": bundle.manifest.files[record.graphs["cpu"].file].sha256,
-        "weights": bundle.root / WEIGHTS_FILE,
-        "threads": 1,
-        "memory": "speed",
-    }
-    backend = get_backend("onnxruntime")
-    return backend.load(bundle.root / engine.file, fingerprint or engine.fingerprint, **{**arguments, **options})
+    bundle, record, _ = engine_of(folder, variant)
+    stored = replace(stored_engine(bundle, record, "cpu"), **changes)
+    return get_backend("onnxruntime").load(stored, threads=1, memory=memory)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_the_session_gets_the_threads(digits_bundle):
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))
 def built(request, digits_bundle, tmp_path_factory):
-    """A backend, a fresh engine of the pruned graph in fp32, and what loads it."""
+    """A backend, a fresh engine of the pruned graph in fp32, and what is loaded of it."""
     backend = get_backend(request.param)
     own = HardwareProfile(name="own", title="A backend that no shipped profile asks for", backend=request.param)
     profile = next((one for one in map(read_profile, profile_names()) if one.backend == request.param), own)
@@ -107,12 +104,9 @@ def built(request, digits_bundle, tmp_path_factory):
     graph = record.graphs["cpu"]
     out = tmp_path_factory.mktemp("engine") / "fresh.onnx"
     engine = backend.build(bundle.path(graph.file), graph, profile, out)
-    arguments = {
-        "graph_sha256": bundle.manifest.files[graph.file].sha256,
-        "weights": bundle.path(WEIGHTS_FILE),
-        "threads": 1,
-    }
-    return backend, engine, arguments, why_not_run(profile)
+    digest = bundle.manifest.files[graph.file].sha256
+    stored = StoredEngine(engine.file, engine.fingerprint, digest, bundle.path(WEIGHTS_FILE))
+    return backend, engine, stored, why_not_run(profile)
 
 
 @pytest.fixture
@@ -129,17 +123,17 @@ def test_a_backend_bears_the_name_of_its_line(built, request):
 
 
 def test_an_engine_lies_where_it_was_asked_for_and_is_bound_to_its_graph(built):
-    _, engine, arguments, _ = built
+    _, engine, stored, _ = built
     assert engine.file.is_file()
     assert engine.weights is None or engine.weights.parent == engine.file.parent
-    assert engine.fingerprint.graph_sha256 == arguments["graph_sha256"]
+    assert engine.fingerprint.graph_sha256 == stored.graph_sha256
     assert engine.fingerprint.runtime_version
 
 
 @pytest.mark.parametrize("memory", ["speed", "shared"])
 def test_a_fresh_engine_gives_the_golden_outputs(runnable, digits_bundle, pixels, memory):
-    backend, engine, arguments = runnable
-    runner = backend.load(engine.file, engine.fingerprint, memory=memory, **arguments)
+    backend, _, stored = runnable
+    runner = backend.load(stored, threads=1, memory=memory)
     golden = np.load(digits_bundle / "golden" / "keep-0.70.npz")
     outputs = runner.infer({"image": pixels})
     assert set(outputs) == {"logits", *(f"blocks.{block}/prune/kept" for block in (2, 5, 8))}
@@ -151,8 +145,8 @@ def test_a_fresh_engine_gives_the_golden_outputs(runnable, digits_bundle, pixels
 
 
 def test_inference_does_not_change_its_input_and_repeats_itself(runnable, pixels):
-    backend, engine, arguments = runnable
-    runner = backend.load(engine.file, engine.fingerprint, memory="speed", **arguments)
+    backend, _, stored = runnable
+    runner = backend.load(stored, threads=1, memory="speed")
     feed = pixels.copy()
     first = runner.infer({"image": feed})["logits"].copy()
     runner.infer({"image": 255 - feed})
@@ -162,18 +156,18 @@ def test_inference_does_not_change_its_input_and_repeats_itself(runnable, pixels
 
 
 def test_a_runner_can_be_closed_twice(runnable):
-    backend, engine, arguments = runnable
-    runner = backend.load(engine.file, engine.fingerprint, memory="shared", **arguments)
+    backend, _, stored = runnable
+    runner = backend.load(stored, threads=1, memory="shared")
     runner.close()
     runner.close()
 
 
 @pytest.mark.parametrize("field", ["runtime_version", "runtime", "graph_sha256"])
 def test_a_foreign_engine_is_refused(built, field):
-    backend, engine, arguments, _ = built
-    foreign = engine.fingerprint.model_copy(update={field: "0" * 64})
+    backend, engine, stored, _ = built
+    foreign = replace(stored, fingerprint=engine.fingerprint.model_copy(update={field: "0" * 64}))
     refused(
-        lambda: backend.load(engine.file, foreign, memory="speed", **arguments),
+        lambda: backend.load(foreign, threads=1, memory="speed"),
         EngineMismatchError,
         engine.file.name,
         "ztdeploy finalize",
@@ -197,7 +191,7 @@ def test_a_mismatch_is_found_before_the_engine_is_opened(digits_bundle, monkeypa
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: pytest.fail("the engine was opened"))
     other = engine.fingerprint.model_copy(update={"runtime_version": "1.15.0"})
     refused(
-        lambda: open_engine(digits_bundle, other),
+        lambda: open_engine(digits_bundle, fingerprint=other),
         EngineMismatchError,
         "onnxruntime 1.15.0",
         ort.__version__,
@@ -217,7 +211,7 @@ def test_an_engine_of_another_graph_is_refused(digits_bundle):
 def test_another_cpu_is_no_mismatch(digits_bundle):
     """What ONNX Runtime's extended optimisations write holds on every CPU: host and target may differ."""
     _, _, engine = engine_of(digits_bundle)
-    open_engine(digits_bundle, engine.fingerprint.model_copy(update={"device": "cpu-riscv128"})).close()
+    open_engine(digits_bundle, fingerprint=engine.fingerprint.model_copy(update={"device": "cpu-riscv128"})).close()
 
 
 class Elsewhere:

@@ -51,14 +51,9 @@ class Built:
         self.fingerprint = self.backend.build(self.graph, record, profile(precision), self.file).fingerprint  # type: ignore[arg-type]
 
     def load(self, graph_sha256: str | None = None):
-        return self.backend.load(
-            self.file,
-            self.fingerprint,
-            graph_sha256=graph_sha256 or self.fingerprint.graph_sha256,
-            weights=self.weights,
-            threads=1,
-            memory="speed",
-        )
+        digest = graph_sha256 or self.fingerprint.graph_sha256
+        stored = base.StoredEngine(self.file, self.fingerprint, digest, self.weights)
+        return self.backend.load(stored, threads=1, memory="speed")
 
 
 # -------------------- what is refused before anything runs

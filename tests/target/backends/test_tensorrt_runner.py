@@ -23,6 +23,7 @@ START = """
 import ctypes, json, os, sys, threading
 import numpy as np
 from pathlib import Path
+from ztdeploy.target.backends.base import StoredEngine
 from ztdeploy.target.backends.tensorrt.backend import TensorRtBackend
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.manifest import Fingerprint
@@ -31,8 +32,8 @@ double.fake_cuda_bytes_in_use.restype = ctypes.c_size_t
 
 def load(path, **changes):
     known = {"graph_sha256": "g", "runtime": "tensorrt", "runtime_version": "10.3.0", "device": "sm_87 Orin", **changes}
-    options = {"graph_sha256": "g", "weights": Path("none"), "threads": 1, "memory": "speed"}
-    return TensorRtBackend().load(Path(path), Fingerprint(**known), **options)
+    stored = StoredEngine(Path(path), Fingerprint(**known), "g", Path("none"))
+    return TensorRtBackend().load(stored, threads=1, memory="speed")
 
 def image(batch, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (batch, 3, 4), dtype=np.uint8)

@@ -50,6 +50,16 @@ class BuiltEngine:
 
 
 @dataclass(frozen=True)
+class StoredEngine:
+    """An engine on disk that is to be loaded, and what it is checked against."""
+
+    file: Path
+    fingerprint: Fingerprint  #: what it was bound to when it was built
+    graph_sha256: str  #: the digest of the graph that lies beside it now
+    weights: Path  #: the bundle's shared weights file
+
+
+@dataclass(frozen=True)
 class TensorFacts:
     """What a runtime says of an input or output of an engine."""
 
@@ -215,41 +225,26 @@ class Backend(ABC):
         device = f"cpu-{platform.machine()}"
         return Fingerprint(graph_sha256=graph_sha256, runtime=self.name, runtime_version=self.version(), device=device)
 
-    def check_fingerprint(self, engine: Path, built: Fingerprint, graph_sha256: str) -> None:
+    def check_fingerprint(self, engine: StoredEngine) -> None:
         """Compare what an engine was built from and by with what is here, but for the device.
 
         Raises:
             EngineMismatchError: another runtime version, or another graph.
         """
-        version = self.version()
-        if built.graph_sha256 != graph_sha256:
-            raise mismatch(engine, "from another graph", "an engine of this bundle's graph")
+        built, version = engine.fingerprint, self.version()
+        if built.graph_sha256 != engine.graph_sha256:
+            raise mismatch(engine.file, "from another graph", "an engine of this bundle's graph")
         if (built.runtime, built.runtime_version) != (self.name, version):
             found = f"by {built.runtime} {built.runtime_version}"
-            raise mismatch(engine, found, f"{self.name} {version}, which is installed here")
+            raise mismatch(engine.file, found, f"{self.name} {version}, which is installed here")
 
     @abstractmethod
     def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
         """Build an engine for a graph, written to `out`."""
 
     @abstractmethod
-    def load(
-        self,
-        engine: Path,
-        fingerprint: Fingerprint,
-        *,
-        graph_sha256: str,
-        weights: Path,
-        threads: int,
-        memory: MemoryMode,
-    ) -> Runner:
+    def load(self, engine: StoredEngine, *, threads: int, memory: MemoryMode) -> Runner:
         """Load an engine.
-
-        Args:
-            engine: its file.
-            fingerprint: what it was bound to when it was built.
-            graph_sha256: the digest of the graph that the bundle holds for it.
-            weights: the bundle's shared weights file.
 
         Raises:
             EngineMismatchError: built by another runtime version, for another device, or from another graph.
@@ -343,9 +338,7 @@ class ProfiledRunner(Runner, Protocol):
 class Insight(Protocol):
     """The runtime says where time goes."""
 
-    def load_profiled(
-        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
-    ) -> ProfiledRunner:
+    def load_profiled(self, engine: StoredEngine, *, threads: int, folder: Path) -> ProfiledRunner:
         """Load an engine as `Backend.load` does; the runtime may leave files in `folder`.
 
         Raises:

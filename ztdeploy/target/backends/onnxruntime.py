@@ -14,7 +14,7 @@ import onnxruntime as ort
 from ztdeploy.core.bundle import WEIGHTS_FILE, sha256_of
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.core.files import path_in_utf8, remove
-from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.manifest import GraphRecord
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
 from ztdeploy.core.profile import HardwareProfile
@@ -27,6 +27,7 @@ from ztdeploy.target.backends.base import (
     MemoryMode,
     ProfiledCall,
     Signature,
+    StoredEngine,
     TensorFacts,
     refused,
 )
@@ -69,32 +70,21 @@ class OnnxRuntimeBackend(Backend):
             open_session(graph, options)
         return BuiltEngine(out, weights if weights.exists() else None, self.fingerprint(sha256_of(graph)))
 
-    def load(
-        self,
-        engine: Path,
-        fingerprint: Fingerprint,
-        *,
-        graph_sha256: str,
-        weights: Path,
-        threads: int,
-        memory: MemoryMode,
-    ) -> OnnxRuntimeRunner:
-        self.check_fingerprint(engine, fingerprint, graph_sha256)
+    def load(self, engine: StoredEngine, *, threads: int, memory: MemoryMode) -> OnnxRuntimeRunner:
+        self.check_fingerprint(engine)
         options = session_options(threads)
         shared: list[Any] = []
         if memory == "shared":
             options.add_session_config_entry("session.disable_prepacking", "1")
-            shared = share_initializers(options, weights, engine)
-        return OnnxRuntimeRunner(open_session(engine, options), shared)
+            shared = share_initializers(options, engine.weights, engine.file)
+        return OnnxRuntimeRunner(open_session(engine.file, options), shared)
 
-    def load_profiled(
-        self, engine: Path, fingerprint: Fingerprint, *, graph_sha256: str, threads: int, folder: Path
-    ) -> ProfiledSession:
-        self.check_fingerprint(engine, fingerprint, graph_sha256)
+    def load_profiled(self, engine: StoredEngine, *, threads: int, folder: Path) -> ProfiledSession:
+        self.check_fingerprint(engine)
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-        return ProfiledSession(open_session(engine, options), [])
+        return ProfiledSession(open_session(engine.file, options), [])
 
     def load_graph(self, graph: Path, *, threads: int) -> OnnxRuntimeRunner:
         return load_graph(graph, threads)

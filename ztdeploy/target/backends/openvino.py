@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from ztdeploy.core.bundle import sha256_of
 from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLacksError, ZtdeployError
 from ztdeploy.core.files import path_in_utf8, write
-from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.manifest import GraphRecord
 from ztdeploy.core.processor import BF16_PRODUCTS, Processor, onednn_processor
 from ztdeploy.core.profile import HardwareProfile, Int8Options, Precision
 from ztdeploy.core.records import Record, from_json, to_json
@@ -34,6 +34,7 @@ from ztdeploy.target.backends.base import (
     BuiltEngine,
     MemoryMode,
     Signature,
+    StoredEngine,
     TensorFacts,
     refused,
     widest_group,
@@ -86,26 +87,17 @@ class OpenVinoBackend(Backend):
         write(out, to_json(engine) + "\n")
         return BuiltEngine(out, None, self.fingerprint(sha256_of(graph)))
 
-    def load(
-        self,
-        engine: Path,
-        fingerprint: Fingerprint,
-        *,
-        graph_sha256: str,
-        weights: Path,
-        threads: int,
-        memory: MemoryMode,
-    ) -> OpenVinoRunner:
+    def load(self, engine: StoredEngine, *, threads: int, memory: MemoryMode) -> OpenVinoRunner:
         """See `base.Backend`. OpenVINO packs the weights for its kernels in either memory mode."""
-        self.check_fingerprint(engine, fingerprint, graph_sha256)
-        content = read_engine(engine)
+        self.check_fingerprint(engine)
+        content = read_engine(engine.file)
         check_processor(content.precision)
-        graph = weights.parent / content.graph
-        if not graph.is_file() or sha256_of(graph) != graph_sha256:
+        graph = engine.weights.parent / content.graph
+        if not graph.is_file() or sha256_of(graph) != engine.graph_sha256:
             raise EngineMismatchError(
-                f"engine '{engine.name}' names '{content.graph}', which is not the graph that it was built from",
+                f"engine '{engine.file.name}' names '{content.graph}', which is not the graph that it was built from",
                 "an engine of this bundle's graph",
-                f"run: ztdeploy finalize {weights.parent.parent}",
+                f"run: ztdeploy finalize {engine.weights.parent.parent}",
             )
         return _runner(graph, content, threads)
 

@@ -29,7 +29,7 @@ from ztdeploy.target.measure.staircase import find_treads, token_counts
 from ztdeploy.target.measure.sweep_report import OperatorProfile, Staircase, TokenStep
 from ztdeploy.target.measure.turns import milliseconds, turn_orders
 from ztdeploy.target.measure.worker import prepare, reply
-from ztdeploy.target.runtime.runner import BundleRunner, engine_of
+from ztdeploy.target.runtime.runner import BundleRunner, stored_engine
 
 #: Calls of which the first ones still allocate.
 _WARM_UP = 3
@@ -79,21 +79,14 @@ def take_profile(order: DetailsOrder, name: str) -> OperatorProfile:
     """
     bundle = read_bundle(order.bundle)
     variant = bundle.variant(name=name)
-    engine = engine_of(bundle, variant, order.profile)
-    source = variant.graphs[order.profile].source(engine.fingerprint.plugins)
-    assert source is not None
+    engine = stored_engine(bundle, variant, order.profile)
     bundle.verify_files(bundle.files_of_engine(variant, order.profile))
     runner = BundleRunner(bundle, profile=order.profile, threads=order.threads, memory="speed", verify=False)
     spec = bundle.manifest.preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (order.batch, *spec.shape), dtype=np.uint8)
     with scratch_folder() as folder:
-        profiled = insight_of(bundle, order.profile).load_profiled(
-            bundle.path(engine.file),
-            engine.fingerprint,
-            graph_sha256=bundle.manifest.files[source].sha256,
-            threads=order.threads,
-            folder=folder,
-        )
+        insight = insight_of(bundle, order.profile)
+        profiled = insight.load_profiled(engine, threads=order.threads, folder=folder)
         runner.adopt(name, profiled)
         for _ in range(_WARM_UP):
             runner.infer(pixels)

@@ -20,7 +20,7 @@ from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import first_that_runs, get_backend
-from ztdeploy.target.backends.base import MemoryMode, Runner
+from ztdeploy.target.backends.base import MemoryMode, Runner, StoredEngine
 from ztdeploy.target.runtime.interface import Interface, Outputs
 from ztdeploy.target.runtime.postprocess import Prediction, kept_patches, top_labels
 from ztdeploy.target.runtime.preprocess import ImageSource, check_pixels, load_pixels, normalise
@@ -224,21 +224,13 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         self.close()
 
     def _load(self, variant: VariantRecord) -> Runner:
-        engine, graph = engine_of(self.bundle, variant, self.profile), variant.graphs[self.profile]
+        engine = engine_of(self.bundle, variant, self.profile)
         files = self.bundle.files_of_engine(variant, self.profile)
         self._check(files)
         for name in files:  # none of them leads to another file, whether hashes are compared or not
             self.bundle.path(name)
-        source = graph.source(engine.fingerprint.plugins)
-        assert source is not None
-        return get_backend(engine.backend).load(
-            self.bundle.path(engine.file),
-            engine.fingerprint,
-            graph_sha256=self.bundle.manifest.files[source].sha256,
-            weights=self.bundle.path(WEIGHTS_FILE),
-            threads=self.threads,
-            memory=self.memory,
-        )
+        stored = stored_engine(self.bundle, variant, self.profile)
+        return get_backend(engine.backend).load(stored, threads=self.threads, memory=self.memory)
 
     def _check(self, names: list[str]) -> None:
         fresh = [name for name in names if name not in self._verified]
@@ -338,3 +330,12 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
         "a profile with an engine",
         f"run on the device: ztdeploy finalize {bundle.root}",
     )
+
+
+def stored_engine(bundle: Bundle, variant: VariantRecord, profile: str) -> StoredEngine:
+    """The same engine as what a backend loads; raises as `engine_of`."""
+    engine = engine_of(bundle, variant, profile)
+    source = variant.graphs[profile].source(engine.fingerprint.plugins)
+    assert source is not None
+    sha256 = bundle.manifest.files[source].sha256
+    return StoredEngine(bundle.path(engine.file), engine.fingerprint, sha256, bundle.path(WEIGHTS_FILE))

@@ -18,6 +18,7 @@ from ztdeploy.target.backends.base import (
     GraphForm,
     MemoryMode,
     Plugins,
+    StoredEngine,
     mismatch,
 )
 from ztdeploy.target.backends.tensorrt.build import build_engine, check_memory
@@ -104,40 +105,31 @@ class EitherTensorRt(Backend):
         sizes = profile.batch.sizes
         return tuple((low + 1, size, size) for low, size in zip((0, *sizes), sizes, strict=False))
 
-    def load(
-        self,
-        engine: Path,
-        fingerprint: Fingerprint,
-        *,
-        graph_sha256: str,
-        weights: Path,
-        threads: int,
-        memory: MemoryMode,
-    ) -> TensorRtRunner:
+    def load(self, engine: StoredEngine, *, threads: int, memory: MemoryMode) -> TensorRtRunner:
         trt = self.runtime()
-        self.check_fingerprint(engine, fingerprint, graph_sha256)
-        self.check_device(engine, fingerprint)
+        self.check_fingerprint(engine)
+        self.check_device(engine)
         log = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(log)
-        if fingerprint.plugins is not None:
-            load_plugins(runtime, trt.__version__, engine, fingerprint.plugins)
-        loaded: Any = runtime.deserialize_cuda_engine(engine.read_bytes())
+        if engine.fingerprint.plugins is not None:
+            load_plugins(runtime, trt.__version__, engine.file, engine.fingerprint.plugins)
+        loaded: Any = runtime.deserialize_cuda_engine(engine.file.read_bytes())
         if loaded is None:
             raise BundleError(
-                f"{self.name} {trt.__version__} refuses '{engine}'",
+                f"{self.name} {trt.__version__} refuses '{engine.file}'",
                 "an engine that it built",
-                f"run: ztdeploy finalize {engine.parent.parent}",
+                f"run: ztdeploy finalize {engine.file.parent.parent}",
             )
         return TensorRtRunner(trt, loaded, (runtime, log))
 
-    def check_device(self, engine: Path, fingerprint: Fingerprint) -> None:
+    def check_device(self, engine: StoredEngine) -> None:
         """
         Raises:
             EngineMismatchError: built for another GPU.
         """
         here = device_label(open_device())
-        if fingerprint.device != here:
-            raise mismatch(engine, f"for {fingerprint.device}", here)
+        if engine.fingerprint.device != here:
+            raise mismatch(engine.file, f"for {engine.fingerprint.device}", here)
 
 
 class TensorRtBackend(EitherTensorRt):

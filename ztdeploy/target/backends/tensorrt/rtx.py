@@ -12,9 +12,9 @@ from pathlib import Path
 from ztdeploy.core.errors import ProfileError
 from ztdeploy.core.files import link
 from ztdeploy.core.folders import scratch_folder
-from ztdeploy.core.manifest import Fingerprint, GraphRecord
+from ztdeploy.core.manifest import GraphRecord
 from ztdeploy.core.profile import HardwareProfile
-from ztdeploy.target.backends.base import GraphForm, mismatch
+from ztdeploy.target.backends.base import GraphForm, StoredEngine, mismatch
 from ztdeploy.target.backends.tensorrt.backend import EitherTensorRt, options_of
 from ztdeploy.target.backends.tensorrt.cuda import device_label, open_device
 
@@ -60,10 +60,10 @@ class TensorRtRtxBackend(EitherTensorRt):
         sizes = profile.batch.sizes
         return () if graph.batch is not None else ((1, sizes[-1], sizes[-1]),)
 
-    def check_device(self, engine: Path, fingerprint: Fingerprint) -> None:
+    def check_device(self, engine: StoredEngine) -> None:
         device = open_device()
-        if f"sm_{device.capability.replace('.', '')}" not in fingerprint.device.split():
-            raise mismatch(engine, f"for {fingerprint.device}", device_label(device))
+        if f"sm_{device.capability.replace('.', '')}" not in engine.fingerprint.device.split():
+            raise mismatch(engine.file, f"for {engine.fingerprint.device}", device_label(device))
 
 
 @contextmanager
