@@ -5,11 +5,10 @@ python -m benchmarks.engines [--model deit_s]
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import asked_model
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
@@ -35,19 +34,12 @@ CAPABILITIES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_s")
-    model = parser.parse_args().model
-    print(describe_machine())
+    model = asked_model(__doc__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         profiles = [_write_profile(folder, precision) for precision in CAPABILITIES]
         bundle = build(
-            BuildRequest(
-                model=ModelSource(name=model, weights="random"),
-                profiles=tuple(map(str, profiles)),
-                out=folder / "bundle",
-            )
+            BuildRequest(ModelSource(name=model, weights="random"), tuple(map(str, profiles)), folder / "bundle")
         )
         for profile in bundle.manifest.profiles:
             for variant in bundle.manifest.variants:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -20,17 +19,14 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import asked_model
 
 PHOTO = Path(__file__).parent.parent / "ztdeploy" / "assets" / "photos" / "chelsea.jpg"
 FIRST_IMAGE = "import sys, ztdeploy; ztdeploy.load(sys.argv[1])(sys.argv[2])"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_s")
-    model = parser.parse_args().model
-    print(describe_machine())
+    model = asked_model(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         two, four = Path(folder) / "two", Path(folder) / "four"
         seconds, peak_gb = _build(model, two, ["0.7"])

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.cpu_kernels import PATHS, CpuKernels, cpu_kernels
-from tests.helpers.kernel_launches import Launch, launches_bytes, page_rank_launches, prune_launches
+from tests.helpers.kernel_launches import Launch, PageRankOptions, launches_bytes, page_rank_launches, prune_launches
 from ztdeploy.core.profile import data_folder
 
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "110", "120")
@@ -128,7 +128,7 @@ def time_page_rank(
     plan = kernels.page_rank_plan("auto", tokens, size, iterations, kernels.shared_limit)
     matrix = batch * heads * tokens * tokens * size
     attention = kernels.random((batch, heads, tokens, tokens), dtype)
-    launches, _ = page_rank_launches(attention, None, plan, kernels.empty, iterations=iterations)
+    launches, _ = page_rank_launches(attention, None, plan, kernels.empty, PageRankOptions(iterations))
     took = microseconds(kernels, launches)
     return {
         "operator": "page rank",

@@ -9,14 +9,13 @@ and runs it, stage by stage, against 1.5 times its weights and 60 MB, and what O
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import asked_model
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
@@ -82,10 +81,7 @@ print(json.dumps([int(status[key].split()[0]) / 1024 for key in ("VmHWM", "RssAn
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_s")
-    model = parser.parse_args().model
-    print(describe_machine())
+    model = asked_model(__doc__)
     print(f"{model}: mode, open variants, anonymous MB, file-backed MB, latency at keep ratio 0.7 in ms")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"

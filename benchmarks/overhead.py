@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=18.0, help="seconds per engine, over all rounds")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = build_pair(arguments.model, arguments.keep_ratio, arguments.image_size, Path(folder) / "bundle")
+        bundle = build_variants(arguments.model, arguments.keep_ratio, arguments.image_size, Path(folder) / "bundle")
         result = measure(bundle, arguments.batch, arguments.rounds, arguments.duration)
     print(describe_machine())
     print(
@@ -89,17 +89,12 @@ def main() -> None:
     print(json.dumps(asdict(result)))
 
 
-def build_pair(model: str, keep_ratio: float, image_size: int | None, out: Path) -> Bundle:
-    """Dense, pruned and sliced."""
-    return build(
-        BuildRequest(
-            model=ModelSource(name=model, weights="random", image_size=image_size),
-            profiles=("cpu",),
-            keep_ratios=(keep_ratio,),
-            methods=METHODS,
-            out=out,
-        )
-    )
+def build_variants(
+    model: str, keep_ratio: float, image_size: int | None, out: Path, methods: tuple[str, ...] = METHODS
+) -> Bundle:
+    """Dense, and pruned by each of some methods, with random weights."""
+    source = ModelSource(name=model, weights="random", image_size=image_size)
+    return build(BuildRequest(source, ("cpu",), out, keep_ratios=(keep_ratio,), methods=methods))
 
 
 def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense: bool = True) -> Result:

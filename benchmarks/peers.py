@@ -17,12 +17,11 @@ from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, plain_export, versions
 from benchmarks.machine import describe_machine
+from benchmarks.overhead import build_variants
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.methods import METHODS
-from ztdeploy.core.model_source import ModelSource
-from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.measure.turns import Configuration, Timeable
 
 #: Ours, and references at the same token counts.
@@ -35,7 +34,8 @@ def main() -> None:
         job = Job(
             arguments.model, arguments.image_size, arguments.batch, arguments.threads, Path(folder) / "plain.onnx"
         )
-        bundle = _build(arguments.model, arguments.keep_ratio, arguments.image_size, Path(folder) / "bundle")
+        methods, out = tuple(method for method in OURS if method in METHODS), Path(folder) / "bundle"
+        bundle = build_variants(arguments.model, arguments.keep_ratio, arguments.image_size, out, methods)
         job = replace(job, image_size=plain_export(job))
         ours, work = our_engines(bundle, job)
         subjects: list[Timeable] = [*(Contender(name, job) for name in CONTENDERS), *ours]
@@ -61,18 +61,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--duration", type=float, default=10.0, help="seconds per contender, over all rounds")
     return parser.parse_args()
-
-
-def _build(model: str, keep_ratio: float, image_size: int | None, out: Path) -> Bundle:
-    return build(
-        BuildRequest(
-            model=ModelSource(name=model, weights="random", image_size=image_size),
-            profiles=("cpu",),
-            keep_ratios=(keep_ratio,),
-            methods=tuple(method for method in OURS if method in METHODS),
-            out=out,
-        )
-    )
 
 
 def our_engines(bundle: Bundle, job: Job) -> tuple[list[Configuration], Mapping[str, float]]:

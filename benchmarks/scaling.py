@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from benchmarks.overhead import Result, build_pair, measure
+from benchmarks.overhead import Result, build_variants, measure
 
 HEAD = "\n".join(
     [
@@ -35,7 +35,7 @@ def main() -> None:
     for model in arguments.models:
         for size in arguments.image_sizes:
             with tempfile.TemporaryDirectory() as folder:
-                bundle = build_pair(model, arguments.keep_ratio, size, Path(folder) / "bundle")
+                bundle = build_variants(model, arguments.keep_ratio, size, Path(folder) / "bundle")
                 for batch in arguments.batches:
                     print(row(measure(bundle, batch, arguments.rounds, arguments.duration, dense=False)), flush=True)
 

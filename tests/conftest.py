@@ -103,6 +103,13 @@ def digit_images() -> list[Path]:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, as the one that it runs in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def slow_images(tmp_path: Path) -> Path:
     """Images that take a while to decode: 128 names of one large file."""
     folder = tmp_path / "slow"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
-
-import typer
+from typing import TYPE_CHECKING, Annotated, cast
 
 from ztdeploy.cli.options import (
     OF_BUILDS,
+    DataOption,
     LimitOption,
+    PresetOption,
+    SeedOption,
     number_option,
     path_option,
     takes_model,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @takes_model(without=OF_BUILDS)
 def ablate(
     model: ModelSource,
-    data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    data: DataOption,
     out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
     saved: Annotated[
         float | None,
@@ -43,12 +44,12 @@ def ablate(
             arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Instead: what this keep ratio saves by default."
         ),
     ] = None,
-    preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
+    preset: PresetOption = "default",
     only: Annotated[
         str | None, word_option(help="Some tables, with commas: contribution,partition,feature,metric,...")
     ] = None,
     limit: LimitOption = None,
-    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Of the limit and of what is random.")] = 0,
+    seed: SeedOption = 0,
     json: JsonFlag = False,
 ) -> None:
     from benchmarks.ablation.pages import check_folder, write_ablation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -10,7 +10,7 @@ from typing import Any, get_args
 from benchmarks.ablation.topic_names import Topic
 from ztdeploy.core.cost import at_cost, share_of_dense
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
-from ztdeploy.core.options import Feature, MethodOptions, Metric, Partition
+from ztdeploy.core.options import Feature, MethodOptions, Metric, Partition, Start
 from ztdeploy.core.plan import iterations_by_position
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 
@@ -94,13 +94,13 @@ def topics(found: Bases, only: Sequence[Topic] = ()) -> list[TopicRows]:
     """The tables, in their order; by default all."""
     made = {
         "contribution": partial(_contribution, found),
-        "partition": partial(_partition, found),
-        "feature": partial(_feature, found),
-        "metric": partial(_metric, found),
+        "partition": partial(_option, "partition", found),
+        "feature": partial(_option, "feature", found),
+        "metric": partial(_option, "metric", found),
         "iterations": partial(_iterations, found.plain, found.architecture.depth),
-        "order": partial(_order, found),
+        "order": partial(_option, "order", found),
         "share": partial(_share, found.plain),
-        "start": partial(_start, found),
+        "start": partial(_option, "start", found),
         "merge": partial(_merge, found),
     }
     return [make() for topic, make in made.items() if not only or topic in only]
@@ -145,38 +145,53 @@ def _contribution(found: Bases) -> TopicRows:
     )
 
 
-def _partition(found: Bases) -> TopicRows:
-    names: tuple[Partition, ...] = get_args(Partition)
-    return TopicRows(
-        "partition",
+@dataclass(frozen=True)
+class OptionTopic:
+    """One option of the default method, by itself."""
+
+    title: str
+    question: str
+    reference: str  #: a row's label
+    values: Mapping[str, str]  #: by label
+
+
+def _by_value(literal: Any) -> dict[str, str]:
+    return {value: value for value in get_args(literal)}
+
+
+OPTIONS: dict[Topic, OptionTopic] = {
+    "partition": OptionTopic(
         "Partition of the S-stage",
         "Which tokens can go because they are similar to another one?",
         "sequential",
-        tuple(Row(name, found.varied(found.plain, partition=name)) for name in names),
-    )
-
-
-def _feature(found: Bases) -> TopicRows:
-    names: tuple[Feature, ...] = get_args(Feature)
-    return TopicRows(
-        "feature",
+        _by_value(Partition),
+    ),
+    "feature": OptionTopic(
         "Feature of the S-stage",
         "By which vectors are tokens compared? Those of the tokens are known only behind the block, which then has to "
         "compute all of them: at equal cost fewer stay.",
         "keys",
-        tuple(Row(name, found.varied(found.plain, feature=name)) for name in names),
-    )
+        _by_value(Feature),
+    ),
+    "metric": OptionTopic(
+        "Metric of the S-stage", "How are the vectors of two tokens compared?", "cosine", _by_value(Metric)
+    ),
+    "order": OptionTopic(
+        "Order of the stages",
+        "Does it matter that near-duplicates go before the important tokens are chosen?",
+        "I'-S-I",
+        {"I'-S-I": "similarity-first", "I-S": "importance-first"},
+    ),
+    "start": OptionTopic(
+        "Start of the ranking", "Does the class token's head start of sqrt(N) matter?", "boosted", _by_value(Start)
+    ),
+}
 
 
-def _metric(found: Bases) -> TopicRows:
-    names: tuple[Metric, ...] = get_args(Metric)
-    return TopicRows(
-        "metric",
-        "Metric of the S-stage",
-        "How are the vectors of two tokens compared?",
-        "cosine",
-        tuple(Row(name, found.varied(found.plain, metric=name)) for name in names),
-    )
+def _option(option: Topic, found: Bases) -> TopicRows:
+    topic = OPTIONS[option]
+    rows = tuple(Row(label, found.varied(found.plain, **{option: value})) for label, value in topic.values.items())
+    return TopicRows(option, topic.title, topic.question, topic.reference, rows)
 
 
 def _iterations(plain: PruningSchedule, depth: int) -> TopicRows:
@@ -195,16 +210,6 @@ def _iterations(plain: PruningSchedule, depth: int) -> TopicRows:
     )
 
 
-def _order(found: Bases) -> TopicRows:
-    return TopicRows(
-        "order",
-        "Order of the stages",
-        "Does it matter that near-duplicates go before the important tokens are chosen?",
-        "I'-S-I",
-        (Row("I'-S-I", found.plain), Row("I-S", found.varied(found.plain, order="importance-first"))),
-    )
-
-
 def _share(plain: PruningSchedule) -> TopicRows:
     default = plain.layers[0].similarity_share
     return TopicRows(
@@ -213,16 +218,6 @@ def _share(plain: PruningSchedule) -> TopicRows:
         "How much of what goes shall go by similarity (S-stage), the rest by importance (I-stage)?",
         f"{default:g}",
         tuple(Row(f"{share:g}", with_share(plain, share)) for share in SHARES),
-    )
-
-
-def _start(found: Bases) -> TopicRows:
-    return TopicRows(
-        "start",
-        "Start of the ranking",
-        "Does the class token's head start of sqrt(N) matter?",
-        "boosted",
-        (Row("boosted", found.plain), Row("uniform", found.varied(found.plain, start="uniform"))),
     )
 
 

@@ -248,21 +248,19 @@ def test_refusals(
     arguments: tuple[str, ...],
     code: int,
     words: str,
-    tmp_path: Path,
+    here: Path,
     digit_images: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "diary").mkdir()
-    (tmp_path / "diary" / "today.txt").write_text("mine")
-    (tmp_path / "few").mkdir()
+    (here / "diary").mkdir()
+    (here / "diary" / "today.txt").write_text("mine")
+    (here / "few").mkdir()
     for image in digit_images[:5]:
-        (tmp_path / "few" / image.name).symlink_to(image)
-    there = sorted(path.name for path in tmp_path.rglob("*"))
+        (here / "few" / image.name).symlink_to(image)
+    there = sorted(path.name for path in here.rglob("*"))
     given = ["--data", str(DIGITS)] if "--data" not in arguments else []
     given += ["--limit", "40"] if "--limit" not in arguments else []
     given += ["--budget", "reduction=0.4"] if "--budget" not in arguments else []
     assert run(["tune", "--model", "vit_digits", "--trials", "2", *given, *arguments]) == code
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert sorted(path.name for path in tmp_path.rglob("*")) == there
+    assert sorted(path.name for path in here.rglob("*")) == there

@@ -99,6 +99,17 @@ def taps_for(layer: PruningLayer, plan: LayerPlan, *, seed: int = 0, sized: bool
 
 
 @pairs(list(METHODS))
+def run_pruned(method: str, name: str) -> tuple[Any, Tensor, Tensor, list[Tensor]]:
+    """A model, the tokens of images that enter its first block, and what it gives for them pruned: output, choices."""
+    model, x = variant(name), images(3)
+    wrapped = pruned(model, method)
+    with torch.no_grad():
+        output, *choices = wrapped(x)
+        wrapped.detach()
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+    return model, tokens, output, choices
+
+
 class TestLayer:
     def test_counts_are_static_and_indices_ascend_from_the_prefix_on(self, method: str, plan: LayerPlan) -> None:
         layer, x = pruning_layer(method, plan), tokens_of(plan)
@@ -333,14 +344,9 @@ class TestPrunedModel:
     @models(DROPPING)
     def test_it_is_the_model_cut_and_pruned_by_hand(self, method: str, name: str) -> None:
         """The blocks run one by one, the kept rows picked out between them."""
-        model, x = variant(name), images(3)
-        wrapped = pruned(model, method)
-        with torch.no_grad():
-            output, *kept = wrapped(x)
-        wrapped.detach()
+        model, tokens, output, kept = run_pruned(method, name)
         by_block = dict(zip((1, 2), kept, strict=True))
         with torch.no_grad():
-            tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
             for index, block in enumerate(model.blocks):
                 tokens = block(tokens)
                 if index in by_block:
@@ -351,13 +357,8 @@ class TestPrunedModel:
     @models(BY_SIZE)
     def test_it_is_the_model_cut_and_merged_by_hand(self, method: str, name: str) -> None:
         """The blocks run in two halves, with attention spelt out, and tokens merged by loops between or behind them."""
-        model, x = variant(name), images(3)
-        wrapped = pruned(model, method)
+        model, tokens, output, choices = run_pruned(method, name)
         with torch.no_grad():
-            output, *choices = wrapped(x)
-        wrapped.detach()
-        with torch.no_grad():
-            tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
             expected = model.forward_head(model.norm(merged_by_hand(model, tokens, choices, method)))
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 

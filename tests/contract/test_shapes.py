@@ -16,7 +16,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import CheckpointError, InputError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
@@ -150,19 +150,18 @@ END_TO_END = [
 ]
 
 
+def built(folder: Path, **source: Any) -> Bundle:
+    request = BuildRequest(ModelSource(name=NAME, **source), ("cpu",), folder / "bundle", keep_ratios=(0.6,))
+    return build(request)
+
+
 @pytest.mark.parametrize("name", END_TO_END)
 def test_from_build_to_show(name: str, tmp_path: Path) -> None:
     arguments, size = SHAPES[name]
     if name == "grey":
         arguments = {**arguments, "img_size": 48}
     checkpoint = saved(trained(**arguments), tmp_path / "c.pth")
-    request = BuildRequest(
-        ModelSource(name=NAME, checkpoint=checkpoint, image_size=size),
-        ("cpu",),
-        tmp_path / "bundle",
-        keep_ratios=(0.6,),
-    )
-    bundle = build(request)
+    bundle = built(tmp_path, checkpoint=checkpoint, image_size=size)
     assert verify_bundle(bundle.root, None, lambda *_: None).variants.keys() == {"dense", "keep-0.60"}
     found = loaded(NAME, checkpoint=checkpoint, image_size=size)
     data = tmp_path / "images"
@@ -222,13 +221,7 @@ def test_an_activation_that_says_nothing_is_refused(
 def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_path: Path) -> None:
     """From the manifest to `run`, `show` and `eval`."""
     path = saved(trained(num_classes=outputs, img_size=32), tmp_path / "c.pth")
-    request = BuildRequest(
-        ModelSource(name=NAME, checkpoint=path, activation=activation),
-        ("cpu",),
-        tmp_path / "bundle",
-        keep_ratios=(0.6,),
-    )
-    bundle = build(request)
+    bundle = built(tmp_path, checkpoint=path, activation=activation)
     assert read_bundle(bundle.root).manifest.model.activation == activation
     photos = [folder / "one" for folder in (tmp_path / "data" / "0", tmp_path / "data" / "1")]
     for photo in photos:

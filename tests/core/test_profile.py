@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.errors import refused as refused_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,12 +40,7 @@ def toml(tmp_path):
 
 
 def refused(name, *fragments):
-    with pytest.raises(ProfileError) as caught:
-        read_profile(name)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert all(fragment in message for fragment in fragments), message
-    return message
+    return refused_as(lambda: read_profile(name), *fragments, kind=ProfileError)
 
 
 SCHEDULE = '[[schedules]]\nname = "mine"\n[[schedules.layer]]\nblock = 3\nkeep_ratio = 0.5\n'

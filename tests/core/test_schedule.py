@@ -412,17 +412,9 @@ class TestCost:
         assert round(gmacs(DEIT_S, (197,) * 12), 1) == 4.6
 
     def test_one_block_written_out(self) -> None:
-        tiny = Architecture(
-            depth=1,
-            embed_dim=2,
-            num_heads=1,
-            mlp_dim=5,
-            patch_tokens=3,
-            prefix_tokens=0,
-            class_token=False,
-            patch_dim=7,
-            num_classes=11,
-        )
+        sizes = {"depth": 1, "embed_dim": 2, "num_heads": 1, "mlp_dim": 5, "patch_dim": 7, "num_classes": 11}
+        tokens = {"patch_tokens": 3, "prefix_tokens": 0, "class_token": False}
+        tiny = DEIT_S.model_copy(update=sizes | tokens)
         projections, attention, mlp = 4 * 3 * 2 * 2, 2 * 3 * 3 * 2, 2 * 3 * 2 * 5
         patches, head = 3 * 7 * 2, 2 * 11
         assert gmacs(tiny, (3,)) == pytest.approx((projections + attention + mlp + patches + head) / 1e9, rel=1e-12)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ztdeploy.core.profile import data_folder
 
-from .kernel_launches import Launch, PageRankPlan, SimilarityPlan, page_rank_launches, prune_launches
+from .kernel_launches import Launch, PageRankOptions, PageRankPlan, SimilarityPlan, page_rank_launches, prune_launches
 
 Floats = npt.NDArray[np.float32]
 Path_ = Literal["auto", "shared", "l2", "single"]
@@ -118,29 +118,22 @@ class CpuKernels:
         attention: npt.NDArray[np.generic],
         survivors: npt.NDArray[np.generic] | None = None,
         *,
-        iterations: int,
-        boost: bool = True,
-        filter_heads: bool = True,
-        variance_min: float = 0.01,
-        variance_max: float = 0.7,
-        root_mean_square: bool = True,
         path: Path_ = "auto",
         shared_limit: int = ANY_SIZE,
         order: Order = "forward",
         seed: int = 1,
+        **options: Any,
     ) -> Floats:
-        """`ZtWeightedPageRank`: attention `[B, H, N, N]` in fp32 or fp16 to scores `[B, N]`."""
+        """`ZtWeightedPageRank`: attention `[B, H, N, N]` in fp32 or fp16 to scores `[B, N]`, by `PageRankOptions`."""
+        how = PageRankOptions(**options)
         size = 2 if attention.dtype == np.float16 else 4
         limit = min(shared_limit, self.shared_limit)
-        plan = self.page_rank_plan(path, attention.shape[-1], size, iterations, limit)
+        plan = self.page_rank_plan(path, attention.shape[-1], size, how.iterations, limit)
         if not plan.path:
             raise BadArgumentError("no launch plan fits the shared memory")
         alive = None if survivors is None else self.put(survivors.astype(np.float32))
-        launches, scores = page_rank_launches(
-            self.put(attention), alive, plan, self.empty, iterations=iterations, boost=boost, filter_heads=filter_heads,
-            variance_min=variance_min, variance_max=variance_max, root_mean_square=root_mean_square,
-        )  # fmt: skip
-        self.run(launches, order=order, seed=seed, limits=(variance_min, variance_max))
+        launches, scores = page_rank_launches(self.put(attention), alive, plan, self.empty, how)
+        self.run(launches, order=order, seed=seed, limits=(how.variance_min, how.variance_max))
         return self.get(scores)
 
     def similarity_prune(
@@ -237,35 +230,3 @@ class CpuKernels:
 def cpu_kernels() -> CpuKernels:
     """The kernels as they ship."""
     return CpuKernels(compile_library(sources()))
-
-
-def weighted_page_rank(
-    attention: npt.NDArray[np.generic],
-    survivors: npt.NDArray[np.generic] | None = None,
-    *,
-    iterations: int,
-    boost: bool = True,
-    filter_heads: bool = True,
-    variance_min: float = 0.01,
-    variance_max: float = 0.7,
-    root_mean_square: bool = True,
-    path: Path_ = "auto",
-    order: Order = "forward",
-) -> Floats:
-    """`ZtWeightedPageRank` by the kernels as they ship."""
-    return cpu_kernels().weighted_page_rank(
-        attention, survivors, iterations=iterations, boost=boost, filter_heads=filter_heads, variance_min=variance_min,
-        variance_max=variance_max, root_mean_square=root_mean_square, path=path, order=order,
-    )  # fmt: skip
-
-
-def similarity_prune(
-    scores: npt.NDArray[np.generic],
-    keys: npt.NDArray[np.generic],
-    *,
-    drop: int,
-    prefix_tokens: int,
-    order: Order = "forward",
-) -> Floats:
-    """`ZtSimilarityPrune` by the kernels as they ship."""
-    return cpu_kernels().similarity_prune(scores, keys, drop=drop, prefix_tokens=prefix_tokens, order=order)

@@ -15,7 +15,7 @@ import torch
 
 from ztdeploy.core.errors import EnvironmentLacksError
 
-from .cpu_kernels import CpuKernels, Floats, Order, compile_library, sources
+from .cpu_kernels import CpuKernels, Floats, compile_library, sources
 from .kernel_launches import Launch
 from .ptx import Version, compile_ptx
 
@@ -53,14 +53,7 @@ class GpuKernels(CpuKernels):
         result: Floats = values.cpu().numpy()
         return result
 
-    def run(
-        self,
-        launches: Sequence[Launch],
-        *,
-        order: Order = "forward",
-        seed: int = 1,
-        limits: tuple[float, float] = (0.01, 0.7),
-    ) -> None:
+    def run(self, launches: Sequence[Launch], **_of_a_cpu: Any) -> None:
         """Queue launches on torch's current stream. The other arguments are for a CPU: the GPU orders threads itself,
         and the default limits of the head filter are compiled in."""
         for launch in launches:

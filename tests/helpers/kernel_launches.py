@@ -33,6 +33,18 @@ class SimilarityPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PageRankOptions:
+    """The attributes of `ZtWeightedPageRank`."""
+
+    iterations: int
+    boost: bool = True
+    filter_heads: bool = True
+    variance_min: float = 0.01
+    variance_max: float = 0.7
+    root_mean_square: bool = True
+
+
+@dataclass(frozen=True)
 class Launch:
     kernel: str
     grid: tuple[int, int]
@@ -51,13 +63,7 @@ def page_rank_launches(
     survivors: Any | None,
     plan: PageRankPlan,
     empty: Callable[[tuple[int, ...]], Any],
-    *,
-    iterations: int,
-    boost: bool = True,
-    filter_heads: bool = True,
-    variance_min: float = 0.01,
-    variance_max: float = 0.7,
-    root_mean_square: bool = True,
+    how: PageRankOptions,
 ) -> tuple[list[Launch], Any]:
     """The launches of one `ZtWeightedPageRank`, and the scores `[B, N]` that they fill.
 
@@ -70,16 +76,16 @@ def page_rank_launches(
     path, threads, lanes, groups, shared_bytes = plan
     kind = _kind(attention)
     scores = empty((batch, tokens))
-    how = (int(filter_heads), int(root_mean_square))
+    flags = (int(how.filter_heads), int(how.root_mean_square))
     if path == 3:
         name = f"zt_weighted_page_rank_{'all_' if survivors is None else ''}{kind}"
         inputs = (attention,) if survivors is None else (attention, survivors)
-        arguments = (*inputs, heads, tokens, iterations, int(boost), *how, lanes, groups, scores)
+        arguments = (*inputs, heads, tokens, how.iterations, int(how.boost), *flags, lanes, groups, scores)
         return [Launch(name, (batch, 1), threads, shared_bytes, arguments)], scores
     head_scores, variances = empty((batch, heads, tokens)), empty((batch, heads))
     name = f"zt_page_rank_heads_{kind}_{'shared' if path == 1 else 'l2'}"
-    first = (attention, survivors, heads, tokens, iterations, int(boost), lanes, groups, head_scores, variances)
-    second = (head_scores, variances, heads, tokens, *how, float(variance_min), float(variance_max), scores)
+    first = (attention, survivors, heads, tokens, how.iterations, int(how.boost), lanes, groups, head_scores, variances)
+    second = (head_scores, variances, heads, tokens, *flags, float(how.variance_min), float(how.variance_max), scores)
     join_threads = min(-(-tokens // 32) * 32, 1024)
     return [
         Launch(name, (heads, batch), threads, shared_bytes, first),

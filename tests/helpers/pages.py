@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 from ztdeploy.report.kit.plots.frame import SVG
 
+_Report = TypeVar("_Report")
 #: A name that would be somebody's script or address, were it not escaped.
 EVIL = "<script>alert(1)</script>&\"'|`](http://evil.example)\x1b[31m"
+
+
+def all_written(
+    write: Callable[[_Report, Path], Sequence[Path]], report: _Report, out: Path, *, page: str
+) -> tuple[_Report, Path]:
+    """A report and the folder that it was written to. Nothing lies there but what the writer names, the page first, and
+    pages and plots are inert.
+    """
+    paths = write(report, out)
+    assert set(paths) == {path for path in out.rglob("*") if path.is_file()}
+    assert paths[0] == out / page
+    for path in paths:
+        if path.suffix in (".html", ".svg"):
+            check_inert(path)
+    return report, out
 
 
 def check_inert(path: Path) -> None:

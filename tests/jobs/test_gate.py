@@ -161,14 +161,7 @@ def test_where_none_passes_nothing_is_left(tmp_path: Path, capsys: pytest.Captur
         (("--calib", ".", "--max-kl", "inf"), "--max-kl inf"),
     ],
 )
-def test_refusals(
-    arguments: tuple[str, ...],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_refusals(arguments: tuple[str, ...], words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "-m", "vit_digits", "-p", "cpu", "-o", "out", *arguments]) == 3
     assert words in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []

@@ -25,6 +25,8 @@ from ztdeploy.host.pruning.zero_tprune_merge import ZeroTPruneMerge
 SETTINGS = settings(deadline=None, max_examples=60)
 CLEAR = 1e-9
 seeds = st.integers(0, 2**32 - 1)
+#: Of a random image, and how it is drawn.
+SIZES = {"seed": seeds, "prefix": st.sampled_from([0, 1, 2, 5]), "patches": st.integers(2, 17)}
 
 
 class TestParts:
@@ -76,9 +78,7 @@ class TestParts:
 class TestToMe:
     @SETTINGS
     @given(
-        seed=seeds,
-        prefix=st.sampled_from([0, 1, 2, 5]),
-        patches=st.integers(2, 17),
+        **SIZES,
         heads=st.integers(1, 4),
         data=st.data(),
     )
@@ -187,9 +187,7 @@ class TestZeroTPruneMerge:
 class TestNoveltyMerge:
     @SETTINGS
     @given(
-        seed=seeds,
-        prefix=st.sampled_from([0, 1, 2, 5]),
-        patches=st.integers(2, 17),
+        **SIZES,
         sized=st.booleans(),
         powers=st.sampled_from([(1.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
         data=st.data(),

@@ -11,6 +11,7 @@ from ztdeploy.cli.options import (
     BATCHES_HELP,
     BundleArgument,
     ProfileOption,
+    RoundsOption,
     ThreadsOption,
     VariantsOption,
     WarmupOption,
@@ -56,9 +57,7 @@ def bench(
     iterations: Annotated[
         int | None, number_option(arguments.CALLS, "--iterations", help="Calls per configuration, instead of seconds.")
     ] = None,
-    rounds: Annotated[
-        int, number_option(arguments.ROUNDS, "--rounds", help="How often the configurations take turns.")
-    ] = 10,
+    rounds: RoundsOption = 10,
     reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Also measure the baseline.")] = True,
     out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
     json: JsonFlag = False,

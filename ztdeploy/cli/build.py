@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.options import (
-    number_option,
-    path_option,
-    takes_model,
-    word_option,
-)
+from ztdeploy.cli.options import PresetOption, number_option, path_option, takes_model, word_option
 from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, warn
 from ztdeploy.core import arguments
 
@@ -42,7 +37,7 @@ def build(
         ),
     ] = None,
     method: Annotated[list[str] | None, word_option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
-    preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
+    preset: PresetOption = "default",
     schedule: Annotated[
         list[Path] | None, path_option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
     ] = None,

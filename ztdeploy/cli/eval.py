@@ -11,9 +11,12 @@ import typer
 from ztdeploy.cli.options import (
     BundleArgument,
     CacheOption,
+    DataOption,
     KeepRatiosOption,
     LimitOption,
     ProfileOption,
+    SeedOption,
+    ThreadCountOption,
     VariantsOption,
     number_option,
     path_option,
@@ -40,9 +43,9 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     bundle: BundleArgument,
-    data: Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")],
+    data: DataOption,
     limit: LimitOption = None,
-    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Decides which images a limit takes.")] = 0,
+    seed: SeedOption = 0,
     keep_ratio: KeepRatiosOption = None,
     variant: VariantsOption = None,
     profile: ProfileOption = None,
@@ -52,9 +55,7 @@ def evaluate(
     batch: Annotated[
         int | None, number_option(arguments.BATCH, "--batch", help="Images per call. (default: the profile's smallest)")
     ] = None,
-    threads: Annotated[
-        int | None, number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)")
-    ] = None,
+    threads: ThreadCountOption = None,
     recall_at: Annotated[
         list[int] | None,
         number_option(

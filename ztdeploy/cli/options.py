@@ -103,6 +103,18 @@ WarmupOption = Annotated[
         arguments.SECONDS, "--warmup", metavar="SECONDS", help="Warm-up of each configuration, before the first round."
     ),
 ]
+ThreadCountOption = Annotated[
+    int | None,
+    number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)"),
+]
+RoundsOption = Annotated[
+    int, number_option(arguments.ROUNDS, "--rounds", help="How often configurations that are compared take turns.")
+]
+PresetOption = Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")]
+DataOption = Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")]
+SeedOption = Annotated[
+    int, number_option(arguments.SEED, "--seed", help="Decides what is random, such as which images a limit takes.")
+]
 LimitOption = Annotated[
     int | None,
     number_option(arguments.IMAGES, "--limit", help="Use at most so many images, equally many of every class."),

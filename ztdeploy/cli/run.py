@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, ImagesArgument, ProfileOption, VariantOption, number_option
+from ztdeploy.cli.options import (
+    BundleArgument,
+    ImagesArgument,
+    ProfileOption,
+    ThreadCountOption,
+    VariantOption,
+    number_option,
+)
 from ztdeploy.cli.output import JsonFlag, left, print_json, progress_bar, right, table, warn
 from ztdeploy.core import arguments
 
@@ -29,9 +36,7 @@ def run(
     ] = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
-    threads: Annotated[
-        int | None, number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)")
-    ] = None,
+    threads: ThreadCountOption = None,
     top: Annotated[
         int, number_option(arguments.WholeNumbers(1, arguments.CLASSES.most), "--top", help="How many classes to show.")
     ] = 5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from ztdeploy.cli.options import (
     OF_BUILDS,
     CacheOption,
     LimitOption,
+    PresetOption,
+    RoundsOption,
     ThreadsOption,
     WarmupOption,
     counts_option,
@@ -57,14 +59,12 @@ def sweep(
         str | None, word_option(help="Sides of the input: 224,96x384. (default: the model's)")
     ] = None,
     threads: ThreadsOption = None,
-    preset: Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")] = "default",
+    preset: PresetOption = "default",
     duration: Annotated[
         float,
         number_option(arguments.SECONDS, "--duration", metavar="SECONDS", help="Per configuration, over all rounds."),
     ] = 4.0,
-    rounds: Annotated[
-        int, number_option(arguments.ROUNDS, "--rounds", help="How often configurations that are compared take turns.")
-    ] = 8,
+    rounds: RoundsOption = 8,
     warmup: WarmupOption = 0.5,
     details: Annotated[
         bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")

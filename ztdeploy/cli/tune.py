@@ -11,6 +11,7 @@ from ztdeploy.cli.options import (
     OF_BUILDS,
     CacheOption,
     LimitOption,
+    SeedOption,
     number_option,
     path_option,
     takes_model,
@@ -64,7 +65,7 @@ def tune(
         number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that may be lost on tuning images."),
     ] = None,
     limit: LimitOption = None,
-    seed: Annotated[int, number_option(arguments.SEED, "--seed", help="Seed of the search and of --limit.")] = 0,
+    seed: SeedOption = 0,
     cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:

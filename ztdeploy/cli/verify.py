@@ -12,6 +12,11 @@ from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar,
 if TYPE_CHECKING:
     from ztdeploy.core.manifest import EngineRecord
 
+OnlyProfileOption = Annotated[
+    str | None,
+    word_option("--profile", "-p", help="Only the engines of this profile. (default: all that this machine can take)"),
+]
+
 
 def register(app: typer.Typer) -> None:
     app.command(help="Check every hash, the pre-processing, and each engine against its golden outputs.")(verify)
@@ -20,10 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     bundle: BundleArgument,
-    profile: Annotated[
-        str | None,
-        word_option("--profile", "-p", help="Verify the engines of this profile. (default: all that run here)"),
-    ] = None,
+    profile: OnlyProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.target.verify import verify_bundle
@@ -57,10 +59,7 @@ def verify(
 
 def finalize(
     bundle: BundleArgument,
-    profile: Annotated[
-        str | None,
-        word_option("--profile", "-p", help="For this profile only. (default: all that can be built here)"),
-    ] = None,
+    profile: OnlyProfileOption = None,
     json: JsonFlag = False,
 ) -> None:
     from ztdeploy.target.finalize import finalize_bundle

@@ -107,17 +107,11 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(
-    arguments: tuple[str, ...],
-    code: int,
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], code: int, words: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "diary").mkdir()
-    (tmp_path / "diary" / "today.txt").write_text("mine")
+    (here / "diary").mkdir()
+    (here / "diary" / "today.txt").write_text("mine")
     given = ["--data", str(DIGITS)] if "--data" not in arguments else []
     assert main(["--model", "vit_digits", *given, *arguments]) == code
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["diary", "today.txt"]
+    assert sorted(path.name for path in here.rglob("*")) == ["diary", "today.txt"]

@@ -154,25 +154,23 @@ int cuStreamCreate(void **stream, unsigned flags) {
     return 0;
 }
 
-int cuStreamSynchronize(void *stream) {
-    int code = code_in_context("cuStreamSynchronize");
+static int finish_as(const char *name, void *stream, int lives_on) {
+    int code = code_in_context(name);
     if (code) return code;
     pthread_mutex_lock(&lock);
     check_stream(stream);
     finish(stream);
+    stream_live[(intptr_t)stream] = lives_on;
     pthread_mutex_unlock(&lock);
     return 0;
 }
 
+int cuStreamSynchronize(void *stream) {
+    return finish_as("cuStreamSynchronize", stream, 1);
+}
+
 int cuStreamDestroy_v2(void *stream) {
-    int code = code_in_context("cuStreamDestroy_v2");
-    if (code) return code;
-    pthread_mutex_lock(&lock);
-    check_stream(stream);
-    finish(stream);
-    stream_live[(intptr_t)stream] = 0;
-    pthread_mutex_unlock(&lock);
-    return 0;
+    return finish_as("cuStreamDestroy_v2", stream, 0);
 }
 
 int cuMemAlloc_v2(uint64_t *address, size_t size) {

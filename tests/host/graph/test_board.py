@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.errors import refused
-from helpers.graphs import SPEC, trace_of
+from helpers.graphs import SPEC, check_declared_types, trace_of
 from helpers.models import PREPROCESS, images, pixels, pruned, variant
 from helpers.plugin_ops import NUMPY, run_with_plugins
 from helpers.sessions import run_graph, serialised
@@ -87,14 +87,7 @@ class TestEveryModel:
         assert not [node for node in sorts(board) if ir.DataType.INT64 in (node.inputs[0].dtype, node.outputs[0].dtype)]
 
     def test_it_is_valid_onnx_whose_declared_types_hold(self, name: str, precision: Precision) -> None:
-        proto = onnx.load_from_string(serialised(graphs(name, precision)[1]))
-        onnx.checker.check_model(proto, full_check=True)
-        declared = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
-        del proto.graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph.value_info
-        types = {value.name: value.type.tensor_type.elem_type for value in inferred}
-        inner = {name for node in proto.graph.node for name in node.output} & types.keys()
-        assert {name: declared[name] for name in inner} == {name: types[name] for name in inner}
+        check_declared_types(graphs(name, precision)[1])
 
     def test_names_stay_unique_and_the_signature_as_it_was(self, name: str, precision: Precision) -> None:
         plain, board = graphs(name, precision)

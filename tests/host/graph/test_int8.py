@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.graphs import SPEC, trace_of
-from helpers.models import PREPROCESS, VARIANTS, fits, pixels, pruned, tiny_vit, variant
+from helpers.graphs import SPEC, pruning_nodes, trace_by
+from helpers.models import PREPROCESS, pixels, pruned, tiny_vit, variant
 from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,13 +33,6 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 INT8 = replace(SPEC, precision="int8")
 LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
-#: A model that each method can prune; every other one once.
-MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for method in METHODS}
-
-
-@cache
-def traced(method: str) -> ir.Model:
-    return trace_of(MODELS[method], method)
 
 
 @cache
@@ -48,18 +41,9 @@ def dense() -> ir.Model:
     return export_onnx(module, PREPROCESS, SPEC)
 
 
-def pruning_nodes(model: ir.Model) -> list[tuple[Any, ...]]:
-    """All that pruning layers compute: operators, values by name, and the constants that they read."""
-    return [
-        (node.name, node.op_type, [value and value.name for value in node.inputs], [v.dtype for v in node.outputs])
-        for node in model.graph
-        if "prune" in (node.name or "").split("/")
-    ]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_with_the_same_counts_and_its_layers_untouched(method: str) -> None:
-    single = traced(method)
+    single = trace_by(method)
     before = serialised(single)
     typed = specialise(single, INT8)
     assert serialised(single) == before
@@ -167,7 +151,7 @@ def test_the_product_is_what_the_formula_says(bits: Any, extreme: bool) -> None:
 
 
 def test_exact_products_leave_no_integer_one_and_change_nothing_else() -> None:
-    typed = specialise(traced("zero-tprune"), INT8)
+    typed = specialise(trace_by("zero-tprune"), INT8)
     before = serialised(typed)
     exact = with_exact_products(typed)
     assert serialised(typed) == before

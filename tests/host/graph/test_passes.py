@@ -381,6 +381,19 @@ class TestStableNames:
                 stable_names(model)
 
 
+#: Graphs with an axis that depends on something else than the batch.
+UNKNOWN_AXES = {
+    "token axis": "g (float[batch, tokens] x) => (float[batch, tokens] y)\n{ y = Relu(x) }",
+    "two unknown axes": "g (float[batch, n, 4] x) => (float[n, batch, 4] y)\n{ y = Transpose <perm = [1, 0, 2]> (x) }",
+    "a count that is an input": "g (float[batch, 4] x, int64[1] k) => (float[batch, m] y)\n{ y, i = TopK(x, k) }",
+    "a count that is data": "g (float[batch, 4] x) => (int64[2, n] y)\n{ y = NonZero(x) }",
+    "data selected by data": "g (float[batch, 4] x) => (float[n] y)\n"
+    "{ z = NonZero(x)\n t = Transpose(z)\n y = GatherND(x, t) }",
+    "rows selected by data in a fixed batch": "g (float[4, 3] x, bool[4] c) => (float[n, 3] y)\n"
+    "{ y = Compress <axis = 0> (x, c) }",
+}
+
+
 class TestStaticShapes:
     def test_a_batch_in_front_is_fine(self) -> None:
         check_static_shapes(parse("ok (float[batch, 4] x) => (float[batch, 4] y)\n{ y = Relu(x) }"))
@@ -396,31 +409,9 @@ class TestStaticShapes:
         check_static_shapes(model)
         assert model.graph[0].outputs[0].shape == ir.Shape(["batch", 4])
 
-    @pytest.mark.parametrize(
-        "body",
-        [
-            pytest.param("g (float[batch, tokens] x) => (float[batch, tokens] y)\n{ y = Relu(x) }", id="token axis"),
-            pytest.param(
-                "g (float[batch, n, 4] x) => (float[n, batch, 4] y)\n{ y = Transpose <perm = [1, 0, 2]> (x) }",
-                id="two unknown axes",
-            ),
-            pytest.param(
-                "g (float[batch, 4] x, int64[1] k) => (float[batch, m] y)\n{ y, i = TopK(x, k) }",
-                id="a count that is an input",
-            ),
-            pytest.param("g (float[batch, 4] x) => (int64[2, n] y)\n{ y = NonZero(x) }", id="a count that is data"),
-            pytest.param(
-                "g (float[batch, 4] x) => (float[n] y)\n{ z = NonZero(x)\n t = Transpose(z)\n y = GatherND(x, t) }",
-                id="data selected by data",
-            ),
-            pytest.param(
-                "g (float[4, 3] x, bool[4] c) => (float[n, 3] y)\n{ y = Compress <axis = 0> (x, c) }",
-                id="rows selected by data in a fixed batch",
-            ),
-        ],
-    )
-    def test_an_axis_that_depends_on_anything_but_the_batch_is_refused_with_the_node(self, body: str) -> None:
-        model = parse(body)
+    @pytest.mark.parametrize("what", UNKNOWN_AXES)
+    def test_an_axis_that_depends_on_anything_but_the_batch_is_refused_with_the_node(self, what: str) -> None:
+        model = parse(UNKNOWN_AXES[what])
         for node in model.graph:
             node.name = f"a/{node.op_type}_0"
         with pytest.raises(ModelError, match="static shapes behind the batch axis") as caught:

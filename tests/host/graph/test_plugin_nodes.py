@@ -409,11 +409,13 @@ def cpu_kernels() -> Implementation:
     if not module.have_compiler():
         pytest.skip("no g++ to compile the kernels with")
 
+    kernels = module.cpu_kernels()
+
     def page_rank(attention: np.ndarray, survivors: np.ndarray | None = None, **settings: Any) -> np.ndarray:
         flags = {name: bool(settings.pop(name)) for name in ("boost", "filter_heads", "root_mean_square")}
-        return np.asarray(module.weighted_page_rank(attention, survivors, **flags, **settings))
+        return np.asarray(kernels.weighted_page_rank(attention, survivors, **flags, **settings))
 
-    return Implementation(page_rank, module.similarity_prune)
+    return Implementation(page_rank, kernels.similarity_prune)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {"numpy": lambda: NUMPY, "kernels": cpu_kernels}

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.graphs import SPEC, trace_of
-from helpers.models import PREPROCESS, VARIANTS, fits, pixels, tiny_vit
+from helpers.graphs import SPEC, pruning_nodes, trace_by
+from helpers.models import PREPROCESS, pixels, tiny_vit
 from helpers.sessions import run_graph, serialised
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,21 +34,15 @@ from ztdeploy.target.backends.openvino import OpenVinoBackend
 
 UINT8 = Int8Options(activations="uint8")
 LINEAR, DEPTH = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"), 4
-MODELS = {method: next(name for name in VARIANTS if fits(method, name)) for method in METHODS}
-
-
-@cache
-def traced(method: str) -> ir.Model:
-    return trace_of(MODELS[method], method)
 
 
 @cache
 def ranges(method: str) -> dict[str, tuple[float, float]]:
-    return measure_ranges(traced(method), [pixels(4).numpy()], "min-max", threads=1)
+    return measure_ranges(trace_by(method), [pixels(4).numpy()], "min-max", threads=1)
 
 
 def quantised(method: str, options: Int8Options = UINT8) -> ir.Model:
-    return specialise(traced(method), replace(SPEC, precision="int8", int8=options), ranges(method))
+    return specialise(trace_by(method), replace(SPEC, precision="int8", int8=options), ranges(method))
 
 
 def quantised_products(model: ir.Model) -> list[str]:
@@ -61,30 +55,22 @@ def quantised_products(model: ir.Model) -> list[str]:
     return found
 
 
-def pruning_nodes(model: ir.Model) -> list[tuple[Any, ...]]:
-    return [
-        (node.name, node.op_type, [value and value.name for value in node.inputs], [v.dtype for v in node.outputs])
-        for node in model.graph
-        if "prune" in (node.name or "").split("/")
-    ]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_linear_layers_of_every_method_and_nothing_else(method: str) -> None:
-    before = serialised(traced(method))
+    before = serialised(trace_by(method))
     typed = quantised(method)
-    assert serialised(traced(method)) == before
+    assert serialised(trace_by(method)) == before
     assert serialised(quantised(method)) == serialised(typed), "the same bytes every time"
     onnx.checker.check_model(onnx.load_from_string(serialised(typed)), full_check=True)
     layers = [f"blocks.{block}/{layer}/MatMul_0/int8" for block in range(DEPTH) for layer in LINEAR]
     assert quantised_products(typed) == ["patch_embed/proj/Conv_0/product/int8", *layers]
-    assert pruning_nodes(typed) == pruning_nodes(traced(method))
+    assert pruning_nodes(typed) == pruning_nodes(trace_by(method))
     readers = {
         user.op_type for n in typed.graph if n.op_type == "DequantizeLinear" for user in n.outputs[0].consumers()
     }
     assert readers == {"MatMul"}
     image = pixels(3).numpy()
-    single, integers = run_graph(traced(method), image=image), run_graph(typed, image=image)
+    single, integers = run_graph(trace_by(method), image=image), run_graph(typed, image=image)
     assert {name: values.shape for name, values in integers.items()} == {n: v.shape for n, v in single.items()}
     assert np.isfinite(integers["logits"]).all()
 
@@ -118,14 +104,14 @@ def test_blocks_ahead_stay_and_so_do_pixels() -> None:
 
 
 def test_by_row_only_weights_are_integers_in_the_graph() -> None:
-    typed = specialise(traced("zero-tprune"), replace(SPEC, precision="int8", int8=Int8Options(activations="row")))
+    typed = specialise(trace_by("zero-tprune"), replace(SPEC, precision="int8", int8=Int8Options(activations="row")))
     assert "QuantizeLinear" not in {node.op_type for node in typed.graph}
     weights = [node.inputs[0] for node in typed.graph if node.op_type == "DequantizeLinear"]
     assert sum(weight.dtype == ir.DataType.INT8 for weight in weights) == len(LINEAR) * DEPTH
     assert "Conv" in {node.op_type for node in typed.graph}, "patches stay as they are"
     image = pixels(4).numpy()
     spelt_out = with_exact_products(typed, OpenVinoBackend.row_groups)
-    exact, rounded = (run_graph(model, image=image)["logits"] for model in (traced("zero-tprune"), spelt_out))
+    exact, rounded = (run_graph(model, image=image)["logits"] for model in (trace_by("zero-tprune"), spelt_out))
     assert 0 < np.median(np.abs(exact - rounded)) < 0.05 * np.abs(exact).max()
 
 
@@ -191,7 +177,7 @@ def test_spelt_out_nothing_is_quantised_and_the_answer_is_near() -> None:
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in exact.graph}
     assert pruning_nodes(exact) == pruning_nodes(typed)
     image = pixels(4).numpy()
-    logits = [run_graph(model, image=image)["logits"] for model in (typed, exact, traced("zero-tprune"))]
+    logits = [run_graph(model, image=image)["logits"] for model in (typed, exact, trace_by("zero-tprune"))]
     scale = np.abs(logits[2]).max()
     assert np.abs(logits[0] - logits[1]).max() < 0.05 * scale
     assert np.median(np.abs(logits[1] - logits[2])) < 0.1 * scale
@@ -207,7 +193,7 @@ def wide_grey() -> ir.Model:
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (16, 48, 1)])
 def test_patches_times_a_matrix_are_the_convolution(shape: tuple[int, int, int]) -> None:
-    single = traced("zero-tprune") if shape[0] == shape[1] else wide_grey()
+    single = trace_by("zero-tprune") if shape[0] == shape[1] else wide_grey()
     model = single.clone()
     found = patch_product(model)
     assert found is not None
@@ -239,15 +225,15 @@ def test_attention_that_nobody_ranks_by_can_be_bf16() -> None:
 def test_ranges_are_those_of_all_images_by_an_independent_evaluation() -> None:
     image = pixels(5).numpy()
     name = "blocks.1/norm1/LayerNormalization_0"
-    watched = traced("zero-tprune").clone()
+    watched = trace_by("zero-tprune").clone()
     watched.graph.outputs.append(next(n.outputs[0] for n in watched.graph if n.name == name))
     values = run_graph(watched, image=image)[name]
-    found = measure_ranges(traced("zero-tprune"), [image[:2], image[2:]], "min-max", threads=1)
+    found = measure_ranges(trace_by("zero-tprune"), [image[:2], image[2:]], "min-max", threads=1)
     np.testing.assert_allclose(found[name], (values.min(), values.max()), rtol=1e-5)
-    inner = measure_ranges(traced("zero-tprune"), [image[:2], image[2:]], "percentile", threads=1)
+    inner = measure_ranges(trace_by("zero-tprune"), [image[:2], image[2:]], "percentile", threads=1)
     wanted = [np.mean([np.quantile(one, q) for one in values]) for q in (1e-4, 1 - 1e-4)]
     np.testing.assert_allclose(inner[name], wanted, rtol=1e-4)
-    low, high = measure_ranges(traced("zero-tprune"), [image], "entropy", threads=1)[name]
+    low, high = measure_ranges(trace_by("zero-tprune"), [image], "entropy", threads=1)[name]
     assert values.min() <= low < 0 < high <= values.max() * 1.0001
 
 

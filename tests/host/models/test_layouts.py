@@ -68,38 +68,38 @@ def called(name: str) -> State:
     return {f"{name}.weight": STATE["head.weight"], f"{name}.bias": STATE["head.bias"]}
 
 
-def mm(name: str) -> str:
-    """As MMPretrain calls it."""
-    for old, new in (
-        (r"^head\.", "head.layers.head."),
-        (r"^blocks\.(\d+)\.mlp\.fc1\.", r"backbone.layers.\1.ffn.layers.0.0."),
-        (r"^blocks\.(\d+)\.mlp\.fc2\.", r"backbone.layers.\1.ffn.layers.1."),
-        (r"^blocks\.(\d+)\.norm(\d)\.", r"backbone.layers.\1.ln\2."),
-        (r"^blocks\.", "backbone.layers."),
-        (r"^norm\.", "backbone.ln1."),
-        (r"^patch_embed\.proj\.", "backbone.patch_embed.projection."),
-        (r"^(cls_token|pos_embed)$", r"backbone.\1"),
-    ):
-        name = re.sub(old, new, name)
-    return name
+#: What other libraries call the parts of a vision transformer: patterns of timm's names, and their replacements.
+NAMES = {
+    "mmpretrain": {
+        r"^head\.": "head.layers.head.",
+        r"^blocks\.(\d+)\.mlp\.fc1\.": r"backbone.layers.\1.ffn.layers.0.0.",
+        r"^blocks\.(\d+)\.mlp\.fc2\.": r"backbone.layers.\1.ffn.layers.1.",
+        r"^blocks\.(\d+)\.norm(\d)\.": r"backbone.layers.\1.ln\2.",
+        r"^blocks\.": "backbone.layers.",
+        r"^norm\.": "backbone.ln1.",
+        r"^patch_embed\.proj\.": "backbone.patch_embed.projection.",
+        r"^(cls_token|pos_embed)$": r"backbone.\1",
+    },
+    "torchvision": {
+        r"^head\.": "heads.head.",
+        r"^blocks\.(\d+)\.mlp\.fc1\.": r"encoder.layers.encoder_layer_\1.mlp.0.",
+        r"^blocks\.(\d+)\.mlp\.fc2\.": r"encoder.layers.encoder_layer_\1.mlp.3.",
+        r"^blocks\.(\d+)\.norm(\d)\.": r"encoder.layers.encoder_layer_\1.ln_\2.",
+        r"^blocks\.(\d+)\.attn\.qkv\.": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_",
+        r"^blocks\.(\d+)\.attn\.proj\.": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.",
+        r"^norm\.": "encoder.ln.",
+        r"^patch_embed\.proj\.": "conv_proj.",
+        r"^cls_token$": "class_token",
+        r"^pos_embed$": "encoder.pos_embedding",
+    },
+}
 
 
-def tv(name: str) -> str:
-    """As torchvision calls it."""
-    for old, new in (
-        (r"^head\.", "heads.head."),
-        (r"^blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layers.encoder_layer_\1.mlp.0."),
-        (r"^blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
-        (r"^blocks\.(\d+)\.norm(\d)\.", r"encoder.layers.encoder_layer_\1.ln_\2."),
-        (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_"),
-        (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.encoder_layer_\1.self_attention.out_proj."),
-        (r"^norm\.", "encoder.ln."),
-        (r"^patch_embed\.proj\.", "conv_proj."),
-        (r"^cls_token$", "class_token"),
-        (r"^pos_embed$", "encoder.pos_embedding"),
-    ):
-        name = re.sub(old, new, name)
-    return name
+def as_called_by(library: str) -> State:
+    state = STATE
+    for old, new in NAMES[library].items():
+        state = {re.sub(old, new, name): tensor for name, tensor in state.items()}
+    return state
 
 
 CRITERION = {"criterion.weight": torch.ones(7), "criterion.fc.weight": torch.ones(7, 3)}
@@ -145,10 +145,10 @@ LAYOUTS: dict[str, Any] = {
     "moments by name, first": {"exp_avg_ema": OTHER, "model": STATE},
     "student and teacher": {"student": put("module.", OTHER), "teacher": STATE},
     "student. and teacher.": {"state_dict": {**put("student.", OTHER), **put("teacher.")}},
-    "MMPretrain": {"state_dict": {mm(name): tensor for name, tensor in STATE.items()}, "meta": {"epoch": 1}},
-    "MMPretrain in a wrapper": {f"module.{mm(name)}": tensor for name, tensor in STATE.items()},
-    "torchvision": {tv(name): tensor for name, tensor in STATE.items()},
-    "torchvision in Lightning": {"state_dict": {f"model.{tv(name)}": tensor for name, tensor in STATE.items()}},
+    "MMPretrain": {"state_dict": as_called_by("mmpretrain"), "meta": {"epoch": 1}},
+    "MMPretrain in a wrapper": put("module.", as_called_by("mmpretrain")),
+    "torchvision": as_called_by("torchvision"),
+    "torchvision in Lightning": {"state_dict": put("model.", as_called_by("torchvision"))},
     "chunks of blocks": {re.sub(r"^blocks\.", "blocks.0.", name): tensor for name, tensor in STATE.items()},
     "a list of states": [{"state_dict": STATE}, 3],
     "states of several models": {"models": [STATE], "optimizers": [{"exp_avg": OTHER}]},

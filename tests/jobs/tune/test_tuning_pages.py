@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import tunings
 from helpers.errors import refused
-from helpers.pages import EVIL, check_inert
+from helpers.pages import EVIL, all_written
 
 from ztdeploy.core.errors import InputError, OutputError
 from ztdeploy.core.options import MethodOptions
@@ -28,17 +28,7 @@ STATES = {
 
 @pytest.fixture(scope="module", params=STATES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneReport, Path]:
-    report, out = STATES[request.param](), tmp_path_factory.mktemp("tuning")
-    paths = write_tuning(report, out)
-    assert set(paths) == {path for path in out.rglob("*") if path.is_file()}
-    assert paths[0] == out / PAGE
-    return report, out
-
-
-def test_all_of_it_is_well_formed_and_asks_for_nothing(written: tuple[TuneReport, Path]) -> None:
-    for path in written[1].iterdir():
-        if path.suffix in (".html", ".svg"):
-            check_inert(path)
+    return all_written(write_tuning, STATES[request.param](), tmp_path_factory.mktemp("tuning"), page=PAGE)
 
 
 def test_report_and_schedules_come_back(written: tuple[TuneReport, Path]) -> None:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.errors import refused as refused_as
 
 from ztdeploy.core.errors import ImageError
 from ztdeploy.host.models.catalogue import ASSETS
@@ -30,11 +31,7 @@ def labels(tmp_path):
 
 
 def refused(path, *fragments):
-    with pytest.raises(ImageError) as caught:
-        read_labels(path)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1, message
-    assert all(fragment in message for fragment in fragments), message
+    refused_as(lambda: read_labels(path), *fragments, kind=ImageError)
 
 
 # -------------------- labels

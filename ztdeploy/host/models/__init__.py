@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.tables import look_up
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,8 +56,7 @@ REFUSED: dict[str, str] = {
 
 def families() -> list[type[ModelAdapter]]:
     """The adapters of all families, imported."""
-    targets = (target.partition(":") for target in FAMILIES.values())
-    return [getattr(import_module(module), attribute) for module, _, attribute in targets]
+    return [look_up(reference) for reference in FAMILIES.values()]
 
 
 def adapt(model: nn.Module, image_size: int | tuple[int, int]) -> ModelAdapter:
