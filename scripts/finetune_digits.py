@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,12 @@ Right = npt.NDArray[np.bool_]  # one per held-out digit
 
 @dataclass(frozen=True)
 class Tuning:
-    """How training goes on: AdamW, a warm-up, a cosine, and the distortions of the model's own recipe."""
+    """How training goes on: AdamW, a warm-up, a cosine, and for all else the model's own recipe."""
 
     steps: int = 270  #: 6 epochs
-    batch_size: int = 32
     learning_rate: float = 3e-4
-    weight_decay: float = 0.05
     warmup_steps: int = 27
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.1
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True)
@@ -104,8 +101,8 @@ def pruned(model: nn.Module, pruning: Pruning | None) -> Any:
 
 def tune(model: nn.Module, pruning: Pruning | None, digits: Digits, tuning: Tuning, seed: int) -> None:
     """Train a model in place; the seed decides the order of images and how they are distorted."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(parameter_groups(model, tuning.weight_decay), lr=tuning.learning_rate)
+    recipe, generator = tuning.recipe, torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=tuning.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, tuning.warmup_steps, tuning.steps)
     )
@@ -113,14 +110,14 @@ def tune(model: nn.Module, pruning: Pruning | None, digits: Digits, tuning: Tuni
     with pruned(model, pruning) as module:
         module.train()
         while done < tuning.steps:
-            for chosen in batches(len(digits.images), tuning.batch_size, generator):
+            for chosen in batches(len(digits.images), recipe.batch_size, generator):
                 if done == tuning.steps:
                     break
-                images = normalize(random_affine(digits.images[chosen], Recipe(), generator))
-                loss = F.cross_entropy(module(images), digits.labels[chosen], label_smoothing=tuning.label_smoothing)
+                images = normalize(random_affine(digits.images[chosen], recipe, generator))
+                loss = F.cross_entropy(module(images), digits.labels[chosen], label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(model.parameters(), tuning.clip_norm)
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
                 schedule.step()
                 done += 1
