@@ -98,7 +98,6 @@ def taps_for(layer: PruningLayer, plan: LayerPlan, *, seed: int = 0, sized: bool
     )
 
 
-@pairs(list(METHODS))
 def run_pruned(method: str, name: str) -> tuple[Any, Tensor, Tensor, list[Tensor]]:
     """A model, the tokens of images that enter its first block, and what it gives for them pruned: output, choices."""
     model, x = variant(name), images(3)
@@ -110,6 +109,7 @@ def run_pruned(method: str, name: str) -> tuple[Any, Tensor, Tensor, list[Tensor
     return model, tokens, output, choices
 
 
+@pairs(list(METHODS))
 class TestLayer:
     def test_counts_are_static_and_indices_ascend_from_the_prefix_on(self, method: str, plan: LayerPlan) -> None:
         layer, x = pruning_layer(method, plan), tokens_of(plan)

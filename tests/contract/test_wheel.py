@@ -91,7 +91,7 @@ def test_contents(wheel: Path, names: list[str]) -> None:
         shipped = {f"ztdeploy/data/{name}" for name in data if "__pycache__" not in name}
         assert shipped
         assert shipped <= set(names)
-    assets = {path.relative_to(CHECKOUT).as_posix() for path in (package / "assets").rglob("*") if path.is_file()}
+    assets = {path.relative_to(CHECKOUT).as_posix() for path in (package / "host" / "assets").rglob("*") if path.is_file()}
     assert {name for name in assets if "__pycache__" not in name} <= set(names)
     assert {"ztdeploy/host/assets/digits/model.safetensors", "ztdeploy/host/assets/digits/labels.json"} <= assets
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
