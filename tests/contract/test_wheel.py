@@ -82,7 +82,7 @@ def metadata(wheel: Path, names: list[str]) -> Message:
 def test_contents(wheel: Path, names: list[str]) -> None:
     assert wheel.name == f"ztdeploy-{ztdeploy.__version__}-py3-none-any.whl"
     assert wheel.stat().st_size < 10e6
-    package = CHECKOUT / "ztdeploy"
+    package, shared = CHECKOUT / "ztdeploy", CHECKOUT / "ztdeploy" / "host" / "assets"
     sources = {path.relative_to(CHECKOUT).as_posix() for path in package.rglob("*.py")}
     assert sources <= set(names)
     assert "ztdeploy/py.typed" in names
@@ -91,7 +91,7 @@ def test_contents(wheel: Path, names: list[str]) -> None:
         shipped = {f"ztdeploy/data/{name}" for name in data if "__pycache__" not in name}
         assert shipped
         assert shipped <= set(names)
-    assets = {path.relative_to(CHECKOUT).as_posix() for path in (package / "host" / "assets").rglob("*") if path.is_file()}
+    assets = {path.relative_to(CHECKOUT).as_posix() for path in shared.rglob("*") if path.is_file()}
     assert {name for name in assets if "__pycache__" not in name} <= set(names)
     assert {"ztdeploy/host/assets/digits/model.safetensors", "ztdeploy/host/assets/digits/labels.json"} <= assets
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
