@@ -19,6 +19,15 @@ from ztdeploy.core.locks import only_one
 from ztdeploy.core.model_source import ModelSource
 
 
+@pytest.hookimpl(tryfirst=True)  # ahead of what chooses by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Parameters that a test's marker `short` leaves out belong to the long tail."""
+    for item in items:
+        short = item.get_closest_marker("short")
+        if short is not None and not any(word in item.name for word in short.args):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c() -> Iterator[None]:
     """A shell starts what runs in the background with SIGINT ignored, and every child inherits that."""

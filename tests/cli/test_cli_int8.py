@@ -25,6 +25,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("options", "bits"), FORMS.items())
+@pytest.mark.short('uint8"-7', "row")
 def test_no_sum_is_lost(tmp_path: Path, traces: Path, options: str, bits: int) -> None:
     section = "" if "[int8]" in options else "[int8]\n"
     (tmp_path / "mine.toml").write_text(

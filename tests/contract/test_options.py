@@ -333,6 +333,7 @@ def export(method: str, options: MethodOptions) -> Export:
 
 
 @pytest.mark.parametrize(("method", "options"), CASES, ids=case_name)
+@pytest.mark.short("[novelty-merge-coherence_power", "[zero-tprune-merge-partition=full")
 class TestGraph:
     def test_keeps_what_the_reference_keeps_and_answers_as_torch_does(
         self, method: str, options: MethodOptions

@@ -52,6 +52,7 @@ def test_one_for_a_model_nobody_had_weights_of_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in schedule_names() if name.startswith("deit_t")])
+@pytest.mark.short("reduction-35")
 def test_it_becomes_a_graph_that_answers_as_torch_does(name: str) -> None:
     torch.manual_seed(0)
     model = VisionTransformer(img_size=SIZE, patch_size=4, embed_dim=12, depth=12, num_heads=2, num_classes=5).eval()

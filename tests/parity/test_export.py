@@ -125,6 +125,7 @@ def test_every_method_and_variant_is_exported() -> None:
     assert {case.opset for case in CASES} >= {18, 20, 22}
 
 
+@pytest.mark.short("wpr-class-token", "novelty-merge-registers", "zero-tprune-attention-pool", "tome-")
 class TestParity:
     def test_logits_and_kept_tokens_are_torchs(
         self, exported: Exported, record_property: Callable[[str, object], None]
@@ -212,6 +213,7 @@ def test_ties_are_broken_alike_in_onnx_runtime_and_torch() -> None:
         np.testing.assert_array_equal(theirs, ours)
 
 
+@pytest.mark.short("wpr-class-token", "novelty-merge-registers", "zero-tprune-attention-pool", "tome-")
 class TestGraph:
     def test_is_valid_onnx_of_the_opset_asked_for_and_of_no_other_domain(self, exported: Exported) -> None:
         onnx.checker.check_model(exported.proto, full_check=True)

@@ -49,6 +49,7 @@ def rows(model: ir.Model, name: str) -> object:
 
 @pytest.mark.parametrize("method", ["zero-tprune", "wpr", "random", "slice"])
 @pytest.mark.parametrize("name", ["class-token", "average-pool", "distilled", "qk-norm-layer-scale"])
+@pytest.mark.short("[class-token-", "[distilled-zero-tprune")
 def test_the_outputs_are_those_of_the_late_choice(name: str, method: str) -> None:
     image = np.asarray(pixels(3, seed=2).numpy())
     late, early = (run(exported(name, method, early=early), image=image) for early in (False, True))

@@ -42,6 +42,7 @@ def dense() -> ir.Model:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.short("[zero-tprune]", "[novelty-merge]")
 def test_every_method_runs_with_the_same_counts_and_its_layers_untouched(method: str) -> None:
     single = trace_by(method)
     before = serialised(single)

@@ -145,6 +145,7 @@ def expected_nodes(case: Case, plans: tuple[LayerPlan, ...]) -> dict[str, dict[s
 
 @pytest.mark.parametrize("precision", FP32_AND_FP16)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.short("[class token", "[merging")
 class TestEveryCase:
     def test_nodes_say_what_the_plan_says_and_compute_what_the_plain_graph_does(
         self, case: Case, precision: str, tmp_path: Path
@@ -469,6 +470,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path) -> Tra
 @pytest.mark.parametrize("precision", FP32_AND_FP16)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("which", ["digits", pytest.param("photographs", marks=pytest.mark.realdata)])
+@pytest.mark.short("digits")
 def test_trained_models_keep_the_same_tokens(
     which: str, implementation: str, precision: str, request: pytest.FixtureRequest
 ) -> None:

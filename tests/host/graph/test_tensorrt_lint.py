@@ -131,6 +131,7 @@ def test_how_many_more_there_are() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.short("[zero-tprune]", "[novelty-merge]")
 def test_the_graphs_of_every_method_pass(method: str) -> None:
     layers = (LayerSpec(block=1, keep_ratio=0.6, iterations=2),)
     traced = export_onnx(pruned(tiny_vit(depth=2), method, *layers), PREPROCESS, SPEC)

@@ -399,6 +399,7 @@ def test_an_engine_is_built_without_a_gpu(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.short("[zero-tprune]", "[novelty-merge]")
 def test_the_graph_of_every_method_builds_for_all_gpus_of_the_shipped_profile(
     rtx: Any, digits: Any, method: str, tmp_path: Path
 ) -> None:
@@ -425,6 +426,7 @@ ABLE = ("zero-tprune-merge", "novelty-merge")
 @pytest.mark.parametrize(
     ("method", "options"), [(method, options) for method in ABLE for options in diagonal(method)], ids=case_name
 )
+@pytest.mark.short("[novelty-merge-coherence_power")
 def test_the_graph_of_every_value_of_every_option_builds(
     rtx: Any, digits: Any, method: str, options: MethodOptions, tmp_path: Path
 ) -> None:
