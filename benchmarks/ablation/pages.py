@@ -29,8 +29,8 @@ from ztdeploy.core.records import to_json
 from ztdeploy.core.text import markdown_text
 from ztdeploy.report.kit.document import document
 from ztdeploy.report.kit.figure import Figure, notes, plots, section
-from ztdeploy.report.kit.figures import short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import short
 from ztdeploy.report.kit.sheet import Column, markdown_table
 from ztdeploy.report.kit.sheet import table as drawn_table
 from ztdeploy.target.evaluate.eval_report import Mean

@@ -18,7 +18,7 @@ from helpers.processes import HANG_S, started, wait_for
 import ztdeploy
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
-from ztdeploy.report.kit.figures import times
+from ztdeploy.report.kit.numbers import times
 from ztdeploy.report.sweep.verdict import verdicts
 from ztdeploy.report.sweep_folder import REPORT, read_previous
 from ztdeploy.target.measure.sweep_report import SweepReport, rows

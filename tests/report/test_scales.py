@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztdeploy.report.kit.figures import decimals_for, short, span, times
+from ztdeploy.report.kit.numbers import decimals_for, short, span, times
 from ztdeploy.report.kit.plots.labels import Box, along, beside, spread
 from ztdeploy.report.kit.plots.scale import Scale, linear, nice_ticks, padded, steps
 from ztdeploy.report.sweep.plots.fidelity import front

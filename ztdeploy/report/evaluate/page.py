@@ -12,8 +12,8 @@ from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.report.evaluate.position_map import position_map
 from ztdeploy.report.kit.document import document
 from ztdeploy.report.kit.figure import Figure, plots
-from ztdeploy.report.kit.figures import counted, short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import counted, short
 from ztdeploy.report.kit.plots.estimates import Estimate, estimates_plot
 from ztdeploy.report.kit.sheet import Cell, number, sheet
 from ztdeploy.report.show.tiles import Grid

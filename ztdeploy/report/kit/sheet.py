@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ztdeploy.core.text import markdown_text
-from ztdeploy.report.kit.figures import decimals_for, fixed
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import decimals_for, fixed
 
 Item = TypeVar("Item")
 

@@ -16,8 +16,8 @@ from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import disk_errors, make_folder, write, writing
 from ztdeploy.core.folders import check_folder_path
 from ztdeploy.core.text import html_text
-from ztdeploy.report.kit.figures import counted
 from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.show.contact_sheet import contact_sheet
 from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, LayerDrawing, VariantDrawing, draw
 from ztdeploy.report.show.tiles import Grid, css, importance_colour

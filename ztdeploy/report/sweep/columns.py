@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ztdeploy.report.kit.figures import cosine, fixed, percent, short, span, times
+from ztdeploy.report.kit.numbers import cosine, fixed, percent, short, span, times
 from ztdeploy.report.kit.sheet import Column, interval
 from ztdeploy.target.measure.sweep_report import Row
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import groupby
 
 from ztdeploy.core.setting import Setting
-from ztdeploy.report.kit.figures import counted
+from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.kit.plots.series import Series
 from ztdeploy.target.measure.bench_report import BenchReport
 from ztdeploy.target.measure.sweep_report import Row, SweepReport, VariantFacts, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ztdeploy.report.kit.figures import counted
+from ztdeploy.report.kit.numbers import counted
 from ztdeploy.target.measure.bench_report import Caution, Failure
 from ztdeploy.target.measure.sweep_report import SweepReport, rows
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ztdeploy.report.kit.figures import cosine, counted, decimals_for, fixed, percent, short, span, times
+from ztdeploy.report.kit.numbers import cosine, counted, decimals_for, fixed, percent, short, span, times
 from ztdeploy.report.sweep.panels import Panel, panels
 from ztdeploy.target.measure.bench_report import Comparison, Outcome
 from ztdeploy.target.measure.sweep_report import Row, SweepReport

@@ -7,8 +7,8 @@ from functools import partial
 
 from ztdeploy.report.kit.document import document
 from ztdeploy.report.kit.figure import legend, plots, section
-from ztdeploy.report.kit.figures import decimals, percent, short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import decimals, percent, short
 from ztdeploy.report.kit.sheet import Column, interval, table
 from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
 from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport

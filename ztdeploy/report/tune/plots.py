@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import short
 from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.numbers import short
 from ztdeploy.report.kit.plots.by_block import Curve, by_block_plot
 from ztdeploy.report.kit.plots.estimates import Estimate, estimates_plot
 from ztdeploy.report.kit.plots.frame import Frame, dot, path, x_range, y_range

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ztdeploy.core.schedule import PruningSchedule
-from ztdeploy.report.kit.figures import percent, short
+from ztdeploy.report.kit.numbers import percent, short
 from ztdeploy.report.tune.records import BestAtCost, Ratio, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ztdeploy.report.kit.figure import beside, notes, plots, section
-from ztdeploy.report.kit.figures import short
 from ztdeploy.report.kit.markup import Markup, fragment
+from ztdeploy.report.kit.numbers import short
 from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.report.sweep.panels import View
 from ztdeploy.report.sweep.plots.noise import steadiness

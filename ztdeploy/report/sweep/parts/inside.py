@@ -7,8 +7,8 @@ from itertools import groupby
 
 from ztdeploy.core.setting import Setting
 from ztdeploy.report.kit.figure import beside, legend, plots, section
-from ztdeploy.report.kit.figures import decimals_for, fixed, percent, short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import decimals_for, fixed, percent, short
 from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.report.sweep.panels import View, is_dense
 from ztdeploy.report.sweep.plots.staircase import staircase_plot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pkgutil import resolve_name
 
 from ztdeploy.report.kit.figure import legend, plots, section
-from ztdeploy.report.kit.figures import counted
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.kit.sheet import table
 from ztdeploy.report.sweep.columns import columns
 from ztdeploy.report.sweep.panels import Panel, View

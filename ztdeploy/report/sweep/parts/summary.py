@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ztdeploy.report.kit.figures import counted, short, span, times
 from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.kit.numbers import counted, short, span, times
 from ztdeploy.report.sweep.panels import Panel, View, machine, model, subtitle, title
 from ztdeploy.report.sweep.trust import limits
 from ztdeploy.report.sweep.verdict import Verdict, candidates, compared, verdicts

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ztdeploy.core.manifest import Fidelity
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import cosine, percent, short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import cosine, percent, short
 from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, notes, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import linear, steps
 from ztdeploy.report.sweep.panels import Panel, View

@@ -6,8 +6,8 @@ from functools import partial
 from statistics import median
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import short, span, times
 from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.numbers import short, span, times
 from ztdeploy.report.kit.plots.frame import Frame, box, dot, line, path, rows_plot, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.report.kit.plots.series import Series

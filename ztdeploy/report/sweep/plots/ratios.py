@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import short, span, times
 from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.numbers import short, span, times
 from ztdeploy.report.kit.plots.frame import Frame, level, line, notes, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear, padded
 from ztdeploy.report.kit.plots.series import Series

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import counted, short
 from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.numbers import counted, short
 from ztdeploy.report.kit.plots.frame import TOP, Frame, dot, label, line, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import linear
 from ztdeploy.report.sweep.snapping import block_ms, snaps, token_counts

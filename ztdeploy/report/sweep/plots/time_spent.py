@@ -8,8 +8,8 @@ from functools import partial
 from typing import get_args
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import percent, short
 from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.numbers import percent, short
 from ztdeploy.report.kit.plots.frame import Frame, block_numbers, box, rows_plot, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.target.measure.sweep_report import Kind, OperatorProfile, Part

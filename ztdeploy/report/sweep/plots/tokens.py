@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.figures import counted
+from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.kit.plots.frame import Frame, block_numbers, names_of_ends, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.report.sweep.panels import is_dense
