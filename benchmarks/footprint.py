@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import asked_model
+from ztdeploy.host.models.catalogue import ASSETS
 
-PHOTO = Path(__file__).parent.parent / "ztdeploy" / "assets" / "photos" / "chelsea.jpg"
+PHOTO = ASSETS / "photos" / "chelsea.jpg"
 FIRST_IMAGE = "import sys, ztdeploy; ztdeploy.load(sys.argv[1])(sys.argv[2])"
 
 

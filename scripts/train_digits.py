@@ -45,7 +45,9 @@ from sklearn.model_selection import (  # type: ignore[import-untyped, unused-ign
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "ztdeploy" / "assets" / "digits"
+from ztdeploy.host.models.catalogue import ASSETS
+
+DEFAULT_OUT = ASSETS / "digits"
 
 ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,

@@ -72,7 +72,7 @@ def show_bundle(bundle: Bundle) -> None:
         + left("engines")
         + right("parity"),
         rows,
-        caption="* default; parity: largest logit difference to PyTorch, of ONNX Runtime's int8 to its graph",
+        caption="* default; parity: largest logit difference to PyTorch (int8 in ONNX Runtime: to its own graph)",
     )
 
 
@@ -97,7 +97,7 @@ def _show_engines(bundle: Bundle) -> None:
         "Engines",
         left("profile", "variant", "precision") + right("MB") + left("bound to", "proof"),
         rows,
-        caption="proof: logit difference to PyTorch on the golden images, of ONNX Runtime's int8 to its graph;"
+        caption="proof: logit difference to PyTorch on the golden images (int8 in ONNX Runtime: to its own graph);"
         " layers: relative difference of the worst integer layer by itself",
     )
 
@@ -245,6 +245,6 @@ def _show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
         f"{variant.name}, block by block",
         left("block") + right("tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"),
         rows,
-        caption=f"similar, unimportant: tokens that the layer {place} {does} as such\n"
+        caption=f"similar, unimportant: tokens that the layer {place} {does} for that reason\n"
         f"{sum(graph.operators.values())} ops: {', '.join(f'{count} {name}' for name, count in common)}, ...",
     )

@@ -1,4 +1,7 @@
-"""Reading the small text files in which the kernel describes the machine; what cannot be read is None."""
+"""What the kernel says of the machine in small text files, such as how many threads a container may use.
+
+What cannot be read is None.
+"""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Literal
 
 from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.options import MethodOptions
-from ztdeploy.core.tables import look_up, with_entry_points
+from ztdeploy.core.tables import with_entry_points
 
 DEFAULT_METHOD = "zero-tprune"
 ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
@@ -71,7 +72,7 @@ class MethodTable(Mapping[str, Method]):
             return self.own[name]
         reference = self._references()[name]
         try:
-            method = look_up(reference)
+            method = resolve_name(reference)
         except Exception as error:  # of somebody else's code
             raise _broken(name, reference, f"{type(error).__name__}: {error}") from error
         if not isinstance(method, Method):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.preprocess_spec import ImageInput
 from ztdeploy.core.profile import Int8Options, Precision
-from ztdeploy.core.tables import look_up
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -92,7 +92,7 @@ def apply_passes(traced: ir.Model) -> None:
     """Run the passes for every trace on the model, in place."""
     for one in PASSES.values():
         if one.when is None:
-            look_up(one.function)(traced)
+            resolve_name(one.function)(traced)
 
 
 def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
@@ -109,6 +109,6 @@ def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) 
         return traced
     model, spec = traced.clone(), replace(spec, ranges=ranges)
     for one in wanted:
-        look_up(one.function)(model, spec)
-    look_up(PASSES["static-shapes"].function)(model)  # what a pass has made has no shapes yet
+        resolve_name(one.function)(model, spec)
+    resolve_name(PASSES["static-shapes"].function)(model)  # what a pass has made has no shapes yet
     return model

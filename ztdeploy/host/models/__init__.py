@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.tables import look_up
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,7 @@ REFUSED: dict[str, str] = {
 
 def families() -> list[type[ModelAdapter]]:
     """The adapters of all families, imported."""
-    return [look_up(reference) for reference in FAMILIES.values()]
+    return [resolve_name(reference) for reference in FAMILIES.values()]
 
 
 def adapt(model: nn.Module, image_size: int | tuple[int, int]) -> ModelAdapter:

@@ -69,7 +69,7 @@ def preprocessing_of(
         remarks.append(
             f"pre-processing is assumed to be {default}, because no file says it: "
             f"{', '.join(_described(name, merged) for name in guessed)}; "
-            f"{', '.join('--' + name.replace('_', '-') for name in guessed)} say otherwise"
+            f"{', '.join('--' + name.replace('_', '-') for name in guessed)} change it"
         )
     fields = (*_FIELDS, *(("bit_depth",) if spec.bit_depth else ()))
     return Preprocessing(spec, {name: who[name] for name in fields}, tuple(remarks))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.methods import check_options, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.tables import look_up
 
 if TYPE_CHECKING:
     from ztdeploy.core.plan import LayerPlan
@@ -20,5 +20,5 @@ def pruning_layer(method: str, plan: LayerPlan, options: MethodOptions = DEFAULT
         ScheduleError: there is no such method, or it does not know an option.
     """
     check_options(method, options)
-    layer: PruningLayer = look_up(method_named(method).layer)(plan, options)
+    layer: PruningLayer = resolve_name(method_named(method).layer)(plan, options)
     return layer

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError, did_you_mean
-from ztdeploy.core.tables import look_up, with_entry_points
+from ztdeploy.core.tables import with_entry_points
 
 if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
@@ -36,13 +37,14 @@ def get_backend(name: str) -> Backend:
         BundleError: this version does not have it.
         EnvironmentLacksError: its code cannot be imported.
     """
-    table = backend_table()
-    if name not in table:
-        raise BundleError(f"an engine of the backend '{name}'", f"one of: {', '.join(table)}", "upgrade ztdeploy")
+    reference = _reference(name)
+    if reference is None:
+        known = ", ".join(backend_table())
+        raise BundleError(f"an engine of the backend '{name}'", f"one of: {known}", "upgrade ztdeploy")
     try:
-        backend: Backend = look_up(table[name])()
+        backend: Backend = resolve_name(reference)()
     except (ImportError, AttributeError) as error:
-        package = "ztdeploy" if name in BACKENDS else f"what has '{table[name]}'"
+        package = "ztdeploy" if name in BACKENDS else f"what has '{reference}'"
         raise EnvironmentLacksError(
             f"the backend '{name}' cannot be imported ({error})", "its code and runtime", f"run: pip install {package}"
         ) from error
@@ -56,10 +58,15 @@ def backend_of(profile: HardwareProfile) -> Backend:
         ProfileError: there is no such backend.
         EnvironmentLacksError: as `get_backend`.
     """
-    table = backend_table()
-    if profile.backend not in table:
-        raise ProfileError(f"backend '{profile.backend}'", "a known backend", did_you_mean(profile.backend, [*table]))
+    if _reference(profile.backend) is None:
+        known = did_you_mean(profile.backend, list(backend_table()))
+        raise ProfileError(f"backend '{profile.backend}'", "a known backend", known)
     return get_backend(profile.backend)
+
+
+def _reference(name: str) -> str | None:
+    """Where a backend's class is. Installed packages are searched, which takes a while, only for what is not ours."""
+    return BACKENDS.get(name) or backend_table().get(name)
 
 
 def runtime_versions() -> dict[str, str]:
