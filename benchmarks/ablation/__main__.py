@@ -130,11 +130,11 @@ def _show_table(one: Table) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the study as a verb of the command line, whose errors and exit codes it shares."""
-    from ztdeploy.cli.app import app, run
+    from ztdeploy.cli.app import application, run
 
-    if all(command.callback is not ablate for command in app.registered_commands):
-        app.command("benchmarks.ablation")(ablate)
-    return run(["benchmarks.ablation", *arguments], program="python -m")
+    with_the_study = application()
+    with_the_study.command("benchmarks.ablation")(ablate)
+    return run(["benchmarks.ablation", *arguments], "python -m", with_the_study)
 
 
 if __name__ == "__main__":
