@@ -103,16 +103,16 @@ def application() -> typer.Typer:
 app = application()
 
 
-def run(arguments: Sequence[str], program: str = "ztdeploy", application: typer.Typer = app) -> int:
+def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typer = app) -> int:
     """Run one command line and return its exit code.
 
     Args:
         program: what people type in front of the arguments, for usage and errors.
-        application: whose commands there are.
+        commands: the application that has them.
     """
     with _image_warnings_as_ours():
         try:
-            return _run(arguments, program, application)
+            return _run(arguments, program, commands)
         except (typer.Abort, KeyboardInterrupt):
             return _fail("interrupted", 130, arguments)
         except StreamError as error:
@@ -138,8 +138,8 @@ def run(arguments: Sequence[str], program: str = "ztdeploy", application: typer.
             return _fail(what, 1, arguments, error)
 
 
-def _run(arguments: Sequence[str], program: str, application: typer.Typer) -> int:
-    result = application(list(arguments), prog_name=program, standalone_mode=False)
+def _run(arguments: Sequence[str], program: str, commands: typer.Typer) -> int:
+    result = commands(list(arguments), prog_name=program, standalone_mode=False)
     sys.stdout.flush()
     if result == 130:  # what newer Typer makes of Ctrl-C
         raise KeyboardInterrupt
