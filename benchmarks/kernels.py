@@ -1,6 +1,6 @@
 """The TensorRT plugins' kernels: what the compiler made of them and, on a GPU, what they cost.
 
-    python -m benchmarks.kernels [--sm 75 87 ...] [--json] [--write docs/kernels.md]
+    python -m benchmarks.kernels [--sm 75 87 ...] [--json] [--write docs/explanation/kernels.md]
     python -m benchmarks.kernels --times cuda [--out FILE.json]
 
 Registers, static shared memory and spills need nvcc; times need a CUDA GPU and g++ or nvcc's compiler for launch plans.

@@ -26,7 +26,7 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 README = CHECKOUT / "README.md"
 DOCUMENTS = [
     path
-    for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "plugins/*.md", "benchmarks/*.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "plugins/*.md", "benchmarks/*.md")
     for path in sorted(CHECKOUT.glob(pattern))
 ]
 SHELL = ("sh", "bash", "shell", "console")

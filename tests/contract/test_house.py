@@ -1,4 +1,4 @@
-"""The house as `docs/architecture.md` describes it: six rooms, imports downwards, no cycles, one class per name."""
+"""The house of `docs/explanation/architecture.md`: six rooms, imports downwards, no cycles, one class per name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Processors of either kind: what this one has, what another would report, and how to run the other's kernels.
 
 `ZTDEPLOY_CPU_FLAGS` fakes the report, so that decisions are those of the other processor. Kernels stay this one's: for
-OpenVINO `ONEDNN_MAX_CPU_ISA` limits them, for ONNX Runtime only emulation does (docs/precision.md says how).
+OpenVINO `ONEDNN_MAX_CPU_ISA` limits them, for ONNX Runtime only emulation does (how: docs/explanation/precision.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of Zero-TPrune once more, in NumPy and fp64, from the text of docs/method.md alone.
+"""The options of Zero-TPrune once more, in NumPy and fp64, from the text of docs/explanation/method.md alone.
 
 For one image at a time and with loops, on `reference`'s page rank. The readings taken here are its own, and: where two
 pairs are equally similar, that one comes first whose token of A is the more important one, or, where chance makes the

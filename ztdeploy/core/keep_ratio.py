@@ -22,7 +22,7 @@ PRESETS: dict[str, tuple[float, ...]] = {
 }
 #: Where the first layer of a late schedule may stand, in twelfths of the depth; another layer follows at each twelfth.
 LATE_STARTS = (4, 3, 2, 1)
-#: What each layer of a late schedule keeps at least; if it had to keep less, the first stands earlier (docs/method.md).
+#: What each layer of a late schedule keeps at least; else the first stands earlier (docs/explanation/method.md).
 LEAST_LATE_RATIO = 0.68
 #: In how many steps a keep ratio is varied until the cost fits.
 _RATIO_STEPS = 1 << 14

@@ -278,7 +278,7 @@ class ChoiceRecord(ImagesUsed):
     variant: str  #: that was timed
     batch: int
     rounds: int
-    limits: GateLimits  #: without limits, candidates are compared with fp32, see docs/precision.md
+    limits: GateLimits  #: without limits, candidates are compared with fp32, see docs/explanation/precision.md
     candidates: tuple[CandidateRecord, ...]  #: the profile asked for first, then the less risky first
 
 

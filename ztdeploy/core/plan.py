@@ -204,8 +204,8 @@ def default_iterations(block: int, depth: int, tokens: int) -> int:
     everywhere for very many tokens.
 
     The ranking itself converges later (30 iterations in the first blocks), but the kept tokens that this changes make
-    no difference in the outputs; docs/method.md has the measurements. Each iteration reads the whole attention matrix:
-    as soon as no cache holds it, five of them are expensive.
+    no difference in the outputs; docs/explanation/method.md has the measurements. Each iteration reads the whole
+    attention matrix: as soon as no cache holds it, five of them are expensive.
     """
     return 1 if tokens >= MANY_TOKENS else iterations_by_position(block, depth, (5, 3, 1))
 

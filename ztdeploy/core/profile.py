@@ -42,7 +42,7 @@ class TensorRtOptions(Record):
 
 
 class Int8Options(Record):
-    """Options of precision int8 alone; docs/precision.md says what each costs."""
+    """Options of precision int8 alone; docs/explanation/precision.md says what each costs."""
 
     #: Blocks before this one stay fp32. If it stands behind the first pruning layer, that layer chooses as in fp32.
     from_block: int = Field(default=0, ge=0, le=MOST_BLOCKS)

@@ -70,7 +70,9 @@ def _int8() -> Finding:
     lacking = what_int8_lacks(here)
     if lacking is not None:
         bits = "; weights take 7 bits here, of which no sum is lost" if here.loses_sums else ""
-        return Finding("int8 engines", "note", lacking + bits, "measure both cpu and cpu-int8; see docs/precision.md")
+        return Finding(
+            "int8 engines", "note", lacking + bits, "measure both cpu and cpu-int8; see docs/explanation/precision.md"
+        )
     found = " ".join(here.dot_products)
     return Finding("int8 engines", "ok" if found else "note", found or "no SIMD flags read")
 

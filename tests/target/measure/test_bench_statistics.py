@@ -121,7 +121,7 @@ def test_too_few_rounds_have_no_interval(count):
 
 @pytest.mark.parametrize("count", [6, 10])
 def test_intervals_cover_the_truth_as_often_as_they_say(count):
-    """Roughly: the bootstrap of a median is a little narrow with few rounds, which docs/measuring.md says."""
+    """Roughly: the bootstrap of a median is narrow with few rounds (docs/explanation/measuring.md)."""
     generator, hits = np.random.default_rng(0), 0
     for seed in range(300):
         found = bootstrap_interval(list(1.5 + 0.02 * generator.standard_t(3, count)), seed=seed, resamples=1000)

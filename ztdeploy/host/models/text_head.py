@@ -127,5 +127,5 @@ def _described(tensor: Tensor) -> str:
 
 
 def _unfit(path: Path, found: str, expected: str) -> CheckpointError:
-    fix = "write it with the text tower of the same model, see docs/models.md"
+    fix = "write it with the text tower of the same model, see docs/howto/models.md"
     return CheckpointError(f"text head '{path}' {found}", expected, fix)

@@ -98,8 +98,8 @@ class MergingLayer(PruningLayer):
     #: Later attention must know how well. The average of tokens that differ is shorter than they are, and adds up to
     #: less; but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of
     #: its parts. Attention's normalised input is multiplied with the root of it: the share itself would be right in the
-    #: next block, but with each block an average becomes more of a token of its own (docs/method.md). Other powers of
-    #: it than the root are options, and so is one for what attention and MLP add to an average.
+    #: next block, but with each block an average becomes more of a token of its own (docs/explanation/method.md).
+    #: Other powers of it than the root are options, and so is one for what attention and MLP add to an average.
     coherent = False
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Who would be missed least is folded into the most similar token that stays.
 
-Ours, from measurements (docs/method.md): instead of two stages that ask about likeness and importance one after the
-other, one number per token says what is lost where a more important one stands for it.
+Ours, from measurements (docs/explanation/method.md): instead of two stages that ask about likeness and importance one
+after the other, one number per token says what is lost where a more important one stands for it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _FASTEST = 8.0
 _HALVINGS = 48
 #: Beyond this share of the depth, a search does not look for a first layer.
 _SHARE_OF_DEPTH = 0.6
-#: What did best where one exponent was changed after the other (docs/method.md).
+#: What did best where one exponent was changed after the other (docs/explanation/method.md).
 LEANING = MethodOptions(size_power=0.7, average_power=0.5, coherence_power=0.6, update_power=0.5)
 ITERATIONS = {"default": None, "one": (1, 1, 1), "more": (10, 5, 1), "paper": (30, 10, 1)}
 
