@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
 @takes_model()
 def build(
     model: ModelSource,
-    profile: Annotated[list[str], word_option("--profile", "-p", help="Shipped profile or TOML file; repeatable.")],
+    profile: Annotated[
+        list[str] | None,
+        word_option("--profile", "-p", help="Shipped profile or TOML file; repeatable. (default: this machine's)"),
+    ] = None,
     out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
     keep_ratio: Annotated[
         list[float] | None,
@@ -79,10 +82,11 @@ def build(
     from ztdeploy.host.models.sources import folder_word
     from ztdeploy.jobs.request import BuildRequest
 
+    profiles = profile or [_own_profile()]
     request = BuildRequest(
         model=model,
-        profiles=tuple(profile),
-        out=out or Path(f"{folder_word(model.name)}-{'-'.join(Path(name).stem for name in profile)}"),
+        profiles=tuple(profiles),
+        out=out or Path(f"{folder_word(model.name)}-{'-'.join(Path(name).stem for name in profiles)}"),
         keep_ratios=tuple(keep_ratio or ()),
         schedules=tuple(read_schedule(schedule_path(path)) for path in schedule or ()),
         methods=tuple(method or (DEFAULT_METHOD,)),
@@ -105,6 +109,15 @@ def build(
     else:
         _show(bundle)
     leave(manifest.failed)
+
+
+def _own_profile() -> str:
+    """The profile of the machine that builds, of which the reason is said."""
+    from ztdeploy.target.machine_profile import profile_for_this_machine
+
+    name, reason = profile_for_this_machine()
+    note(f"building for profile '{name}': {reason}")
+    return name
 
 
 def _show(bundle: Bundle) -> None:

@@ -32,6 +32,7 @@ from ztdeploy.core.kernel_files import (
 )
 from ztdeploy.core.records import Record
 from ztdeploy.target.backends import runtime_versions
+from ztdeploy.target.machine_profile import board_name
 from ztdeploy.version import __version__
 
 _CPU = "sys/devices/system/cpu"
@@ -127,7 +128,7 @@ def read_machine() -> Machine:
     return Machine(
         processor=processor_name(),
         architecture=platform.machine(),
-        board=_board_name(),
+        board=board_name(),
         cores_online=os.cpu_count(),
         usable_cores=cores,
         quota_cores=cpu_quota_cores(),
@@ -323,11 +324,6 @@ def _memory_limit(group: Path) -> int | None:
 # Boards and GPUs.
 
 
-def _board_name() -> str | None:
-    """Such as "Raspberry Pi 5 Model B Rev 1.0"; None where there is no device tree, as on a PC."""
-    return text(at("proc/device-tree/model"))
-
-
 def _jetson() -> Jetson | None:
     """None on any other machine."""
     release = text(at("etc/nv_tegra_release"))
@@ -381,7 +377,7 @@ def nvidia_smi() -> str | None:
 def read_gpus() -> tuple[Gpu, ...]:
     """The GPUs, with their clocks where these can be read without CUDA."""
     if clock := jetson_gpu_clock():
-        return (Gpu(name=_board_name() or "Jetson", clock_mhz=clock[0], max_clock_mhz=clock[1]),)
+        return (Gpu(name=board_name() or "Jetson", clock_mhz=clock[0], max_clock_mhz=clock[1]),)
     rows = [[cell.strip() for cell in row] for row in csv.reader((nvidia_smi() or "").splitlines())]
     if found := tuple(_gpu(row) for row in rows if len(row) == len(_GPU_FIELDS)):
         return found
