@@ -23,7 +23,7 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 
 class Deployable(nn.Module):
-    """The module that is traced: normalisation inside, the choice of tokens as int32 outputs."""
+    """The module that is traced: the pruned model behind normalisation; its choice of tokens are int32 outputs."""
 
     scale: Tensor
     shift: Tensor
@@ -38,8 +38,8 @@ class Deployable(nn.Module):
     ) -> None:
         """
         Args:
-            notes: is told the names of the notes, which then are outputs as well; a call, since tracing gives a module
-                its attributes back.
+            notes: makes the notes of pruning layers further outputs, and is called with their names. It is a callback,
+                because tracing restores a module's attributes.
         """
         super().__init__()
         self.pruned, self.image_input, self.notes = pruned, image_input, notes
@@ -49,8 +49,9 @@ class Deployable(nn.Module):
         self.register_buffer("shift", -mean / deviation, persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """uint8 `[B, H, W, C]` to what the model takes, fp32 `[B, C, H, W]`."""
-        return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift  # TensorRT moves no uint8
+        """From uint8 `[B, H, W, C]` to the model's input, fp32 `[B, C, H, W]`."""
+        floats = image.to(torch.float32)  # first, since TensorRT cannot transpose uint8
+        return floats.permute(0, 3, 1, 2) * self.scale + self.shift
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """`image` is uint8 `[B, H, W, C]`, or fp32 `[B, C, H, W]` already normalised."""
@@ -64,26 +65,26 @@ class Deployable(nn.Module):
 
 
 def choice_names(layer: LayerPlan) -> tuple[str, ...]:
-    """The graph outputs of a pruning layer."""
+    """Names of the graph outputs of a pruning layer."""
     return tuple(pruning_output(layer.block, what) for what in ((KEPT, INTO) if layer.merges else (KEPT,)))
 
 
 def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:
     height, width, channels = preprocess.shape
-    batch = spec.batch or 2  # 1 would be specialised away where the axis is dynamic
+    batch = spec.batch or 2  # with 1, the exporter would take a dynamic axis for a constant
     if spec.image_input == "uint8":
         return torch.randint(0, 256, (batch, height, width, channels), dtype=torch.uint8)
     return torch.randn(batch, channels, height, width)
 
 
 def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
-    """Trace the module and clean the graph up; the same module gives the same bytes.
+    """Trace the module and apply the graph passes; the same module gives the same bytes.
 
     Args:
-        noted: what the pruning layers note becomes outputs as well, behind the ordinary ones; see `graph.parts`.
+        noted: the notes of pruning layers become further outputs, behind the ordinary ones; see `graph.parts`.
 
     Returns:
-        An ONNX model whose initialisers still live in memory, shared with the module's parameters.
+        An ONNX model whose initialisers share memory with the module's parameters.
     """
     notes: dict[str, None] = {}  # a module may be traced more than once
     tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
@@ -111,7 +112,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators whose stock translation carries more nodes than the static shapes here need."""
+    """Translations of our own, for operators whose stock translation has more nodes than static shapes need."""
     return {
         torch.ops.aten.scaled_dot_product_attention.default: _plain_attention,
         torch.ops.aten.unbind.int: _unbind,
@@ -133,7 +134,7 @@ def _plain_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T / sqrt(d) + mask) v, in the form that runtimes recognise and fuse; a mask is what is added."""
+    """softmax(q k^T / sqrt(d) + mask) v with an additive mask, in the form that runtimes recognise and fuse."""
     if is_causal or enable_gqa or (attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL):
         raise NotImplementedError("attention with a mask of truth values, causal or grouped, inside a block")
     factor = scale if scale is not None else float(query.shape[-1]) ** -0.5
@@ -146,8 +147,8 @@ def _plain_attention(
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """The exporter makes millions of objects that live to its end. In a process that holds many already, looking for
-    garbage among them takes up to a third of its time.
+    """Switch the garbage collector off: the exporter makes millions of objects that live until it ends, and searching
+    them for garbage takes up to a third of its time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -160,7 +161,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter's notes are for its developers; errors still come as exceptions."""
+    """Suppress the exporter's messages, which are for its developers; errors are still raised."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Which of several engines of a model to ship: the fastest whose precision costs little. Pure."""
+"""Choose among engines of different precision: the fastest whose answers change little. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from ztdeploy.core.manifest import GateLimits, GateRow, TimingRecord
 from ztdeploy.core.profile import Precision
 from ztdeploy.target.measure.statistics import Interval, bootstrap_interval
 
-#: What goes wrong with rounding, the least first. int8 also depends on the range of what else is in a call.
+#: How much can go wrong with rounding, by precision. int8 also depends on the other images of a call.
 RISK: dict[Precision, int] = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}
-#: Where no limit is given: by how much a smaller share of images than with the same variant in fp32 may get the answer
-#: of dense in fp32. A pruned variant differs from dense anyway. Dense itself differs where it was unsure: on DeiT-Tiny,
-#: int8 changes 3 % of the answers and leaves top-1 as it is.
+#: Limits where the user gives none: how far the agreement with the fp32 baseline may fall below the agreement of the
+#: same variant in fp32. The baseline itself is allowed more, because it changes only where it was unsure: on DeiT-Tiny,
+#: int8 changes 3 % of its answers and leaves top-1 as it is.
 MOST_LOST, MOST_LOST_BY_DENSE = 0.02, 0.05
-#: The same of embeddings and features: how much lower their mean cosine to dense in fp32 may be.
+#: The same limit for embeddings and features: how far their mean cosine to the fp32 baseline may fall.
 MOST_COSINE_LOST = 0.01
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An engine that ran; the profile asked for is the first of them, and in fp32."""
+    """An engine that was evaluated and timed. The first contender is the requested profile, in fp32."""
 
     profile: str
     precision: Precision
-    misses: tuple[str, ...]  #: what it costs too much, in words
-    rounds_ms: tuple[tuple[float, ...], ...]  #: calls by round, the same rounds for all
+    misses: tuple[str, ...]  #: why its answers change too much; empty if they do not
+    rounds_ms: tuple[tuple[float, ...], ...]  #: times of calls in ms, by round; all take part in the same rounds
 
 
 def by_risk(profiles: Sequence[tuple[str, Precision]]) -> list[str]:
-    """Names, the least risky first; else in their order."""
+    """Names of profiles in order of rising risk; those of equal risk keep their order."""
     return [name for name, precision in sorted(profiles, key=lambda one: RISK[one[1]])]
 
 
 def misses(rows: Sequence[GateRow], asked: Sequence[GateRow], limits: GateLimits) -> tuple[str, ...]:
-    """Why an engine's precision costs too much: a variant that ships in fp32 does not pass, or dense does not.
+    """Why a precision changes too many answers: the baseline fails, or a variant that passes in fp32 does.
 
     Args:
-        rows: the candidate's, dense as well.
-        asked: the pruned variants' in fp32.
+        rows: results of the candidate, the baseline's among them.
+        asked: results of the pruned variants in fp32.
     """
     fp32 = {row.variant: row for row in asked if not row.failed}
     judged = [row for row in rows if row.method == "dense" or row.variant in fp32]
@@ -51,10 +51,10 @@ def misses(rows: Sequence[GateRow], asked: Sequence[GateRow], limits: GateLimits
 
 
 def _loss(row: GateRow, fp32: GateRow | None) -> str | None:
-    """By how much a variant is worse than the same in fp32, where that is too much.
+    """By how much a variant is worse than the same variant in fp32; None where that is within limits.
 
     Args:
-        fp32: None for dense, which is held against itself.
+        fp32: None for the baseline, whose fp32 engine is the reference itself.
     """
     if row.cosine is not None:
         lost = round((1.0 if fp32 is None or fp32.cosine is None else fp32.cosine) - row.cosine, 8)
@@ -74,7 +74,7 @@ def choose(contenders: Sequence[Contender]) -> list[str | None]:
     A riskier engine ships only where it is faster, beyond noise, than every less risky one that passes.
 
     Args:
-        contenders: the profile asked for, which passes, and then the less risky first.
+        contenders: the requested profile, which passes, then the others in order of rising risk.
     """
     reasons: list[str | None] = [None]
     best = 0
@@ -111,7 +111,7 @@ def _faster(one: Contender, other: Contender) -> bool:
 
 
 def _ratios(one: Contender, other: Contender) -> list[float]:
-    """How many times longer the other takes, round by round."""
+    """Speed-up of `one` over `other`, round by round."""
     return [median(theirs) / median(own) for own, theirs in zip(one.rounds_ms, other.rounds_ms, strict=True)]
 
 

@@ -1,9 +1,10 @@
-"""What a build proves before its bundle is one: every engine and graph, by the means that suit its precision.
+"""How a build proves every engine and graph, before the bundle gets its final name.
 
-- fp32: the engine against PyTorch, tokens and logits.
-- fp16, bf16, int8: likewise, PyTorch being given the engine's tokens; and the graph, run with its rounding spelt out.
-- int8 with ranges taken over a whole call: the engine against its graph with exact products.
-- any other int8: every integer layer by itself, on integers whose products are known.
+- fp32: the engine's tokens and outputs are compared with PyTorch.
+- fp16, bf16, int8: the same, with PyTorch following the engine's choice of tokens. Besides, the graph runs with its
+  rounding made explicit, which tells how far rounding alone moves the outputs (the drift).
+- int8 with dynamic ranges: the engine is compared with its graph in exact products.
+- int8 with static ranges: every integer layer runs by itself, on integers whose products are known.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ from ztdeploy.target.runtime.runner import BundleRunner
 
 @dataclass(frozen=True)
 class Proof:
-    """Of one bundle in the making."""
+    """Proves the engines and graphs of a bundle that is being built."""
 
     folder: Path
     model: LoadedModel
     pixels: NDArray[np.uint8]  #: the golden input, `[n, H, W, C]`
 
     def added_to(self, manifest: Manifest, schedule: PruningSchedule, profile: HardwareProfile) -> Manifest:
-        """The manifest with what proves a variant for a profile: its engine's parity; its graph's where no engine can
-        run here, and below fp32 always, since the graph's drift is what engines are held against.
+        """Prove a variant for a profile, and return the manifest with the parity of its engine.
+
+        The graph gets a parity of its own where no engine can run here; and always below fp32, because engines are
+        judged by the graph's drift.
 
         Raises:
             ParityError: PyTorch is not reproduced, or integer products are not exact.
@@ -63,14 +66,14 @@ class Proof:
         return manifest
 
     def _of_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:
-        """Run the graph itself in ONNX Runtime, unless another profile's engine or graph has proved it already."""
+        """Run the graph in ONNX Runtime, unless another profile with the same graph has proved it already."""
         graph = variant.graphs[profile.name]
         for name, other in variant.graphs.items():
             if other.file == graph.file and name != profile.name:
                 if other.parity is not None:
                     return graph.model_copy(update={"parity": other.parity, "drift": other.drift})
                 proved = name in variant.engines and why_not_run(manifest.profiles[name]) is None
-                if proved and graph.precision == "fp32":  # below, the drift is still to be found out
+                if proved and graph.precision == "fp32":  # in lower precision the drift is still unknown
                     return graph
         file = self.folder / graph.file
         if graph.precision == "fp32":
@@ -78,7 +81,7 @@ class Proof:
             return graph.model_copy(update={"parity": parity})
         with self._emulation(graph, profile) as emulation:
             parity, drift = self._compare(manifest, variant, profile, emulation, emulated=True)
-        if graph.precision == "fp16":  # for bf16, ONNX Runtime has next to no kernels on a CPU
+        if graph.precision == "fp16":  # ONNX Runtime has hardly any bf16 kernels on a CPU
             parity, _ = self._compare(manifest, variant, profile, file)
         return graph.model_copy(update={"parity": parity, "drift": drift})
 
@@ -94,8 +97,11 @@ class Proof:
     def _against_exact_products(
         self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile
     ) -> ParityRecord:
-        """Only where the runtime is that of the proof, ONNX Runtime: of another, fp32 operators between the integer
-        ones differ in the last bit, so that now and then a value falls to the next step."""
+        """Compare the engine with its graph in exact products.
+
+        This holds for ONNX Runtime only, which also runs the exact graph. In another runtime the fp32 operators between
+        integer layers differ in the last bit, which now and then rounds a value to the next integer.
+        """
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         with (
@@ -105,7 +111,7 @@ class Proof:
             return prove_products(runner, variant, load_graph(exact, threads), self.pixels)
 
     def _of_layers(self, variant: VariantRecord, profile: HardwareProfile) -> float | None:
-        """The error of the worst integer layer, each by itself in an engine that is built as the variant's is."""
+        """The largest error of any integer layer; all run side by side in an engine built like the variant's."""
         record, backend = variant.graphs[profile.name], backend_of(profile)
         layers = integer_layers(ir.load(self.folder / record.file))
         if layers is None:
@@ -124,7 +130,7 @@ class Proof:
 
     @contextmanager
     def _emulation(self, graph: GraphRecord, profile: HardwareProfile) -> Iterator[Path]:
-        """What a graph below fp32 computes by the letter, as a graph that ONNX Runtime computes so on any CPU."""
+        """A graph with explicit rounding, which computes the same in ONNX Runtime on any CPU."""
         with scratch_folder(self.folder) as scratch:
             file = scratch / "emulation.onnx"
             model = ir.load(self.folder / graph.file)
@@ -142,7 +148,7 @@ class Proof:
         *,
         emulated: bool = False,
     ) -> tuple[ParityRecord, ParityRecord | None]:
-        """Parity of a variant's engine, or of a graph in its stead; drift where the graph emulates rounding."""
+        """Parity of a variant's engine, or of the given graph; and the drift, where the graph emulates rounding."""
         threads = usable_threads(profile.threads)
         bundle = Bundle(self.folder, manifest)
         runner = BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False)
@@ -160,7 +166,7 @@ class Proof:
 
 
 def _with_variant(manifest: Manifest, variant: VariantRecord, **changes: object) -> tuple[Manifest, VariantRecord]:
-    """A manifest whose variant has changed, and that variant."""
+    """A copy of the manifest with a changed variant, and that variant."""
     changed = variant.model_copy(update=changes)
     variants = tuple(changed if one.name == variant.name else one for one in manifest.variants)
     return manifest.model_copy(update={"variants": variants}), changed

@@ -1,8 +1,8 @@
-"""`build --precision auto`: of a profile and its candidates, ship the fastest engines that cost little.
+"""`build --precision auto`: ship the fastest of a profile and its candidates whose answers change little.
 
-All of them are built into one trial bundle, judged on the calibration images against dense of the profile asked for,
-and timed here. The winner is then built by itself from the same traces: the bundle holds nothing of the others but
-the table of what was found.
+A trial bundle holds the engines of all of them. They are judged on the calibration images against the baseline of the
+requested profile, and timed on this machine. The winner is then built by itself from the same traces; the bundle keeps
+only the table of results of the others.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ ROUNDS, ITERATIONS = 10, 10
 
 @dataclass(frozen=True)
 class Slate:
-    """A profile asked for, and the candidates that may be shipped in its place."""
+    """A requested profile, and the candidates that may be shipped instead of it."""
 
     asked: HardwareProfile
-    profiles: tuple[HardwareProfile, ...]  #: the one asked for first, then the less risky first
-    lacking: Mapping[str, str]  #: why some of them cannot be tried here, by name
+    profiles: tuple[HardwareProfile, ...]  #: the requested one, then the candidates in order of rising risk
+    lacking: Mapping[str, str]  #: by name, why a candidate cannot be tried on this machine
 
 
 def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
-    """Build as `build` does, but replace each profile that has candidates by the best of them.
+    """Build as `build` does, but replace each profile that has candidates with the best of them.
 
     Raises:
         AccuracyError: no pruned variant passes in fp32.
-        EnvironmentLacksError: a profile with candidates cannot run here, so that nothing can be compared with it.
+        EnvironmentLacksError: a profile with candidates cannot run here, so there is nothing to compare them with.
         InputError: there are no calibration images, or no profile has candidates.
         ZtdeployError: whatever `build` raises.
     """
@@ -106,20 +106,20 @@ def _why_not_tried(profile: HardwareProfile, asked: HardwareProfile) -> str | No
 
 
 def _keep_ratios(request: BuildRequest, asked: Sequence[HardwareProfile]) -> tuple[float, ...]:
-    """The keep ratios of the request, or of the profiles asked for; those of their candidates do not matter."""
+    """The keep ratios of the request or of the requested profiles; those of the candidates are ignored."""
     if request.keep_ratios or request.schedules:
         return request.keep_ratios
     if request.profiles_decide and (named := next((one for one in asked if one.schedules), None)):
         raise InputError(
             f"--precision auto with profile '{named.name}', which has schedules of its own",
-            "what shall be built, in the command",
+            "schedules or keep ratios on the command line",
             "give --schedule or --keep-ratio",
         )
     return tuple(dict.fromkeys(ratio for profile in asked for ratio in profile.keep_ratios))
 
 
 def _trial(request: BuildRequest, slates: Sequence[Slate], out: Path, progress: Progress) -> Bundle:
-    """A bundle with the engines of all candidates that can be built."""
+    """Build a bundle with the engines of all candidates that can be built here."""
     asked = [slate.asked for slate in slates]
     able = [one for slate in slates for one in slate.profiles if one.name not in slate.lacking]
     bundle = build(replace(request, profiles=(*asked, *able), out=out, force=True), progress, lambda *_: None)
@@ -130,10 +130,10 @@ def _trial(request: BuildRequest, slates: Sequence[Slate], out: Path, progress: 
 
 
 def _choose(slate: Slate, trial: Bundle, gate: Gate, progress: Progress) -> tuple[ChoiceRecord, GateRecord]:
-    """Judge, time and choose.
+    """Judge all candidates, time them, and choose one.
 
     Returns:
-        What was found, and the judgement on what ships.
+        The results of all candidates, and the judgement on the winner.
     """
     reports, reasons = _evaluated(slate, trial, gate, progress)
     asked = slate.asked.name
@@ -185,10 +185,10 @@ def _choose(slate: Slate, trial: Bundle, gate: Gate, progress: Progress) -> tupl
 def _evaluated(
     slate: Slate, trial: Bundle, gate: Gate, progress: Progress
 ) -> tuple[dict[str, EvalReport], dict[str, str]]:
-    """Evaluate engines against dense of the profile asked for.
+    """Evaluate the engines of all candidates against the baseline of the requested profile.
 
     Returns:
-        Reports by profile, and by profile why there is none: no engine, or one that gives something else than numbers.
+        Reports by profile; and why other profiles have none: there is no engine, or its outputs are not finite.
     """
     reports = dict[str, EvalReport]()
     reasons = {**slate.lacking, **{one.profile: one.given for one in trial.manifest.failed}}
@@ -206,7 +206,7 @@ def _evaluated(
 
 
 def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
-    """The variant that the bundle will run by default; dense where there is no other."""
+    """The name of the variant that the bundle will run by default; the baseline where there is no pruned one."""
     passing = [row.variant for row in in_fp32.rows if not row.failed]
     if in_fp32.rows and not passing:
         raise none_left([in_fp32])
@@ -217,7 +217,7 @@ def _timed(trial: Bundle, in_fp32: GateRecord) -> str:
 def _settle(
     folder: Path, gate: Gate, progress: Progress, *, choices: Sequence[tuple[ChoiceRecord, GateRecord]]
 ) -> None:
-    """Write the tables down, judge the profiles that have no candidates, and leave out what fails."""
+    """Record the results, judge the profiles that have no candidates, and remove variants that fail."""
     records = tuple(record for record, _ in choices)
     write_manifest(folder, read_bundle(folder).manifest.model_copy(update={"choices": records}))
     apply_gate(folder, gate, progress, known={record.shipped: judgement for record, judgement in choices})

@@ -1,4 +1,4 @@
-"""Shipping only variants whose engines cost little on calibration images: the last step of a build."""
+"""The last step of a build with `--calib`: remove variants whose answers change too much on the calibration images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ztdeploy.target.evaluate.evaluate import evaluate_bundle
 from ztdeploy.target.evaluate.judgement import judge
 from ztdeploy.target.evaluate.record import recorded
 
-#: What a variant must keep to, by the field of `GateLimits`.
+#: Each limit in words, by the field of `GateLimits`.
 _IN_WORDS = {
-    "max_drop": "top-1 at most {:g} points below dense",
+    "max_drop": "top-1 at most {:g} points below the baseline",
     "min_agreement": "agreement of at least {:g}",
     "max_kl": "a mean KL of at most {:g}",
     "min_cosine": "a mean cosine of at least {:g}",
@@ -31,19 +31,19 @@ _IN_WORDS = {
 def apply_gate(
     folder: Path, gate: Gate, progress: Progress, known: Mapping[str, GateRecord] = MappingProxyType({})
 ) -> None:
-    """Evaluate all engines of a bundle that run here; variants that cost too much are removed, with their files.
+    """Evaluate all engines of a bundle that run here, and remove variants beyond the limits, with their files.
 
-    An engine is compared with the dense engine of its profile; an int8 engine with the dense engine of an fp32 profile
-    for the same runtime, if the bundle has one: compared with dense in int8, what int8 itself costs would not count.
+    An engine is compared with the baseline's engine of its profile. An int8 engine is compared with the baseline of an
+    fp32 profile for the same runtime, if the bundle has one; otherwise the cost of int8 itself would not be counted.
 
     Args:
-        folder: a finished bundle that nobody else sees yet.
-        known: by profile, what is judged already.
+        folder: a finished bundle that nobody else can see yet.
+        known: judgements that exist already, by profile.
 
     Raises:
         AccuracyError: no pruned variant is left.
         ImageError: no calibration image can be read.
-        StepError: an engine gives something else than numbers, or no variant passes for one profile alone.
+        StepError: an engine's outputs are not finite, or a single profile has no variant that passes.
     """
     manifest, gates = read_bundle(folder).manifest, list(known.values())
     with scratch_folder() as answers:
@@ -67,7 +67,7 @@ def _failed(gate: GateRecord) -> set[str]:
 
 
 def _check_some_pass(gates: Sequence[GateRecord], pruned: set[str]) -> None:
-    """Refuse where every pruned variant fails; the error is of one profile where the others are not to blame."""
+    """Raise an error where every pruned variant fails; it names one profile if that profile alone fails all."""
     if not pruned or not pruned.issubset(set[str]().union(*map(_failed, gates))):
         return
     hopeless = [gate for gate in gates if pruned.issubset(_failed(gate))]
@@ -78,7 +78,7 @@ def _check_some_pass(gates: Sequence[GateRecord], pruned: set[str]) -> None:
 
 
 def _fp32_profile(manifest: Manifest, name: str) -> str | None:
-    """The profile whose dense engine an int8 profile is compared with; None for its own."""
+    """The fp32 profile whose baseline an int8 profile is compared with; None: its own baseline."""
     own = manifest.profiles[name]
     wanted = ("fp32", own.backend)
     for other, profile in manifest.profiles.items():
@@ -92,7 +92,7 @@ def _fp32_profile(manifest: Manifest, name: str) -> str | None:
 
 
 def none_left(gates: Sequence[GateRecord]) -> AccuracyError:
-    """The error that no pruned variant is within limits, with the keep ratios that might be."""
+    """The error that no pruned variant is within the limits; it names keep ratios that might be."""
     first = gates[0]
     lines = [f"{row.variant}: {', '.join(row.failed)}" for one in gates for row in one.rows if row.failed]
     advice = "; ".join(dict.fromkeys(line for one in gates for line in one.advice))
@@ -104,8 +104,8 @@ def none_left(gates: Sequence[GateRecord]) -> AccuracyError:
 
 
 def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
-    """The manifest without some variants, whose files are removed; what people read is written anew."""
-    from ztdeploy.jobs.manifest import documented  # needs PyTorch, of which what refuses must do without
+    """Remove variants and their files; returns the new manifest, with the bundle's README written again."""
+    from ztdeploy.jobs.manifest import documented  # imports PyTorch, which a refusal does not need
 
     kept = [variant for variant in manifest.variants if variant.name not in names]
     used = {file for variant in kept for file in _files(manifest, variant)}
@@ -123,6 +123,6 @@ def _without(folder: Path, manifest: Manifest, names: set[str]) -> Manifest:
 
 
 def _files(manifest: Manifest, variant: VariantRecord) -> set[str]:
-    """The files of a variant's own."""
+    """All files of a variant, some of which other variants may share."""
     files = [graph.files for graph in variant.graphs.values()] + [engine.files for engine in variant.engines.values()]
     return {manifest.golden.outputs[variant.name], *(file for some in files for file in some)}
