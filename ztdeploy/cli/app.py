@@ -103,16 +103,16 @@ def application() -> typer.Typer:
 app = application()
 
 
-def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typer = app) -> int:
+def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typer | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
         program: what people type in front of the arguments, for usage and errors.
-        commands: the application that has them.
+        commands: an application with other commands. (default: `app`)
     """
     with _image_warnings_as_ours():
         try:
-            return _run(arguments, program, commands)
+            return _run(arguments, program, commands or app)
         except (typer.Abort, KeyboardInterrupt):
             return _fail("interrupted", 130, arguments)
         except StreamError as error:

@@ -1,8 +1,8 @@
 """ONNX graph passes: one rewrite per function, applied in the order of one table.
 
-A pass changes a model in place, and fails loudly where what it promises does not hold afterwards. Its docstring says
-what it requires, what it does and what it ensures. To add one, write a file here with a function, and add a line to
-`PASSES` at the place where it is to run.
+A pass changes a model in place, and raises an error where it cannot keep its promise. Its docstring says what it
+requires, what it does and what it ensures. To add one, write a file here with a function, and add a line to `PASSES`
+at the place where it shall run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ztdeploy.core.profile import Int8Options, Precision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: By the name of a value: the smallest and the largest number that it holds.
+#: The smallest and the largest number of each value, by the name of the value.
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -32,9 +32,9 @@ class GraphSpec:
     precision: Precision = "fp32"
     turing: bool = False  #: must compile for compute capability 7.5
     board: bool = False  #: must be read by the oldest TensorRT that boards have
-    fused_attention_from: int | None = None  #: tokens, see `HardwareProfile`
-    int8: Int8Options | None = None  #: of precision int8
-    #: Of what enters each linear layer, for int8 activations whose ranges are static. They follow from the rest.
+    fused_attention_from: int | None = None  #: number of tokens, see `HardwareProfile`
+    int8: Int8Options | None = None  #: for precision int8
+    #: Input ranges of linear layers, for int8 activations with static ranges. They follow from the other fields.
     ranges: Ranges | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -44,11 +44,11 @@ class GraphSpec:
 
     @property
     def low(self) -> Precision:
-        """The precision of what neither is int8 nor stays fp32 in any graph."""
+        """The precision of all nodes that are neither int8 nor always fp32."""
         return (self.int8 or Int8Options()).rest if self.precision == "int8" else self.precision
 
     def label(self, others: Iterable[GraphSpec]) -> str:
-        """What tells the graph from others of the same variant: `fp16`, `opset20-uint8`; empty where nothing does."""
+        """What distinguishes the graph from others of its variant, such as `fp16` or `opset20-uint8`; may be empty."""
         parts = {
             "opset": f"opset{self.opset}",
             "image_input": self.image_input,
@@ -67,8 +67,8 @@ class GraphSpec:
 class Pass:
     """One line of the table."""
 
-    function: str  #: "module:function"; it takes the model, and behind it the `GraphSpec` if `when` is given
-    when: Callable[[GraphSpec], bool] | None = None  #: None: on every trace, whatever graph is then made from it
+    function: str  #: "module:function"; the function takes the model, and also the `GraphSpec` if `when` is given
+    when: Callable[[GraphSpec], bool] | None = None  #: None: the pass runs on every trace
 
 
 #: Applied in this order: first to every trace, then, where the condition holds, to the copy that becomes a graph.
@@ -96,10 +96,10 @@ def apply_passes(traced: ir.Model) -> None:
 
 
 def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) -> ir.Model:
-    """The graph that a spec asks for, from the fp32 trace, which stays as it is.
+    """Make the graph that a spec asks for from the fp32 trace, which is not changed.
 
     Args:
-        ranges: of the spec, where its int8 activations have static ones.
+        ranges: the spec's ranges, where its int8 activations have static ones.
 
     Raises:
         ModelError: a weight is out of the precision's range, or a pass cannot do what the spec asks.
@@ -110,5 +110,5 @@ def specialise(traced: ir.Model, spec: GraphSpec, ranges: Ranges | None = None) 
     model, spec = traced.clone(), replace(spec, ranges=ranges)
     for one in wanted:
         resolve_name(one.function)(model, spec)
-    resolve_name(PASSES["static-shapes"].function)(model)  # what a pass has made has no shapes yet
+    resolve_name(PASSES["static-shapes"].function)(model)  # new values have no shapes yet
     return model

@@ -1,8 +1,8 @@
-"""Rows that a pruning layer drops are not computed in the first place.
+"""Do not compute rows that a pruning layer drops.
 
-A pruning layer stands behind a block, but decides by the block's attention alone. What a block does behind its
-attention (projection, residual sums, LayerNormalization, MLP) treats every token by itself, so the rows that stay can
-be picked before all that instead of after it: `f(x)[rows] = f(x[rows])`. The output is the same, the work is less.
+A pruning layer stands behind a block, but needs only the block's attention to decide. The rest of the block
+(projection, residual sums, LayerNormalization, MLP) treats every token by itself, so the kept rows can be picked
+before it: `f(x)[rows] = f(x[rows])`. The output is the same, with less work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ELEMENTWISE = frozenset(
 
 
 def early_rows(model: ir.Model) -> None:
-    """Move the choice of rows behind each block to where the block's attention ends.
+    """Move the gather of kept rows from behind each block to behind the block's attention.
 
     Requires names as `stable_names` gives them. Ensures that nodes keep their names and outputs their values.
     """
@@ -35,7 +35,7 @@ def early_rows(model: ir.Model) -> None:
 
 
 def _picks_rows(node: ir.Node) -> bool:
-    """Whether a node of a pruning layer, not of one of its parts, takes rows `[B, k, D]` of tokens `[B, N, D]`."""
+    """Whether a node of a pruning layer itself (not of its parts) takes rows `[B, k, D]` of tokens `[B, N, D]`."""
     if not of_pruning_layer_itself(node.name) or rank_of(node.inputs[0]) != 3 or rank_of(node.outputs[0]) != 3:
         return False
     if node.op_type == "GatherND":
@@ -47,7 +47,7 @@ def _picks_rows(node: ir.Node) -> bool:
 
 
 def _works_row_by_row(picker: ir.Node) -> set[ir.Node]:
-    """The nodes of the picker's block that lead to it, treat every token by itself, and serve nobody else."""
+    """Nodes of the picker's block that lead only to the picker and treat every token by itself."""
     tokens, block = picker.inputs[0], block_of(picker.name)
     assert tokens is not None
     found, waiting = set[ir.Node](), [tokens]
@@ -74,7 +74,7 @@ def _row_by_row(node: ir.Node, tokens: ir.Value) -> bool:
         return weight is not None and weight.is_initializer() and rank_of(weight) == 2
     if node.op_type == "LayerNormalization":
         return node.attributes.get_int("axis", -1) in (-1, 2)
-    # What is added to every row, or multiplied with it, must be the same for all of them.
+    # An operand without rows must be the same for all rows.
     constants = [value for value in node.inputs if value is not None and not _has_rows(value, tokens)]
     return node.op_type in ELEMENTWISE and all(rank_of(value) in (0, 1) for value in constants)
 
@@ -114,5 +114,5 @@ def _pick(graph: ir.Graph, picker: ir.Node, value: ir.Value) -> ir.Value:
     rows = node.outputs[0]
     rows.name, rows.type = node.name, value.type
     rows.shape = ir.Shape([*shape_of(picker.outputs[0])[:2], shape_of(value)[2]])
-    graph.append(node)  # sorted in the end
+    graph.append(node)  # the model is sorted at the end
     return rows

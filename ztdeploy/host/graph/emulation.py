@@ -1,10 +1,10 @@
-"""What a graph below fp32 computes, as a graph that ONNX Runtime computes by the letter on any CPU.
+"""Emulate a graph of lower precision by a graph that gives the same result in ONNX Runtime on any CPU.
 
-Runtimes have integer kernels of their own for each kind of CPU, and fuse what stands around them; some add pairs of
-products in 16 bits, which not every pair fits. And ONNX Runtime has no fp16 kernels on a CPU: it computes in fp32 and
-leaves out casts that it holds needless, so that its results are nearer to fp32 than any GPU's. Here integer products
-are taken in double precision, which holds their sums exactly, and half types are rounded by operators. These graphs
-are for proofs only, and never shipped.
+Runtimes have different integer kernels for each kind of CPU, and fuse operators around them; some kernels add pairs
+of products in 16 bits, which can overflow. ONNX Runtime has no fp16 kernels on a CPU: it computes in fp32 and removes
+casts that it considers needless, so its results are nearer to fp32 than those of a GPU. Here integer products are
+computed in double precision, which is exact, and half types are rounded by explicit operators. These graphs serve
+proofs and are never shipped.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BITS_LOST = {ir.DataType.FLOAT16: 13, ir.DataType.BFLOAT16: 16}
 
 
 def with_exact_products(typed: ir.Model, row_groups: tuple[int, ...] = ()) -> ir.Model:
-    """A copy of a graph that has been through `to_int8`, without an integer product.
+    """A copy of a graph from `to_int8`, with integer products replaced by exact floating-point ones.
 
     Static ranges: values are rounded to integers and scaled back in fp32, so their products sum in fp32. Where the
     graph leaves activations to the runtime, they are rounded as it does: by row, in groups.
 
     Args:
-        row_groups: of the backend, see `Backend.row_groups`; where there are none, no rows are rounded.
+        row_groups: see `Backend.row_groups`; without groups no rows are rounded.
     """
     model = typed.clone()
     if row_groups:
@@ -46,7 +46,7 @@ def with_exact_products(typed: ir.Model, row_groups: tuple[int, ...] = ()) -> ir
 
 
 def _round_rows(graph: ir.Graph, row_groups: tuple[int, ...]) -> None:
-    """Groups of a token's values to whole steps of a 127th of the group's largest magnitude."""
+    """Round each group of a token's values to multiples of 1/127 of the group's largest magnitude."""
     layers = [
         (product, len(numbers(scaling.inputs[0])))
         for product, rounding, scaling in layers_of(graph)
@@ -85,7 +85,7 @@ def _multiply(new: Replacement) -> None:
 
 
 def _quantise(new: Replacement) -> None:
-    """Round to integers less the zero point, which are held in fp32."""
+    """Round to integers and subtract the zero point; the result is fp32."""
     value, scale, zero = new.old.inputs
     offset, limits = int(numbers(zero)), np.iinfo(numbers(zero).dtype)
     ends = [new.constant(name, end - offset, _SINGLE) for name, end in (("low", limits.min), ("high", limits.max))]
@@ -96,7 +96,7 @@ def _quantise(new: Replacement) -> None:
 
 
 def _scale(new: Replacement) -> None:
-    """Scale a weight once and for all; an activation, from which its zero point has gone already, or a pixel."""
+    """Scale a weight at build time; scale an activation (without its zero point) or a pixel by a node."""
     value, scale = new.old.inputs[:2]
     assert value is not None
     if value.is_initializer():
@@ -109,7 +109,7 @@ def _scale(new: Replacement) -> None:
 
 
 def with_rounding(typed: ir.Model) -> ir.Model:
-    """An fp32 copy of a graph that has been through `to_precision`.
+    """An fp32 copy of a graph from `to_precision`, with explicit rounding.
 
     Each value of the half type is rounded to its significant bits, as by a GPU that accumulates in fp32. The type's
     range is not emulated.
@@ -123,7 +123,7 @@ def with_rounding(typed: ir.Model) -> ir.Model:
             value.const_value = ir.tensor(numbers(value).astype(np.float32), name=value.name)
     for node in list(model.graph):
         source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
-        # All floats are fp32 by now: a cast between two of them has that type on both sides.
+        # All floats are fp32 by now, so casts between them go from fp32 to fp32.
         if node.op_type == "Cast" and source is not None and source.dtype == output.dtype == _SINGLE:
             node.attributes["to"] = ir.AttrInt64("to", int(_SINGLE))
         if output in low and node.op_type not in MOVES:

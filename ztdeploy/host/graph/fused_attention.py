@@ -1,7 +1,7 @@
-"""Attention in one operator of ONNX Runtime's own, `com.microsoft.Attention`, where nobody reads the attention matrix.
+"""Replace attention by ONNX Runtime's operator `com.microsoft.Attention`, where nobody reads the attention matrix.
 
-Whether that is faster depends on the machine and the number of tokens (docs/explanation/measuring.md), so a profile
-says from how many on. The operator takes the projection of queries, keys and values along with it.
+Whether that is faster depends on the machine and the number of tokens (docs/explanation/measuring.md), so the
+profile sets the smallest number of tokens. The operator includes the projection to queries, keys and values.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
-"""Linear layers in 8-bit integers: weights ahead of time, activations in one of four ways.
+"""Linear layers in 8-bit integers: weights are quantised at build time, activations in one of four ways.
 
 Each product with a constant weight, `x W`, becomes `s_x s_w (q_x - z_x) q_w`. q_w is int8 and symmetric, with one scale
 s_w per output channel (column): one column with large weights costs the others nothing, and the sums need no
 correction for a zero point of theirs. Activations, by `Int8Options.activations`:
 
 - "dynamic": uint8 with one scale and one zero point z_x per call (`DynamicQuantizeLinear`), over all rows of all
-  images, and nothing to be calibrated: ONNX Runtime's kernels take no scale per row. What an engine says of an image so
-  depends a little on the images that it is given together with. The form is the one that ONNX Runtime fuses into its
-  own kernels, and that its own quantiser writes.
+  images; nothing is calibrated. ONNX Runtime's kernels take no scale per row, so the answer for an image depends
+  slightly on the other images of the call. ONNX Runtime's own quantiser writes this form, and its kernels fuse it.
 - "uint8", "int8": with ranges from calibration images, over all tokens, as pairs of QuantizeLinear and
-  DequantizeLinear, which runtimes with integer kernels take together. An answer depends on nothing but its own image.
-  uint8 has a zero point, which is finer where values lie on one side of zero (behind a Gelu); int8 without one is all
-  that TensorRT takes.
-- "row": the graph says nothing of activations but that they meet such weights; the runtime rounds them by token.
+  DequantizeLinear, which runtimes with integer kernels fuse. An answer depends on its own image only. uint8 has a
+  zero point, which is finer where values lie on one side of zero (behind a Gelu); TensorRT takes only int8 without one.
+- "row": the graph quantises weights only; the runtime rounds activations, with a scale per token.
 
-Everything else stays as it is: what comes ahead of the first block and behind the last one (the classifier is cheap,
-and ranks the classes), the products of attention, softmax, LayerNorm, residual sums, and what a pruning layer computes.
+Everything else keeps its precision: all nodes ahead of the first block and behind the last one (the classifier is
+cheap and ranks the classes), the products of attention, softmax, LayerNorm, residual sums, and pruning layers.
 """
 
 from __future__ import annotations
@@ -40,12 +38,12 @@ _SINGLE, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 
 
 def to_int8(model: ir.Model, spec: GraphSpec) -> None:
-    """Let the blocks' linear layers work on 8-bit integers.
+    """Quantise the linear layers of blocks to 8-bit integers.
 
     Requires names as `stable_names` gives them, static shapes, and the spec's ranges if they are static. With uint8
-    activations and no block left out, the patch embedding becomes such a layer as well: pixels are integers already,
-    so only its weights are rounded. Weights are rounded when they are read. Ensures that inputs and outputs keep their
-    types; integer products bear the names of those whose places they took, with `/int8` behind.
+    activations and no block left out, the patch embedding is quantised as well: pixels are integers already, so only
+    its weights are rounded. Weights are rounded when they are read. Ensures that inputs and outputs keep their types;
+    integer products have the names of the nodes that they replace, followed by `/int8`.
     """
     options = spec.int8 or Int8Options()
     assert spec.ranges is not None or not options.static, "static ranges have to be measured first"
@@ -88,14 +86,14 @@ def _is_linear_of_block(node: ir.Node, from_block: int) -> bool:
 def quantised(
     weight: NDArray[np.floating[Any]], largest: int = LARGEST[8]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight `[K, N]` as integers up to `largest` either way and scales `[N]`: it is about integers * scales."""
+    """A weight `[K, N]` as integers from -`largest` to `largest` and scales `[N]`: weight = integers * scales."""
     scales = (np.abs(weight).max(0) / largest).astype(np.float32)
-    scales[scales == 0] = 1  # of a column of zeros
+    scales[scales == 0] = 1  # for a column of zeros
     return np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8), scales
 
 
 def _weight(graph: ir.Graph, weight: ir.Value | None, largest: int) -> tuple[ir.Value, ir.Value]:
-    """The integers and scales of a weight as initialisers; blocks that share the weight share them."""
+    """The integers and scales of a weight as initialisers, which blocks with the same weight share."""
     assert weight is not None
     name, values = f"{weight.name}.int8", numbers(weight)
     scales = constant(graph, f"{weight.name}.scale", quantised(values, largest)[1], _SINGLE)
@@ -113,7 +111,7 @@ def _weight(graph: ir.Graph, weight: ir.Value | None, largest: int) -> tuple[ir.
 
 
 def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Node:
-    """What turns a value into integers, ahead of the first node that reads them."""
+    """Insert nodes that quantise a value with a dynamic range, ahead of its first reader."""
     dynamic = ir.Node("", "DynamicQuantizeLinear", [value], num_outputs=3, name=f"{node.name}/quantize")
     for position, (dtype, shape) in enumerate(((_UINT8, value.shape), (_SINGLE, ir.Shape([])), (_UINT8, ir.Shape([])))):
         output = dynamic.outputs[position]
@@ -133,7 +131,7 @@ def _replace_dynamic(node: ir.Node, dynamic: ir.Node, largest: int) -> None:
 
 
 def _static(node: ir.Node, value: ir.Value, span: tuple[float, float], options: Int8Options) -> ir.Value:
-    """A value, rounded to integers and back, ahead of the first node that reads it."""
+    """Insert nodes that quantise a value with a static range and dequantise it, ahead of its first reader."""
     scale, zero = scale_and_zero(*span, options)
     dtype, new = _INT8 if options.activations == "int8" else _UINT8, Replacement(node)
     steps = new.constant("range.scale", scale, _SINGLE), new.constant("range.zero", zero, dtype)
@@ -144,7 +142,7 @@ def _static(node: ir.Node, value: ir.Value, span: tuple[float, float], options: 
 
 
 def scale_and_zero(low: float, high: float, options: Int8Options) -> tuple[float, int]:
-    """What maps a range, widened to hold zero, to 8 bits; a range of nothing but zero to a scale of 1."""
+    """Scale and zero point that map a range, widened to include 0, to 8 bits; the scale of the range [0, 0] is 1."""
     low, high = min(low, 0.0), max(high, 0.0)
     if options.activations == "int8":
         return max(-low, high) / 127 or 1.0, 0

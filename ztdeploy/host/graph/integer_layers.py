@@ -1,8 +1,8 @@
-"""Every integer layer of a graph by itself, on inputs whose products are known: what proves a runtime's kernels.
+"""Prove a runtime's integer kernels: every integer layer of a graph by itself, on inputs whose products are known.
 
-Whole engines can't be compared closely with each other in int8: between integer products fp32 operators differ in the
-last bit, now and then a value falls to the next step, and each layer turns a small difference into the root of it. One
-layer on given integers has no such excuse: sums of products of 8-bit integers are exact, or the kernel is wrong.
+Whole int8 engines cannot be compared closely: the fp32 operators between integer products differ in the last bit, now
+and then a value is rounded to the next integer, and every layer makes such differences larger. A single layer on given
+integers can: sums of products of 8-bit integers are exact, or the kernel is wrong.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from ztdeploy.host.graph.rewriting import Replacement, constant, numbers
 
-#: How many tokens a layer is given: those of extreme values, and random ones.
+#: Tokens in the input of a layer: some with extreme values, the others random.
 ROWS = 16
 _SINGLE = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True)
 class IntegerLayers:
-    """A graph of layers side by side, each with an input and an output of its own, named after it."""
+    """A graph with layers side by side; each has its own input and output, which are named after it."""
 
     model: ir.Model
     feeds: Mapping[str, NDArray[np.float32]]  #: `[1, ROWS, K]`
@@ -31,11 +31,11 @@ class IntegerLayers:
 
 
 def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
-    """The layers of a graph that has been through `to_int8` with static ranges, or by row; None where it has none.
+    """The integer layers of a graph that `to_int8` made with static ranges or by row; None where there are none.
 
-    Inputs are whole steps of the layer's own scale, so that rounding them changes nothing. Where the runtime rounds by
-    row a step is worth 1, and one value in 64 is 127: with that as the largest, every scale is 1. The first rows are
-    at either end of the range, by the signs of one output's weights as well: the largest sums that there are.
+    Inputs are multiples of the layer's own scale, so that rounding does not change them. Where the runtime rounds by
+    row, the step is 1 and one value in 64 is 127, the largest, so that every scale is 1. The first rows hold the ends
+    of the range, also with the signs of one output's weights, which gives the largest possible sums.
     """
     generator = np.random.default_rng(seed)
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(typed.graph.opset_imports), name="integer layers")
@@ -54,8 +54,8 @@ def integer_layers(typed: ir.Model, *, seed: int = 0) -> IntegerLayers | None:
 
 
 def layers_of(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node | None, ir.Node]]:
-    """Each product with an integer weight, but for that of pixels, which are integers already: itself; what rounds its
-    activations, None where that is left to the runtime; what scales its weight."""
+    """Each product with an integer weight, except that of pixels: the product, the node that rounds its activations
+    (None where the runtime does) and the node that scales its weight."""
     for node in (node for node in graph if node.op_type == "MatMul"):
         activation, weight = (value.producer() if value is not None else None for value in node.inputs)
         if weight is None or weight.op_type != "DequantizeLinear":
@@ -70,7 +70,7 @@ def layers_of(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node | None, ir.Nod
 
 
 def _range(rounding: ir.Node | None) -> tuple[float, int, int]:
-    """What a step is worth, and from where to where steps go, the zero point taken off."""
+    """The size of a step, and the first and last step, with the zero point subtracted."""
     if rounding is None:
         return 1.0, -127, 127
     scale, zero = (numbers(value) for value in rounding.inputs[1:])

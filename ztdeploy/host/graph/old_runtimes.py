@@ -1,4 +1,4 @@
-"""Operators that old GPUs and old parsers lack, written with operators that all have."""
+"""Replace operators that old GPUs and old parsers lack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def without_fp32_products(model: ir.Model, _spec: GraphSpec) -> None:
     """Rewrite fp32 matrix products for Turing (SM 7.5), where TensorRT for RTX has no fp32 GEMM.
 
     Requires types as `to_precision` leaves them. A row vector times a matrix becomes a weighted sum over rows, still in
-    fp32; the one real matrix product, that of unit-length features, is done in fp16. Ensures that no MatMul of a
+    fp32; the only real matrix product, that of unit-length features, is computed in fp16. Ensures that no MatMul of a
     pruning layer or a text head works on fp32.
     """
     for node in list(model.graph):
@@ -42,7 +42,7 @@ def _in_half_precision(new: Replacement) -> None:
 
 
 def for_old_parsers(model: ir.Model, _spec: GraphSpec) -> None:
-    """Rewrite what the parser of TensorRT 10.3 may not know; JetPack 6 has no newer one.
+    """Replace operators that the parser of TensorRT 10.3, the newest on JetPack 6, may not know.
 
     Requires types as `to_precision` leaves them. Ensures that no Gelu is left (it is new in opset 20; TensorRT fuses
     the pattern with Erf again), and that no TopK sorts int64.
@@ -80,7 +80,7 @@ def _with_erf(new: Replacement) -> None:
 
 
 def _sort_int32(graph: ir.Graph, node: ir.Node) -> None:
-    """Cast what is sorted to int32, and the sorted values back."""
+    """Sort in int32, with a cast before and after."""
     ahead, behind = Replacement(node), Replacement(node)
     node.replace_input_with(0, ahead.cast("int32", node.inputs[0], _INT32))
     ahead.insert_before()

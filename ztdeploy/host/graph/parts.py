@@ -1,4 +1,4 @@
-"""Parts of a finished graph as graphs of their own: without its notes, and a few blocks alone."""
+"""Make smaller graphs from a finished one: without its notes, or with a few of its blocks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _KEEP = 0  #: in the target of a Reshape: leave this axis as it is
 
 
 def notes_of(model: ir.Model) -> list[str]:
-    """The names of those outputs that are notes: what a pruning layer decided by (scores, most similar partners).
+    """Names of the outputs that are notes, which tell how a pruning layer decided (scores, most similar partners).
 
-    It is computed in any case, but is no output of the graph that ships: an engine with more outputs is slower, and its
-    runtime may fuse less. The graph with notes is run beside an engine, to be shown.
+    Every graph computes them, but those that ship do not have them as outputs: an engine with more outputs is slower,
+    and its runtime may fuse less. `show` runs the graph with notes beside the engine.
     """
     names = (value.name or "" for value in model.graph.outputs)
     return [name for name in names if of_pruning_layer_itself(name) and not name.endswith((f"/{KEPT}", f"/{INTO}"))]
 
 
 def without_notes(noted: ir.Model) -> ir.Model:
-    """A copy of a graph without its notes, and without what is computed for them alone; it shares the weights."""
+    """A copy of a graph without its notes and the nodes that only serve them; it shares the weights."""
     model, notes = noted.clone(), set(notes_of(noted))
     outputs = model.graph.outputs
     for position in reversed(range(len(outputs))):
@@ -37,18 +37,17 @@ def without_notes(noted: ir.Model) -> ir.Model:
 
 
 def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
-    """Neighbouring blocks (from 0) of a dense graph as a model, fp32 `[batch, tokens, D]` to the same shape.
+    """Neighbouring blocks (from 0) of an unpruned graph as a model, fp32 `[batch, tokens, D]` to the same shape.
 
-    What a block costs can be measured with it. It takes several blocks, since one that is called again and again finds
-    its weights in the caches, where a whole model does not. The blocks have been through the same passes as the whole
-    graph, which specialised them for one number of tokens; the targets of their reshapes are told to keep the first
-    axes instead, which costs no node.
+    It serves to measure the cost of a block. It takes several blocks, because a single block that runs again and again
+    finds its weights in the caches, unlike a whole model. The passes specialised the blocks for one number of tokens;
+    here their reshapes keep the first axes instead, which costs no node.
 
     Args:
         model: named by `stable_names`; it is not changed, and shares its weights with the result.
 
     Returns:
-        None where the blocks do more than turn tokens into tokens, or depend on their number in another way.
+        None where the blocks do more than map tokens to tokens, or otherwise depend on the number of tokens.
     """
     ends = _ends(model.graph, tuple(f"{block_name(block)}/" for block in blocks))
     if ends is None:
@@ -57,7 +56,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     _, tokens, width = shape_of(before)
     cut = ir.Model(ir.convenience.extract(model.graph, [before], [after]), ir_version=model.ir_version)
     cut.producer_name, cut.graph.name = model.producer_name, "blocks"
-    # Cutting leaves the initializers in no particular order; the same model must give the same bytes.
+    # Cutting leaves initializers in arbitrary order; the same model must give the same bytes.
     for value in [cut.graph.initializers.pop(name) for name in sorted(cut.graph.initializers)]:
         cut.graph.register_initializer(value)
     if not isinstance(tokens, int) or _has_constants_for_each_token(cut.graph, tokens):
@@ -67,7 +66,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
     (start,), (end,) = cut.graph.inputs, cut.graph.outputs
     shape = ir.Shape(["batch", "tokens", width])
     start.name, start.shape = TOKENS, shape
-    RemoveUnusedNodesPass()(cut)  # and the old targets
+    RemoveUnusedNodesPass()(cut)  # also the old targets
     for node in cut.graph:
         for value in node.outputs:
             value.shape = None
@@ -77,7 +76,7 @@ def blocks_graph(model: ir.Model, blocks: range) -> ir.Model | None:
 
 
 def _ends(graph: ir.Graph, scopes: tuple[str, ...]) -> tuple[ir.Value, ir.Value] | None:
-    """The value `[B, N, D]` that these blocks read, and the one that others read of them; None if there are more."""
+    """The input and the output `[B, N, D]` of these blocks; None if there is more than one of either."""
     nodes = [node for node in graph if (node.name or "").startswith(scopes)]
     own = {value for node in nodes for value in node.outputs}
     given = {value for node in nodes for value in node.inputs if value is not None and not value.is_initializer()} - own
@@ -89,13 +88,13 @@ def _ends(graph: ir.Graph, scopes: tuple[str, ...]) -> tuple[ir.Value, ir.Value]
 
 
 def _has_constants_for_each_token(graph: ir.Graph, tokens: int) -> bool:
-    """Whether it holds a bias of attention, or a table of positions; weights have two axes, of any length."""
+    """Whether there is an attention bias or a position table; weights have two axes of any length."""
     shapes = (value.shape for value in graph.initializers.values())
     return any(shape is not None and shape.rank() > 2 and tokens in (shape[-1], shape[-2]) for shape in shapes)
 
 
 def _freed(node: ir.Node, tokens: int) -> bool:
-    """Make a node take any number of tokens; False where that cannot be done."""
+    """Let a node take any number of tokens; False where that is impossible."""
     if node.op_type != "Reshape":
         return node.op_type not in ("Expand", "ConstantOfShape", "Slice", "Range", "Tile")
     data, target = node.inputs[0], node.inputs[1]
@@ -103,7 +102,7 @@ def _freed(node: ir.Node, tokens: int) -> bool:
     before, after = data.shape if data is not None else None, node.outputs[0].shape
     if sizes is None or before is None or after is None or min(before.rank(), after.rank()) < 2:
         return False
-    if before[1] != tokens or after[1] != tokens or after[0] != before[0]:  # both axes must stay where they are
+    if before[1] != tokens or after[1] != tokens or after[0] != before[0]:  # both axes must keep their places
         return False
     node.attributes.pop("allowzero", None)
     assert isinstance(node.graph, ir.Graph)

@@ -1,4 +1,4 @@
-"""The patch embedding of a graph that takes pixels, as one product of patches with a matrix, normalisation inside."""
+"""Make the patch embedding of pixels one matrix product that includes the normalisation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PATTERN = Pattern(_embedding)
 
 
 def patch_product(model: ir.Model) -> tuple[ir.Node, ir.Value] | None:
-    """Put a MatMul in the place of the convolution that cuts uint8 pixels `[B, H, W, C]` into patches.
+    """Replace the convolution that cuts uint8 pixels `[B, H, W, C]` into patches by a MatMul.
 
-    A patch's pixels lie `[row, column, channel]`; of `(p a + c) W + b`, the normalisation by a and c goes into
-    weights and bias.
+    Pixels of a patch are ordered `[row, column, channel]`. Normalisation by a and c becomes part of the weights and the
+    bias: `(p a + c) W + b`.
 
     Returns:
-        The MatMul, whose first input is meant to hold the pixels' values, and the pixels themselves, uint8
-        `[B, N, P P C]`, which it cannot take as they are; None where the graph has no such convolution.
+        The MatMul, whose first input the caller has to set, and the pixels as uint8 `[B, N, P P C]`, which the caller
+        has to convert for it; None where the graph has no such convolution.
     """
     graph = model.graph
     matches = ((node, _PATTERN.match(model, graph, node)) for node in graph if node.op_type == "Transpose")
@@ -67,7 +67,7 @@ def _reshape(new: Replacement, part: str, value: ir.Value, shape: tuple[Any, ...
 
 
 def _cuts_apart(image: ir.Value, convolution: ir.Node) -> bool:
-    """Whether a convolution cuts uint8 pixels into patches that lie side by side and cover the whole image."""
+    """Whether a convolution cuts uint8 pixels into adjacent patches that cover the whole image."""
     sides, attributes = numbers(convolution.inputs[1]).shape[2:], convolution.attributes
     sizes = image.shape[1:3] if image.shape is not None else ()
     whole = all(isinstance(size, int) and size % side == 0 for size, side in zip(sizes, sides, strict=True))

@@ -1,7 +1,7 @@
-"""Scored subgraphs -> plugin nodes, found by their stable names and checked by pattern; a mismatch is an error.
+"""Replace scoring subgraphs by plugin nodes. Names find a subgraph, and a pattern checks it; a mismatch is an error.
 
 Works on a graph file with onnx-graphsurgeon: the weights stay where they are. What the plugins compute is in
-`plugins/README.md`; every attribute that a node gets is read off the subgraph whose place it takes.
+`plugins/README.md`; every attribute of a plugin node is read from the subgraph that it replaces.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ztdeploy.core.names import is_pruning_module
 from ztdeploy.core.options import VARIANCE_MAX, VARIANCE_MIN
 from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHTED_PAGE_RANK
 
-G_LOGGER.severity = G_LOGGER.ERROR  # it prints on standard output, which belongs to --json
+G_LOGGER.severity = G_LOGGER.ERROR  # it prints to standard output, which belongs to --json
 
 #: A pattern is an operator with the patterns of its inputs, or the name of a tensor: "?" any, and the same wherever the
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
 #: second output.
 Pattern = Any
-#: The value of a constant, wherever it lies.
+#: The value of a constant, whether an initializer or a node.
 Reader = Callable[[gs.Tensor], Any]
 _JOINED = ("ReduceSum", "?summed", "#")
 _FILTERED = ("Mul", "?joined", ("Clip", "?passes", "#"))
@@ -47,17 +47,17 @@ _ONES, _ZEROS = ("Expand", "=one", "?shape"), ("ConstantOfShape", "?count")
 
 
 def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
-    """Write a copy of a graph in which every scored subgraph is a plugin node.
+    """Write a copy of a graph with plugin nodes in the place of scoring subgraphs.
 
     Args:
         plain: an exported graph, its weights beside it.
         out: where the copy goes, in the same folder.
 
     Returns:
-        The names of the plugin nodes. None, and no file, where the graph scores nothing.
+        The names of the plugin nodes. None, and no file is written, where the graph has no scoring.
 
     Raises:
-        ModelError: a subgraph bears the names of a scored one and is none.
+        ModelError: a subgraph has the names of a scoring one, but other operators.
     """
     assert plain.parent == out.parent, "external data must lie beside the graph"
     model = onnx.load(plain, load_external_data=False)
@@ -108,7 +108,7 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: Reader) -> 
     if not np.allclose(start, expected):
         raise _mismatch(scope, "an unknown start vector")
     survivors = [walk["survivors"]] if "survivors" in walk else []
-    low, high = VARIANCE_MIN, VARIANCE_MAX  # nothing reads them where no head is filtered
+    low, high = VARIANCE_MIN, VARIANCE_MAX  # unused where no head is filtered
     if filter_heads:
         live = len(start) - (_dropped(scope, survivors[0]) if survivors else 0)
         # The graph's limits are those of (1 + Var) / live, in single precision.
@@ -125,7 +125,7 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: Reader) -> 
 
 
 def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:
-    """Back through the iterations, `s <- m * (s A)`, each with the same attention and the same mask."""
+    """Walk back through the iterations `s <- m * (s A)`; all have the same attention matrix and mask."""
     vector, iterations, seen = scores, 0, dict[str, Any]()
     masked = _producer(vector, "Mul") is not None
     step: Pattern = ("MatMul", "?before", "?attention")
@@ -150,7 +150,7 @@ def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:
 
 
 def _dropped(scope: str, survivors: gs.Tensor) -> int:
-    """How many tokens an S-stage drops, whose plugin node has its place already."""
+    """How many tokens an S-stage drops; its plugin node is already in place."""
     node = _producer(survivors, SIMILARITY_PRUNE)
     if node is None:
         raise _mismatch(scope, f"survivors '{survivors.name}' that no S-stage gives")
@@ -209,7 +209,7 @@ def _producer(tensor: gs.Tensor, operator: str) -> gs.Node | None:
 
 
 def _uncast(tensor: gs.Tensor) -> gs.Tensor:
-    """What a cast from fp16 to fp32 was made from: the kernels take fp16, and compute in fp32."""
+    """The input of a cast from fp16 to fp32, since the kernels take fp16 and compute in fp32."""
     cast = _producer(tensor, "Cast")
     if cast is not None and cast.inputs[0].dtype == np.float16:
         return cast.inputs[0]

@@ -1,13 +1,13 @@
-"""Half precision as types in the graph: strongly typed runtimes take them as they are, flags have gone.
+"""Half precision as types in the graph, which strongly typed runtimes follow; builder flags for it no longer exist.
 
-What follows stays fp32, because rounding there costs accuracy or moves the ranking of tokens:
+The following parts stay fp32, because rounding there costs accuracy or changes the ranking of tokens:
 
 - the normalisation of the image, ahead of the first contraction;
 - LayerNorm, whose variance overflows in fp16 for some checkpoints, and for the same reason a head of text embeddings,
   which takes lengths;
 - everything a pruning layer computes, and for bf16 the softmax that it reads: eight bits do not rank tokens.
 
-What only moves data keeps the type of its data. Weights are cast once, ahead of time.
+Nodes that only move data keep the type of their data. Weights are cast once, at build time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOVES |= {"Expand", "Identity", "Split", "Flatten", "Pad"}
 
 
 def to_precision(model: ir.Model, spec: GraphSpec) -> None:
-    """Let nodes compute in the low type of a spec, fp16 or bf16; in an int8 graph, those of `_of_rest`.
+    """Let nodes compute in the half type of a spec, fp16 or bf16; in an int8 graph, only the nodes of `_of_rest`.
 
     Requires names as `stable_names` gives them, and static shapes. Weights are cast when they are read. Ensures that
     inputs and outputs keep their types.
@@ -68,7 +68,7 @@ def to_precision(model: ir.Model, spec: GraphSpec) -> None:
 def _chooser(
     graph: ir.Graph, low: ir.DataType, within: Callable[[ir.Node], bool]
 ) -> Callable[[ir.Node], ir.DataType | None]:
-    """Which type a node computes in; None for one that leaves the choice to nobody."""
+    """A function from a node to the type that it computes in; None for nodes that have no choice."""
     first = next((node for node in graph if node.op_type in _CONTRACTIONS), None)
     ahead = _ancestors(first) if first is not None else set()
     opset = graph.opset_imports[""]
@@ -92,8 +92,8 @@ def _chooser(
 
 
 def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]:
-    """Which nodes of an int8 graph compute in the type of `options.rest`: those of blocks that stay as they are, and
-    the products and softmax of attention where no pruning layer reads it."""
+    """Which nodes of an int8 graph compute in the type of `options.rest`: blocks that are not quantised, and attention
+    (products and softmax) where no pruning layer reads it."""
     ranked = {block_of(node.name) for node in graph if node.op_type == "Softmax" and _is_ranked(node)}
 
     def within(node: ir.Node) -> bool:
@@ -106,14 +106,14 @@ def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]
 
 
 def _is_of_attention(node: ir.Node) -> bool:
-    """The scaling of queries, both products, what merging adds, softmax; not what merging multiplies tokens by."""
+    """Scaling of queries, both products, the bias of merging, and softmax; not the weights of merging."""
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
     scales_queries = maker is not None and maker.op_type == "Gather"
     return node.op_type in _ATTENTION and (node.op_type != "Mul" or scales_queries)
 
 
 class _Casts:
-    """Casts of values, each made once: right behind its producer, or ahead of time for a weight."""
+    """Casts values, each of them once: behind its producer, or at build time for a weight."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph, self._made = graph, dict[tuple[ir.Value, ir.DataType], ir.Value]()
@@ -125,7 +125,7 @@ class _Casts:
         return self._made[key]
 
     def output(self, value: ir.Value) -> ir.Value:
-        """An fp32 value under the name of a graph output, which itself gets another."""
+        """Make an fp32 value the graph output of this name; the old one gets another name."""
         name, value.name = value.name, f"{value.name}/{_SUFFIX[value.dtype or ir.DataType.FLOAT16]}"
         cast = self._cast(value, ir.DataType.FLOAT)
         cast.name = name
@@ -159,7 +159,7 @@ def _in_range(values: Any, target: ir.DataType, name: str) -> Any:
     with np.errstate(over="ignore"):
         low = values.astype(target.numpy())
     lost = np.isfinite(values) & ~np.isfinite(low.astype(np.float32))
-    # Infinities that were there before are meant: prefix tokens have an infinite score.
+    # Infinities that were there before are intended: prefix tokens have an infinite score.
     if lost.any():
         raise ModelError(
             f"weight '{name}' holds {np.abs(values[lost]).max():.4g}, which {_SUFFIX[target]} cannot",
@@ -185,7 +185,7 @@ def _ancestors(node: ir.Node) -> set[ir.Node]:
 
 
 def keeps_fp32(node: ir.Node) -> bool:
-    """Whether a node is of a part that no precision changes: a pruning layer, or a head of text embeddings."""
+    """Whether a node belongs to a part that always stays fp32: a pruning layer, or a head of text embeddings."""
     return in_pruning_layer(node.name) or "/text_head/" in (node.name or "")
 
 

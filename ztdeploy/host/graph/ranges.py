@@ -1,4 +1,4 @@
-"""Between which numbers the inputs of linear layers lie, on calibration images."""
+"""Measure the ranges of linear layers' inputs on calibration images."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from ztdeploy.core.profile import Calibration
 from ztdeploy.host.graph.int8 import linear_layers
 from ztdeploy.target.backends import load_graph
 
-#: Of percentile ranges: the share of an image's values that lie above, and below.
+#: Share of an image's values above, and share below, a percentile range.
 TAIL = 1e-4
-LEVELS = 128  #: of a magnitude in int8
+LEVELS = 128  #: levels of a magnitude in int8
 BINS = 2048
-_STRIDE = 16  #: thresholds are looked at in steps of so many bins
+_STRIDE = 16  #: step between the thresholds that are tried, in bins
 
 
 def measure_ranges(
     traced: ir.Model, batches: Iterable[NDArray[np.generic]], method: Calibration, *, threads: int
 ) -> dict[str, tuple[float, float]]:
-    """Run an fp32 graph and watch; batches are taken one by one, and nothing of them is kept.
+    """Run an fp32 graph and record ranges; batches are taken one by one, and no values are kept.
 
     Args:
-        traced: with one input, the image. It is not changed.
-        batches: as that input takes them; at least one.
-        method: "min-max": the smallest and largest value of all. "percentile": where `TAIL` of an image's values lie
-            outside, mean over the images. "entropy": those, cut off at the magnitude that `Magnitudes` finds.
+        traced: a graph with one input, the image. It is not changed.
+        batches: inputs of the graph; at least one.
+        method: "min-max": the smallest and largest value of all images. "percentile": the values that `TAIL` of an
+            image's values lie beyond, mean over the images. "entropy": min-max, clipped at the magnitude that
+            `Magnitudes` finds.
 
     Returns:
-        By the name of the value.
+        Ranges by the name of the value.
     """
     watched = traced.clone()
     del watched.graph.outputs[:]
@@ -53,7 +54,7 @@ def measure_ranges(
 
 
 class _MinMax:
-    """Sees the values of one image after the other."""
+    """Takes the values of one image after the other."""
 
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
@@ -132,17 +133,17 @@ def divergence(counts: NDArray[np.float64], bins: int) -> float:
     """Kullback-Leibler divergence, in nats, of a distribution whose first bins alone are kept, in `LEVELS` levels.
 
     Args:
-        counts: of all bins.
-        bins: that are kept, at least `LEVELS`; what lies beyond is counted in the last of them.
+        counts: counts of all bins.
+        bins: number of bins to keep, at least `LEVELS`; values beyond are counted in the last one.
     """
     kept = counts[:bins]
     true = kept.copy()
     true[-1] += counts[bins:].sum()
     level = np.arange(bins) * LEVELS // bins
-    filled = kept > 0  # a level spreads over those of its bins that hold anything
+    filled = kept > 0  # the count of a level spreads over those of its bins that are not empty
     share = np.bincount(level, kept, LEVELS) / np.maximum(np.bincount(level, filled, LEVELS), 1)
     coarse = np.where(filled, share[level], 0.0)
     p, q = true / true.sum(), coarse / max(coarse.sum(), 1.0)
     held = p > 0
-    # The last bin may hold nothing but what was cut off: then nothing of it is left in the levels.
+    # The last bin may hold clipped values only, and then no level has a share of it.
     return float((p[held] * np.log(p[held] / np.maximum(q[held], 1e-12))).sum())

@@ -1,4 +1,4 @@
-"""What the passes share: read shapes and constants, and put a few nodes in the place of one."""
+"""Helpers of the passes: read shapes and constants, and replace one node by several."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Replacement:
-    """Nodes for the place of one node, `old`. They and their outputs are named after it: `blocks.0/mlp/Gelu_0/erf`."""
+    """New nodes that replace the node `old`. They and their outputs are named after it: `blocks.0/mlp/Gelu_0/erf`."""
 
     def __init__(self, old: ir.Node, name: str | None = None) -> None:
         """
         Args:
-            name: what they are named after in its stead.
+            name: what the new nodes are named after instead.
         """
         assert isinstance(old.graph, ir.Graph)
         self.old, self.graph, self.nodes, self.name = old, old.graph, list[ir.Node](), name or old.name
@@ -58,11 +58,11 @@ class Replacement:
         return self.add("Cast", part, value, to=int(to))
 
     def constant(self, part: str, values: ArrayLike, dtype: ir.DataType) -> ir.Value:
-        """An initializer of its own for the nodes that were added."""
+        """Add an initializer for the added nodes."""
         return constant(self.graph, f"{self.name}/{part}", values, dtype)
 
     def replace(self) -> None:
-        """Put the nodes in the place of the old one; the output of the last takes the name, shape and type of its."""
+        """Replace the old node; the last new output takes the name, shape and type of the old one's."""
         before, after = self.old.outputs[0], self.nodes[-1].outputs[0]
         after.name, after.shape, after.type = before.name, before.shape, before.type
         self.graph.insert_before(self.old, self.nodes)
@@ -70,12 +70,12 @@ class Replacement:
         self.graph.remove(self.old, safe=True)
 
     def insert_before(self) -> None:
-        """Put the nodes ahead of the old one, which stays."""
+        """Insert the nodes ahead of the old one, which stays."""
         self.graph.insert_before(self.old, self.nodes)
 
 
 def constant(graph: ir.Graph, name: str, values: ArrayLike, dtype: ir.DataType) -> ir.Value:
-    """An initializer of the graph; if one of that name exists, that one."""
+    """Add an initializer to the graph; if one of that name exists, return that one."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(np.asarray(values).astype(dtype.numpy()), dtype=dtype, name=name)

@@ -1,6 +1,6 @@
-"""One weights file for all graphs of a bundle, in safetensors layout, addressed by ONNX as external data.
+"""One weights file for all graphs of a bundle: safetensors layout, which ONNX addresses as external data.
 
-Tensors are interned by content: four keep-ratio variants and their optimised graphs cost the disk of one.
+Equal tensors are stored once, so four keep-ratio variants and their optimised graphs take the disk space of one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class SharedWeights:
     def add(self, path: Path, model: ir.Model) -> None:
         """Take a graph whose file will be `path`, which must lie beside the weights file.
 
-        Its large initialisers are renamed to what they are called in the weights file, where that differs.
+        Its large initialisers get the names that they have in the weights file.
         """
         _rename_initializers(model, {value: self._intern(value) for value in _large_initializers(model)})
         self._graphs.append((path, model))
 
     def write(self, weights: Path) -> None:
-        """Write the weights file and every graph taken so far. The same graphs give the same bytes."""
+        """Write the weights file and all added graphs. The same graphs give the same bytes."""
         self._offsets = self._write_tensors(weights)
         for path, model in self._graphs:
             self._write_graph(path, model, weights)
@@ -52,7 +52,7 @@ class SharedWeights:
         self._digests.clear()
 
     def attach(self, path: Path, model: ir.Model) -> None:
-        """Write one more graph against the weights file; tensors that it does not hold stay inside the graph."""
+        """Write another graph that uses the weights file; tensors that are not in it stay inside the graph."""
         names = {value: self._names.get(self._digest(value)) for value in _large_initializers(model)}
         _rename_initializers(model, {value: name for value, name in names.items() if name is not None})
         self._write_graph(path, model, self._weights)
@@ -127,7 +127,7 @@ def _large_initializers(model: ir.Model) -> list[ir.Value]:
 
 
 def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None:
-    """Rename all at once, for they may swap names; any other value that bears one of the new names gets another."""
+    """Rename all at once, as they may swap names; another value that has one of the new names gets a new one."""
     graph, targets = model.graph, set(names.values())
     for value in names:
         graph.initializers.pop(value.name or "")
@@ -149,5 +149,5 @@ def _rename_initializers(model: ir.Model, names: Mapping[ir.Value, str]) -> None
 
 
 def _raw(tensor: ir.TensorProtocol) -> memoryview:
-    """The bytes of a tensor, whatever NumPy thinks of its type."""
+    """The bytes of a tensor, also of types that NumPy lacks."""
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""What TensorRT would refuse, said before it does, with the node's name and the block that it belongs to."""
+"""Find nodes that TensorRT would refuse, before it does, and name the node and its block."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ztdeploy.core.errors import ModelError
 from ztdeploy.core.names import block_name, block_of
 
 TOPK_LIMIT = 3840
-#: Their outputs have shapes that depend on values.
+#: Operators whose output shapes depend on values.
 _DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression"}
-#: The largest int64 is let through: slices say "to the end" with it.
+#: The largest int64 is allowed: in slices it means "to the end".
 _INT32 = np.iinfo(np.int32)
 
 

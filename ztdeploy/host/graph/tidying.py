@@ -1,4 +1,4 @@
-"""What every trace goes through before anything else looks at it: fewer nodes, whole rows, static shapes."""
+"""The first passes of every trace: fewer nodes, gathers of whole rows, static shapes."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _takes_whole_rows(_context: Any, data: ir.Value, indices: ir.Value, rows: ir
     return same_images and indices.shape[2] == 1 and rows.shape[1:] == (indices.shape[1], data.shape[2])
 
 
-# Several gathers may read one Expand, which therefore is not removed with the first.
+# Several gathers may read one Expand, so it cannot be removed with the first.
 _ROWS = RewriteRule(_over_expanded, _by_row, _takes_whole_rows, remove_nodes=False)
 
 
 def clean(model: ir.Model) -> None:
-    """Take out common subexpressions, identities and dead nodes; nothing that runs is changed.
+    """Remove common subexpressions, identities and dead nodes; results do not change.
 
     Ensures that every node contributes to an output, and that the order is topological.
     """
@@ -76,7 +76,7 @@ def check_static_shapes(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             if not value.name:
-                continue  # an optional output that nobody asked for
+                continue  # an unused optional output
             if value.shape is None:
                 raise _not_static(node, "an unknown shape")
             symbols = [dim for dim in value.shape if not isinstance(dim, int)]
