@@ -1,8 +1,8 @@
 """ATS (ECCV 2022, arXiv 2111.15667): adaptive token sampling, with a number of tokens that is fixed.
 
-A token's score is what the class token pays to it, times the norm of its value, summed over heads. The scores'
-cumulative distribution is sampled at `K` points, evenly: `(i - 1/2) / K`. The paper keeps whatever is hit, fewer where
-some tokens are hit twice. Here all that are hit stay, and the best-scored others fill the places that are left.
+A token's score is the class token's attention to it, times the norm of its value, summed over heads. The scores'
+cumulative distribution is sampled at `K` even points, `(i - 1/2) / K`. The paper keeps the tokens that are hit, which
+are fewer than `K` where some are hit twice. Here they stay as well, and the best-scored others fill the free places.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def value_scores(attention: Tensor, values: Tensor) -> Tensor:
 
 
 def sampled(cumulative: Tensor, samples: int) -> Tensor:
-    """Which tokens the samples hit: those where the number of sample points below the distribution rises.
+    """Which tokens the samples hit: those at which the number of sample points below the distribution grows.
 
     Args:
         cumulative: `[B, P]`, ascending to 1.
@@ -37,7 +37,7 @@ def sampled(cumulative: Tensor, samples: int) -> Tensor:
 
 
 class AdaptiveSampling(DroppingLayer):
-    """As many samples as patch tokens are to stay."""
+    """Takes as many samples as patch tokens shall stay."""
 
     needs_attention = True
     needs_values = True
@@ -59,7 +59,7 @@ class AdaptiveSampling(DroppingLayer):
         ranked = torch.where(sampled(cumulative, samples), torch.inf, share * share.shape[1])
         kept: Tensor = self.select(torch.nn.functional.pad(ranked, (prefix, 0)), None, record)
         if record is not None:
-            record.note(importance=scores)  # without the infinities of what was sampled
+            record.note(importance=scores)  # without the infinite scores of sampled tokens
         return kept
 
 

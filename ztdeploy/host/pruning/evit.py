@@ -1,8 +1,8 @@
-"""EViT (ICLR 2022, arXiv 2202.07800): the tokens that the class token attends to stay, the rest is fused into one.
+"""EViT (ICLR 2022, arXiv 2202.07800): keep the tokens that the class token attends to most, and fuse the others.
 
-Of the `k` slots, the last by attention holds the fused token: what would have been the `k`-th best, and all that are
-worse, averaged by attention. Here the average's weights sum to 1, so that without any training the fused token has the
-scale of a token; the paper, which trains, adds the tokens up.
+The last of the `k` slots holds the fused token: the average, weighted by attention, of the `k`-th best token and all
+worse ones. Here the weights sum to 1, so that the fused token has the scale of a token without training. The paper,
+which trains, adds the tokens up.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _EPSILON = 1e-6
 
 
 def class_attention(attention: Tensor) -> Tensor:
-    """What the class token (index 0) pays to each token, mean over heads, scaled to mean 1: `[B, N]`."""
+    """Attention of the class token (index 0) to each token, mean over heads, scaled to mean 1: `[B, N]`."""
     return attention[:, :, 0].mean(1) * attention.shape[-1]
 
 
 class EVit(MergingLayer):
-    """Weighs by attention; later attention is not told how much a token stands for."""
+    """Averages are weighted by attention; later attention does not know how many tokens the fused one stands for."""
 
     needs_attention = True
     proportional = False

@@ -1,4 +1,4 @@
-"""What tokens are compared by, and how much alike that makes them."""
+"""Features by which tokens are compared, and their similarities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EPSILON = 1e-12
 
 
 def source_of(feature: Feature, x: Tensor, taps: BlockTaps) -> Tensor:
-    """What a feature is made of: `[B, H, N, d]` of the block, or its tokens `x [B, N, D]`."""
+    """The tensor that a feature is made from: `[B, H, N, d]` of the block, or its tokens `x [B, N, D]`."""
     tapped = {"keys": taps.keys, "all-keys": taps.keys, "queries": taps.queries, "values": taps.values, "tokens": x}
     source = tapped[feature]
     assert source is not None, f"the layer did not ask for {feature}"
@@ -20,22 +20,22 @@ def source_of(feature: Feature, x: Tensor, taps: BlockTaps) -> Tensor:
 
 
 def vectors(feature: Feature, source: Tensor) -> Tensor:
-    """One vector per token, `[B, N, f]`: averaged over heads, or those of all heads one behind the other."""
+    """One vector per token, `[B, N, f]`: the mean over heads, or all heads concatenated."""
     if feature == "tokens":
         return source
     return source.transpose(1, 2).flatten(2) if feature == "all-keys" else source.mean(1)
 
 
 def unit_length(feature: Tensor) -> Tensor:
-    """Each vector along the last axis at length 1; a zero vector stays one."""
+    """Scale each vector along the last axis to length 1; a zero vector stays zero."""
     length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
     return feature / length.clamp_min(_EPSILON)
 
 
 def comparable(feature: Tensor, metric: Metric) -> Tensor:
-    """Vectors `[B, N, f]` as `similarities` takes them: each at length 1 for cosines, else the longest of an image.
+    """Scale vectors `[B, N, f]` for `similarities`: each to length 1 for cosines, otherwise an image's longest to 1.
 
-    One factor for all changes no ranking, and keeps what is computed in the range of half precision.
+    A common factor does not change the ranking, and keeps all values in the range of half precision.
     """
     if metric == "cosine":
         return unit_length(feature)
@@ -44,9 +44,9 @@ def comparable(feature: Tensor, metric: Metric) -> Tensor:
 
 
 def similarities(one: Tensor, other: Tensor, metric: Metric) -> Tensor:
-    """How much alike each of `[B, m, f]` and each of `[B, n, f]` are, `[B, m, n]`; of distances, the negative.
+    """Similarities of `[B, m, f]` to `[B, n, f]`, as `[B, m, n]`; for distances, their negatives.
 
-    Euclidean distances are squared, for their order is the same. Manhattan distances take a tensor `[B, m, n, f]`.
+    Euclidean distances are squared, which keeps their order. Manhattan distances take a tensor `[B, m, n, f]`.
     """
     if metric == "manhattan":
         return -(one.unsqueeze(2) - other.unsqueeze(1)).abs().sum(-1)

@@ -1,4 +1,4 @@
-"""What every pruning layer is: a module that decides which tokens stay, with counts fixed at trace time."""
+"""The base of all pruning layers: modules that decide which tokens stay, with counts fixed at trace time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ztdeploy.host.pruning.selection import ascending, cut_gap, gather_tokens, t
 
 @dataclass
 class BlockTaps:
-    """What a block shows to the pruning layer behind it, or between its attention and its MLP; filled as it runs."""
+    """Tensors that a block hands to its pruning layer while it runs."""
 
     attention: Tensor | None = None  #: `[B, H, N, N]` after softmax
     keys: Tensor | None = None  #: `[B, H, N, d]`
     values: Tensor | None = None  #: `[B, H, N, d]`
-    size: Tensor | None = None  #: `[B, N]`: how many tokens of the image each stands for; None: each for itself
+    size: Tensor | None = None  #: `[B, N]`: tokens of the image that each stands for; None: 1
     queries: Tensor | None = None  #: `[B, H, N, d]`
-    coherence: Tensor | None = None  #: `[B, N]`: its length, as a share of the mean of its parts'; None: 1 for each
+    coherence: Tensor | None = None  #: `[B, N]`: length as a share of the parts' mean length; None: 1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a pruning layer decides for each image."""
+    """The decision of a pruning layer, for each image."""
 
-    kept: Tensor  #: `[B, k]` int64, ascending: the tokens that stay, each in a slot of its own
-    into: Tensor | None = None  #: `[B, N - k]` int64: the slots that the others are merged into, in their order
+    kept: Tensor  #: `[B, k]` int64, ascending: the tokens that stay, one per slot
+    into: Tensor | None = None  #: `[B, N - k]` int64: for each other token in order, the slot that it is merged into
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -41,33 +41,33 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a pruning layer hands on."""
+    """The result of a pruning layer, for the blocks behind it."""
 
     tokens: Tensor  #: `[B, k, D]`
-    choice: Choice  #: the layer's own, also where another one was forced
-    size: Tensor | None = None  #: `[B, k]`, where later layers and attention must know it
-    bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which all later attention adds to its logits
+    choice: Choice  #: the layer's own choice, even where another one was forced
+    size: Tensor | None = None  #: `[B, k]`, where later layers and attention need it
+    bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which later attention adds to its logits
     coherence: Tensor | None = None  #: `[B, k]`
-    scale: Tensor | None = None  #: `[B, k, 1]`, which the normalised input of all later attention is multiplied with
-    update: Tensor | None = None  #: `[B, k, 1]`, which what later blocks add to tokens is multiplied with
+    scale: Tensor | None = None  #: `[B, k, 1]`, a factor for the normalised input of later attention
+    update: Tensor | None = None  #: `[B, k, 1]`, a factor for what later blocks add to tokens
 
 
 @dataclass
 class Recorder:
-    """Collects what a layer decided by, and outside any exported graph how clear-cut that was."""
+    """Collects a layer's reasons (notes), and outside of export how close its decisions were (gaps)."""
 
     gaps: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)  #: see `note`
 
     @property
     def scores(self) -> Tensor | None:
-        """What the tokens that stay were ranked by, `[B, N]`."""
+        """Note the scores `[B, N]` that ranked the tokens which stay."""
         return self.notes.get("importance")
 
     def gap(self, stage: str, measure: Callable[..., Tensor], *given: Any) -> None:
-        """Note the gap of a stage, `measure(*given) [B]`; the smaller one where a stage reports twice.
+        """Record the gap of a stage, `measure(*given) [B]`; of two reports of a stage the smaller one counts.
 
-        While a graph is exported nothing is measured: nobody could read it there, and tracing takes its time per node.
+        Nothing is measured during export: nobody could read it there, and every traced node takes time.
         """
         if torch.compiler.is_exporting():
             return
@@ -75,18 +75,18 @@ class Recorder:
         self.gaps[stage] = torch.minimum(self.gaps[stage], values) if stage in self.gaps else values
 
     def note(self, **values: Tensor) -> None:
-        """Note what a decision rests on, to be shown. What a layer can note, all of tokens that entered it:
+        """Note a tensor that explains a decision, for `show`. A layer can note, of the tokens that entered it:
 
-        - `importance`: `[B, N]`, what the tokens that stay were ranked by; not negative, of any scale
-        - `rank`: `[B, N]`, likewise, what decided who may go by similarity
+        - `importance`: `[B, N]`, the scores that ranked the tokens which stay; not negative, of any scale
+        - `rank`: `[B, N]`, scores of the same kind that decided which tokens may go by similarity
         - `survivors`: `[B, N]`, 0 for the tokens that go by similarity, and for no others
-        - `group`, `partner`, `similarity`: `[B, A]` each; tokens that might have gone by similarity, the token that
-          each is the most similar to, and how similar
+        - `group`, `partner`, `similarity`: `[B, A]` each; tokens that could have gone by similarity, the most similar
+          token of each, and the similarity
         """
         self.notes |= values
 
     def smallest_gap(self, images: int) -> Tensor:
-        """`[B]`: the closest call among the stages; infinite for a method that compares nothing."""
+        """`[B]`: the smallest gap of all stages; infinite for a method that compares nothing."""
         if not self.gaps:
             return torch.full((images,), torch.inf)
         return torch.stack(list(self.gaps.values())).amin(0)
@@ -102,7 +102,7 @@ class PruningLayer(nn.Module):
         self.plan, self.options = plan, options
 
     def will_compare(self, feature: Feature) -> None:
-        """Ask for what a feature is made of."""
+        """Request the tensor that a feature is made from."""
         self.needs_keys = self.needs_keys or feature in ("keys", "all-keys")
         self.needs_queries = self.needs_queries or feature == "queries"
         self.needs_values = self.needs_values or feature == "values"
@@ -111,19 +111,19 @@ class PruningLayer(nn.Module):
     def forward(
         self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
     ) -> Reduction:
-        """Decide, and reduce `x [B, N, D]` to `[B, k, D]`.
+        """Decide which tokens of `x [B, N, D]` stay, and reduce it to `[B, k, D]`.
 
         Args:
-            x: the block's tokens behind its MLP, or between attention and MLP.
-            taps: what the layer asked for with `needs_attention`, `needs_keys`, `needs_values`, `needs_queries`.
-            record: where to leave the gaps at the cuts, if anybody wants them.
-            forced: a choice to apply in place of the layer's own, which is made and told all the same: so another
-                implementation's choices can be replayed, and each layer be compared on identical input.
+            x: the block's tokens behind its MLP, or between attention and MLP. taps: the tensors that the layer
+            requests with `needs_attention`, `needs_keys`, `needs_values`, `needs_queries`. record: takes gaps and
+            notes, if anybody wants them. forced: a choice to apply instead of the layer's own, which is made and
+            returned all the same. So choices of
+                another implementation can be replayed, and every layer be compared on identical input.
         """
 
 
 class DroppingLayer(PruningLayer):
-    """A method whose tokens stay as they are, or go without a trace."""
+    """A method that keeps tokens unchanged or drops them."""
 
     @abstractmethod
     def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class DroppingLayer(PruningLayer):
 
 
 class ProtectPrefix(nn.Module):
-    """Gives the prefix tokens a score above all others, so that every ranking puts them first."""
+    """Gives prefix tokens the highest score, so that every ranking puts them first."""
 
     floor: Tensor
 
@@ -163,7 +163,7 @@ def as_they_are(scores: Tensor) -> Tensor:
 
 
 class KeepTopTokens(nn.Module):
-    """Scores `[B, N]` to the kept indices `[B, k]`: the prefix tokens and the best-scored survivors."""
+    """From scores `[B, N]` to kept indices `[B, k]`: the prefix tokens and the survivors with the highest scores."""
 
     def __init__(self, plan: LayerPlan, scale: Callable[[Tensor], Tensor] = as_they_are) -> None:
         """
@@ -176,7 +176,7 @@ class KeepTopTokens(nn.Module):
     def forward(self, scores: Tensor, survivors: Tensor | None = None, record: Recorder | None = None) -> Tensor:
         ranked = self.protect(scores)
         if survivors is not None:
-            # A live token's score may underflow to the 0 of a dropped one; it must still outrank it.
+            # The score of a live token may underflow to 0, which dropped tokens have; it must still outrank them.
             ranked = torch.where(survivors > 0, ranked, -1.0)
         if record is not None:
             record.note(importance=scores)

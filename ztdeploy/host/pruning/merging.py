@@ -1,7 +1,7 @@
-"""Merging tokens: those that go are averaged into slots that stay, with static shapes and without a scatter reduction.
+"""Merging: tokens that go are averaged into tokens that stay, with static shapes and without a scatter reduction.
 
-After "Token Merging: Your ViT But Faster" (ICLR 2023, arXiv 2210.09461): averages are weighted by size, and later
-attention pays each token the attention of all that it stands for: `softmax(q k^T / sqrt(d) + log size)`.
+After "Token Merging: Your ViT But Faster" (ICLR 2023, arXiv 2210.09461): averages are weighted by size, and in later
+attention a token counts as often as the number of tokens it stands for: `softmax(q k^T / sqrt(d) + log size)`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _LEAST_COHERENCE = 0.05
 
 
 class Averages:
-    """Weighted averages over the tokens of each slot; `total [B, k]` is what a slot weighs.
+    """Weighted averages over the tokens of each slot; `total [B, k]` is the sum of a slot's weights.
 
     Args:
-        like: of the tokens' type, on their device: `[B, N, ...]`.
-        choice: what stays, and what goes into which slot; a slot of -1 is none: that token is dropped.
+        like: a tensor `[B, N, ...]` of the tokens' type and device.
+        choice: which tokens stay, and which go into which slot; a token with slot -1 is dropped.
         gone: the tokens that do not stay, ascending, `[B, N - k]`.
         weight: `[B, N]`, positive; None is 1 for all.
     """
@@ -43,32 +43,32 @@ class Averages:
         self.member = member
         of_kept, of_gone = weight.gather(1, self.kept), weight.gather(1, gone)
         self.total = self.sums(weight)
-        # Shares of a slot sum to 1, so that no sum leaves the range of its tokens: half precision might not hold it.
+        # Shares of a slot sum to 1, so sums stay in the range of the tokens, which half precision can hold.
         self.share = member * of_gone.unsqueeze(-1) / self.total.unsqueeze(1)
         self.own_share = of_kept / self.total
 
     def of_tokens(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token unchanged, bit by bit."""
+        """`[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token bit for bit."""
         own = gather_tokens(x, self.kept) * self.own_share.unsqueeze(-1)
         average: Tensor = own + self.share.transpose(1, 2) @ gather_tokens(x, self.gone)
         return average
 
     def sums(self, values: Tensor) -> Tensor:
-        """Of the tokens of each slot, not weighed: `[B, N]` to `[B, k]`."""
+        """Sums without weights over the tokens of each slot: `[B, N]` to `[B, k]`."""
         return values.gather(1, self.kept) + (values.gather(1, self.gone).unsqueeze(1) @ self.member).squeeze(1)
 
     def of_numbers(self, values: Tensor) -> Tensor:
-        """`[B, N]` to `[B, k]`."""
+        """Averages of one number per token: `[B, N]` to `[B, k]`."""
         own = values.gather(1, self.kept) * self.own_share
         return own + (values.gather(1, self.gone).unsqueeze(1) @ self.share).squeeze(1)
 
 
 def coherence_of(x: Tensor, before: Tensor | None, tokens: Tensor, averages: Averages) -> Tensor:
-    """The length of each slot's average as a share of the mean length of all that was ever merged into it: `[B, k]`.
+    """The length of each slot's average as a share of the mean length of all tokens merged into it so far: `[B, k]`.
 
     Args:
-        x: `[B, N, D]`, before they were averaged to `tokens [B, k, D]`.
-        before: their own coherence, `[B, N]`; None is 1 for all.
+        x: `[B, N, D]`, the tokens before they were averaged to `tokens [B, k, D]`.
+        before: the coherence of `x`, `[B, N]`; None is 1 for all.
     """
     lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
     parts = averages.of_numbers(lengths if before is None else lengths / before)
@@ -77,34 +77,34 @@ def coherence_of(x: Tensor, before: Tensor | None, tokens: Tensor, averages: Ave
 
 
 def slot_of(token: Tensor, gone: Tensor) -> Tensor:
-    """The slots of tokens that stay, `[B, m]`, where the tokens `gone [B, r]` leave: how many that stay are before."""
+    """Slots `[B, m]` of tokens that stay, where the tokens `gone [B, r]` leave: the number of kept tokens before."""
     before = gone.unsqueeze(1) < token.unsqueeze(2)
     return token - before.to(torch.float32).sum(-1).to(token.dtype)  # exact; not every runtime sums integers
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What a merging layer decides, and by what it averages."""
+    """The decision of a merging layer, and the weights of its averages."""
 
-    choice: Choice  #: what stays, prefix tokens first, and what goes where
+    choice: Choice  #: which tokens stay, prefix tokens first, and into which slots the others go
     gone: Tensor  #: `[B, N - k]`, ascending
-    weight: Tensor | None = None  #: `[B, N]`, positive: what each token weighs in an average; None: its size
+    weight: Tensor | None = None  #: `[B, N]`, positive: weight of each token in an average; None: its size
 
 
 class MergingLayer(PruningLayer):
-    """A method whose tokens go into others."""
+    """A method that merges tokens into others."""
 
-    proportional = True  #: later attention must know how much each token stands for
-    #: Later attention must know how well. The average of tokens that differ is shorter than they are, and adds up to
-    #: less; but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of
-    #: its parts. Attention's normalised input is multiplied with the root of it: the share itself would be right in the
-    #: next block, but with each block an average becomes more of a token of its own (docs/explanation/method.md).
-    #: Other powers of it than the root are options, and so is one for what attention and MLP add to an average.
+    proportional = True  #: later attention must know how many tokens each token stands for
+    #: Later attention must know how alike these tokens were. The average of different tokens is shorter than they are,
+    #: but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of its
+    #: parts. The normalised input of attention is multiplied by the square root of it: the coherence itself would be
+    #: right in the next block, but with each block an average becomes more of a token of its own (see "method" in the
+    #: documentation). Options set other powers, also for what attention and MLP add to an average.
     coherent = False
 
     @abstractmethod
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
-        """What becomes of each token of `x [B, N, D]`."""
+        """Decide what happens to each token of `x [B, N, D]`."""
 
     def forward(
         self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
@@ -129,15 +129,15 @@ class MergingLayer(PruningLayer):
 
 
 def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
-    """`[B, N]`, of the type of `like [B, N]`."""
+    """Sizes `[B, N]`, of the type of `like [B, N]`."""
     return torch.ones_like(like) if taps.size is None else taps.size
 
 
 def partner_gap(similarity: Tensor, rows: Tensor | None = None) -> Tensor:
-    """How close another partner came, at the closest of the given rows: `[B, A, B']` and `[B, r]` to `[B]`.
+    """The smallest gap between the best and the second-best partner of any row: `[B, A, B']` and `[B, r]` to `[B]`.
 
     Args:
-        rows: None: all.
+        rows: the rows that count; None: all.
     """
     if similarity.shape[-1] < 2:
         return similarity.new_full(similarity.shape[:1], torch.inf)
@@ -147,27 +147,27 @@ def partner_gap(similarity: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 def to_kept(feature: Tensor, gone: Tensor, kept: Tensor, prefix: int) -> Tensor:
-    """Cosine similarities of tokens that go to patch tokens that stay: `[B, N, f]` to `[B, N - k, k - prefix]`."""
+    """Cosine similarities of tokens that go and patch tokens that stay: `[B, N, f]` to `[B, N - k, k - prefix]`."""
     feature = unit_length(feature)
     return gather_tokens(feature, gone) @ gather_tokens(feature, kept[:, prefix:]).transpose(1, 2)
 
 
 def raised(values: Tensor, power: float) -> Tensor | None:
-    """None where that is 1 whatever the values are."""
+    """`powered`, but None where all results are 1."""
     return None if power == 0 else powered(values, power)
 
 
 def powered(values: Tensor, power: float) -> Tensor:
-    """Values, not negative, to a power; nothing is computed where that is 1."""
+    """Non-negative values to a power; the values themselves where the power is 1."""
     if power == 1:
         return values
     return values.sqrt() if power == 0.5 else values**power
 
 
 class PartnerMerging(MergingLayer):
-    """Tokens that go are folded into the most similar patch token that stays, never into a prefix token.
+    """Merges tokens that go into the most similar patch token that stays, never into a prefix token.
 
-    Similar by the cosine of `MethodOptions.partner`.
+    Similarity is the cosine of the feature `MethodOptions.partner`.
     """
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
@@ -178,7 +178,7 @@ class PartnerMerging(MergingLayer):
     def partners(
         self, x: Tensor, taps: BlockTaps, kept: Tensor, record: Recorder | None
     ) -> tuple[Choice, Tensor, Tensor]:
-        """What goes where, the tokens that go, and how similar each is to its partner: `[B, N - k]`."""
+        """The choice, the tokens that go, and the similarity of each to its partner: `[B, N - k]`."""
         gone, prefix, least = complement(kept, x.shape[1]), self.plan.prefix_tokens, self.options.least_similarity
         partner = self.options.partner
         similarity = to_kept(vectors(partner, source_of(partner, x, taps)), gone, kept, prefix)

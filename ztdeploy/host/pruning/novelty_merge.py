@@ -1,7 +1,7 @@
-"""Who would be missed least is folded into the most similar token that stays.
+"""Merge the tokens with the lowest novelty into the most similar token that stays.
 
-Ours, from measurements (docs/explanation/method.md): instead of two stages that ask about likeness and importance one
-after the other, one number per token says what is lost where a more important one stands for it.
+This method is ours, found by measurement (see "method" in the documentation). Instead of one stage for similarity and
+one for importance, one number per token says how much is lost when a more important token stands for it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered, sizes
 from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
-#: What matters nothing still has a share in the average of a slot of its like.
+#: Least weight: a slot of tokens without any importance still needs an average.
 _LEAST_WEIGHT = 1e-4
 
 
 class Novelty(nn.Module):
-    """What is lost with each token: its importance, times its size, times its squared distance to the nearest patch
-    token that is more important; each to a power that is an option. The most important one is never lost.
+    """Novelty of a token: its importance, times its size, times its squared distance to the nearest patch token that is
+    more important; an option sets the power of each factor. The most important token has infinite novelty.
 
-    Importance is the root of the joined shares of one iteration of weighted page rank with the class token's entry
-    times N, so that half of the votes are its own. No head is filtered, for that makes all of them peaked.
+    Importance is the square root of the joined shares after one iteration of weighted page rank that starts with the
+    class token's entry times N, so that the class token has half of the votes. Heads are not filtered, because this
+    start makes all of them peaked.
     """
 
     patch: Tensor
@@ -48,7 +49,7 @@ class Novelty(nn.Module):
     def forward(
         self, x: Tensor, attention: Tensor, size: Tensor | None, record: Recorder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Novelty, and joined shares, which are squares of importance: `[B, N]` each.
+        """Novelty and joined shares (the squares of importance), `[B, N]` each.
 
         Args:
             x: `[B, N, D]`.
@@ -56,7 +57,7 @@ class Novelty(nn.Module):
             size: `[B, N]`; None is 1 for all.
         """
         importance: Tensor = self.importance(attention)  # squared
-        # What tokens have in common does not tell them apart; without it, squares of distances lose fewer digits.
+        # Without the mean of all tokens, squared distances lose fewer digits.
         apart = comparable(x - x.mean(1, keepdim=True), "euclidean")
         likeness = similarities(apart, apart, "euclidean")
         more_important = importance.unsqueeze(1) * self.patch > importance.unsqueeze(2)
@@ -66,21 +67,22 @@ class Novelty(nn.Module):
         return self._lost(importance, size, -nearest), importance
 
     def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:
-        """`[B, N]`, from squared distances, which are infinite for the most important token."""
+        """Novelty `[B, N]` from squared distances, which are infinite for the most important token."""
         options = self.options
         power = options.importance_power / 2
         missed = torch.ones_like(importance) if power == 0 else powered(importance, power)
         if size is not None and options.size_power:
             missed = missed * powered(size, options.size_power)
-        # Rounding may take the square of nothing below 0, where it has no power.
+        # Rounding may make a squared distance of 0 negative, which has no power.
         far = squared if options.distance_power == 2 else powered(squared.clamp_min(0.0), options.distance_power / 2)
         return far * missed
 
 
 def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Tensor) -> Tensor:
-    """How close any two tokens are in importance whose order matters: `[B]`.
+    """The smallest difference in importance of two tokens whose order matters: `[B]`.
 
-    It does where a token's nearest more important one might be less important, or one at least as near might be more.
+    Order matters where a token's nearest more important token could become less important, or a token at least as near
+    could become more important.
     """
     matters = (likeness >= nearest.unsqueeze(2)) & patch & patch.transpose(1, 2)
     matters &= ~torch.eye(importance.shape[1], dtype=torch.bool, device=importance.device)
@@ -90,14 +92,16 @@ def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Ten
 
 
 class NoveltyMerge(PartnerMerging):
-    """Neither similarity shares nor iterations say anything here: there is one stage, of one iteration."""
+    """Has one stage with one iteration, so similarity shares and numbers of iterations in a schedule do not apply."""
 
     needs_attention = True
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
         self.novelty = Novelty(plan, options)
-        unit = float(plan.tokens_in) ** options.importance_power  # shares are this much smaller than scores of mean 1
+        unit = (
+            float(plan.tokens_in) ** options.importance_power
+        )  # scores of mean 1 are larger than shares by this factor
         self.select = KeepTopTokens(plan, lambda lost: lost * unit)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:

@@ -22,39 +22,40 @@ from ztdeploy.host.pruning.restoring import StandIns, restored
 
 @dataclass(frozen=True)
 class Replay:
-    """A forward pass in which another implementation's choices were kept, with what this one would have chosen."""
+    """A forward pass with the choices of another implementation, and the choices that this one would have made."""
 
     output: Tensor
-    choices: list[Choice]  #: per pruning layer, this implementation's own
+    choices: list[Choice]  #: this implementation's own choices, one per pruning layer
     records: list[Recorder]
 
 
 @dataclass
 class _Pass:
-    """What one forward pass leaves behind, and what it is told."""
+    """The state of one forward pass."""
 
     choices: list[Choice] = field(default_factory=list)
     records: list[Recorder] | None = None
     forced: Sequence[Choice] | None = None
     reduction: Reduction | None = None  #: the last layer's
-    places: Tensor | None = None  #: `[B, N]`: which of the image's tokens the present ones are; None: all of them
-    stand_ins: Tensor | None = None  #: `[B, N]`: for each of the image's tokens, the present one that stands for it
+    places: Tensor | None = None  #: `[B, N]`: the tokens' positions in the image; None: all are there
+    stand_ins: Tensor | None = None  #: `[B, N]`: slot of the token that stands for each token of the image
 
 
 class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
-    """Images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module. Where a method merges, each `kept`
-    is followed by its `into`. The output is the model's; or features of all patches, where the adapter was told so.
+    """From images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module. Where a method merges, each
+    `kept` is followed by its `into`. The output is the model's own, or the features of all patches, as the adapter is
+    set.
 
-    The given model is changed in place by hooks, and only where a pruning layer stands: that block gives up
-    fused attention if the layer reads its attention matrix. Behind a merge, attention gets a bias. `detach()`, or
-    leaving a `with` block, undoes all of it. The blocks' own `forward` runs untouched, so whatever it does
-    (LayerScale, q/k norms, drop path) stays as it is.
+    Hooks change the given model in place, and only at pruning layers: a block gives up fused attention if its pruning
+    layer reads the attention matrix. Behind a merge, attention gets a bias. `detach()`, or leaving a `with` block,
+    undoes all of it. The blocks' own `forward` runs unchanged, with everything in it (LayerScale, q/k norms, drop
+    path).
     """
 
     def __init__(self, adapter: ModelAdapter, pruned: PruningSchedule | Variant) -> None:
         """
         Args:
-            pruned: a schedule, or what it was resolved to for this architecture.
+            pruned: a schedule, or a variant that was resolved for this architecture.
 
         Raises:
             ModelError: the model is pruned already, or its blocks cannot be reached where the method needs it.
@@ -83,11 +84,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             raise
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`images` as the model takes them, `[B, C, H, W]`."""
+        """Run the model on normalised images `[B, C, H, W]`."""
         return self._run(images, _Pass())
 
     def noted(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The same as `forward`, and what the layers note on the way (`Recorder.note`), as `blocks.2/prune/NOTE`."""
+        """The same as `forward`, with the notes of pruning layers (`Recorder.note`), named `blocks.2/prune/NOTE`."""
         state = _Pass(records=[])
         outputs = self._run(images, state)
         return outputs, {
@@ -97,7 +98,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         }
 
     def replay(self, images: Tensor, choices: Sequence[Choice] | None = None) -> Replay:
-        """Run with the given choices applied at each layer, recording this implementation's own."""
+        """Run with the given choices at each pruning layer, and record this implementation's own choices."""
         state = _Pass(records=[], forced=choices)
         with torch.no_grad():
             output = self._run(images, state)[0]
@@ -114,7 +115,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         return (output, *(tensor for choice in state.choices for tensor in choice.tensors))
 
     def detach(self) -> None:
-        """Leave the wrapped model as it was."""
+        """Remove all hooks, which restores the wrapped model."""
         while self._undo:
             self._undo.pop()()
         self.layers.clear()
@@ -160,12 +161,12 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x)).remove)
 
     def _told(self, what: str) -> Tensor | None:
-        """What the last pruning layer hands on of `Reduction`."""
+        """A field of the last pruning layer's `Reduction`."""
         told: Tensor | None = getattr(self._pass.reduction, what, None)
         return told
 
     def _attach_bias(self, adapter: ModelAdapter) -> None:
-        """Behind the first merge, every attention must know how much each token stands for, and how well."""
+        """Give sizes and coherences to the attention of all blocks behind the first merge."""
         merging = [layer.block for layer in self.token_plan.layers if layer.merges]
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._told("bias")))
@@ -173,16 +174,16 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             self._undo.extend(adapter.update(index, lambda: self._told("update")))
 
     def _attach_places(self, adapter: ModelAdapter) -> None:
-        """Behind the first layer, what blocks are given for each place must be given for the places that are left."""
+        """Behind the first pruning layer, reduce blocks' inputs per position to the positions that are left."""
         layers = [layer.block for layer in self.token_plan.layers] if adapter.has_positions else []
         for index in range(layers[0] + 1, len(adapter.blocks)) if layers else ():
             self._undo.extend(adapter.follow(index, lambda: self._pass.places))
 
 
 class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
-    """Images `[B, C, H, W]` to what the model gives, mostly logits `[B, classes]`; made by `ztdeploy.prune`.
+    """From images `[B, C, H, W]` to the model's output, mostly logits `[B, classes]`; made by `ztdeploy.prune`.
 
-    The model is changed in place by hooks, and belongs to one such module at a time; a deep copy would share the hooks
+    Hooks change the model in place, so a model belongs to one such module at a time; a deep copy would share the hooks
     of the original. `state_dict` and `load_state_dict` are the model's own.
     """
 
@@ -195,7 +196,7 @@ class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
 
     @property
     def token_plan(self) -> TokenPlan:
-        """How many tokens each block sees."""
+        """The number of tokens in each block."""
         return self.pruned.token_plan
 
     def forward(self, images: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
         return self.pruned.model.load_state_dict(state_dict, strict, assign)
 
     def detach(self) -> None:
-        """Leave the model as it was, but for what training changed."""
+        """Remove all hooks; what training changed stays."""
         self.pruned.detach()
 
     def __exit__(self, *_error: object) -> None:

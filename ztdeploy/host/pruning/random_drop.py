@@ -1,4 +1,4 @@
-"""Keep a random choice of tokens, the same for every image: the baseline that any ranking must beat."""
+"""Keep a random choice of tokens, the same for every image: every ranking must beat it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztdeploy.host.pruning.selection import seeded_permutation
 
 
 class RandomDrop(DroppingLayer):
-    """Seeded by the layer's place, so that two builds of one schedule drop the same tokens."""
+    """The layer's block is the seed, so that two builds of a schedule drop the same tokens."""
 
     choice: Tensor
 

@@ -1,7 +1,7 @@
-"""Features for every place of the grid, though tokens were pruned: each place has those of what stands for it.
+"""Features for every position of the grid of a pruned model: each position gets those of the token that stands for it.
 
-A token that goes is stood for by the patch token that stays whose keys, averaged over heads, are the most alike; one
-that is merged, by what it is merged into.
+For a dropped token stands the kept patch token with the most similar keys, averaged over heads; for a merged token, the
+token that it is merged into.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ztdeploy.host.pruning.selection import complement, gather_tokens
 
 
 class StandIns(nn.Module):
-    """Which of the tokens that stay stands for each that entered a pruning layer."""
+    """For each token that enters a pruning layer, finds the kept token that stands for it."""
 
     def __init__(self, prefix_tokens: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class StandIns(nn.Module):
         """
         Args:
             keys: `[B, H, N, d]`.
-            choice: of `[B, k]`; what was applied.
+            choice: the applied choice, `[B, k]`.
 
         Returns:
             `[B, N]` int64: slots, from 0 to k - 1.
@@ -41,9 +41,9 @@ class StandIns(nn.Module):
 
 
 def restored(tokens: Tensor, slots: Tensor | None, prefix_tokens: int) -> Tensor:
-    """Tokens `[B, k, D]` to features of all patches `[B, P, D]`, row by row of the grid.
+    """From tokens `[B, k, D]` to features of all patches `[B, P, D]`, in row-major order.
 
     Args:
-        slots: `[B, N]`, for each of the image's tokens the one that stands for it; None: all are there.
+        slots: `[B, N]`, for each token of the image, the slot of the token that stands for it; None: all are there.
     """
     return tokens[:, prefix_tokens:] if slots is None else gather_tokens(tokens, slots[:, prefix_tokens:])

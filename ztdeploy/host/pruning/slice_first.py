@@ -1,4 +1,4 @@
-"""Keep the first tokens, without looking at them: the least that any pruning layer can cost."""
+"""Keep the first tokens without looking at them: the lower bound of a pruning layer's cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, Recorder
 
 
 class SliceFirst(DroppingLayer):
-    """No scoring at all; the overhead of every other method is measured against this one."""
+    """Computes no scores; the overhead of other methods is measured against it."""
 
     def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
         return torch.arange(self.plan.tokens_out, device=x.device).expand(x.shape[0], -1)

@@ -19,7 +19,7 @@ from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_
 
 
 class ToMe(MergingLayer):
-    """Group A holds the even positions, group B the odd ones; tokens never change their order."""
+    """Group A has the even positions, group B the odd ones; tokens keep their order."""
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
@@ -48,7 +48,7 @@ class ToMe(MergingLayer):
 
 
 class PairsByPosition(nn.Module):
-    """Between every other token and the rest: `[B, A, A']` similarities to `group` and `partner` of a note."""
+    """Notes of pairs between even and odd positions: from similarities `[B, A, A']` to `group` and `partner`."""
 
     def __init__(self, start_a: int, start_b: int) -> None:
         super().__init__()

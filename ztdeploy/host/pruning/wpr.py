@@ -4,9 +4,9 @@ The attention matrix is the adjacency matrix of a directed graph. Applied as a g
 lets tokens vote for the tokens they attend to. Heads with a misleading score distribution are filtered by variance
 (VHF), the others joined so that informative regions stand out (EIR).
 
-The paper takes each head's scores to mean 1 and joins heads by their root mean square. What all tokens of an image
-have in common changes no ranking: the mean, the number of heads, the square root. So scores here are *joined shares*,
-which rank tokens as the paper's scores do with half as many operators; `on_mean_scale` takes them back.
+The paper takes each head's scores to mean 1 and joins heads by their root mean square. Factors that all tokens of an
+image share (the mean, the number of heads) and the square root do not change the ranking. So scores here are *joined
+shares*, which rank tokens like the paper's scores with half as many operators; `on_mean_scale` converts them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from ztdeploy.core.options import VARIANCE_MAX, VARIANCE_MIN, MethodOptions
 from ztdeploy.host.pruning.layer import Recorder
 
-#: Votes for dropped tokens are lost in every iteration; a head with few left must not run out of fp32's range. Between
-#: two rescalings a head may lose all but 1/4000 of its votes each time.
+#: Iterations between two rescalings. Votes for dropped tokens are lost in every iteration, and a head with few votes
+#: left must stay in the range of fp32; it may lose all but 1/4000 of its votes each time.
 RESCALE_EVERY = 10
-#: What a filtered head counts: nothing beside one that passes, all where none does.
+#: Weight of a filtered head: negligible beside a head that passes, but all heads count where none passes.
 FILTERED = 1e-20
 
 
 def start_vector(tokens: int, *, boost_class_token: bool, boost: float | None = None) -> Tensor:
     """The start of the iteration, `[N]` fp32: uniform, the class token's entry (index 0) times sqrt(N), or `boost`.
 
-    Scaled to 1, not to 1/N: the ranking is free of scale, and small numbers would underflow in half precision.
+    Entries are 1 and not 1/N: the ranking does not depend on scale, and small numbers would underflow in half
+    precision.
     """
     start = torch.ones(tokens)
     if boost_class_token:
@@ -62,11 +63,11 @@ def propagate(attention: Tensor, start: Tensor, iterations: int, survivors: Tens
 
 
 def joined_shares(votes: Tensor, live_tokens: int, options: MethodOptions) -> Tensor:
-    """VHF and EIR: each head's votes as shares of their sum, squared for the root mean square, summed over the heads.
+    """VHF and EIR: each head's votes become shares of their sum, are squared, and are summed over the heads.
 
     Args:
         votes: `[B, H, 1, N]`, not negative; 0 for tokens that are not live.
-        live_tokens: how many tokens are live, the same for every image.
+        live_tokens: number of live tokens, the same for every image.
 
     Returns:
         `[B, N]`.
@@ -85,18 +86,18 @@ def joined_shares(votes: Tensor, live_tokens: int, options: MethodOptions) -> Te
 
 def _shares(votes: Tensor) -> Tensor:
     if votes.dtype in (torch.float16, torch.bfloat16):
-        votes = votes.float()  # squares of shares are out of fp16's range
+        votes = votes.float()  # squares of shares exceed fp16's range
     return votes / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
 
 
 def filter_gap(votes: Tensor, live_tokens: int) -> Tensor:
-    """How far the variance of the closest head of each image is from a limit of VHF: `[B, H, 1, N]` to `[B]`."""
+    """Distance of the closest head's variance from a limit of VHF, per image: `[B, H, 1, N]` to `[B]`."""
     variance = _shares(votes).square().sum((2, 3)) * live_tokens - 1
     return torch.minimum((variance - VARIANCE_MIN).abs(), (variance - VARIANCE_MAX).abs()).amin(-1)
 
 
 def on_mean_scale(joined: Tensor, options: MethodOptions) -> Tensor:
-    """Joined shares `[B, N]` so that those of live tokens have mean 1; infinite and negative ones do not count."""
+    """Scale joined shares `[B, N]` so that live tokens have mean 1; infinite and negative entries do not count."""
     counts = joined.isfinite() & (joined >= 0)
     roots = torch.where(counts, joined, 0).sqrt() if options.join == "rms" else torch.where(counts, joined, 0)
     mean = roots.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp_min(1)

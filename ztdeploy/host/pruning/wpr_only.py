@@ -8,7 +8,7 @@ from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
 
 
 class WprOnly(ZeroTPrune):
-    """Whatever the schedule's similarity share, everything that goes, goes by importance."""
+    """All tokens go by importance, whatever the schedule's similarity share."""
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan.model_copy(update={"similarity_drop": 0}), options)

@@ -15,9 +15,9 @@ from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
 
 class ZeroTPrune(DroppingLayer):
-    """The three stages in the paper's order; with I before S, unimportant tokens would vote for themselves.
+    """The three stages in the paper's order; with the I-stage first, unimportant tokens would vote for themselves.
 
-    A stage that has nothing to drop is not built; nor is a ranking that nothing reads.
+    Stages that drop nothing, and rankings that nobody reads, are left out.
     """
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
@@ -61,7 +61,7 @@ class ZeroTPrune(DroppingLayer):
         return kept
 
     def _importance_first(self, x: Tensor, taps: BlockTaps, record: Recorder | None) -> Tensor:
-        """The I-stage drops its part, and its scores order what is left for the S-stage."""
+        """The I-stage drops its part; its scores rank the remaining tokens for the S-stage."""
         scores, left = self._scores(self.wpr, taps, None, record), None
         if self.plan.importance_drop:
             assert scores is not None
@@ -74,7 +74,7 @@ class ZeroTPrune(DroppingLayer):
     def _scores(
         self, ranking: WeightedPageRank | None, taps: BlockTaps, survivors: Tensor | None, record: Recorder | None
     ) -> Tensor | None:
-        """`[B, N]`; None where nothing asks for a ranking."""
+        """Scores `[B, N]`; None where no ranking is needed."""
         if ranking is None:
             return None
         assert taps.attention is not None

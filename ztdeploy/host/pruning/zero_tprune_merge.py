@@ -1,4 +1,4 @@
-"""Zero-TPrune decides who goes; who goes is folded into the most similar token that stays, weighted by size.
+"""Zero-TPrune selects the tokens that go, and each is merged into the most similar token that stays, weighted by size.
 
 Ours: the ranking of CVPR 2024 (arXiv 2305.17328), the averages and the proportional attention of ICLR 2023 (arXiv
 2210.09461).
@@ -14,7 +14,7 @@ from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
 
 
 class ZeroTPruneMerge(PartnerMerging, ZeroTPrune):
-    """The scoring is Zero-TPrune's own, node by node."""
+    """Computes the scores of Zero-TPrune, with the same nodes."""
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         choice, gone, _ = self.partners(x, taps, self.decide(x, taps, record), record)
