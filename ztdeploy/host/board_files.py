@@ -1,6 +1,6 @@
-"""What a bundle brings along for boards on which people build engines by hand: a trtexec script, the plugins' sources.
+"""Files for people who build engines by hand on a board: a trtexec script, and the plugins' sources.
 
-ztdeploy itself never runs any of it: `finalize` compiles the plugins of the installed package.
+ztdeploy never runs them: `finalize` compiles the plugins of the installed package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SOURCES = ("*.cu", "*.cuh", "*.h", "*.cpp", "CMakeLists.txt", "README.md")
 
 
 def write_board_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Add a script and the plugins' sources to a bundle with profiles of standard TensorRT; nothing to any other.
+    """Add a script and the plugins' sources to a bundle that has profiles of standard TensorRT.
 
     Returns:
         The files that were written, relative to the folder.

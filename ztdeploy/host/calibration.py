@@ -1,4 +1,4 @@
-"""Calibration images: a look at them before anything is built, and those that ranges of int8 activations come from."""
+"""Calibration images: a check before anything is built, and the choice of images for int8 ranges."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ztdeploy.host.graph import GraphSpec
 from ztdeploy.target.evaluate.data import Decoded, EvalData, decode, limited
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
-#: Images that are decoded, of every class as many: a second's work.
+#: Images that are decoded, equally many of every class; this takes about a second.
 MOST = 256
 #: With fewer, one image is more than five points of agreement.
 FEW = 20
-#: More move ranges little; they are spread evenly over those that were given.
+#: More images hardly change ranges; these are spread evenly over the given ones.
 MOST_IMAGES, BATCH = 64, 8
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Some of the images, and what there is to say of them."""
+    """Some of the images, and warnings about them."""
 
-    paths: tuple[Path, ...]  #: of those that can be read
-    pixels: NDArray[np.uint8]  #: `[n, H, W, C]` of the same
+    paths: tuple[Path, ...]  #: of the readable ones
+    pixels: NDArray[np.uint8]  #: `[n, H, W, C]`, of the same images
     record: CalibrationRecord
 
 
@@ -81,23 +81,23 @@ def _cautions(name: str, distinct: int, good: int, plain: int, wrong: list[str])
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Some images, and whose they are."""
+    """Chosen images, and where they come from."""
 
     paths: tuple[Path, ...]
     origin: str  #: in words, such as "64 images of 'photos'"
-    given: bool  #: by the user, not the ones that ship with ztdeploy
+    given: bool  #: by the user; otherwise they are the images that ship with ztdeploy
 
     @property
     def digest(self) -> str:
-        """The sha256 of what the images hold, in their order."""
+        """The sha256 of the images' contents, in their order."""
         return hashlib.sha256("".join(map(sha256_of, self.paths)).encode()).hexdigest()
 
     def batches(self, spec: GraphSpec, preprocess: PreprocessSpec) -> Iterator[NDArray[np.generic]]:
-        """As a graph of that spec takes them; no more than one batch is decoded at a time."""
+        """Inputs for a graph of that spec; at most one batch is decoded at a time."""
         size = spec.batch or BATCH
         for start in range(0, len(self.paths), size):
             pixels = load_pixels(self.paths[start : start + size], preprocess)
-            if spec.batch is not None:  # copies fill the last one up, and change no range
+            if spec.batch is not None:  # copies fill up the last batch, which changes no range
                 pixels = np.concatenate([pixels, np.repeat(pixels[-1:], spec.batch - len(pixels), axis=0)])
             yield pixels if spec.image_input == "uint8" else normalise(pixels, preprocess)
 

@@ -1,4 +1,4 @@
-"""A pruned model as an ordinary module, for who wants to train it further."""
+"""A pruned model as an ordinary module that can be trained further."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def prune(
     model: nn.Module | ModelAdapter, schedule: PruningSchedule | float, *, method: str = DEFAULT_METHOD
 ) -> PrunedClassifier:
-    """Prune a model in place, for training: its parameters stay its own, and `detach()` leaves it as it was.
+    """Prune a model in place for training: it keeps its parameters, and `detach()` removes the pruning.
 
-    Tokens are chosen as in a built bundle, from whatever the weights are at that moment. The choice itself has no
-    gradient; everything computed from tokens that stay, or that were merged, has.
+    Tokens are chosen as in a built bundle, by the present weights. The choice itself has no gradient; everything
+    computed from kept or merged tokens has.
 
         with ztdeploy.prune(model, 0.5) as pruned:
             loss = cross_entropy(pruned(images), labels)
@@ -30,8 +30,8 @@ def prune(
 
     Args:
         model: a timm model of a known family, or its adapter, on any device.
-        schedule: where pruning layers stand; or a keep ratio in (0, 1], which means what `--keep-ratio` does.
-        method: whose schedule a keep ratio means.
+        schedule: a schedule; or a keep ratio in (0, 1], as for `--keep-ratio`.
+        method: the pruning method, where `schedule` is a keep ratio.
 
     Raises:
         MissingExtraError: PyTorch or timm is not installed.
@@ -52,6 +52,6 @@ def prune(
 
 
 def _image_size(model: nn.Module) -> tuple[int, int]:
-    """Of a timm model's input; any, where the model is none of timm's and no adapter takes it."""
+    """Size of a timm model's input; any size, where the model is not one of timm's and no adapter takes it."""
     height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (1, 1)
     return height, width

@@ -1,8 +1,8 @@
-"""Whether fp16 can hold what a variant computes: the largest magnitudes per block, by PyTorch in fp32 on real images.
+"""Check that the values of a variant fit into fp16: the largest magnitudes per block, from PyTorch on real images.
 
-Random images and golden ones miss what overflows: a few channels of a few tokens, for some pictures. LayerNorm, the
-pruning layers and the normalisation of the image stay fp32 in an fp16 graph (`graph/precision.py`), so they are left
-out. bf16 has the range of fp32, and nothing to be probed for.
+Overflow happens in a few channels of a few tokens, for some photographs only, so random and golden images miss it.
+LayerNorm, the pruning layers and the normalisation of the image stay fp32 in an fp16 graph (`graph/precision.py`), so
+they are left out. bf16 has the range of fp32 and needs no check.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ WORDS |= {"logits": "an attention logit", "mlp": "a value inside the MLP"}
 def probe(
     model: LoadedModel, schedules: Iterable[PruningSchedule], pixels: NDArray[np.uint8], data: str
 ) -> dict[str, RangeRecord]:
-    """By variant, what fp16 would have to hold.
+    """The largest magnitudes per block, by variant.
 
     Args:
-        pixels: uint8 `[n, H, W, C]`, as the model's preprocessing leaves them.
-        data: what these images are called.
+        pixels: uint8 `[n, H, W, C]`, resized and cropped.
+        data: the name of these images.
     """
     found = {}
     for schedule in schedules:
@@ -54,7 +54,7 @@ def probe(
 def check_range(found: dict[str, RangeRecord], profiles: Sequence[HardwareProfile]) -> None:
     """
     Raises:
-        ModelError: a value that an fp16 profile cannot hold; the first block with one is named.
+        ModelError: a value does not fit into fp16; the first block with such a value is named.
     """
     asking = next((profile.name for profile in profiles if profile.precision == "fp16"), None)
     for variant, record in found.items() if asking is not None else ():
@@ -71,10 +71,10 @@ def check_range(found: dict[str, RangeRecord], profiles: Sequence[HardwareProfil
 
 
 def magnitudes(adapter: ModelAdapter, model: nn.Module, batches: Iterable[Tensor]) -> list[BlockRange]:
-    """The largest magnitudes per block over batches `[B, C, H, W]`, pruning layers left out.
+    """The largest magnitudes per block over batches `[B, C, H, W]`, without pruning layers.
 
     Args:
-        model: the adapter's own, or pruned.
+        model: the adapter's model, or the pruned one.
     """
     watches = [_Watch() for _ in adapter.blocks]
     with ExitStack() as stack, torch.inference_mode():
@@ -87,19 +87,19 @@ def magnitudes(adapter: ModelAdapter, model: nn.Module, batches: Iterable[Tensor
 
 
 class _Watch:
-    """Sees one block's values pass; holds its queries and keys until the block ends."""
+    """Watches the values of one block; holds its queries and keys until the block ends."""
 
     def __init__(self) -> None:
         self.largest, self.taps = dict.fromkeys(WORDS, 0.0), BlockTaps()
 
     def attach(self, adapter: ModelAdapter, index: int) -> list[Callable[[], None]]:
-        """Hooks; what undoes them, in any order."""
+        """Attach the hooks; returns their handles."""
         block = adapter.blocks[index]
         undo = adapter.tap(index, self.taps, attention=False, keys=True, values=False, queries=True)
-        # Ahead of a pruning layer's own hook: tokens that it drops are in the stream, too.
+        # Ahead of the pruning layer's own hook, since tokens that it drops pass here as well.
         undo.append(block.register_forward_hook(self._end, prepend=True).remove)
         for name, child in block.named_children():
-            if name.startswith("norm"):  # behind hooks that replace what enters it
+            if name.startswith("norm"):  # behind hooks that replace the input
                 undo.append(child.register_forward_pre_hook(lambda _norm, x: self._see("residual", x[0])).remove)
             elif name != PRUNE:
                 see = self._see_attention if name == "attn" else self._see_mlp
@@ -122,7 +122,7 @@ class _Watch:
         self._see("residual", output)
         queries, keys = self.taps.queries, self.taps.keys
         if queries is not None and keys is not None:
-            scaled = queries * keys.shape[-1] ** -0.5  # as the graph does it, ahead of the product
+            scaled = queries * keys.shape[-1] ** -0.5  # ahead of the product, like the graph
             self._see("logits", scaled @ keys.transpose(-2, -1))
         self.taps.queries = self.taps.keys = None
 

@@ -1,4 +1,4 @@
-"""The build's own proof: every engine against PyTorch, each pruning layer on identical input."""
+"""Compare every engine with PyTorch, each pruning layer on identical input."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.parity import Reference, compare, measure_drift, same_choices
 from ztdeploy.target.runtime.runner import BundleRunner
 
-#: How many tokens PyTorch runs at once in a reference: attention matrices grow with their square, and of large images
-#: one keeps the processor as busy as four do.
+#: Tokens that PyTorch runs at once in a reference. Attention matrices grow with their square, and one large image uses
+#: the processor as well as four.
 TOKENS_AT_ONCE = 2048
-#: Of an integer layer, relative to its largest result: its sums are exact, their scales fp32.
+#: Allowed error of an integer layer, relative to its largest result: sums are exact, and scales are fp32.
 LAYER_TOLERANCE = 1e-5
 SMALLER_WEIGHTS = "set weight_bits = 7 under [int8] in the profile, or build on a processor with VNNI"
 
@@ -31,12 +31,12 @@ SMALLER_WEIGHTS = "set weight_bits = 7 under [int8] in the profile, or build on 
 def prove_products(
     runner: BundleRunner, variant: VariantRecord, exact: Runner, pixels: NDArray[np.uint8]
 ) -> ParityRecord:
-    """Hold an int8 engine against its graph with exact products, on the pixels as a batch and the first image alone.
+    """Compare an int8 engine with its graph in exact products, on all pixels as a batch and on the first image alone.
 
-    Everything else is the same on both sides, so that the same tokens are kept, and logits agree as in fp32.
+    Everything else is the same on both sides, so the same tokens are kept and logits agree as closely as in fp32.
 
     Args:
-        exact: runs that graph; it is closed.
+        exact: a runner of that graph; this function closes it.
 
     Raises:
         ParityError: this CPU's integer kernels give other sums.
@@ -66,13 +66,13 @@ def prove_products(
 
 
 def _run_twice(runner: BundleRunner, variant: VariantRecord, pixels: NDArray[np.uint8]) -> Outputs:
-    """What a variant makes of the pixels as a batch, and behind that of the first image alone."""
+    """Outputs of a variant for the pixels as a batch, followed by those for the first image alone."""
     runner.switch(variant=variant.name)
     return Outputs.joined([runner.infer(pixels), runner.infer(pixels[:1])])
 
 
 def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
-    """Hold a runtime's integer layers, each by itself, against the products of the integers that they are given.
+    """Compare each integer layer of a runtime with the known products of its integer inputs.
 
     Returns:
         The error of the worst layer, relative to its largest result.
@@ -100,10 +100,10 @@ def prove_layers(name: str, runner: Runner, layers: IntegerLayers) -> float:
 def reference_outputs(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs | None = None
 ) -> Reference:
-    """What PyTorch makes of the pixels, uint8 `[B, H, W, C]`; of a few at a time where images have many tokens.
+    """PyTorch's outputs for pixels, uint8 `[B, H, W, C]`; it takes fewer images at a time where they have many tokens.
 
     Args:
-        actual: what an engine made of them; its choices are replayed.
+        actual: outputs of an engine, whose choices PyTorch replays.
     """
     at_once = max(1, TOKENS_AT_ONCE // pruned.token_plan.tokens_per_block[0])
     parts = []
@@ -130,12 +130,12 @@ def _reference_at_once(
 def replayed_reference(
     pruned: PrunedModel, module: Deployable, pixels: NDArray[np.uint8], actual: Outputs, own: Reference
 ) -> Reference:
-    """What PyTorch makes of the pixels where it keeps what an engine kept.
+    """PyTorch's outputs for the pixels with the choices of an engine.
 
-    Where the engine chose in all layers as PyTorch did of its own accord, that is what PyTorch gave then.
+    Where the engine chose like PyTorch in all layers, these are the outputs that PyTorch gave with its own choices.
 
     Args:
-        own: what PyTorch gave with its own choices.
+        own: PyTorch's outputs with its own choices.
     """
     if any(a.shape != b.shape for a, b in zip((*actual.kept, *actual.into), (*own.kept, *own.into), strict=False)):
         return reference_outputs(pruned, module, pixels, actual)
@@ -154,7 +154,7 @@ def _of_images(outputs: Outputs, rows: list[int] | slice) -> Outputs:
 
 
 def _choices(outputs: Outputs) -> list[Choice]:
-    """One per pruning layer; those of a bundle's variant all merge, or none does."""
+    """One choice per pruning layer; either all layers of a variant merge, or none does."""
 
     def long(array: NDArray[np.int32]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).long()
@@ -174,14 +174,14 @@ def prove(
     graph: ParityRecord | None = None,
     with_drift: bool = False,
 ) -> tuple[ParityRecord, ParityRecord | None]:
-    """Run the engine on the pixels as a batch, and on the first image alone; then replay its choices in PyTorch.
+    """Run the engine on the pixels as a batch and on the first image alone; then replay its choices in PyTorch.
 
     Args:
-        own: what PyTorch makes of the pixels with its own choices, where that is known already.
+        own: PyTorch's outputs with its own choices, where they are known already.
         graph: see `runtime.parity.compare`.
 
     Returns:
-        Its parity, and if asked for its drift: the same on PyTorch's own choices.
+        The parity; and if requested the drift, which is the same comparison with PyTorch's own choices.
 
     Raises:
         ParityError: names the pruning layer, or the logits.

@@ -1,4 +1,4 @@
-"""Many schedules on the same images: what the dense model computes in front of the first pruning layer, only once."""
+"""Many schedules on the same images: blocks in front of the first pruning layer are computed only once."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def first_block(plan: TokenPlan) -> int:
 
 
 class DensePrefix:
-    """One batch of images, and the tokens of the untouched model that enter some of its blocks.
+    """One batch of images, and the tokens that enter some of the unpruned model's blocks.
 
-    A schedule starts from the last of these that lies in front of its first pruning layer, and gives bit by bit what a
-    `PrunedModel` gives by itself: the same operators run on the same tokens. Only the patch embedding, which is no
+    A schedule starts from the last stored tokens in front of its first pruning layer, and gives bit for bit the output
+    of a whole `PrunedModel`, since the same operators run on the same tokens. Only the patch embedding, which is no
     block, is computed each time.
     """
 
     def __init__(self, adapter: ModelAdapter, images: Tensor, blocks: Collection[int] | None = None) -> None:
-        """Run the dense model once.
+        """Run the unpruned model once.
 
         Args:
-            adapter: of a model that is not pruned.
+            adapter: adapter of a model that is not pruned.
             images: as the model takes them, `[B, C, H, W]`.
-            blocks: in front of which tokens are kept, from 0; None: of all, which is `depth * B * N * D` numbers.
+            blocks: blocks (from 0) whose input is stored; None: all, which is `depth * B * N * D` numbers.
         """
         self._adapter, self.images = adapter, images
         depth = adapter.architecture.depth
@@ -46,7 +46,7 @@ class DensePrefix:
         handles = [adapter.blocks[block].register_forward_pre_hook(partial(self._keep, block)) for block in wanted]
         try:
             with torch.inference_mode():
-                self.dense: Tensor = adapter.model(images)  #: what the dense model gives
+                self.dense: Tensor = adapter.model(images)  #: the unpruned model's output
         finally:
             for handle in handles:
                 handle.remove()
@@ -56,10 +56,10 @@ class DensePrefix:
         self._tokens[block] = inputs[0]
 
     def output(self, schedule: PruningSchedule, choices: Sequence[Choice] = ()) -> Tensor:
-        """What the pruned model gives for the images.
+        """The pruned model's output for the images.
 
         Args:
-            choices: what stays at each pruning layer, in place of what the method would choose.
+            choices: choices to apply at the pruning layers instead of the method's own.
 
         Raises:
             ModelError: the model is pruned already.
@@ -75,7 +75,8 @@ class DensePrefix:
 
     @contextmanager
     def _resumed(self, first: int) -> Iterator[None]:
-        """Meanwhile the blocks before the last kept tokens pass everything on, the last of them these tokens."""
+        """Within this context the blocks before the stored tokens do nothing, and the last of them returns these
+        tokens."""
         place = bisect_right(self._kept, first)
         start = self._kept[place - 1] if place else 0
         skipped = list(self._adapter.blocks[:start])

@@ -1,10 +1,10 @@
-"""Traces on disk: the fp32 graph of one variant, and what PyTorch makes of the golden input.
+"""Traces on disk: the fp32 graph of one variant, and PyTorch's outputs for the golden input.
 
-A folder of files that are named after the sha256 of their content, and a record per trace that names two of them: the
-graph and the arrays. A graph refers to its large initialisers as ONNX external data, by the same kind of name, so ten
-variants cost the disk of one. What is read is hashed first: a trace with a file that is missing, or that does not hold
-what its name says, counts as none. The record is written last, so there is no half a trace. Ranges of int8 activations
-lie beside it, by what they were measured on.
+The store is a folder of files named after the sha256 of their content, with one record per trace that names the graph
+and the arrays. Graphs refer to their large initialisers as ONNX external data by names of the same kind, so ten
+variants take the disk space of one. Files are hashed before they are used: a trace with a missing or damaged file
+counts as missing. The record is written last, so a trace is never incomplete. Ranges of int8 activations are stored
+beside it, under a key of the images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHA256 = r"^[0-9a-f]{64}$"
 
 @dataclass(frozen=True)
 class Trace:
-    """What is made of one variant before any engine is."""
+    """The trace of one variant, which all its graphs and engines are made from."""
 
     graph: ir.Model
     reference: dict[str, NDArray[np.generic]]  #: as in the golden `.npz` of a bundle
@@ -45,12 +45,12 @@ class _Record(Record):
     reference: str = Field(pattern=_SHA256)
 
 
-#: By the name of a value, its lowest and highest.
+#: The lowest and highest number of each value, by its name.
 _RANGES = TypeAdapter(dict[str, tuple[FiniteFloat, FiniteFloat]])
 
 
 class _DamagedError(Exception):
-    """Something that the store holds is not what it is named after."""
+    """A file of the store does not match its name."""
 
 
 class TraceStore:
@@ -62,14 +62,14 @@ class TraceStore:
             OutputError: the folder cannot be made.
         """
         self.folder = folder
-        self._held: dict[str, bytes] = {}  #: weights that were read; variants share them
-        self._sound = set[str]()  #: what is known to be on disk
+        self._held: dict[str, bytes] = {}  #: weights that were read, which variants share
+        self._sound = set[str]()  #: names that are known to be on disk
         with cache_errors(folder):
             make_folder(folder)
             remove_leftovers(folder)
 
     def read(self, key: str) -> Trace | None:
-        """The trace of that name, its weights in memory; None where there is none that is sound.
+        """The trace of that name, with its weights in memory; None where it is missing or damaged.
 
         Raises:
             OutputError: it is there and cannot be read.
@@ -84,7 +84,7 @@ class TraceStore:
                 return None
 
     def write(self, key: str, trace: Trace) -> None:
-        """Keep a trace, which stays as it is.
+        """Store a trace, which is not changed.
 
         Raises:
             OutputError: the disk is full or cannot be written.
@@ -97,7 +97,7 @@ class TraceStore:
             write(self._record(key), to_json(record))
 
     def ranges(self, key: str, measure: Callable[[], Ranges]) -> Ranges:
-        """The int8 ranges of that name; measured and kept where there are none that are sound.
+        """The int8 ranges of that name; measured and stored where they are missing or damaged.
 
         Raises:
             OutputError: the disk is full or cannot be written.
@@ -128,9 +128,9 @@ class TraceStore:
         return content
 
     def _put(self, content: bytes | memoryview) -> str:
-        """Write a blob unless it is there and sound."""
+        """Write a blob unless it is there and undamaged."""
         name = hashlib.sha256(content).hexdigest()
-        if name not in self._sound:  # another variant has brought the weights, as a rule
+        if name not in self._sound:  # usually another variant has stored the weights already
             try:
                 self._blob(name)
             except (FileNotFoundError, _DamagedError):
@@ -139,7 +139,7 @@ class TraceStore:
         return name
 
     def _emptied(self, model: ir.Model) -> bytes:
-        """The graph as bytes, its large initialisers in files of their own."""
+        """The graph as bytes, with its large initialisers in separate files."""
         graph = model.clone()
         for value in graph.graph.initializers.values():
             tensor = value.const_value
@@ -157,11 +157,11 @@ class TraceStore:
         return content
 
     def _graph(self, name: str) -> ir.Model:
-        """A graph with its weights in it, all of it from bytes that were hashed."""
+        """A graph with its weights; all bytes were hashed."""
         content = self._blob(name)
         try:
             model = ir.serde.deserialize_model(onnx.ModelProto.FromString(content))
-        except Exception as error:  # protobuf's own errors have no base that is public
+        except Exception as error:  # protobuf's errors have no public base class
             raise _DamagedError(name) from error
         for value in model.graph.initializers.values():
             tensor = value.const_value
@@ -172,7 +172,7 @@ class TraceStore:
         return model
 
     def _weights(self, name: str) -> bytes:
-        if not re.fullmatch(_SHA256, name):  # before it is made a path
+        if not re.fullmatch(_SHA256, name):  # checked before it becomes a path
             raise _DamagedError(name)
         if name not in self._held:
             self._held[name] = self._blob(name)

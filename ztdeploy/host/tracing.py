@@ -1,4 +1,4 @@
-"""Tracing a model's variants, each once: fp32 graphs, and what PyTorch makes of the golden input."""
+"""Trace a model's variants, each once: fp32 graphs, and PyTorch's outputs for the golden input."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ztdeploy.target.backends import runtime_versions
 
 
 class TraceMemory:
-    """Traces of one process, in place of a `TraceStore` on disk."""
+    """Keeps traces in memory, where there is no `TraceStore` on disk."""
 
     def __init__(self, *, keep: bool) -> None:
         """
         Args:
-            keep: whether a second build of the same model may follow; otherwise nothing is held.
+            keep: whether another build of the same model may follow; otherwise traces are not kept.
         """
         self._keep, self._traces, self._ranges = keep, dict[str, Trace](), dict[str, Ranges]()
 
@@ -41,7 +41,7 @@ class TraceMemory:
         return None if held is None else Trace(held.graph.clone(), held.reference)
 
     def write(self, key: str, trace: Trace) -> None:
-        """Hold a copy, which shares the weights: writing a bundle renames what is inside a trace."""
+        """Keep a copy that shares the weights, because writing a bundle renames values inside a trace."""
         if self._keep:
             self._traces[key] = Trace(trace.graph.clone(), trace.reference)
 
@@ -53,14 +53,14 @@ class TraceMemory:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces one model."""
+    """Traces the variants of one model."""
 
     model: LoadedModel
     pixels: NDArray[np.uint8]  #: the golden input, `[n, H, W, C]`
-    store: TraceStore | TraceMemory  #: to take traces from and add them to
+    store: TraceStore | TraceMemory  #: traces are read from it and added to it
 
     def traces(self, variant: Variant, specs: Sequence[GraphSpec]) -> dict[GraphSpec, Trace]:
-        """One trace for each spec of a trace; what the store has is not traced again."""
+        """One trace for each spec; traces in the store are not made again."""
         keys = {spec: self._key(variant, spec) for spec in specs}
         known = {spec: trace for spec, key in keys.items() if (trace := self.store.read(key)) is not None}
         missing = [spec for spec in specs if spec not in known]
@@ -72,7 +72,7 @@ class Tracer:
     def ranges(
         self, variant: Variant, spec: GraphSpec, trace: Trace, method: Calibration, images: CalibrationImages
     ) -> Ranges:
-        """The ranges that int8 activations take in a trace on some images; what the store has is not measured again."""
+        """The ranges of int8 activations in a trace on given images; ranges in the store are not measured again."""
         batches = images.batches(spec, self.model.preprocess)
         measure = partial(measure_ranges, trace.graph, batches, method, threads=usable_threads(0))
         trace_key = self._key(variant, spec)
@@ -91,7 +91,7 @@ class Tracer:
         return {spec: Trace(graph, arrays) for spec, graph in graphs.items()}
 
     def _key(self, variant: Variant, spec: GraphSpec) -> str:
-        """Everything that decides a trace's content; names of variants and keep ratios as such do not."""
+        """A key of everything that decides a trace's content, which names of variants and keep ratios do not."""
         model, adapter, schedule = self.model, self.model.adapter, variant.schedule
         return key_of(
             timm_name=model.timm_name,

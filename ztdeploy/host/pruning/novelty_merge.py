@@ -99,9 +99,7 @@ class NoveltyMerge(PartnerMerging):
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
         self.novelty = Novelty(plan, options)
-        unit = (
-            float(plan.tokens_in) ** options.importance_power
-        )  # scores of mean 1 are larger than shares by this factor
+        unit = float(plan.tokens_in) ** options.importance_power  # scores of mean 1 over joined shares
         self.select = KeepTopTokens(plan, lambda lost: lost * unit)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:

@@ -25,15 +25,15 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
 
 
 def ascending(indices: Tensor) -> Tensor:
-    """Sort `[B, k]` indices, so that kept tokens stay in their original order."""
+    """Sort indices `[B, k]`, so that kept tokens keep their original order."""
     if torch.compiler.is_exporting():
         return torch.topk(indices, indices.shape[-1], dim=-1, largest=False, sorted=True).values
     return torch.sort(indices, dim=-1).values
 
 
 def complement(indices: Tensor, tokens: int) -> Tensor:
-    """Of the indices 0 to `tokens - 1`, those that are not in `[B, m]`, ascending: `[B, tokens - m]` int64."""
-    # Distinct numbers, the first index the largest: not every runtime's TopK breaks ties by the index.
+    """The indices from 0 to `tokens - 1` that are not in `[B, m]`, ascending: `[B, tokens - m]` int64."""
+    # Distinct numbers, because not every runtime's TopK breaks ties by the index.
     order = torch.arange(tokens, 0, -1, dtype=torch.float32, device=indices.device)
     left = order.expand(indices.shape[0], -1).scatter(1, indices, 0.0)
     return top_indices(left, tokens - indices.shape[1])
@@ -48,9 +48,9 @@ def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def cut_gap(scores: Tensor, k: int) -> Tensor:
-    """How far apart the last kept and the first dropped score are: `[B]`, infinite where nothing is cut.
+    """Difference between the last kept and the first dropped score: `[B]`, infinite where nothing is dropped.
 
-    Two correct implementations may choose differently where the gap is within rounding.
+    Two correct implementations may choose differently where it is within rounding.
     """
     if not 0 < k < scores.shape[-1]:
         return scores.new_full(scores.shape[:1], torch.inf)
@@ -59,5 +59,5 @@ def cut_gap(scores: Tensor, k: int) -> Tensor:
 
 
 def seeded_permutation(count: int, place: int) -> Tensor:
-    """`[count]` int64, always the same for a place; nobody else's random numbers are touched."""
+    """`[count]` int64, always the same for a layer; the global random state is not used."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(_SEED + place))

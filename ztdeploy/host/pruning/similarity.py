@@ -1,9 +1,8 @@
 """The S-stage of Zero-TPrune (arXiv 2305.17328): drop near-duplicates among the less important tokens.
 
-Tokens are ordered by their scores and cut into two groups: A, the less important half of the prunable tokens, and B,
-everything else; or otherwise, as `MethodOptions.partition` says. For each token of A the most similar token of B is
-found; of the `r` most similar pairs, the token of A is dropped. Only the A x B part of the similarities is ever
-computed.
+Tokens are ordered by their scores and divided into two groups: A is the less important half of the prunable tokens, B
+all others (`MethodOptions.partition` has other divisions). Each token of A is paired with the most similar token of B,
+and the tokens of A in the `r` most similar pairs are dropped. Only the A x B part of the similarities is computed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def survivors_of(order: Tensor, group_a: Tensor, best_similarity: Tensor, drop: 
 
 
 def group_positions(partition: Partition, plan: LayerPlan) -> tuple[Tensor, Tensor]:
-    """Where groups A and B stand, ascending: among the tokens by importance; for "random", as they come.
+    """Positions of groups A and B, ascending: in the order of importance; for "random", in the original order.
 
     Prefix tokens, which always come first, belong to B.
     """
@@ -54,19 +53,19 @@ def group_positions(partition: Partition, plan: LayerPlan) -> tuple[Tensor, Tens
 
 
 def as_slice(positions: Tensor, tokens: int) -> slice | None:
-    """The same positions as a slice, where they are neighbours; with an open end where they reach the last token."""
+    """The positions as a slice if they are adjacent; it has no end if they reach the last token."""
     first, last = int(positions[0]), int(positions[-1])
     neighbours = last - first + 1 == len(positions)
     return slice(first, None if last == tokens - 1 else last + 1) if neighbours else None
 
 
 def _taken(values: Tensor, positions: slice | None, indices: Tensor) -> Tensor:
-    """Of all tokens in order, `[B, N, ...]`, those of a group: by its slice, or by its indices where it is none."""
+    """The tokens of a group among all ordered tokens `[B, N, ...]`, by its slice or otherwise by its indices."""
     return values.index_select(1, indices) if positions is None else values[:, positions]
 
 
 class Pairs(nn.Module):
-    """Who is the most similar to whom. A module, so that what is computed for notes alone has a scope of its own."""
+    """Finds the most similar pairs. It is a module, so that nodes that only serve notes have a scope of their own."""
 
     def forward(
         self, group: Tensor, others: Tensor, similarity: Tensor, survivors: Tensor, left: Tensor | None, tokens: int
@@ -74,7 +73,7 @@ class Pairs(nn.Module):
         """Notes, see `Recorder.note`, of the `tokens` that entered the layer.
 
         Args:
-            group, others: `[B, A]` and `[B, A']`, and their similarities `[B, A, A']`.
+            group, others: `[B, A]` and `[B, A']`, with the similarities `[B, A, A']` between them.
             survivors: `[B, N]`, of the tokens `left [B, N]` that the stage chose among; None: all.
         """
         partner, similarity = others.gather(1, similarity.argmax(-1)), similarity.amax(-1)
@@ -85,7 +84,7 @@ class Pairs(nn.Module):
 
 
 class SimilarityDrop(nn.Module):
-    """Scores `[B, N]` and what features are made of to survivors `[B, N]` (1 stays, 0 goes)."""
+    """From scores `[B, N]` and the tensor of the feature to survivors `[B, N]` (1 stays, 0 goes)."""
 
     indices_a: Tensor
     indices_b: Tensor
@@ -99,7 +98,7 @@ class SimilarityDrop(nn.Module):
     ) -> None:
         """
         Args:
-            plan: its `tokens_in` are those that the stage chooses among.
+            plan: `tokens_in` is the number of tokens that the stage chooses among.
             scale: of scores, see `KeepTopTokens`.
         """
         super().__init__()
@@ -118,7 +117,7 @@ class SimilarityDrop(nn.Module):
     ) -> Tensor:
         """
         Args:
-            scores: by which tokens are ordered; None where the partition asks for no order.
+            scores: they order the tokens; None where the partition needs no order.
             source: `[B, H, M, d]` or `[B, M, D]`, see `features.source_of`.
             left: `[B, N]` int64, ascending: which of the M tokens these are; None: all.
         """
@@ -143,7 +142,7 @@ class SimilarityDrop(nn.Module):
         return survivors
 
     def _order(self, scores: Tensor | None, source: Tensor, record: Recorder | None, left: Tensor | None) -> Tensor:
-        """All tokens, prefix tokens first, then by importance; as they come where chance decides: `[B, N]`."""
+        """All tokens `[B, N]`: prefix tokens first, then by importance; in the original order for random partitions."""
         if self.options.partition == "random":
             tokens = source.shape[-2] if left is None else left.shape[1]
             return torch.arange(tokens, device=source.device).expand(source.shape[0], -1)
@@ -154,7 +153,7 @@ class SimilarityDrop(nn.Module):
         return top_indices(ranked, scores.shape[1])
 
     def _rank_gap(self, ranked: Tensor) -> Tensor:
-        """How close a token is to standing elsewhere, as far as it matters: between the halves, or to the next one."""
+        """The smallest difference of scores that decides a token's group, or its order where that matters."""
         tokens, prefix = ranked.shape[1], self.protect.prefix_tokens
         half = (tokens - prefix) // 2
         if self.options.partition in ("sequential", "important"):
