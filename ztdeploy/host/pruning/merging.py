@@ -98,8 +98,8 @@ class MergingLayer(PruningLayer):
     #: Later attention must know how alike these tokens were. The average of different tokens is shorter than they are,
     #: but attention normalises it to full length. Its *coherence* is its length as a share of the mean length of its
     #: parts. The normalised input of attention is multiplied by the square root of it: the coherence itself would be
-    #: right in the next block, but with each block an average becomes more of a token of its own (see "method" in the
-    #: documentation). Options set other powers, also for what attention and MLP add to an average.
+    #: right in the next block, but with each block an average becomes more of a token of its own
+    #: (docs/explanation/method.md). Options set other powers, also for what attention and MLP add to an average.
     coherent = False
 
     @abstractmethod

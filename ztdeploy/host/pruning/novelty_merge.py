@@ -1,6 +1,6 @@
 """Merge the tokens with the lowest novelty into the most similar token that stays.
 
-This method is ours, found by measurement (see "method" in the documentation). Instead of one stage for similarity and
+This method is ours, found by measurement (docs/explanation/method.md). Instead of one stage for similarity and
 one for importance, one number per token says how much is lost when a more important token stands for it.
 """
 
