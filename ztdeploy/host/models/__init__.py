@@ -1,10 +1,10 @@
-"""Model sources and families: `loading.load_model` is the job on one screen.
+"""Model sources and families. `loading.load_model` shows the whole job on one screen.
 
 - where a model comes from: `catalogue` (short names), `sources` (names, folders, the hub), `descriptions` (what the
   configuration files beside weights say);
 - files of weights: `checkpoint`, over `stored_tensors` (safetensors), `torch_file` and `inert_pickle` (torch.save);
-- which of the tensors in a file are the model's: `layouts`, `dialects`, `shapes`;
-- what else is to be known of a model: `facts` (pre-processing, classes, activation), `text_head`;
+- matching the tensors of a file to a model: `layouts`, `dialects`, `shapes`;
+- other facts about a model: `facts` (pre-processing, classes, activation), `text_head`;
 - families: `adapter`, and one file for each family in the table below.
 """
 
@@ -72,10 +72,10 @@ def adapt(model: nn.Module, image_size: int | tuple[int, int]) -> ModelAdapter:
 
 
 def refused(what: str, module: str) -> ModelError:
-    """The error of a model that is of no family.
+    """The error for a model that belongs to no family.
 
     Args:
-        module: that defines the model, such as `timm.models.swin_transformer`.
+        module: the module that defines the model, such as `timm.models.swin_transformer`.
     """
     return ModelError(
         f"{what} cannot be pruned: {REFUSED.get(module.rpartition('.')[2], _NETWORK)}",

@@ -1,4 +1,4 @@
-"""How the blocks of a vision transformer are reached from outside: by hooks, and without a copy of its code."""
+"""Reach the blocks of a vision transformer from outside, by hooks and without a copy of its code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ztdeploy.core.preprocess_spec import ImageSize, Output
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.text_head import TextEmbeddings, with_text_head
 
-#: Undoes a change to a module. Several are called in reverse order.
+#: Undoes a change to a module. Several of them are called in reverse order.
 Undo = Callable[[], None]
 
 
 class TapSink(Protocol):
-    """Where a block's attention matrix, keys, values and queries are put during a forward pass."""
+    """Receives a block's attention matrix, keys, values and queries during a forward pass."""
 
     attention: Tensor | None
     keys: Tensor | None
@@ -32,8 +32,8 @@ class TapSink(Protocol):
 class ModelAdapter:
     """A model with `patch_embed` and `blocks`, each `x + drop_path1(.. attn(norm1(x)) ..)` and the same with an MLP.
 
-    One subclass per family in a file of its own, and one line in `models.FAMILIES`. A family says what its models are
-    made of, and overrides how its attention is read where that differs from timm's plain one.
+    Each family has a subclass in its own file and a line in `models.FAMILIES`. A family lists the parts of its models,
+    and overrides how attention is read where that differs from timm's plain attention.
     """
 
     family: ClassVar[str]
@@ -42,15 +42,15 @@ class ModelAdapter:
     #: Names of models that timm lacks, which `make` makes.
     own_models: ClassVar[Collection[str]] = ()
     model_class: ClassVar[type[nn.Module]]
-    #: Blocks whose attention and MLP can be told apart from outside.
+    #: Classes of blocks with an attention branch and an MLP branch that hooks can separate.
     plain_block: ClassVar[type[nn.Module]]
-    #: What models of this family may be made of; anything else is refused.
+    #: Classes of attention that are supported; others are refused.
     embeddings: ClassVar[tuple[type[nn.Module], ...]] = (PatchEmbed,)
     block_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     attentions: ClassVar[tuple[type[nn.Module], ...]]
-    #: The name under which attention takes what is added to its logits.
+    #: The keyword argument of attention for a bias.
     logit_bias: ClassVar[str] = "attn_mask"
-    #: Parts without which a block cannot be reached.
+    #: Parts of a block that pruning needs.
     parts: ClassVar[tuple[str, ...]] = ("attn.attn_drop", "attn.k_norm", "attn.q_norm", "attn.fused_attn", "mlp")
 
     model: Any
@@ -62,7 +62,7 @@ class ModelAdapter:
 
     @classmethod
     def make(cls, name: str, image_size: ImageSize | None, arguments: Mapping[str, Any]) -> nn.Module:
-        """A model of `own_models` with random weights; its `pretrained_cfg` says in timm's words how images enter it.
+        """Make a model of `own_models` with random weights; its `pretrained_cfg` has timm's keys for pre-processing.
 
         Args:
             arguments: what differs from the published model, such as `num_classes`.
@@ -100,7 +100,7 @@ class ModelAdapter:
             mlp_dim=round(weights / (2 * model.embed_dim)),
             patch_tokens=model.patch_embed.num_patches,
             prefix_tokens=model.num_prefix_tokens,
-            # a class token that the head leaves out says nothing about what matters
+            # the attention of a class token that the head does not read says nothing about importance
             class_token=has_class_token and model.global_pool in ("token", "prr"),
             patch_dim=self.patch_dim(),
             num_classes=model.num_classes,
@@ -125,14 +125,14 @@ class ModelAdapter:
         return int(self.model.patch_embed.proj.in_channels * height * width)
 
     def give(self, output: Output) -> None:
-        """Let the model give this output, in place."""
+        """Change the model in place so that it gives this output."""
         self.output = output
         if output != "logits":
             self.model.reset_classifier(0)
             self.architecture = self.architecture.model_copy(update={"num_classes": 0})
 
     def answer_with(self, texts: TextEmbeddings) -> None:
-        """Let the model end in a head of text embeddings, in place.
+        """Replace the model's head in place by a head of text embeddings.
 
         Raises:
             CheckpointError: the embeddings do not have the dimension of the model's own.
@@ -156,8 +156,8 @@ class ModelAdapter:
         return list(self.model.blocks)
 
     def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool) -> list[Undo]:
-        """Let a block put what is asked for into the sink on every forward pass: keys and queries behind their norms
-        where it has any, and ahead of a rotation by their places."""
+        """Let a block put the requested tensors into the sink on every forward pass. Keys and queries are taken behind
+        their norms, where there are any, and ahead of a rotary embedding."""
         module = self.model.blocks[index].attn
         undo: list[Undo] = []
         if attention:
@@ -182,16 +182,17 @@ class ModelAdapter:
         return tap_projection(attention, 2, take)
 
     def between(self, index: int, reduce: Callable[[Tensor], Tensor]) -> list[Undo]:
-        """Let a block's tokens be reduced between its attention and its MLP.
+        """Reduce a block's tokens between its attention and its MLP.
 
-        The block adds its attention branch to nothing; a hook at the branch's end adds the real input, and reduces. So
-        whatever the branch holds (norm, LayerScale, drop path) is the block's own, and nothing is computed twice.
+        The block adds its attention branch to zero; a hook at the end of the branch adds the real input and reduces the
+        sum. So all parts of the branch (norm, LayerScale, drop path) are the block's own, and nothing is computed
+        twice.
 
         Args:
             reduce: takes the tokens behind the attention's residual branch, `[B, N, D]`, and returns `[B, k, D]`.
 
         Raises:
-            ModelError: the block is not made of attention and then MLP, each beside a residual.
+            ModelError: the block is not attention followed by an MLP, each with a residual.
         """
         block: Any = self.model.blocks[index]
         kind: type[nn.Module] = type(block)
@@ -217,10 +218,10 @@ class ModelAdapter:
         ]
 
     def bias(self, index: int, bias: Callable[[], Tensor | None]) -> list[Undo]:
-        """Add something to a block's attention logits: `[B, 1, 1, N]`, or None for nothing.
+        """Add a bias `[B, 1, 1, N]` to a block's attention logits; None adds nothing.
 
         Raises:
-            ModelError: the block's attention takes no such thing.
+            ModelError: the block's attention takes no bias.
         """
         module = self.model.blocks[index].attn
         if self.logit_bias not in inspect.signature(module.forward).parameters:
@@ -238,20 +239,20 @@ class ModelAdapter:
 
     @property
     def has_positions(self) -> bool:
-        """Whether blocks are given, beside tokens, something with a part for each place of the image."""
+        """Whether blocks take, beside tokens, another input with an entry per position of the image."""
         return False
 
     def follow(self, index: int, places: Callable[[], Tensor | None]) -> list[Undo]:
-        """Gather what a block is given for each place, per image, for the tokens that are present.
+        """Gather a block's inputs per position for the tokens that are present in each image.
 
         Args:
-            places: which of the image's tokens enter the block, prefix tokens included: `[B, k]` int64, ascending;
-                None where all do.
+            places: positions of the tokens that enter the block, with prefix tokens: `[B, k]` int64, ascending; None:
+            all.
         """
         return []
 
     def scale(self, index: int, scale: Callable[[], Tensor | None]) -> list[Undo]:
-        """Multiply what enters a block's attention, behind its norm: by `[B, N, 1]`, or None for nothing."""
+        """Multiply the normalised input of a block's attention by `[B, N, 1]`; None changes nothing."""
 
         def multiply(_attention: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             value = scale()
@@ -260,7 +261,7 @@ class ModelAdapter:
         return [self.model.blocks[index].attn.register_forward_pre_hook(multiply).remove]
 
     def update(self, index: int, update: Callable[[], Tensor | None]) -> list[Undo]:
-        """Multiply what a block's attention and its MLP add to the tokens: by `[B, N, 1]`, or None for nothing.
+        """Multiply what a block's attention and MLP add to the tokens by `[B, N, 1]`; None changes nothing.
 
         LayerScale and drop path, which follow, treat tokens one by one.
         """
@@ -276,25 +277,25 @@ class ModelAdapter:
 def tap_projection(attention: Any, part: int, take: Callable[[Tensor], None]) -> list[Undo]:
     """Read queries, keys or values (0, 1, 2) behind their joint projection `qkv`, as `[B, H, N, d]`.
 
-    They are a view: a bias that the block adds in place afterwards is in it when the pruning layer reads it.
+    They are a view, so a bias that the block adds in place afterwards is included when the pruning layer reads it.
     """
 
     def split(output: Tensor) -> None:
         parts = output.view(*output.shape[:2], 3, attention.num_heads, -1)
         take(parts[:, :, part].transpose(1, 2))
 
-    # a bias that is no part of the projection module would have the block call no module at all
+    # with a bias outside of the projection, the block would not call the module
     apart = [switch(attention, "qkv_bias_separate", True)] if getattr(attention, "q_bias", None) is not None else []
     return [*apart, on_output(attention.qkv, split)]
 
 
 def on_output(module: nn.Module, take: Callable[[Tensor], None]) -> Undo:
-    """Take what a module gives, on every forward pass."""
+    """Call a function with a module's output on every forward pass."""
     return module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
 
 
 def change_option(module: nn.Module, name: str, change: Callable[[Any], Any]) -> Undo:
-    """Change what a module is given under a name; it must be called with that name, or not with this at all."""
+    """Change a keyword argument of a module; callers must pass it by name, or not at all."""
 
     def apply(_module: nn.Module, inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return inputs, {**options, name: change(options.get(name))}
@@ -312,7 +313,7 @@ def switch(module: nn.Module, name: str, value: Any) -> Undo:
 def check_divides(size: ImageSize, patch: tuple[int, int]) -> None:
     """
     Raises:
-        ModelError: patches leave a rest.
+        ModelError: patches do not cover the image exactly.
     """
     nearest = ImageSize(*(max(1, round(side / part)) * part for side, part in zip(size, patch, strict=True)))
     if size != nearest:
@@ -330,7 +331,7 @@ def _unsound(model: nn.Module, found: str, expected: str) -> ModelError:
 
 
 def _missing(block: nn.Module, paths: Sequence[str]) -> list[str]:
-    """The parts that pruning needs and a block lacks."""
+    """The parts that pruning needs and the block does not have."""
 
     def has(path: str) -> bool:
         part: Any = block

@@ -1,4 +1,4 @@
-"""timm's `Beit`: BEiT and BEiT v2, whose attention adds a bias that depends on how two patches lie to each other.
+"""timm's `Beit`: BEiT and BEiT v2, whose attention adds a bias for the relative position of two patches.
 
 Behind a pruning layer each image needs the bias between its own patches.
 """
@@ -17,7 +17,7 @@ from ztdeploy.host.models.adapter import ModelAdapter, Undo, tap_projection
 
 
 class BeitAdapter(ModelAdapter):
-    """Queries, keys and values are read behind their joint projection, which the attention is made to call."""
+    """Reads queries, keys and values behind their joint projection, and makes attention call that projection."""
 
     family = "beit"
     timm_modules = ("beit",)
@@ -59,7 +59,7 @@ class BeitAdapter(ModelAdapter):
 
 
 def bias_between(whole: Tensor, tokens: Tensor) -> Tensor:
-    """The bias between each image's `tokens [B, k]`, as `[B, H, k, k]`, out of that between all, `[1, H, N, N]`."""
+    """Gather the bias `[B, H, k, k]` between each image's `tokens [B, k]` from the bias of all, `[1, H, N, N]`."""
     _, heads, count, _ = whole.shape
     pairs = tokens.unsqueeze(2) * count + tokens.unsqueeze(1)
     table = whole.view(heads, count * count).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Short names for models, and what goes with them."""
+"""Short names of models, with their timm names and sample images."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     "lvvit_l": CatalogueEntry("lvvit_l", "LV-ViT-Large, ImageNet-1k; needs --checkpoint", "lvvit", in_timm=False),
 }
 
-#: Sizes as timm spells them out and short names do not.
+#: Words for sizes in timm's names, which short names abbreviate.
 _SIZES = {"tiny": "t", "small": "s", "base": "b", "large": "l", "medium": "m"}
 
 
 def near_short_name(name: str) -> str | None:
-    """The short name that somebody seems to mean: `deit_tiny` and `DeiT-T` are like `deit_t`."""
+    """The short name nearest to what was typed: `deit_tiny` and `DeiT-T` mean `deit_t`."""
     words = re.split(r"[\s_-]+", name.strip().casefold())
     return nearest("_".join(_SIZES.get(word, word) for word in words), CATALOGUE, 0.7)
 
 
 def sample_images(entry: CatalogueEntry | None, count: int) -> list[Path]:
-    """Real images that the package ships and that suit the model."""
+    """Real images in the package that suit the model."""
     folder = entry.shipped / "images" if entry is not None and entry.shipped is not None else ASSETS / "photos"
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
     return paths[:: max(1, len(paths) // count)][:count]

@@ -1,7 +1,7 @@
-"""Reading weights that may come from anywhere: no code is ever run from a file.
+"""Read weights from untrusted files: no code in a file is ever run.
 
-What a file claims is checked first: which tables of tensors there are in it, their names, sizes and types, and where in
-the file they lie. Only then is memory taken, and no more than twice what the file has.
+The claims of a file are checked first: its tables of tensors, their names, sizes, types and offsets. Only then memory
+is allocated, and at most twice the size of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ztdeploy.host.models.torch_file import read_torch_file
 _T = TypeVar("_T")
 
 _LISTED = 5
-#: What people have in place of weights, by what it starts with, and what to do about it.
+#: Files that people mistake for weights: their first bytes, what they are, and what to do.
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS", "run 'git lfs pull' where it was cloned"),
     (b"<", "a page of the web", "download the file itself"),
@@ -35,18 +35,18 @@ _OTHERS = (
     (b"{", "text in JSON", "give the file of weights that lies beside it"),
 )
 _HEAD = 32
-#: Tensors of a file, and characters of a name. Networks have some hundred tensors; with trainers' averages and
-#: optimizers it is a few times as many.
+#: Most tensors of a file, and longest name. Networks have some hundred tensors; averages and optimizer states multiply
+#: that by a few times.
 _MOST_TENSORS, _LONGEST_NAME = 20_000, 500
-#: A table that lies deeper is not a network's.
+#: Tables nested more deeply are not those of a network.
 _MOST_LEVELS = 8
-#: What a file's tensors may take beyond twice its size: tensors share storages, and small ones may be repeated.
+#: Memory that tensors may take beyond twice the size of the file: tensors share storages, and small ones repeat.
 _SLACK = 64 * 2**20
-#: A file that would have these called is meant to do harm: it is refused as a whole, though nothing of it is called.
+#: Modules that no weights need. A file that names one is refused as harmful, though nothing in it would be called.
 _HARMFUL_MODULES = {"os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "importlib", "socket", "ctypes", "shutil"}
 _HARMFUL_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
 
-#: The tables of tensors in a file by where they are in it, as in `state_dict` or `ema.shadow`; "" is the file itself.
+#: Tables of tensors by their path in the file, such as `state_dict` or `ema.shadow`; "" is the file itself.
 Tables = dict[str, dict[str, Tensor]]
 
 
@@ -60,13 +60,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def read_tables(path: Path) -> Tables:
-    """All tensors of a file as they are, in its order; whatever else lies in it is skipped, and nothing of it is run.
+    """All tensors of a file, unchanged and in its order. Everything else in the file is skipped, and nothing is run.
 
-    A tensor without plain values (sparse, quantised, of a type that is no number) is one of torch's device "meta".
+    A tensor without plain values (sparse, quantised, or not of a number type) is returned on torch's device "meta".
 
     Raises:
-        CheckpointError: missing, of an unknown format, corrupt, meant to do harm, without a table of tensors, or with
-            tensors that would take more memory than the file can mean.
+        CheckpointError: the file is missing, of an unknown format, corrupt, harmful or without tensors, or its tensors
+            would take far more memory than its size allows.
     """
     try:
         with open_regular(path) as file:
@@ -85,7 +85,7 @@ def read_tables(path: Path) -> Tables:
         ValueError,
         OverflowError,
         MemoryError,
-    ) as error:  # a place may be beyond all integers of the system
+    ) as error:  # an offset may exceed the system's integers
         reason = "it takes more memory than there is" if isinstance(error, MemoryError) else first_line(error)
         raise CheckpointError(
             f"checkpoint '{path}' cannot be read ({reason})", "an intact file", "copy or download it again"
@@ -93,7 +93,7 @@ def read_tables(path: Path) -> Tables:
 
 
 def as_weights(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The same with floating point tensors cast to fp32.
+    """Cast floating-point tensors to fp32.
 
     Raises:
         CheckpointError: a tensor is not dense, or holds NaN or infinity.
@@ -126,7 +126,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, left_o
     """Load parameters whose names and shapes must match the model's exactly.
 
     Args:
-        left_out: names that the file holds beside them, to be told where something is missing.
+        left_out: other names in the file, which the error lists where a parameter is missing.
 
     Raises:
         CheckpointError: lists what is missing, unexpected and mis-shaped.
@@ -170,7 +170,7 @@ def _stored_tables(file: BinaryIO, path: Path) -> dict[str, dict[str, StoredTens
     """
     head = file.read(_HEAD)
     file.seek(0)
-    if head[8:9] == b"{":  # files are called in many ways, so that the content decides
+    if head[8:9] == b"{":  # the content decides, since files have many suffixes
         return {"": safetensors(file)}
     if head[:2] != b"PK" and head[:1] != b"\x80":
         unknown = ("of an unknown format" if head else "empty", "copy, download or convert it again")
@@ -200,12 +200,12 @@ def _is_harmful(name: Named) -> bool:
 
 
 def tables_in(root: Any, tensor_of: Callable[[Any], _T | None]) -> dict[str, dict[str, _T]]:
-    """Every dictionary that holds tensors; what lies beside them, such as an epoch, is skipped.
+    """Every dictionary that holds tensors; other entries, such as an epoch, are skipped.
 
-    A dictionary or list that lies in several places, or in itself, is seen once; tensors in a list have no names.
+    A dictionary or list in several places, or inside itself, is visited once. Tensors in a list have no names.
 
     Args:
-        tensor_of: the tensor that a value is; None where it is none.
+        tensor_of: returns a value's tensor, or None for other values.
     """
     seen = {id(root)}
 
@@ -230,7 +230,7 @@ def _entries(node: Any) -> dict[str, Any]:
 
 
 def _check_bounds(tables: Mapping[str, Mapping[str, StoredTensor]], size: int, path: Path) -> None:
-    """Bounds on what is read, held, and compared with a model's own names, before any of it."""
+    """Check bounds on sizes and names, before anything is read or compared."""
     tensors = [(name, tensor) for state in tables.values() for name, tensor in state.items()]
     if len(tensors) > _MOST_TENSORS or any(len(name) > _LONGEST_NAME for name, _ in tensors):
         raise CheckpointError(

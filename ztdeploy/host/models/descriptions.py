@@ -1,6 +1,6 @@
-"""What the configuration files beside weights say: timm's `config.json`, and those of `transformers`.
+"""Read the configuration files beside weights: timm's `config.json`, and those of `transformers`.
 
-They come with the weights, from anywhere: what they say is checked and bounded, and no code is taken from them.
+The files are untrusted: their values are checked and bounded, and no code is taken from them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-#: A folder's configurations, 21841 names of classes included, take a few MB.
+#: Configurations take a few MB, even with 21,841 names of classes.
 _MOST_BYTES = 16 * 2**20
-#: No argument of a model is larger, and no model is deeper.
+#: Bounds on arguments and on depth.
 _LARGEST, _DEEPEST = 65536, 256
-#: Arguments of models that are never 0.
+#: Arguments of models that are at least 1.
 _COUNTS = {"patch_size", "embed_dim", "depth", "num_heads", "num_kv_heads", "in_chans"}
 
-#: What `transformers` calls activations, in timm's words.
+#: timm's names of activations, by the names in `transformers`.
 _ACTIVATIONS = {
     **{"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
     **{"relu": "relu", "silu": "silu", "swish": "silu"},
 }
-#: The models of `transformers` that timm has, by `model_type`; a size's word, and the side of patches, are filled in.
+#: timm's names of models by the `model_type` of `transformers`, with places for the size and the side of patches.
 _ARCHITECTURES = {
     "vit": "vit_{size}_patch{patch}_224",
     "vit_mae": "vit_{size}_patch{patch}_224",
@@ -52,23 +52,23 @@ _FILTERS: dict[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicub
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder says of its weights."""
+    """Facts about weights, from the files beside them."""
 
     library: Literal["timm", "transformers"]
     architecture: str | None  #: timm's name; None where timm has no such model
-    tag: str | None = None  #: timm's name for weights
-    geometry: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm that decide names and shapes
-    arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm that do not
-    preprocess: Mapping[str, Any] = field(default_factory=dict)  #: in timm's words
-    sources: Mapping[str, str] = field(default_factory=dict)  #: the file that says each of these
+    tag: str | None = None  #: timm's name of the weights
+    geometry: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm that decide shapes
+    arguments: Mapping[str, Any] = field(default_factory=dict)  #: other arguments for timm
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  #: under timm's names
+    sources: Mapping[str, str] = field(default_factory=dict)  #: the file that each of these comes from
     image_size: ImageSize | None = None
     class_names: tuple[str, ...] | None = None
-    problem_type: str | None = None  #: what a head's numbers mean, in the words of `transformers`
+    problem_type: str | None = None  #: the meaning of logits, as `transformers` names it
     layer_norm_eps: float | None = None
 
 
 def describe(folder: Path) -> Description | None:
-    """What a folder's `config.json` and `preprocessor_config.json` say; None where there is neither of a known form.
+    """Read a folder's `config.json` and `preprocessor_config.json`; None where neither has a known form.
 
     Raises:
         CheckpointError: one of them is damaged.
@@ -99,7 +99,7 @@ class _Said(BaseModel):
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        return cls.model_validate_json(json.dumps(data))  # where a list may be a tuple, in spite of strictness
+        return cls.model_validate_json(json.dumps(data))  # in JSON mode, strict validation takes a list for a tuple
 
 
 # -------------------- timm
@@ -126,7 +126,7 @@ class _Timm(_TimmPretrained):
 
 def _of_timm(data: dict[str, Any]) -> Description:
     config = _Timm.of(data)
-    facts = config.pretrained_cfg or config  # older files have all in one table
+    facts = config.pretrained_cfg or config  # older files have one table
     said = facts.model_dump(include={"interpolation", "crop_pct", "crop_mode", "mean", "std"}, exclude_none=True)
     arguments = {name: _bounded(name, value) for name, value in config.model_args.items() if name != "num_classes"}
     channels, *size = facts.input_size or (3,)
@@ -147,7 +147,7 @@ def _of_timm(data: dict[str, Any]) -> Description:
 
 
 def _bounded(name: str, value: Any) -> Any:
-    """An argument for timm, if it is one that no model is too large with."""
+    """An argument for timm, with its numbers in bounds that keep a model from being too large."""
     numbers = value if isinstance(value, list) else [value]
     if not all(one is None or isinstance(one, (bool, int, float, str)) for one in numbers) or len(numbers) > _DEEPEST:
         raise ValueError(f"model_args.{name} is neither a number nor a word")
@@ -162,7 +162,7 @@ def _bounded(name: str, value: Any) -> Any:
 
 
 class _Vision(_Said):
-    """By timm's names for what decides shapes, with those of `transformers` as aliases."""
+    """Sizes under timm's names; the names of `transformers` are aliases."""
 
     model_type: str
     embed_dim: int | None = Field(default=None, alias="hidden_size", ge=1, le=_LARGEST)
@@ -199,16 +199,16 @@ class _Preprocessor(_Said):
     image_mean: tuple[float, ...] | None = Field(default=None, min_length=1, max_length=64)
     image_std: tuple[float, ...] | None = Field(default=None, min_length=1, max_length=64)
     do_rescale: bool = True
-    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)  #: that pixels from 0 to 255 are multiplied with
+    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)  #: factor for pixels from 0 to 255
 
     @property
     def largest(self) -> float:
-        """What the largest value of a pixel becomes, ahead of mean and std; that of timm is 1."""
+        """The value of a white pixel ahead of mean and std; in timm it is 1."""
         largest = 255 * self.rescale_factor if self.do_rescale else 255.0
         return 1.0 if math.isclose(largest, 1, rel_tol=1e-3) else largest
 
 
-#: Defaults of the library, which its configurations leave out.
+#: The library's defaults, which its configurations leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
     "clip_vision_model": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
@@ -231,7 +231,7 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
     said = _said(_Preprocessor.of(preprocessor))
     size = said.pop("image_size", None) or _pair(config.image_size)
     where = PREPROCESSOR if said else CONFIG
-    known = kind in _ARCHITECTURES  # of others, pre-processing and names are all that is understood
+    known = kind in _ARCHITECTURES  # for others only pre-processing and class names are understood
     activation = _ACTIVATIONS.get(config.hidden_act or "gelu") if known else ""
     if activation is None:
         raise ValueError(f"hidden_act '{config.hidden_act}', which is none of {', '.join(_ACTIVATIONS)}")
@@ -250,7 +250,7 @@ def _of_transformers(data: dict[str, Any], preprocessor: dict[str, Any]) -> Desc
 
 
 def _architecture(kind: str, config: _Vision) -> str | None:
-    """The nearest of timm's names; what it makes is brought to the configuration's sizes."""
+    """The nearest of timm's names; the model is then made with the configuration's sizes."""
     pattern = _ARCHITECTURES.get(kind)
     if pattern is None:
         return None
@@ -272,14 +272,14 @@ def _architecture(kind: str, config: _Vision) -> str | None:
 def _geometry(config: _Vision) -> dict[str, Any]:
     found = config.model_dump(include={"embed_dim", "depth", "num_heads", "in_chans", "reg_tokens", "qkv_bias"})
     width, inner, patch = config.embed_dim, config.intermediate_size, _pair(config.patch_size)
-    if not config.use_swiglu_ffn:  # timm multiplies, and cuts off what is behind the point
+    if not config.use_swiglu_ffn:  # timm multiplies the width by it and truncates
         found["mlp_ratio"] = config.mlp_ratio if inner is None or width is None else (inner + 0.5) / width
     found["patch_size"] = patch[0] if patch and patch[0] == patch[1] else patch
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
-    """What a preprocessor's configuration says, in timm's words."""
+    """A preprocessor's configuration under timm's names."""
     said: dict[str, Any] = {"mean": preprocessor.image_mean, "std": preprocessor.image_std}
     if not preprocessor.do_normalize:
         said = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -296,7 +296,7 @@ def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
     crop = crop or (None if crop_edge is None else (crop_edge, crop_edge))
     if crop is not None and preprocessor.do_center_crop is not False:
         shorter = edge or min(exact or crop)
-        # a hair less, since the shorter side is what is left of a division when its fraction is cut off
+        # a hair less, since the shorter side is a truncated quotient
         said |= {"image_size": crop, "crop_mode": "center", "crop_pct": math.nextafter(min(crop) / shorter, 0)}
     elif exact is not None or isinstance(preprocessor.size, int):
         said |= {"image_size": exact or (edge, edge), "crop_mode": "squash", "crop_pct": 1.0}
@@ -306,7 +306,7 @@ def _said(preprocessor: _Preprocessor) -> dict[str, Any]:
 
 
 def _sides(size: int | dict[str, int | None] | None) -> tuple[int | None, tuple[int, int] | None]:
-    """The shorter side, and height and width; None for what the size does not say."""
+    """The shorter side, and (height, width); None for what the size leaves out."""
     said = {"shortest_edge": size} if isinstance(size, int) else size or {}
     edge, height, width = (said.get(name) for name in ("shortest_edge", "height", "width"))
     for side in (edge, height, width):
@@ -320,7 +320,7 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _labels(table: dict[str, str] | None) -> tuple[str, ...] | None:
-    """The names of classes; none where they are those that the library makes up."""
+    """The names of classes; None where they are the library's placeholders."""
     if not table or set(table) != {str(index) for index in range(len(table))}:
         return None
     names = [table[str(index)] for index in range(len(table))]

@@ -1,7 +1,7 @@
-"""What other libraries call the parts of vision transformers, in timm's names.
+"""Translate other libraries' names of tensors into timm's names.
 
-A dialect renames whatever it knows wherever it stands in a name, so that prefixes stay as they are; it returns None for
-names that are not its own.
+A dialect renames the parts that it knows anywhere in a name, so prefixes stay; it returns None for names of another
+kind.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ _PARTS = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
 
 
 def without_wrappers(state: State) -> State:
-    """The same without what wrappers put into names: `module.`, `_orig_mod.`, `_checkpoint_wrapped_module.` and such.
+    """Remove the parts of names that wrappers add: `module.`, `_orig_mod.`, `_checkpoint_wrapped_module.` and such.
 
-    Wrappers keep what they wrap in a private attribute, or in `module`; timm's models have neither.
+    Wrappers keep the wrapped module in a private attribute or in `module`; timm's models have neither.
     """
     clean = {}
     for name, tensor in state.items():
@@ -93,7 +93,7 @@ def _of_transformers(state: State) -> State | None:
 
 
 def _told_by(sign: str, rules: _Rules) -> Callable[[State], State | None]:
-    """A dialect that some name shows, and that its rules translate."""
+    """A dialect that is recognised by certain names and translated by rules."""
     return lambda state: _renamed(state, rules) if _any(sign, state) else None
 
 
@@ -122,7 +122,7 @@ def _any(pattern: str, state: State) -> bool:
 
 
 def _renamed(state: State, rules: _Rules) -> State:
-    """Each rule applied once to each name, where a word begins."""
+    """Apply each rule once to each name, at the beginning of a word."""
     compiled = [(re.compile(rf"(?:^|(?<=\.)){pattern}"), replacement) for pattern, replacement in rules]
     result = {}
     for name, tensor in state.items():
@@ -134,7 +134,7 @@ def _renamed(state: State, rules: _Rules) -> State:
 
 
 def _joined(state: State) -> State:
-    """Queries, keys and values in one projection."""
+    """Join queries, keys and values into one projection."""
     result = dict(state)
     for name in state:
         if match := re.fullmatch(r"(.*\.attn\.)(query|q_proj)\.(weight|bias)", name):
@@ -146,7 +146,7 @@ def _joined(state: State) -> State:
 
 
 def _pooling(state: State) -> State:
-    """SigLIP's attention pooling: queries apart from keys and values."""
+    """SigLIP's attention pooling, whose queries are separate from keys and values."""
     result = dict(state)
     for name in state:
         if match := re.fullmatch(r"(.*attn_pool\.)in_proj_(weight|bias)", name):

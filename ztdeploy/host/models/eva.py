@@ -1,4 +1,4 @@
-"""timm's `Eva`: EVA-02, DINOv3, Perception Encoder, RoPE ViTs: attention that turns queries and keys by their places.
+"""timm's `Eva`: EVA-02, DINOv3, Perception Encoder, RoPE ViTs: attention with rotary position embedding.
 
 The angles are a table with a row per patch. Behind a pruning layer each image needs the rows of its own patches.
 """
@@ -17,7 +17,7 @@ from ztdeploy.host.models.adapter import ModelAdapter, Undo, change_option, on_o
 
 
 class EvaAdapter(ModelAdapter):
-    """Keys and queries are read ahead of the rotation, which says where a token is, and not what it shows."""
+    """Reads keys and queries ahead of the rotation, which depends on a token's position and not on its content."""
 
     family = "eva"
     timm_modules = ("eva",)
@@ -53,7 +53,7 @@ class EvaAdapter(ModelAdapter):
 
 
 def rows_of(table: Tensor, patches: Tensor) -> Tensor:
-    """Each image's rows of a table of angles.
+    """Gather each image's rows of a table of angles.
 
     Args:
         table: `[P, a]`, or `[H, P, a]` where each head has angles of its own.

@@ -1,4 +1,4 @@
-"""What is to be known of a model beside its weights, and who says so: pre-processing, classes, and activation."""
+"""Facts about a model beside its weights, with their sources: pre-processing, classes, and activation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ztdeploy.host.models.sources import Source
 
 _OPTION = "option"
 _FIELDS = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-#: What stands for the names of ImageNet-1k in the place of a file.
+#: Stands for the names of ImageNet-1k instead of a file.
 IMAGENET = Path("imagenet")
-#: What the `transformers` library calls activations in a configuration's `problem_type`.
+#: Activations by the `problem_type` of a configuration of `transformers`.
 _PROBLEM_TYPES: dict[str, Activation] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
@@ -32,25 +32,25 @@ _PROBLEM_TYPES: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A specification, and where it comes from."""
+    """The specification of pre-processing, with the source of each field."""
 
     spec: PreprocessSpec
-    sources: Mapping[str, str]  #: who says each of its fields: an option, a file beside the weights, or timm
-    assumed: tuple[str, ...]  #: remarks on what no file says and nobody was asked
+    sources: Mapping[str, str]  #: the source of each field: an option, a file beside the weights, or timm
+    assumed: tuple[str, ...]  #: remarks on assumptions
 
 
 def preprocessing_of(
     config: Mapping[str, Any], source: Source, asked: ModelSource, size: ImageSize | None, channels: int
 ) -> Preprocessing:
-    """How images become the model's input.
+    """Merge what options, files and timm say about pre-processing.
 
     Args:
         config: timm's data configuration of the model's name.
-        size: of the image; None: as the configuration has it.
-        channels: of the image.
+        size: image size; None: the configuration's.
+        channels: number of image channels.
 
     Raises:
-        ModelError: values that no image can be brought to.
+        ModelError: values that cannot be used.
     """
     said = source.description
     options = asked.preprocess.model_dump(exclude_none=True)
@@ -76,7 +76,7 @@ def preprocessing_of(
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One number per channel: where there are others, their average, which is what timm's own loader takes."""
+    """One number per channel; for another number of channels the average, as in timm's own loader."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
@@ -129,12 +129,12 @@ def imagenet_names() -> list[str]:
 
 
 def published_names(model: Any) -> list[str] | None:
-    """The names of ImageNet for a model of timm's with 1000 classes; None for any other head."""
+    """ImageNet's class names for a timm model with 1000 classes; None for any other head."""
     return imagenet_names() if getattr(model, "num_classes", 0) == 1000 else None
 
 
 def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
-    """From a text file, a name a line; or JSON, a list or `{"0": name, ...}`, as `id2label` of a configuration is.
+    """Read class names: a text file with a name per line, or JSON with a list or `{"0": name, ...}` (`id2label`).
 
     Args:
         path: a file, or `IMAGENET`.
@@ -170,19 +170,19 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a head's numbers mean."""
+    """The meaning of a head's outputs."""
 
     activation: Activation
-    source: str  #: who says so
-    remarks: tuple[str, ...] = ()  #: what was assumed
+    source: str  #: where it comes from
+    remarks: tuple[str, ...] = ()  #: remarks on assumptions
 
 
 def meaning_of(outputs: int, asked: Activation | None, problem_type: str | None = None) -> Meaning:
-    """What the user says, what the model's configuration says, or what is usual.
+    """The activation that the user names, otherwise the configuration's, otherwise the usual one.
 
     Args:
-        outputs: of the head; 0: the model gives an embedding or features, which have no activation.
-        problem_type: of the model's configuration.
+        outputs: number of the head's outputs; 0 for embeddings and features, which have no activation.
+        problem_type: the key of the model's configuration.
 
     Raises:
         InputError: an activation that makes no sense for such a head.
@@ -207,14 +207,14 @@ def meaning_of(outputs: int, asked: Activation | None, problem_type: str | None 
 
 
 def check_activation(model: Any, timm_name: str, classes: int | None, *, published: bool) -> str | None:
-    """Whether the weights want the activation inside of the MLPs that a model has, as far as anybody can tell.
+    """Check that the weights were trained with the activation of the model's MLPs, as far as that is known.
 
     OpenAI's, DFN's and MetaCLIP's towers were trained with QuickGELU, LAION's with GELU; all have the same names and
     shapes. timm keeps models of both kinds, and notes which weights were trained with QuickGELU.
 
     Args:
-        classes: of the head in the weights; None without one.
-        published: whether the weights are those that timm's name stands for; otherwise they are somebody's file.
+        classes: number of classes of the head in the weights; None without a head.
+        published: whether these are timm's published weights; otherwise they come from a user's file.
 
     Returns:
         A doubt, or None.
@@ -231,7 +231,7 @@ def check_activation(model: Any, timm_name: str, classes: int | None, *, publish
     facts = timm.get_pretrained_cfg(timm_name) if timm.is_model_pretrained(timm_name) else None
     noted = any("quickgelu" in note.lower() for note in (facts.notes if facts else None) or ())
     as_published = published or classes in (None, timm.get_pretrained_cfg(twin).num_classes)
-    if not as_published:  # a classifier that somebody trained on top, with timm's own model as likely as not
+    if not as_published:  # a classifier trained by a user, perhaps with timm's model
         return f"its activation is GELU; '{twin}' has QuickGELU, which timm notes of the tower" if noted else None
     if noted:
         raise ModelError(

@@ -1,13 +1,13 @@
-"""Reads what a pickle says without doing what it says.
+"""Read the content of a pickle without executing it.
 
-A pickle is a program for a stack machine; `pickle.load` imports what it names and calls it. Here the program only
-builds a description: plain values are themselves, and whatever would be looked up, called or restored becomes an inert
-`Named` or `Made`. Why that is safe:
+A pickle is a program for a stack machine; `pickle.load` imports the objects that it names and calls them. Here the
+program only builds a description: plain values stay themselves, and everything that would be looked up, called or
+restored becomes an inert `Named` or `Made`. Why that is safe:
 
 - opcodes are decoded by the standard library's `pickletools`, which executes none of them;
 - no module is imported, no attribute looked up and no object called because a file names it;
-- text alone counts as a dictionary's key, so that no hash and no comparison is computed of anything a file makes;
-- the work is bounded by the number of opcodes, the memory by that and by the bytes at hand. Nothing recurses.
+- only text can be the key of a dictionary, so no hash or comparison of a file's objects is computed;
+- the number of opcodes bounds the work, and together with the size of the file the memory. Nothing recurses.
 
 `torch.load(weights_only=True)` is not as strict: it calls constructors with the file's arguments (`bytearray(10**12)`),
 compares and hashes what they give, and refuses the numbers, paths and settings that trainers save beside weights.
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
-#: A million take one to three seconds; a thousand tensors and their optimizer's state are two hundred thousand.
+#: A million take one to three seconds. A thousand tensors with their optimizer's state have two hundred thousand.
 MOST_OPCODES, MOST_NAMES = 1_000_000, 10_000
 _OTHER_CLASS_TABLES = ("OrderedDict", "defaultdict", "Counter")
 
 
 class Named(NamedTuple):
-    """What a pickle calls by the name of a module and a name in it; it was not looked up."""
+    """An object that a pickle names by a module and a name in it; it was not looked up."""
 
     module: str
     name: str
@@ -34,32 +34,32 @@ class Named(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Made:
-    """What a call or a class would have made; it was not made."""
+    """The result that a call or class would have; nothing was called."""
 
-    of: Any  #: a `Named` as a rule
+    of: Any  #: usually a `Named`
     arguments: Any
     state: Any = None
-    entries: dict[str, Any] = field(default_factory=dict)  #: of a class that is a table
+    entries: dict[str, Any] = field(default_factory=dict)  #: entries, where the class is a table
 
 
 @dataclass(eq=False, slots=True)
 class OutsideReference:
-    """What lies outside of the pickle, by whatever the pickle says about it."""
+    """A reference to data outside of the pickle, with the pickle's description of it."""
 
     to: Any
 
 
 class PickleError(ValueError):
-    """No pickle, a damaged one, or one that is too long."""
+    """The data is no pickle, or a damaged one, or too long."""
 
 
 def read_pickle(stream: IO[bytes], names: set[Named], references: list[OutsideReference] | None = None) -> Any:
-    """The first pickle of a stream, whose position then is behind that pickle.
+    """Read one pickle from a stream, and leave the stream's position behind it.
 
     Args:
-        stream: over bytes in memory, since lengths in it are taken at their word.
-        names: takes everything that the pickle names.
-        references: takes everything that it refers to outside of itself.
+        stream: over bytes in memory, since lengths in a pickle are trusted.
+        names: collects all names in the pickle.
+        references: collects all references to outside data.
 
     Raises:
         PickleError: no pickle, a damaged one, or one that is too long.
@@ -78,7 +78,7 @@ def read_pickle(stream: IO[bytes], names: set[Named], references: list[OutsideRe
 
 
 class _Machine:
-    """The stack machine; `_STEPS` says what each opcode does that does more than push a plain value."""
+    """The stack machine; `_STEPS` has a step for each opcode that does more than push a plain value."""
 
     def __init__(self, names: set[Named], references: list[OutsideReference]) -> None:
         self.stack: list[Any] = []
@@ -106,7 +106,7 @@ class _Machine:
         return items
 
     def last(self, count: int) -> tuple[Any, ...]:
-        """The last values, taken from the stack."""
+        """Pop the last values from the stack."""
         if len(self.stack) < count:
             raise IndexError
         items = tuple(self.stack[-count:])
@@ -114,11 +114,11 @@ class _Machine:
         return items
 
     def extend(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):  # else the class of a list; nobody asks for what is in it
+        if isinstance(self.stack[-1], list):  # otherwise a list class, whose items nobody needs
             self.stack[-1].extend(items)
 
     def set_items(self, items: Sequence[Any]) -> None:
-        """Put keys and values, in turns, into the table on top of the stack."""
+        """Put alternating keys and values into the table on top of the stack."""
         _enter(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
     def push_table(self, items: Sequence[Any]) -> None:
@@ -134,7 +134,7 @@ class _Machine:
         self.push(Named(module, name))
 
     def push_made(self, of: Any, arguments: Any) -> None:
-        """Tables of the standard library are tables here as well."""
+        """Push a `Made`, or a table for the dictionary classes of the standard library."""
         plain = isinstance(of, Named) and of.module == "collections" and of.name in _OTHER_CLASS_TABLES
         self.push({} if plain else Made(of, arguments))
         if plain and of.name == "OrderedDict" and isinstance(arguments, tuple) and arguments:
@@ -148,7 +148,7 @@ class _Machine:
 
     def build(self) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Made):  # what is said about plain tables, such as `_metadata`, is not needed
+        if isinstance(self.stack[-1], Made):  # attributes of plain tables, such as `_metadata`, are not needed
             self.stack[-1].state = state
 
     def refer(self) -> None:
@@ -163,7 +163,7 @@ def _enter(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
     table.update((key, value) for key, value in items if isinstance(key, str))
 
 
-#: What opcodes do, by their names; some have one for each size of their argument.
+#: Steps by the name of the opcode; some opcodes have a variant for each size of their argument.
 _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     name: step
     for names, step in {
@@ -171,7 +171,9 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
         "NONE": lambda machine, _: machine.push(None),
         "NEWTRUE": lambda machine, _: machine.push(True),
         "NEWFALSE": lambda machine, _: machine.push(False),
-        "EMPTY_LIST EMPTY_SET": lambda machine, _: machine.push([]),  # nobody asks whether something is in a set
+        "EMPTY_LIST EMPTY_SET": lambda machine, _: machine.push(
+            []
+        ),  # a list will do, as nobody looks anything up in it
         "EMPTY_TUPLE": lambda machine, _: machine.push(()),
         "EMPTY_DICT": lambda machine, _: machine.push({}),
         "MARK": lambda machine, _: machine.mark(),
@@ -194,7 +196,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
         "GLOBAL": lambda machine, name: machine.push_named(*name.split(" ", 1)),
         "STACK_GLOBAL": lambda machine, _: machine.push_named(*machine.last(2)),
         "REDUCE NEWOBJ": lambda machine, _: machine.push_made(*machine.last(2)),
-        "NEWOBJ_EX": lambda machine, _: machine.push_made(*machine.last(3)[:2]),  # without arguments that have names
+        "NEWOBJ_EX": lambda machine, _: machine.push_made(*machine.last(3)[:2]),  # without keyword arguments
         "OBJ": lambda machine, _: (lambda of, *arguments: machine.push_made(of, arguments))(*machine.above_mark()),
         "INST": lambda machine, name: machine.make_old_instance(name),
         "BUILD": lambda machine, _: machine.build(),
@@ -202,4 +204,4 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     }.items()
     for name in names.split()
 }
-_REFUSED = ("PERSID", "EXT1", "EXT2", "EXT4")  #: no plain values, and nothing that torch writes
+_REFUSED = ("PERSID", "EXT1", "EXT2", "EXT4")  #: opcodes of values that torch does not write

@@ -1,9 +1,9 @@
-"""Which tensors of a checkpoint are a model's weights: decided by what fits the model's own names and shapes.
+"""Find the tensors of a checkpoint that are a model's weights, by the model's own names and shapes.
 
-A file may hold several tables (a model, its average, an optimizer), and a table several networks (a student and a
-teacher) and tensors that belong to none. Each table is brought to timm's names in every way that `dialects` knows; each
-prefix that many names share is tried; timm's own filters do the rest (OpenAI's and OpenCLIP's towers, Meta's DINOv2 and
-DINOv3, other image sizes). What leaves the fewest of the model's tensors without a counterpart is taken.
+A file may hold several tables (a model, its average, an optimizer), and a table may hold several networks (a student
+and a teacher) and unrelated tensors. Each table is translated to timm's names by every dialect in `dialects`, and each
+common prefix is tried. timm's own filters do the rest (OpenAI's and OpenCLIP's towers, Meta's DINOv2 and DINOv3, other
+image sizes). The candidate that fills most of the model's tensors wins.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ from ztdeploy.host.models.dialects import DIALECTS, without_wrappers
 
 State = dict[str, Tensor]
 
-#: What transformers are made of, beside what the model at hand is: such tensors are never left out as somebody else's.
+#: Parts of transformers: tensors with these names are never left out as unrelated.
 _PARTS = {
     *("blocks", "patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token", "register_tokens"),
     *("norm", "norm_pre", "fc_norm", "attn_pool", "head_dist", "aux_head", "rel_pos_bias", "rope", "pre_logits"),
 }
-#: What training adds to a network and nothing else reads.
+#: Parts that only training reads.
 _LEFTOVERS = re.compile(r"(.*\.)?(mask_token|position_ids|relative_position_index|num_batches_tracked)$")
-#: What an average of weights is called, as a word of its own. Averages come first, for it is they that get published.
+#: Words for an average of weights. Averages come first, because usually they are published.
 _AVERAGED = re.compile(r"(^|[\W_])(ema|teacher|swa|averaged?|momentum_encoder|target_encoder)([\W_]|$)")
-#: Tables whose names and shapes are the parameters' own, and whose values are not.
+#: Tables with the parameters' names and shapes, but other values.
 _OF_OPTIMIZERS = re.compile(r"optim|exp_avg|momentum_buffer|grad", re.IGNORECASE)
-#: What classifiers are called that are not called as timm calls them.
+#: Names of classifiers other than timm's.
 _CLASSIFIER = re.compile(r"head|fc|cls|class|linear|logit|output|\d+$")
-#: What cannot be loaded as it is, by a part of some name, and what to do about it.
+#: Forms that cannot be loaded, by a part of a name, and what to do about them.
 _UNMERGED = (
     (r"(^|[._])lora_", "LoRA adapters beside the weights", "merge them before (peft: model.merge_and_unload())"),
     (r"(^|\.)_?flat_param", "weights that FSDP flattened", "save a full state_dict (StateDictType.FULL_STATE_DICT)"),
 )
 _DEEPEST, _LISTED = 12, 3
-#: Of a file and of a table, those that are tried: a file is made by somebody, and each costs time.
+#: Most tables of a file and prefixes of a table that are tried: files are untrusted, and each try takes time.
 _MOST_TABLES, _MOST_PREFIXES = 16, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """The classifier that was found in a table."""
+    """The classifier in a table."""
 
-    head: State = field(default_factory=dict)  #: in the model's names; empty where none was found
+    head: State = field(default_factory=dict)  #: under the model's names; empty where none was found
     used: frozenset[str] = frozenset()  #: its names in the table
-    head_name: str = ""  #: what the head is called there, where that is not what timm calls it
-    rivals: tuple[str, ...] = ()  #: what might be the head, where that is more than one
-    wide: int | None = None  #: how many numbers a head takes that is called as the model's, and takes others
+    head_name: str = ""  #: the head's name in the table, where it is not timm's
+    rivals: tuple[str, ...] = ()  #: candidates for the head, where there are several
+    wide: int | None = None  #: input width of a head with the model's name, where it does not fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(_Head):
-    """What was found in a file, and how well it fits."""
+    """A candidate from a file, and how well it fits."""
 
-    table: str  #: where in the file, "" being the file itself
-    prefix: str  #: of its names there
-    trunk: State  #: all but the head, in the model's names
-    classes: int | None  #: what the head has; None without one
-    faults: int  #: tensors of the model that are missing or of another shape, and tensors that the model lacks
-    unnamed: int  #: names of the model that it has not
+    table: str  #: path of the table in the file; "" is the file itself
+    prefix: str  #: common prefix of the names
+    trunk: State  #: everything but the head, under the model's names
+    classes: int | None  #: classes of the head; None without a head
+    faults: int  #: number of tensors that are missing, of another shape, or unknown to the model
+    unnamed: int  #: names of the model that are missing
     resampled: bool  #: whether positions were resampled to the model's image size
-    ignored: tuple[str, ...]  #: names of tensors that are not the network's
-    others: tuple[str, ...] = field(default=(), compare=False)  #: where else something fits as well
+    ignored: tuple[str, ...]  #: names of unrelated tensors
+    others: tuple[str, ...] = field(default=(), compare=False)  #: other places that fit equally well
 
     @property
     def state(self) -> State:
@@ -85,7 +85,7 @@ class Fit(_Head):
 
     @property
     def head_trouble(self) -> str:
-        """Why it has no head, in words; empty where there is none at all."""
+        """Why no head was found, in words; empty where the table has none."""
         if self.wide is not None:
             return f" that fits: its own takes {self.wide} numbers"
         return f", but {_listed(self.rivals)} that might be it" if self.rivals else ""
@@ -96,7 +96,7 @@ class Fit(_Head):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What somebody who gave the file should know, in words."""
+        """Remarks for the user who gave the file."""
         lines = []
         if self.others:
             why = "an average comes first" if self.averaged else "the first in the file"
@@ -110,11 +110,11 @@ class Fit(_Head):
 
 
 def best_fit(tables: Tables, model: nn.Module, where: str) -> Fit:
-    """What of a file the model can load, or what comes nearest.
+    """The tensors of a file that the model can load, or the nearest candidate.
 
     Args:
-        model: its values do not matter, nor how many classes it has.
-        where: what the file is called in errors.
+        model: only its names and shapes matter, and not its number of classes.
+        where: the name of the file in errors.
 
     Raises:
         CheckpointError: the file holds weights in a form that has to be changed by whoever trained them.
@@ -138,7 +138,7 @@ def best_fit(tables: Tables, model: nn.Module, where: str) -> Fit:
 
 
 class _Target:
-    """The model's own names and shapes, the head apart."""
+    """The model's names and shapes, with the head apart."""
 
     def __init__(self, model: nn.Module) -> None:
         known: Any = model
@@ -162,11 +162,11 @@ class _Target:
         return (lambda state, one: known(state, one, adapt_layer_scale=True)) if takes_scales else known
 
     def lacks(self, state: State) -> list[str]:
-        """Its own names that a state has not, or in another shape or type."""
+        """The model's names that are missing in a state, or differ in shape or type."""
         return [name for name, own in self.own.items() if name not in state or not _alike(state[name], own)]
 
     def strange(self, state: State) -> list[str]:
-        """What a state has of a network, and the model has not: parts, or tokens such as learned prompts."""
+        """Parts of a network in a state that the model lacks, such as learned prompts."""
 
         def is_strange(name: str, tensor: Tensor) -> bool:
             is_token = "." not in name and tensor.dim() == 3 and tensor.shape[::2] == (1, self.width)
@@ -182,14 +182,14 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _fits(table: str, state: State, target: _Target) -> Iterator[Fit]:
-    """What a table holds, in each dialect and behind each prefix."""
-    # Before anything is resampled or added: fp16 would round what comes of it.
+    """The candidates of a table, for each dialect and each prefix."""
+    # Cast ahead of resampling and adding, whose results fp16 would round.
     clean = {
         n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in without_wrappers(state).items()
     }
     for dialect in DIALECTS:
         named: State | None = None
-        with suppress(RuntimeError, IndexError):  # shapes that none of the dialect's tensors have
+        with suppress(RuntimeError, IndexError):  # shapes that no tensor of the dialect has
             named = dialect(clean)
         if named is not None:
             for prefix in _prefixes(named, min(len(target.own), len(named)) // 2):
@@ -197,7 +197,7 @@ def _fits(table: str, state: State, target: _Target) -> Iterator[Fit]:
 
 
 def _prefixes(names: Iterable[str], least: int) -> list[str]:
-    """None, and each that so many names share; whole words only."""
+    """No prefix, and each prefix of whole words that enough names share."""
     counts: Counter[str] = Counter()
     for name in names:
         words = name.split(".")[:-1][:_DEEPEST]
@@ -228,20 +228,20 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
 
 
 def _filtered(state: State, target: _Target) -> tuple[State, bool]:
-    """As timm's own filter leaves it, where it does not fit as it is and the filter knows better."""
+    """The result of timm's own filter, where the state does not fit and the filter helps."""
     if not (target.lacks(state) or target.strange(state)) or _other_patches(state, target.own):
         return state, False
     try:
         found = target.filter(dict(state), target.model)
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError):
-        return state, False  # not what the filter takes it for; what does not fit is then told by name
-    found |= {name: tensor for name, tensor in state.items() if "pre_logits" in name}  # dropped there without a word
+        return state, False  # the filter expected another form; errors will name what does not fit
+    found |= {name: tensor for name, tensor in state.items() if "pre_logits" in name}  # which the filter drops silently
     before, after = (one.get("pos_embed") for one in (state, target.own))
     return found, before is not None and after is not None and before.shape != after.shape
 
 
 def _other_patches(state: State, own: State) -> bool:
-    """Whether patches have another size: resampling these makes another model."""
+    """Whether patches have another size, which resampling would turn into another model."""
     ours = own.get("patch_embed.proj.weight")
     theirs = [
         tensor for name, tensor in state.items() if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4
@@ -250,7 +250,7 @@ def _other_patches(state: State, own: State) -> bool:
 
 
 def _head(state: State, prefix: str, target: _Target) -> _Head:
-    """The classifier beside, or behind, what has a prefix."""
+    """The classifier beside the tensors with a prefix, or further outside."""
     words = prefix.split(".")[:-1]
     places = ["".join(f"{word}." for word in words[:depth]) for depth in range(len(words), -1, -1)]
     for place in places:
@@ -270,7 +270,7 @@ def _head(state: State, prefix: str, target: _Target) -> _Head:
 
 
 def _linear(state: State, name: str, width: int) -> State:
-    """The weight and the bias of a linear layer that takes so many numbers; without a bias, one of zeros."""
+    """Weight and bias of a linear layer with this input width; a missing bias becomes zeros."""
     weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
     if weight is None or weight.dim() != 2 or weight.shape[1] != width:
         return {}
@@ -278,7 +278,7 @@ def _linear(state: State, name: str, width: int) -> State:
 
 
 def _classifiers(state: State, place: str, prefix: str, target: _Target) -> list[str]:
-    """Modules under a prefix that are a classifier by their names, and one linear layer by what they hold."""
+    """Modules under a prefix that have a classifier's name and consist of one linear layer."""
     modules: dict[str, list[str]] = {}
     for name in state:
         top = name[len(place) :].partition(".")[0]
@@ -295,7 +295,7 @@ def _classifiers(state: State, place: str, prefix: str, target: _Target) -> list
 
 
 def _same(one: Fit, other: Fit) -> bool:
-    """Whether two hold the same values, as a file that ties one table to two names does."""
+    """Whether two candidates have the same values, as where a file has a table under two names."""
     return all(
         name in other.trunk
         and not (tensor.is_meta or other.trunk[name].is_meta)  # without values, see `checkpoint.read_tables`
