@@ -171,9 +171,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
         "NONE": lambda machine, _: machine.push(None),
         "NEWTRUE": lambda machine, _: machine.push(True),
         "NEWFALSE": lambda machine, _: machine.push(False),
-        "EMPTY_LIST EMPTY_SET": lambda machine, _: machine.push(
-            []
-        ),  # a list will do, as nobody looks anything up in it
+        "EMPTY_LIST EMPTY_SET": lambda machine, _: machine.push([]),  # nobody looks anything up in a set
         "EMPTY_TUPLE": lambda machine, _: machine.push(()),
         "EMPTY_DICT": lambda machine, _: machine.push({}),
         "MARK": lambda machine, _: machine.mark(),
