@@ -1,4 +1,4 @@
-"""From what a user asks for to an adapter with weights in it; `load_model` is the job on one screen."""
+"""From a user's request to an adapter with weights. `load_model` shows the whole job on one screen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NAMELESS = "its classes have no names: --class-names FILE gives them ('imagenet
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be pruned, and where it came from."""
+    """A model that is ready to be pruned, and its sources."""
 
     name: str
     timm_name: str
@@ -49,20 +49,20 @@ class LoadedModel:
     weights_sha256: str
     entry: CatalogueEntry | None
     text_head: TextHeadRecord | None = None
-    preprocess_sources: Mapping[str, str] = field(default_factory=dict)  #: who says each field of `preprocess`
-    remarks: tuple[str, ...] = ()  #: what whoever gave the weights should know
-    activation: Activation = "softmax"  #: of logits, see `facts.meaning_of`
+    preprocess_sources: Mapping[str, str] = field(default_factory=dict)  #: the source of each field of `preprocess`
+    remarks: tuple[str, ...] = ()  #: remarks for the user who gave the weights
+    activation: Activation = "softmax"  #: the meaning of logits, see `facts.meaning_of`
     activation_source: str = "default"
 
     @property
     def output(self) -> Output:
-        """What it gives; a model without a head gives embeddings."""
+        """The kind of output; a model without a head gives embeddings."""
         return given(self.adapter.output, self.adapter.architecture.num_classes)
 
     def check_classifies(self) -> None:
         """
         Raises:
-            InputError: the model does not tell one class of several, which searches and comparisons of options need.
+            InputError: the model does not choose one of several classes, which searches and studies need.
         """
         if self.activation != "softmax":
             raise InputError(
@@ -76,9 +76,9 @@ def load_model(asked: ModelSource) -> LoadedModel:
     """Create a model and fill it with weights.
 
     Raises:
-        InputError: the class names are not as many as the classes, or the activation makes no sense for the head.
-        ModelError: unknown, or of a family that cannot be pruned soundly.
-        CheckpointError: a file is unusable or does not fit, or a downloaded tensor holds NaN.
+        InputError: the number of class names is wrong, or the activation makes no sense for the head.
+        ModelError: the model is unknown, or its family cannot be pruned soundly.
+        CheckpointError: a file cannot be used or does not fit, or a downloaded tensor holds NaN.
         WeightsUnavailableError: the hub cannot be reached and nothing is cached.
     """
     _need_host_half()
@@ -98,7 +98,7 @@ def load_model(asked: ModelSource) -> LoadedModel:
     adapter.give(asked.output)
     if texts is not None:
         adapter.answer_with(texts)
-        names = None  # they were those of the head that it had
+        names = None  # they belonged to the replaced head
     classes = adapter.architecture.num_classes
     meaning = facts.meaning_of(classes, asked.activation, source.description.problem_type)
     if asked.class_names is not None:
@@ -130,16 +130,16 @@ class ModelCheck(Record):
     image_size: ImageSize
     architecture: Architecture
     layers: tuple[int, ...]  #: the blocks, from 1, behind which the default schedule prunes
-    gmacs: float  #: of the baseline
+    gmacs: float  #: compute of the baseline
     pruned_gmacs: float  #: at keep ratio 0.7
-    methods: tuple[str, ...]  #: that can be used with it
+    methods: tuple[str, ...]  #: methods that can be used with it
 
 
 def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
-    """What can be done with a model, found out without its weights.
+    """Find out without weights whether a model can be pruned, and how.
 
     Raises:
-        ModelError: unknown, or why it cannot be pruned.
+        ModelError: the model is unknown, or cannot be pruned; the error says why.
     """
     _need_host_half()
     from ztdeploy.host.models.making import sketch
@@ -165,7 +165,7 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
 
 
 def _takes(adapter: ModelAdapter, method: str) -> bool:
-    """Whether a method's layers can be attached to every block."""
+    """Whether the layers of a method can be attached to every block."""
     facts = METHODS[method]
     if facts.needs_class_token and not adapter.architecture.class_token:
         return False
@@ -194,13 +194,13 @@ class _Filled:
 
     made: Created
     image_size: ImageSize | None  #: None: the model's own
-    classes: int | None  #: of the head in the files; None where they have none, or there are no files
+    classes: int | None  #: classes of the head in the files; None without a head or without files
     origin: str
     remarks: tuple[str, ...]
 
 
 def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
-    """Make the model that a source's files fit, or that its name stands for, and fill it.
+    """Make the model for a source's files or name, and load its weights.
 
     Raises:
         ModelError, CheckpointError, WeightsUnavailableError: see `load_model`.
@@ -211,14 +211,14 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
 
     making, fit = Making(source.arguments, size), None
     if source.files:
-        tables = read_all(source.files)  # before the slow part, for it may be unusable
+        tables = read_all(source.files)  # ahead of the slow part, since it may fail
         if source.is_foreign:
             making = making_of(tables, models.sketch(source.name, size, source.arguments), size, source.origin)
             making = replace(making, arguments={**source.arguments, **making.arguments})
         fit = _fit(tables, source, making, output)
     classes = {} if fit is None or fit.classes is None else {"num_classes": fit.classes}
     arguments = {**making.arguments, **classes}
-    if fit is not None and fit.faults:  # said before memory is taken, for a configuration may ask for any size
+    if fit is not None and fit.faults:  # ahead of allocation, since a configuration may ask for any size
         _load(models.sketch(source.name, making.image_size, arguments), fit, source)
     made = models.make(source.name, making.image_size, arguments, pretrained=source.is_timms)
     remarks = (*source.remarks, *making.assumed)
@@ -233,10 +233,10 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
 
 
 def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:
-    """The tensors in the files that are the model's.
+    """Find the model's tensors in the files.
 
     Raises:
-        CheckpointError: the files hold no classifier, and the model's logits are asked for.
+        CheckpointError: the files hold no classifier, but logits are requested.
     """
     from ztdeploy.host.models.layouts import best_fit
     from ztdeploy.host.models.making import sketch
@@ -255,13 +255,13 @@ def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:
 
 
 def _load(model: nn.Module, fit: Fit, source: Source) -> str:
-    """Fill a model with a checkpoint.
+    """Load a checkpoint into a model.
 
     Returns:
-        Where the weights come from, with what was changed about them.
+        The record of the weights, with their sources and remarks.
 
     Raises:
-        CheckpointError: the checkpoint does not fit; names the model that it does fit, where one is found.
+        CheckpointError: the checkpoint does not fit; the error names a model that it fits, if there is one.
     """
     from ztdeploy.host.models.checkpoint import as_weights, load_strictly
     from ztdeploy.host.models.making import sibling_of
@@ -278,10 +278,10 @@ def _load(model: nn.Module, fit: Fit, source: Source) -> str:
 
 
 def _check_behaviour(model: nn.Module, source: Source, classes: int | None) -> tuple[str, ...]:
-    """Weights may fit by names and shapes, while the model computes something else with them.
+    """Check that the model computes what the weights were trained for, beyond names and shapes.
 
     Returns:
-        A doubt that is left.
+        A remark on a remaining doubt.
 
     Raises:
         ModelError: see `facts.check_activation`.
@@ -302,7 +302,7 @@ def _check_behaviour(model: nn.Module, source: Source, classes: int | None) -> t
 
 
 def _class_names(source: Source, made: Created) -> tuple[Sequence[str] | None, tuple[str, ...]]:
-    """The names that a source gives the classes, and remarks where its files do not name them."""
+    """Class names of a source, and remarks where its files do not name them."""
     from ztdeploy.host.models.facts import published_names
 
     if not source.is_foreign:

@@ -1,7 +1,7 @@
 """LV-ViT, which timm lacks: a vision transformer with a deep patch embedding, damped residuals and a head per patch.
 
 After "All Tokens Matter: Token Labeling for Training Better Vision Transformers" (NeurIPS 2021, arXiv 2104.10858).
-Parameters bear the names of the published checkpoints.
+Parameters have the names of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.host.models.adapter import ModelAdapter, check_divides
 
 PATCH = 16
-#: How much the best patch counts beside the class token.
+#: Weight of the best patch beside the class token.
 _AUXILIARY = 0.5
-#: The published models' arguments of `LvVit`, and the share of an image that they were published with.
+#: Arguments of the published models, and the crop share that they were published with.
 SIZES: dict[str, tuple[dict[str, Any], float]] = {
     "lvvit_t": ({"embed_dim": 240, "depth": 12, "num_heads": 4, "damping": 1.0}, 0.9),
     "lvvit_s": ({"embed_dim": 384, "depth": 16, "num_heads": 6, "damping": 2.0}, 0.9),
@@ -75,7 +75,7 @@ class LvVit(nn.Module):
     """Images `[B, C, H, W]` to logits `[B, classes]`: the class token's, and half of the highest among the patches'."""
 
     num_prefix_tokens = 1
-    #: What timm's models say of how images are prepared.
+    #: Pre-processing under timm's keys.
     pretrained_cfg: dict[str, object]
 
     def __init__(
@@ -101,7 +101,7 @@ class LvVit(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str = "token") -> None:
-        """Give it heads for so many classes; without any it gives the class token, or with pooling "" all tokens."""
+        """Replace the heads. With 0 classes the model gives the class token, or with pooling "" all tokens."""
         self.num_classes, self.global_pool = num_classes, global_pool
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.aux_head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
@@ -124,7 +124,7 @@ class LvVit(nn.Module):
 
 
 class LvVitAdapter(ModelAdapter):
-    """Blocks are read where `VitAdapter` reads them."""
+    """Reads blocks like `VitAdapter`."""
 
     family = "lvvit"
     own_models = SIZES

@@ -1,4 +1,4 @@
-"""A model by its name: of the package, of a family of our own, or of timm, with timm's weights or without."""
+"""Make a model by its name: from the package, from a family of our own, or from timm."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from ztdeploy.host.models.facts import published_names
 
 RANDOM_SEED = 0
 _AS_PUBLISHED: Mapping[str, Any] = {}
-#: What timm's names call a width, and how many models of that width are compared with a checkpoint.
+#: Words for widths in timm's names, and how many models of a width are compared with a checkpoint.
 _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m", 1280: "huge", 1408: "giant"}
 _TRIED = 30
 
 
 class Created(NamedTuple):
-    """A model, and what its name says of it."""
+    """A model, and the facts that its name implies."""
 
     model: nn.Module
-    config: Mapping[str, Any]  #: pre-processing in timm's words
+    config: Mapping[str, Any]  #: pre-processing under timm's keys
     class_names: Sequence[str] | None
 
 
 def sketch(name: str, size: ImageSize | None = None, arguments: Mapping[str, Any] = _AS_PUBLISHED) -> nn.Module:
-    """A model by its name without any values in it, made in no time.
+    """Make a model on the meta device, without values and within milliseconds.
 
     Raises:
-        ModelError: unknown, of no family, or it cannot be made at that size.
+        ModelError: the model is unknown, belongs to no family, or cannot be made at that size.
     """
     with torch.device("meta"):
         return make(name, size, arguments, pretrained=False).model.eval()
 
 
 def make(name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pretrained: bool) -> Created:
-    """A model by its name.
+    """Make a model by its name.
 
     Args:
         name: a short name, or timm's.
-        size: None: the model's own.
-        arguments: what differs from the model as it was published, in timm's words.
-        pretrained: whether timm's weights are loaded; otherwise they are random, of `RANDOM_SEED`.
+        size: image size; None: the model's own.
+        arguments: timm's arguments that differ from the published model.
+        pretrained: whether timm's weights are loaded; otherwise weights are random, with `RANDOM_SEED`.
 
     Raises:
-        ModelError: unknown, of no family, or it cannot be made so.
-        WeightsUnavailableError: timm's weights are neither cached nor to be had.
+        ModelError: the model is unknown, belongs to no family, or cannot be made with these arguments.
+        WeightsUnavailableError: timm's weights are not cached and cannot be fetched.
     """
     entry = CATALOGUE.get(name)
     timm_name = entry.timm_name if entry else name
@@ -88,7 +88,7 @@ def make(name: str, size: ImageSize | None, arguments: Mapping[str, Any], *, pre
 
 
 def sibling_of(state: dict[str, Tensor], name: str) -> str | None:
-    """The model, by its nearest name, that has exactly the names and shapes of a checkpoint, heads apart."""
+    """The nearest model name whose names and shapes equal those of a checkpoint, without heads."""
     weight = state.get("patch_embed.proj.weight")
     if weight is None or weight.dim() != 4:
         return None
@@ -123,7 +123,7 @@ def _of_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Cr
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's remarks on names that have moved
+            warnings.simplefilter("ignore")  # timm warns about renamed models
             model = _download(name, arguments) if pretrained else timm.create_model(name, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
         options = ", ".join(f"{option} {value}" for option, value in arguments.items())
@@ -136,13 +136,13 @@ def _of_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Cr
 
 
 def _arguments_of_models() -> frozenset[str]:
-    """What models are made with. timm takes others as well, that read files or ask the hub: no configuration may."""
+    """Arguments of models that a configuration may set. Others of timm's read files or ask the hub."""
     makers = (family.model_class for family in families() if family.timm_modules)
     return frozenset(name for maker in makers for name in signature(maker).parameters)
 
 
 def _download(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """A model with weights from the hub or its cache, without waiting for a hub that is not there."""
+    """Load weights from the hub or its cache, without waiting for a hub that cannot be reached."""
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = offline or not sources.reachable()
     try:

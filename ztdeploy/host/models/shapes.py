@@ -1,6 +1,6 @@
-"""What the shapes in a checkpoint say of its model: channels, pooling, the grid of patches.
+"""Infer facts about a model from the shapes in a checkpoint: channels, pooling, the grid of patches.
 
-Names are told by their ends, whatever a trainer puts in front of them.
+Names are recognised by their ends, since trainers add prefixes.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from ztdeploy.core.preprocess_spec import ImageSize
 
 State = Mapping[str, Tensor]
 
-#: What takes an image's channels: in LV-ViT a convolution ahead of the projection; the projection of patches by timm,
+#: First layers, whose input has the image's channels: LV-ViT's convolution; the projection of patches in timm,
 #: `transformers`, and CLIP's towers.
 _DEEP = ("patch_embed.conv1.weight",)
 _PATCHES = ("patch_embed.proj.weight", "projection.weight", "patch_embedding.weight", "conv1.weight")
 _POOLED, _NORM, _CLASS_TOKEN = "fc_norm.weight", "norm.weight", "cls_token"
-#: Absolute positions, by timm, `transformers`, and CLIP's towers.
+#: Absolute positions in timm, `transformers`, and CLIP's towers.
 _POSITIONS = ("pos_embed", "position_embeddings", "position_embedding.weight", "positional_embedding")
 _RELATIVE = "relative_position_bias_table"
-#: Rows of a table of relative positions that are the class token's.
+#: Rows of the class token in a table of relative positions.
 _CLASS_ROWS = 3
 
 
 @dataclass(frozen=True)
 class Making:
-    """How a model has to be made for a checkpoint."""
+    """How to make a model for a checkpoint."""
 
-    arguments: Mapping[str, Any]  #: for timm, beside the image size
+    arguments: Mapping[str, Any]  #: arguments for timm, beside the image size
     image_size: ImageSize | None  #: None: the model's own
     assumed: tuple[str, ...] = ()  #: remarks
 
 
 def channels_of(model: Any) -> int:
-    """How many channels a model's images have."""
+    """Number of channels of a model's images."""
     embed = model.patch_embed
     return int((embed.conv1 if hasattr(embed, "conv1") else embed.proj).in_channels)
 
 
 def made_for(model: Any) -> ImageSize:
-    """The image size that a model is made for."""
+    """Image size of a model."""
     (rows, columns), (height, width) = model.patch_embed.grid_size, model.patch_embed.patch_size
     return ImageSize(rows * height, columns * width)
 
 
 def making_of(tables: Mapping[str, State], sketch: Any, asked: ImageSize | None, where: str) -> Making:
-    """How to make a model whose weights a checkpoint holds.
+    """Find out how to make the model of a checkpoint.
 
     Args:
         tables: all tensors of the file; where several tables have one name, the first counts.
-        sketch: the model as its name alone makes it; without values.
-        asked: the image size that the user gave.
+        sketch: the model of that name, without values.
+        asked: the user's image size.
 
     Raises:
-        CheckpointError: positions are of no square grid, and nobody said of which.
+        CheckpointError: positions do not form a square grid, and the user gave no size.
     """
     state = {name: tensor for table in reversed(list(tables.values())) for name, tensor in table.items()}
     own = sketch.state_dict()
@@ -82,7 +82,7 @@ def making_of(tables: Mapping[str, State], sketch: Any, asked: ImageSize | None,
 def _image_size(
     state: State, sketch: Any, asked: ImageSize | None, where: str
 ) -> tuple[ImageSize | None, tuple[str, ...]]:
-    """The size to make the model at, and what was assumed about the positions in a checkpoint."""
+    """The image size of the model, and a remark on assumptions about the checkpoint's positions."""
     height, width = sketch.patch_embed.patch_size
     rows, columns = (asked.height // height, asked.width // width) if asked else sketch.patch_embed.grid_size
     absolute = _POSITIONS[0] in sketch.state_dict()
@@ -108,7 +108,7 @@ def _image_size(
 
 
 def _absolute_places(state: State, sketch: Any) -> tuple[int, ...]:
-    """How many patches a table of positions has rows for: the likeliest first, since prefix tokens may have some."""
+    """Possible numbers of patches of a position table, the likeliest first, since prefix tokens may have rows."""
     found = _first(state, _POSITIONS, lambda tensor: tensor.dim() > 1 and tensor.shape[-1] == sketch.embed_dim)
     if found is None:
         return ()
@@ -118,13 +118,13 @@ def _absolute_places(state: State, sketch: Any) -> tuple[int, ...]:
 
 
 def _relative_places(state: State) -> tuple[int, ...]:
-    """How many ways, in which two patches lie to each other, a table has rows for."""
+    """Number of relative positions in a table."""
     found = _first(state, (_RELATIVE,), lambda tensor: tensor.dim() == 2)
     return (found.shape[0] - _CLASS_ROWS,) if found is not None and found.shape[0] > _CLASS_ROWS else ()
 
 
 def _examples(count: int, height: int, width: int) -> str:
-    """The most nearly square sizes of so many patches."""
+    """The most nearly square grids of a number of patches."""
     rows = next((rows for rows in range(math.isqrt(count), 1, -1) if count % rows == 0), None)
     if rows is None:
         return ""
@@ -137,12 +137,12 @@ def _first(state: State, ends: tuple[str, ...], suits: Callable[[Tensor], bool])
 
 
 def _has(state: State, end: str) -> bool:
-    """Whether it has a tensor of that name, outside of its blocks."""
+    """Whether there is a tensor of that name outside of the blocks."""
     return any(_ends(name, end) and "blocks." not in name and "layer." not in name for name in state)
 
 
 def _pools(state: State) -> bool:
-    """Whether it has a norm behind the pooling, and not ahead of it."""
+    """Whether there is a norm behind the pooling and none ahead of it."""
     return _has(state, _POOLED) and not _has(state, _NORM)
 
 

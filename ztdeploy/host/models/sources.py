@@ -1,6 +1,6 @@
-"""Where a model comes from, by what somebody typed: a name, a folder, a repository of the hub, files of weights.
+"""Resolve what a user typed to the source of a model: a name, a folder, a repository of the hub, files of weights.
 
-Files lie in folders as timm and `transformers` lay them out. Nothing is read here but configurations.
+Folders have the layout of timm or `transformers`. Only configurations are read here.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Source:
-    """What to make a model of."""
+    """The source of a model."""
 
     name: str  #: a short name, or timm's
     kind: Literal["pretrained", "checkpoint", "shipped", "random"]
-    files: tuple[Path, ...] = ()  #: of weights, shards of one table where several; none: timm's own weights, or random
-    origin: str = ""  #: what these files are called
-    arguments: Mapping[str, Any] = field(default_factory=dict)  #: for timm, that the files' configuration asks for
+    files: tuple[Path, ...] = ()  #: files of weights (several: shards); empty for timm's own or random weights
+    origin: str = ""  #: the name of these files
+    arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm from the files' configuration
     description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
 
     @property
     def is_timms(self) -> bool:
-        """Whether the weights are those that timm's name stands for."""
+        """Whether these are timm's own weights."""
         return self.kind == "pretrained" and not self.files
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the weights are files from outside of timm and of the package."""
+        """Whether the weights are files that come neither from timm nor from the package."""
         return bool(self.files) and self.kind != "shipped"
 
     @property
@@ -73,18 +73,18 @@ class Source:
 
     @property
     def published_name(self) -> str:
-        """timm's name for the weights, where the files' configuration says which these are."""
+        """timm's name of the weights, where the configuration has it."""
         tag = self.description.tag
         return f"{self.timm_name}.{tag}" if tag and "." not in self.timm_name else self.timm_name
 
 
 def source_of(asked: ModelSource) -> Source:
-    """Resolve what was typed; the hub is asked where it is named.
+    """Resolve what was typed; only names with `hf-hub:` ask the hub.
 
     Raises:
-        ModelError: a place of no known kind, or one that says of which model its weights are and timm has none such.
+        ModelError: an unknown kind of place, or weights of a model that timm does not have.
         CheckpointError: a folder without weights, or with a damaged configuration.
-        WeightsUnavailableError: neither the hub nor its cache has it.
+        WeightsUnavailableError: the repository is neither on the hub nor in its cache.
     """
     name, checkpoint = asked.name, asked.checkpoint
     if ":" in name:
@@ -100,7 +100,7 @@ def source_of(asked: ModelSource) -> Source:
 
 
 def files_behind(asked: ModelSource) -> list[Path]:
-    """All files that decide which model is made; none for timm's own and those of the package.
+    """All files that decide which model is made; none for models of timm and of the package.
 
     Raises:
         ZtdeployError: see `source_of`.
@@ -114,7 +114,7 @@ def files_behind(asked: ModelSource) -> list[Path]:
 
 
 def folder_word(name: str) -> str:
-    """What a model is called in the name of a folder: its own name, or the last part of its place."""
+    """A model's name as part of a folder's name: its own name, or the last part of its place."""
     return Path(name.partition(":")[2].partition("@")[0] or name).name or "model"
 
 
@@ -151,7 +151,7 @@ def _of_place(asked: ModelSource) -> Source:
 
 
 def _of_checkpoint(name: str, checkpoint: Path) -> Source:
-    """A file or a folder of weights, for a model of that name."""
+    """The source for a file or a folder of weights."""
     whole, files, origin = checkpoint.is_dir(), files_of(checkpoint), checkpoint.name
     folder = checkpoint if whole else checkpoint.parent
     if whole:
@@ -164,7 +164,7 @@ def _of_checkpoint(name: str, checkpoint: Path) -> Source:
     except CheckpointError:
         if whole:
             raise
-        return plain  # a file of that name that is no configuration of these weights
+        return plain  # another file of that name
     if said is None:
         return plain
     if said.library == "transformers":
@@ -187,7 +187,7 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     """The file of weights in a folder, or the shards of its index.
 
     Raises:
-        CheckpointError: there is none, or several of which none is called as usual.
+        CheckpointError: there is none, or several without a usual name.
     """
     usual = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if usual is not None:
@@ -202,7 +202,7 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The weights of a folder, the shards that an index names, or the file itself.
+    """The files of weights: a folder's, the shards of an index, or the file itself.
 
     Raises:
         CheckpointError: see `weights_in` and `shards_of`.
@@ -213,10 +213,10 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def shards_of(index: Path) -> tuple[Path, ...]:
-    """The files that `*.index.json` names, beside it.
+    """The shards that a file `*.index.json` names beside it.
 
     Raises:
-        CheckpointError: it is no such index, or names what does not lie beside it.
+        CheckpointError: it is no such index, or a shard does not lie beside it.
     """
     expected = "an index of shards, with a 'weight_map'"
     data = read_json(index, _MOST_INDEX, what="index", error=CheckpointError, expected=expected)
@@ -229,7 +229,7 @@ def shards_of(index: Path) -> tuple[Path, ...]:
 
 
 def read_all(files: tuple[Path, ...]) -> Tables:
-    """The tables of one file, or the one table that shards make together.
+    """The tables of one file, or the joint table of several shards.
 
     Raises:
         CheckpointError: see `checkpoint.read_tables`.
@@ -245,7 +245,7 @@ def read_all(files: tuple[Path, ...]) -> Tables:
 
 
 def reachable(timeout_s: float = 3.0) -> bool:
-    """Whether the hub answers at all; its client retries for most of a minute before it says so."""
+    """Whether the hub answers; its own client would retry for most of a minute."""
     from huggingface_hub.constants import ENDPOINT
 
     parts = urlsplit(os.environ.get("HTTPS_PROXY") or ENDPOINT)
@@ -257,16 +257,16 @@ def reachable(timeout_s: float = 3.0) -> bool:
 
 
 def fetched(repository: str, configurations: tuple[str, ...], weights: tuple[str, ...] = ()) -> Path:
-    """The folder of a repository's files in the hub's cache.
+    """Fetch files of a repository into the hub's cache, and return their folder.
 
     Args:
         repository: `OWNER/NAME`, or `OWNER/NAME@REVISION`.
-        configurations: names of files that are fetched where there are any.
-        weights: names of files of which the first that there is is fetched; with an index of shards, these as well.
+        configurations: names of files that are fetched if they exist.
+        weights: names of files; the first that exists is fetched, and with an index its shards.
 
     Raises:
-        ModelError: no repository can have such a name.
-        WeightsUnavailableError: the hub cannot be reached and nothing is cached, or it has no such files.
+        ModelError: the name is not valid for a repository.
+        WeightsUnavailableError: the hub cannot be reached and nothing is cached, or the files do not exist.
     """
     import huggingface_hub.constants
     from huggingface_hub import hf_hub_download

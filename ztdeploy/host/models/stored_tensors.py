@@ -1,4 +1,4 @@
-"""Tensors that lie in a file: what a file says about each is checked before anything is read or allocated for it."""
+"""Tensors in a file: the claims about each are checked before anything is read or allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ztdeploy.core.safetensors_header import MOST_DIMENSIONS, MOST_ELEMENTS, read_header
 
-#: Of the types that torch knows, those whose values are numbers by themselves: no shared exponents, no half bytes.
+#: Types of torch whose values are plain numbers, without shared exponents and half bytes.
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
@@ -29,14 +29,14 @@ _SAFETENSORS = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file; what is described here lies inside the file.
+    """One tensor of a file; its bytes lie inside the file.
 
     Raises:
-        ValueError: on creation, for what no tensor can have.
+        ValueError: on creation, for impossible claims.
     """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype | None = None  #: None: it cannot be read, being sparse, quantised or of no plain type
+    dtype: torch.dtype | None = None  #: None: sparse, quantised or of no plain type, so it cannot be read
     stride: tuple[int, ...] = ()  #: in elements, of each dimension
     offset: int = 0  #: of the first element, in bytes from the start of the file
 
@@ -49,7 +49,7 @@ class StoredTensor:
 
     @property
     def span(self) -> int:
-        """Bytes from its first element to behind its last."""
+        """Bytes from the first element to the end of the last one."""
         if self.dtype is None or 0 in self.shape:
             return 0
         steps = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -57,11 +57,11 @@ class StoredTensor:
 
     @property
     def cost(self) -> int:
-        """Bytes to be read, or to be held, whichever is more."""
+        """The larger of the bytes to read and the bytes to hold."""
         return 0 if self.dtype is None else max(self.span, math.prod(self.shape) * self.dtype.itemsize)
 
     def read(self, file: BinaryIO) -> Tensor:
-        """The tensor, contiguous, in a memory of its own; of the device "meta" where it cannot be read.
+        """Read the tensor, contiguous in its own memory; on the device "meta" where it cannot be read.
 
         Raises:
             ValueError: the file ends too early.
@@ -80,7 +80,7 @@ class StoredTensor:
 def safetensors(file: BinaryIO) -> dict[str, StoredTensor]:
     """
     Raises:
-        ValueError: not of that format, damaged, or without a tensor.
+        ValueError: the file has another format, is damaged, or has no tensors.
     """
     found = {}
     for name, (kind, shape, begin, _) in read_header(file).items():

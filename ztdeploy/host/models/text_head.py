@@ -1,7 +1,7 @@
-"""A head of text embeddings, for image towers that were trained with text: cosines to each, scaled, are logits.
+"""A head of text embeddings for image towers trained with text: logits are scaled cosines to each embedding.
 
-`build --text-head FILE` reads them from a safetensors file that somebody computed beforehand, with the text tower of
-the same model; it is untrusted input.
+`build --text-head FILE` reads the embeddings from a safetensors file, which the user computed with the text tower of
+the same model. The file is untrusted.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ztdeploy.core.errors import CheckpointError
 from ztdeploy.core.manifest import TextHeadRecord
 from ztdeploy.host.models.checkpoint import read_checkpoint
 
-#: What the matrix `[classes, D]` may be called: by us, by open_clip, by transformers.
+#: Names of the matrix `[classes, D]`: ours, open_clip's, and that of transformers.
 MATRIX = ("text_embeddings", "text_features", "text_embeds")
-SCALE, BIAS = "logit_scale", "logit_bias"  #: as both libraries name them; the scale as its natural logarithm
-#: The scale where the file has none: CLIP's, which training clips at 100.
+SCALE, BIAS = "logit_scale", "logit_bias"  #: names in both libraries; the scale is stored as its natural logarithm
+#: Default scale: CLIP's, which training clips at 100.
 DEFAULT_SCALE = 100.0
 _LARGEST_LOG = 10.0
-_TINY = 1e-24  #: keeps an embedding of zeros from being divided by its length
+_TINY = 1e-24  #: avoids a division by 0 for an embedding of zeros
 
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What such a file holds."""
+    """The content of such a file."""
 
     path: Path
     matrix: Tensor  #: fp32 `[classes, D]`, rows of length 1
-    scale: float  #: that cosines are multiplied by
-    bias: float  #: that is added to all
+    scale: float  #: factor of cosines
+    bias: float  #: added to all logits
 
     @property
     def record(self) -> TextHeadRecord:
@@ -51,7 +51,7 @@ class TextEmbeddings:
 
 
 class TextHead(nn.Module):
-    """Embeddings `[B, D]` to logits `[B, classes]`: scale * cosine + bias."""
+    """From embeddings `[B, D]` to logits `[B, classes]`: scale * cosine + bias."""
 
     weight: Tensor
     scale: Tensor
@@ -71,7 +71,7 @@ class TextHead(nn.Module):
 def read_text_embeddings(path: Path) -> TextEmbeddings:
     """
     Raises:
-        CheckpointError: no safetensors file, other tensors than these, or values that make no head.
+        CheckpointError: the file is not safetensors, has other tensors, or values that make no head.
     """
     if path.suffix != ".safetensors":
         raise _unfit(path, f"ends in '{path.suffix}'", "a .safetensors file")
@@ -98,14 +98,14 @@ def read_text_embeddings(path: Path) -> TextEmbeddings:
 
 
 def with_text_head(head: nn.Module, texts: TextEmbeddings, dimension: int) -> nn.Module:
-    """What takes the place of a tower's head.
+    """The head that replaces a tower's own.
 
     Args:
-        head: what the tower ends in; a projection, or nothing.
-        dimension: of what it gives.
+        head: the tower's own head; a projection, or none.
+        dimension: width of its output.
 
     Raises:
-        CheckpointError: the text embeddings are of another one.
+        CheckpointError: the text embeddings have another dimension.
     """
     found = texts.matrix.shape[1]
     if found != dimension:

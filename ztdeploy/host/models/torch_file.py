@@ -1,7 +1,7 @@
-"""What a file of `torch.save` holds: both of its formats, read without running anything and without trust.
+"""Read files of `torch.save` in both formats, without trust and without running anything.
 
-Today's is a zip archive of stored records: a pickle `data.pkl`, and a record of bytes for each storage that it refers
-to. The older one is a row of pickles with the storages behind them. `inert_pickle` reads the pickles.
+The present format is a zip archive of uncompressed records: a pickle `data.pkl`, and one record of bytes per storage.
+The older format is a sequence of pickles followed by the storages. `inert_pickle` reads the pickles.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from typing import Any, BinaryIO
 from ztdeploy.host.models.inert_pickle import Made, Named, OutsideReference, read_pickle
 from ztdeploy.host.models.stored_tensors import DTYPES, StoredTensor
 
-#: Bytes of the pickles in one file, which take many times as much memory while they are read.
+#: Most bytes of the pickles in a file, which take many times as much memory while they are read.
 _MOST_PICKLED = 64 * 2**20
-#: Bytes of a zip archive's directory, enough for a hundred thousand records.
+#: Most bytes of a zip directory; enough for a hundred thousand records.
 _MOST_DIRECTORY = 16 * 2**20
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  #: what the older format starts with
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  #: first bytes of the older format
 _ENCRYPTED = 0x1
 _STORAGES = {
     **{"DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
     **{"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8"},
     **{"ByteStorage": "uint8", "BoolStorage": "bool"},
-    "UntypedStorage": "uint8",  # counted in bytes, whatever they are
+    "UntypedStorage": "uint8",  # counted in bytes
 }
 #: Item sizes of storages that are skipped in the older format.
 _OTHER_ITEM_SIZES = {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt32Storage": 4}
 _OTHER_ITEM_SIZES |= {"QInt8Storage": 1, "QUInt8Storage": 1}
 _MOST_WRAPPERS = 4
-#: Functions of torch's for tensors without plain values, and where in its arguments each finds the sizes.
+#: Functions of torch for tensors without plain values, and the position of the sizes in their arguments.
 _WITHOUT_PLAIN_VALUES: dict[str, Callable[[Any], Any]] = {
     "_rebuild_sparse_tensor": lambda arguments: next(filter(_is_size, arguments[1]), ()),
     "_rebuild_qtensor": lambda arguments: arguments[2],
     "_rebuild_meta_tensor_no_storage": lambda arguments: arguments[1],
 }
 
-#: Where a storage's bytes lie, by its key: their place in the file, and how many they are.
+#: Offset and size of each storage, by its key.
 _Places = Callable[[str], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What was saved: dictionaries, lists and plain values; `tensor_of` tells tensors from the rest."""
+    """The saved object: dictionaries, lists and plain values; `tensor_of` recognises tensors."""
 
     root: Any
-    names: frozenset[Named]  #: of all that the file would have had called
+    names: frozenset[Named]  #: of all functions that the file asks to call
     _places: _Places
 
     def tensor_of(self, value: Any) -> StoredTensor | None:
         """
         Raises:
-            ValueError: a tensor that cannot be: outside of the file, or of impossible sizes.
+            ValueError: the tensor lies outside of the file, or has impossible sizes.
         """
         for _ in range(_MOST_WRAPPERS):
             if not (isinstance(value, Made) and isinstance(value.of, Named) and isinstance(value.arguments, tuple)):
@@ -80,14 +80,14 @@ class Saved:
             raise ValueError("a tensor that torch.save did not write") from error
 
     def _plain(self, name: str, arguments: tuple[Any, ...]) -> StoredTensor:
-        """Of `(storage, offset, size, stride, ...)`, and in version 3 the type at place 6."""
+        """A tensor from `(storage, offset, size, stride, ...)`; version 3 has the type at position 6."""
         reference, offset, shape, stride = arguments[:4]
         tag, storage, key, _device, count = reference.to[:5]
         if tag != "storage" or not isinstance(key, str) or any(reference.to[5:]):
             raise ValueError("a storage of another kind")
         typed = name.endswith("_v3")
         dtype = DTYPES.get(arguments[6].name if typed else _STORAGES.get(storage.name, ""))
-        if dtype is None or any(arguments[7 if typed else 6 :]):  # such as: conjugated once it is read
+        if dtype is None or any(arguments[7 if typed else 6 :]):  # such as conjugation
             return StoredTensor(_sizes(shape))
         if not (type(count) is type(offset) is int and count >= 0 and offset >= 0):
             raise TypeError
@@ -117,7 +117,7 @@ def _sizes(values: Any) -> tuple[int, ...]:
 def read_torch_file(file: BinaryIO) -> Saved:
     """
     Raises:
-        ValueError: neither of the formats, damaged, or beyond the bounds of this module.
+        ValueError: the file has neither format, is damaged, or exceeds the bounds of this module.
     """
     head, size = file.read(2), os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -156,7 +156,7 @@ def _read_archive(file: BinaryIO, size: int) -> Saved:
 
 
 def _place(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """Where a record's bytes lie. Records are stored: whatever is compressed may be any size once it is not."""
+    """Offset and size of a record. Compressed records are refused, as they may unpack to any size."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise ValueError("compressed records, which torch.save does not write")
     file.seek(entry.header_offset)
@@ -170,7 +170,7 @@ def _place(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]
 
 
 class _Bounded:
-    """A file that gives no more at once than a zip archive's directory may take."""
+    """A file whose reads are bounded by the largest allowed zip directory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
@@ -182,11 +182,11 @@ class _Bounded:
         return self._file.read(_MOST_DIRECTORY if count < 0 else count)
 
     def close(self) -> None:
-        """Whoever opened the file closes it."""
+        """Does nothing: the caller that opened the file closes it."""
 
 
 def _read_row(file: BinaryIO, size: int) -> Saved:
-    """The older format: magic number, version, facts about the machine, what was saved, keys of storages; storages."""
+    """Read the older format: magic number, version, facts about the machine, the object, keys of storages; storages."""
     head = io.BytesIO(file.read(_MOST_PICKLED))
     names: set[Named] = set()
     first = read_pickle(head, names)
@@ -209,7 +209,7 @@ def _read_row(file: BinaryIO, size: int) -> Saved:
 def _row_of_storages(
     file: BinaryIO, size: int, place: int, keys: list[str], references: list[OutsideReference]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Each storage is its number of elements, as a 64-bit integer, and then these."""
+    """Read storages: the number of elements as a 64-bit integer, followed by the elements."""
     kinds = {reference.to[2]: reference.to[1].name for reference in references}
     for key in keys:
         kind = kinds[key]

@@ -1,6 +1,6 @@
 """timm's plain `VisionTransformer`: ViT, AugReg, DeiT, DeiT-III, MAE, CLIP, SigLIP, DINOv2, FlexiViT and their kin.
 
-They differ in what stands around the blocks (prefix tokens, norms, pooling), none of which pruning touches.
+They differ around the blocks (prefix tokens, norms, pooling), where pruning changes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ztdeploy.host.models.adapter import ModelAdapter
 
 
 class VitAdapter(ModelAdapter):
-    """Attention is read where it enters `attn_drop`, keys and queries behind their norms, and values behind `qkv`."""
+    """Reads attention at the input of `attn_drop`, keys and queries behind their norms, and values behind `qkv`."""
 
     family = "vit"
     timm_modules = ("vision_transformer", "deit")
