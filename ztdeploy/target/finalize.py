@@ -1,4 +1,4 @@
-"""Building engines on the machine that will run them, with nothing but its runtime and the bundle."""
+"""Build engines on the machine that will run them, from the bundle and with its runtime only."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ ROUNDS, ITERATIONS = 9, 20
 
 
 class FinalizeReport(Record):
-    """What was built, and what was not."""
+    """The engines that were built, and those that were not."""
 
     rebuilt: tuple[str, ...]  #: engines, as "variant (profile)"
-    chosen: dict[str, EngineRecord]  #: the same engines' records, with the candidates that each was chosen from
+    chosen: dict[str, EngineRecord]  #: records of these engines, with the candidates that each was chosen from
     notes: tuple[str, ...]  #: profiles that were left out and plugins that were not used, with the reasons
     failed: tuple[FailedProfile, ...] = ()  #: profiles that keep their old engines
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One engine to make."""
+    """One engine to build."""
 
     variant: VariantRecord
     profile: HardwareProfile
@@ -58,8 +58,8 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
     """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
 
     Where a graph has a twin with plugin nodes, both are built and proved, and the faster one is kept. The old engines
-    stay until all new engines of their profile are proved; a profile that fails does not keep the others from being
-    finalized. When two processes finalize one bundle at once, the second waits for the first.
+    stay until all new engines of their profile are proved, and a profile that fails does not stop the others. When two
+    processes finalize one bundle at once, the second waits for the first.
 
     Args:
         profile: build for this profile only; by default for all that this machine can build for.
@@ -70,7 +70,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
         OutputError: the bundle cannot be written.
         ParityError: new engines of no profile reproduce the golden outputs; the bundle is left as it was.
     """
-    read_bundle(root)  # a folder that is no bundle is refused before anything is locked
+    read_bundle(root)  # refuses a folder that is no bundle before anything is locked
     with only_writer(root, lambda: progress("waiting for another process that writes to this bundle", 0, 1)):
         bundle = read_bundle(root)
         jobs, notes = jobs_of(bundle, profile)
@@ -90,7 +90,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
 
 
 def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
-    """What to build here, and notes on what is not built and why."""
+    """The engines to build here, and notes on profiles that are left out."""
     manifest = bundle.manifest
     profiles = [manifest.profiles[name] for name in ([bundle.profile_name(profile)] if profile else manifest.profiles)]
     reasons = {one.name: why_not_build(one) or why_not_run(one) for one in profiles}
@@ -107,7 +107,7 @@ def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
 
 
 def files_needed(bundle: Bundle, jobs: list[Job]) -> list[str]:
-    """Everything but the engines that are about to be replaced: a damaged file must not get a new, matching hash."""
+    """All files but the engines to be replaced. They are checked first: a damaged file must not get a matching hash."""
     engines = [job.variant.engines.get(job.profile.name) for job in jobs]
     replaced = {file for engine in engines if engine is not None for file in engine.files}
     needed = {WEIGHTS_FILE, *(file for job in jobs for file in job.graph.files)}
@@ -126,7 +126,7 @@ class Workshop:
     _compiled: dict[str, Plugins | None] = field(default_factory=dict)  #: by profile
 
     def make(self, job: Job) -> EngineRecord:
-        """The faster one of a job's engines, in the scratch folder under its final name; the other one is removed."""
+        """Build a job's engines, and leave the faster one in the scratch folder under its final name."""
         plain, plugins = self._build(job, None), self._plugins(job)
         if plugins is None:
             return plain
@@ -147,7 +147,7 @@ class Workshop:
         return (other if faster else plain).model_copy(update={"file": plain.file, "candidates": candidates})
 
     def _plugins(self, job: Job) -> Plugins | None:
-        """The compiled plugins, if the graph has plugin nodes and this machine can compile any."""
+        """The compiled plugins, if the graph has plugin nodes and this machine can compile them."""
         if job.graph.plain_for:
             known = f"the plugins do not know its option {', '.join(job.graph.plain_for)}"
             self.notes.append(f"{job.label}: plain operators only: {known}")
@@ -158,7 +158,7 @@ class Workshop:
         return self._compiled[job.profile.name]
 
     def _compile(self, profile: HardwareProfile) -> Plugins | None:
-        """The plugin library, where it can be had."""
+        """The plugin library; None where it cannot be compiled."""
         backend = get_backend(profile.backend)
         if not isinstance(backend, TakesPlugins):
             return None
@@ -169,7 +169,7 @@ class Workshop:
             return None
 
     def _build(self, job: Job, plugins: Plugins | None) -> EngineRecord:
-        """Build one engine and hold it against the golden outputs."""
+        """Build one engine and compare it with the golden outputs."""
         kind = "" if plugins is None else " with plugins"
         source, backend = (
             job.graph.source(None if plugins is None else plugins.identity),
@@ -200,7 +200,7 @@ class Workshop:
         self.progress(f"{what} {job.label}{kind}", self.jobs.index(job), len(self.jobs))
 
     def _timing_cache(self, profile: HardwareProfile) -> Path:
-        """What the bundle knows from earlier builds, copied to where this build may add to it."""
+        """A copy of the bundle's timing cache, which this build may add to."""
         path = self.scratch / f"timing.{profile.name}.cache"
         known = self.bundle.manifest.timing_caches.get(profile.name)
         if known is not None and not path.exists():
@@ -208,14 +208,14 @@ class Workshop:
         return path
 
     def _load(self, job: Job, engine: EngineRecord) -> BundleRunner:
-        """Run an engine in the bundle as it would be with it; nothing on disk changes."""
+        """A runner of the bundle with another engine in place of its own; nothing on disk changes."""
         files = {**self.bundle.manifest.files, **file_records(self.bundle.root, engine.files)}
         manifest = self.bundle.manifest.with_engines({(job.variant.name, job.profile.name): engine})
         candidate = Bundle(self.bundle.root, manifest.model_copy(update={"files": files}))
         return load(candidate, variant=job.variant.name, profile=job.profile.name, verify=False)
 
     def _measure(self, job: Job, plain: EngineRecord, other: EngineRecord) -> tuple[bool, tuple[Candidate, ...]]:
-        """Whether the other engine is faster than the plain one, and the figures of both."""
+        """Whether the other engine is faster than the plain one, and the measurements of both."""
         self._say("measuring", job)
         pixels = golden_pixels(self.bundle)[:1].repeat(job.profile.batch.sizes[0], axis=0)
         with ExitStack() as stack:
@@ -256,7 +256,7 @@ def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path
         "timing_caches": {**manifest.timing_caches, **{name: f"{GRAPHS}/{file}" for name, file in caches.items()}},
     }
     manifest = with_readme(manifest.model_copy(update=changes), scratch)
-    with new_manifest(bundle.root, manifest):  # what needs space comes first
+    with new_manifest(bundle.root, manifest):  # files that need space come first
         for name in made:
             move(scratch / name, bundle.root / GRAPHS / name)
         move(scratch / README, bundle.root / README)

@@ -1,4 +1,4 @@
-"""Is a bundle still what was built, and does it compute what it should on this machine?"""
+"""Check that a bundle is unchanged, and that it computes the right outputs on this machine."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _AGAIN = "copy or build the bundle again"
 
 
 class VerifyReport(Record):
-    """What was checked and found in order."""
+    """Checks that passed."""
 
     files: int
     variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
     not_run: dict[str, str]  #: profiles whose engines this machine cannot run, with the reason
-    notes: tuple[str, ...] = ()  #: what else is worth knowing of engines that it can run
+    notes: tuple[str, ...] = ()  #: notes on engines that it can run
 
 
 def verify_bundle(root: Path, profile: str | None, progress: Progress) -> VerifyReport:
-    """Check the hashes of all files, the pre-processing of the golden images, and every engine against the golden
-    outputs; likewise the graphs with notes that `show` runs, and the blocks that `sweep` times.
+    """Check all hashes, the pre-processing of the golden images, and every engine against the golden outputs; also the
+    graphs with notes that `show` runs, and the blocks that `sweep` times.
 
     Raises:
         BundleError: a file is missing, has changed, or does not hold what it should.
-        ParityError: pre-processing, an engine or a graph gives something else on this machine.
+        ParityError: pre-processing, an engine or a graph gives other results on this machine.
         EngineMismatchError: the engines belong to another runtime version.
     """
     progress("hashing files", 0, 1)
@@ -76,7 +76,7 @@ def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict
 
 
 def _check_notes(bundle: Bundle, runner: BundleRunner, file: str) -> None:
-    """Hold the graph with notes of the runner's variant against the golden outputs as well."""
+    """Compare the variant's graph with notes with the golden outputs as well."""
     variant = runner.variant
     engine = variant.engines[runner.profile]
     runner.close()  # one of them in memory at a time
@@ -100,10 +100,10 @@ def _check_notes(bundle: Bundle, runner: BundleRunner, file: str) -> None:
 
 
 def check_blocks(bundle: Bundle, profile: str) -> None:
-    """Run a profile's blocks on numbers of the right shape.
+    """Run a profile's blocks on random numbers of the right shape.
 
     Raises:
-        BundleError: they take or give something else.
+        BundleError: their inputs or outputs have other types or shapes.
         ParityError: they give infinities or NaN.
     """
     backend = get_backend(bundle.manifest.profiles[profile].backend)

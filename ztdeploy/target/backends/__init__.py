@@ -52,7 +52,7 @@ def get_backend(name: str) -> Backend:
 
 
 def backend_of(profile: HardwareProfile) -> Backend:
-    """The backend that a profile asks for.
+    """The backend of a profile.
 
     Raises:
         ProfileError: there is no such backend.
@@ -65,7 +65,7 @@ def backend_of(profile: HardwareProfile) -> Backend:
 
 
 def _reference(name: str) -> str | None:
-    """Where a backend's class is. Installed packages are searched, which takes a while, only for what is not ours."""
+    """The "module:Class" of a backend. The slow search through installed packages is for names that are not ours."""
     return BACKENDS.get(name) or backend_table().get(name)
 
 
@@ -79,7 +79,7 @@ def runtime_versions() -> dict[str, str]:
 
 
 def load_graph(graph: Path, threads: int) -> Runner:
-    """Run a graph of which no engine was built, in ONNX Runtime: what proofs and calibration do.
+    """Run a graph without an engine in ONNX Runtime, for proofs and calibration.
 
     Raises:
         BundleError: ONNX Runtime refuses it.
@@ -90,8 +90,8 @@ def load_graph(graph: Path, threads: int) -> Runner:
 
 
 def load_noted(name: str, noted: Path, *, engine: Path, threads: int) -> Runner:
-    """Run the graph with notes beside an engine of a backend: in the backend's own runtime where that can, or else in
-    ONNX Runtime.
+    """Run the graph with notes that belongs to an engine: in the backend's own runtime if possible, otherwise in ONNX
+    Runtime.
 
     Raises:
         BundleError: the runtime refuses the graph.
@@ -107,7 +107,7 @@ def load_noted(name: str, noted: Path, *, engine: Path, threads: int) -> Runner:
 
 
 def why_not_build(profile: HardwareProfile) -> str | None:
-    """What keeps this machine from building a profile's engines; None where nothing does."""
+    """Why this machine cannot build a profile's engines; None if it can."""
     try:
         backend_of(profile).check_can_build(profile)
     except (EnvironmentLacksError, ProfileError) as error:
@@ -116,7 +116,7 @@ def why_not_build(profile: HardwareProfile) -> str | None:
 
 
 def why_not_run(profile: HardwareProfile) -> str | None:
-    """What keeps this machine from running a profile's engines; None where nothing does."""
+    """Why this machine cannot run a profile's engines; None if it can."""
     try:
         backend_of(profile).check_can_run(profile)
     except ProfileError:
@@ -127,7 +127,7 @@ def why_not_run(profile: HardwareProfile) -> str | None:
 
 
 def first_that_runs(profiles: Iterable[HardwareProfile]) -> tuple[HardwareProfile | None, str]:
-    """The first profile whose engines this machine can run, and what keeps it from running those before it.
+    """The first profile whose engines this machine can run, and why it cannot run those before it.
 
     Returns:
         None where it can run none; the reasons in words, such as "jetson: no GPU; desktop: no GPU".

@@ -1,8 +1,8 @@
-"""What a backend is: facts about a runtime, and how to build an engine of a graph, load it and run it.
+"""The backend seam: facts about a runtime, and functions that build, load and run its engines.
 
 A new backend takes one file with a class that derives from `Backend`, one line in the table `backends.BACKENDS`, and an
-extra in pyproject.toml that installs its runtime. What only some runtimes have is a protocol of its own below; code
-that needs it asks `isinstance(backend, Insight)`. No code outside this folder compares a backend's name.
+extra in pyproject.toml that installs its runtime. Abilities of only some runtimes are protocols of their own below;
+code that needs one asks `isinstance(backend, Insight)`. No code outside this folder compares a backend's name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A fresh engine on disk; weights that did not fit inside it lie in `weights`, if anywhere."""
+    """A fresh engine on disk; `weights` holds weights that did not fit inside it."""
 
     file: Path
     weights: Path | None
@@ -51,7 +51,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine on disk that is to be loaded, and what it is checked against."""
+    """An engine on disk to load, and the facts that it is checked against."""
 
     file: Path
     fingerprint: Fingerprint  #: what it was bound to when it was built
@@ -61,42 +61,42 @@ class StoredEngine:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What a runtime says of an input or output of an engine."""
+    """An input or output of an engine, as the runtime reports it."""
 
     name: str
-    dtype: str  #: as NumPy calls it, or the runtime's own word for what NumPy has no type for
+    dtype: str  #: NumPy's name of the type, or the runtime's own where NumPy has none
     shape: tuple[int | None, ...]  #: None: any length
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a runtime says of an engine's inputs and outputs."""
+    """An engine's inputs and outputs, as the runtime reports them."""
 
     inputs: tuple[TensorFacts, ...]
     outputs: tuple[TensorFacts, ...]
 
 
 class Runner(Protocol):
-    """An engine in memory. Any thread may call it; calls that its runtime cannot run side by side wait for another."""
+    """An engine in memory. Any thread may call it; where the runtime cannot run calls in parallel, they wait."""
 
     @property
     def signature(self) -> Signature:
-        """What the engine takes and gives, by the runtime's own account."""
+        """The engine's inputs and outputs, as the runtime reports them."""
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; returns when the outputs are ready, by the graph's output names.
 
         Raises:
-            BundleError: the runtime cannot run the engine on that.
+            BundleError: the runtime cannot run the engine with these inputs.
         """
 
     def close(self) -> None:
-        """Give the engine's memory back."""
+        """Free the engine's memory."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What `doctor` says about one thing on this machine."""
+    """One line of `doctor`."""
 
     subject: str
     state: Literal["ok", "missing", "note"]
@@ -105,32 +105,32 @@ class Finding:
 
 
 class Backend(ABC):
-    """One runtime. What distinguishes it from others is data; the defaults are what most runtimes are like."""
+    """One runtime. Its differences from others are data; the defaults suit most runtimes."""
 
-    name: ClassVar[str]  #: what profiles call it: the name of its line in the table
+    name: ClassVar[str]  #: its name in profiles and in the table
     module: ClassVar[str]  #: the runtime's Python module
-    suffix: ClassVar[str]  #: of an engine's file
-    extra: ClassVar[str] = ""  #: of ztdeploy, which installs the runtime; "": ztdeploy does not come with one
+    suffix: ClassVar[str]  #: suffix of an engine's file
+    extra: ClassVar[str] = ""  #: ztdeploy's extra that installs the runtime; "": there is none
     distributions: ClassVar[tuple[str, ...]] = ()  #: packages whose versions builds and measurements are recorded with
     built_where: ClassVar[BuiltWhere] = "anywhere"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     activations: ClassVar[tuple[str, ...]] = ()  #: the kinds of int8 activations that it runs, see `Int8Options`
-    #: Of int8 activations by row: how many neighbouring values of a token may share a scale. The fewer, the slower.
+    #: For int8 activations by row: numbers of neighbouring values of a token that may share a scale. Fewer are slower.
     row_groups: ClassVar[tuple[int, ...]] = ()
-    threaded: ClassVar[bool] = True  #: engines run on the CPU, in as many threads as they are told
+    threaded: ClassVar[bool] = True  #: engines run on the CPU and take a number of threads
     shares_weights: ClassVar[bool] = False  #: engines without weights of their own read the bundle's weights file
     concurrent: ClassVar[bool] = False  #: one engine runs calls from several threads side by side
     spins: ClassVar[bool] = False  #: threads of an engine that wait for each other keep their cores busy
     fused_attention: ClassVar[bool] = False  #: it has the operator that `fused_attention_from` asks for
-    tensorrt_operators: ClassVar[bool] = False  #: graphs must do with the operators that TensorRT has
-    trtexec: ClassVar[bool] = False  #: people build its engines by hand with trtexec, on boards without Python
+    tensorrt_operators: ClassVar[bool] = False  #: graphs may only use operators that TensorRT has
+    trtexec: ClassVar[bool] = False  #: people may build its engines by hand with trtexec, on boards without Python
 
     def runtime(self) -> Any:
         """Import the runtime.
 
         Raises:
             MissingExtraError: it is not installed.
-            EnvironmentLacksError: it is, but its libraries cannot be loaded.
+            EnvironmentLacksError: it is installed, but its libraries cannot be loaded.
         """
         if self.extra and find_spec(self.module) is None:
             raise MissingExtraError(self.module, self.extra, f"the backend {self.name}")
@@ -150,7 +150,7 @@ class Backend(ABC):
         return str(self.runtime().__version__).partition("-")[0]
 
     def importing(self) -> AbstractContextManager[object]:
-        """What must be so while the runtime is imported."""
+        """A context for the import of the runtime."""
         return nullcontext()
 
     def processor(self) -> Processor:
@@ -186,10 +186,10 @@ class Backend(ABC):
             )
 
     def check_can_build(self, profile: HardwareProfile) -> None:
-        """Cheap, and before anything is traced.
+        """A cheap check ahead of tracing.
 
         Raises:
-            EnvironmentLacksError: this machine lacks what building takes.
+            EnvironmentLacksError: this machine cannot build such engines.
             ProfileError: as `check_profile`.
         """
         self.check_profile(profile)
@@ -203,11 +203,11 @@ class Backend(ABC):
         self.runtime()
 
     def probes(self) -> dict[str, Callable[[], Finding]]:
-        """What `doctor` looks at for this runtime, by the subject of what each finds."""
+        """The checks of `doctor` for this runtime, by subject."""
         return {f"backend {self.name}": self.examine}
 
     def examine(self) -> Finding:
-        """What `doctor` says about the runtime on this machine."""
+        """The lines of `doctor` about the runtime on this machine."""
         subject = f"backend {self.name}"
         try:
             return Finding(subject, "ok", self.describe())
@@ -217,16 +217,16 @@ class Backend(ABC):
             return Finding(subject, "missing", error.given, error.fix)
 
     def describe(self) -> str:
-        """The runtime's version, and what it can do on this machine, in a few words; raises as `runtime`."""
+        """The runtime's version and abilities on this machine, in a few words; raises as `runtime`."""
         return self.version()
 
     def fingerprint(self, graph_sha256: str) -> Fingerprint:
-        """What an engine is bound to that is built here for the CPU."""
+        """The fingerprint of an engine that is built here for the CPU."""
         device = f"cpu-{platform.machine()}"
         return Fingerprint(graph_sha256=graph_sha256, runtime=self.name, runtime_version=self.version(), device=device)
 
     def check_fingerprint(self, engine: StoredEngine) -> None:
-        """Compare what an engine was built from and by with what is here, but for the device.
+        """Compare an engine's graph and runtime version with those here; the device is not compared.
 
         Raises:
             EngineMismatchError: another runtime version, or another graph.
@@ -256,10 +256,10 @@ class Backend(ABC):
 
 @runtime_checkable
 class RunsNotes(Protocol):
-    """Its own runtime runs a graph with notes. Of other backends, ONNX Runtime does."""
+    """A backend whose own runtime runs graphs with notes; for other backends ONNX Runtime runs them."""
 
     def load_noted(self, noted: Path, *, engine: Path, threads: int) -> Runner:
-        """Run an engine's graph with its notes as outputs, as much as the engine does as is possible without building
+        """Run an engine's graph with its notes as outputs, as similar to the engine as possible without building
         another.
 
         Raises:
@@ -277,7 +277,7 @@ class Plugins:
 
 @runtime_checkable
 class TakesPlugins(Protocol):
-    """Its engines may hold compiled plugins, and building one measures kernels."""
+    """A backend whose engines may hold compiled plugins, and whose builds measure kernels."""
 
     def plugin_library(self) -> Plugins:
         """The compiled plugins that graphs with plugin nodes need.
@@ -299,8 +299,8 @@ class TakesPlugins(Protocol):
         """Build an engine as `Backend.build` does.
 
         Args:
-            plugins: what the graph's plugin nodes need.
-            timing_cache: what earlier builds measured; read where it exists, and written.
+            plugins: the compiled plugins of the graph's plugin nodes.
+            timing_cache: measurements of earlier builds; it is read if it exists, and written.
         """
 
 
@@ -317,26 +317,26 @@ class NodeRun:
 
 @dataclass(frozen=True)
 class ProfiledCall:
-    """One call, by the runtime's own account."""
+    """One call, as the runtime reports it."""
 
     ms: float  #: as a whole
     nodes: tuple[NodeRun, ...]  #: in the order in which they ran, one after the other
 
 
 class ProfiledRunner(Runner, Protocol):
-    """An engine that takes the time of each of its nodes, which slows it down."""
+    """An engine that measures the time of each of its nodes, which slows it down."""
 
     def finish(self) -> tuple[ProfiledCall, ...]:
-        """Give the engine's memory back, and say what its calls did, in their order.
+        """Free the engine's memory, and return its calls in their order.
 
         Raises:
-            EnvironmentLacksError: the runtime's account is not one that this version can read.
+            EnvironmentLacksError: the runtime's report has an unknown form.
         """
 
 
 @runtime_checkable
 class Insight(Protocol):
-    """The runtime says where time goes."""
+    """A backend whose runtime reports the time of each node."""
 
     def load_profiled(self, engine: StoredEngine, *, threads: int, folder: Path) -> ProfiledRunner:
         """Load an engine as `Backend.load` does; the runtime may leave files in `folder`.
@@ -346,7 +346,7 @@ class Insight(Protocol):
         """
 
     def load_graph(self, graph: Path, *, threads: int) -> Runner:
-        """Run a graph of which no engine was built, optimised as an engine is; its axes may be dynamic.
+        """Run a graph without an engine, optimised like one; its axes may be dynamic.
 
         Raises:
             BundleError: the runtime refuses the graph.
@@ -363,7 +363,7 @@ def widest_group(widths: Sequence[int], groups: tuple[int, ...]) -> int:
 
 
 def refused(runtime: str, error: Exception) -> BundleError:
-    """The error of a call that a runtime refused. Its own classes tell damage and lack of memory badly apart."""
+    """The error of a refused call. The runtime's own classes hardly distinguish damage from lack of memory."""
     return BundleError(
         f"{runtime} cannot run the engine: {first_line(error)}",
         "an engine as built, and memory for so many images",
@@ -372,7 +372,7 @@ def refused(runtime: str, error: Exception) -> BundleError:
 
 
 def mismatch(engine: Path, built: str, expected: str) -> EngineMismatchError:
-    """The error of an engine that was built otherwise than is expected here."""
+    """The error of an engine that was built for something else."""
     return EngineMismatchError(
         f"engine '{engine.name}' was built {built}", expected, f"run: ztdeploy finalize {engine.parent.parent}"
     )

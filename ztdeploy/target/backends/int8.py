@@ -1,8 +1,8 @@
-"""Int8 engines on processors without 8-bit dot products: how they stay exact, and what users are told.
+"""Int8 engines on processors without 8-bit dot products: how they stay exact, and notes for users.
 
 Kernels for such x86 processors add pairs of products in 16 bits. With weights of 7 bits every pair fits, and kernels
-are as fast. An engine with weights of 8 bits, built elsewhere or for elsewhere, is run there by slower kernels that are
-exact: see `exact_kernels` in each backend.
+are as fast. An engine with 8-bit weights that was built on another processor runs there in slower, exact kernels: see
+`exact_kernels` in each backend.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from ztdeploy.target.backends import backend_of
 
 
 def exact_here(profile: HardwareProfile) -> HardwareProfile:
-    """The profile as it is built on this machine: with weights of 7 bits where this processor loses sums of others.
+    """The profile as it is built on this machine: with 7-bit weights where this processor would lose sums of 8-bit
+    ones.
 
-    One that is for another kind of processor (`machine`) stays as it is, and so do activations by row, which OpenVINO
+    A profile for another kind of processor (`machine`) is not changed, nor are activations by row, which OpenVINO
     computes in fp32 on such processors.
     """
     options = profile.int8 or Int8Options()
@@ -27,7 +28,7 @@ def exact_here(profile: HardwareProfile) -> HardwareProfile:
 
 
 def is_elsewhere(profile: HardwareProfile) -> bool:
-    """Whether the profile is for another kind of processor than the one here."""
+    """Whether the profile is for another kind of processor."""
     return profile.machine not in ("", platform.machine())
 
 
@@ -37,14 +38,14 @@ def _narrows(profile: HardwareProfile, options: Int8Options) -> bool:
 
 
 def what_int8_lacks(here: Processor) -> str | None:
-    """What int8 engines miss on such a processor; None where it has what it takes, or does not say."""
+    """What this processor lacks for fast int8 engines; None where nothing is lacking or known."""
     if not here.features or here.dot_products:
         return None
     return "no 8-bit dot products (VNNI), so that int8 gains less over fp32"
 
 
 def int8_note(profile: HardwareProfile) -> str | None:
-    """What to tell whoever runs a profile's engines on this machine, if anything."""
+    """A note for users of a profile's engines on this machine, if there is any."""
     options = profile.int8 or Int8Options()
     lacking = what_int8_lacks(backend_of(profile).processor()) if profile.precision == "int8" else None
     if lacking is None:

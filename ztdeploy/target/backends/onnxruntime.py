@@ -1,4 +1,4 @@
-"""CPU engines: ONNX Runtime, its own optimised graph saved, its real providers asserted."""
+"""CPU engines of ONNX Runtime: its optimised graph is saved, and its actual providers are checked."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EXTERNAL_BYTES = 4096
 
 
 class OnnxRuntimeBackend(Backend):
-    """Engines are graphs that ONNX Runtime has optimised for any CPU; they stay bound to its version."""
+    """Engines are graphs that ONNX Runtime has optimised for any CPU; they are bound to its version."""
 
     name = module = "onnxruntime"
     distributions = ("onnxruntime",)
@@ -91,7 +91,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 def load_graph(graph: Path, threads: int) -> OnnxRuntimeRunner:
-    """Run a graph of which no engine was built.
+    """Run a graph without an engine.
 
     Raises:
         BundleError: ONNX Runtime refuses it.
@@ -100,7 +100,7 @@ def load_graph(graph: Path, threads: int) -> OnnxRuntimeRunner:
 
 
 class OnnxRuntimeRunner:
-    """A session, and the shared weights it reads."""
+    """A session, with the shared weights that it reads."""
 
     def __init__(self, session: ort.InferenceSession, shared: list[Any]) -> None:
         self._session: ort.InferenceSession | None = session
@@ -127,7 +127,7 @@ class OnnxRuntimeRunner:
 
 
 class ProfiledSession(OnnxRuntimeRunner):
-    """A session that writes down what its nodes take."""
+    """A session that records the time of its nodes."""
 
     def finish(self) -> tuple[ProfiledCall, ...]:
         assert self._session is not None, "the runner is closed"
@@ -146,7 +146,7 @@ def _facts(value: Any) -> TensorFacts:
 
 
 def _dtype(kind: str) -> str:
-    """What NumPy calls a type that ONNX Runtime calls, for instance, "tensor(float)"."""
+    """NumPy's name of a type such as ONNX Runtime's "tensor(float)"."""
     inner = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
 
@@ -154,8 +154,8 @@ def _dtype(kind: str) -> str:
 def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
     """
     Args:
-        exact: on a processor that loses sums of products with 8-bit weights, take kernels that do not: such weights
-            become unsigned, and products take up to twice as long. Weights of 7 bits stay, for their sums fit.
+        exact: take exact kernels on a processor whose fast ones lose sums with 8-bit weights: weights become unsigned,
+            and products take up to twice as long. 7-bit weights are not affected, as their sums fit.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -168,7 +168,7 @@ def session_options(threads: int, *, exact: bool = True) -> ort.SessionOptions:
 
 
 def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    """Open a session that runs where it was told to, or not at all.
+    """Open a session, and check that it runs on the requested providers.
 
     Raises:
         BundleError: ONNX Runtime refuses the graph.
@@ -195,8 +195,8 @@ def open_session(model: Path, options: ort.SessionOptions) -> ort.InferenceSessi
 
 
 def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
-    """Give a session those weights that it would refuse to read: ONNX Runtime follows no link out of a graph's folder,
-    and hubs' clients lay a bundle out as links. What a link leads to was held against the manifest before."""
+    """Give a session the weights that it would refuse to read: ONNX Runtime follows no link out of a graph's folder,
+    and clients of hubs make a bundle of links. The targets were checked against the manifest before."""
     home = model.resolve().parent
     files = [
         file for file in (model.with_name(Path(WEIGHTS_FILE).name), model.with_suffix(".weights")) if file.is_file()
@@ -212,13 +212,13 @@ def _lend_weights(model: Path, options: ort.SessionOptions) -> list[Any]:
 def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path) -> list[Any]:
     """Let sessions read their weights from one mapping of the weights file per process.
 
-    The initialisers of every graph in a bundle bear the names that their tensors have in the weights file.
+    Initialisers of a bundle's graphs have the names of their tensors in the weights file.
 
     Returns:
-        What must outlive the session.
+        Objects that must outlive the session.
 
     Raises:
-        BundleError: a tensor is of another type or shape than in the graph; ONNX Runtime would not look.
+        BundleError: a tensor has another type or shape than in the graph, which ONNX Runtime does not check.
     """
     values, constants = _shared_values(weights, weights.stat().st_mtime_ns), read_graph(engine).tensors
     for name in values.keys() & constants.keys():

@@ -1,12 +1,12 @@
-"""CPU engines of OpenVINO: it compiles the bundle's own graph each time that an engine is opened.
+"""CPU engines of OpenVINO, which compiles the bundle's graph each time an engine is opened.
 
-An engine is a short file that names its graph, which lies beside the weights that both graph and engine read: nothing
-is stored twice. What OpenVINO compiles is not kept: on two cores opening a DeiT-S takes 0.3 s, and would take 0.1 s
-from a cache that holds another copy of the weights for each engine.
+An engine is a short file that names its graph; the weights file serves all graphs, so nothing is stored twice. Compiled
+models are not cached: on two cores opening a DeiT-S takes 0.3 s, against 0.1 s from a cache with another copy of the
+weights for each engine.
 
-The precision is that of the graph's types. OpenVINO is told to compute in fp32, which leaves the types as they are: by
-itself it would compute everything in bf16 wherever it can, the ranking of tokens as well. A processor without bf16
-would be given fp32 kernels for a bf16 graph, and is refused instead.
+The types of the graph are its precision. OpenVINO is set to compute in fp32, which keeps these types; by default it
+would compute everything in bf16 where it can, including the ranking of tokens. A bf16 graph is refused on a processor
+without bf16, where OpenVINO would silently use fp32 kernels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
 
 class OpenVinoEngine(Record):
-    """What is in an engine's file."""
+    """The content of an engine's file."""
 
     graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
     precision: Precision
@@ -55,7 +55,7 @@ class OpenVinoEngine(Record):
 
 
 class OpenVinoBackend(Backend):
-    """Engines run on any CPU that has their precision; they stay bound to OpenVINO's version."""
+    """Engines run on any CPU that has their precision; they are bound to OpenVINO's version."""
 
     name = module = extra = "openvino"
     distributions = ("openvino",)
@@ -169,10 +169,10 @@ def check_processor(precision: Precision) -> None:
 
 
 def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
-    """Options that keep OpenVINO from losing sums of integer products on a processor whose kernels would lose them.
+    """Options for exact integer products on a processor whose integer kernels would lose sums.
 
-    Then integers are multiplied in fp32, which takes as long as fp32 does. By row there are no integer kernels without
-    8-bit dot products, and where oneDNN's limit forbids them OpenVINO must be told so.
+    Integers are then multiplied in fp32, at the speed of fp32. Without 8-bit dot products there are no integer kernels
+    for activations by row; where oneDNN's limit on instructions forbids them, an option must say so.
     """
     here = onednn_processor()
     if row_group:
@@ -195,7 +195,7 @@ def read_engine(path: Path) -> OpenVinoEngine:
 
 
 def row_group(graph: Path) -> int:
-    """How many values share a scale in a graph whose weights are int8 and whose activations are not."""
+    """The number of values that share a scale in a graph with int8 weights and other activations."""
     constants = [node for node in _read_model(graph).get_ops() if node.get_type_name() == "Constant"]
     integers = [node for node in constants if node.get_element_type().get_type_name() == "i8"]
     return widest_group([node.shape[0] for node in integers if len(node.shape) == 2], OpenVinoBackend.row_groups)
@@ -204,7 +204,7 @@ def row_group(graph: Path) -> int:
 def compile_graph(
     graph: Path, threads: int, *, alone: bool = False, row_group: int = 0, weight_bits: int = 8
 ) -> tuple[Any, Signature]:
-    """A compiled graph for one call at a time, in so many threads.
+    """Compile a graph for one call at a time.
 
     Args:
         alone: for a batch of one where the graph takes any: with all shapes known, OpenVINO fuses more, and a call of

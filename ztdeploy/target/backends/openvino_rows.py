@@ -1,12 +1,11 @@
-"""What OpenVINO is given in place of a graph whose shapes are all known: the same answers, sooner.
+"""Rewrite a graph with known shapes for OpenVINO: the same answers in less time.
 
-Its kernels of integer products cut rows into blocks of one size, the largest number up to 64 that divides them, and
-share blocks among threads. 197 tokens are a prime number: blocks of 64, 64, 64 and 5, of which two threads get 128 and
-69 rows. With a 198th row they are six blocks of 33, and a product takes a sixth less.
+OpenVINO's kernels of integer products divide rows into blocks of equal size, the largest divisor up to 64, and
+distribute blocks over threads. 197 tokens are a prime number: blocks of 64, 64, 64 and 5, so that two threads get 128
+and 69 rows. With a 198th row there are six blocks of 33, and a product takes a sixth less time.
 
-And a block's queries, keys and values are turned in one piece: as fp32, where they are rounded to bf16 only after that.
-Rounded before, half as much is moved. The power of two that queries are multiplied by is multiplied into the product
-that makes them.
+Queries, keys and values are transposed together in fp32 and rounded to bf16 afterwards; rounding them first moves half
+as many bytes. The power of two that scales queries becomes part of the product that computes them.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ _MOVES = frozenset(("Reshape", "Transpose", "Gather", "Squeeze", "Unsqueeze"))
 
 
 def even_number(rows: int) -> int:
-    """The first from `rows` on that divides into large blocks; `rows` itself if they do passably or none is near."""
+    """The first number from `rows` on with large blocks; `rows` itself if its blocks suffice or none is near."""
     if rows <= LARGEST or block(rows) >= LARGE // 2:
         return rows
     return next((more for more in range(rows, rows + rows // SHARE + 1) if block(more) >= LARGE), rows)
 
 
 def block(rows: int) -> int:
-    """The largest number up to `LARGEST` that divides rows."""
+    """The largest divisor of `rows` up to `LARGEST`."""
     return max(size for size in range(1, LARGEST + 1) if rows % size == 0)
 
 
 def even_rows(model: Any, opset: Any, *, by_row: bool = False) -> int:
-    """Let integer products that widen their rows, and those behind them, work on a few rows more.
+    """Let integer products that widen their rows, and the nodes behind them, work on a few more rows.
 
-    The narrower rows ahead of such a product are cheap to copy. Rows do not meet in between, so those of the image are
-    computed as before; the others are cut off where the next operator is not one row's alone.
+    The narrower rows ahead of such a product are cheap to copy. The nodes treat every row by itself, so the image's
+    rows are computed as before; the added rows are cut off ahead of the next operator that combines rows.
 
     Args:
         model: with known shapes, of one image. It is changed.
