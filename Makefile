@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-all lint format bench clean constraints
+.PHONY: help setup quickstart test test-all lint format bench docs clean constraints
 
 help:
 	@echo "make quickstart   set up, then build, verify and measure the shipped model"
 	@echo "make test         set up, then lint, type-check and run the tests that every change must pass (minutes)"
 	@echo "make test-all     the same, with the long tail: every family, SM and damaged byte"
 	@echo "make lint         ruff, mypy and import-linter"
+	@echo "make docs         the documents as a site, in site/"
 	@echo "make bench        the benchmarks that the README's figures come from"
 
 setup: $(VENV)/.ready
@@ -21,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "error: $$($(PYTHON) --version); expected Python 3.10 to 3.13; run: make PYTHON=python3.11 ..." >&2; exit 1)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[build,tensorrt-rtx,openvino,tune,dev]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[build,tensorrt-rtx,openvino,tune,dev,docs]'
 	@touch $@
 
 quickstart: setup
@@ -49,10 +50,14 @@ bench: setup
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.footprint
 
+docs: setup
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 # Versions that are known to work together, for every supported Python; no addresses in it.
 constraints: setup
-	$(BIN)/uv pip compile pyproject.toml --extra build --extra tensorrt-rtx --extra dev --extra tune --extra openvino --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --extra build --extra tensorrt-rtx --extra dev --extra tune --extra openvino --extra docs --universal --python-version 3.10 \
 		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
 
 clean:
-	rm -rf $(VENV) dist build quickstart .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build site quickstart .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
