@@ -28,7 +28,7 @@ from ztdeploy.core.files import remove, write
 from ztdeploy.core.records import to_json
 from ztdeploy.core.text import markdown_text
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import Figure, notes, plots, section
+from ztdeploy.report.kit.figure import Figure, notes, plots, section, trust, verdict
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.numbers import short
 from ztdeploy.report.kit.sheet import Column, markdown_table
@@ -150,13 +150,6 @@ def convergence_columns(found: Convergence) -> list[Column[BlockRanking]]:
 def page(report: AblateReport) -> str:
     """The whole document, which is well-formed XML as well."""
     headline, *more = summary(report)
-    lead = element(
-        "section",
-        element("p", headline, class_="headline"),
-        _paragraphs(more),
-        element("ul", [element("li", line) for line in (HOST_HALF, *cautions(report))], class_="trust"),
-        class_="verdict open",
-    )
     sections = [
         section(
             one.title,
@@ -172,15 +165,15 @@ def page(report: AblateReport) -> str:
         sheet = drawn_table("Convergence by block", convergence_columns(found), found.blocks)
         drawn = plots(*convergence_figures(found))
         sections.append(section(_CONVERGENCE, _paragraphs(found.findings), drawn, sheet, quiet=_ALL_TAKE_PART))
-    main = element(
-        "main",
+    return document(
+        title(report),
         element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead")),
-        lead,
+        verdict("open", headline, more),
+        trust([HOST_HALF, *cautions(report)]),
         sections,
         notes(dict(NOTES)),
         element("footer", f"Written by ztdeploy {__version__} from ablation.json. {machine_line(report)}."),
     )
-    return document(title(report), main)
 
 
 def _paragraphs(sentences: Iterable[str]) -> list[Markup]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.kit.markup import Child, Markup, element, fragment
 from ztdeploy.report.kit.plots.frame import SVG
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MARGIN = 10.0
+CLOSING = "</main></body></html>\n"
 _FONT = 'font-family:system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif'
 
 
-def document(title: str, main: Markup) -> str:
+def document(title: str, *children: Child) -> str:
     """The whole page, which is well-formed XML as well."""
+    return f"{opening(title)}{fragment(*children)}{CLOSING}"
+
+
+def opening(title: str) -> str:
+    """All that stands in front of the children of `main`; `CLOSING` stands behind them."""
     head = element(
         "head",
         fragment(
@@ -26,7 +32,7 @@ def document(title: str, main: Markup) -> str:
             _style("plots.css", "style.css"),
         ),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, element('body', main), lang='en')}\n"
+    return f'<!DOCTYPE html>\n<html lang="en">{head}<body><main>'
 
 
 def standalone(plot: Markup) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
+from ztdeploy.core.text import html_text
 from ztdeploy.report.kit.document import standalone
 from ztdeploy.report.kit.markup import Markup, element
 
@@ -49,6 +54,21 @@ def legend(keys: Sequence[tuple[Markup, str]]) -> Markup:
     return element("ul", [element("li", mark, element("span", text)) for mark, text in keys], class_="legend")
 
 
+def swatch(kind: str) -> Markup:
+    """A square of a colour, for a legend.
+
+    Args:
+        kind: classes of plots.css.
+    """
+    square = element("rect", x=1.0, y=1.0, width=12.0, height=12.0, rx=2.0, class_=kind)
+    return element("svg", square, viewBox="0 0 14 14", class_="key", aria_hidden="true")
+
+
+def folded(title: str, sheet: Markup | None) -> Markup | None:
+    """What only some readers want to see."""
+    return None if sheet is None else element("details", element("summary", title), sheet)
+
+
 def section(title: str, *children: Markup | Iterable[Markup] | None, quiet: str = "") -> Markup:
     """A part of a page under its heading.
 
@@ -56,6 +76,44 @@ def section(title: str, *children: Markup | Iterable[Markup] | None, quiet: str 
         quiet: a sentence below the heading.
     """
     return element("section", element("h2", title), element("p", quiet, class_="quiet") if quiet else None, children)
+
+
+def verdict(decision: str, headline: str, lines: Iterable[str] = (), where: str | None = None) -> Markup:
+    """What to do, in a box at the top of a page.
+
+    Args:
+        decision: in a word or two; it gives the box its colour.
+        headline: a sentence.
+        lines: what it stands on.
+        where: what the verdict is of, where there are several.
+    """
+    return element(
+        "section",
+        None if where is None else element("p", where, class_="where"),
+        element("p", headline, class_="headline"),
+        element("p", " ".join(lines)),
+        class_=f"verdict {decision.replace(' ', '-')}",
+    )
+
+
+def trust(lines: Sequence[str], fine: str | None = None) -> Markup | None:
+    """What limits how far the figures can be believed, or `fine` where nothing does."""
+    shown = lines or ([fine] if fine else [])
+    kind = "trust" if lines else "trust fine"
+    return element("ul", [element("li", line) for line in shown], class_=kind) if shown else None
+
+
+def photograph(picture: Image.Image, words: str) -> Markup:
+    """A picture inside of the page.
+
+    Args:
+        words: what it shows, for those who cannot see it.
+    """
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90, subsampling=0)
+    data = base64.b64encode(file.getvalue()).decode()
+    # An attribute of `element` has at most so many characters.
+    return Markup(f'<img src="data:image/jpeg;base64,{data}" alt="{html_text(words)}"/>')
 
 
 def notes(found: dict[str, str]) -> Markup:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from ztdeploy.target.measure.statistics import Interval
 
 _MOST_DECIMALS = 4
+
+
+class Estimated(Protocol):
+    """A figure that is known up to its interval."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def interval(self) -> Interval: ...
 
 
 def decimals_for(values: Iterable[float | None], digits: int = 3) -> int:
@@ -30,6 +41,33 @@ def short(value: float | None, digits: int = 3) -> str:
 def decimals(count: int) -> Callable[[float | None], str]:
     """What writes a number with so many decimals, and nothing where there is none."""
     return lambda value: "" if value is None else fixed(value, count)
+
+
+def meant(interval: Interval) -> int:
+    """Decimals that mean something: half of the interval's width is shown with two significant digits up to 3.5, with
+    one beyond that. This is the rule by which the Particle Data Group rounds errors.
+    """
+    half = (interval.high - interval.low) / 2
+    if half <= 0:
+        return decimals_for([interval.high])
+    power = math.floor(math.log10(half))
+    return min(_MOST_DECIMALS, max(0, (1 if half < 3.55 * 10**power else 0) - power))
+
+
+def estimate(found: Estimated, scale: float = 1, sign: str = "") -> tuple[str, str]:
+    """A figure and its interval, such as "2.6" and "1.6 to 4.2".
+
+    Args:
+        scale: 100 for a share in %.
+        sign: "+" for a difference, whose sign is always shown.
+    """
+    interval = found.interval.scaled(scale)
+    decimals = meant(interval)
+    value, low, high = (
+        f"{round(one, decimals) + 0.0:{sign}.{decimals}f}"  # no "-0.0"
+        for one in (scale * found.value, interval.low, interval.high)
+    )
+    return value, f"{low} to {high}"
 
 
 def percent(share: float | None) -> str:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ztdeploy.core.text import markdown_text
-from ztdeploy.report.kit.markup import Markup, element
-from ztdeploy.report.kit.numbers import decimals_for, fixed
+from ztdeploy.report.kit.markup import Markup, element, fragment
+from ztdeploy.report.kit.numbers import Estimated, decimals_for, estimate, fixed
 
 Item = TypeVar("Item")
+#: Rows up to which a narrow page shows a card for each.
+_MOST_CARDS = 8
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,17 @@ class Cell:
     kind: str = ""  #: classes
     heading: bool = False  #: whether it names its row
 
-    def draw(self) -> Markup:
+    def draw(self, head: str) -> Markup:
+        """
+        Args:
+            head: of its column; a narrow page shows it beside the text.
+        """
         return element(
             "th" if self.heading else "td",
             self.text,
             class_=self.kind or None,
             data_value=None if self.value is None else repr(self.value),
+            data_head=None if self.heading else head or None,
             scope="row" if self.heading else None,
         )
 
@@ -71,6 +78,29 @@ def interval(head: str, text: Callable[[Item], str]) -> Column[Item]:
     return Column(head, text, lambda _one: None)
 
 
+def estimated(
+    head: str, found: Callable[[Item], Estimated | None], *, scale: float = 1, sign: str = "", missing: str = "-"
+) -> Column[Item]:
+    """A column of figures with their intervals behind them, for pages; see `numbers.estimate`.
+
+    Args:
+        missing: what stands where there is no figure.
+    """
+
+    def text(item: Item) -> str:
+        one = found(item)
+        if one is None:
+            return missing
+        value, span = estimate(one, scale, sign)
+        return fragment(value, element("span", f" ({span})", class_="quiet"))
+
+    def value(item: Item) -> float | None:
+        one = found(item)
+        return None if one is None else one.value
+
+    return Column(head, text, value)
+
+
 def table(
     name: str, columns: Sequence[Column[Item]], items: Iterable[Item], *, chosen: int | None = None
 ) -> Markup | None:
@@ -92,7 +122,7 @@ def markdown_table(columns: Sequence[Column[Item]], items: Iterable[Item]) -> li
 def sheet(
     name: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, chosen: int | None = None
 ) -> Markup | None:
-    """A table in a box that scrolls; None without rows.
+    """A table in a box that scrolls, or on a narrow page a card for each row if there are few; None without rows.
 
     Args:
         name: what it is, for those who cannot see it.
@@ -103,8 +133,14 @@ def sheet(
     kinds = ["num" if "num" in cell.kind else None for cell in rows[0]]
     top = [element("th", head, class_=kind, scope="col") for head, kind in zip(heads, kinds, strict=True)]
     body = [
-        element("tr", [cell.draw() for cell in cells], class_="chosen" if position == chosen else None)
+        element(
+            "tr",
+            [cell.draw(head) for cell, head in zip(cells, heads, strict=True)],
+            class_="chosen" if position == chosen else None,
+        )
         for position, cells in enumerate(rows)
     ]
     drawn = element("table", element("thead", element("tr", top)) if any(heads) else None, element("tbody", body))
-    return element("div", drawn, class_="scroll", tabindex=0, role="region", aria_label=name)
+    few = len(rows) <= _MOST_CARDS and any(heads)
+    kind = "scroll stacks" if few else "scroll"
+    return element("div", drawn, class_=kind, tabindex=0, role="region", aria_label=name)

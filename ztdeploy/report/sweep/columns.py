@@ -19,22 +19,32 @@ _FIDELITY: dict[str, tuple[str, Callable[[float | None], str]]] = {
 _TONES = {"faster": "good", "slower": "bad"}
 
 
+_VARIANT: Column[Row] = Column("variant", lambda row: row.facts.name, kind="heading")
+
+
 def columns(rows: Sequence[Row]) -> list[Column[Row]]:
-    """All columns, in the order of the page; fidelity's only where that of any row is known."""
+    """What decides, in the order of the page; fidelity's only where that of any row is known."""
     return [
-        Column("variant", lambda row: row.facts.name, kind="heading"),
-        Column("method", lambda row: "dense" if row.dense else row.facts.method),
+        _VARIANT,
+        Column("method", lambda row: "baseline" if row.dense else row.facts.method),
         Column("keep", value=lambda row: row.facts.keep_ratio, show=partial(fixed, decimals=2)),
         Column("p50 ms", value=_value("measured.latency.p50_ms")),
-        Column("p90", value=_value("measured.latency.p90_ms")),
-        Column("p95", value=_value("measured.latency.p95_ms")),
-        Column("p99", value=_value("measured.latency.p99_ms")),
-        Column("MAD", value=_value("measured.latency.mad_ms"), digits=2),
+        Column("p90 ms", value=_value("measured.latency.p90_ms")),
         Column("images/s", value=_value("measured.images_per_s"), show=partial(short, digits=4)),
         Column("speed-up", _speedup, _value("comparison.speedup"), kind=_tone),
         interval("95 % interval", lambda row: span(row.comparison.interval) if row.comparison else ""),
         *_fidelity(rows),
         Column("less work", value=_value("comparison.work_ratio"), show=lambda one: times(one) if one else ""),
+    ]
+
+
+def details() -> list[Column[Row]]:
+    """What else was measured of each configuration."""
+    return [
+        _VARIANT,
+        Column("p95 ms", value=_value("measured.latency.p95_ms")),
+        Column("p99 ms", value=_value("measured.latency.p99_ms")),
+        Column("MAD ms", value=_value("measured.latency.mad_ms"), digits=2),
         Column("GMACs", value=_value("facts.gmacs"), show=short),
         Column("peak MB", value=_value("measured.peak_rss_mb"), show=short),
         Column("engine MB", value=_value("measured.engine_mb"), show=short),

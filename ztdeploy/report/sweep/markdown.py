@@ -12,7 +12,7 @@ from ztdeploy.report.sweep.trust import all_failures, limits
 from ztdeploy.report.sweep.verdict import Verdict
 from ztdeploy.target.measure.sweep_report import SweepReport
 
-_HEADS = ("variant", "method", "keep", "p50 ms", "p90", "images/s", "speed-up", "95 % interval", "less work")
+_HEADS = ("variant", "method", "keep", "p50 ms", "p90 ms", "images/s", "speed-up", "95 % interval", "less work")
 
 
 def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:

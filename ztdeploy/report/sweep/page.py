@@ -29,4 +29,4 @@ def page(view: View) -> str:
     """The whole document, which is well-formed XML as well."""
     footer = f"Written by ztdeploy {__version__} from sweep.json, which holds every single sample."
     parts = [resolve_name(place)(view) for place in PARTS.values()]
-    return document(title(view.report), element("main", parts, element("footer", footer)))
+    return document(title(view.report), parts, element("footer", footer))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import legend, plots, section
-from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.figure import legend, plots, section, trust, verdict
+from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import decimals, percent, short
 from ztdeploy.report.kit.sheet import Column, interval, table
 from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
@@ -29,24 +29,17 @@ four_digits = partial(short, digits=4)
 
 def page(report: TuneReport) -> str:
     """The whole document, which is well-formed XML as well."""
-    main = element(
-        "main",
+    return document(
+        title(report),
         element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead")),
         [part(report) for part in PARTS],
         element("footer", f"Written by ztdeploy {__version__} from tune.json. {machine_words(report.machine)}."),
     )
-    return document(title(report), main)
 
 
 def summary(report: TuneReport) -> Markup:
     headline, *more = findings(report)
-    return element(
-        "section",
-        element("p", headline, class_="headline"),
-        [element("p", sentence) for sentence in more],
-        element("ul", [element("li", line) for line in (*origin_lines(report), *cautions(report))], class_="trust"),
-        class_="verdict open",
-    )
+    return fragment(verdict("open", headline, more), trust([*origin_lines(report), *cautions(report)]))
 
 
 Pair = tuple[BestAtCost, Score]

@@ -115,6 +115,16 @@ def label_classes(output: Output, outputs: int) -> int | None:
     return outputs if output == "logits" and outputs > 1 else None
 
 
+def image_folder(path: Path) -> Path:
+    """The folder that the images of a data set are named within.
+
+    Args:
+        path: see `read_data`.
+    """
+    labels = path if path.is_file() else path / LABELS
+    return labels.parent / "images" if labels.is_file() else path
+
+
 def check_exists(path: Path) -> None:
     """
     Raises:
@@ -198,7 +208,7 @@ def _index(value: object) -> int:
 
 
 def _from_labels(path: Path, file: Path, classes: int | None) -> EvalData:
-    data = EvalData(path, file.parent / "images", True, f"listed in {file.name}", images=tuple(read_labels(file)))
+    data = EvalData(path, image_folder(path), True, f"listed in {file.name}", images=tuple(read_labels(file)))
     seen = set[Path]()
     for image in data.images:
         if not image.accepted or not all(0 <= index < (classes or math.inf) for index in image.accepted):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ztdeploy.report.kit.markup import Markup
+from ztdeploy.report.kit.numbers import Estimated, estimate
 from ztdeploy.report.kit.plots.frame import dot, line, rows_plot
 from ztdeploy.report.kit.plots.scale import Scale
 from ztdeploy.target.measure.statistics import Interval
@@ -27,6 +28,15 @@ class Estimate:
             return [dot(value, middle, 4, f"mark hollow {self.colour}", self.read_out)]
         whisker = line(x(self.interval.low), middle, x(self.interval.high), middle, f"whisker {self.colour}")
         return [whisker, dot(value, middle, 4, f"mark {self.colour}", self.read_out)]
+
+
+def estimate_of(
+    name: str, found: Estimated, scale: float = 1, sign: str = "", unit: str = "", *, colour: str = "c0"
+) -> Estimate:
+    """A row of a report's figure; see `numbers.estimate`."""
+    value, span = estimate(found, scale, sign)
+    words = f"{name}: {value} {unit}".rstrip()
+    return Estimate(name, scale * found.value, found.interval.scaled(scale), f"{words} ({span})", colour)
 
 
 def estimates_plot(

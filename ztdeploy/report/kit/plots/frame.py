@@ -13,10 +13,8 @@ from ztdeploy.report.kit.plots.scale import Scale, linear
 WIDTH, HEIGHT = 380.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 26.0, 40.0
 SVG = "http://www.w3.org/2000/svg"
-#: Tick labels closer than this touch each other.
-_TICK_ROOM = 26.0
-#: Of plots with a row per thing: the height of a row, room for names on the left, and how long these may be.
-_ROW, _NAMES, _MOST_LETTERS = 24.0, 124.0, 19
+#: Of plots with a row per thing: the height of a row, the width of a letter, and how many letters a name may have.
+_ROW, _LETTER, _MOST_LETTERS = 24.0, 6.7, 25
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Frame:
         last: float | None = None
         for tick, text in zip(self.x.ticks, self.x.labels, strict=True):
             place = self.x(tick)
-            if last is None or abs(place - last) >= _TICK_ROOM:
+            if last is None or abs(place - last) >= _LETTER * len(text) + 6:
                 drawn.append(label(place, base + 16, text, "tick"))
                 last = place
         return [line(self.x.start, base, self.x.end, base, "base"), *drawn]
@@ -75,7 +73,8 @@ def rows_plot(
     """
     if not rows:
         return None
-    x = linear([*values, *([] if reference is None else [reference])], _NAMES, WIDTH - RIGHT - 4)
+    names = 14 + _LETTER * min(_MOST_LETTERS, max(len(name) for name, _ in rows))
+    x = linear([*values, *([] if reference is None else [reference])], names, WIDTH - RIGHT - 4)
     base = TOP + _ROW * len(rows)
     marks = [label(0, 13, axis, "axis", anchor="start")]
     for tick, text in zip(x.ticks, x.labels, strict=True):
@@ -84,8 +83,9 @@ def rows_plot(
         marks.append(line(x(reference), TOP, x(reference), base, "reference"))
     for position, (name, draw) in enumerate(rows):
         middle = TOP + _ROW * (position + 0.5)
-        short = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
-        marks += [label(_NAMES - 10, middle + 3.5, short, "tick", anchor="end"), *draw(x, middle)]
+        half = _MOST_LETTERS // 2  # names differ at the end as often as at the beginning
+        short = name if len(name) <= _MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
+        marks += [label(names - 9, middle + 3.5, short, "tick", anchor="end"), *draw(x, middle)]
     return svg(title, base + BOTTOM - 16, marks)
 
 
@@ -123,7 +123,8 @@ def box(x: float, y: float, width: float, height: float, kind: str, read_out: st
 
 def level(x: Scale, place: float, text: str) -> list[Markup]:
     """A dashed line across the plot, with what it stands for above its right end."""
-    return [line(x.start, place, x.end, place, "reference"), label(x.end, place - 6, text, "note", anchor="end")]
+    right = max(x.start, x.end)  # keep ratios fall from left to right
+    return [line(x.start, place, x.end, place, "reference"), label(right, place - 6, text, "note", anchor="end")]
 
 
 def notes(points: Sequence[tuple[float, float, str]], x: Scale, drawn: Sequence[tuple[float, float]]) -> list[Markup]:

@@ -33,7 +33,7 @@ class Series:
 
     def key(self, method: str | None) -> Markup:
         """The mark alone, for a legend."""
-        drawn = self.point(7, 7, method, "dense" if method is None else method)
+        drawn = self.point(7, 7, method, "baseline" if method is None else method)
         return element("svg", drawn, viewBox="0 0 14 14", class_="key", aria_hidden="true")
 
 

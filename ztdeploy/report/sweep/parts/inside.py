@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ztdeploy.core.setting import Setting
-from ztdeploy.report.kit.figure import beside, legend, plots, section
+from ztdeploy.report.kit.figure import beside, folded, legend, plots, section, swatch
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.numbers import decimals_for, fixed, percent, short
 from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.report.sweep.panels import View, is_dense
 from ztdeploy.report.sweep.plots.staircase import staircase_plot
-from ztdeploy.report.sweep.plots.time_spent import KINDS, blocks_plot, by_kind, highest_block, kind_key, kinds_plot
+from ztdeploy.report.sweep.plots.time_spent import KINDS, blocks_plot, by_kind, highest_block, kind_class, kinds_plot
 from ztdeploy.report.sweep.plots.tokens import token_plot
 from ztdeploy.report.sweep.snapping import Snap, snaps
 from ztdeploy.target.measure.sweep_report import (
@@ -26,11 +26,11 @@ from ztdeploy.target.measure.sweep_report import (
 _TOP_OPERATORS = 8
 _TOKENS: list[Column[VariantFacts]] = [
     Column("variant", lambda one: one.name, kind="heading"),
-    Column("method", lambda one: "dense" if is_dense(one) else one.method),
+    Column("method", lambda one: "baseline" if is_dense(one) else one.method),
     Column("image", lambda one: f"{one.image_size} px", lambda one: one.image_size.pixels),
     Column("GMACs", value=lambda one: one.gmacs, show=short),
     Column("of pruning", lambda one: short(one.pruning_gmacs, 2), lambda one: one.pruning_gmacs),
-    Column("tokens into each block", lambda one: _runs(one.tokens_per_block)),
+    Column("tokens into each block", lambda one: _runs(one.tokens_per_block), kind="prose"),
 ]
 _ATTENTION: list[Column[tuple[str, BlockAttention]]] = [
     Column("variant", lambda pair: pair[0], kind="heading"),
@@ -43,12 +43,11 @@ _ATTENTION: list[Column[tuple[str, BlockAttention]]] = [
     Column("computed by", lambda pair: ", ".join(pair[1].operators), kind="prose"),
     Column("why", lambda pair: pair[1].reason, kind="prose"),
 ]
-_SNAPS: list[Column[tuple[Setting, Snap]]] = [
-    Column("at", lambda pair: str(pair[0]), kind="heading"),
-    Column("tokens", lambda pair: str(pair[1].tokens), lambda pair: pair[1].tokens),
-    Column("tread below", lambda pair: str(pair[1].tread), lambda pair: pair[1].tread),
-    Column("ms less per block", value=lambda pair: pair[1].saved_ms, show=short),
-    Column("in variants", lambda pair: ", ".join(pair[1].variants), kind="prose"),
+_SNAPS: list[Column[Snap]] = [
+    Column("tokens", lambda snap: str(snap.tokens), lambda snap: snap.tokens),
+    Column("tread below", lambda snap: str(snap.tread), lambda snap: snap.tread),
+    Column("ms less per block", value=lambda snap: snap.saved_ms),
+    Column("in variants", lambda snap: ", ".join(snap.variants), kind="prose"),
 ]
 
 
@@ -80,7 +79,7 @@ def time(view: View) -> Markup:
         by_setting.setdefault(one.setting, []).append(one)
     return section(
         "Where the time goes",
-        legend([(kind_key(kind), kind) for kind in KINDS if kind in used]),
+        legend([(swatch(kind_class(kind)), kind) for kind in KINDS if kind in used]),
         *(part for setting, found in by_setting.items() for part in _setting(str(setting), found)),
         quiet="By the runtime's own account. Timing every operator slows it down: read shares, not sums.",
     )
@@ -93,8 +92,8 @@ def _setting(label: str, profiles: Sequence[OperatorProfile]) -> list[Markup | N
     return [
         element("h3", f"At {label}"),
         plots(kinds_plot(profiles), *(blocks_plot(one, highest) for one in profiles)),
-        _folded("Operators that take longest", _operators(profiles, label)),
-        _folded(
+        folded("Operators that take longest", _operators(profiles, label)),
+        folded(
             f"Fused attention: {fused} of {len(attention)} blocks",
             table(f"Attention at {label}", _ATTENTION, attention),
         ),
@@ -120,22 +119,20 @@ def _operators(profiles: Sequence[OperatorProfile], label: str) -> Markup | None
     return table(f"Operators at {label}", columns, [(name, one) for name, found in longest.items() for one in found])
 
 
-def _folded(title: str, sheet: Markup | None) -> Markup | None:
-    return None if sheet is None else element("details", element("summary", title), sheet)
-
-
 def staircase(view: View) -> Markup:
     report, title = view.report, "The staircase of tokens"
     if not report.staircases:
         reason = _why_no_details(report, "The time of a block was not measured against its tokens")
         return section(title, quiet=reason)
-    found = [(one.setting, snap) for one in report.staircases for snap in snaps(report, one)]
-    listed = table("Tokens to snap", _SNAPS, found)
+    nothing = element("p", "No schedule stands just above a tread.", class_="quiet")
     return section(
         title,
-        beside(
-            plots(*(staircase_plot(report, one) for one in report.staircases)),
-            listed or element("p", "No schedule stands just above a tread.", class_="quiet"),
+        *(
+            beside(
+                plots(staircase_plot(report, one)),
+                table(f"Tokens to snap at {one.setting}", _SNAPS, snaps(report, one)) or nothing,
+            )
+            for one in report.staircases
         ),
         quiet="How long one block takes with so many tokens. Where it jumps, a few less are worth more than elsewhere. "
         "Strokes at the bottom: how many tokens variants give to their blocks; rings: those up to 6 % above a tread.",

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ztdeploy.report.kit.figure import trust, verdict
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import counted, short, span, times
 from ztdeploy.report.sweep.panels import Panel, View, machine, model, subtitle, title
 from ztdeploy.report.sweep.trust import limits
-from ztdeploy.report.sweep.verdict import Verdict, candidates, compared, verdicts
-from ztdeploy.target.measure.sweep_report import SweepReport
+from ztdeploy.report.sweep.verdict import candidates, compared, verdicts
 
 
 def summary(view: View) -> Markup:
     report, found = view.report, verdicts(view.report, view.least_agreement)
     header = element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead"))
-    return fragment(header, [_verdict(one, len(found) > 1) for one in found], _trust(report), _cards(view))
-
-
-def _verdict(verdict: Verdict, several: bool) -> Markup:
-    where = element("p", verdict.panel.label, class_="where") if several else None
-    return element(
-        "section",
-        where,
-        element("p", verdict.headline, class_="headline"),
-        element("p", " ".join(verdict.sentences)),
-        class_=f"verdict {verdict.decision.replace(' ', '-')}",
-    )
-
-
-def _trust(report: SweepReport) -> Markup:
-    lines = limits(report)
-    if not lines:
-        nothing = "Nothing was seen on the machine that speaks against these figures."
-        return element("ul", element("li", nothing), class_="trust fine")
-    return element("ul", [element("li", line) for line in lines], class_="trust")
+    boxes = [
+        verdict(one.decision, one.headline, one.sentences, one.panel.label if len(found) > 1 else None) for one in found
+    ]
+    fine = "Nothing was seen on the machine that speaks against these figures."
+    return fragment(header, boxes, trust(limits(report), fine), _cards(view))
 
 
 def _cards(view: View) -> Markup | None:

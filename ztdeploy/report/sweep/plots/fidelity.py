@@ -89,7 +89,7 @@ def _plot(
         marks.append(label(x(limit[0]) + 5, TOP + 9, limit[1], "note", anchor="start"))
     if panel.dense is not None:
         ms = p50(panel.dense)
-        marks.append(view.series.point(x(0), y(ms), None, f"dense: {short(ms)} ms"))
+        marks.append(view.series.point(x(0), y(ms), None, f"baseline: {short(ms)} ms"))
     points = []
     for row, fidelity, value in drawn:
         ms, ratio = p50(row), row.facts.keep_ratio

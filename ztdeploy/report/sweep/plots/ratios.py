@@ -25,7 +25,7 @@ def latency(panel: Panel, view: View) -> Figure | None:
     spreads = {row.facts.name: _middle_half(row) for row in drawn}
     x = _ratio_axis(drawn)
     y = linear([0, *(end for ends in spreads.values() for end in ends)], *y_range())
-    marks = [] if panel.dense is None else level(x, y(p50(panel.dense)), "dense")
+    marks = [] if panel.dense is None else level(x, y(p50(panel.dense)), "baseline")
     marks += _lines(panel, view.series, x, y, p50, start=panel.dense)
     for row in drawn:
         low, high = spreads[row.facts.name]
@@ -44,7 +44,7 @@ def speedup(panel: Panel, view: View) -> Figure | None:
         return None
     x = _ratio_axis(drawn)
     y = linear([1.0, *_speeds(drawn)], *y_range())
-    marks = level(x, y(1), "dense")
+    marks = level(x, y(1), "baseline")
     marks += _lines(panel, view.series, x, y, lambda row: compared(row).speedup)
     for row in drawn:
         marks += _speed_mark(row, _across(row, x, view.series), y, view.series)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import get_args
 
 from ztdeploy.report.kit.figure import Figure
-from ztdeploy.report.kit.markup import Markup, element
+from ztdeploy.report.kit.markup import Markup
 from ztdeploy.report.kit.numbers import percent, short
 from ztdeploy.report.kit.plots.frame import Frame, block_numbers, box, rows_plot, x_range, y_range
 from ztdeploy.report.kit.plots.scale import Scale, linear
@@ -91,9 +91,3 @@ def highest_block(profiles: Sequence[OperatorProfile]) -> float:
         for part in profile.parts:
             totals[profile.variant, part.block] += max(0.0, part.ms)
     return max(totals.values(), default=0.0)
-
-
-def kind_key(kind: Kind) -> Markup:
-    """For a legend."""
-    swatch = element("rect", x=1.0, y=1.0, width=12.0, height=12.0, rx=2.0, class_=kind_class(kind))
-    return element("svg", swatch, viewBox="0 0 14 14", class_="key", aria_hidden="true")

@@ -25,7 +25,7 @@ def token_plot(variants: Sequence[VariantFacts]) -> Figure | None:
     if len(schedules) < 2:
         return None
     blocks = max(map(len, schedules))
-    x = Scale(0, blocks, *x_range(room=62), ())
+    x = Scale(0, blocks, *x_range(room=76), ())
     y = linear([0, *(count for tokens in schedules for count in tokens)], *y_range())
     marks, ends = block_numbers([str(block) for block in range(blocks)], x, y.start), []
     for position, (tokens, sharing) in enumerate(sorted(schedules.items(), key=lambda pair: -sum(pair[0]))):
@@ -43,6 +43,6 @@ def token_plot(variants: Sequence[VariantFacts]) -> Figure | None:
 
 def _name(sharing: Sequence[VariantFacts]) -> str:
     if is_dense(sharing[0]):
-        return "dense"
+        return "baseline"
     ratio, *others = {one.keep_ratio for one in sharing}
     return sharing[0].name[:9] if ratio is None or others else f"{ratio:g}"
