@@ -192,7 +192,7 @@ def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
     from ztdeploy.report.sweep.columns import chosen
 
-    heads = ("keep", "method", "p50 ms", "MAD", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
+    heads = ("keep", "method", "p50 ms", "MAD ms", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
     columns = chosen(rows, *heads)
     cells = zip(*([cell.text for cell in one.cells(rows)] for one in columns), strict=True)
     named = [(row.facts.name, *line[1:]) if line[0] == "-" else line for row, line in zip(rows, cells, strict=True)]

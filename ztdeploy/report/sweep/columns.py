@@ -55,7 +55,7 @@ def details() -> list[Column[Row]]:
 
 def chosen(rows: Sequence[Row], *heads: str) -> list[Column[Row]]:
     """The columns of these heads, and those of fidelity behind them."""
-    known = {one.head: one for one in columns(rows)}
+    known = {one.head: one for one in (*columns(rows), *details())}
     return [known[head] for head in (*heads, *(one.head for one in _fidelity(rows)))]
 
 
