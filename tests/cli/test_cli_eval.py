@@ -82,9 +82,9 @@ def test_tables_a_file_and_a_record(bundle_copy: Path, tmp_path: Path) -> None:
 
 def test_figures_are_those_of_the_engines_run_by_hand(digits_bundle: Path, tmp_path: Path) -> None:
     """Counted from a runner's own labels, one image at a time."""
-    report = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratios=(0.5,), cache=tmp_path / "cache", threads=2)
+    report = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratio=0.5, cache=tmp_path / "cache", threads=2)
     images = {one["file"]: one["indices"] for one in json.loads((DIGITS / "labels.json").read_text())}
-    again = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratios=(0.5,), cache=tmp_path / "cache", threads=2)
+    again = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratio=0.5, cache=tmp_path / "cache", threads=2)
     assert again.variants == report.variants
     dense, pruned = report.variants
     assert dense.against_dense is None

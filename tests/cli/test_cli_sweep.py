@@ -138,7 +138,7 @@ def test_images_as_eval_takes_them(digits_bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done
     report = report_in(tmp_path / "out")
     assert report is not None
-    evaluated = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratios=(0.5,), cache=tmp_path / "another")
+    evaluated = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratio=0.5, cache=tmp_path / "another")
     assert [one.name for one in report.variants] == ["dense", "keep-0.50"]
     for facts, score in zip(report.variants, evaluated.variants, strict=True):
         found, against = facts.fidelity, score.against_dense

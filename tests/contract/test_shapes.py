@@ -16,6 +16,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+import ztdeploy
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import CheckpointError, InputError
 from ztdeploy.core.model_source import ModelSource
@@ -25,7 +26,6 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.report.show.drawing import draw
 from ztdeploy.report.show.page import sheet_paths, write_show
-from ztdeploy.target.evaluate.evaluate import evaluate
 from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.runtime.images import read_bands
 from ztdeploy.target.runtime.postprocess import divergences
@@ -183,7 +183,7 @@ def test_from_build_to_show(name: str, tmp_path: Path) -> None:
     assert (drawing.grid.rows, drawing.grid.columns) == (rows, columns)
     tall, wide = drawing.plain.height / rows, drawing.plain.width / columns
     assert tall == wide >= 4
-    report = evaluate(bundle.root, data)
+    report = ztdeploy.evaluate(bundle.root, data)
     assert report.data.images == 1
 
 
@@ -244,9 +244,9 @@ def test_a_bundle_says_what_its_outputs_mean(outputs: int, activation: Any, tmp_
     assert "100 %" not in (out / "show.html").read_text()
     assert (shown.dense_labels[0].probability is None) == (chances is None)
     if activation == "none":
-        refused(lambda: evaluate(bundle.root, tmp_path / "data"), "no probabilities", kind=InputError)
+        refused(lambda: ztdeploy.evaluate(bundle.root, tmp_path / "data"), "no probabilities", kind=InputError)
         return
-    report = evaluate(bundle.root, tmp_path / "data")
+    report = ztdeploy.evaluate(bundle.root, tmp_path / "data")
     assert report.data.labelled == (outputs > 1), "no and yes are no classes of one output"
     assert report.activation == "sigmoid"
     with load(bundle.root, variant="dense") as dense, load(bundle.root, keep_ratio=0.6) as pruned:

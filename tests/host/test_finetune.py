@@ -80,7 +80,7 @@ def test_gradients_reach_the_tokens_that_stay_and_those_that_are_merged(method: 
 
     model.blocks[1].register_forward_hook(keep_gradient)  # runs before the layer's own
     schedule = PruningSchedule(name="one", method=method, layer=(LayerSpec(block=2, drop=6),))
-    with ztdeploy.prune(model, schedule) as pruned:
+    with ztdeploy.prune(model, schedule=schedule) as pruned:
         logits, kept, *_ = pruned.pruned(x)
         F.cross_entropy(logits, LABELS).backward()
     (tokens,) = seen
@@ -115,7 +115,7 @@ class TestModel:
 
     def test_takes_an_adapter_and_a_schedule(self) -> None:
         schedule = PruningSchedule(name="one", layer=(LayerSpec(block=2, drop=6),))
-        with ztdeploy.prune(VitAdapter(tiny_vit(), 32), schedule) as pruned:
+        with ztdeploy.prune(VitAdapter(tiny_vit(), 32), schedule=schedule) as pruned:
             assert pruned.token_plan.tokens_per_block == (17, 17, 11, 11)
             assert pruned(images(3)).shape == (3, 7)
 

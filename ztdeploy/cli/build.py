@@ -14,7 +14,6 @@ from ztdeploy.core import arguments
 if TYPE_CHECKING:
     from ztdeploy.core.bundle import Bundle
     from ztdeploy.core.model_source import ModelSource
-    from ztdeploy.jobs.request import Gate
 
 
 #: What `--json` prints of the manifest.
@@ -79,20 +78,19 @@ def build(
     from ztdeploy.core.methods import DEFAULT_METHOD
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.core.schedule import read_schedule
-    from ztdeploy.host.models.sources import folder_word
-    from ztdeploy.jobs.request import BuildRequest
+    from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
 
     profiles = profile or [_own_profile()]
     request = BuildRequest(
         model=model,
         profiles=tuple(profiles),
-        out=out or Path(f"{folder_word(model.name)}-{'-'.join(Path(name).stem for name in profiles)}"),
+        out=out or default_folder(model.name, profiles),
         keep_ratios=tuple(keep_ratio or ()),
         schedules=tuple(read_schedule(schedule_path(path)) for path in schedule or ()),
         methods=tuple(method or (DEFAULT_METHOD,)),
         preset=preset,
         batch=batch,
-        gate=_gate(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
+        gate=gate_of(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
         force=force,
     )
     if model.weights == "random" and model.checkpoint is None:
@@ -137,19 +135,3 @@ def _show(bundle: Bundle) -> None:
     for line in (*(seen.cautions if seen else ()), *left_out, *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
-
-
-def _gate(calib: Path | None, **limits: float | None) -> Gate | None:
-    """
-    Args:
-        limits: the fields of `GateLimits`.
-    """
-    from ztdeploy.core.errors import InputError
-    from ztdeploy.core.manifest import GateLimits
-    from ztdeploy.jobs.request import Gate
-
-    for name, value in limits.items():
-        if calib is None and value is not None:
-            given = f"--{name.replace('_', '-')} {value:g} without --calib"
-            raise InputError(given, "images to judge on", "give --calib DIR as well")
-    return None if calib is None else Gate(calib, GateLimits.model_validate(limits))

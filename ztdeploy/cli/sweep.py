@@ -124,7 +124,7 @@ def default_out(request: SweepRequest) -> Path:
     """`sweep-MODEL-PROFILE`, or `sweep-BUNDLE`."""
     if request.bundle is not None:
         return Path(f"sweep-{request.bundle.resolve().name}")
-    from ztdeploy.host.models.sources import folder_word
+    from ztdeploy.core.model_source import folder_word
 
     model = folder_word(request.model.name) if request.model else ""
     return Path(f"sweep-{model}-{Path(request.profile or '').stem}".rstrip("-"))

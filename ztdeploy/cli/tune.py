@@ -69,8 +69,9 @@ def tune(
     cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.core.errors import MissingExtraError
-    from ztdeploy.jobs.tune.request import check_request, parse_budget
+    from ztdeploy.jobs.request import default_folder
+    from ztdeploy.jobs.tune import tune_into
+    from ztdeploy.jobs.tune.request import parse_budget
     from ztdeploy.report.tune.records import TUNABLE, TuneRequest
 
     request = TuneRequest(
@@ -88,25 +89,14 @@ def tune(
         limit=limit,
         seed=seed,
     )
-    folder = out or Path(f"{model.name}-tuning")
-    check_request(request)
-    from ztdeploy.jobs.tune.folder import check_folder, write_tuning
-
-    check_folder(folder)
-    try:
-        from ztdeploy.jobs.tune.run import tune as run
-    except ModuleNotFoundError as error:
-        name = error.name or "optuna"
-        extra = "tune" if name.split(".")[0] in ("optuna", "sqlalchemy") else "build"
-        raise MissingExtraError(name, extra, "a search") from error
+    folder = out or default_folder(model.name, ("tuning",))
     try:
         with progress_bar(not json) as progress:
-            report = run(request, folder, cache=cache, progress=progress)
+            report, (page, winner, *_) = tune_into(request, folder, cache=cache, progress=progress)
     except KeyboardInterrupt:
         where = "the storage" if storage else str(folder)
         note(f"the study in {where} keeps what is finished; the same command goes on from there")
         raise
-    page, winner, *_ = write_tuning(report, folder)
     if json:
         print_record(report)
         return

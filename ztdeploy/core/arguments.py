@@ -90,6 +90,14 @@ def number(name: str, value: object, error: type[InputError] = InputError) -> fl
         return math.inf
 
 
+def number_in(name: str, value: object, wanted: Numbers) -> float:
+    """A number of a range."""
+    found = number(name, value)
+    if not wanted.least <= found <= wanted.most or (wanted.above and found == wanted.least):
+        raise _wrong(name, value, str(wanted))
+    return found
+
+
 def one_of(name: str, value: object, known: Sequence[str]) -> str:
     """One of a few words."""
     if not isinstance(value, str) or value not in known:

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from ztdeploy.core import arguments
+from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.data import first_error, parse_json, read_json
 from ztdeploy.core.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.core.files import (
@@ -47,12 +48,46 @@ _MOST_BYTES = 2**31
 _LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
 
 
-class Bundle:
-    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`."""
+class Bundle(Shown):
+    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`.
+
+    It stands for the path of its folder wherever a path is taken.
+    """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
         self._linked = set[str]()  #: links out of the bundle whose files match the manifest
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.root.resolve().name
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.root)
+
+    def brief(self) -> Brief:
+        """Its model, and a row for each variant."""
+        model, size, weights = self.manifest.model, self.manifest.preprocess.image_size, self.manifest.weights
+        rows = [
+            (
+                variant.name,
+                "-" if variant.keep_ratio is None else f"{variant.keep_ratio:g}",
+                f"{variant.plan.tokens_per_block[0]} to {variant.plan.tokens_per_block[-1]}",
+                f"{variant.gmacs:.3g}",
+                ", ".join(variant.engines) or "none",
+            )
+            for variant in self.manifest.variants
+        ]
+        of = "" if model.name in (model.timm_name, self.name) else f" ({model.timm_name})"
+        whose = f"weights of {weights.origin}" if weights.source == "checkpoint" else f"{weights.source} weights"
+        return Brief(
+            f"{self.name}: {model.name}{of} at {size} px, {whose}; "
+            f"{', '.join(row[0] for row in rows)} for {', '.join(self.manifest.profiles)}",
+            ("variant", "keep ratio", "tokens", "GMACs", "engines"),
+            rows,
+            [*weights.remarks, *self.manifest.lines_of_missing],
+        )
 
     def path(self, name: str) -> Path:
         """The absolute path of a bundle's file.
@@ -236,7 +271,7 @@ class Bundle:
         )
 
 
-def read_bundle(root: str | Path) -> Bundle:
+def read_bundle(root: str | os.PathLike[str]) -> Bundle:
     """Open a bundle.
 
     Raises:

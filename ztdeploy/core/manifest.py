@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -335,6 +335,11 @@ class VariantRecord(Variant):
     graphs: dict[Name, GraphRecord]  #: by profile name
     engines: dict[Name, EngineRecord]  #: by profile name
     fp16_range: RangeRecord | None = None  #: where the build was given calibration images and an fp16 profile
+
+    def __repr_args__(self) -> Iterator[tuple[str, object]]:
+        yield from super().__repr_args__()
+        yield "gmacs", round(self.gmacs, 3)
+        yield "engines", list(self.engines)
 
 
 class GoldenRecord(FiniteRecord):

@@ -17,7 +17,13 @@ class ModelSource(Record):
     checkpoint: Path | None = None  #: a file, an index of shards, or a folder that takes the place of `weights`
     image_size: ImageSize | None = None  #: of the input; None: also the square that a checkpoint's positions fit
     preprocess: PreprocessOptions = PreprocessOptions()
-    class_names: Path | None = None  #: a file with a name for each class; "imagenet" for those of ImageNet-1k
+    #: A file with a name for each class, "imagenet" for those of ImageNet-1k, or the names themselves.
+    class_names: Path | tuple[str, ...] | None = None
     output: Output = "logits"
     text_head: Path | None = None  #: a file of text embeddings that the logits shall come from, see `models.text_head`
     activation: Activation | None = None  #: what the logits mean; None: what the head suggests
+
+
+def folder_word(name: str) -> str:
+    """A model's name as part of a folder's name: its own name, or the last part of its place."""
+    return Path(name.partition(":")[2].partition("@")[0] or name).name or "model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.methods import (
@@ -78,6 +78,14 @@ class Variant(FiniteRecord):
         if self.plan.layers:
             return None if ratio == 1 else ratio
         return 1.0 if ratio is None else ratio
+
+    def __repr_args__(self) -> Iterator[tuple[str, object]]:
+        """What a prompt shows."""
+        tokens = self.plan.tokens_per_block
+        yield "name", self.schedule.name
+        yield "keep_ratio", self.keep_ratio
+        yield "method", self.schedule.method if self.plan.layers else None
+        yield "tokens", (tokens[0], tokens[-1])
 
     def has_ratio(self, keep_ratio: float) -> bool:
         """Whether a keep ratio selects this variant; also one in NumPy's fp32."""

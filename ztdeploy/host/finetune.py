@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from ztdeploy.core.errors import MissingExtraError
+from ztdeploy.core.errors import InputError, MissingExtraError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.methods import DEFAULT_METHOD
-from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.core.profile import schedule_path
+from ztdeploy.core.schedule import PruningSchedule, read_schedule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,41 +20,59 @@ if TYPE_CHECKING:
 
 
 def prune(
-    model: nn.Module | ModelAdapter, schedule: PruningSchedule | float, *, method: str = DEFAULT_METHOD
+    model: nn.Module | ModelAdapter,
+    keep_ratio: float | None = None,
+    *,
+    schedule: PruningSchedule | str | PathLike[str] | None = None,
+    method: str = DEFAULT_METHOD,
+    preset: Literal["default", "paper"] = "default",
 ) -> PrunedClassifier:
     """Prune a model in place for training: it keeps its parameters, and `detach()` removes the pruning.
 
     Tokens are chosen as in a built bundle, by the present weights. The choice itself has no gradient; everything
     computed from kept or merged tokens has.
 
-        with ztdeploy.prune(model, 0.5) as pruned:
-            loss = cross_entropy(pruned(images), labels)
-        save_file(model.state_dict(), "model.safetensors")  # ztdeploy build --checkpoint model.safetensors
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+        with ztdeploy.prune(model, keep_ratio=0.5) as pruned:
+            loss = pruned(torch.randn(2, 3, 224, 224)).square().mean()
+            loss.backward()
+        bundle = ztdeploy.build(model, keep_ratio=0.5)
 
     Args:
-        model: a timm model of a known family, or its adapter, on any device.
-        schedule: a schedule; or a keep ratio in (0, 1], as for `--keep-ratio`.
-        method: the pruning method, where `schedule` is a keep ratio.
+        model: a timm model of a known family, or a module of your own with one in it, on any device.
+        keep_ratio: the share of patch tokens that each layer keeps, in (0, 1]; it means what it does for `build`.
+        schedule: where layers stand, instead of a keep ratio: a schedule, its file, or the name of a shipped one.
+        method: whose schedule a keep ratio means.
+        preset: where the layers of a keep ratio stand.
+
+    Returns:
+        A module that takes and gives what the model does, images `[B, C, H, W]`, mostly to logits `[B, classes]`.
 
     Raises:
+        InputError: neither a keep ratio nor a schedule is given, or both.
         MissingExtraError: PyTorch or timm is not installed.
         ModelError: no family takes the model, or it is pruned already.
         ScheduleError: a schedule that does not fit the model.
     """
+    if (keep_ratio is None) == (schedule is None):
+        given = "neither a keep ratio nor a schedule" if schedule is None else "a keep ratio and a schedule"
+        raise InputError(given, "one of them", "give for instance keep_ratio=0.7")
     try:
         from ztdeploy.host.models import adapt
         from ztdeploy.host.models.adapter import ModelAdapter
+        from ztdeploy.host.models.own_module import model_within
+        from ztdeploy.host.models.shapes import made_for
         from ztdeploy.host.pruning.pruned_model import PrunedClassifier
-
-        adapter = model if isinstance(model, ModelAdapter) else adapt(model, _image_size(model))
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "build", "pruning a model") from error
-    if not isinstance(schedule, PruningSchedule):
-        schedule = default_schedule(schedule, adapter.architecture, method=method)
-    return PrunedClassifier(adapter, schedule)
-
-
-def _image_size(model: nn.Module) -> tuple[int, int]:
-    """Size of a timm model's input; any size, where the model is not one of timm's and no adapter takes it."""
-    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (1, 1)
-    return height, width
+    if isinstance(model, ModelAdapter):
+        adapter, whole = model, model.model
+    else:
+        whole, (_, inner) = model, model_within(model)
+        adapter = adapt(inner, made_for(inner))
+    if isinstance(schedule, str | PathLike):
+        schedule = read_schedule(schedule_path(Path(schedule)))
+    if keep_ratio is not None:
+        schedule = default_schedule(keep_ratio, adapter.architecture, method=method, preset=preset)
+    assert schedule is not None
+    return PrunedClassifier(adapter, schedule, whole)

@@ -53,7 +53,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     from ztdeploy.host.models.loading import load_model
 
     progress(f"loading {request.model.name}", 0, 1)
-    model, evidence = load_model(request.model), None
+    model, evidence = load_model(request.model, request.module), None
     left = _left(profiles, failed)
     variants = variants_of(request, left, model.adapter.architecture)
     if request.gate is not None:

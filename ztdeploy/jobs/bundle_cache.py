@@ -100,12 +100,13 @@ def bundle_key(request: BuildRequest) -> str:
     from ztdeploy.host.models.sources import files_behind  # of the host half, which a sweep of a bundle does without
 
     model = request.model
-    beside = {"checkpoint": None, "class_names": model.class_names, "text_head": model.text_head}
+    named = {name: getattr(model, name) for name in ("class_names", "text_head")}
+    beside = {name: path for name, path in named.items() if isinstance(path, Path)}
     return key_of(
         runtimes=runtime_versions(),
-        model=model.model_dump(mode="json", exclude=set(beside)),
+        model=model.model_dump(mode="json", exclude={"checkpoint", *beside}),
         files=[_file_key(path) for path in files_behind(model)],
-        beside={name: _file_key(path) for name, path in beside.items() if path is not None},
+        beside={name: _file_key(path) for name, path in beside.items()},
         batch=request.batch,
         methods=request.methods,
         keep_ratios=request.keep_ratios,

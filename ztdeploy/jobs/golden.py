@@ -15,7 +15,8 @@ from ztdeploy.core.plan import Variant
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.host.models.catalogue import sample_images
 from ztdeploy.host.models.loading import LoadedModel
-from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands, read_image
+from ztdeploy.target.runtime.image_files import ARRAY_SUFFIX
+from ztdeploy.target.runtime.images import read_bands, read_image
 
 GOLDEN_IMAGES = 4
 

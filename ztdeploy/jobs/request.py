@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from ztdeploy.core.data import first_error
+from ztdeploy.core.errors import InputError
 from ztdeploy.core.manifest import GateLimits
 from ztdeploy.core.methods import DEFAULT_METHOD
-from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.model_source import ModelSource, folder_word
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.schedule import PruningSchedule
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,29 @@ class Gate:
 
     data: Path
     limits: GateLimits
+
+
+def gate_of(calib: Path | None, **limits: float | None) -> Gate | None:
+    """The gate of calibration images and of the fields of `GateLimits`, if there are any images.
+
+    Raises:
+        InputError: a limit out of range, or one without images to judge on.
+    """
+    for name, value in limits.items():
+        if calib is None and value is not None:
+            given = f"--{name.replace('_', '-')} {value:g} without --calib"
+            raise InputError(given, "images to judge on", "give --calib DIR as well")
+    try:
+        return None if calib is None else Gate(calib, GateLimits.model_validate(limits))
+    except ValidationError as error:
+        name, wrong = first_error(error)
+        raise InputError(f"{name} = {limits.get(name)}", wrong, f"give another value for {name}") from error
+
+
+def default_folder(model: str, profiles: Sequence[str | HardwareProfile]) -> Path:
+    """Where a bundle goes of which nobody says where: MODEL-PROFILE in the current folder."""
+    names = (profile.name if isinstance(profile, HardwareProfile) else Path(profile).stem for profile in profiles)
+    return Path("-".join((folder_word(model), *names)))
 
 
 #: What is done in the end with the folder of a bundle, before anybody else sees it.
@@ -31,6 +62,8 @@ class BuildRequest:
     """What a user asks for."""
 
     model: ModelSource
+    #: Built in the place of the model of that name, which then only says what it is called and how it shall differ.
+    module: nn.Module | None = field(default=None, kw_only=True)
     profiles: tuple[str | HardwareProfile, ...]  #: names of shipped ones, paths of TOML files, or profiles themselves
     out: Path
     keep_ratios: tuple[float, ...] = ()  #: empty: those of the profiles, unless schedules are given

@@ -21,9 +21,9 @@ from torch import nn
 import ztdeploy.host.models.sources
 from ztdeploy.cli.options import model_source
 from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError, ZtdeployError
-from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.model_source import ModelSource, folder_word
 from ztdeploy.core.preprocess_spec import PreprocessOptions
-from ztdeploy.host.models.sources import folder_word, shards_of
+from ztdeploy.host.models.sources import shards_of
 from ztdeploy.jobs.build import BuildRequest
 from ztdeploy.jobs.bundle_cache import bundle_key
 

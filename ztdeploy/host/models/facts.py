@@ -133,18 +133,22 @@ def published_names(model: Any) -> list[str] | None:
     return imagenet_names() if getattr(model, "num_classes", 0) == 1000 else None
 
 
-def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
+def read_class_names(path: Path | tuple[str, ...], classes: int) -> tuple[str, ...]:
     """Read class names: a text file with a name per line, or JSON with a list or `{"0": name, ...}` (`id2label`).
 
     Args:
-        path: a file, or `IMAGENET`.
+        path: a file, `IMAGENET`, or the names themselves.
 
     Raises:
         InputError: it cannot be read, or names another number of classes.
     """
     expected, fix = "a name a line, or a JSON list", "correct the file"
-    if path == IMAGENET and not path.exists():
-        names: Any = imagenet_names()
+    names: Any
+    what = "class names" if isinstance(path, tuple) else f"class names '{path}'"
+    if isinstance(path, tuple):
+        names = path
+    elif path == IMAGENET and not path.exists():
+        names = imagenet_names()
     elif path.suffix == ".json":
         names = read_json(path, what="class names", expected=expected, fix=fix)
         names = names.get("id2label", names) if isinstance(names, dict) else names
@@ -152,13 +156,13 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
             names = [names.get(str(index)) for index in range(len(names))]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             reason = "neither a list of names nor a table of them"
-            raise InputError(f"class names '{path}' cannot be read ({reason})", expected, fix)
+            raise InputError(f"{what} cannot be read ({reason})", expected, fix)
     else:
         names = read_text(path, what="class names", expected=expected, fix=fix).splitlines()
     cleaned = tuple(printable(name).strip() for name in names)
     if len(cleaned) != classes or not all(cleaned):
         raise InputError(
-            f"class names '{path}' with {sum(map(bool, cleaned))} names",
+            f"{what} with {sum(map(bool, cleaned))} names",
             f"{classes}, one for each output",
             "correct it",
         )

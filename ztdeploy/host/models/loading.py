@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import CheckpointError, InputError, MissingExtraError, ModelError
@@ -72,8 +72,11 @@ class LoadedModel:
             )
 
 
-def load_model(asked: ModelSource) -> LoadedModel:
+def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedModel:
     """Create a model and fill it with weights.
+
+    Args:
+        module: a module of somebody's own in the place of the model that `asked` names; it is copied.
 
     Raises:
         InputError: the number of class names is wrong, or the activation makes no sense for the head.
@@ -87,7 +90,7 @@ def load_model(asked: ModelSource) -> LoadedModel:
     from ztdeploy.host.models.shapes import channels_of
     from ztdeploy.host.models.text_head import read_text_embeddings
 
-    source = source_of(asked)
+    source = source_of(asked) if module is None else _handed_over(module)
     texts = None if asked.text_head is None else read_text_embeddings(asked.text_head)
     filled = _filled(source, asked.image_size or source.description.image_size, asked.output)
     model = filled.made.model
@@ -188,6 +191,21 @@ def _need_host_half() -> None:
             raise MissingExtraError(module, "build", "building a bundle") from error
 
 
+def _handed_over(module: nn.Module) -> Source:
+    """A module of somebody's own, as a source.
+
+    Raises:
+        ModelError: see `own_module.model_of`.
+    """
+    from ztdeploy.host.models.own_module import model_of, unwrapped
+
+    module = unwrapped(module)
+    model: Any = model_of(module)
+    published = getattr(model, "pretrained_cfg", None) or {}
+    name = published.get("architecture") or type(model).__name__
+    return Source(name, "checkpoint", origin=f"a module of class {type(module).__name__}", model=model)
+
+
 @dataclass(frozen=True)
 class _Filled:
     """A model with its weights."""
@@ -209,6 +227,8 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
     from ztdeploy.host.models.checkpoint import check_finite
     from ztdeploy.host.models.shapes import Making, making_of
 
+    if source.model is not None:
+        return _as_it_is(source, size)
     making, fit = Making(source.arguments, size), None
     if source.files:
         tables = read_all(source.files)  # ahead of the slow part, since it may fail
@@ -230,6 +250,30 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
     else:
         origin = f"seed {models.RANDOM_SEED}"
     return _Filled(made, making.image_size, arguments.get("num_classes"), origin, remarks)
+
+
+def _as_it_is(source: Source, size: ImageSize | None) -> _Filled:
+    """A model that was handed over with its weights in it.
+
+    Raises:
+        CheckpointError: a weight is not finite.
+        ModelError: another image size is asked for.
+    """
+    from timm.data import resolve_model_data_config
+
+    from ztdeploy.host.models.checkpoint import check_finite
+    from ztdeploy.host.models.making import Created
+    from ztdeploy.host.models.shapes import made_for
+
+    model: Any = source.model
+    own = made_for(model)
+    if size not in (None, own):
+        fix = f"make it with img_size={size}, or leave --image-size out"
+        raise ModelError(f"image size {size} for {source.origin}, made for {own}", str(own), fix)
+    check_finite(dict(model.named_parameters()), source.origin)
+    remarks = (_NAMELESS,) if model.num_classes == 1000 else ()
+    created = Created(model, resolve_model_data_config(model), None)
+    return _Filled(created, own, model.num_classes, source.origin, remarks)
 
 
 def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:

@@ -21,6 +21,8 @@ from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
 from ztdeploy.host.models.descriptions import CONFIG, PREPROCESSOR, Description, describe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ztdeploy.host.models.checkpoint import Tables
 
 LOCAL, HUB = "local-dir", "hf-hub"
@@ -48,6 +50,7 @@ class Source:
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm from the files' configuration
     description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
+    model: nn.Module | None = None  #: that was handed over, with its weights
 
     @property
     def is_timms(self) -> bool:
@@ -111,11 +114,6 @@ def files_behind(asked: ModelSource) -> list[Path]:
     folders = dict.fromkeys(path.parent for path in source.files)
     beside = [folder / file for folder in folders for file in (CONFIG, PREPROCESSOR) if (folder / file).is_file()]
     return [*source.files, *beside]
-
-
-def folder_word(name: str) -> str:
-    """A model's name as part of a folder's name: its own name, or the last part of its place."""
-    return Path(name.partition(":")[2].partition("@")[0] or name).name or "model"
 
 
 def _of_place(asked: ModelSource) -> Source:

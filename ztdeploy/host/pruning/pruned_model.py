@@ -187,9 +187,14 @@ class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):
     of the original. `state_dict` and `load_state_dict` are the model's own.
     """
 
-    def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule) -> None:
+    def __init__(self, adapter: ModelAdapter, schedule: PruningSchedule, whole: nn.Module) -> None:
+        """
+        Args:
+            whole: what takes the images: the adapter's model, or a module with that model in it.
+        """
         super().__init__()
         self.pruned = PrunedModel(adapter, schedule)
+        self.pruned.model = whole
         device = next(adapter.model.parameters()).device
         for layer in self.pruned.layers:
             layer.to(device)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
+from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
@@ -177,7 +178,7 @@ class Measured(Record):
     measured_ms: float
 
 
-class TuneReport(Record):
+class TuneReport(Shown, Record):
     kind: Literal["ztdeploy-tune"] = KIND
     schema_version: Literal[2] = SCHEMA_VERSION
     created: str
@@ -204,3 +205,22 @@ class TuneReport(Record):
     @property
     def finished(self) -> list[TrialRecord]:
         return [one for one in self.trials if one.state != "failed"]
+
+    def brief(self) -> Brief:
+        """The search, and a row for each schedule that it found."""
+        rows = [
+            (
+                one.name,
+                f"{100 * one.share:.1f} %",
+                f"{100 * one.tuned.agreement.value:.1f} %",
+                f"{one.tuned.kl.value:.4f}",
+                f"{one.to_preset.value:.2f}",
+            )
+            for one in self.compared
+        ]
+        return Brief(
+            f"{self.model.name}: '{self.winner.name}' of {len(self.finished)} trials on '{self.tuning_data.name}'",
+            ("schedule", "of the baseline's cost", "same answer", "mean KL", "KL over the preset's"),
+            rows,
+            self.notes,
+        )

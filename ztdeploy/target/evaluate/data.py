@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,11 @@ from ztdeploy.core.preprocess_spec import Output, PreprocessSpec
 from ztdeploy.core.text import printable
 from ztdeploy.target.evaluate.class_folders import apart, match_folders
 from ztdeploy.target.evaluate.eval_report import DataFacts, Unreadable
-from ztdeploy.target.runtime.images import ARRAY_SUFFIX, read_bands
+from ztdeploy.target.runtime.image_files import below, entries, suffixes_for
+from ztdeploy.target.runtime.images import read_bands
 from ztdeploy.target.runtime.preprocess import resize_and_crop
 
 LABELS = "labels.json"
-#: How files of the formats that `runtime.images` reads are named. Decoding shows what a file really holds.
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-_MOST_LEVELS = 32
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,10 @@ def read_data(path: Path, names: Sequence[str] | None, classes: int | None, chan
         return _from_labels(path, path, classes)
     if (path / LABELS).is_file():
         return _from_labels(path, path / LABELS, classes)
-    suffixes = _SUFFIXES if channels in (1, 3) else _SUFFIXES | {ARRAY_SUFFIX}
-    entries = _entries(path)
-    inside = [_if_image(entry, suffixes) for entry in entries if not entry.is_dir()]
-    below = {entry.name: list(_below(entry, suffixes)) for entry in entries if entry.is_dir()}
-    folders = {name: found for name, found in below.items() if any(found)}
+    suffixes, listing = suffixes_for(channels), entries(path)
+    inside = [entry if entry.suffix.lower() in suffixes else None for entry in listing if not entry.is_dir()]
+    all_below = {entry.name: list(below(entry, suffixes)) for entry in listing if entry.is_dir()}
+    folders = {name: found for name, found in all_below.items() if any(found)}
     if any(inside) and folders:
         raise ImageError(
             f"'{path}' holds images ({len(list(filter(None, inside)))}) as well as folders of images ({len(folders)})",
@@ -132,45 +129,6 @@ def check_exists(path: Path) -> None:
     """
     if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a name is too long
         raise ImageError(f"'{path}' does not exist", "a folder of images, or a labels.json", "check the folder")
-
-
-def _if_image(path: Path, suffixes: set[str]) -> Path | None:
-    return path if path.suffix.lower() in suffixes else None
-
-
-def _below(folder: Path, suffixes: set[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path | None]:
-    """All images below a folder, in the order of names, and None for everything that is ignored.
-
-    Links are followed, but not in circles.
-    """
-    try:
-        status = folder.stat()
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link to a folder that it lies in
-        yield None
-        return
-    if len(above) == _MOST_LEVELS:
-        raise ImageError(f"'{folder}' is nested too deeply", f"at most {_MOST_LEVELS} levels", "name a folder below it")
-    for path in _entries(folder):
-        if path.is_dir():
-            yield from _below(path, suffixes, (*above, identity))
-        else:
-            yield _if_image(path, suffixes)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: OSError) -> ImageError:
-    return ImageError(
-        f"folder '{folder}' cannot be read ({error.strerror or error})", "a readable folder", "check its permissions"
-    )
 
 
 def read_labels(path: Path) -> list[LabelledImage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.preprocess_spec import Activation, Output
 from ztdeploy.core.records import Record
 from ztdeploy.target.measure.bench_report import BundleFacts
@@ -174,7 +175,7 @@ class VariantScore(Record):
         return self.variant if self.profile is None else f"{self.variant} ({self.profile})"
 
 
-class EvalReport(Record):
+class EvalReport(Shown, Record):
     kind: Literal["ztdeploy-eval"] = KIND
     schema_version: Literal[1] = SCHEMA_VERSION
     created: str
@@ -189,6 +190,30 @@ class EvalReport(Record):
     @property
     def dense(self) -> VariantScore:
         return self.variants[0]
+
+    def brief(self) -> Brief:
+        """The images, and a row for each variant with what pruning changes."""
+        data, vectors = self.data, self.output != "logits"
+        columns = ["variant", "GMACs", *(["top-1"] if data.labelled and not vectors else [])]
+        columns += ["mean cosine"] if vectors else ["same answer", "mean KL"]
+        rows = []
+        for score in self.variants:
+            against, like = score.against_dense, score.likeness
+            row = [score.label, f"{score.gmacs:.3g}", *([_percent(score.top1)] if "top-1" in columns else [])]
+            row += (
+                [_mean(like.mean if like else None)] if vectors else [_percent(against.agreement if against else None)]
+            )
+            rows.append(row if vectors else [*row, _mean(against.kl if against else None)])
+        name, counted = Path(self.bundle.path).resolve().name, f"{data.images} images of '{data.name}'"
+        return Brief(f"{name} ({self.bundle.profile}) on {counted}, {len(rows)} variants", columns, rows)
+
+
+def _percent(share: Share | None) -> str:
+    return "-" if share is None else f"{100 * share.value:.1f} %"
+
+
+def _mean(mean: Mean | None) -> str:
+    return "-" if mean is None else f"{mean.value:.4f}"
 
 
 def check_eval_path(out: Path) -> None:

@@ -8,7 +8,6 @@ from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ztdeploy.core import arguments
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.cache import cache_folder, key_of
 from ztdeploy.core.errors import ImageError, InputError
@@ -83,48 +82,6 @@ def evaluate_bundle(
         data=data_facts(data, taken, [one.tobytes() for one in answers.content], answers.problem.tolist()),
         variants=tuple(_scores(work, answers, taken, request)),
     )
-
-
-def evaluate(
-    bundle: str | Path,
-    data: str | Path,
-    *,
-    keep_ratios: Sequence[float] = (),
-    variants: Sequence[str] = (),
-    profile: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    threads: int | None = None,
-    strict: bool = False,
-    recall_at: Sequence[int] = (),
-    cache: str | Path | None = None,
-    fresh: bool = False,
-) -> EvalReport:
-    """Evaluate the engines of a bundle on images; the bundle is not changed. See `EvalRequest` and `evaluate_bundle`.
-
-    Example:
-        report = ztdeploy.evaluate("deit_s-cpu", "imagenet/val", limit=5000)
-        for score in report.variants:
-            print(score.variant, score.top1)
-
-    Raises:
-        ZtdeployError: see `evaluate_bundle`.
-    """
-    request = EvalRequest(
-        bundle=arguments.folder("bundle", bundle),
-        data=arguments.folder("data", data),
-        limit=None if limit is None else arguments.whole_number("limit", limit, arguments.IMAGES),
-        seed=arguments.whole_number("seed", seed, arguments.SEED),
-        keep_ratios=tuple(arguments.number("keep_ratios", ratio) for ratio in keep_ratios),
-        variants=tuple(arguments.text("variants", name) for name in variants),
-        profile=None if profile is None else arguments.text("profile", profile),
-        batch=None if batch is None else arguments.whole_number("batch", batch, arguments.BATCH),
-        threads=None if threads is None else arguments.threads(threads),
-        strict=strict,
-        recall_at=tuple(arguments.whole_number("recall_at", count, arguments.IMAGES) for count in recall_at),
-    )
-    return evaluate_bundle(request, cache=None if cache is None else arguments.folder("cache", cache), fresh=fresh)
 
 
 def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
@@ -161,7 +162,7 @@ class Caution(Record):
         return f"{self.message}; {self.remedy}"
 
 
-class BenchReport(Record):
+class BenchReport(Shown, Record):
     kind: Literal["ztdeploy-bench"] = KIND
     schema_version: Literal[1] = SCHEMA_VERSION
     progress: RunStatus
@@ -189,6 +190,27 @@ class BenchReport(Record):
     @property
     def failures(self) -> tuple[ConfigurationReport, ...]:
         return tuple(one for one in self.configurations if one.failure is not None)
+
+    def brief(self) -> Brief:
+        """The machine, and a row for each configuration with its latency and speed-up."""
+        rows = []
+        for one in self.configurations:
+            found, setting = self.comparison_of(one), str(one.setting)
+            if one.latency is None:
+                rows.append((one.variant, setting, "-", "-", "not measured" if one.failure else "-"))
+                continue
+            interval = f" ({found.interval:.2f})" if found and found.interval else ""
+            speedup = f"{found.speedup:.2f}{interval}" if found else "-"
+            rows.append((one.variant, setting, f"{one.latency.p50_ms:.2f} ms", f"{one.images_per_s or 0:.1f}", speedup))
+        unfinished = [] if self.progress == "complete" else [f"The measurement is {self.progress}."]
+        failed = [one.failure.message for one in self.configurations if one.failure is not None]
+        return Brief(
+            f"{Path(self.bundle.path).resolve().name} ({self.bundle.profile}, {self.bundle.runtime}) on "
+            f"{self.machine.processor}, {len(self.measured)} of {len(rows)} configurations measured",
+            ("variant", "setting", "median", "images/s", "speed-up"),
+            rows,
+            [*unfinished, *failed, *map(str, self.warnings)],
+        )
 
 
 def write_report(report: BenchReport, out: Path) -> None:

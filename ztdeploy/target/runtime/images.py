@@ -1,4 +1,6 @@
-"""Reads one image, from wherever it comes, upright and with 8 bits: as RGB, or in the channels that a model takes.
+"""Reads images, from wherever they come, upright and with 8 bits: as RGB, or in the channels that a model takes.
+
+`single_images` is the only place that decides what somebody's images are: files, folders, bytes, arrays, or several.
 
 The bytes come from outside, and decoders are the usual way in: few formats are allowed, the size is checked before any
 pixel is decoded, and whatever a decoder raises leaves here as an `ImageError`. Pillow's and Python's process-wide
@@ -7,14 +9,15 @@ settings (`MAX_IMAGE_PIXELS`, warning filters) are left as they are.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +28,10 @@ from ztdeploy.core.files import open_regular, reason_of
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.text import one_line
 from ztdeploy.target.runtime.arrays import read_header
+from ztdeploy.target.runtime.image_files import ARRAY_SUFFIX, images_in
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  #: what Pillow may try; each further decoder is a risk
 MAX_PIXELS = 100_000_000  #: width times height; 300 MB once decoded
-
-#: Files of an array, for images of any number of channels.
-ARRAY_SUFFIX = ".npy"
 #: Pillow's modes for a number of channels. An alpha channel is a channel like the others: the model says what is in it.
 _MODES_BY_CHANNELS = {2: ("LA",), 4: ("RGBA", "RGBX")}
 _SAMPLES_PER_PIXEL = 277  # a tag of TIFF files
@@ -49,6 +50,18 @@ _TRANSPOSE = {
 }
 
 
+class _ArrayLike(Protocol):
+    """Tensors of PyTorch, JAX and others."""
+
+    def __array__(self) -> NDArray[Any]: ...
+
+
+#: One image: the path of a file, the bytes of one, a PIL image, or an array, uint8 `[H, W, C]` (RGB) or `[H, W]`.
+ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+#: Images as people have them, see `single_images`.
+Images: TypeAlias = ImageSource | _ArrayLike | Iterable[ImageSource | _ArrayLike]
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """What an image is to become."""
@@ -57,16 +70,74 @@ class _Wanted:
     bit_depth: int | None = None  #: how many bits of a 16-bit image are used; None: all
 
 
-def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
+def single_images(given: Images, channels: int = 3) -> list[ImageSource]:
+    """The images that somebody hands over, one by one; no file is read yet.
+
+    Args:
+        given: the path of an image, or of a folder, which stands for all images in it and below it; the bytes of an
+            image file; a PIL image; an array or a tensor, uint8 `[H, W, C]`, `[H, W]`, or `[N, H, W, C]` for several;
+            or a list, or anything else to go through, of these.
+        channels: of the images that the model takes.
+
+    Raises:
+        ImageError: it is none of these; or a folder without images.
+    """
+    one = isinstance(given, str | bytes | bytearray | memoryview | Image.Image | Mapping | io.IOBase)
+    if one or hasattr(given, "__array__") or not isinstance(given, Iterable):
+        return _single(given, channels)
+    return [image for part in given for image in _single(part, channels)]
+
+
+def _single(given: Any, channels: int) -> list[ImageSource]:
+    """The images of one part of what was handed over."""
+    if isinstance(given, os.PathLike) and isinstance(given.__fspath__(), str):
+        given = Path(given)
+    if isinstance(given, str | Path):
+        is_folder = given != "" and os.path.isdir(given)  # noqa: PTH112 - Path.is_dir raises where a name is too long
+        return [*images_in(Path(given), channels)] if is_folder else [given]
+    if isinstance(given, bytes | bytearray | memoryview):
+        return [bytes(given)]
+    if isinstance(given, Image.Image):
+        return [given]
+    if not hasattr(given, "__array__"):
+        raise _no_image(given)
+    pixels = _array_of(given)
+    if pixels.ndim == 1 and pixels.dtype.kind in "OU":  # a column of a table, such as one of paths
+        return [image for part in pixels.tolist() for image in _single(part, channels)]
+    if pixels.ndim != 4:
+        _check_array(pixels, "an array", _Wanted(channels))
+        return [pixels]
+    if len(pixels):
+        _check_array(pixels[0], "an array", _Wanted(channels), whole=pixels)
+    return list(pixels)
+
+
+def _array_of(given: Any) -> NDArray[Any]:
+    """An array, whatever the library; a tensor may have a gradient, or lie on a GPU."""
+    for name in () if isinstance(given, np.ndarray) else ("detach", "cpu"):
+        step = getattr(given, name, None)
+        given = step() if callable(step) else given
+    try:
+        return np.asarray(given)
+    except Exception as error:  # of somebody else's code
+        raise _no_image(given, f", which gives no array ({one_line(error)})") from error
+
+
+def _no_image(given: object, why: str = "") -> ImageError:
+    expected = "a path, the bytes of an image file, a PIL image, uint8 [H, W, 3] or [N, H, W, 3], or a list of these"
+    return ImageError(f"an image of type {type(given).__name__}{why}", expected, "pass one of these")
+
+
+def read_image(source: ImageSource) -> Image.Image:
     """Reads an image into a new PIL image of mode RGB, with its EXIF orientation applied and no metadata left.
 
     Conversion is Pillow's `convert("RGB")`, as in timm: alpha is dropped, not blended. Greyscale of 16 bits per pixel
     is scaled to 8 bits (its high byte), where Pillow clips. Of a file with several frames the first is read.
 
     Args:
-        source: a path to a file in one of `FORMATS`, or to an array in a `.npy` file; or a PIL image, of which the
-            current frame is taken and which is not modified; or an array, uint8 `[H, W, 3]` (RGB) or `[H, W]`
-            (greyscale).
+        source: a path to a file in one of `FORMATS`, or to an array in a `.npy` file; the bytes of such an image; a PIL
+            image, of which the current frame is taken and which is not modified; or an array, uint8 `[H, W, 3]` (RGB)
+            or `[H, W]` (greyscale).
 
     Raises:
         ImageError: the source is missing, unreadable, truncated, not an image, of no pixels or more than `MAX_PIXELS`,
@@ -76,7 +147,7 @@ def read_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     return _read(source, _Wanted())[0]
 
 
-def read_bands(source: str | Path | Image.Image | NDArray[Any], spec: PreprocessSpec) -> list[Image.Image]:
+def read_bands(source: ImageSource, spec: PreprocessSpec) -> list[Image.Image]:
     """Reads an image in the channels that a model takes, otherwise as `read_image` does.
 
     For three channels that is one image of mode RGB, for one channel one of mode L (Pillow's luma of colours); for any
@@ -89,7 +160,7 @@ def read_bands(source: str | Path | Image.Image | NDArray[Any], spec: Preprocess
     return _read(source, _Wanted(spec.channels, spec.bit_depth))
 
 
-def _read(source: str | Path | Image.Image | NDArray[Any], wanted: _Wanted) -> list[Image.Image]:
+def _read(source: ImageSource, wanted: _Wanted) -> list[Image.Image]:
     if isinstance(source, np.ndarray):
         return _from_array(source, "an array", wanted)
     if isinstance(source, Image.Image):
@@ -97,24 +168,46 @@ def _read(source: str | Path | Image.Image | NDArray[Any], wanted: _Wanted) -> l
             return _upright(source, "the given PIL image", wanted)
     if isinstance(source, (str, Path)):
         return _from_file(Path(source), wanted)
-    given = f"an image of type {type(source).__name__}"
-    raise ImageError(given, "a path, a PIL image or a uint8 array", "pass one of these")
+    if isinstance(source, bytes):
+        name = f"an image of {len(source)} bytes"
+        with _as_image_errors(name):
+            return _decoded(io.BytesIO(source), name, wanted)
+    raise _no_image(source)
 
 
 def _from_array(pixels: NDArray[Any], name: str, wanted: _Wanted) -> list[Image.Image]:
+    _check_array(pixels, name, wanted)
     channels = pixels.shape[2] if pixels.ndim == 3 else 0
-    takes = {1: (0, 1, 3), 3: (0, 3)}.get(wanted.channels, (wanted.channels,))
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in takes:
-        shapes = ["[H, W]" if number == 0 else f"[H, W, {number}]" for number in reversed(takes)]
-        raise ImageError(
-            f"{name} of dtype {pixels.dtype} and shape {list(pixels.shape)}",
-            f"uint8 of shape {' or '.join(shapes)}",
-            "convert it to 8 bits, 0 to 255, and to one of these shapes",
-        )
     _check_size(pixels.shape[1], pixels.shape[0], name)
     if channels in (0, 1, 3):
         return [Image.fromarray(pixels[..., 0] if channels == 1 else pixels).convert(_mode(wanted))]
     return [Image.fromarray(np.ascontiguousarray(pixels[..., channel])) for channel in range(channels)]
+
+
+def _check_array(pixels: NDArray[Any], name: str, wanted: _Wanted, whole: NDArray[Any] | None = None) -> None:
+    """
+    Args:
+        whole: what the image is one of, if it is one of several.
+
+    Raises:
+        ImageError: not uint8 of a shape that an image has; says how to make such an array of it.
+    """
+    takes = {1: (0, 1, 3), 3: (0, 3)}.get(wanted.channels, (wanted.channels,))
+    if pixels.dtype == np.uint8 and pixels.ndim in (2, 3) and (pixels.shape[2] if pixels.ndim == 3 else 0) in takes:
+        return
+    shapes = ["[H, W]" if number == 0 else f"[H, W, {number}]" for number in reversed(takes)]
+    given = pixels if whole is None else whole
+    fix = "convert it to 8 bits, 0 to 255, and to one of these shapes"
+    if pixels.ndim == 3 and pixels.shape[2] not in takes and pixels.shape[0] in takes:
+        fix = f"move the channels to the end: array.transpose({'1, 2, 0' if whole is None else '0, 2, 3, 1'})"
+        fix += "" if pixels.dtype == np.uint8 else ", and convert it to 8 bits, 0 to 255, ahead of any normalisation"
+    elif pixels.dtype.kind == "f":
+        fix = "pass the pixels ahead of any normalisation: (255 * array).round().astype('uint8') if they are 0 to 1"
+    raise ImageError(
+        f"{name} of dtype {pixels.dtype} and shape {list(given.shape)}",
+        f"uint8 of shape {' or '.join(shapes)}, or [N, H, W, {max(takes)}] for several images",
+        fix,
+    )
 
 
 def _from_file(path: Path, wanted: _Wanted) -> list[Image.Image]:
@@ -124,8 +217,12 @@ def _from_file(path: Path, wanted: _Wanted) -> list[Image.Image]:
     with _as_image_errors(name), _opened(path, name) as file:
         if path.suffix.lower() == ARRAY_SUFFIX:
             return _from_array(_array_in(file, name), f"{name}, an array", wanted)
-        with Image.open(file, formats=FORMATS) as image:
-            return _upright(image, name, wanted)
+        return _decoded(file, name, wanted)
+
+
+def _decoded(file: IO[bytes], name: str, wanted: _Wanted) -> list[Image.Image]:
+    with Image.open(file, formats=FORMATS) as image:
+        return _upright(image, name, wanted)
 
 
 def _opened(path: Path, name: str) -> IO[bytes]:

@@ -19,7 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ztdeploy.core.preprocess_spec import Activation
+from ztdeploy.core.errors import InputError
+from ztdeploy.core.preprocess_spec import NOUNS, Activation, Output
+
+#: How many labels of an image a prompt shows.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,44 @@ class Label:
         return f"{self.name} ({chance(self.probability, self.value, digits)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the model says about one image."""
 
-    labels: tuple[Label, ...]  #: best first
-    logits: NDArray[np.float32]  #: `[classes]`
+    labels: tuple[Label, ...]  #: best first; empty where the model has no classifier
+    logits: NDArray[np.float32]  #: the model's output: `[classes]`; of embeddings `[D]`, of features `[P, D]`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer, the kept patches as indices into the image's patch grid
+    image: str | None = None  #: the path of the image; None where it was no file
+    gives: Output = "logits"  #: what the model gives
+
+    @property
+    def label(self) -> str | None:
+        """The name of the likeliest class; None without a classifier, or where no class reaches the threshold."""
+        return self.labels[0].name if self.labels else None
+
+    @property
+    def probability(self) -> float | None:
+        """How likely `label` is, from 0 to 1; None without a label, or where outputs are values."""
+        return self.labels[0].probability if self.labels else None
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """The image's embedding, fp32 `[D]`.
+
+        Raises:
+            InputError: the model gives something else.
+        """
+        if self.gives != "embedding":
+            fix = "read '.logits', or build with output='embedding'"
+            raise InputError(f"the embedding of a model that gives {NOUNS[self.gives]}", "a model without a head", fix)
+        return self.logits
+
+    def __repr__(self) -> str:
+        image = "" if self.image is None else f"{self.image!r}, "
+        if self.gives == "logits":
+            more = ", ..." if len(self.labels) > _SHOWN else ""
+            return f"Prediction({image}{', '.join(one.words() for one in self.labels[:_SHOWN]) or 'no label'}{more})"
+        return f"Prediction({image}{self.gives} {list(self.logits.shape)})"
 
 
 def chance(probability: float | None, value: float | None, digits: int = 1) -> str:

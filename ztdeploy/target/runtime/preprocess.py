@@ -8,8 +8,7 @@ included.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,7 @@ from PIL import Image
 
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
-from ztdeploy.target.runtime.images import MAX_PIXELS, read_bands
-
-ImageSource: TypeAlias = str | Path | Image.Image | NDArray[Any]
+from ztdeploy.target.runtime.images import MAX_PIXELS, ImageSource, read_bands
 
 
 def load_pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
@@ -11,7 +12,6 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
@@ -21,9 +21,13 @@ from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner, StoredEngine
+from ztdeploy.target.runtime.images import Images, single_images
 from ztdeploy.target.runtime.interface import Interface, Outputs
 from ztdeploy.target.runtime.postprocess import Prediction, kept_patches, top_labels
-from ztdeploy.target.runtime.preprocess import ImageSource, check_pixels, load_pixels, normalise
+from ztdeploy.target.runtime.preprocess import check_pixels, load_pixels, normalise
+
+#: How many images of one call are decoded before the engine runs on them.
+_READ_AT_A_TIME = 64
 
 
 class OpenEngine:
@@ -108,49 +112,73 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def graph(self) -> GraphRecord:
         return self.variant.graphs[self.profile]
 
-    def __call__(
-        self, images: ImageSource | Sequence[ImageSource], *, top: int = 5, threshold: float | None = None
-    ) -> list[Prediction]:
-        """Classify images given as paths, PIL images or uint8 arrays; one or many. See `runtime.images.read_bands`.
+    def __call__(self, images: Images, *, top: int = 5, threshold: float | None = None) -> list[Prediction]:
+        """Run the engine on one image or many.
 
-        A model without a classifier gives no labels, and its embedding as `logits`.
+            runner("photo.jpg")[0].label
+            for prediction in runner("photos", top=1):
+                print(prediction.image, prediction.label, prediction.probability)
 
         Args:
+            images: a path of an image or of a folder, the bytes of an image file, a PIL image, an array or a tensor,
+                uint8 `[H, W, 3]` or `[N, H, W, 3]`; or a list of these. See `runtime.images.single_images`.
             top: how many labels an image gets at most, the likeliest first.
-            threshold: the least probability of a label; by default any.
+            threshold: the least probability of a label, from 0 to 1; by default any.
+
+        Returns:
+            One `Prediction` for each image, in order; of a folder in the order of names.
 
         Raises:
-            ImageError: an image cannot be read.
+            ImageError: an image cannot be read, or is none; says which shape and dtype was expected.
             InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
             ParityError: the engine gives what cannot be right.
         """
-        top, model = arguments.whole_number("top", top, arguments.CLASSES), self.bundle.manifest.model
-        least = None
-        if threshold is not None:
-            least = arguments.number("threshold", threshold)
-            given = f"threshold = {least:g}"
-            if model.gives != "logits" or model.activation == "none":
-                given = f"{given} for a model whose outputs are no probabilities"
-                raise InputError(given, "none", "leave the threshold out")
-            if not 0 <= least <= 1:
-                raise InputError(given, "a probability from 0 to 1", "give another threshold")
-        if isinstance(images, str | Path | Image | np.ndarray) or not isinstance(images, Iterable):
-            images = [images]
-        sources = list(images)
+        manifest = self.bundle.manifest
+        top, least = arguments.whole_number("top", top, arguments.CLASSES), self._threshold(threshold)
+        if not manifest.model.architecture.num_classes:
+            top = 0  # the output is an embedding
+        sources = single_images(images, manifest.preprocess.channels)
         if not sources:
             return []
-        names = [repr(str(source)) if isinstance(source, str | Path) else "" for source in sources]
-        outputs = self.infer(load_pixels(sources, self.bundle.manifest.preprocess), names)
-        if not model.architecture.num_classes:
-            top = 0  # the output is an embedding
-        return [
-            Prediction(
-                top_labels(logits, self._names, top, model.activation, threshold=least),
-                logits,
-                kept_patches(outputs.kept, index, model.architecture.prefix_tokens),
-            )
-            for index, logits in enumerate(outputs.logits)
-        ]
+        names = [str(source) if isinstance(source, str | Path) else None for source in sources]
+        counted = [f"image {at + 1} of {len(sources)}" if name is None else repr(name) for at, name in enumerate(names)]
+        found, engine = list[Prediction](), self._entered()
+        try:
+            for part in _slices(len(sources), _READ_AT_A_TIME):
+                outputs = self._infer(engine, load_pixels(sources[part], manifest.preprocess), counted[part])
+                found += [
+                    Prediction(
+                        top_labels(logits, self._names, top, manifest.model.activation, threshold=least),
+                        logits,
+                        kept_patches(outputs.kept, index, manifest.model.architecture.prefix_tokens),
+                        image=names[part][index],
+                        gives=manifest.model.gives,
+                    )
+                    for index, logits in enumerate(outputs.logits)
+                ]
+        finally:
+            engine.leave()
+        return found
+
+    def _threshold(self, given: float | None) -> float | None:
+        """
+        Raises:
+            InputError: it is no probability, or there are no probabilities.
+        """
+        if given is None:
+            return None
+        least, model = arguments.number("threshold", given), self.bundle.manifest.model
+        text = f"threshold = {least:g}"
+        if model.gives != "logits" or model.activation == "none":
+            given_so = f"{text} for a model whose outputs are no probabilities"
+            raise InputError(given_so, "none", "leave the threshold out")
+        if not 0 <= least <= 1:
+            raise InputError(text, "a probability from 0 to 1", "give another threshold")
+        return least
+
+    def __repr__(self) -> str:
+        names = f"{self.bundle.name!r}, variant={self.variant.name!r}, profile={self.profile!r}"
+        return f"BundleRunner({names}{f', threads={self.threads}' if self.threads else ''})"
 
     def infer(self, pixels: NDArray[np.uint8], names: Sequence[str] = ()) -> Outputs:
         """Run on resized and cropped pixels, uint8 `[B, H, W, C]`; batches of any size are cut to fit the engine.
@@ -169,11 +197,14 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         images = [name or f"image {at + 1} of {count}" for at, name in enumerate(names or [""] * count)]
         engine = self._entered()
         try:
-            size = engine.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
-            chunks = (slice(start, start + size) for start in range(0, count, size))
-            return Outputs.joined([self._infer_part(engine, pixels[chunk], images[chunk]) for chunk in chunks])
+            return self._infer(engine, pixels, images)
         finally:
             engine.leave()
+
+    def _infer(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
+        size = engine.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
+        parts = (self._infer_part(engine, pixels[part], images[part]) for part in _slices(len(pixels), size))
+        return Outputs.joined(list(parts))
 
     def _infer_part(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
         count, batch = len(pixels), engine.graph.batch
@@ -239,8 +270,12 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         self._verified.update(fresh)
 
 
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
 def load(
-    bundle: str | Path | Bundle,
+    bundle: str | PathLike[str] | Bundle,
     *,
     keep_ratio: float | None = None,
     variant: str | None = None,
@@ -249,10 +284,15 @@ def load(
     memory: MemoryMode = "speed",
     verify: bool = True,
 ) -> BundleRunner:
-    """Open a bundle and load one of its engines.
+    """Open a bundle and load one of its engines. Needs no PyTorch.
+
+        runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.7)
+        (prediction,) = runner("photo.jpg")
+        print(prediction.label, prediction.probability)
+        runner.switch(keep_ratio=1)  # any time
 
     Args:
-        bundle: the folder that `ztdeploy build` wrote.
+        bundle: what `build` returned, or the folder that it wrote.
         keep_ratio: which variant to run; by default the first that was asked for at build time.
         variant: name of the variant, for variants that share a keep ratio or have none.
         profile: run the engines of this profile; by default the first whose engines this machine can run.
