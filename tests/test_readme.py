@@ -6,10 +6,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import inspect
 import io
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,13 +264,14 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
             images.add(node.value)
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("load", "read_bundle", "verify_bundle", "finalize_bundle"):
+            if called in ("load", "evaluate", "bench", "read_bundle", "verify_bundle", "finalize_bundle"):
                 bundles.add(str(node.args[0].value))
     return bundles, images
 
 
 def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespace: dict[str, Any]) -> None:
-    """Run a document's Python on the digits' bundle; of what builds bundles, only the imports."""
+    """Run a document's Python on the digits and their model; of the jobs beneath `ztdeploy.build`, only the imports."""
+    source = source.replace('"deit_s"', '"vit_digits"')
     tree = ast.parse(source)
     if "ztdeploy.jobs.build" in source:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -295,12 +298,43 @@ def test_python_runs(
         assert capsys.readouterr().out.startswith(digit_images[0].stem[-1]), "it prints the predicted class"
 
 
-def test_the_packages_docstring_runs(place: Path, digits_bundle: Path, digit_images: list[Path]) -> None:
-    documentation = ztdeploy.__doc__
-    assert documentation is not None
-    namespace: dict[str, Any] = {}
-    execute(documentation[documentation.index("import ztdeploy") :], digits_bundle, digit_images, namespace)
-    assert namespace["prediction"].labels[0].name == digit_images[0].stem[-1]
+@pytest.mark.parametrize(
+    "documented",
+    [
+        ztdeploy,
+        ztdeploy.build,
+        ztdeploy.load,
+        ztdeploy.BundleRunner.__call__,
+        ztdeploy.evaluate,
+        ztdeploy.bench,
+        pytest.param(ztdeploy.prune, marks=pytest.mark.long),
+        pytest.param(ztdeploy.tune, marks=pytest.mark.long),
+    ],
+    ids=lambda documented: documented.__name__,
+)
+def test_examples_in_docstrings_run(
+    documented: Any, place: Path, digits_bundle: Path, digit_images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    import torch
+
+    found = re.search(r"^    .*\n(?:(?:    .*)?\n)*", inspect.getdoc(documented) or "", re.MULTILINE)
+    assert found is not None
+    source = textwrap.dedent(found[0])
+    for published, tiny in {
+        "vit_tiny_patch16_224": "test_vit",
+        "224": "160",
+        "trials=50": "trials=4",
+        "limit=500": "limit=50",
+        "duration=5": "duration=0.1",
+    }.items():
+        source = source.replace(published, tiny)
+    namespace: dict[str, Any] = {"ztdeploy": ztdeploy, "timm": timm, "torch": torch}
+    namespace["runner"] = ztdeploy.load(digits_bundle)
+    shutil.copytree(digit_images[0].parent, "photos")
+    execute(source, digits_bundle, digit_images, namespace)
+    if "prediction" in namespace:
+        assert namespace["prediction"].label in set("0123456789")
 
 
 def test_the_readme_inside_a_bundle_works(

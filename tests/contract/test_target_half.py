@@ -90,10 +90,19 @@ report["finalize"] = command("finalize", copy, "--json")
 report["verify finalized"] = command("verify", copy, "--json")
 report["profiles"] = command("profiles", "list", "--json")
 report["doctor"] = command("doctor", "--json")
+report["python"] = [
+    repr(ztdeploy.evaluate(bundle, os.path.dirname(image), limit=4)),
+    repr(ztdeploy.bench(bundle, iterations=2, rounds=1, warmup=0)),
+]
 report["after jobs"] = loaded({HOST_LIBRARIES + HOST_MODULES})
 
 report["models"] = command("models", "--json")
 report["build"] = command("build", "-m", "vit_digits", "-p", "cpu", "-o", "out", "--json")
+for name, call in (("build", lambda: ztdeploy.build("vit_digits")), ("prune", lambda: ztdeploy.prune(None, 0.7))):
+    try:
+        call()
+    except ztdeploy.ZtdeployError as error:
+        report[f"ztdeploy.{{name}}"] = [type(error).__name__, str(error)]
 report["quickstart"] = command("quickstart", "--out", "quick")
 report["at the end"] = loaded({HOST_LIBRARIES})
 json.dump(report, sys.stdout)
@@ -191,6 +200,9 @@ def test_sweeping(report: dict[str, Any]) -> None:
 def test_evaluating(report: dict[str, Any]) -> None:
     assert report["eval"]["code"] == 0, report["eval"]
     assert json.loads(report["eval"]["out"])["data"]["images"] == 20
+    evaluated, measured = report["python"]
+    assert "on 4 images" in evaluated
+    assert "2 of 2 configurations measured" in measured
 
 
 def test_showing(report: dict[str, Any]) -> None:
@@ -221,6 +233,10 @@ def test_building_names_the_extra_to_install(report: dict[str, Any], folder: Pat
         assert "'torch'" in line
         assert line.endswith("run: pip install 'ztdeploy[build]'")
         assert "Traceback" not in report[verb]["err"]
+    for verb in ("ztdeploy.build", "ztdeploy.prune"):
+        kind, message = report[verb]
+        assert kind == "MissingExtraError"
+        assert message.endswith("run: pip install 'ztdeploy[build]'")
     assert json.loads(report["build"]["out"])["exit_code"] == 6
     assert [path.name for path in folder.iterdir()] == ["copy"]
 

@@ -100,7 +100,7 @@ def test_names_are_text(digits_bundle, name, value):
     refused(lambda: ztdeploy.load(digits_bundle, **{name: value}), f"{name} = ", "text", kind=InputError)
 
 
-@pytest.mark.parametrize("value", [None, 3, 2.5, b"x", object(), [None], [[]], {1: 2}])
+@pytest.mark.parametrize("value", [None, 3, 2.5, object(), [None], [[]], {1: 2}])
 def test_what_is_no_image_is_refused(digits_bundle, value):
     with ztdeploy.load(digits_bundle, threads=1) as runner:
         refused(lambda: runner(value), "an image of type", kind=ImageError)

@@ -59,7 +59,7 @@ def tiny_vit(
     """
     kind = VisionTransformerDistilled if distilled else VisionTransformer
     sizes = {"img_size": image_size, "patch_size": patch_size, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
-    return randomised(kind(**sizes, depth=depth, **arguments), seed)
+    return randomised(kind(**{**sizes, "depth": depth, **arguments}), seed)
 
 
 def randomised(model: Any, seed: int = 0) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.errors import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from ztdeploy.core.errors import ImageError
-from ztdeploy.target.runtime.images import MAX_PIXELS, read_image
+from ztdeploy.target.runtime.images import MAX_PIXELS, read_image, single_images
 
 ORIENTATION = 0x0112
 
@@ -350,9 +352,98 @@ def test_a_pil_image_without_pixels_is_refused():
     assert_refused(Image.new("RGB", (0, 5)), "0 x 5")
 
 
-@pytest.mark.parametrize("source", [None, 3, b"image.png", [[1, 2]], io.BytesIO()])
+@pytest.mark.parametrize("source", [None, 3, {"image": 1}, [[1, 2]], io.BytesIO()])
 def test_other_sources_are_refused(source):
     assert_refused(source, type(source).__name__, "path")
+    if not isinstance(source, list):
+        refused(lambda: single_images(source), type(source).__name__, "path", kind=ImageError)
+    refused(lambda: single_images([source]), type(source).__name__, "path", kind=ImageError)
+
+
+def test_bytes_are_read_like_the_file_that_they_come_from(tmp_path):
+    path = write(tmp_path, "image.png", encoded(photo(), "PNG"))
+    assert np.array_equal(pixels_of(read_image(path.read_bytes())), pixels_of(read_image(path)))
+    assert_refused(b"image.png", "9 bytes", "not an image")
+
+
+# -------------------- several images
+
+
+class Tensor:
+    """As PyTorch's: it gives an array once it has no gradient and lies in memory."""
+
+    def __init__(self, pixels, ready=False):
+        self.pixels, self.ready = pixels, ready
+
+    def detach(self):
+        return Tensor(self.pixels)
+
+    def cpu(self):
+        return Tensor(self.pixels, ready=True)
+
+    def __array__(self, dtype=None, copy=None):
+        if not self.ready:
+            raise TypeError("call .cpu() first")
+        return self.pixels
+
+
+def test_images_as_people_have_them(tmp_path):
+    """Whatever they come in, the same images come out in the same order."""
+    batch = np.stack([noise(), noise()[::-1]])
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    Image.fromarray(batch[0]).save(folder / "below" / "one.png")
+    Image.fromarray(batch[1]).save(folder / "two.png")
+    write(folder, ".hidden.png", b"")
+    write(folder, "notes.txt", b"")
+    paths = [folder / "below" / "one.png", folder / "two.png"]
+    for source in (
+        batch,
+        Tensor(batch),
+        list(batch),
+        [batch[:1], batch[1]],
+        (Tensor(one) for one in batch),
+        folder,
+        str(folder),
+        [folder],
+        [*map(str, paths)],
+        np.array([*map(str, paths)], object),
+        [bytearray(paths[0].read_bytes()), memoryview(paths[1].read_bytes())],
+        [Image.open(paths[0]), paths[1].read_bytes()],
+    ):
+        found = single_images(source)
+        assert len(found) == 2
+        for one, expected in zip(found, batch, strict=True):
+            assert np.array_equal(pixels_of(read_image(one)), expected), source
+    assert single_images([]) == single_images(batch[:0]) == []
+    assert single_images(paths[0]) == [paths[0]]
+    assert (
+        len(single_images(batch[..., :1], channels=1)) == len(single_images(np.zeros((2, 4, 4, 7), np.uint8), 7)) == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), "float32 [2, 4, 4, 3] uint8 [N, H, W, 3] ahead of any normalisation"),
+        (np.zeros((4, 4, 3), np.float64), "float64 [4, 4, 3] uint8 [H, W, 3] (255 * array).round()"),
+        (np.zeros((3, 4, 4), np.uint8), "[3, 4, 4] uint8 [H, W, 3] array.transpose(1, 2, 0)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), "[2, 3, 4, 4] array.transpose(0, 2, 3, 1)"),
+        (np.zeros((2, 3, 4, 4), np.float32), "float32 [2, 3, 4, 4] array.transpose(0, 2, 3, 1), and convert it"),
+        (np.zeros((4, 4, 4), np.uint8), "[4, 4, 4] uint8 [H, W, 3] [H, W] [N, H, W, 3]"),
+        (np.zeros((1, 2, 4, 4, 3), np.uint8), "[1, 2, 4, 4, 3] uint8 [N, H, W, 3]"),
+        (np.zeros((4, 4, 3), np.int64), "int64 uint8 8 bits"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_with_what_to_do(pixels, words):
+    fragments = re.findall(r"\[[^]]*\]|array\.transpose\([^)]*\)|\S+", words)
+    for source in (pixels, Tensor(pixels), [pixels]):
+        refused(lambda source=source: single_images(source), *fragments, kind=ImageError)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    write(tmp_path, "notes.txt", b"")
+    refused(lambda: single_images(tmp_path), "holds no images (1 other files)", kind=ImageError)
 
 
 # -------------------- files that are no images

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
+from ztdeploy.core.names import PRUNE
 from ztdeploy.core.text import one_line
 from ztdeploy.host.models import families, refused
 from ztdeploy.host.models.shapes import channels_of, made_for
@@ -64,6 +65,8 @@ def model_of(module: nn.Module) -> nn.Module:
     """
     module = unwrapped(module)
     model_within(module)
+    if any(path.endswith(PRUNE) for path, _ in module.named_modules()):  # whose hooks a copy would share
+        raise ModelError("a module that is already pruned", "an untouched one", "detach() what 'prune' returned first")
     try:
         whole = deepcopy(module).cpu().float().eval()
     except Exception as error:  # of somebody else's code
