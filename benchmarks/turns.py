@@ -41,5 +41,5 @@ def time_in_turns(subjects: Sequence[turns.Timeable], *, rounds: int, seconds: f
     return found
 
 
-def _say(what: str, _done: int, _total: int) -> None:
+def _say(what: str, _done: float, _total: float) -> None:
     print(what, file=sys.stderr)

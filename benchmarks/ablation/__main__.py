@@ -18,7 +18,7 @@ from ztdeploy.cli.options import (
     takes_model,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.cli.output import answer, note, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def ablate(
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
-    json: JsonFlag = False,
 ) -> None:
     from benchmarks.ablation.pages import check_folder, write_ablation
     from benchmarks.ablation.request import AblateRequest, check_request
@@ -70,13 +69,10 @@ def ablate(
     check_folder(folder)
     from benchmarks.ablation.run import ablate as run
 
-    with progress_bar(not json) as progress:
+    with progress_bar() as progress:
         report = run(request, progress)
     page, *_ = write_ablation(report, folder)
-    if json:
-        print_record(report)
-        return
-    show_ablation(report)
+    answer(report, lambda: show_ablation(report))
     note(f"wrote {folder}; open {page}")
 
 

@@ -18,7 +18,6 @@ from benchmarks.ablation.topics import Row, bases, topics
 from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
-from ztdeploy.core.progress import Pace
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.run import machine_facts, model_facts
@@ -117,21 +116,19 @@ class _Answers:
         content: list[bytes] = []
         problem: list[str] = []
         parts: list[Part] = []
-        pace = Pace()
         for start in range(0, len(self.chosen.images), BATCH):
             images = [decode(one.path, self.model.preprocess) for one in self.chosen.images[start : start + BATCH]]
             content += [one.digest if isinstance(one, Decoded) else b"" for one in images]
             problem += ["" if isinstance(one, Decoded) else one for one in images]
             pixels = [one.pixels for one in images if isinstance(one, Decoded)]
             if pixels:
-                parts.append(self._part(np.stack(pixels), start, pace))
+                parts.append(self._part(np.stack(pixels), start))
         facts = data_facts(data, self.chosen, content, problem)
         good = [one.accepted for one, wrong in zip(self.chosen.images, problem, strict=True) if not wrong]
         return facts, joined(parts), good if data.labelled else None
 
-    def _part(self, pixels: NDArray[np.uint8], start: int, pace: Pace) -> Part:
-        total = len(self.chosen.images)
-        self.progress(f"pruning in {len(self.rows)} ways{pace.left(start, total - start)}", start, total)
+    def _part(self, pixels: NDArray[np.uint8], start: int) -> Part:
+        self.progress(f"pruning in {len(self.rows)} ways", start, len(self.chosen.images))
         return answer(
             self.model.adapter,
             self.rows,

@@ -17,6 +17,7 @@ from typing import Any
 
 import ztdeploy
 from ztdeploy.core.processor import REPORT
+from ztdeploy.core.profile import data_folder
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 #: Only what hangs takes so long, on the slowest of machines.
@@ -24,6 +25,18 @@ HANG_S = 900
 _PR_SET_PDEATHSIG = 1
 _STARTED: list[subprocess.Popen[str]] = []
 _HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
+
+
+def result_in(text: str) -> Any:
+    """What a command has found, or its error, out of the envelope of `--json`, which is held against its schema."""
+    from jsonschema import Draft202012Validator
+
+    said = json.loads(text)
+    assert (said["ztdeploy"], said["schema"]) == (ztdeploy.__version__, 1)
+    if said["verb"] is not None:
+        file = data_folder("schemas") / f"{said['verb'].replace(' ', '-')}.schema.json"
+        Draft202012Validator(json.loads(file.read_text())).validate(said)
+    return said["result"] if "result" in said else said["error"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Done:
     err: str
 
     def json(self) -> Any:
-        return json.loads(self.out)
+        return result_in(self.out)
 
     @property
     def error(self) -> str:

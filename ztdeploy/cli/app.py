@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from ztdeploy.cli.output import fail, say, warn
+from ztdeploy.cli.output import begin, fail, named, say, talking, warn
 from ztdeploy.cli.streams import silence
 from ztdeploy.core.errors import ImageWarning, StreamError, ZtdeployError
 from ztdeploy.core.files import system_error
@@ -35,6 +35,7 @@ class _Verb(TyperCommand):
     """A command that takes what names one thing once; of other options the last one counts, as in any shell."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named(" ".join(_names(ctx)))
         given = self.make_parser(ctx).parse_args(args=list(args))[2]
         for option in given:
             single = option.name in _NAMING and not getattr(option, "multiple", False) and option.nargs == 1
@@ -44,9 +45,15 @@ class _Verb(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def _names(context: Any) -> list[str]:
+    """What was typed to reach a command, without the program's name."""
+    return [] if context.parent is None else [*_names(context.parent), context.info_name]
+
+
 class _Application(typer.Typer):
     def command(self, *arguments: Any, **options: Any) -> Any:
-        return super().command(*arguments, **{"cls": _Verb, **options})
+        add = super().command(*arguments, **{"cls": _Verb, **options})
+        return lambda command: add(talking(command))
 
 
 #: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
@@ -94,7 +101,7 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    found.callback()(_root)
+    found.callback()(talking(_root))
     for verb in VERBS:
         import_module(f"ztdeploy.cli.{verb}").register(found)
     return found
@@ -110,16 +117,17 @@ def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typ
         program: what people type in front of the arguments, for usage and errors.
         commands: an application with other commands. (default: `app`)
     """
+    begin(arguments)
     with _image_warnings_as_ours():
         try:
             return _run(arguments, program, commands or app)
         except (typer.Abort, KeyboardInterrupt):
-            return _fail("interrupted", 130, arguments)
+            return _fail("interrupted", 130)
         except StreamError as error:
             silence(1)
-            return _fail(str(error), error.exit_code, arguments, error)
+            return _fail(str(error), error.exit_code, error)
         except ZtdeployError as error:
-            return _fail(str(error), error.exit_code, arguments, error)
+            return _fail(str(error), error.exit_code, error)
         except (BrokenPipeError, SystemExit) as error:
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
                 raise  # shell completion leaves this way; Typer leaves with 1 from a broken pipe
@@ -128,14 +136,14 @@ def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typ
             return 0
         except OSError as error:  # that no part of ours has turned into an error
             refused = system_error(error)
-            return _fail(str(refused), refused.exit_code, arguments, error)
+            return _fail(str(refused), refused.exit_code, error)
         except Exception as error:
             # Click's own errors; some versions of Typer bring Click along, others import it.
             if any(base.__name__ == "ClickException" for base in type(error).__mro__):
-                return _malformed(error, arguments)
+                return _malformed(error)
             line = str(error).splitlines()[0] if str(error) else ""
             what = f"this is a bug: {type(error).__name__}: {line}; run again with --debug and report it"
-            return _fail(what, 1, arguments, error)
+            return _fail(what, 1, error)
 
 
 def _run(arguments: Sequence[str], program: str, commands: typer.Typer) -> int:
@@ -166,7 +174,7 @@ def _image_warnings_as_ours() -> Iterator[None]:
         warnings.showwarning = others
 
 
-def _malformed(error: Any, arguments: Sequence[str]) -> int:
+def _malformed(error: Any) -> int:
     """One line for what Click says in several, in which it quotes what was typed; the help where nothing was typed."""
     if any(base.__name__ == "NoArgsIsHelpError" for base in type(error).__mro__):
         error.show()
@@ -176,13 +184,13 @@ def _malformed(error: Any, arguments: Sequence[str]) -> int:
     if context is not None:
         usage = " ".join(context.get_usage().split())
         message += f"{'' if message.endswith('?') else '.'} {usage}; see '{context.command_path} --help'"
-    return _fail(message, int(error.exit_code), arguments)
+    return _fail(message, int(error.exit_code))
 
 
-def _fail(message: str, code: int, arguments: Sequence[str], error: Exception | None = None) -> int:
+def _fail(message: str, code: int, error: Exception | None = None) -> int:
     if os.environ.get("ZTDEPLOY_DEBUG") and error is not None:
         import traceback
 
         traceback.print_exception(error)
-    fail(message, code if "--json" in arguments else None)
+    fail(message, code)
     return code

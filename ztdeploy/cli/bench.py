@@ -20,7 +20,7 @@ from ztdeploy.cli.options import (
     path_option,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
+from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ def bench(
     rounds: RoundsOption = 10,
     reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Also measure the baseline.")] = True,
     out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.target.measure.bench import run_bench
     from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report
@@ -88,15 +87,12 @@ def bench(
         if out is not None:
             write_report(report, out)
 
-    with progress_bar(not json) as progress:
+    with progress_bar() as progress:
         report = run_bench(request, progress=progress, save=save)
     save(report)
-    if json:
-        print_record(report)
-    else:
-        show_report(report)
-        if out is not None:
-            note(f"wrote {out}")
+    answer(report, lambda: show_report(report))
+    if out is not None:
+        note(f"wrote {out}")
     _leave(report)
 
 
@@ -215,9 +211,9 @@ def _leave(report: BenchReport) -> None:
     """
     failures = [one.failure for one in report.configurations if one.failure is not None]
     for failure in failures:
-        fail(failure.message)
+        complain(failure.message)
     if report.progress == "interrupted":
-        fail("interrupted")
+        complain("interrupted")
         raise SystemExit(130)
     if failures:
         raise SystemExit(failures[0].exit_code)

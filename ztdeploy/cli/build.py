@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ztdeploy.cli.options import PresetOption, number_option, path_option, takes_model, word_option
-from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, warn
+from ztdeploy.cli.output import answer, leave, note, progress_bar, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ztdeploy.core.bundle import Bundle
     from ztdeploy.core.model_source import ModelSource
-
-
-#: What `--json` prints of the manifest.
-_IN_JSON = {"variants", "failed", "adapted", "missing", "weights", "text_head", "gates", "choices", "calibration"}
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +71,6 @@ def build(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.methods import DEFAULT_METHOD
     from ztdeploy.core.profile import schedule_path
@@ -99,14 +96,17 @@ def build(
         from ztdeploy.jobs.auto_precision import build_fastest as build_bundle
     else:
         from ztdeploy.jobs.build import build as build_bundle
-    with progress_bar(not json) as progress:
+    with progress_bar() as progress:
         bundle = build_bundle(request, progress)
-    manifest = bundle.manifest
-    if json:
-        print_json({"bundle": str(bundle.root), **manifest.model_dump(mode="json", include=_IN_JSON)})
-    else:
-        _show(bundle)
-    leave(manifest.failed)
+    answer(lambda: _result(bundle), lambda: _show(bundle))
+    leave(bundle.manifest.failed)
+
+
+def _result(bundle: Bundle) -> BaseModel:
+    from ztdeploy.cli.results import OF_MANIFEST, BuildResult
+
+    found = {name: getattr(bundle.manifest, name) for name in OF_MANIFEST}
+    return BuildResult.model_validate({"bundle": str(bundle.root), **found})
 
 
 def _own_profile() -> str:

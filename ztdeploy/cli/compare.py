@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ztdeploy.cli.options import number_option, path_argument, word_option
-from ztdeploy.cli.output import JsonFlag, print_lines, print_record, say, table, warn
+from ztdeploy.cli.output import answer, print_lines, say, table, warn
 from ztdeploy.core.arguments import Numbers
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def compare(
     layout: Annotated[
         Literal["text", "md"], typer.Option("--format", help="md: Markdown for a pull request.")
     ] = "text",
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.report.compare.comparison import Criteria, compare_reports
     from ztdeploy.report.compare.entries import FIELDS, parse_match
@@ -80,12 +79,8 @@ def compare(
     )
     reports = read_any_report(baseline), read_any_report(candidate)
     comparison = compare_reports(*reports, criteria, names=names_of(baseline, candidate))
-    if json:
-        print_record(comparison)
-    elif layout == "md":
-        print_lines(markdown(comparison))
-    else:
-        show(comparison, *reports)
+    as_markdown = layout == "md"
+    answer(comparison, lambda: print_lines(markdown(comparison)) if as_markdown else show(comparison, *reports))
     if comparison.regressed:
         raise SystemExit(REGRESSION)
 

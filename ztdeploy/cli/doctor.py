@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from ztdeploy.cli.output import JsonFlag, print_json, table
+from ztdeploy.cli.output import answer, table
+
+if TYPE_CHECKING:
+    from ztdeploy.jobs.doctor import Findings
 
 
 def register(app: typer.Typer) -> None:
     app.command(help="What this machine can do, and what to install for the rest.")(doctor)
 
 
-def doctor(json: JsonFlag = False) -> None:
+def doctor() -> None:
     from ztdeploy.jobs.doctor import examine
 
-    findings = examine()
-    if json:
-        print_json([asdict(finding) for finding in findings])
-        return
-    rows = [(finding.subject, finding.state, finding.found, finding.remedy) for finding in findings]
+    found = examine()
+    answer(found, lambda: _show(found))
+
+
+def _show(found: Findings) -> None:
+    rows = [(one.subject, one.state, one.found, one.remedy) for one in found.findings]
     table("This machine", [("what", "left"), ("state", "left"), ("found", "left"), ("to do", "left")], rows)

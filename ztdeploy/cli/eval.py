@@ -22,7 +22,7 @@ from ztdeploy.cli.options import (
     path_option,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, left, note, print_record, progress_bar, right, say, table, warn
+from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def evaluate(
     page: Annotated[Path | None, path_option(help="HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again, whatever is kept.")] = False,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.files import write
     from ztdeploy.core.records import to_json
@@ -106,7 +105,7 @@ def evaluate(
     if record:
         check_recordable(bundle)
     try:
-        with progress_bar(not json) as progress:
+        with progress_bar() as progress:
             report = evaluate_bundle(request, cache=cache, fresh=fresh, progress=progress, note=note)
     except KeyboardInterrupt:
         note(RESUME)
@@ -117,10 +116,7 @@ def evaluate(
         write(page, eval_page(report))
     if record:
         write_record(report, bundle, lambda: note("waiting for another process that writes to this bundle"))
-    if json:
-        print_record(report)
-        return
-    _show(report)
+    answer(report, lambda: _show(report))
     for written in (out, page):
         if written is not None:
             note(f"wrote {written}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
-from ztdeploy.cli.output import JsonFlag, cell, left, print_json, right, say, table
+from ztdeploy.cli.output import answer, cell, left, right, say, table
 from ztdeploy.core import arguments
 from ztdeploy.core.names import block_name
 
@@ -27,20 +27,21 @@ def inspect(
         number_option(arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Show this variant block by block."),
     ] = None,
     variant: VariantOption = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.bundle import read_bundle
 
     opened = read_bundle(bundle)
-    if json:
-        print_json(opened.manifest.model_dump(mode="json", by_alias=True))
-        return
-    show_bundle(opened)
-    _show_engines(opened)
-    for line in opened.manifest.lines_of_missing:
+    chosen = opened.variant(keep_ratio, variant)
+    answer(opened.manifest, lambda: _show(opened, chosen))
+
+
+def _show(bundle: Bundle, variant: VariantRecord) -> None:
+    show_bundle(bundle)
+    _show_engines(bundle)
+    for line in bundle.manifest.lines_of_missing:
         say(line)
-    show_findings(opened)
-    _show_blocks(opened, opened.variant(keep_ratio, variant))
+    show_findings(bundle)
+    _show_blocks(bundle, variant)
 
 
 def show_bundle(bundle: Bundle) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztdeploy.cli.options import SIZE, parse_image_size, word_argument, word_option
-from ztdeploy.cli.output import JsonFlag, print_json, say, table
+from ztdeploy.cli.output import answer, say, table
 
 if TYPE_CHECKING:
     from ztdeploy.core.preprocess_spec import ImageSize
+    from ztdeploy.host.models.listing import ListedModel
     from ztdeploy.host.models.loading import ModelCheck
 
 
@@ -27,66 +28,38 @@ def models(
     image_size: Annotated[
         str | None, word_option(metavar=SIZE, help="With --check: side of the input, or HEIGHTxWIDTH.")
     ] = None,
-    json: JsonFlag = False,
 ) -> None:
     size = parse_image_size(image_size)
     if check is not None:
-        _check(check, size, json=json)
+        _check(check, size)
         return
-    rows = _listed(search or "")
-    if json:
-        print_json([dict(zip(("family", "name", "timm_name", "about"), row, strict=True)) for row in rows])
-        return
+    from ztdeploy.host.models.listing import Models, listed
+
+    found = listed(search or "")
+    answer(Models(models=found), lambda: _show(found, search or ""))
+
+
+def _show(models: Sequence[ListedModel], search: str) -> None:
     columns = [("name", "left"), ("timm name", "left"), ("about", "left")]
-    families = list(dict.fromkeys(row[0] for row in rows))
+    families = list(dict.fromkeys(one.family for one in models))
     caption = (
         "Most models of timm's modules vision_transformer, deit, eva and beit work by their timm names:"
         " 'ztdeploy models PART' searches them, 'ztdeploy models --check NAME' says what is possible."
     )
     for family in families:
-        found = [row[1:] for row in rows if row[0] == family]
-        table(f"Models of the family '{family}'", columns, found, caption=caption if family == families[-1] else "")
+        rows = [(one.name, one.timm_name, one.about) for one in models if one.family == family]
+        table(f"Models of the family '{family}'", columns, rows, caption=caption if family == families[-1] else "")
     if not families:
         say(f"no model's name has '{search}' in it")
 
 
-def _listed(search: str) -> list[tuple[str, str, str, str]]:
-    """Short names; where something is searched for, timm's as well."""
-    from ztdeploy.host.models import families
-    from ztdeploy.host.models.catalogue import CATALOGUE
-
-    rows = [(entry.family, name, entry.timm_name, entry.about) for name, entry in CATALOGUE.items()]
-    if search and find_spec("timm") is not None:
-        import timm
-
-        known = {entry.timm_name for entry in CATALOGUE.values()}
-        for family in families():
-            names = [name for module in family.timm_modules for name in timm.list_models(module=module)]
-            rows += [(family.family, name, name, "") for name in names if name not in known]
-    order = list(dict.fromkeys(row[0] for row in rows))
-    found = [row for row in rows if search.lower() in " ".join(row).lower()]
-    return sorted(found, key=lambda row: order.index(row[0]))
-
-
-def _check(name: str, image_size: ImageSize | None, *, json: bool) -> None:
-    """
-    Raises:
-        ModelError: it can't be pruned; printed as JSON first where that was asked for.
-    """
-    from ztdeploy.core.errors import ModelError
+def _check(name: str, image_size: ImageSize | None) -> None:
+    from ztdeploy.host.models.listing import Models
     from ztdeploy.host.models.loading import check_model
 
-    try:
-        found = check_model(name, image_size)
-    except ModelError as error:
-        if not json:
-            raise
-        print_json({"name": name, "supported": False, "reason": error.given, "fix": error.fix})
-        raise typer.Exit(error.exit_code) from error
-    if json:
-        print_json({"supported": True, **found.model_dump(mode="json")})
-        return
-    table(f"{name} can be pruned", [("", "left"), ("", "left")], _facts(found))
+    found = check_model(name, image_size)
+    title = f"{name} can be pruned"
+    answer(Models(check=found), lambda: table(title, [("", "left"), ("", "left")], _facts(found)))
 
 
 def _facts(found: ModelCheck) -> list[tuple[str, str]]:

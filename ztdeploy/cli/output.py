@@ -1,38 +1,147 @@
-"""How commands talk: tables and progress for people, JSON for programs."""
+"""How commands talk: tables and progress for people, one JSON object for programs.
+
+Every verb has the options of `talks`, which decide what `answer`, `note` and `progress_bar` do.
+Standard output has the answer alone; warnings, remarks and progress go to standard error.
+"""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from ztdeploy.cli.streams import silence
 from ztdeploy.core.errors import PARTLY_BUILT, StreamError
+from ztdeploy.core.progress import Pace, Progress, in_words, silent
 from ztdeploy.core.text import json_text, printable
+from ztdeploy.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.console import Console, ConsoleOptions, RenderResult
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
-
+#: Version of the envelope and of what is in it; it grows when a field goes or changes its meaning.
+SCHEMA = 1
 #: Characters of a cell of a table that are shown at most.
 _LONGEST_CELL = 240
+#: Characters of a progress bar at most; seconds after which a step that goes on is named again.
+_BAR, _STILL_S = 24, 60.0
 
 
-def print_json(data: Any) -> None:
-    typer.echo(json_text(data, indent=2))
+# -------------------- how the command that runs was asked to talk
 
 
-def print_record(record: BaseModel) -> None:
-    from ztdeploy.core.records import to_json
+@dataclass
+class _Manner:
+    verb: str | None = None  #: such as "profiles list"; None before a verb is known
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    begun: float = field(default_factory=time.monotonic)
 
-    typer.echo(to_json(record))
+
+_manner = _Manner()
+
+
+def begin(arguments: Sequence[str]) -> None:
+    """Forget how an earlier command was asked to talk. What a malformed one asks for is seen in its words alone."""
+    global _manner
+    _manner = _Manner(json="--json" in arguments)
+
+
+def named(verb: str) -> None:
+    """The verb that runs."""
+    _manner.verb = verb
+
+
+def talks(
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel="Output")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also say what is done, and when.", rich_help_panel="Output")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the result, warnings and errors.", rich_help_panel="Output")
+    ] = False,
+) -> None:
+    """Take over what the options of every verb ask for.
+
+    Raises:
+        typer.BadParameter: both more and less than usual.
+    """
+    _manner.json |= json
+    _manner.verbose |= verbose
+    _manner.quiet |= quiet
+    if _manner.verbose and _manner.quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other")
+    _set_logging()
+
+
+def talking(command: _Command) -> _Command:
+    """A command with the options of `talks` behind its own."""
+    flags = signature(talks, eval_str=True).parameters
+    own = signature(command, eval_str=True).parameters.values()
+
+    @wraps(command)
+    def asked(**values: Any) -> Any:
+        talks(**{name: values.pop(name) for name in flags})
+        return command(**values)
+
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*own, *flags.values())]
+    vars(asked)["__signature__"] = Signature(parameters)
+    asked.__annotations__ = {}
+    return cast("_Command", asked)
+
+
+def _set_logging() -> None:
+    """What ztdeploy itself logs goes to standard error with `--verbose`, and nowhere without."""
+    ours = logging.getLogger("ztdeploy")
+    ours.handlers = [handler for handler in ours.handlers if not isinstance(handler, _Remarks)]
+    ours.setLevel(logging.DEBUG if _manner.verbose else logging.WARNING)
+    if _manner.verbose:
+        ours.addHandler(_Remarks())
+
+
+class _Remarks(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+# -------------------- answers
+
+
+def answer(result: BaseModel | Callable[[], BaseModel], show: Callable[[], None]) -> None:
+    """The result of a verb: one JSON object where that was asked for, otherwise what `show` prints.
+
+    Args:
+        result: of the type that `results.RESULTS` names for the verb; or what makes it.
+
+    Raises:
+        ParityError: a number that the result must have is not finite.
+    """
+    if not _manner.json:
+        show()
+        return
+    from ztdeploy.core.records import plain
+
+    typer.echo(_envelope(result=plain(result() if callable(result) else result, by_alias=True)))
+
+
+def _envelope(**content: object) -> str:
+    return json_text({"ztdeploy": __version__, "schema": SCHEMA, "verb": _manner.verb, **content}, indent=2)
 
 
 def print_lines(text: str) -> None:
@@ -52,41 +161,82 @@ def right(*headings: str) -> list[tuple[str, str]]:
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table; columns are `(heading, "left" | "right")`. Piped output is not squeezed into 80 columns."""
+    """Print a table; columns are `(heading, "left" | "right")`.
+
+    In a terminal it fits the width, and no word is broken: where that cannot be, each row becomes a block of lines.
+    Otherwise each row is a line of cells with tabs between, and what stands around the rows begins with "# ".
+    """
+    heads = [printable(heading, _LONGEST_CELL) for heading, _ in columns]
+    cells = [[printable(cell, _LONGEST_CELL) for cell in row] for row in rows]
+    below = [printable(line) for line in caption.splitlines()]
+    if sys.stdout.isatty():
+        _show_table(
+            printable(title), [(head, side) for head, (_, side) in zip(heads, columns, strict=True)], cells, below
+        )
+        return
+    typer.echo(f"# {printable(title)}")
+    for row in [heads, *cells] if any(heads) else cells:
+        print_row(*row)
+    for line in below:
+        typer.echo(f"# {line}")
+    typer.echo()
+
+
+def print_row(*cells: str) -> None:
+    """A line for `cut` and `awk`, with tabs between cells."""
+    typer.echo("\t".join(printable(cell, None) for cell in cells))
+
+
+def piped() -> bool:
+    """Whether standard output is for programs that read lines."""
+    return not _manner.json and not sys.stdout.isatty()
+
+
+def _show_table(
+    title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], below: Sequence[str]
+) -> None:
     from rich import box
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    sheet = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    rows = [[printable(cell, _LONGEST_CELL) for cell in row] for row in rows]
-    columns = [(printable(heading, _LONGEST_CELL), justify) for heading, justify in columns]
+    console = Console()
     texts = [[heading, *(row[position] for row in rows)] for position, (heading, _) in enumerate(columns)]
     natural = [max(map(cell_len, cells)) for cells in texts]
     words = [max((cell_len(word) for cell in cells for word in cell.split()), default=1) for cells in texts]
-    widths = fitting_widths(natural, words, console.width - 2 * (len(columns) - 1))
-    for (heading, justify), width in zip(columns, widths, strict=True):
-        sheet.add_column(Text(heading), justify="right" if justify == "right" else "left", overflow="fold", width=width)
-    for row in rows:
-        sheet.add_row(*map(Text, row))
-    below = "".join(f"{printable(line)}\n" for line in caption.splitlines())
-    console.print(Text(printable(title), style="bold"), sheet, Text(below, style="dim"), sep="\n")
+    room = console.width - 2 * (len(columns) - 1)
+    console.print(Text(title, style="bold"))
+    if sum(words) > room:
+        for row in rows:
+            for (heading, _), cell in zip(columns, row, strict=True):
+                say(f"{heading}: {cell}" if heading else cell)
+            say()
+    else:
+        sheet = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        sheet.show_header = any(heading for heading, _ in columns)
+        for (heading, side), width in zip(columns, fitting_widths(natural, words, room), strict=True):
+            sheet.add_column(Text(heading), justify="right" if side == "right" else "left", width=width)
+        for row in rows:
+            sheet.add_row(*map(Text, row))
+        console.print(sheet)
+    for line in below:
+        console.print(Text(line, style="dim"))
+    say()
 
 
 def fitting_widths(natural: Sequence[int], words: Sequence[int], room: int) -> list[int]:
-    """Widths of columns that fit side by side: the widest gives way first, and no word is cut while there is room.
+    """Widths of columns that fit side by side: the widest gives way first, down to its longest word.
 
     Rich shrinks all alike, and folds names in the middle, which nobody can copy then.
+
+    Args:
+        words: the longest of each column, for all of which there is room.
     """
     widths = list(natural)
-    for least in (words, [1] * len(widths)):
-        while sum(widths) > room:
-            able = [position for position, width in enumerate(widths) if width > least[position]]
-            if not able:
-                break
-            widths[max(able, key=lambda position: (position > 0, widths[position]))] -= 1  # the first column last
+    while sum(widths) > room:
+        able = [position for position, width in enumerate(widths) if width > words[position]]
+        widths[max(able, key=lambda position: (position > 0, widths[position]))] -= 1  # the first column last
     return widths
 
 
@@ -102,8 +252,10 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """A remark on standard error, so that standard output stays what was asked for."""
-    typer.echo(printable(text, None), err=True)
+    """A remark on standard error, so that standard output stays what was asked for; with `--verbose`, when it was."""
+    if not _manner.quiet:
+        at = f"{time.monotonic() - _manner.begun:7.2f} s  " if _manner.verbose else ""
+        typer.echo(at + printable(text, None), err=True)
 
 
 def leave(failed: Sequence[object]) -> None:
@@ -121,49 +273,78 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error; a line per step where that is not a terminal."""
-    if not enabled:
-        yield lambda _what, _done, _total: None
-    elif not sys.stderr.isatty():
-        last = ""
-
-        def line(what: str, _done: int, _total: int) -> None:
-            nonlocal last
-            if what != last:
-                note(what)
-            last = what
-
-        yield line
+def progress_bar() -> Iterator[Progress]:
+    """A bar on standard error; a line per step where that is no terminal, and with `--verbose`; none with `--json`."""
+    if _manner.json or _manner.quiet:
+        yield silent
+    elif _manner.verbose or not sys.stderr.isatty():
+        yield _Lines().told
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.live import Live
 
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("starting", total=1)
-            yield lambda what, done, total: bar.update(
-                task, description=printable(what, _LONGEST_CELL), completed=done, total=total
-            )
+        bar = _Bar()
+        with Live(bar, console=Console(stderr=True), transient=True, refresh_per_second=8):
+            yield bar.told
 
 
-def fail(message: str, json_code: int | None = None) -> None:
-    """The one line that an error is, to somebody who may have left, or to a disk that may be full.
+class _Lines:
+    """A line whenever something else is done, and one a minute as long as it is the same."""
+
+    def __init__(self) -> None:
+        self._pace, self._last, self._at = Pace(), "", 0.0
+
+    def told(self, what: str, done: float, total: float) -> None:
+        self._pace.told(done, total)
+        if what != self._last or time.monotonic() - self._at > _STILL_S:
+            self._last, self._at = what, time.monotonic()
+            share, left = self._pace.share, self._pace.left_s()
+            known = [f"{100 * share:.0f} %"] * (share > 0) + ([] if left is None else [f"{in_words(left)} left"])
+            note(what + (f" ({', '.join(known)})" if known else ""))
+
+
+class _Bar:
+    """One line that fits: what is being done, how far all of it is, for how long it has run and will run."""
+
+    def __init__(self) -> None:
+        self._pace, self._what = Pace(), "starting"
+
+    def told(self, what: str, done: float, total: float) -> None:
+        self._pace.told(done, total)
+        self._what = printable(what, _LONGEST_CELL)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        stroke, share = "-" if options.ascii_only else "━", self._pace.share
+        minutes, seconds = divmod(int(self._pace.elapsed_s()), 60)
+        left = self._pace.left_s()
+        behind = f"{100 * share:4.0f} %  {minutes}:{seconds:02d}" + ("" if left is None else f", {in_words(left)} left")
+        room = max(1, options.max_width - len(behind) - 1)
+        bar = min(_BAR, room // 3)
+        full = round(bar * share)
+        what = Text(self._what, no_wrap=True)
+        what.truncate(room - bar - 1, overflow="ellipsis", pad=True)
+        strokes = (" ", (stroke * full, "green"), (stroke * (bar - full), "bright_black"))
+        yield Text.assemble(what, *strokes, behind, no_wrap=True, overflow="crop", end="")
+
+
+def fail(message: str, exit_code: int) -> None:
+    """The one line that an error is, to somebody who may have left, or to a disk that may be full; and the JSON of it.
 
     Args:
-        json_code: the exit code, where standard output gets the error as JSON as well.
+        exit_code: what the command leaves with.
     """
     lines = [(2, f"error: {printable(message, None)}")]
-    if json_code is not None:
-        lines.insert(0, (1, json_text({"error": message, "exit_code": json_code})))
+    if _manner.json:
+        lines.insert(0, (1, _envelope(error={"message": message, "exit_code": exit_code})))
     for stream, text in lines:
         try:
             typer.echo(text, err=stream == 2)
         except (OSError, StreamError):
             silence(stream)
+
+
+def complain(message: str) -> None:
+    """What went wrong beside what was found all the same, which has been printed."""
+    typer.echo(f"error: {printable(message, None)}", err=True)

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztdeploy.cli.options import word_argument
-from ztdeploy.cli.output import JsonFlag, note, print_json, print_lines, table
+from ztdeploy.cli.output import answer, print_lines, say, table
 
-profiles = typer.Typer(help="Hardware profiles: what a device can run.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ztdeploy.core.profile import HardwareProfile
+    from ztdeploy.core.schedule import PruningSchedule
 
 
 def register(app: typer.Typer) -> None:
+    profiles = type(app)(help="Hardware profiles: what a device can run.", no_args_is_help=True)
+    profiles.command("list", help="All shipped profiles.")(list_profiles)
+    profiles.command("schedules", help="All shipped schedules, for 'build --schedule'.")(list_schedules)
+    profiles.command("show", help="One profile in full, as TOML.")(show_profile)
+    profiles.command("check", help="Validate a profile file of your own.")(check_profile)
     app.add_typer(profiles, name="profiles")
 
 
-@profiles.command("list", help="All shipped profiles.")
-def list_profiles(json: JsonFlag = False) -> None:
+def list_profiles() -> None:
+    from ztdeploy.cli.results import ProfilesResult
     from ztdeploy.core.profile import profile_names, read_profile
-    from ztdeploy.target.backends import backend_of
 
     found = [read_profile(name) for name in profile_names()]
-    if json:
-        print_json([profile.model_dump(mode="json") for profile in found])
-        return
+    answer(ProfilesResult(profiles=tuple(found)), lambda: _show_profiles(found))
+
+
+def _show_profiles(found: list[HardwareProfile]) -> None:
+    from ztdeploy.target.backends import backend_of
+
     rows = [
         (
             profile.name,
@@ -41,15 +50,16 @@ def list_profiles(json: JsonFlag = False) -> None:
     table("Hardware profiles", [(heading, "left") for heading in headings], rows)
 
 
-@profiles.command("schedules", help="All shipped schedules, for 'build --schedule'.")
-def list_schedules(json: JsonFlag = False) -> None:
+def list_schedules() -> None:
+    from ztdeploy.cli.results import SchedulesResult
     from ztdeploy.core.profile import schedule_names, schedule_path
     from ztdeploy.core.schedule import read_schedule
 
     found = [read_schedule(schedule_path(Path(name))) for name in schedule_names()]
-    if json:
-        print_json([schedule.model_dump(mode="json", by_alias=True) for schedule in found])
-        return
+    answer(SchedulesResult(schedules=tuple(found)), lambda: _show_schedules(found))
+
+
+def _show_schedules(found: list[PruningSchedule]) -> None:
     rows = [
         (one.name, one.method, str(len(one.layers)), str(sum(layer.drop or 0 for layer in one.layers))) for one in found
     ]
@@ -58,29 +68,21 @@ def list_schedules(json: JsonFlag = False) -> None:
     )
 
 
-@profiles.command("show", help="One profile in full, as TOML.")
-def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML file.")], json: JsonFlag = False) -> None:
+def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML file.")]) -> None:
     from ztdeploy.core.files import read_text
     from ztdeploy.core.profile import profile_folder, read_profile
 
     profile = read_profile(name)
-    if json:
-        print_json(profile.model_dump(mode="json"))
-        return
     path = Path(name) if name.endswith(".toml") else profile_folder() / f"{name}.toml"
-    print_lines(read_text(path).rstrip())
+    answer(profile, lambda: print_lines(read_text(path).rstrip()))
 
 
-@profiles.command("check", help="Validate a profile file of your own.")
-def check_profile(
-    file: Annotated[str, word_argument("TOML file, or a shipped profile.")], json: JsonFlag = False
-) -> None:
+def check_profile(file: Annotated[str, word_argument("TOML file, or a shipped profile.")]) -> None:
+    from ztdeploy.cli.results import CheckedProfile
     from ztdeploy.core.profile import read_profile
     from ztdeploy.target.backends import backend_of
 
     profile = read_profile(file)
     backend_of(profile).check_profile(profile)
-    if json:
-        print_json({"profile": profile.name, "valid": True, "engines_can_be_built": True})
-    else:
-        note(f"'{profile.name}' is valid")
+    found = CheckedProfile(profile=profile.name, valid=True, engines_can_be_built=True)
+    answer(found, lambda: say(f"'{profile.name}' is valid"))

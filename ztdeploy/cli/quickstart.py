@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztdeploy.cli.options import path_option
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
+from ztdeploy.cli.output import answer, note, progress_bar, table
+
+if TYPE_CHECKING:
+    from ztdeploy.jobs.quickstart import Quickstart
 
 
 def register(app: typer.Typer) -> None:
@@ -18,16 +21,18 @@ def register(app: typer.Typer) -> None:
 def quickstart(
     out: Annotated[Path, path_option("--out", "-o", help="Folder to write.")] = Path("quickstart"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    json: JsonFlag = False,
 ) -> None:
-    from ztdeploy.jobs.quickstart import KEEP_RATIOS
     from ztdeploy.jobs.quickstart import quickstart as run_quickstart
 
-    with progress_bar(not json) as progress:
-        rows = run_quickstart(out, progress, force=force)
-    if json:
-        print_json([row.model_dump(mode="json") for row in rows])
-        return
+    with progress_bar() as progress:
+        found = run_quickstart(out, progress, force=force)
+    answer(found, lambda: _show(found))
+
+
+def _show(found: Quickstart) -> None:
+    from ztdeploy.jobs.quickstart import KEEP_RATIOS
+
+    out = Path(found.bundle)
     headings = ["keep ratio", "tokens", "GMACs", "right of", "top-1", "agrees with dense", "latency", "speed-up"]
     table(
         "Handwritten digits on this CPU, batch 1",
@@ -43,7 +48,7 @@ def quickstart(
                 f"{row.median_ms:.2f} ms",
                 f"{row.speedup:.2f}x",
             )
-            for row in rows
+            for row in found.variants
         ],
         caption="Every engine was compared with PyTorch, token by token, before it was written.",
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztdeploy.cli.options import number_option, path_argument, path_option
-from ztdeploy.cli.output import note
+from ztdeploy.cli.output import answer, note
 from ztdeploy.core import arguments
+
+if TYPE_CHECKING:
+    from ztdeploy.cli.results import ReportResult
+    from ztdeploy.target.measure.sweep_report import SweepReport
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +37,13 @@ def report(
 
     found, folder = read_sweep(sweep)
     written = write_pages(found, out or folder, least_agreement=least_agreement)
-    show_verdicts(found, least_agreement)
+    answer(lambda: _result(found, least_agreement, written), lambda: show_verdicts(found, least_agreement))
     for path in written:
         note(f"wrote {path}")
+
+
+def _result(sweep: SweepReport, least_agreement: float, written: list[Path]) -> ReportResult:
+    from ztdeploy.cli.results import ReportResult
+    from ztdeploy.cli.sweep import verdict_lines
+
+    return ReportResult(verdicts=verdict_lines(sweep, least_agreement), written=tuple(map(str, written)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,18 +15,21 @@ from ztdeploy.cli.options import (
     ThreadCountOption,
     VariantOption,
     number_option,
+    path_option,
 )
-from ztdeploy.cli.output import JsonFlag, left, print_json, progress_bar, right, table, warn
+from ztdeploy.cli.output import answer, left, note, piped, print_row, progress_bar, right, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
+    from ztdeploy.cli.results import RunResult
     from ztdeploy.target.runtime.postprocess import Prediction
+    from ztdeploy.target.runtime.runner import BundleRunner
 
 _CHUNK = 16
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Classify images with a bundle's engine.")(run)
+    app.command(help="Run a bundle's engine on images: classes, or vectors of a model without classes.")(run)
 
 
 def run(
@@ -43,40 +48,64 @@ def run(
     threshold: Annotated[
         float | None, number_option(arguments.SHARE, "--threshold", help="Least probability to show. (default: any)")
     ] = None,
-    json: JsonFlag = False,
+    out: Annotated[
+        Path | None, path_option("--out", "-o", help="Also write what the engine gives as one array, a .npy file.")
+    ] = None,
 ) -> None:
-    from ztdeploy.core.preprocess_spec import NOUNS
-    from ztdeploy.target.runtime.postprocess import chance
+    from ztdeploy.target.runtime.arrays import check_array_path, write_array
+    from ztdeploy.target.runtime.image_files import images_in
     from ztdeploy.target.runtime.runner import load
 
+    if out is not None:
+        check_array_path(out)
     with load(bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads) as runner:
         manifest, chosen = runner.bundle.manifest, runner.variant
+        vectors = manifest.model.gives != "logits"
         if manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
-        if not manifest.model.architecture.num_classes:
-            warn(f"the model has no classifier: it gives {NOUNS[manifest.model.gives]}, and no classes to show")
+        channels = manifest.preprocess.channels
+        files = [file for path in images for file in (images_in(path, channels) if path.is_dir() else [path])]
         predictions: list[Prediction] = []
-        with progress_bar(not json and len(images) > _CHUNK) as progress:
-            for start in range(0, len(images), _CHUNK):
-                progress("classifying", start, len(images))
-                predictions += runner(images[start : start + _CHUNK], top=top, threshold=threshold)
-    found = list(zip(images, predictions, strict=True))
-    if json:
-        print_json(
-            [
-                {
-                    "image": str(image),
-                    "variant": chosen.name,
-                    "labels": [label.plain for label in prediction.labels],
-                    "kept_patches": [len(layer) for layer in prediction.kept],
-                }
-                for image, prediction in found
-            ]
-        )
+        with progress_bar() as progress:
+            for start in range(0, len(files), _CHUNK):
+                if len(files) > _CHUNK:
+                    progress(f"running {chosen.name}", start, len(files))
+                part = files[start : start + _CHUNK]
+                found = runner(part, top=top, threshold=threshold)
+                if piped():
+                    for file, prediction in zip(part, found, strict=True):
+                        print_row(str(file), *_cells(prediction, vectors=vectors))
+                predictions += found
+    if out is not None:
+        write_array(out, [one.logits for one in predictions])
+    shown = list(zip(files, predictions, strict=True))
+    answer(lambda: _result(runner, shown), lambda: None if piped() else _show(runner, shown))
+    if out is not None:
+        note(f"wrote {out}")
+
+
+def _cells(prediction: Prediction, *, vectors: bool) -> list[str]:
+    """What one line says of an image behind its path: each label and its probability, or the shape and norm."""
+    if vectors:
+        return ["x".join(map(str, prediction.logits.shape)), f"{prediction.norm:.4g}"]
+    labels = [
+        (one.name, f"{one.value:.6g}" if one.probability is None else f"{one.probability:.6f}")
+        for one in prediction.labels
+    ]
+    return [cell for label in labels or [("-", "-")] for cell in label]
+
+
+def _show(runner: BundleRunner, found: Sequence[tuple[Path, Prediction]]) -> None:
+    from ztdeploy.target.runtime.postprocess import chance
+
+    manifest, tokens = runner.bundle.manifest, runner.variant.plan.tokens_per_block
+    title = f"{runner.bundle.root.resolve().name}: {runner.variant.name}, {tokens[0]} -> {tokens[-1]} tokens"
+    if (gives := manifest.model.gives) != "logits":
+        rows = [(one.name, *_cells(said, vectors=True)) for one, said in found]
+        table(title, left("image", gives) + right("norm"), rows)
         return
-    tokens = chosen.plan.tokens_per_block
     table(
-        f"{bundle.resolve().name}: {chosen.name}, {tokens[0]} -> {tokens[-1]} tokens",
+        title,
         left("image", "class") + right("value" if manifest.model.activation == "none" else "probability"),
         [
             ("" if rank else image.name, label.name, chance(label.probability, label.value))
@@ -84,3 +113,21 @@ def run(
             for rank, label in enumerate(prediction.labels)
         ],
     )
+
+
+def _result(runner: BundleRunner, found: Sequence[tuple[Path, Prediction]]) -> RunResult:
+    from ztdeploy.cli.results import RunResult
+
+    vectors = runner.bundle.manifest.model.gives != "logits"
+    images = [
+        {
+            "image": str(image),
+            "labels": [label.plain for label in said.labels],
+            "shape": said.logits.shape,
+            "norm": said.norm if vectors else None,
+            "kept_patches": [len(layer) for layer in said.kept],
+        }
+        for image, said in found
+    ]
+    names = {"bundle": str(runner.bundle.root), "profile": runner.profile, "variant": runner.variant.name}
+    return RunResult.model_validate({**names, "images": images})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +17,11 @@ from ztdeploy.cli.options import (
     VariantsOption,
     path_option,
 )
-from ztdeploy.cli.output import JsonFlag, note, print_json, progress_bar, table
+from ztdeploy.cli.output import answer, note, progress_bar, table
 
 if TYPE_CHECKING:
-    from ztdeploy.target.evaluate.explain import Explained
+    from ztdeploy.cli.results import ShowResult
+    from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
     from ztdeploy.target.evaluate.reasons import LayerReasons
 
 HELP = """Draw which patches of images the engines keep, layer by layer: a PNG per image, and a page of all.
@@ -40,7 +42,6 @@ def show(
     keep_ratio: KeepRatiosOption = None,
     variant: VariantsOption = None,
     profile: ProfileOption = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.core.bundle import read_bundle
     from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
@@ -51,22 +52,16 @@ def show(
     shown, opened, sheets = [], read_bundle(bundle), sheet_paths(images, out)
     asked = ((), ()) if every else (ratios, variant or ())
     explained = explain_bundle(opened, images, *asked, profile=profile)
-    with progress_bar(not json and len(images) > 1) as progress:
+    with progress_bar() as progress:
         for one, sheet in write_show(opened, explained, sheets, out):
             shown.append((one, sheet))
             progress(f"drew {one.image.name}", len(shown), len(images))
-    if json:
-        found = [
-            {
-                "image": str(one.image),
-                "sheet": str(sheet),
-                "dense": [label.plain for label in one.dense_labels],
-                "variants": [_variant(seen) for seen in one.variants],
-            }
-            for one, sheet in shown
-        ]
-        print_json({"page": str(out / PAGE), "images": found})
-        return
+    vectors = opened.manifest.model.gives != "logits"
+    answer(lambda: _result(out / PAGE, shown), lambda: _show(shown, vectors=vectors))
+    note(f"wrote {out / PAGE} and {len(shown)} PNG")
+
+
+def _show(shown: Sequence[tuple[ExplainedImage, Path]], *, vectors: bool) -> None:
     rows, doubts = [], dict[str, list[str]]()
     for one, sheet in shown:
         for seen in one.variants:
@@ -76,12 +71,26 @@ def show(
             rows.append([sheet.name, seen.variant.name, *answers, kept, _gone(seen)])
             if seen.doubt is not None:
                 doubts.setdefault(seen.doubt, []).append(f"{sheet.name}, {seen.variant.name}")
-    answers_of = ("cosine to dense",) if opened.manifest.model.gives != "logits" else ("dense says", "it says")
+    answers_of = ("cosine to dense",) if vectors else ("dense says", "it says")
     columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
     for doubt, where in doubts.items():
         note(f"{where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {doubt}")
-    note(f"wrote {out / PAGE} and {len(shown)} PNG")
+
+
+def _result(page: Path, shown: Sequence[tuple[ExplainedImage, Path]]) -> ShowResult:
+    from ztdeploy.cli.results import ShowResult
+
+    images = [
+        {
+            "image": str(one.image),
+            "sheet": str(sheet),
+            "dense": [label.plain for label in one.dense_labels],
+            "variants": [_variant(seen) for seen in one.variants],
+        }
+        for one, sheet in shown
+    ]
+    return ShowResult.model_validate({"page": str(page), "images": images})
 
 
 def _variant(seen: Explained) -> dict[str, Any]:
@@ -98,17 +107,14 @@ def _variant(seen: Explained) -> dict[str, Any]:
                 "tokens_out": layer.plan.tokens_out,
                 "kept_patches": layer.kept.tolist(),
                 "merged_patches": [group.tolist() for group in layer.groups],
-                **_reasons(reasons),
+                **({} if reasons is None else _reasons(reasons)),
             }
             for layer, reasons in zip(seen.layers, seen.reasons, strict=True)
         ],
     }
 
 
-def _reasons(reasons: LayerReasons | None) -> dict[str, Any]:
-    """The reasons of one layer for JSON: always the same keys, null where nothing is known."""
-    if reasons is None:
-        return dict.fromkeys(("dropped_by_similarity", "dropped_by_importance", "pairs", "importance"))
+def _reasons(reasons: LayerReasons) -> dict[str, Any]:
     importance = [round(float(value), 6) if isfinite(value) else None for value in reasons.importance]
     return {
         "dropped_by_similarity": list(reasons.by_similarity),

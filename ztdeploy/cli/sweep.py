@@ -23,7 +23,7 @@ from ztdeploy.cli.options import (
     takes_model,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, fail, note, print_record, progress_bar, say, table, warn
+from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ def sweep(
     ] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.jobs.sweep import sweep as run_sweep
     from ztdeploy.report.sweep.pages import write_pages
@@ -105,18 +104,15 @@ def sweep(
     )
     folder = out or default_out(request)
     try:
-        with progress_bar(not json) as progress:
+        with progress_bar() as progress:
             report = run_sweep(request, folder, cache=cache, fresh=fresh, progress=progress, note=note)
     except KeyboardInterrupt:
         note(RESUME)
         raise
-    if json:
-        print_record(report)
-    else:
-        show_sweep(report)
-    for path in (*write_pages(report, folder), folder):
-        if not json:
-            note(f"wrote {path}")
+    written = (*write_pages(report, folder), folder)
+    answer(report, lambda: show_sweep(report))
+    for path in written:
+        note(f"wrote {path}")
     _leave(report)
 
 
@@ -179,14 +175,18 @@ def show_sweep(report: SweepReport) -> None:
 
 
 def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> None:
+    for line in verdict_lines(report, least_agreement):
+        say(line)
+
+
+def verdict_lines(report: SweepReport, least_agreement: float | None = None) -> tuple[str, ...]:
     """What to deploy, setting by setting, in words."""
     from ztdeploy.core.text import printable
     from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
 
     found = verdicts(report, LEAST_AGREEMENT if least_agreement is None else least_agreement)
-    for one in found:
-        where = f"{one.panel.label}: " if len(found) > 1 else ""
-        say(printable(" ".join([where + one.headline, *one.sentences])))
+    named = [(f"{one.panel.label}: " if len(found) > 1 else "", one) for one in found]
+    return tuple(printable(" ".join([where + one.headline, *one.sentences])) for where, one in named)
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
@@ -209,10 +209,10 @@ def _leave(report: SweepReport) -> None:
     dead = [one.failure for run in report.runs for one in run.configurations if one.failure is not None]
     failures = [*report.failures, *dead]
     for failure in failures:
-        fail(failure.message)
+        complain(failure.message)
     if report.progress == "interrupted":
         note(RESUME)
-        fail("interrupted")
+        complain("interrupted")
         raise SystemExit(130)
     if failures:
         raise SystemExit(failures[0].exit_code)

@@ -17,7 +17,7 @@ from ztdeploy.cli.options import (
     takes_model,
     word_option,
 )
-from ztdeploy.cli.output import JsonFlag, note, print_record, progress_bar, say, table, warn
+from ztdeploy.cli.output import answer, note, progress_bar, say, table, warn
 from ztdeploy.core import arguments
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def tune(
     limit: LimitOption = None,
     seed: SeedOption = 0,
     cache: CacheOption = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.jobs.request import default_folder
     from ztdeploy.jobs.tune import tune_into
@@ -91,16 +90,13 @@ def tune(
     )
     folder = out or default_folder(model.name, ("tuning",))
     try:
-        with progress_bar(not json) as progress:
+        with progress_bar() as progress:
             report, (page, winner, *_) = tune_into(request, folder, cache=cache, progress=progress)
     except KeyboardInterrupt:
         where = "the storage" if storage else str(folder)
         note(f"the study in {where} keeps what is finished; the same command goes on from there")
         raise
-    if json:
-        print_record(report)
-        return
-    show_tuning(report)
+    answer(report, lambda: show_tuning(report))
     note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {winner} --profile NAME")
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ztdeploy.cli.options import BundleArgument, word_option
-from ztdeploy.cli.output import JsonFlag, leave, note, print_json, progress_bar, table, warn
+from ztdeploy.cli.output import answer, leave, note, progress_bar, table, warn
 
 if TYPE_CHECKING:
     from ztdeploy.core.manifest import EngineRecord
+    from ztdeploy.target.finalize import FinalizeReport
+    from ztdeploy.target.verify import VerifyReport
 
 OnlyProfileOption = Annotated[
     str | None,
@@ -26,15 +28,15 @@ def register(app: typer.Typer) -> None:
 def verify(
     bundle: BundleArgument,
     profile: OnlyProfileOption = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.target.verify import verify_bundle
 
-    with progress_bar(not json) as progress:
+    with progress_bar() as progress:
         report = verify_bundle(bundle, profile, progress)
-    if json:
-        print_json(report.model_dump(mode="json"))
-        return
+    answer(report, lambda: _show_verified(report, bundle.resolve().name))
+
+
+def _show_verified(report: VerifyReport, name: str) -> None:
     rows = [
         (
             name,
@@ -48,7 +50,7 @@ def verify(
     ]
     columns = [("variant", "left"), ("images", "right"), ("logit difference", "right"), ("allowed", "right")]
     columns += [("same tokens per layer", "left"), ("ties", "right")]
-    title = f"{bundle.resolve().name}: {report.files} files intact, pre-processing identical"
+    title = f"{name}: {report.files} files intact, pre-processing identical"
     table(title, columns, rows)
     for name, reason in report.not_run.items():
         warn(f"profile '{name}' was not run: {reason}")
@@ -60,16 +62,16 @@ def verify(
 def finalize(
     bundle: BundleArgument,
     profile: OnlyProfileOption = None,
-    json: JsonFlag = False,
 ) -> None:
     from ztdeploy.target.finalize import finalize_bundle
 
-    with progress_bar(not json) as progress:
+    with progress_bar() as progress:
         report = finalize_bundle(bundle, progress, profile=profile)
-    if json:
-        print_json({"bundle": str(bundle), **report.model_dump(mode="json")})
-        leave(report.failed)
-        return
+    answer(report, lambda: _show_finalized(report))
+    leave(report.failed)
+
+
+def _show_finalized(report: FinalizeReport) -> None:
     measured = {label: engine.candidates for label, engine in report.chosen.items() if engine.candidates}
     if measured:
         rows = [
@@ -80,7 +82,6 @@ def finalize(
     for line in (*report.notes, *(one.line for one in report.failed)):
         warn(line)
     note(f"rebuilt and verified {len(report.rebuilt)} engines: {', '.join(report.rebuilt)}")
-    leave(report.failed)
 
 
 def _kept(engine: EngineRecord) -> str:

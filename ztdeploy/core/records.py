@@ -6,7 +6,7 @@ null that its reader refuses.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -34,6 +34,15 @@ def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = Fa
     """A record in ASCII; `from_json` reads it as it was, but for optional numbers that were not finite.
 
     Raises:
+        ParityError: as `plain`.
+    """
+    return json_text(plain(record, by_alias=by_alias), indent=indent)
+
+
+def plain(record: BaseModel, *, by_alias: bool = False) -> Any:
+    """A record as what JSON can hold: None for numbers that are not finite.
+
+    Raises:
         ParityError: a number that the record must have is not finite.
     """
     data = record.model_dump(mode="json", by_alias=by_alias)
@@ -47,7 +56,7 @@ def to_json(record: BaseModel, *, indent: int | None = None, by_alias: bool = Fa
                 "finite numbers from every engine",
                 "run 'ztdeploy verify' on the bundle, which names the engine that gives others",
             ) from error
-    return json_text(clean, indent=indent)
+    return clean
 
 
 def from_json(model: type[_Record], text: str | bytes) -> _Record:

@@ -13,6 +13,7 @@ from ztdeploy.core.cache import installed_versions
 from ztdeploy.core.errors import EnvironmentLacksError
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.processor import BF16_PRODUCTS, DOT_PRODUCTS, processor
+from ztdeploy.core.records import Record
 from ztdeploy.target.backends import backend_table, get_backend
 from ztdeploy.target.backends.base import Finding
 from ztdeploy.target.backends.int8 import what_int8_lacks
@@ -22,7 +23,11 @@ from ztdeploy.target.measure.machine import processor_name
 HOST_HALF = ("torch", "torchvision", "timm", "onnx", "onnx-ir", "onnxscript", "onnx-graphsurgeon", "safetensors")
 
 
-def examine() -> list[Finding]:
+class Findings(Record):
+    findings: tuple[Finding, ...]
+
+
+def examine() -> Findings:
     """Look at the machine; imports nothing heavier than its runtimes. A probe that fails is a finding, too."""
     probes = {
         "python": _python,
@@ -34,7 +39,7 @@ def examine() -> list[Finding]:
     }
     for name in backend_table():
         probes |= _probes_of(name)
-    return [_safely(subject, probe) for subject, probe in probes.items()]
+    return Findings(findings=tuple(_safely(subject, probe) for subject, probe in probes.items()))
 
 
 def _probes_of(backend: str) -> dict[str, Callable[[], Finding]]:

@@ -35,7 +35,12 @@ class QuickstartRow(Record):
     speedup: float
 
 
-def quickstart(out: Path, progress: Progress, *, force: bool) -> list[QuickstartRow]:
+class Quickstart(Record):
+    bundle: str
+    variants: tuple[QuickstartRow, ...]  #: the baseline first
+
+
+def quickstart(out: Path, progress: Progress, *, force: bool) -> Quickstart:
     """Build the shipped model at several keep ratios and compare each with dense, which comes first."""
     model = ModelSource(name=MODEL)
     bundle = build(BuildRequest(model, (PROFILE,), out, keep_ratios=KEEP_RATIOS, force=force), progress)
@@ -67,4 +72,4 @@ def quickstart(out: Path, progress: Progress, *, force: bool) -> list[Quickstart
                 speedup=latency.speedup_over(latencies[0]),
             )
         )
-    return rows
+    return Quickstart(bundle=str(out), variants=tuple(rows))

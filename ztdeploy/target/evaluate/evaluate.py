@@ -12,7 +12,7 @@ from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.cache import cache_folder, key_of
 from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.preprocess_spec import NOUNS
-from ztdeploy.core.progress import Note, Pace, Progress, silent
+from ztdeploy.core.progress import Note, Progress, silent
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.evaluate.answers import (
     ClassAnswers,
@@ -151,12 +151,12 @@ def _answers(
         kept = None if fresh else kept_answers(file, work.answers, len(work.variants), len(part))
         if kept is not None:
             found[place] = _accepted(kept, request)
-    before = done = sum(map(len, found.values()))
-    if before:
-        note(f"kept from before: {before} of {total} images; --fresh runs all again")
+    done = sum(map(len, found.values()))
+    if done:
+        note(f"kept from before: {done} of {total} images; --fresh runs all again")
     todo = [place for place in range(len(parts)) if place not in found]
     if todo:
-        progress("loading engines", before, total)
+        progress("loading engines", done, total)
         # Whatever happens here, engines are closed behind the last worker that uses them.
         with open_engines(work) as answer:
 
@@ -165,14 +165,11 @@ def _answers(
                 keep_answers(answers, files[place])
                 return answers
 
-            pace, told = Pace(), -1
             with closing(in_order(todo, run, work.threads)) as ran:
                 for place, answers in ran:
                     found[place] = _accepted(answers, request)
                     done += len(answers)
-                    if (tenth := 10 * done // total) != told:  # a line each, where nobody watches a bar
-                        told = tenth
-                        progress(f"evaluating images{pace.left(done - before, total - done)}", done, total)
+                    progress("evaluating images", done, total)
     return joined([found[place] for place in range(len(parts))])
 
 

@@ -28,7 +28,7 @@ def load_report(path: Path, expected: str, *models: type[_Report]) -> _Report:
     Raises:
         InputError: there is no such file, it is no such report, damaged, or of another schema version.
     """
-    data = read_json(path, what="report", expected=expected)
+    data = _result_in(read_json(path, what="report", expected=expected))
     kind = _kind_of(data)
     model = next((one for one in models if one.model_fields["kind"].default == kind), None)
     if model is None:
@@ -56,6 +56,11 @@ def holds_kind(path: Path, kind: str) -> bool:
         return _kind_of(read_json(path)) == kind
     except InputError:
         return False
+
+
+def _result_in(data: Any) -> Any:
+    """What a command found, where its `--json` was saved to a file; otherwise the data as they are."""
+    return data["result"] if isinstance(data, dict) and {"ztdeploy", "verb", "result"} <= set(data) else data
 
 
 def _kind_of(data: Any) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from ztdeploy.core.errors import ZtdeployError
-from ztdeploy.core.progress import Pace, Progress, in_words
+from ztdeploy.core.progress import Progress
 from ztdeploy.target.measure.bench import run_bench
 from ztdeploy.target.measure.bench_report import BenchReport, Failure, RunStatus
 from ztdeploy.target.measure.sweep_plan import Group, configurations_of
@@ -31,7 +31,7 @@ def measure_groups(
         kept: runs of an earlier sweep, by the positions of their groups.
         save: called with the report so far, before the first group and after every round.
     """
-    runs, failures, pace = dict(kept), dict[int, Failure](), Pace()
+    runs, failures = dict(kept), dict[int, Failure]()
 
     def so_far(status: RunStatus) -> SweepReport:
         measured = tuple(runs[position] for position in sorted(runs))
@@ -45,7 +45,7 @@ def measure_groups(
     save(so_far("running"))
     try:
         for position in [position for position in range(len(groups)) if position not in kept]:
-            step = _step(groups, position, kept.keys(), runs.keys() - kept.keys(), pace, progress)
+            step = _step(groups, position, runs.keys(), progress)
             try:
                 run = run_bench(groups[position].request, progress=step, save=partial(keep, position))
             except ZtdeployError as error:
@@ -61,24 +61,14 @@ def measure_groups(
     return so_far("complete")
 
 
-def _step(
-    groups: Sequence[Group],
-    position: int,
-    kept: Collection[int],
-    measured: Collection[int],
-    pace: Pace,
-    progress: Progress,
-) -> Progress:
-    """Says which configurations of how many are being measured, and how long all of it will take."""
-    planned = len(configurations_of(groups))
-    behind = len(configurations_of(groups[index] for index in (*kept, *measured)))
-    spent_s = sum(groups[index].seconds_until(1) for index in measured)
-    left_s = sum(group.seconds_until(1) for index, group in enumerate(groups[position:], position) if index not in kept)
+def _step(groups: Sequence[Group], position: int, behind: Collection[int], progress: Progress) -> Progress:
+    """Says which configurations of how many are being measured; what is done is counted in seconds."""
+    first, planned = len(configurations_of(groups[index] for index in behind)) + 1, len(configurations_of(groups))
+    seconds = [group.seconds for group in groups]
+    spent_s = sum(seconds[index] for index in behind)
 
-    def step(what: str, done: int, total: int) -> None:
-        here_s = groups[position].seconds_until(done / total) if what.startswith("round") else 0
-        time_left = pace.left(spent_s + here_s, left_s - here_s) or f", {in_words(left_s - here_s)} left"
-        first = min(behind + 1, planned)
-        progress(f"{first} of {planned}{time_left}: {groups[position].setting}: {what}", behind, planned)
+    def step(what: str, done: float, total: float) -> None:
+        which = f"{min(first, planned)} of {planned}: {groups[position].setting}: {what}"
+        progress(which, spent_s + seconds[position] * done / total, sum(seconds))
 
     return step

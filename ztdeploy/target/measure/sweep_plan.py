@@ -53,9 +53,10 @@ class Group:
         """Such as "keep-0.70, slice-keep-0.70 at 224 px, batch 1, 2 threads"."""
         return f"{', '.join(self.request.variants)} at {self.setting}"
 
-    def seconds_until(self, share: float) -> float:
-        """How long it takes at least until a share of the rounds is measured."""
-        each = self.request.warmup_s + share * (self.request.duration_s or 0) + _START_S
+    @property
+    def seconds(self) -> float:
+        """How long it takes at least to measure."""
+        each = self.request.warmup_s + (self.request.duration_s or 0) + _START_S
         return _WATCH_S + each * len(self.configurations)
 
     def is_answered_by(self, run: BenchReport) -> bool:

@@ -1,4 +1,4 @@
-"""Reading NumPy's array files from outside: plain numbers, of a size that is known before anything is read.
+"""NumPy's array files, read with care: plain numbers, of a size that is known before anything is read.
 
 `numpy.load` allocates what a header asks for, follows zip members of any method and size, and gives a member that is
 no array as bytes. Here a file has at most so many bytes, and each array exactly as many as its header says.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +17,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ztdeploy.core.errors import BundleError
-from ztdeploy.core.files import read_bytes
+from ztdeploy.core.errors import BundleError, OutputError
+from ztdeploy.core.files import read_bytes, write
+from ztdeploy.core.folders import check_file_writable
 from ztdeploy.core.text import one_line
 
+#: How a file of one array is named.
+SUFFIX = ".npy"
 #: Bytes of an array or of an archive beyond the numbers themselves.
 _OVERHEAD = 4096
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -88,3 +92,25 @@ def _array(raw: bytes) -> NDArray[Any]:
     if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != len(raw) - file.tell():
         raise ValueError("it holds no numbers, or not as many as its header says")
     return np.frombuffer(raw, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def check_array_path(out: Path) -> None:
+    """Fail early where an array could not be written in the end.
+
+    Raises:
+        OutputError: another name than that of an array's file, or it cannot be written.
+    """
+    if out.suffix.lower() != SUFFIX:
+        raise OutputError(f"--out '{out}'", f"the path of a {SUFFIX} file", f"give --out FILE{SUFFIX}")
+    check_file_writable(out)
+
+
+def write_array(out: Path, rows: Sequence[NDArray[Any]]) -> None:
+    """Write arrays of one shape as one `[rows, ...]`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = io.BytesIO()
+    np.save(file, np.stack(rows))
+    write(out, file.getbuffer())

@@ -85,6 +85,11 @@ class Prediction:
             return f"Prediction({image}{', '.join(one.words() for one in self.labels[:_SHOWN]) or 'no label'}{more})"
         return f"Prediction({image}{self.gives} {list(self.logits.shape)})"
 
+    @property
+    def norm(self) -> float:
+        """The L2 norm of a vector; of features the mean over positions."""
+        return float(np.linalg.norm(self.logits.astype(np.float64), axis=-1).mean())
+
 
 def chance(probability: float | None, value: float | None, digits: int = 1) -> str:
     """Such as "97.3 %"; of a value such as "0.4127". What is not certain is never said to be."""

@@ -1,0 +1,29 @@
+"""Write the JSON schemas of what each verb prints with --json into schemas/: python -m scripts.schemas"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ztdeploy.cli.results import RESULTS, schema_of
+from ztdeploy.core.files import remove, write
+
+FOLDER = Path(__file__).resolve().parents[1] / "schemas"
+
+
+def texts() -> dict[str, str]:
+    """The files' texts by name, such as "profiles-list.schema.json"."""
+    return {f"{verb.replace(' ', '-')}.schema.json": json.dumps(schema_of(verb), indent=1) + "\n" for verb in RESULTS}
+
+
+def main() -> None:
+    wanted = texts()
+    for path in FOLDER.glob("*.json"):
+        if path.name not in wanted:
+            remove(path)
+    for name, text in wanted.items():
+        write(FOLDER / name, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What each verb finds, as the `result` of its `--json`: a record of the part that does the work, or one of these.
+
+`RESULTS` names them for the JSON schemas in `schemas/`, which `python -m scripts.schemas` writes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, create_model
+
+from ztdeploy.cli.output import SCHEMA
+from ztdeploy.core.manifest import Manifest
+from ztdeploy.core.profile import HardwareProfile
+from ztdeploy.core.records import Record
+from ztdeploy.core.schedule import PruningSchedule
+
+RESULTS = {
+    "build": "ztdeploy.cli.results:BuildResult",
+    "run": "ztdeploy.cli.results:RunResult",
+    "verify": "ztdeploy.target.verify:VerifyReport",
+    "finalize": "ztdeploy.target.finalize:FinalizeReport",
+    "inspect": "ztdeploy.core.manifest:Manifest",
+    "bench": "ztdeploy.target.measure.bench_report:BenchReport",
+    "eval": "ztdeploy.target.evaluate.eval_report:EvalReport",
+    "show": "ztdeploy.cli.results:ShowResult",
+    "sweep": "ztdeploy.target.measure.sweep_report:SweepReport",
+    "tune": "ztdeploy.report.tune.records:TuneReport",
+    "report": "ztdeploy.cli.results:ReportResult",
+    "compare": "ztdeploy.report.compare.comparison:ReportComparison",
+    "profiles list": "ztdeploy.cli.results:ProfilesResult",
+    "profiles schedules": "ztdeploy.cli.results:SchedulesResult",
+    "profiles show": "ztdeploy.core.profile:HardwareProfile",
+    "profiles check": "ztdeploy.cli.results:CheckedProfile",
+    "models": "ztdeploy.host.models.listing:Models",
+    "doctor": "ztdeploy.jobs.doctor:Findings",
+    "quickstart": "ztdeploy.jobs.quickstart:Quickstart",
+}
+
+#: What `build` says of the manifest that it has written.
+OF_MANIFEST = ("variants", "failed", "adapted", "missing", "weights", "text_head", "gates", "choices", "calibration")
+_FIELDS: Any = {name: (Manifest.model_fields[name].annotation, Manifest.model_fields[name]) for name in OF_MANIFEST}
+BuildResult = create_model("BuildResult", __base__=Record, bundle=(str, ...), **_FIELDS)
+
+
+class LabelResult(Record):
+    """One output of a classifier."""
+
+    index: int
+    name: str
+    probability: float | None  #: None where outputs are values
+    value: float  #: what the head gave
+
+
+class ImageResult(Record):
+    """What an engine says about one image."""
+
+    image: str
+    labels: tuple[LabelResult, ...]  #: best first; none of a model that gives vectors
+    shape: tuple[int, ...]  #: of what the engine gave: `[classes]`, `[dimensions]` or `[positions, dimensions]`
+    norm: float | None  #: L2 norm of a vector, of features the mean over positions; None of a classifier
+    kept_patches: tuple[int, ...]  #: how many are left behind each pruning layer
+
+
+class RunResult(Record):
+    bundle: str
+    profile: str
+    variant: str
+    images: tuple[ImageResult, ...]
+
+
+class ShownLayer(Record):
+    """What one pruning layer did with an image. Patches count from 0, row by row; None: not known."""
+
+    block: int
+    tokens_in: int
+    tokens_out: int
+    kept_patches: tuple[int, ...]
+    merged_patches: tuple[tuple[int, ...], ...]
+    dropped_by_similarity: tuple[int, ...] | None = None
+    dropped_by_importance: tuple[int, ...] | None = None
+    pairs: tuple[tuple[int, int, float], ...] | None = None  #: patch, what it is like, cosine
+    importance: tuple[float | None, ...] | None = None  #: by patch
+
+
+class ShownVariant(Record):
+    variant: str
+    method: str
+    labels: tuple[LabelResult, ...]
+    cosine: float | None  #: to the baseline's vector; None of a classifier
+    doubt: str | None  #: why some reasons are missing
+    layers: tuple[ShownLayer, ...]
+
+
+class ShownImage(Record):
+    image: str
+    sheet: str  #: the PNG
+    dense: tuple[LabelResult, ...]
+    variants: tuple[ShownVariant, ...]
+
+
+class ShowResult(Record):
+    page: str
+    images: tuple[ShownImage, ...]
+
+
+class ReportResult(Record):
+    verdicts: tuple[str, ...]  #: a setting each
+    written: tuple[str, ...]  #: files
+
+
+class ProfilesResult(Record):
+    profiles: tuple[HardwareProfile, ...]
+
+
+class SchedulesResult(Record):
+    schedules: tuple[PruningSchedule, ...]
+
+
+class CheckedProfile(Record):
+    profile: str
+    valid: bool
+    engines_can_be_built: bool
+
+
+def result_type(verb: str) -> type[BaseModel]:
+    module, _, name = RESULTS[verb].partition(":")
+    found: type[BaseModel] = getattr(import_module(module), name)
+    return found
+
+
+def schema_of(verb: str) -> dict[str, Any]:
+    """The JSON schema of all that a verb prints with `--json`: its result, or an error."""
+    result = result_type(verb).model_json_schema(by_alias=True, mode="serialization", ref_template="#/$defs/{model}")
+    definitions = result.pop("$defs", {})
+    error = {
+        "type": "object",
+        "properties": {"message": {"type": "string"}, "exit_code": {"type": "integer"}},
+        "required": ["message", "exit_code"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"ztdeploy {verb} --json",
+        "type": "object",
+        "properties": {
+            "ztdeploy": {"type": "string", "description": "The version that printed it."},
+            "schema": {"const": SCHEMA},
+            "verb": {"const": verb},
+            "result": result,
+            "error": error,
+        },
+        "required": ["ztdeploy", "schema", "verb"],
+        "oneOf": [{"required": ["result"]}, {"required": ["error"]}],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
