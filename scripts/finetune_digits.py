@@ -137,7 +137,7 @@ def engine_hits(checkpoint: Path, pruning: Pruning, bundle: Path) -> int:
     keep, method = f"{pruning.keep_ratio}", pruning.method
     _ztdeploy("build", "-m", MODEL, "-p", "cpu", "--checkpoint", checkpoint, "-k", keep, "--method", method,
               "--out", bundle, "--force")  # fmt: skip
-    report = json.loads(_ztdeploy("eval", bundle, "--data", DEFAULT_OUT, "--json"))
+    report = json.loads(_ztdeploy("eval", bundle, "--data", DEFAULT_OUT, "--json"))["result"]
     (score,) = [one for one in report["variants"] if one["against_dense"] is not None]
     return int(score["top1"]["count"])
 

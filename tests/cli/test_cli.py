@@ -257,11 +257,11 @@ def test_an_error_that_nobody_reads_any_more(tmp_path: Path) -> None:
 def test_profiles_list(run: Run, tmp_path: Path) -> None:
     text, data = run("profiles", "list", cwd=tmp_path), run("profiles", "list", "--json", cwd=tmp_path)
     assert (text.code, text.err, data.code, data.err) == (0, "", 0, "")
-    assert {profile["name"] for profile in data.json()} == PROFILES
-    for profile in data.json():
-        assert re.search(rf"^ ?{profile['name']} ", text.out, re.MULTILINE)
-        assert profile["title"] in text.out
-    assert len(text.out.splitlines()) <= len(PROFILES) + 6, "piped tables are not wrapped"
+    profiles = data.json()["profiles"]
+    assert {profile["name"] for profile in profiles} == PROFILES
+    title, heads, *rows = [line.split("\t") for line in text.out.splitlines()]
+    assert (title[0][0], heads[:2]) == ("#", ["profile", "device"])
+    assert [row[:2] for row in rows] == [[one["name"], one["title"]] for one in profiles], "a line each, for cut"
 
 
 def test_profiles_show_prints_what_check_accepts(run: Run, tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_profiles_show_prints_what_check_accepts(run: Run, tmp_path: Path) -> No
     assert (shown.code, shown.err) == (0, "")
     (tmp_path / "mine.toml").write_text(shown.out)
     checked = run("profiles", "check", "mine.toml", cwd=tmp_path)
-    assert (checked.code, checked.out) == (0, "")
-    assert "'mine' is valid" in checked.err
+    assert (checked.code, checked.err) == (0, "")
+    assert "'mine' is valid" in checked.out
     assert run("profiles", "show", "mine.toml", cwd=tmp_path).out == shown.out
     data = run("profiles", "show", "mine.toml", "--json", cwd=tmp_path).json()
     assert (data["name"], data["backend"], data["tensorrt"]["compute_capabilities"]) == ("mine", "tensorrt", ["8.7"])
@@ -284,9 +284,9 @@ def test_profiles_show_prints_what_check_accepts(run: Run, tmp_path: Path) -> No
 def test_models(run: Run, tmp_path: Path) -> None:
     text, data = run("models", cwd=tmp_path), run("models", "--json", cwd=tmp_path)
     assert (text.code, text.err, data.code, data.err) == (0, "", 0, "")
-    names = [entry["name"] for entry in data.json()]
+    names = [entry["name"] for entry in data.json()["models"]]
     assert {"vit_digits", "deit_t", "deit_s", "deit_b"} <= set(names)
-    for entry in data.json():
+    for entry in data.json()["models"]:
         assert entry["name"] in text.out
         assert entry["timm_name"] in text.out
         assert entry["about"] in text.out
@@ -295,7 +295,7 @@ def test_models(run: Run, tmp_path: Path) -> None:
 def test_doctor(run: Run, tmp_path: Path) -> None:
     text, data = run("doctor", cwd=tmp_path), run("doctor", "--json", cwd=tmp_path)
     assert (text.code, text.err, data.code, data.err) == (0, "", 0, "")
-    findings = {finding["subject"]: finding for finding in data.json()}
+    findings = {finding["subject"]: finding for finding in data.json()["findings"]}
     assert findings["backend onnxruntime"]["state"] == "ok"
     assert findings["building bundles"]["state"] == "ok"
     assert findings["python"]["found"].startswith(".".join(map(str, sys.version_info[:3])))
@@ -321,7 +321,7 @@ def test_inspect(run: Run, digits_bundle: Path, tmp_path: Path) -> None:
         assert variant["engines"]["cpu"]["parity"]["images"] > 0
     assert "keep-0.70, block by block" in text.out
     for block in range(12):
-        assert re.search(rf"^ ?blocks\.{block} ", text.out, re.MULTILINE)
+        assert re.search(rf"^blocks\.{block}\t", text.out, re.MULTILINE)
 
 
 def test_options_are_built_and_shown_and_said_to_keep_plugins_out(run: Run, tmp_path: Path) -> None:
@@ -379,14 +379,16 @@ def test_run(run: Run, digits_bundle: Path, digit_images: list[Path], tmp_path: 
     text = run("run", digits_bundle, *images, "--top", "2", cwd=tmp_path)
     data = run("run", digits_bundle, *images, "--top", "2", "--keep-ratio", "0.5", "--json", cwd=tmp_path)
     assert (text.code, data.code, data.err) == (0, 0, "")
-    assert "keep-0.70, 65 -> 24 tokens" in text.out
-    answers = data.json()
+    lines = [line.split("\t") for line in text.out.splitlines()]
+    assert [line[0] for line in lines] == list(map(str, images))
+    assert all(1 >= float(line[2]) >= float(line[4]) > 0 for line in lines), "path, and two labels with their chances"
+    found = data.json()
+    assert found["variant"] == "keep-0.50"
+    answers = found["images"]
     assert [answer["image"] for answer in answers] == [str(image) for image in images]
     right = sum(answer["labels"][0]["name"] == Path(answer["image"]).stem[-1] for answer in answers)
     assert right >= 0.9 * len(images)
-    for answer, image in zip(answers, images, strict=True):
-        assert image.name in text.out
-        assert answer["variant"] == "keep-0.50"
+    for answer in answers:
         assert answer["kept_patches"] == [32, 16, 8]
         assert len(answer["labels"]) == 2
         assert answer["labels"][0]["probability"] >= answer["labels"][1]["probability"] > 0
@@ -400,7 +402,6 @@ def test_run_inside_the_bundle_and_with_an_odd_name(run: Run, bundle_copy: Path,
     outside = run("run", named, odd, cwd=named.parent)
     assert inside.code == 0
     assert "a [bold]digit ü.png" in inside.out
-    assert "bundle [red]: keep-0.70" in outside.out
     assert inside.out == outside.out
 
 
@@ -427,7 +428,7 @@ def test_build(run: Run, built: tuple[Path, Done], digit_images: list[Path]) -> 
     assert done.err.splitlines()[-1] == "wrote digits; next: ztdeploy run digits PHOTO"
     assert "Warning" not in done.err
     assert run("verify", "digits", cwd=folder).code == 0
-    (answer,) = run("run", "digits", digit_images[0], "--json", cwd=folder).json()
+    (answer,) = run("run", "digits", digit_images[0], "--json", cwd=folder).json()["images"]
     assert answer["labels"][0]["name"] == digit_images[0].stem[-1]
     assert f"ztdeploy {ztdeploy.__version__}" in (folder / "digits" / "README.md").read_text()
 
@@ -650,9 +651,8 @@ def test_an_output_folder_below_a_file(run: Run, tmp_path: Path) -> None:
 def test_errors_as_json_and_with_a_traceback(run: Run, tmp_path: Path) -> None:
     done = run("build", *GOOD, "--method", "none", "--json", cwd=tmp_path)
     assert done.code == 3
-    assert set(done.json()) == {"error", "exit_code"}
     assert done.json()["exit_code"] == 3
-    assert done.err == f"error: {done.json()['error']}\n"
+    assert done.err == f"error: {done.json()['message']}\n"
     debug = run("--debug", "build", *GOOD, "--method", "none", cwd=tmp_path)
     assert debug.code == 3
     assert "Traceback (most recent call last)" in debug.err
@@ -670,7 +670,6 @@ def test_errors_as_json_and_with_a_traceback(run: Run, tmp_path: Path) -> None:
         ("text.png", ["'text.png' is not an image"]),
         ("empty.png", ["'empty.png' is empty"]),
         ("absent.png", ["'absent.png' does not exist"]),
-        (".", ["is a folder"]),
     ],
 )
 def test_bad_images(
@@ -691,7 +690,7 @@ def test_bad_image_as_json_and_with_a_traceback(run: Run, digits_bundle: Path, t
     done = run("run", digits_bundle, "absent.png", "--json", cwd=tmp_path)
     assert done.code == 3
     assert done.json()["exit_code"] == 3
-    assert done.err == f"error: {done.json()['error']}\n"
+    assert done.err == f"error: {done.json()['message']}\n"
     for debug in (
         run("--debug", "run", digits_bundle, "absent.png", cwd=tmp_path),
         run("run", digits_bundle, "absent.png", cwd=tmp_path, ZTDEPLOY_DEBUG="1"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import HANG_S, started, wait_for
+from helpers.processes import HANG_S, result_in, started, wait_for
 
 import ztdeploy
 from ztdeploy.target.measure.bench_report import BenchReport, read_report
@@ -78,14 +78,14 @@ def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> Non
     assert done.stderr.splitlines()[-1] == "wrote report.json"
     for caution in report.warnings:
         assert f"warning: {caution.message}; {caution.remedy}" in done.stderr
-    assert re.search(r"^ ?dense +\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^dense\t\d", done.stdout, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_json(digits_bundle: Path, tmp_path: Path) -> None:
     done = bench(digits_bundle, *QUICK, "-k", "all", "--batch", "2", "--no-reference", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    report = BenchReport.model_validate_json(done.stdout)
+    report = BenchReport.model_validate(result_in(done.stdout))
     assert [one.variant for one in report.configurations] == ["dense", "keep-0.70", "keep-0.50"]
     assert all(one.batch == 2 for one in report.configurations)
     assert all(len(one.turns) == 6 for one in report.configurations)
@@ -137,7 +137,7 @@ def test_an_engine_that_does_not_load_is_said_behind_the_others(bundle_copy: Pat
     edit(bundle_copy, age)
     done = bench(bundle_copy, *QUICK, "--json", cwd=tmp_path)
     assert done.returncode == 6
-    dense, broken = BenchReport.model_validate_json(done.stdout).configurations
+    dense, broken = BenchReport.model_validate(result_in(done.stdout)).configurations
     assert (dense.latency is not None, broken.latency) == (True, None)
     assert broken.failure is not None
     assert done.stderr == f"error: {broken.failure.message}\n"
@@ -231,7 +231,7 @@ def test_ctrl_c(json_: bool, digits_bundle: Path, tmp_path: Path) -> None:
     assert report.progress == "interrupted"
     assert rounds_in(out) >= 2
     if json_:
-        assert BenchReport.model_validate_json(printed) == report
+        assert BenchReport.model_validate(result_in(printed)) == report
     else:
         assert report.comparisons[0].verdict in printed
     with pytest.raises(ProcessLookupError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import HANG_S, Done, started, wait_for
+from helpers.processes import HANG_S, Done, result_in, started, wait_for
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
@@ -59,7 +59,7 @@ def test_tables_a_file_and_a_record(bundle_copy: Path, tmp_path: Path) -> None:
     assert "Accuracy on 360 images of 10 classes, in %" in done.out
     for one in report.variants:
         assert one.top1 is not None
-        assert re.search(rf"^ ?{one.variant} +{100 * one.top1.value:.1f} ", done.out, re.MULTILINE), done.out
+        assert re.search(rf"^{one.variant}\t{100 * one.top1.value:.1f}\t", done.out, re.MULTILINE), done.out
         if one.against_dense is not None:
             assert one.against_dense.change is not None
             assert f"{100 * one.against_dense.change.value:+.1f}" in done.out
@@ -111,7 +111,7 @@ def test_class_folders_json_and_no_record(digits_bundle: Path, folders: Path, tm
     before = (digits_bundle / "manifest.json").read_bytes()
     done = evaluate(digits_bundle, "-d", folders, "-k", "0.7", "--limit", "20", "--no-record", "--json", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    report = EvalReport.model_validate_json(done.out)
+    report = EvalReport.model_validate(result_in(done.out))
     assert report.data.rule == "10 folders, by class names"
     assert (report.data.found, report.data.images, report.data.classes) == (40, 20, 10)
     assert [one.variant for one in report.variants] == ["dense", "keep-0.70"]
@@ -193,7 +193,7 @@ def test_refusals(
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert found == code, line
-    assert json.loads(out)["exit_code"] == code
+    assert result_in(out)["exit_code"] == code
     assert re.fullmatch(r"error: \S.*; expected \S.*; \S.*", line), line
     assert all(word in line for word in words), line
     assert sorted(tmp_path.rglob("*")) == before

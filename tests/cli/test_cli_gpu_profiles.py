@@ -175,7 +175,7 @@ def test_verify_checks_what_it_can_and_warns_of_the_rest(bundle: Path) -> None:
 def test_run_takes_the_engines_that_work_here(bundle: Path, digit_images: list[Path]) -> None:
     done = run("run", bundle, digit_images[0], "--json", cwd=bundle.parent)
     assert done.code == 0, done
-    (answer,) = done.json()
+    (answer,) = done.json()["images"]
     assert str(answer["labels"][0]["index"]) == digit_images[0].stem[-1]
 
 

@@ -39,11 +39,10 @@ def inspect(bundle: Path, *arguments: str) -> Done:
 def engines(done: Done) -> dict[tuple[str, str], str]:
     """The rows of the table, by profile and variant, with single spaces."""
     lines = done.out.splitlines()
-    begin = lines.index("Engines")
-    end = next(number for number in range(begin, len(lines)) if lines[number].startswith("proof: "))
-    rows = [re.sub(r"\s+", " ", line).strip() for line in lines[begin + 3 : end]]
-    cells = [row.split(" ", 2) for row in rows if row]
-    return {(profile, variant): rest for profile, variant, rest in cells}
+    begin = lines.index("# Engines")
+    end = next(number for number in range(begin + 1, len(lines)) if lines[number].startswith("#"))
+    cells = [line.split("\t") for line in lines[begin + 2 : end]]
+    return {(profile, variant): " ".join(filter(None, rest)) for profile, variant, *rest in cells}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,9 @@ def done(digits_bundle: Path) -> Done:
 
 def test_every_profile_and_variant_has_a_row(done: Done) -> None:
     assert list(engines(done)) == [(profile, variant) for profile in ("cpu", "jetson-orin") for variant in VARIANTS]
-    begin = done.out.splitlines().index("Engines")
-    assert re.split(r"\s{2,}", done.out.splitlines()[begin + 1].strip())[-2:] == ["bound to", "proof"]
-    assert "proof: logit difference to PyTorch on the golden images" in done.out
+    begin = done.out.splitlines().index("# Engines")
+    assert done.out.splitlines()[begin + 1].split("\t")[-2:] == ["bound to", "proof"]
+    assert "# proof: logit difference to PyTorch on the golden images" in done.out
 
 
 def test_engines_that_ran_say_what_they_are_bound_to_and_how_near_they_came(done: Done, digits_bundle: Path) -> None:

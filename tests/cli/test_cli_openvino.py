@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +52,7 @@ def test_verifying_running_and_evaluating(bundle: Path, tmp_path: Path, digit_im
     assert run_ztdeploy("verify", copy, "--profile", profile, cwd=tmp_path).code == 0
     done = run_ztdeploy("run", copy, digit_images[0], "--profile", profile, "--json", cwd=tmp_path)
     assert done.code == 0, done
-    assert done.json()[0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
+    assert done.json()["images"][0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
     done = run_ztdeploy(
         "eval", copy, "--profile", profile, "--data", digit_images[0].parents[1], "--json", cwd=tmp_path
     )
@@ -78,7 +77,7 @@ def test_measuring_and_showing(bundle: Path, tmp_path: Path, digit_images: list[
     short = ("--rounds", "1", "--iterations", "1", "--warmup", "0")
     done = run_ztdeploy("bench", bundle, "--profile", "cpu-openvino", "--threads", "1", *short, "--json", cwd=tmp_path)
     assert done.code == 0, done
-    report = json.loads(done.out)
+    report = done.json()
     assert report["bundle"]["runtime"].startswith("openvino ")
     assert {one["threads"] for one in report["configurations"]} == {1}
     assert all(one["engine_mb"] < 0.001 < one["shared_weights_mb"] for one in report["configurations"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import run_ztdeploy
+from helpers.processes import result_in, run_ztdeploy
 
 import ztdeploy.host.proof
 import ztdeploy.jobs.engines
@@ -118,7 +117,7 @@ def test_if_all_fail_the_first_one_decides_and_nothing_is_left(
     assert run([*BUILD, "-p", "cpu", "-p", "cpu-int8", "-o", str(tmp_path / "out"), "--json"]) == 5
     captured = capsys.readouterr()
     assert "error: none; expected one; wait" in captured.err
-    assert json.loads(captured.out)["exit_code"] == 5
+    assert result_in(captured.out)["exit_code"] == 5
     assert list(tmp_path.iterdir()) == []
 
 

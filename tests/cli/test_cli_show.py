@@ -134,7 +134,7 @@ def test_a_bundle_of_an_older_version(bundle_copy: Path, digit_images: list[Path
     edit(bundle_copy, without_notes)
     done = show(bundle_copy, digit_images[0], "--out", "shown", cwd=tmp_path)
     assert done.code == 0, done
-    assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
+    assert re.search(r"keep-0\.70\t.*\t45, 32, 23\t-", done.out)
     assert "keep-0.70 and 1 more: Why patches went" in done.err
     page = (tmp_path / "shown" / "show.html").read_text()
     assert page.count("build it again with this version") == 2
@@ -186,7 +186,7 @@ def test_a_graph_with_notes_that_cannot_be_run_here(
     done = show(edit(bundle_copy, listed), digit_images[0], "-k", "0.7", "--out", "shown", cwd=tmp_path)
     assert done.code == 0, done
     assert re.search(r"Why patches went is not known: .*cannot be run", done.err)
-    assert re.search(r"keep-0\.70 .* 45, 32, 23 +-", done.out)
+    assert re.search(r"keep-0\.70\t.*\t45, 32, 23\t-", done.out)
 
 
 def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Pat
     for _ in range(2):
         done = show(digits_bundle, digit_images[0], "--out", out, cwd=tmp_path)
         assert done.code == 0, done
-    assert re.search(r"keep-0\.70 .* 45, 32, 23 +2\d \+ 2\d", done.out)
+    assert re.search(r"keep-0\.70\t.*\t45, 32, 23\t2\d \+ 2\d", done.out)
     assert done.err.endswith("show.html and 1 PNG\n")
     assert {path.name for path in out.iterdir()} == {"notes.txt", "show.html", f"{digit_images[0].stem}.show.png"}
     assert (out / "notes.txt").read_text() == "mine"

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.processes import HANG_S, Done, started
+from helpers.processes import HANG_S, Done, result_in, started
 from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
@@ -166,7 +166,7 @@ def test_without_a_budget_it_is_a_front(
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "vit_digits", "--data", str(DIGITS), "--limit", "40", "--trials", "10", "--json"]
     assert run(["tune", *arguments, "--method", "zero-tprune", "--method", "novelty-merge"]) == 0
-    report = TuneReport.model_validate_json(capsys.readouterr().out)
+    report = TuneReport.model_validate(result_in(capsys.readouterr().out))
     costs = [one.tuned.cost for one in report.compared]
     assert costs == sorted(costs, reverse=True)
     losses = [one.tuned.tuning_kl or 0.0 for one in report.compared]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import run_ztdeploy, sharing
+from helpers.processes import result_in, run_ztdeploy, sharing
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.host.models.catalogue import ASSETS
@@ -100,7 +100,7 @@ def test_embeddings_are_judged_by_cosine_and_by_what_they_find(embeddings: Path,
 def test_without_labels_only_dense_is_what_to_find(embeddings: Path, tmp_path: Path) -> None:
     flat = (embeddings, "-d", DIGITS / "images", "--limit", "12", "--no-record")
     done = run_ztdeploy("eval", *flat, "--recall-at", "3", "--json", cwd=tmp_path)
-    report = EvalReport.model_validate_json(done.out)
+    report = EvalReport.model_validate(result_in(done.out))
     rows = [one for score in report.variants for one in score.recalls]
     assert {one.k for one in rows} == {3}
     assert all(one.recall is None for one in rows)

@@ -19,7 +19,7 @@ import pytest
 from helpers.bundles import edit
 from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
 from helpers.leftovers import dead_folder, leftovers
-from helpers.processes import HANG_S, started, wait_for
+from helpers.processes import HANG_S, result_in, started, wait_for
 
 from ztdeploy.core.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, Manifest
@@ -142,7 +142,7 @@ def refused(done: Done, code: int, *words: str) -> str:
     assert "Traceback" not in done.err
     for word in words:
         assert word in message, message
-    assert done.out == "" or done.json() == {"error": message.removeprefix("error: "), "exit_code": code}
+    assert done.out == "" or done.json() == {"message": message.removeprefix("error: "), "exit_code": code}
     return message
 
 
@@ -245,7 +245,7 @@ def test_the_board_predicts_what_the_cpu_does(
     for profile in ("cpu", PROFILE):
         done = fake_device.ztdeploy("run", finalized.bundle, *images, "--profile", profile, "--json")
         assert done.code == 0, done.err
-        answers[profile] = done.json()
+        answers[profile] = done.json()["images"]
     assert len(answers[PROFILE]) == 19
     for ours, theirs, image in zip(answers[PROFILE], answers["cpu"], images, strict=True):
         assert ours["variant"] == theirs["variant"] == PRUNED
@@ -286,7 +286,7 @@ def test_batches_of_every_size(finalized: Finalized, fake_device: FakeDevice, di
     """One engine with an optimization profile per batch size of the hardware profile, whose limits are enforced."""
     done = fake_device.python("-c", BATCHES, finalized.bundle, *digit_images[:17])
     assert done.code == 0, done.err
-    worst = done.json()
+    worst = json.loads(done.out)
     assert set(worst) == {*map(str, range(1, 10)), "16", "17"}
     assert max(worst.values()) < 0.1
 
@@ -306,7 +306,7 @@ def test_the_host_can_still_use_what_the_board_finalized(finalized: Finalized, t
     if "tensorrt" in sys.modules:
         pytest.skip("TensorRT is installed here: its engines' own version decides")
     assert found.returncode == 0, found.stderr
-    report = json.loads(found.stdout)
+    report = result_in(found.stdout)
     assert set(report["variants"]) == {PRUNED, DENSE}
     assert "tensorrt" in report["not_run"][PROFILE]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.errors import refused
-from helpers.processes import CHECKOUT, HANG_S, started
+from helpers.processes import CHECKOUT, HANG_S, result_in, started
 
 from ztdeploy.core.data import parse_toml
 from ztdeploy.core.errors import EnvironmentLacksError
@@ -141,11 +141,11 @@ def test_an_added_backend_builds_proves_runs_verifies_and_measures(
     assert child.returncode == 0, err
     for line, (code, said) in zip(lines, json.loads(out), strict=True):
         assert code == 0, (line, said, err)
-    _, _, run, bench, doctor = (json.loads(said) for _, said in json.loads(out))
-    assert run[0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
+    _, _, run, bench, doctor = (result_in(said) for _, said in json.loads(out))
+    assert run["images"][0]["labels"][0]["name"] == digit_images[0].stem.rpartition("_")[2]
     assert bench["bundle"]["backend"] == "reference"
     assert {one["threads"] for one in bench["configurations"]} == {1}
-    assert [one["state"] for one in doctor if one["subject"] == "backend reference"] == ["ok"]
+    assert [one["state"] for one in doctor["findings"] if one["subject"] == "backend reference"] == ["ok"]
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     engines = [variant["engines"]["mine"] for variant in manifest["variants"]]
     assert len(engines) == 2

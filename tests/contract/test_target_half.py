@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.leftovers import leftovers
-from helpers.processes import HANG_S
+from helpers.processes import HANG_S, result_in
 
 import ztdeploy
 
@@ -162,12 +162,12 @@ def test_loading_running_and_switching(report: dict[str, Any], digit_images: lis
     assert report["0.5"] == [first, "keep-0.50"]
     assert report["shared"] == [first, last]
     assert report["run"]["code"] == 0
-    assert json.loads(report["run"]["out"])[0]["labels"][0]["name"] == first
+    assert result_in(report["run"]["out"])["images"][0]["labels"][0]["name"] == first
 
 
 def test_verifying_and_inspecting(report: dict[str, Any]) -> None:
     assert report["verify"]["code"] == 0
-    assert set(json.loads(report["verify"]["out"])["variants"]) == {"keep-0.70 (cpu)", "keep-0.50 (cpu)", "dense (cpu)"}
+    assert set(result_in(report["verify"]["out"])["variants"]) == {"keep-0.70 (cpu)", "keep-0.50 (cpu)", "dense (cpu)"}
     assert report["inspect"]["code"] == 0
     assert "keep-0.70, block by block" in report["inspect"]["out"]
 
@@ -177,7 +177,7 @@ def test_finalizing(report: dict[str, Any], folder: Path, digits_bundle: Path) -
     from ztdeploy.core.bundle import read_bundle
 
     assert report["finalize"]["code"] == 0, report["finalize"]
-    rebuilt = json.loads(report["finalize"]["out"])["rebuilt"]
+    rebuilt = result_in(report["finalize"]["out"])["rebuilt"]
     assert rebuilt == ["keep-0.70 (cpu)", "keep-0.50 (cpu)", "dense (cpu)"]
     assert report["verify finalized"]["code"] == 0, report["verify finalized"]
     variants = read_bundle(folder / "copy").manifest.variants
@@ -193,13 +193,13 @@ def test_finalizing(report: dict[str, Any], folder: Path, digits_bundle: Path) -
 
 def test_sweeping(report: dict[str, Any]) -> None:
     assert report["sweep"]["code"] == 0, report["sweep"]
-    (run,) = json.loads(report["sweep"]["out"])["runs"]
+    (run,) = result_in(report["sweep"]["out"])["runs"]
     assert [one["variant"] for one in run["configurations"]] == ["dense", "keep-0.50"]
 
 
 def test_evaluating(report: dict[str, Any]) -> None:
     assert report["eval"]["code"] == 0, report["eval"]
-    assert json.loads(report["eval"]["out"])["data"]["images"] == 20
+    assert result_in(report["eval"]["out"])["data"]["images"] == 20
     evaluated, measured = report["python"]
     assert "on 4 images" in evaluated
     assert "2 of 2 configurations measured" in measured
@@ -207,17 +207,17 @@ def test_evaluating(report: dict[str, Any]) -> None:
 
 def test_showing(report: dict[str, Any]) -> None:
     assert report["show"]["code"] == 0, report["show"]
-    assert len(json.loads(report["show"]["out"])["images"][0]["variants"]) == 2
+    assert len(result_in(report["show"]["out"])["images"][0]["variants"]) == 2
 
 
 def test_listing_profiles_and_models(report: dict[str, Any]) -> None:
-    assert {profile["name"] for profile in json.loads(report["profiles"]["out"])} >= {"cpu", "jetson-orin"}
-    assert {model["name"] for model in json.loads(report["models"]["out"])} >= {"vit_digits", "deit_s"}
+    assert {profile["name"] for profile in result_in(report["profiles"]["out"])["profiles"]} >= {"cpu", "jetson-orin"}
+    assert {model["name"] for model in result_in(report["models"]["out"])["models"]} >= {"vit_digits", "deit_s"}
 
 
 def test_doctor_says_what_is_missing(report: dict[str, Any]) -> None:
     assert report["doctor"]["code"] == 0
-    findings = {finding["subject"]: finding for finding in json.loads(report["doctor"]["out"])}
+    findings = {finding["subject"]: finding for finding in result_in(report["doctor"]["out"])["findings"]}
     host = findings["building bundles"]
     assert host["state"] == "missing"
     for name in ("torch", "torchvision", "timm", "onnx", "onnx-ir", "onnxscript", "safetensors"):
@@ -237,7 +237,7 @@ def test_building_names_the_extra_to_install(report: dict[str, Any], folder: Pat
         kind, message = report[verb]
         assert kind == "MissingExtraError"
         assert message.endswith("run: pip install 'ztdeploy[build]'")
-    assert json.loads(report["build"]["out"])["exit_code"] == 6
+    assert result_in(report["build"]["out"])["exit_code"] == 6
     assert [path.name for path in folder.iterdir()] == ["copy"]
 
 

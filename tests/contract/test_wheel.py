@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.parser
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import HANG_S
+from helpers.processes import HANG_S, result_in
 
 import ztdeploy
 from ztdeploy.core.data import parse_toml
@@ -154,7 +153,7 @@ def run_installed(installed: Path, *arguments: str | Path, cwd: Path) -> subproc
 
 def as_json(done: subprocess.CompletedProcess[str]) -> Any:
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return result_in(done.stdout)
 
 
 def packages(installed: Path) -> Path:
@@ -191,15 +190,17 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_profiles_and_models(installed: Path, tmp_path: Path) -> None:
-    findings = {f["subject"]: f for f in as_json(run_installed(installed, "doctor", "--json", cwd=tmp_path))}
+    findings = {
+        f["subject"]: f for f in as_json(run_installed(installed, "doctor", "--json", cwd=tmp_path))["findings"]
+    }
     assert findings["backend onnxruntime"]["state"] == "ok"
     assert findings["building bundles"]["state"] == "missing"
     assert findings["building bundles"]["remedy"] == "pip install 'ztdeploy[build]'"
-    profiles = as_json(run_installed(installed, "profiles", "list", "--json", cwd=tmp_path))
+    profiles = as_json(run_installed(installed, "profiles", "list", "--json", cwd=tmp_path))["profiles"]
     assert {profile["name"] for profile in profiles} == {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
     shown = run_installed(installed, "profiles", "show", "cpu", cwd=tmp_path)
     assert shown.stdout.strip() == (CHECKOUT / "profiles" / "cpu.toml").read_text().strip()
-    assert as_json(run_installed(installed, "models", "--json", cwd=tmp_path))
+    assert as_json(run_installed(installed, "models", "--json", cwd=tmp_path))["models"]
 
 
 def test_verify_run_and_inspect(installed: Path, digits_bundle: Path, digit_images: list[Path], tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_verify_run_and_inspect(installed: Path, digits_bundle: Path, digit_imag
     image = shutil.copy(digit_images[0], tmp_path / "photo.png")
     for keep_ratio in ("0.7", "0.5", "1"):
         arguments = ("run", digits_bundle, image, "--keep-ratio", keep_ratio, "--json")
-        (answer,) = as_json(run_installed(installed, *arguments, cwd=tmp_path))
+        (answer,) = as_json(run_installed(installed, *arguments, cwd=tmp_path))["images"]
         assert answer["labels"][0]["name"] == digit_images[0].stem[-1]
     text = run_installed(installed, "inspect", digits_bundle, cwd=tmp_path)
     assert (text.returncode, text.stderr) == (0, "")

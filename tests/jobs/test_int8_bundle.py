@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from helpers.processes import result_in
 from helpers.processors import ARM, WITH_DOT_PRODUCTS, WITHOUT_DOT_PRODUCTS
 
 import ztdeploy.target.finalize
@@ -192,7 +192,7 @@ def test_finalizing_goes_on_without_a_profile_that_fails(
     for path in (copy / "graphs").glob("*.twin.onnx"):
         os.utime(path, (0, 0))
     assert run(["finalize", str(copy), "--json"]) == 9
-    report = json.loads(capsys.readouterr().out)
+    report = result_in(capsys.readouterr().out)
     assert [(one["profile"], one["exit_code"]) for one in report["failed"]] == [("twin", 5)]
     assert sorted(report["rebuilt"]) == sorted(
         f"{v} ({p})" for v in ("keep-0.60", "dense") for p in ("cpu", "cpu-int8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.processes import result_in
 from numpy.typing import NDArray
 
 import ztdeploy
@@ -254,7 +254,7 @@ def test_the_command_line_recognises_a_panda(bundle: Bundle, realdata: Path, tmp
             text=True,
             check=True,
         )
-        (answer,) = json.loads(done.stdout)
+        (answer,) = result_in(done.stdout)["images"]
         best = answer["labels"][0]
         assert best["index"] == 388
         assert "panda" in best["name"]

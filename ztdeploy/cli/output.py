@@ -179,7 +179,6 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
         print_row(*row)
     for line in below:
         typer.echo(f"# {line}")
-    typer.echo()
 
 
 def print_row(*cells: str) -> None:
@@ -252,8 +251,8 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """A remark on standard error, so that standard output stays what was asked for; with `--verbose`, when it was."""
-    if not _manner.quiet:
+    """A remark on standard error, for people; with `--verbose` always, and with the time since the command began."""
+    if _manner.verbose or not (_manner.quiet or _manner.json):
         at = f"{time.monotonic() - _manner.begun:7.2f} s  " if _manner.verbose else ""
         typer.echo(at + printable(text, None), err=True)
 

@@ -80,7 +80,7 @@ class ShownLayer(Record):
     merged_patches: tuple[tuple[int, ...], ...]
     dropped_by_similarity: tuple[int, ...] | None = None
     dropped_by_importance: tuple[int, ...] | None = None
-    pairs: tuple[tuple[int, int, float], ...] | None = None  #: patch, what it is like, cosine
+    pairs: tuple[tuple[int, int | None, float], ...] | None = None  #: patch, the one that it is like, cosine
     importance: tuple[float | None, ...] | None = None  #: by patch
 
 

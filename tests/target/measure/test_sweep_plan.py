@@ -243,12 +243,9 @@ def test_another_machine_is_another_sweep(changes, words, bundle):
 # Time left.
 
 
-def test_a_group_takes_its_start_and_its_share_of_the_rounds(bundle):
+def test_a_group_takes_at_least_its_rounds_and_its_warm_up(bundle):
     (group, *_) = plan_groups(REQUEST, [bundle], "cpu")
-    whole, start = group.seconds_until(1), group.seconds_until(0)
-    assert whole - start == len(group.configurations) * REQUEST.duration_s
-    assert start > len(group.configurations) * REQUEST.warmup_s
-    assert group.seconds_until(0.5) == pytest.approx((whole + start) / 2)
+    assert group.seconds > len(group.configurations) * (REQUEST.duration_s + REQUEST.warmup_s)
 
 
 @pytest.mark.parametrize(
