@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ztdeploy.cli.results import RESULTS, schema_of
 from ztdeploy.core.files import remove, write
@@ -13,7 +14,14 @@ FOLDER = Path(__file__).resolve().parents[1] / "schemas"
 
 def texts() -> dict[str, str]:
     """The files' texts by name, such as "profiles-list.schema.json"."""
-    return {f"{verb.replace(' ', '-')}.schema.json": json.dumps(schema_of(verb), indent=1) + "\n" for verb in RESULTS}
+    return {f"{verb.replace(' ', '-')}.schema.json": _text(schema_of(verb)) for verb in RESULTS}
+
+
+def _text(schema: dict[str, Any]) -> str:
+    """JSON with a line for each record, which a change shows in."""
+    records = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in schema.pop("$defs").items())
+    others = "".join(f" {json.dumps(name)}: {json.dumps(one)},\n" for name, one in schema.items())
+    return f'{{\n{others} "$defs": {{\n{records}\n }}\n}}\n'
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, create_model
+from pydantic.json_schema import GenerateJsonSchema
 
 from ztdeploy.cli.output import SCHEMA
 from ztdeploy.core.manifest import Manifest
@@ -124,6 +125,13 @@ class CheckedProfile(Record):
     engines_can_be_built: bool
 
 
+class _WithoutTitles(GenerateJsonSchema):
+    """Titles of fields would repeat their names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
 def result_type(verb: str) -> type[BaseModel]:
     module, _, name = RESULTS[verb].partition(":")
     found: type[BaseModel] = getattr(import_module(module), name)
@@ -132,7 +140,7 @@ def result_type(verb: str) -> type[BaseModel]:
 
 def schema_of(verb: str) -> dict[str, Any]:
     """The JSON schema of all that a verb prints with `--json`: its result, or an error."""
-    result = result_type(verb).model_json_schema(by_alias=True, mode="serialization", ref_template="#/$defs/{model}")
+    result = result_type(verb).model_json_schema(mode="serialization", schema_generator=_WithoutTitles)
     definitions = result.pop("$defs", {})
     error = {
         "type": "object",
