@@ -30,7 +30,7 @@ def test_schemas_are_current() -> None:
     [
         ("profiles show none --json", "profiles show", 3),
         ("inspect --json", "inspect", 2),
-        ("--json inspect absent", "inspect", 3),
+        ("--json models --check none", "models", 3),
         ("bogus --json", None, 2),
     ],
 )
