@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -11,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import processes
 from helpers.fake_device import FakeDevice, c_compiler, make_device
-from helpers.processes import end_started
+from helpers.processes import end_preloaded, end_started
 from PIL import Image
 
 from ztdeploy.core.locks import only_one
@@ -43,6 +45,13 @@ def _children_end() -> Iterator[None]:
     end_started()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded_ends() -> Iterator[None]:
+    """The process that commands are forked from ends with pytest."""
+    yield
+    end_preloaded()
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder with a trained DeiT-Tiny and labelled photographs."""
@@ -61,22 +70,22 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
-@pytest.fixture(scope="session")
-def traces(common: Path) -> Iterator[Path]:
-    """Where builds that ask for no cache find and leave traces from here on: one takes seconds, and many want the same.
-
-    Those in other processes: see `helpers.processes.sharing`.
+@pytest.fixture(scope="session", autouse=True)
+def _traces(common: Path) -> Iterator[None]:
+    """Where all processes of the run find and leave traces that a build keeps nowhere: one takes seconds, and many
+    tests want the same.
     """
-    from ztdeploy.host.traces import TraceStore
-    from ztdeploy.jobs import build
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "trace_store", lambda cache, **_: TraceStore(cache or common / "traces"))
-        yield common / "traces"
+        patch.setattr(processes, "TRACES", common / "traces")
+        patch.setattr(
+            "ztdeploy.jobs.build.trace_store",
+            lambda cache, **_: importlib.import_module("ztdeploy.host.traces").TraceStore(cache or common / "traces"),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")
-def digits_bundle(common: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_bundle(common: Path, _traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the shipped model: keep ratios 0.7, 0.5 and dense, with cpu engines. Never change it in place.
 
     Each process has its own copy.

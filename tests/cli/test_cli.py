@@ -9,12 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import HANG_S, Done, sharing
+from helpers.processes import HANG_S, Done, run_forked
 
 import ztdeploy
 
@@ -22,37 +22,6 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 VERBS = ("build", "run", "verify", "finalize", "inspect", "bench", "eval", "show", "sweep", "report", "compare")
 VERBS += ("models", "doctor", "quickstart", "profiles")
 PROFILES = {path.stem for path in (CHECKOUT / "profiles").glob("*.toml")}
-
-#: Runs command lines in forks of one process that has imported PyTorch already, which takes most of their time.
-PRELOADED = """
-import json, os, sys
-import onnx_ir, onnxscript, timm.data, torch
-import ztdeploy.host.models.checkpoint, ztdeploy.host.models.vit, ztdeploy.jobs.build, ztdeploy.host.pruning
-import ztdeploy.cli.app
-exec(sys.argv[1])
-from ztdeploy.cli import main
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(job["cwd"])
-        os.environ.update(job["environment"])
-        for descriptor, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv = ["ztdeploy", *job["arguments"]]
-        code = 99
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 Run = Callable[..., Done]
 
@@ -78,45 +47,14 @@ def run_alone(*arguments: str | Path, cwd: Path, **extra: str) -> Done:
     return Done(process.returncode, out, err)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def building(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """The build that `built` waits for; it takes longest, so that it starts first."""
-    folder = tmp_path_factory.mktemp("built")
-    arguments = ("build", "-m", "vit_digits", "-p", "cpu", "--keep-ratio", "0.6", "--out", "digits")
-    with start(*arguments, cwd=folder) as process:
-        yield folder, process
-        process.kill()
-
-
 @pytest.fixture(scope="module")
-def run(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run() -> Run:
     """`run_alone`, but quick: forked from a process that has imported what takes long."""
-    folder = tmp_path_factory.mktemp("preloaded")
-    out, err = folder / "stdout", folder / "stderr"
-    server = subprocess.Popen(
-        [sys.executable, "-c", PRELOADED, sharing(traces)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(HF_HOME=str(folder / "hub"), HF_HUB_CACHE=str(folder / "hub")),
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
 
     def run_preloaded(*arguments: str | Path, cwd: Path, **extra: str) -> Done:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        job = {"cwd": str(cwd), "stdout": str(out), "stderr": str(err), "environment": extra}
-        server.stdin.write(json.dumps({**job, "arguments": list(map(str, arguments))}) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return Done(code, out.read_text(), err.read_text())
+        return run_forked(*arguments, cwd=cwd, environment=environment(**extra))
 
-    with server:
-        assert server.stdout.readline() == "ready\n"
-        yield run_preloaded
-        server.stdin.close()
-        assert server.wait(30) == 0
+    return run_preloaded
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -409,11 +347,10 @@ def test_run_inside_the_bundle_and_with_an_odd_name(run: Run, bundle_copy: Path,
 
 
 @pytest.fixture(scope="module")
-def built(building: tuple[Path, subprocess.Popen[str]]) -> tuple[Path, Done]:
+def built(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """One build in a process of its own, in a folder that is otherwise empty."""
-    folder, process = building
-    out, err = process.communicate(timeout=HANG_S)
-    return folder, Done(process.returncode, out, err)
+    folder = tmp_path_factory.mktemp("built")
+    return folder, run("build", "-m", "vit_digits", "-p", "cpu", "--keep-ratio", "0.6", "--out", "digits", cwd=folder)
 
 
 @pytest.mark.long

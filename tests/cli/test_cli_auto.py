@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import Done, run_ztdeploy, sharing
+from helpers import processes
+from helpers.processes import Done, run_ztdeploy
 from helpers.processors import WITHOUT_DOT_PRODUCTS, pretending
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -65,10 +66,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(photos: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+def done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     folder = tmp_path_factory.mktemp("auto")
     arguments = (*BUILD, "-p", "cpu", "--precision", "auto", "--calib", photos)
-    done = run_ztdeploy(*arguments, cwd=folder, first=sharing(traces))
+    done = run_ztdeploy(*arguments, cwd=folder)
     assert done.code == 0, done
     return done, folder
 
@@ -131,10 +132,10 @@ def test_build_and_inspect_show_it(bundle: Bundle, done: tuple[Done, Path]) -> N
 
 
 @pytest.mark.long
-def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, traces: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, tmp_path: Path) -> None:
     """No OpenVINO and no 8-bit dot products: int8 is tried all the same, with weights of 7 bits."""
     arguments = (*BUILD, "-p", "cpu", "--precision", "auto", "--calib", photos, "--max-drop", "50", "--json")
-    first = sharing(traces) + pretending(WITHOUT_DOT_PRODUCTS)
+    first = pretending(WITHOUT_DOT_PRODUCTS)
     done = run_ztdeploy(*arguments, cwd=tmp_path, first=first, hidden="openvino")
     assert done.code == 0, done
     (choice,) = done.json()["choices"]
@@ -150,7 +151,7 @@ def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, traces: P
 
 @pytest.mark.long
 def test_a_candidate_whose_engine_is_wrong_is_left_out(
-    photos: Path, traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*_: object) -> None:
         raise ParityError("integer products on this CPU are not exact", "exact ones", "set weight_bits = 7")
@@ -161,7 +162,7 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     request = BuildRequest(
         model=ModelSource(name="vit_digits"), profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out"
     )
-    bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=traces))
+    bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=processes.TRACES))
     (choice,) = bundle.manifest.choices
     reasons = {one.profile: one.reason for one in choice.candidates}
     assert reasons == {"mine": None, "cpu-int8": "integer products on this CPU are not exact"}
@@ -190,11 +191,11 @@ def test_an_overflow_of_fp16_leaves_nothing(photos: Path, tmp_path: Path, refuse
     assert "bf16" in said
 
 
-def test_the_range_is_in_the_bundle_and_one_image_is_warned_of(traces: Path, tmp_path: Path) -> None:
+def test_the_range_is_in_the_bundle_and_one_image_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "one" / "a.png")
-    done = run_ztdeploy(*BUILD, "-p", "jetson-orin", "--calib", "one", cwd=tmp_path, first=sharing(traces))
+    done = run_ztdeploy(*BUILD, "-p", "jetson-orin", "--calib", "one", cwd=tmp_path)
     assert done.code == 0, done
     assert "warning: 'one' holds a single image" in done.err
     assert "keep-0.70: largest magnitudes, of which fp16 holds 65504" in done.out

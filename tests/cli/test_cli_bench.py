@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import HANG_S, result_in, started, wait_for
+from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started, wait_for
 
 import ztdeploy
 from ztdeploy.target.measure.bench_report import BenchReport, read_report
@@ -32,16 +32,14 @@ def environment() -> dict[str, str]:
     return {**shell, "PYTHONPATH": str(CHECKOUT)}
 
 
-def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=HANG_S
-    )
+def bench(*arguments: str | Path, cwd: Path) -> Done:
+    return run_ztdeploy("bench", *arguments, cwd=cwd)
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+def refused(done: Done, code: int, *words: str) -> None:
     """One line that says value; expectation; fix."""
-    assert (done.returncode, done.stdout) == (code, ""), done
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.code, done.out) == (code, ""), done
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(r"error: \S.*; expected \S.*; \S.*", line), line
     assert "this is a bug" not in line
     assert all(word in line for word in words), line
@@ -49,7 +47,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 
 def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> None:
     done = bench(digits_bundle, *QUICK, "--out", "report.json", cwd=tmp_path)
-    assert done.returncode == 0, done
+    assert done.code == 0, done
     report = read_report(tmp_path / "report.json")
     assert report.progress == "complete"
     for heading in (
@@ -57,7 +55,7 @@ def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> Non
         "Throughput, and speed-up over dense",
         "Cold start in ms",
     ):
-        assert heading in done.stdout
+        assert heading in done.out
     for word in (
         "p50",
         "p90",
@@ -72,20 +70,20 @@ def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> Non
         "peak",
         "engine",
     ):
-        assert word in done.stdout
+        assert word in done.out
     (comparison,) = report.comparisons
-    assert done.stdout.splitlines()[-1] == comparison.verdict
-    assert done.stderr.splitlines()[-1] == "wrote report.json"
+    assert done.out.splitlines()[-1] == comparison.verdict
+    assert done.err.splitlines()[-1] == "wrote report.json"
     for caution in report.warnings:
-        assert f"warning: {caution.message}; {caution.remedy}" in done.stderr
-    assert re.search(r"^dense\t\d", done.stdout, re.MULTILINE)
+        assert f"warning: {caution.message}; {caution.remedy}" in done.err
+    assert re.search(r"^dense\t\d", done.out, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_json(digits_bundle: Path, tmp_path: Path) -> None:
     done = bench(digits_bundle, *QUICK, "-k", "all", "--batch", "2", "--no-reference", "--json", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    report = BenchReport.model_validate(result_in(done.stdout))
+    assert (done.code, done.err) == (0, "")
+    report = BenchReport.model_validate(result_in(done.out))
     assert [one.variant for one in report.configurations] == ["dense", "keep-0.70", "keep-0.50"]
     assert all(one.batch == 2 for one in report.configurations)
     assert all(len(one.turns) == 6 for one in report.configurations)
@@ -126,7 +124,7 @@ def test_refusals(
     monkeypatch.delenv("ZTDEPLOY_DEBUG", raising=False)
     found = run(["bench", str(digits_bundle), *arguments])
     out, err = capsys.readouterr()
-    refused(subprocess.CompletedProcess([], found, out, err), code, *words)
+    refused(Done(found, out, err), code, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.json"]
 
 
@@ -136,11 +134,11 @@ def test_an_engine_that_does_not_load_is_said_behind_the_others(bundle_copy: Pat
 
     edit(bundle_copy, age)
     done = bench(bundle_copy, *QUICK, "--json", cwd=tmp_path)
-    assert done.returncode == 6
-    dense, broken = BenchReport.model_validate(result_in(done.stdout)).configurations
+    assert done.code == 6
+    dense, broken = BenchReport.model_validate(result_in(done.out)).configurations
     assert (dense.latency is not None, broken.latency) == (True, None)
     assert broken.failure is not None
-    assert done.stderr == f"error: {broken.failure.message}\n"
+    assert done.err == f"error: {broken.failure.message}\n"
 
 
 # What it looks like.

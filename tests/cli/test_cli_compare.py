@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import HANG_S, result_in
+from helpers.processes import result_in, run_ztdeploy
 from helpers.reports import run, sweep
 
-import ztdeploy
 from ztdeploy.report.compare.comparison import ReportComparison
 from ztdeploy.target.measure.bench_report import Caution
-
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -78,13 +73,9 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, folder: Path, capsys:
 
 def test_a_real_process(folder: Path) -> None:
     """Without a terminal, from elsewhere."""
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    command = [sys.executable, "-m", "ztdeploy", "compare", "old.json", "slow.json"]
-    done = subprocess.run(
-        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=HANG_S
-    )
-    assert (done.returncode, done.stderr) == (7, "")
-    assert "keep-0.50 at batch 1, 2 threads takes 1.2" in done.stdout.splitlines()[-1]
+    done = run_ztdeploy("compare", "old.json", "slow.json", cwd=folder)
+    assert (done.code, done.err) == (7, "")
+    assert "keep-0.50 at batch 1, 2 threads takes 1.2" in done.out.splitlines()[-1]
 
 
 def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

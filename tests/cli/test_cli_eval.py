@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import HANG_S, Done, result_in, started, wait_for
+from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started, wait_for
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
@@ -35,9 +35,7 @@ def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
 
 
 def evaluate(*arguments: str | Path, cwd: Path) -> Done:
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=HANG_S)
-    return Done(process.returncode, out, err)
+    return run_ztdeploy("eval", *arguments, cwd=cwd)
 
 
 @pytest.fixture
@@ -73,11 +71,9 @@ def test_tables_a_file_and_a_record(bundle_copy: Path, tmp_path: Path) -> None:
         assert found is not None
         assert score.top1 is not None
         assert (found.top1, found.images, found.data_sha256) == (score.top1.value, 360, report.data.digest)
-    shown = subprocess.run(
-        [sys.executable, "-m", "ztdeploy", "inspect", bundle_copy], capture_output=True, text=True, check=True
-    )
-    assert "Evaluated on images" in shown.stdout
-    assert f"360 of digits ({report.data.digest[:8]})" in shown.stdout
+    shown = run_ztdeploy("inspect", bundle_copy, cwd=tmp_path)
+    assert "Evaluated on images" in shown.out
+    assert f"360 of digits ({report.data.digest[:8]})" in shown.out
 
 
 def test_figures_are_those_of_the_engines_run_by_hand(digits_bundle: Path, tmp_path: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from helpers.processes import HANG_S
+from helpers.processes import run_ztdeploy
 from safetensors.torch import save_file
 
 import ztdeploy
@@ -17,8 +14,6 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
-
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 
 
 def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path: Path) -> None:
@@ -39,15 +34,8 @@ def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path:
         save_file(pruned.state_dict(), tmp_path / "tuned.safetensors")
     assert F.cross_entropy(logits, labels) < 0.9 * before
     words = ("-m", "vit_digits", "-p", "cpu", "-k", "0.1", "--checkpoint", "tuned.safetensors", "--out", "bundle")
-    built = subprocess.run(
-        [sys.executable, "-m", "ztdeploy", "build", *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    assert built.returncode == 0, built
+    built = run_ztdeploy("build", *words, cwd=tmp_path)
+    assert built.code == 0, built
     report = ztdeploy.evaluate(tmp_path / "bundle", ASSETS / "digits", cache=tmp_path / "cache")
     engine = next(one for one in report.variants if one.against_dense is not None)
     assert engine.top1 is not None

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.processes import HANG_S, Done, sharing
+from helpers.processes import CHECKOUT, Done, run_forked
 
-import ztdeploy
-
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 RTX = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
 pytestmark = [RTX, NO_GPU]
@@ -25,15 +20,8 @@ pytestmark = [RTX, NO_GPU]
 def run(*arguments: str | Path, cwd: Path, first: str = "") -> Done:
     """`ztdeploy ARGUMENTS` in a process of its own, that runs a statement first."""
     shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    done = subprocess.run(
-        [sys.executable, "-c", f"{first}\nfrom ztdeploy.cli import main\nmain()", *map(str, arguments)],
-        cwd=cwd,
-        env={**shell, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    environment = {**shell, "PYTHONPATH": str(CHECKOUT), "COLUMNS": "100"}
+    return run_forked(*arguments, cwd=cwd, environment=environment, first=first)
 
 
 def check_error(done: Done, code: int, *words: str) -> None:
@@ -62,12 +50,12 @@ def toml(folder: Path, name: str, **changes: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def build(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """Three profiles in one command."""
     folder = tmp_path_factory.mktemp("gpu")
     profiles = ("--profile", "cpu", "--profile", "desktop-gpu", "--profile", "jetson-orin")
     arguments = ("-m", "vit_digits", *profiles, "--keep-ratio", "0.6", "--out", "bundle", "--json")
-    done = run("build", *arguments, cwd=folder, first=sharing(traces))
+    done = run("build", *arguments, cwd=folder)
     assert done.code == 0, done
     return folder / "bundle", done
 
@@ -211,12 +199,12 @@ def test_profiles_that_ask_for_what_there_is_not(changes: dict[str, str], words:
     assert [one.name for one in tmp_path.iterdir()] == ["mine.toml"]
 
 
-def test_a_fixed_batch_and_bf16_print_nothing_but_json(traces: Path, tmp_path: Path) -> None:
+def test_a_fixed_batch_and_bf16_print_nothing_but_json(tmp_path: Path) -> None:
     """Only the board's graph has twins with plugin nodes; their making is silent."""
     shared = toml(tmp_path, "desktop", capabilities='["8.9"]', precision='"bf16"')
     board = toml(tmp_path, "board", backend='"tensorrt"', precision='"bf16"')
     arguments = ("-p", shared, "-p", board, "--keep-ratio", "0.5", "--batch", "2", "--out", "out", "--json")
-    done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path, first=sharing(traces))
+    done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path)
     assert done.code == 0, done
     assert done.json()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -227,12 +215,12 @@ def test_a_fixed_batch_and_bf16_print_nothing_but_json(traces: Path, tmp_path: P
     assert {graph["batch"] for graph in variant["graphs"].values()} == {2}
 
 
-def test_boards_share_a_graph_and_a_profile_may_be_called_after_a_type(traces: Path, tmp_path: Path) -> None:
+def test_boards_share_a_graph_and_a_profile_may_be_called_after_a_type(tmp_path: Path) -> None:
     desktop = toml(tmp_path, "desktop", capabilities='["8.9"]')
     board, other = (toml(tmp_path, name, backend='"tensorrt"') for name in ("board", "other"))
     cpu = toml(tmp_path, "fp32", backend='"onnxruntime"', precision='"fp32"')
     arguments = ("-p", desktop, "-p", board, "-p", other, "-p", cpu, "--keep-ratio", "0.5", "--out", "out")
-    done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path, first=sharing(traces))
+    done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path)
     assert done.code == 0, done
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     (variant,) = [one for one in manifest["variants"] if one["name"] == "keep-0.50"]

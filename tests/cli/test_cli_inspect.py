@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.bundles import edit
-from helpers.processes import HANG_S, Done
+from helpers.processes import Done, run_ztdeploy
 
-import ztdeploy
-
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 VARIANTS = ("keep-0.70", "keep-0.50", "dense")
 PROOF = r"\de[+-]\d\d of \de[+-]\d\d"
 
 
 def inspect(bundle: Path, *arguments: str) -> Done:
     """`ztdeploy inspect BUNDLE` in a process of its own."""
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    done = subprocess.run(
-        [sys.executable, "-m", "ztdeploy", "inspect", str(bundle), *arguments],
-        cwd=bundle.parent,
-        env={**shell, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return Done(done.returncode, done.stdout, done.stderr)
+    done = run_ztdeploy("inspect", bundle, *arguments, cwd=bundle.parent)
+    assert (done.code, done.err) == (0, ""), done
+    return done
 
 
 def engines(done: Done) -> dict[tuple[str, str], str]:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.processes import run_ztdeploy, sharing
+from helpers.processes import run_ztdeploy
 from helpers.processors import needs_x86
 
 from ztdeploy.core.processor import ONEDNN_LIMIT
@@ -26,13 +26,13 @@ FORMS = {
 
 @pytest.mark.parametrize(("options", "bits"), FORMS.items())
 @pytest.mark.short('uint8"-7', "row")
-def test_no_sum_is_lost(tmp_path: Path, traces: Path, options: str, bits: int) -> None:
+def test_no_sum_is_lost(tmp_path: Path, options: str, bits: int) -> None:
     section = "" if "[int8]" in options else "[int8]\n"
     (tmp_path / "mine.toml").write_text(
         f'title = "T"\nbackend = "openvino"\nprecision = "int8"\n{section}{options}\n', encoding="utf-8"
     )
     build = ("build", "-m", "vit_digits", "-p", "mine.toml", "-k", "0.7", "-o", "out")
-    done = run_ztdeploy(*build, cwd=tmp_path, first=LIMITED + sharing(traces))
+    done = run_ztdeploy(*build, cwd=tmp_path, first=LIMITED)
     assert done.code == 0, done
     inspected = run_ztdeploy("inspect", "out", "--json", cwd=tmp_path).json()
     assert inspected["profiles"]["mine"]["int8"]["weight_bits"] == bits

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.processes import run_ztdeploy, sharing
+from helpers.processes import run_ztdeploy
 from helpers.processors import WITHOUT_BF16, needs_bf16, pretending
 
 from ztdeploy.core.bundle import read_bundle
@@ -18,13 +18,13 @@ needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenV
 
 
 @pytest.fixture(scope="module")
-def bundle(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both profiles, dense and one keep ratio; a copy is to be made by who changes it."""
     if find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed")
     folder = tmp_path_factory.mktemp("openvino")
     profiles = [word for name in PROFILES for word in ("--profile", name)]
-    done = run_ztdeploy("build", "-m", "vit_digits", *profiles, "--out", "bundle", cwd=folder, first=sharing(traces))
+    done = run_ztdeploy("build", "-m", "vit_digits", *profiles, "--out", "bundle", cwd=folder)
     assert done.code == 0, done
     return folder / "bundle"
 

@@ -67,7 +67,7 @@ STEPS: dict[str, tuple[Callable[[Patch], None], tuple[str, ...], int]] = {
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `cpu` gives by itself."""
     out = tmp_path_factory.mktemp("partly") / "alone"
     assert run([*BUILD, "-p", "cpu", "-o", str(out)]) == 0
@@ -109,7 +109,7 @@ def test_the_others_ship_as_if_they_had_been_asked_for_alone(
 
 
 def test_if_all_fail_the_first_one_decides_and_nothing_is_left(
-    traces: Path, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in ("engine", "proof"):
         STEPS[step][0](monkeypatch)
@@ -121,7 +121,7 @@ def test_if_all_fail_the_first_one_decides_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_nobodys_own_fault(traces: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_full_disk_is_nobodys_own_fault(tmp_path: Path, monkeypatch: Patch) -> None:
     failing(OnnxRuntimeBackend, "build", OutputError("full", "space", "free some"), of_int8)(monkeypatch)
     assert run([*BUILD, "-p", "cpu", "-p", "cpu-int8", "-o", str(tmp_path / "out")]) == 3
     assert list(tmp_path.iterdir()) == []

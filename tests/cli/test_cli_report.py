@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import reports, sweeps
-from helpers.processes import HANG_S
+from helpers.processes import run_ztdeploy
 
-import ztdeploy
 from ztdeploy.report.sweep_folder import REPORT, write_sweep
 
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 PAGES = {"report.html", "sweep.csv", "report.md"}
 
 
@@ -40,14 +35,10 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
 
 
 def test_a_real_process_writes_beside_the_sweep(folder: Path) -> None:
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    command = [sys.executable, "-m", "ztdeploy", "report", "sweep"]
-    done = subprocess.run(
-        command, cwd=folder, env={**shell, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=HANG_S
-    )
-    assert done.returncode == 0, done
-    assert done.stdout.startswith("Deploy keep-0.70: ")
-    assert done.stderr.splitlines() == [f"wrote sweep/{name}" for name in ("report.html", "sweep.csv", "report.md")]
+    done = run_ztdeploy("report", "sweep", cwd=folder)
+    assert done.code == 0, done
+    assert done.out.startswith("Deploy keep-0.70: ")
+    assert done.err.splitlines() == [f"wrote sweep/{name}" for name in ("report.html", "sweep.csv", "report.md")]
     assert {path.name for path in (folder / "sweep").iterdir()} == {REPORT, *PAGES}
 
 

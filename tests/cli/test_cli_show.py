@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.bundles import edit
-from helpers.processes import HANG_S, Done
+from helpers.processes import Done, run_ztdeploy
 from PIL import Image
 
 import ztdeploy
@@ -24,20 +21,10 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.model_source import ModelSource
 
 NOTES = ("importance", "survivors", "group", "partner", "similarity")
-CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 
 
 def show(*arguments: str | Path, cwd: Path) -> Done:
-    shell = {name: value for name, value in os.environ.items() if "ZTDEPLOY" not in name}
-    done = subprocess.run(
-        [sys.executable, "-m", "ztdeploy", "show", *map(str, arguments)],
-        cwd=cwd,
-        env={**shell, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return run_ztdeploy("show", *arguments, cwd=cwd)
 
 
 class Page(HTMLParser):

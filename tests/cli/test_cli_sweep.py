@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import HANG_S, result_in, started, wait_for
+from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started, wait_for
 
 import ztdeploy
 from ztdeploy.core.model_source import ModelSource
@@ -38,11 +38,8 @@ def environment(cache: Path) -> dict[str, str]:
     return {**shell, "PYTHONPATH": str(CHECKOUT), "ZTDEPLOY_CACHE": str(cache)}
 
 
-def sweep(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    cache = cwd / "cache"
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(cache), capture_output=True, text=True, timeout=HANG_S
-    )
+def sweep(*arguments: str | Path, cwd: Path) -> Done:
+    return run_ztdeploy("sweep", *arguments, cwd=cwd)
 
 
 def report_in(folder: Path) -> SweepReport | None:
@@ -51,14 +48,14 @@ def report_in(folder: Path) -> SweepReport | None:
 
 def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
     done = sweep("--bundle", digits_bundle, *QUICK, "--batches", "1,2", "--keep-ratios", "0.5", cwd=tmp_path)
-    assert done.returncode == 0, done
+    assert done.code == 0, done
     out = tmp_path / f"sweep-{digits_bundle.name}"
     report = report_in(out)
     assert report is not None
     assert (report.progress, report.planned, len(report.runs)) == ("complete", 4, 2)
     for batch in (1, 2):
-        assert f"Latency, and speed-up over dense: 32 px, batch {batch}, 1 thread" in done.stdout
-    lines = [line.split() for line in done.stdout.splitlines()]
+        assert f"Latency, and speed-up over dense: 32 px, batch {batch}, 1 thread" in done.out
+    lines = [line.split() for line in done.out.splitlines()]
     for row in rows(report):
         name = "dense" if row.dense else row.facts.method
         assert row.measured.latency is not None
@@ -68,18 +65,18 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
         if row.comparison is not None:
             assert times(row.comparison.speedup, row.comparison.interval) in line
             assert f"{row.comparison.work_ratio:.2f}x" in line
-    assert "1 of 4: " in done.stderr
-    assert done.stderr.splitlines()[-1] == f"wrote {out.name}"
+    assert "1 of 4: " in done.err
+    assert done.err.splitlines()[-1] == f"wrote {out.name}"
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "a bundle needs no cache"
     assert {path.name for path in out.iterdir()} == {REPORT, *PAGES}
     for verdict in verdicts(report):
-        assert f"{verdict.panel.label}: {verdict.headline}" in done.stdout
+        assert f"{verdict.panel.label}: {verdict.headline}" in done.out
 
 
 def test_json(digits_bundle: Path, tmp_path: Path) -> None:
     done = sweep("--bundle", digits_bundle, *QUICK, "--keep-ratios", "1.0", "--out", "dense", "--json", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    report = SweepReport.model_validate(result_in(done.stdout))
+    assert (done.code, done.err) == (0, "")
+    report = SweepReport.model_validate(result_in(done.out))
     assert report == report_in(tmp_path / "dense")
     assert [one.variant for run in report.runs for one in run.configurations] == ["dense"]
 
@@ -135,7 +132,7 @@ def test_images_as_eval_takes_them(digits_bundle: Path, tmp_path: Path) -> None:
     """The report's figures are those of `eval` on the same images; a second run takes all of it from what is there."""
     arguments = ("--bundle", digits_bundle, *QUICK, "--keep-ratios", "0.5", "--out", "out")
     done = sweep(*arguments, "--data", DIGITS, "--limit", "60", cwd=tmp_path)
-    assert done.returncode == 0, done
+    assert done.code == 0, done
     report = report_in(tmp_path / "out")
     assert report is not None
     evaluated = ztdeploy.evaluate(digits_bundle, DIGITS, limit=60, keep_ratio=0.5, cache=tmp_path / "another")
@@ -151,12 +148,12 @@ def test_images_as_eval_takes_them(digits_bundle: Path, tmp_path: Path) -> None:
         if against is not None:
             assert against.change is not None
             assert found.change == (against.change.interval.low, against.change.interval.high)
-    _check_pages(report, tmp_path / "out", done.stdout)
+    _check_pages(report, tmp_path / "out", done.out)
     again = sweep(*arguments, "--data", DIGITS, "--limit", "60", cwd=tmp_path)
-    assert "kept from before: 60 of 60 images" in again.stderr
-    assert "kept from before: 1 of 1 groups" in again.stderr
+    assert "kept from before: 60 of 60 images" in again.err
+    assert "kept from before: 1 of 1 groups" in again.err
     plain = sweep(*arguments, cwd=tmp_path)
-    assert "kept from before: 1 of 1 groups" in plain.stderr, "images are no reason to measure again"
+    assert "kept from before: 1 of 1 groups" in plain.err, "images are no reason to measure again"
     last = report_in(tmp_path / "out")
     assert last is not None
     assert last.variants == report.variants, "what is known of the same engines stays"
@@ -193,8 +190,8 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_measured(
         (tmp_path / "many" / f"{index}").mkdir(parents=True)
         shutil.copy(digit_images[0], tmp_path / "many" / f"{index}")
     done = sweep("--bundle", digits_bundle, *QUICK, "--data", "many", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 3
-    (line,) = done.stderr.splitlines()
+    assert done.code == 3
+    (line,) = done.err.splitlines()
     assert re.fullmatch(r"error: 11 class folders, .*10 outputs.*; expected .*", line)
     assert not (tmp_path / "out").exists()
 
@@ -214,8 +211,8 @@ def test_stopped_while_it_evaluates(digits_bundle: Path, slow_images: Path, tmp_
     parts = len(list(kept.glob("*.npz")))
     assert 1 <= parts < 8
     done = sweep(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done
-    assert f"kept from before: {16 * parts} of 128 images" in done.stderr
+    assert done.code == 0, done
+    assert f"kept from before: {16 * parts} of 128 images" in done.err
     report = report_in(tmp_path / "out")
     assert report is not None
     assert all(one.fidelity is not None and one.fidelity.images == 128 for one in report.variants)
@@ -262,10 +259,10 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
     else:
         assert (child.returncode, stopped.progress, stopped.runs[1].progress) == (-9, "running", "running")
     done = sweep(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done
-    assert "kept from before: 1 of 2 groups" in done.stderr
-    assert "batch 2, 1 thread: loading keep-0.70" in done.stderr
-    assert "batch 1, 1 thread: loading" not in done.stderr, "the first group is not measured again"
+    assert done.code == 0, done
+    assert "kept from before: 1 of 2 groups" in done.err
+    assert "batch 2, 1 thread: loading keep-0.70" in done.err
+    assert "batch 1, 1 thread: loading" not in done.err, "the first group is not measured again"
     report = report_in(out)
     assert report is not None
     assert (report.progress, len(report.runs)) == ("complete", 2)

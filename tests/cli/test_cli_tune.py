@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.processes import HANG_S, Done, result_in, started
+from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started
 from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
@@ -43,16 +43,15 @@ def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
 
 
 def tune(*arguments: str | Path, cwd: Path) -> Done:
-    process = start("--data", DIGITS, "--limit", 60, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=HANG_S)
-    return Done(process.returncode, out, err)
+    first = "import torch; torch.set_num_threads(1)"  # the model is tiny
+    given = ("--model", "vit_digits", "--data", DIGITS, "--limit", "60")
+    return run_ztdeploy("tune", *given, *map(str, arguments), cwd=cwd, first=first)
 
 
 def report_of(folder: Path) -> TuneReport:
     return TuneReport.model_validate_json((folder / "tune.json").read_text())
 
 
-@pytest.mark.usefixtures("traces")
 def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
     done = tune("--budget", "reduction=0.4", "--trials", 14, "--max-drop", 50, cwd=tmp_path)
     assert done.code == 0, done

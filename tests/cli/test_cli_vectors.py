@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import result_in, run_ztdeploy, sharing
+from helpers.processes import result_in, run_ztdeploy
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.host.models.catalogue import ASSETS
@@ -33,25 +33,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def built(output: str, photos: Path, traces: Path, folder: Path) -> Path:
+def built(output: str, photos: Path, folder: Path) -> Path:
     done = run_ztdeploy(
         *("build", "-m", "vit_digits", "-p", "cpu", "-k", "0.7", "-k", "0.3", "--output", output, "-o", "bundle"),
         *("--calib", photos, "--min-cosine", "0.8"),
         cwd=folder,
-        first=sharing(traces),
     )
     assert done.code == 0, done
     return folder / "bundle"
 
 
 @pytest.fixture(scope="module")
-def embeddings(photos: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("embedding", photos, traces, tmp_path_factory.mktemp("embedding"))
+def embeddings(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("embedding", photos, tmp_path_factory.mktemp("embedding"))
 
 
 @pytest.fixture(scope="module")
-def features(photos: Path, traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("features", photos, traces, tmp_path_factory.mktemp("features"))
+def features(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("features", photos, tmp_path_factory.mktemp("features"))
 
 
 def outputs_by_hand(bundle: Path, photos: Path, report: EvalReport) -> list[np.ndarray]:

@@ -133,7 +133,6 @@ def test_a_graph_gives_the_same_features() -> None:
     np.testing.assert_allclose(output, expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("traces")
 @pytest.mark.parametrize(("output", "shape"), [("embedding", (4, 96)), ("features", (4, 64, 96))])
 def test_a_bundle_of_them_is_proved_and_runs(output: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     request = BuildRequest(

@@ -120,7 +120,6 @@ def command(out: Path, *arguments: str) -> int:
     return run(["build", "-m", "vit_digits", "-p", "cpu", "-o", str(out), "--calib", str(DIGITS), *arguments])
 
 
-@pytest.mark.usefixtures("traces")
 def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
     assert command(out, "-k", "0.3", "-k", "0.6", "--max-kl", "0.03") == 0
@@ -143,7 +142,6 @@ def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytes
     assert on_disk == {*manifest.files, "manifest.json"}
 
 
-@pytest.mark.usefixtures("traces")
 def test_where_none_passes_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path / "bundle", "-k", "0.3", "--max-drop", "0.1", "--json") == 8
     (line,) = capsys.readouterr().err.splitlines()

@@ -42,7 +42,7 @@ def built(out: Path, *arguments: str) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Bundle:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """fp32, and int8 for two profiles with the same graph, judged on images."""
     folder = tmp_path_factory.mktemp("int8") / "both"
     twin = folder.with_name("twin.toml")
@@ -52,7 +52,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Bundle:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("int8") / "alone"
     return built(folder, "-p", "cpu-int8", "-k", "0.6", "-k", "0.8", "--calib", str(DIGITS))
 
@@ -252,7 +252,7 @@ def test_sums_that_are_not_exact_are_refused(both: Bundle, wrong: str) -> None:
 
 
 def test_without_dot_products_weights_take_seven_bits(
-    tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And the engine is proved, the bundle says so, and whoever has dot products runs it as it is."""
     monkeypatch.setenv(REPORT, WITHOUT_DOT_PRODUCTS)
@@ -282,7 +282,7 @@ def test_without_dot_products_weights_take_seven_bits(
 
 @pytest.mark.parametrize("memory", ["speed", "shared"])
 def test_weights_of_eight_bits_are_exact_on_every_processor(
-    tmp_path: Path, traces: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle with such weights, carried to a processor without dot products: other kernels, the same sums."""
     monkeypatch.setenv(REPORT, WITHOUT_DOT_PRODUCTS)

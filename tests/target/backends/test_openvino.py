@@ -223,7 +223,6 @@ def integer_layers(compiled):
 
 
 @needs_openvino
-@pytest.mark.usefixtures("traces")
 def test_linear_layers_are_computed_in_integers(tmp_path: Path, digit_images: list[Path]):
     """Whatever stands around them; a batch gives what its images give alone."""
     bundle = tmp_path / "bundle"

@@ -43,7 +43,7 @@ def one_by_one(runner, pixels):
 
 
 @pytest.fixture(scope="module")
-def other_graphs(tmp_path_factory, traces):
+def other_graphs(tmp_path_factory):
     """A bundle whose two profiles ask for a fixed batch of two, and for images that are normalised outside."""
     from ztdeploy.jobs.build import BuildRequest, build
 
