@@ -76,7 +76,7 @@ def _traces(common: Path) -> Iterator[None]:
     tests want the same.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "TRACES", common / "traces")
+        patch.setattr(processes, "SHARED", common)
         patch.setattr(
             "ztdeploy.jobs.build.trace_store",
             lambda cache, **_: importlib.import_module("ztdeploy.host.traces").TraceStore(cache or common / "traces"),
@@ -129,11 +129,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def slow_images(tmp_path: Path) -> Path:
-    """Images that take a while to decode: 128 names of one large file."""
+    """Images that take a while to decode: 64 names of one large file."""
     folder = tmp_path / "slow"
     folder.mkdir()
     Image.effect_noise((1600, 1600), 80).convert("RGB").save(folder / "000.jpg")
-    for index in range(1, 128):
+    for index in range(1, 64):
         (folder / f"{index:03d}.jpg").hardlink_to(folder / "000.jpg")
     return folder
 

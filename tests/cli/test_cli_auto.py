@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import processes
 from helpers.processes import Done, run_ztdeploy
 from helpers.processors import WITHOUT_DOT_PRODUCTS, pretending
 from PIL import Image
@@ -151,7 +150,7 @@ def test_what_is_missing_is_said_and_the_next_best_taken(photos: Path, tmp_path:
 
 @pytest.mark.long
 def test_a_candidate_whose_engine_is_wrong_is_left_out(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, common: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*_: object) -> None:
         raise ParityError("integer products on this CPU are not exact", "exact ones", "set weight_bits = 7")
@@ -162,7 +161,7 @@ def test_a_candidate_whose_engine_is_wrong_is_left_out(
     request = BuildRequest(
         model=ModelSource(name="vit_digits"), profiles=(str(own),), keep_ratios=(0.7,), out=tmp_path / "out"
     )
-    bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=processes.TRACES))
+    bundle = build_fastest(replace(request, gate=Gate(photos, GateLimits()), cache=common / "traces"))
     (choice,) = bundle.manifest.choices
     reasons = {one.profile: one.reason for one in choice.candidates}
     assert reasons == {"mine": None, "cpu-int8": "integer products on this CPU are not exact"}

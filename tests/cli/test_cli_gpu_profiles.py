@@ -54,7 +54,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """Three profiles in one command."""
     folder = tmp_path_factory.mktemp("gpu")
     profiles = ("--profile", "cpu", "--profile", "desktop-gpu", "--profile", "jetson-orin")
-    arguments = ("-m", "vit_digits", *profiles, "--keep-ratio", "0.6", "--out", "bundle", "--json")
+    arguments = ("-m", "vit_digits", *profiles, "--keep-ratio", "0.7", "--out", "bundle", "--json")
     done = run("build", *arguments, cwd=folder)
     assert done.code == 0, done
     return folder / "bundle", done
@@ -93,7 +93,7 @@ def test_standard_output_is_json_and_nothing_else(build: tuple[Path, Done]) -> N
 
 
 def test_graphs_are_named_by_what_tells_them_apart(bundle: Path, manifest: Any) -> None:
-    for variant in ("keep-0.60", "dense"):
+    for variant in ("keep-0.70", "dense"):
         (record,) = [one for one in manifest["variants"] if one["name"] == variant]
         files = {name: Path(graph["file"]).name for name, graph in record["graphs"].items()}
         board = Path(files["jetson-orin"])
@@ -154,10 +154,10 @@ def test_verify_checks_what_it_can_and_warns_of_the_rest(bundle: Path) -> None:
     warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "'desktop-gpu' was not run" in warnings[0]
-    assert "keep-0.60" in done.out
+    assert "keep-0.70" in done.out
     report = run("verify", bundle, "--json", cwd=bundle.parent).json()
     assert list(report["not_run"]) == ["desktop-gpu"]
-    assert sorted(report["variants"]) == ["dense (cpu)", "keep-0.60 (cpu)"]
+    assert sorted(report["variants"]) == ["dense (cpu)", "keep-0.70 (cpu)"]
 
 
 def test_run_takes_the_engines_that_work_here(bundle: Path, digit_images: list[Path]) -> None:

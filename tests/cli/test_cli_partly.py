@@ -19,7 +19,7 @@ from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ModelError,
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeBackend
 
-BUILD = ("build", "-m", "vit_digits", "-k", "0.6")
+BUILD = ("build", "-m", "vit_digits", "-k", "0.7")
 GATE = ("--calib", str(ASSETS / "digits"))
 Patch = pytest.MonkeyPatch
 LONG = pytest.mark.long

@@ -53,11 +53,11 @@ def report_of(folder: Path) -> TuneReport:
 
 
 def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
-    done = tune("--budget", "reduction=0.4", "--trials", 14, "--max-drop", 50, cwd=tmp_path)
+    done = tune("--budget", "reduction=0.4", "--trials", 8, "--max-drop", 50, cwd=tmp_path)
     assert done.code == 0, done
     report = report_of(tmp_path / "vit_digits-tuning")
     found = report.winner
-    assert len(report.trials) == 14
+    assert len(report.trials) == 8
     assert found.tuned.cost <= 0.6 * report.dense_cost < 1.05 * found.tuned.cost
     complete = [one.kl for one in report.trials if one.state == "complete" and one.kl is not None]
     assert found.tuned.tuning_kl == pytest.approx(min(complete), rel=1e-4, abs=1e-9)
@@ -82,10 +82,10 @@ def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 12, "-o", "found")
+    arguments = ("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 8, "-o", "found")
     process = start(*arguments, cwd=tmp_path)
     assert process.stderr is not None
-    while "trial 6" not in (line := process.stderr.readline()):
+    while "trial 4" not in (line := process.stderr.readline()):
         assert line, "it has ended before it began"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=HANG_S)
@@ -97,7 +97,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert run(["tune", "--model", "vit_digits", *map(str, arguments)]) == 0
     after = _done(tmp_path / "found")
     assert after[: len(before)] == before
-    assert len(after) == len(report_of(tmp_path / "found").trials) - (len(_trials(tmp_path / "found")) - 12) == 12
+    assert len(after) == len(report_of(tmp_path / "found").trials) - (len(_trials(tmp_path / "found")) - 8) == 8
 
 
 def test_a_study_of_another_budget_is_refused(
@@ -113,21 +113,21 @@ def test_a_study_of_another_budget_is_refused(
 
 
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    arguments = ("-b", "reduction=0.5", "--trials", 30, "--workers", 2, "-o", "found", "--limit", 60)
+    arguments = ("-b", "reduction=0.5", "--trials", 16, "--workers", 2, "-o", "found", "--limit", 60)
     process = start("--data", DIGITS, *arguments, cwd=tmp_path)
     victim = None
     while victim is None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-        victim = _working(process.pid) if _made(tmp_path / "found" / "study.db") >= 6 else None
+        victim = _working(process.pid) if _made(tmp_path / "found" / "study.db") >= 4 else None
     os.kill(victim, signal.SIGKILL)
     out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, (out, err)
     assert "a worker was killed by SIGKILL" in err
     trials = _trials(tmp_path / "found")
     done = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(done) == 30
-    assert len({str(one.params) for one in done}) == 30, "no trial double"
+    assert len(done) == 16
+    assert len({str(one.params) for one in done}) == 16, "no trial double"
     for lost in (one for one in trials if one.state == TrialState.FAIL and one.params):
         assert any(lost.params.items() <= one.params.items() for one in done), "nothing lost"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from helpers import processes
 from helpers.models import PREPROCESS, VARIANTS, fits, pruned, variant
 from helpers.sessions import serialised
 from ztdeploy.core.locks import only_one
@@ -18,16 +18,11 @@ from ztdeploy.host.graph import GraphSpec
 SPEC = GraphSpec(20, "uint8", None)
 
 
-class Store:
-    """Where all processes of the run keep the graphs; `tests/host/graph/conftest.py` says it."""
-
-    folder: Path
-
-
 @cache
 def trace_of(name: str, method: str = "zero-tprune") -> ir.Model:
     """A line of `VARIANTS`: four blocks, pruning layers behind the second and the third. Nobody may change it."""
-    file = Store.folder / f"{name}.{method}.onnx"
+    assert processes.SHARED is not None
+    file = processes.SHARED / "graphs" / f"{name}.{method}.onnx"
     with only_one(file.with_suffix(".lock")):
         if not file.exists():
             ir.save(export_onnx(pruned(variant(name), method), PREPROCESS, SPEC), file.with_suffix(".partial"))

@@ -27,8 +27,8 @@ CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 #: Only what hangs takes so long, on the slowest of machines.
 HANG_S = 900
 _PR_SET_PDEATHSIG = 1
-#: Where forks find and leave traces, whichever cache they are given; `conftest.py` says it.
-TRACES: Path | None = None
+#: The folder that all processes of the run share; `conftest.py` says it. Forks find and leave their traces there.
+SHARED: Path | None = None
 _STARTED: list[subprocess.Popen[str]] = []
 _HIDING = CHECKOUT / "tests" / "helpers" / "fake_device" / "python"
 #: What it imports may neither start threads, which a fork has not, nor read the environment, which differs by command.
@@ -159,7 +159,7 @@ class _Preloaded:
         assert self._process.stdout is not None
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         job = {"arguments": arguments, "cwd": str(cwd), "environment": environment, "first": first}
-        places = {"out": str(out), "err": str(err), "traces": str(TRACES or "")}
+        places = {"out": str(out), "err": str(err), "traces": str(SHARED / "traces") if SHARED else ""}
         self._process.stdin.write(json.dumps({**job, **places}) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())

@@ -122,18 +122,18 @@ def command(out: Path, *arguments: str) -> int:
 
 def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bundle"
-    assert command(out, "-k", "0.3", "-k", "0.6", "--max-kl", "0.03") == 0
+    assert command(out, "-k", "0.3", "-k", "0.7", "--max-kl", "0.03") == 0
     said = capsys.readouterr()
     assert re.search(
         r"warning: 'keep-0.30' is not in the bundle: on 360 images of 'digits' \(cpu\), mean KL is", said.err
     )
-    assert "keep ratio 0.6 passes" in said.err
+    assert "keep ratio 0.7 passes" in said.err
     verify_bundle(out, None, lambda *_: None)
     manifest = read_bundle(out).manifest
-    assert [variant.name for variant in manifest.variants] == ["keep-0.60", "dense"]
-    assert manifest.default_variant == "keep-0.60"
+    assert [variant.name for variant in manifest.variants] == ["keep-0.70", "dense"]
+    assert manifest.default_variant == "keep-0.70"
     (gate,) = manifest.gates
-    assert {one.variant: bool(one.failed) for one in gate.rows} == {"keep-0.30": True, "keep-0.60": False}
+    assert {one.variant: bool(one.failed) for one in gate.rows} == {"keep-0.30": True, "keep-0.70": False}
     assert (gate.images, gate.limits.max_kl, len(gate.data_sha256)) == (360, 0.03, 64)
     assert all(read_bundle(out).fidelity(variant, "cpu") is not None for variant in manifest.variants)
     assert not [path for path in out.rglob("*") if "keep-0.30" in path.name]

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from helpers.graphs import SPEC, trace_of
 from helpers.models import IMAGE_SIZE, PREPROCESS, VARIANTS, images, layer_plan, pixels, pruned, variant
 from helpers.sessions import serialised
 from onnx.numpy_helper import to_array
@@ -78,6 +79,7 @@ CASES = [
 ADDED = set(METHODS) - {case.method for case in CASES}
 CASES += [Case(method, "class-token", 20, "uint8", None) for method in sorted(ADDED)]
 DYNAMIC = CASES[0]
+SHORT = pytest.mark.short("wpr-class-token", "novelty-merge-registers", "zero-tprune-attention-pool", "tome-")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Exported:
 def export(case: Case) -> Exported:
     """Exported once per session; nothing below may change it."""
     module = pruned(variant(case.variant), case.method)
-    model = export_onnx(module, PREPROCESS, case.spec)
+    shared = case.spec == SPEC and case != DYNAMIC
+    model = trace_of(case.variant, case.method) if shared else export_onnx(module, PREPROCESS, case.spec)
     return Exported(case, module, model, ir.serde.serialize_model(model))
 
 
@@ -125,7 +128,7 @@ def test_every_method_and_variant_is_exported() -> None:
     assert {case.opset for case in CASES} >= {18, 20, 22}
 
 
-@pytest.mark.short("wpr-class-token", "novelty-merge-registers", "zero-tprune-attention-pool", "tome-")
+@SHORT
 class TestParity:
     def test_logits_and_kept_tokens_are_torchs(
         self, exported: Exported, record_property: Callable[[str, object], None]
@@ -213,7 +216,7 @@ def test_ties_are_broken_alike_in_onnx_runtime_and_torch() -> None:
         np.testing.assert_array_equal(theirs, ours)
 
 
-@pytest.mark.short("wpr-class-token", "novelty-merge-registers", "zero-tprune-attention-pool", "tome-")
+@SHORT
 class TestGraph:
     def test_is_valid_onnx_of_the_opset_asked_for_and_of_no_other_domain(self, exported: Exported) -> None:
         onnx.checker.check_model(exported.proto, full_check=True)
@@ -330,6 +333,7 @@ class TestGraph:
         assert all(tensor.name in used for tensor in graph.initializer)
 
 
+@SHORT
 class TestNames:
     def test_are_unique(self, exported: Exported) -> None:
         graph = exported.proto.graph
@@ -425,6 +429,7 @@ class TestBytes:
         assert ours == theirs
         assert serialised(model) != serialised(export(DYNAMIC).model)
 
+    @SHORT
     def test_nodes_are_in_topological_order(self, exported: Exported) -> None:
         known = {"", *(value.name for value in exported.proto.graph.input)}
         known |= {tensor.name for tensor in exported.proto.graph.initializer}
@@ -433,6 +438,7 @@ class TestBytes:
             known |= set(node.output)
 
 
+@SHORT
 class TestPruningLeavesTheRestAlone:
     def test_each_pruned_block_hands_fewer_tokens_to_the_next(self, exported: Exported) -> None:
         tokens, in_mlp = (
