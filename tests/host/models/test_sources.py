@@ -271,7 +271,7 @@ def an_activation_of_no_name(folder: Path) -> None:
 
 def a_model_of_terabytes(folder: Path) -> None:
     of_timm(folder, small())
-    arguments = {"embed_dim": 65535, "depth": 256}
+    arguments = {"embed_dim": 65535, "depth": 16}
     (folder / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": arguments}))
 
 

@@ -255,7 +255,7 @@ def test_a_sweep_with_details_and_one_that_goes_on(digits_bundle, tmp_path, monk
     def stop(asked):
         if asked.variant is None:
             raise KeyboardInterrupt
-        return real(asked)
+        return real(asked.model_copy(update={"seconds": 0.2}))
 
     monkeypatch.setattr(details, "look_into", stop)
     first = sweep(request, out, progress=lambda *step: steps.append(step), note=notes.append)
