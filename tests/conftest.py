@@ -21,6 +21,15 @@ from ztdeploy.core.locks import only_one
 from ztdeploy.core.model_source import ModelSource
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers share the cores out, so that threads of one do not wait for those of another."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]
+        if own:
+            os.sched_setaffinity(0, own)
+
+
 @pytest.hookimpl(tryfirst=True)  # ahead of what chooses by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Parameters that a test's marker `short` leaves out belong to the long tail."""

@@ -14,6 +14,8 @@ from benchmarks.contenders import CONTENDERS, PLAIN, Contender, Job, pixels_for,
 from benchmarks.peers import table
 from benchmarks.turns import time_in_turns
 
+#: No user meets it: the benchmarks are run by hand.
+pytestmark = pytest.mark.long
 #: torch.compile takes most of a minute here; it compiles the very module that "torch eager" runs.
 QUICK = [name for name in CONTENDERS if name != "torch.compile"]
 

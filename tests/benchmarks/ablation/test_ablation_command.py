@@ -36,6 +36,7 @@ def ablate(*arguments: str | Path, cwd: Path) -> Done:
     return Done(process.returncode, out, err)
 
 
+@pytest.mark.long
 def test_tables_and_files(tmp_path: Path) -> None:
     done = ablate("--data", DIGITS, "--limit", 12, "--only", "order,contribution", "--keep-ratio", 0.6, cwd=tmp_path)
     assert done.code == 0, done
@@ -57,6 +58,7 @@ def test_tables_and_files(tmp_path: Path) -> None:
     assert done.err.splitlines()[-1] == "wrote vit_digits-ablation; open vit_digits-ablation/ablation.html"
 
 
+@pytest.mark.long
 def test_without_labels_and_with_a_damaged_image(tmp_path: Path, digit_images: list[Path]) -> None:
     (tmp_path / "photographs").mkdir()
     for image in digit_images[:10]:
@@ -75,6 +77,7 @@ def test_without_labels_and_with_a_damaged_image(tmp_path: Path, digit_images: l
     assert all(block.points[-1].overlap.value == 1 for block in report.convergence.blocks)
 
 
+@pytest.mark.long
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     process = start("--data", DIGITS, "--only", "feature", "--out", "found", cwd=tmp_path)
     assert process.stderr is not None
