@@ -36,6 +36,9 @@ FOREIGN = {"cd", "git", "source", ".", "export", "scp", "rsync", "ssh", "cat", "
 FOREIGN |= {"pip", "cmake", "trtexec", "qemu-x86_64"}  # the plugins' tests run it; only on boards; slow
 #: Verbs that need neither PyTorch nor the network: these are run, not only parsed.
 RUNNABLE = ("run", "verify", "finalize", "inspect", "profiles", "models", "doctor")
+#: What Python of the documents is run with, so that it takes no network and no time.
+STAND_INS = {'"deit_s"': '"vit_digits"', "vit_tiny_patch16_224": "test_vit", "2, 3, 224, 224": "2, 3, 160, 160"}
+STAND_INS |= {"trials=50": "trials=4", "limit=500": "limit=50", "duration=5": "iterations=4"}
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="the documents lie in a checkout only")
@@ -271,7 +274,10 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
 
 def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespace: dict[str, Any]) -> None:
     """Run a document's Python on the digits and their model; of the jobs beneath `ztdeploy.build`, only the imports."""
-    source = source.replace('"deit_s"', '"vit_digits"')
+    for published, tiny in STAND_INS.items():
+        source = source.replace(published, tiny)
+    if '"photos"' in source and not Path("photos").exists():
+        shutil.copytree(digit_images[0].parent, "photos")
     tree = ast.parse(source)
     if "ztdeploy.jobs.build" in source:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -283,7 +289,11 @@ def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespac
     exec(compile(tree, "document", "exec"), namespace)
 
 
-PYTHON_DOCUMENTS = [document for document in DOCUMENTS if blocks(document, "python")]
+PYTHON_DOCUMENTS = [
+    pytest.param(document, marks=[pytest.mark.long] if document.stem == "python" else [])
+    for document in DOCUMENTS
+    if blocks(document, "python")
+]
 
 
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=lambda path: path.relative_to(CHECKOUT).as_posix())
@@ -321,17 +331,8 @@ def test_examples_in_docstrings_run(
     found = re.search(r"^    .*\n(?:(?:    .*)?\n)*", inspect.getdoc(documented) or "", re.MULTILINE)
     assert found is not None
     source = textwrap.dedent(found[0])
-    for published, tiny in {
-        "vit_tiny_patch16_224": "test_vit",
-        "224": "160",
-        "trials=50": "trials=4",
-        "limit=500": "limit=50",
-        "duration=5": "duration=0.1",
-    }.items():
-        source = source.replace(published, tiny)
     namespace: dict[str, Any] = {"ztdeploy": ztdeploy, "timm": timm, "torch": torch}
     namespace["runner"] = ztdeploy.load(digits_bundle)
-    shutil.copytree(digit_images[0].parent, "photos")
     execute(source, digits_bundle, digit_images, namespace)
     if "prediction" in namespace:
         assert namespace["prediction"].label in set("0123456789")

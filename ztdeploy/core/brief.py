@@ -1,4 +1,4 @@
-"""How results look at Python's prompt: one line; printed, a small table; in a notebook, the same as HTML."""
+"""How results show themselves in Python: as one line at a prompt, as a small table in print, as HTML in a notebook."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What `ztdeploy.build`, `evaluate`, `bench` and `tune` are: Python's forms of the verbs, with the same defaults.
+"""`ztdeploy.build`, `evaluate`, `bench` and `tune`: the verbs in Python, with the defaults of the command line.
 
-Each makes the request that the command line makes of the same options, and runs it. `load` is in
+Each makes the same request as the command line and runs it. `load` is in
 `target/runtime/runner.py`, `prune` in `host/finetune.py`.
 """
 
@@ -108,9 +108,9 @@ def build(
             and a config.json; or a module: timm's, or one of your own that hands its images to a timm model and does
             something with the model's output, such as a head. A module is copied and stays as it is.
         keep_ratio: the share of patch tokens that each pruning layer keeps, in (0, 1]; one, or several for as many
-            variants. By default the profile's. The baseline is always in the bundle as well.
+            variants. By default the profile's ratios. The bundle always holds the baseline too.
         profile: the target: names of shipped profiles, paths of TOML files, or profiles. By default this machine's.
-        method: pruning methods, each at every keep ratio. By default the one that keeps most answers.
+        method: pruning methods, each at every keep ratio. By default that of the command line.
         schedule: schedules, their files, or names of shipped ones, instead of keep ratios.
         out: the folder to write. By default MODEL-PROFILE in the current folder.
         calib: images (a folder, a folder per class, or a labels.json) that judge pruned variants, and set int8 ranges.
@@ -118,7 +118,7 @@ def build(
         min_agreement: share of `calib` that must get the baseline's answer, from 0 to 1.
         max_kl: highest mean KL divergence from the baseline on `calib`, in nats.
         min_cosine: lowest mean cosine to the baseline's embeddings or features on `calib`.
-        weights: "random" serves to measure latency only.
+        weights: "random" weights serve to measure latency only.
         checkpoint: weights of your own: a .safetensors, .pth or .ckpt file, an index of shards, or a folder.
         image_size: side of the input in pixels, or `(height, width)`. By default the model's.
         mean: of each channel, from 0 to 1. By default the model's; so are the next four.
@@ -135,7 +135,7 @@ def build(
         precision: "auto" ships the fastest of the profile's precisions that costs little on `calib`.
         batch: fixes the batch of every graph. By default as the profile says.
         force: replace an existing bundle.
-        progress: called with what is done next, how many steps are done, and how many there are.
+        progress: called ahead of each step with its name, the steps done, and all steps; `print` will do.
 
     Returns:
         The bundle. A profile that could not be built while others could is in `bundle.manifest.failed`.
@@ -228,7 +228,7 @@ def evaluate(
         for score in report.variants[1:]:
             print(score.variant, score.against_dense.agreement.value)
 
-    What is found out is kept as it comes: after an interruption, the same call goes on.
+    Results are cached as they come: after an interruption, the same call goes on.
 
     Args:
         bundle: what `build` returned, or the folder that it wrote.
@@ -238,15 +238,15 @@ def evaluate(
         profile: run the engines of this profile. By default the first that runs here.
         against: compare with the baseline of this profile. By default the same one's.
         limit: use at most so many images, equally many of every class.
-        seed: decides which images a limit takes, and what intervals draw.
+        seed: decides which images a limit takes, and the bootstrap of intervals.
         batch: images per call. By default the profile's smallest.
         threads: by default what the process may use.
-        strict: an image that cannot be read is an error, and not only left out.
+        strict: an unreadable image is an error. By default it is left out.
         recall_at: how many nearest images to look at, for embeddings. By default 1, 5 and 10.
         record: write the figures into the bundle's manifest, which the command line does by default.
-        cache: folder for what later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
-        fresh: run the engines again, whatever is kept.
-        progress: called with what is done next, how many images are done, and how many there are.
+        cache: folder for results that later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
+        fresh: ignore cached results.
+        progress: called with what is being done, the images done, and all images; `print` will do.
 
     Raises:
         BundleError: damaged, or without such a variant or profile.
@@ -303,8 +303,8 @@ def bench(
         print(report)
         print(report.comparisons[0].speedup)
 
-    Every configuration runs in a process of its own, and all take turns, in rounds. On Ctrl-C the report holds what
-    there is.
+    Every configuration runs in a process of its own; the processes take turns, in rounds. After Ctrl-C the report
+    holds the rounds so far.
 
     Args:
         bundle: what `build` returned, or the folder that it wrote.
@@ -319,7 +319,7 @@ def bench(
         rounds: how often configurations take turns.
         reference: measure the baseline as well, at the same batch and threads.
         out: a JSON file, written after every round.
-        progress: called with what is done next, how many steps are done, and how many there are.
+        progress: called ahead of each step with its name, the steps done, and all steps; `print` will do.
 
     Raises:
         BundleError: damaged, or without such a variant or profile.
@@ -408,10 +408,15 @@ def tune(
         limit: use at most so many images, equally many of every class.
         seed: decides what is random.
         weights: "random" weights make a search pointless.
-        checkpoint: weights of your own, as for `build`; so are the next six.
-        image_size, mean, std, interpolation, crop_pct, crop_mode: as for `build`.
-        cache: folder for what later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
-        progress: called with what is done next, how many trials are done, and how many there are.
+        checkpoint: weights of your own, as for `build`.
+        image_size: as for `build`.
+        mean: as for `build`.
+        std: as for `build`.
+        interpolation: as for `build`.
+        crop_pct: as for `build`.
+        crop_mode: as for `build`.
+        cache: folder for results that later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
+        progress: called with what is being done, the trials done, and all trials; `print` will do.
 
     Raises:
         AccuracyError: no trial keeps `max_drop`.
@@ -461,11 +466,11 @@ def tune(
     return tune_into(request, folder, cache=_path("cache", cache), progress=progress or silent)[0]
 
 
-# -------------------- arguments as people give them
+# -------------------- arguments
 
 
 def _model(model: object, weights: str, checkpoint: object) -> tuple[str, nn.Module | None]:
-    """What a model is called in a request, and the module that was handed over.
+    """The model's name in a request, and the module, if the model is one.
 
     Raises:
         InputError: it is none of a name, a path and a module; or a module with other weights beside it.
@@ -489,7 +494,7 @@ def _is_place(given: object, path: Path) -> bool:
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """What one argument stands for: nothing, one value, or several."""
+    """The values of an argument that takes none, one or several."""
     one = isinstance(given, str | PathLike | BaseModel) or not isinstance(given, Iterable)
     return () if given is None else (given,) if one else tuple(given)
 

@@ -48,7 +48,7 @@ def gate_of(calib: Path | None, **limits: float | None) -> Gate | None:
 
 
 def default_folder(model: str, profiles: Sequence[str | HardwareProfile]) -> Path:
-    """Where a bundle goes of which nobody says where: MODEL-PROFILE in the current folder."""
+    """The default folder of a bundle: MODEL-PROFILE in the current folder."""
     names = (profile.name if isinstance(profile, HardwareProfile) else Path(profile).stem for profile in profiles)
     return Path("-".join((folder_word(model), *names)))
 
@@ -62,7 +62,7 @@ class BuildRequest:
     """What a user asks for."""
 
     model: ModelSource
-    #: Built in the place of the model of that name, which then only says what it is called and how it shall differ.
+    #: A module to build instead; `model` then gives its name and options.
     module: nn.Module | None = field(default=None, kw_only=True)
     profiles: tuple[str | HardwareProfile, ...]  #: names of shipped ones, paths of TOML files, or profiles themselves
     out: Path

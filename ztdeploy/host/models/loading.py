@@ -76,7 +76,7 @@ def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedMod
     """Create a model and fill it with weights.
 
     Args:
-        module: a module of somebody's own in the place of the model that `asked` names; it is copied.
+        module: a user's own module, instead of the model that `asked` names; it is copied.
 
     Raises:
         InputError: the number of class names is wrong, or the activation makes no sense for the head.
@@ -192,7 +192,7 @@ def _need_host_half() -> None:
 
 
 def _handed_over(module: nn.Module) -> Source:
-    """A module of somebody's own, as a source.
+    """A user's own module as a source.
 
     Raises:
         ModelError: see `own_module.model_of`.
@@ -253,7 +253,7 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
 
 
 def _as_it_is(source: Source, size: ImageSize | None) -> _Filled:
-    """A model that was handed over with its weights in it.
+    """A model that has its weights already.
 
     Raises:
         CheckpointError: a weight is not finite.

@@ -1,8 +1,7 @@
-"""A module that somebody hands over in Python: the timm model in it, and what the module does with that model's output.
+"""A user's own module as a model: the timm model in it, with everything behind that model as its head.
 
-Where a module is more than the model inside, everything behind the model becomes the model's head. Code that could do
-anything is not read for that but run: the module with nothing in the model's place is the head, and the model with that
-head must give what the module gives.
+The module's code is not analysed but run: the module with an identity in the model's place becomes the model's head,
+and the model with that head must give what the module gives.
 """
 
 from __future__ import annotations

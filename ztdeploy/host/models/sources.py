@@ -50,7 +50,7 @@ class Source:
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments for timm from the files' configuration
     description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
-    model: nn.Module | None = None  #: that was handed over, with its weights
+    model: nn.Module | None = None  #: a user's own, with its weights
 
     @property
     def is_timms(self) -> bool:

@@ -1,6 +1,6 @@
 """Reads images, from wherever they come, upright and with 8 bits: as RGB, or in the channels that a model takes.
 
-`single_images` is the only place that decides what somebody's images are: files, folders, bytes, arrays, or several.
+`single_images` decides what a caller's images are: files, folders, bytes, arrays, or several of these.
 
 The bytes come from outside, and decoders are the usual way in: few formats are allowed, the size is checked before any
 pixel is decoded, and whatever a decoder raises leaves here as an `ImageError`. Pillow's and Python's process-wide
@@ -71,7 +71,7 @@ class _Wanted:
 
 
 def single_images(given: Images, channels: int = 3) -> list[ImageSource]:
-    """The images that somebody hands over, one by one; no file is read yet.
+    """Lists a caller's images one by one; no file is read yet.
 
     Args:
         given: the path of an image, or of a folder, which stands for all images in it and below it; the bytes of an
@@ -89,7 +89,7 @@ def single_images(given: Images, channels: int = 3) -> list[ImageSource]:
 
 
 def _single(given: Any, channels: int) -> list[ImageSource]:
-    """The images of one part of what was handed over."""
+    """The images of one element: one, or those of a folder or a batch."""
     if isinstance(given, os.PathLike) and isinstance(given.__fspath__(), str):
         given = Path(given)
     if isinstance(given, str | Path):
