@@ -18,7 +18,6 @@ from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.measure.plan import parse_counts
 from ztdeploy.target.measure.turns import Configuration
 
 PROFILES = (
@@ -38,7 +37,7 @@ def main() -> None:
         bundle = arguments.bundle and read_bundle(arguments.bundle)
         bundle = bundle or _build(arguments.model, arguments.keep_ratio, Path(folder) / "bundle")
         print(f"{describe_machine()}, {arguments.threads} threads, {bundle.manifest.model.name}")
-        for batch in parse_counts(arguments.batch, "--batch"):
+        for batch in map(int, arguments.batch.split(",")):
             subjects = engines(bundle, batch, arguments.threads)
             timed = time_in_turns(subjects, rounds=arguments.rounds, seconds=arguments.duration)
             print(f"\nBatch {batch}, {arguments.rounds} rounds\n\n{table(subjects, timed)}")

@@ -5,25 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
+from benchmarks.ablation.topic_names import TOPICS
+from ztdeploy.cli.help import OUTPUT, PRUNING
 from ztdeploy.cli.options import (
     OF_BUILDS,
     DataOption,
     LimitOption,
     PresetOption,
     SeedOption,
-    number_option,
-    path_option,
+    option,
+    options,
+    path,
+    request_of,
     takes_model,
-    word_option,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import KEEP_RATIO, SHARE
 
 if TYPE_CHECKING:
     from benchmarks.ablation.report import AblateReport, Table
-    from benchmarks.ablation.topic_names import Topic
     from ztdeploy.core.model_source import ModelSource
 
 
@@ -31,39 +33,30 @@ if TYPE_CHECKING:
 def ablate(
     model: ModelSource,
     data: DataOption,
-    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-ablation)")] = None,
+    out: Annotated[
+        Path | None, option("-o, --out DIR", path, OUTPUT, "Folder to write. [default: MODEL-ablation]")
+    ] = None,
     saved: Annotated[
         float | None,
-        number_option(
-            arguments.SHARE, "--saved", help="Share of dense's multiply-adds that all rows save. (default: 0.35)"
-        ),
+        option("--saved RATIO", SHARE, PRUNING, "Share of dense's multiply-adds that all rows save. [default: 0.35]"),
     ] = None,
     keep_ratio: Annotated[
         float | None,
-        number_option(
-            arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Instead: what this keep ratio saves by default."
-        ),
+        option("-k, --keep-ratio RATIO", KEEP_RATIO, PRUNING, "Instead: what this keep ratio saves by default."),
     ] = None,
     preset: PresetOption = "default",
     only: Annotated[
-        str | None, word_option(help="Some tables, with commas: contribution,partition,feature,metric,...")
+        list[str] | None,
+        options("--only NAME", TOPICS, OUTPUT, "Some tables alone: contribution, partition, feature, ..."),
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
 ) -> None:
+    given = locals()
     from benchmarks.ablation.pages import check_folder, write_ablation
     from benchmarks.ablation.request import AblateRequest, check_request
 
-    request = AblateRequest(
-        model=model,
-        data=data,
-        limit=limit,
-        seed=seed,
-        saved=saved,
-        keep_ratio=keep_ratio,
-        preset=preset,
-        only=_topics(only),
-    )
+    request = request_of(AblateRequest, given)
     folder = out or Path(f"{model.name}-ablation")
     check_request(request)
     check_folder(folder)
@@ -74,25 +67,6 @@ def ablate(
     page, *_ = write_ablation(report, folder)
     answer(report, lambda: show_ablation(report))
     note(f"wrote {folder}; open {page}")
-
-
-def _topics(only: str | None) -> tuple[Topic, ...]:
-    """
-    Raises:
-        InputError: no such table.
-    """
-    if only is None:
-        return ()
-    from benchmarks.ablation.topic_names import TOPICS
-    from ztdeploy.core.errors import InputError, did_you_mean
-
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    for name in names:
-        if name not in TOPICS:
-            raise InputError(f"--only {name}", "names of tables, with commas between", did_you_mean(name, TOPICS))
-    if not names:
-        raise InputError(f"--only '{only}'", f"some of: {', '.join(TOPICS)}", "leave --only out for all")
-    return tuple(cast("Topic", name) for name in dict.fromkeys(names))
 
 
 def show_ablation(report: AblateReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import typer
 
 from reference.records import row, table
 from ztdeploy.cli.app import app
+from ztdeploy.cli.help import panels_of
 
 
 def command_line() -> str:
@@ -28,17 +28,11 @@ def verbs(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 def _section(verb: tuple[tuple[str, ...], Any]) -> str:
     words, command = verb
     context = command.context_class(command, info_name=" ".join(words))
-    panels: dict[str, list[str]] = {}
-    for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None:
-            panel = getattr(parameter, "rich_help_panel", None)
-            argument = parameter.param_type_name == "argument"
-            panels.setdefault(panel or ("Arguments" if argument else "Options"), []).append(_row(*record))
+    panels = {panel: [_row(*one) for one in rows] for panel, rows in panels_of(command.params).items()}
     usage = " ".join(command.get_usage(context).split()).removeprefix("Usage: ")
     tables = "\n".join(f"{table(panel, 'meaning')}{''.join(rows)}" for panel, rows in panels.items())
-    text = _prose(command.help)
-    return f"## {' '.join(words[1:])}\n\n{text}\n\n```text\n{usage}\n```\n\n{tables}\n{_prose(command.epilog)}\n"
+    examples = f"```sh\n{command.epilog.strip()}\n```"
+    return f"## {' '.join(words[1:])}\n\n{command.help}\n\n```text\n{usage}\n```\n\n{tables}\n{examples}\n"
 
 
 def _row(names: str, meaning: str) -> str:
@@ -46,16 +40,7 @@ def _row(names: str, meaning: str) -> str:
     Args:
         names: such as "-m, --model NAME".
     """
-    words = names.replace(",", "").split(" ")
+    words = names.replace(", ", " ").split()
     flags = [word for word in words if word.startswith("-")] or words[:1]
     takes = " ".join(words[len(flags) :])
     return row(", ".join(f"`{flag}`" for flag in flags) + (f" `{takes}`" if takes else ""), meaning)
-
-
-def _prose(text: str | None) -> str:
-    """Text of `--help` as Markdown: lines that call us are code."""
-    lines = [line.strip() for line in (text or "").replace("\b", "").splitlines()]
-    marked = "\n".join(
-        f"    {line.removeprefix('$ ')}" if re.match(r"(\$ )?ztdeploy ", line) else line for line in lines
-    )
-    return re.sub(r"(?m)^(?! {4})(.+)\n( {4})", r"\1\n\n\2", marked).replace("Examples:", "**Examples:**").strip()

@@ -125,7 +125,6 @@ def test_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.CaptureFi
         (("old.json", "few.json"), ["interval", "--rounds 6"]),
         (("old.json", "thesis.json"), ["'thesis.json' is no report", "'ztdeploy bench --out' or 'ztdeploy sweep'"]),
         (("missing.json", "old.json"), ["'missing.json' cannot be read"]),
-        (("old.json", "same.json", "--match", "colour"), ["--match 'colour'"]),
         (("old.json", "same.json", "--max-slowdown", "nan"), ["--max-slowdown nan"]),
         (("old.json", "same.json", "--max-slowdown", "1001"), ["--max-slowdown 1001", "from 0 to 1000"]),
         (("old.json", "same.json", "--max-memory-growth", "-1"), ["--max-memory-growth -1", "from 0 to 1000"]),

@@ -98,7 +98,7 @@ def test_the_others_ship_as_if_they_had_been_asked_for_alone(
     assert line in (out / "README.md").read_text()
     assert run(["inspect", str(out)]) == 0
     assert line in capsys.readouterr().out
-    assert run(["run", str(out), str(ASSETS / "digits" / "images"), "--profile", "cpu-int8"]) == 4
+    assert run(["run", str(out), str(ASSETS / "digits" / "images"), "--profile", "cpu-int8"]) == 3
     assert line in capsys.readouterr().err, "and who asks for it is told why it is not there"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     on_disk = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}

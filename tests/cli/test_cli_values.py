@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 
-from ztdeploy.cli import options
 from ztdeploy.cli.app import VERBS, app, run
+from ztdeploy.cli.help import Application
+from ztdeploy.cli.options import each, options, ratio_or_all
+from ztdeploy.core.arguments import BATCH
 from ztdeploy.core.profile import profile_names
 from ztdeploy.host.models.catalogue import CATALOGUE, near_short_name
 
@@ -49,15 +50,28 @@ def commands(group: Any = None, names: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 #: What kinds of value are refused, by what the help calls them.
 BAD = {
-    "PATH": NO_PATH,
-    "TEXT": NO_WORD,
-    "INTEGERS": [*NO_WHOLE[:-6], "0", HUGE, "1,,2", "1,-1", "2.5", "1;2"],
-    "INTEGER": NO_WHOLE,
-    "K": NO_WHOLE,
+    "FILE": NO_PATH,
+    "DIR": NO_PATH,
+    "BUNDLE": NO_PATH,
+    "NAME": NO_WORD,
+    "URL": NO_WORD,
+    "N": NO_WHOLE,
+    "N,...": [*NO_WHOLE[:-6], "0", HUGE, "1,,2", "1,-1", "1,", ",", "1;2", "²"],
     "NUMBER": [*NO_NUMBER, HUGE, "-1.5"],
+    "RATIO": [*NO_NUMBER, HUGE, "-1.5"],
+    "RATIO,...": ["0.7,,0.5", "0.7,1.5", "most", "0", "nan", ","],
+    "NAME,...": ["", ",", "tome,", "\0"],
+    "FILE,...": ["", ",", "a.toml,"],
+    "NAME=N": NO_WORD,
+    "auto": ["", "fastest"],
+    "tpe|random|nsga2": ["", "tpe,random"],
+    "text|md": ["", "html"],
+    "FIELD,...": ["", "batches", "batch,,threads"],
     "SECONDS": [*NO_NUMBER, HUGE, "-1"],
     "PERCENT": [*NO_NUMBER, HUGE, "-1"],
-    "PIXELS|HEIGHTxWIDTH": ["", "0", "-1", "7", "x", "2.5", HUGE, "96x", "96x384x2", "nan", "\0"],
+    "PIXELS": ["", "0", "-1", "7", "x", "2.5", HUGE, "96x", "96x384x2", "nan", "\0"],
+    "PIXELS,...": ["", "224,", "224,7", "96x384,x"],
+    "R,G,B": ["", "a", "0.5,", "0.5;0.5", "nan,1,1", "inf", "1e999", "0.5 0.5 0.5"],
 }
 
 
@@ -67,7 +81,7 @@ def cases() -> list[Any]:
         for option in command.params:
             if option.param_type_name == "option" and not option.is_flag and option.name != "help":
                 for value in BAD.get(option.metavar, []):
-                    name = option.opts[0]
+                    name = option.opts[-1]
                     found.append(
                         pytest.param(names, command, name, value, id=f"{' '.join(names)} {name} {value[:12]!a}")
                     )
@@ -121,13 +135,43 @@ def test_a_path_that_no_bundle_can_have(names, value, tmp_path, monkeypatch, cap
 
 def test_every_option_is_checked_by_one_of_the_kinds():
     """A new option with a plain type of Typer's would take NaN, an empty path, or a number of any size."""
-    for path in Path(options.__file__).parent.glob("*.py"):
-        if path.name in ("options.py", "app.py"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.arg) and "typer.Option" in ast.unparse(node.annotation or node):
-                kind = ast.unparse(node.annotation)
-                assert re.match(r"Annotated\[(bool|Literal)", kind), (path.name, kind)
+    for names, command in commands():
+        for one in command.params:
+            checked = one.param_type_name == "argument" or one.is_flag or one.metavar in BAD
+            assert checked, (names, one.name, one.metavar)
+
+
+def given(option: Any, *typed: str) -> Any:
+    """What a verb gets of an option that is typed so often."""
+    verb = Application()
+    found = list[Any]()
+
+    def keep(value: Any = None) -> None:
+        found.append(value)
+
+    keep.__annotations__["value"] = Annotated[list[Any] | None, option]
+    verb.command()(keep)
+    assert run([word for one in typed for word in ("-k", one)], commands=verb) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ((), None),
+        (("0.7",), [0.7]),
+        (("0.9,0.7", "0.5"), [0.9, 0.7, 0.5]),
+        ((" 0.7 , 0.5,0.7",), [0.7, 0.5]),
+        (("0.7", "all"), ["all"]),
+    ],
+)
+def test_several_values_come_with_commas_and_repeated(typed, values):
+    assert given(options("-k RATIO", ratio_or_all, "Pruning", "Which."), *typed) == values
+
+
+@given_by(st.lists(st.integers(1, 4096), min_size=1, max_size=5, unique=True))
+def test_every_list_of_counts_is_read_back(counts):
+    assert each(BATCH)(",".join(map(str, counts))) == tuple(counts)
 
 
 def test_every_verb_is_walked():

@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_nothing(stopped: dict[str, Stopped]) -> None:
 @pytest.mark.long
 def test_a_killed_build_leaves_nothing_that_looks_finished(stopped: dict[str, Stopped]) -> None:
     from ztdeploy.core.bundle import MANIFEST, new_bundle_folder, read_bundle
-    from ztdeploy.core.errors import BundleError
+    from ztdeploy.core.errors import InputError
 
     build = stopped["killed"]
     out = build.folder / "digits"
@@ -185,7 +185,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(stopped: dict[str, St
     assert [left.name] == build.before
     assert leftovers(build.folder) == [left]
     assert not list(left.rglob(MANIFEST))
-    with pytest.raises(BundleError, match=MANIFEST):
+    with pytest.raises(InputError, match=MANIFEST):
         read_bundle(left)
     with new_bundle_folder(out, force=False) as folder:
         assert [path.name for path in build.folder.iterdir()] == [folder.parent.name], "the next build cleans up"

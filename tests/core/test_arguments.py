@@ -10,7 +10,7 @@ from helpers.errors import refused
 
 import ztdeploy
 from ztdeploy.core import arguments
-from ztdeploy.core.errors import BundleError, ImageError, InputError, ScheduleError
+from ztdeploy.core.errors import ImageError, InputError, ScheduleError
 from ztdeploy.core.keep_ratio import check_keep_ratio
 
 
@@ -75,7 +75,9 @@ def test_a_keep_ratio_is_a_number(digits_bundle, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -0.5, 1.5, 10**400, np.float32(2)])
 def test_a_keep_ratio_out_of_range_is_no_variants(digits_bundle, value):
-    refused(lambda: ztdeploy.load(digits_bundle, keep_ratio=value), "keep ratio ", "one of: 0.7, 0.5, 1")
+    refused(
+        lambda: ztdeploy.load(digits_bundle, keep_ratio=value), "keep ratio ", "one of: 0.7, 0.5, 1", kind=InputError
+    )
     refused(lambda: check_keep_ratio(value), "keep ratio ", "(0, 1]", kind=ScheduleError)
 
 
@@ -86,12 +88,12 @@ def test_a_bundle_is_a_path(value):
 
 @pytest.mark.parametrize("value", ["", "nowhere", "a\0b", "x" * 5000, Path("/dev/null"), Path("/dev/null/x")])
 def test_a_path_without_a_bundle_is_refused(value):
-    refused(lambda: ztdeploy.load(value), "manifest.json", kind=BundleError)
+    refused(lambda: ztdeploy.load(value), "manifest.json", kind=InputError)
 
 
 @pytest.mark.parametrize("value", ["sparse", "", "DENSE", "../dense", "x" * 10**5])
 def test_an_unknown_variant_lists_those_there_are(digits_bundle, value):
-    refused(lambda: ztdeploy.load(digits_bundle, variant=value), "one of: 0.7, 0.5, 1", kind=BundleError)
+    refused(lambda: ztdeploy.load(digits_bundle, variant=value), "one of: 0.7, 0.5, 1", kind=InputError)
 
 
 @pytest.mark.parametrize("value", [3, b"dense", ["dense"], Path("dense")])

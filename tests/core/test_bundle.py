@@ -248,7 +248,7 @@ def test_what_is_no_bundle_is_refused(tmp_path, what):
         path.mkdir()
     elif what == "file":
         path.write_text("no folder")
-    refused(lambda: read_bundle(path), MANIFEST, "ztdeploy build")
+    refused(lambda: read_bundle(path), MANIFEST, "ztdeploy build", kind=InputError)
 
 
 @pytest.mark.parametrize("key", ["schema_version", "model", "variants", "golden", "files", "profiles"])
@@ -516,19 +516,26 @@ def test_a_keep_ratio_that_several_variants_share_is_not_guessed(bundle_copy):
 
 @pytest.mark.parametrize(("keep_ratio", "name"), [(0.6, None), (float("nan"), None), (None, "sparse"), (0, None)])
 def test_an_unknown_variant_lists_those_there_are(digits_bundle, keep_ratio, name):
-    refused(lambda: read_bundle(digits_bundle).variant(keep_ratio, name), "has no", "0.7, 0.5, 1")
+    refused(lambda: read_bundle(digits_bundle).variant(keep_ratio, name), "has no", "0.7, 0.5, 1", kind=InputError)
 
 
 def test_the_first_profile_with_engines_is_run(digits_bundle):
     bundle = read_bundle(digits_bundle)
     assert bundle.profile_name(None) == "cpu"
     assert bundle.profile_name("jetson-orin") == "jetson-orin"
-    refused(lambda: bundle.profile_name("jetson_orin"), "did you mean 'jetson-orin'?")
+    refused(lambda: bundle.profile_name("jetson_orin"), "did you mean 'jetson-orin'?", kind=InputError)
 
 
 def test_a_bundle_without_any_engine_says_why(bundle_copy):
     edit(bundle_copy, lambda manifest: [variant["engines"].clear() for variant in manifest["variants"]])
-    refused(lambda: ztdeploy.load(bundle_copy), "holds no engine", "jetson-orin", "ztdeploy finalize", "--profile cpu")
+    refused(
+        lambda: ztdeploy.load(bundle_copy),
+        "holds no engine",
+        "jetson-orin",
+        "ztdeploy finalize",
+        "--profile cpu",
+        kind=InputError,
+    )
 
 
 # -------------------- writing: whole or not at all

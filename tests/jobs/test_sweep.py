@@ -13,7 +13,6 @@ from helpers.errors import refused
 import ztdeploy.host.tracing
 from ztdeploy.core.bundle import MANIFEST, read_bundle
 from ztdeploy.core.errors import (
-    BundleError,
     CheckpointError,
     EnvironmentLacksError,
     InputError,
@@ -192,7 +191,7 @@ def test_dense_alone_where_no_variant_can_be_built(cache, broken_wpr):
 def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, tmp_path, monkeypatch):
     def build_some(request, cache, progress):
         if request.model.image_size == (48, 48):
-            raise ModelError("image size 48", "32", "leave --image-sizes out")
+            raise ModelError("image size 48", "32", "leave --image-size out")
         return read_bundle(digits_bundle), (bundle_cache.Unbuilt("slice-keep-0.70", ModelError("a", "b", "c")),)
 
     monkeypatch.setattr("ztdeploy.jobs.sweep.buildable_bundle", build_some)
@@ -201,7 +200,7 @@ def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, t
     )
     report = sweep(request, tmp_path / "out", cache=tmp_path)
     assert [failure.message for failure in report.failures] == [
-        "at 48 px: image size 48; expected 32; leave --image-sizes out",
+        "at 48 px: image size 48; expected 32; leave --image-size out",
         "slice-keep-0.70 at 32 px: a; expected b; c",
     ]
     assert [one.facts.name for one in rows(report)] == ["dense", "keep-0.70"]
@@ -223,7 +222,7 @@ def test_failures_are_in_the_report_and_other_image_sizes_go_on(digits_bundle, t
         ({"profile": "jetson-orin"}, EnvironmentLacksError, ["jetson-orin"]),
         ({"methods": ("slize",)}, ScheduleError, ["did you mean 'slice'?"]),
         ({"keep_ratios": (0.0,)}, ScheduleError, ["keep ratio 0"]),
-        ({"batches": (9,)}, InputError, ["--batches 9", "up to 8"]),
+        ({"batches": (9,)}, InputError, ["--batch 9", "up to 8"]),
         ({"rounds": 0}, InputError, ["--rounds = 0"]),
     ],
 )
@@ -238,18 +237,18 @@ def test_a_profile_with_a_fixed_batch(tmp_path):
     profile = tmp_path / "fixed.toml"
     profile.write_text('title = "x"\nbackend = "onnxruntime"\n[batch]\ndynamic = false\nsizes = [1, 8]\n')
     request = SweepRequest(model=ModelSource(name="vit_digits"), profile=str(profile), batches=(8,))
-    refused(lambda: sweep(request, tmp_path / "out", cache=tmp_path), "--batches 8", "take 1 images", kind=InputError)
+    refused(lambda: sweep(request, tmp_path / "out", cache=tmp_path), "--batch 8", "take 1 images", kind=InputError)
 
 
 @pytest.mark.parametrize(
     ("asked", "kind", "words"),
     [
-        ({"image_sizes": (64,)}, InputError, ["--image-sizes with a bundle"]),
+        ({"image_sizes": (64,)}, InputError, ["--image-size with a bundle"]),
         ({"preset": "paper"}, InputError, ["--preset with a bundle"]),
-        ({"keep_ratios": (0.6,)}, BundleError, ["keep ratio 0.6", "0.7, 0.5, 1"]),
-        ({"methods": ("slice",)}, InputError, ["--methods slice", "zero-tprune"]),
-        ({"profile": "raspberry-pi5"}, BundleError, ["raspberry-pi5"]),
-        ({"profile": "jetson-orin"}, BundleError, ["no engine"]),
+        ({"keep_ratios": (0.6,)}, InputError, ["keep ratio 0.6", "0.7, 0.5, 1"]),
+        ({"methods": ("slice",)}, InputError, ["--method slice", "zero-tprune"]),
+        ({"profile": "raspberry-pi5"}, InputError, ["raspberry-pi5"]),
+        ({"profile": "jetson-orin"}, InputError, ["no engine"]),
         ({"batches": (9,)}, None, []),
     ],
 )

@@ -11,69 +11,28 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
-from ztdeploy.cli.output import begin, fail, named, say, talking, warn
+from ztdeploy.cli.help import Application
+from ztdeploy.cli.output import begin, fail, say, talking, warn
 from ztdeploy.cli.streams import silence
 from ztdeploy.core.errors import ImageWarning, StreamError, ZtdeployError
 from ztdeploy.core.files import system_error
 from ztdeploy.version import __version__
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
+    "0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
     "5 parity failed, 6 something is missing on this machine, 7 slower than the baseline, "
     "8 pruning costs too much accuracy, 9 some profiles were not built, 130 interrupted."
 )
 
 _MOST_IMAGE_WARNINGS = 3
-#: Options that name one thing which a verb works on. Of two, the first would be dropped without a word.
-_NAMING = {"against", "bundle", "calib", "checkpoint", "class_names", "data", "model", "out", "output", "precision"}
-_NAMING |= {"preset", "profile", "schedule", "text_head", "variant", "weights"}
-
-
-class _Verb(TyperCommand):
-    """A command that takes what names one thing once; of other options the last one counts, as in any shell."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named(" ".join(_names(ctx)))
-        given = self.make_parser(ctx).parse_args(args=list(args))[2]
-        for option in given:
-            single = option.name in _NAMING and not getattr(option, "multiple", False) and option.nargs == 1
-            if single and given.count(option) > 1:
-                hint = f"'{' / '.join(option.opts)}'"
-                raise typer.BadParameter("it is given twice and takes one value", ctx=ctx, param_hint=hint)
-        return super().parse_args(ctx, args)
-
-
-def _names(context: Any) -> list[str]:
-    """What was typed to reach a command, without the program's name."""
-    return [] if context.parent is None else [*_names(context.parent), context.info_name]
-
-
-class _Application(typer.Typer):
-    def command(self, *arguments: Any, **options: Any) -> Any:
-        add = super().command(*arguments, **{"cls": _Verb, **options})
-        return lambda command: add(talking(command))
-
-
 #: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
 #: `register(app)`, which adds its commands to the application.
 VERBS: tuple[str, ...] = (
-    "build",
-    "run",
-    "verify",
-    "inspect",
-    "bench",
-    "eval",
-    "show",
-    "sweep",
-    "tune",
-    "report",
-    "compare",
-    "profiles",
-    "models",
-    "doctor",
-    "quickstart",
+    *("quickstart", "build", "run", "verify"),
+    *("eval", "show", "bench", "compare"),
+    *("sweep", "tune", "report"),
+    *("inspect", "models", "profiles", "doctor"),
 )
 
 
@@ -93,13 +52,12 @@ def _root(
 
 def application() -> typer.Typer:
     """The command line with all verbs."""
-    found = _Application(
+    found = Application(
         name="ztdeploy",
         help="Deployment compiler for vision transformers on edge devices.",
         epilog=EXIT_CODES,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
     found.callback()(talking(_root))
     for verb in VERBS:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING
 from ztdeploy.cli.options import (
-    BATCHES_HELP,
+    ALL,
+    BatchesOption,
     BundleArgument,
     ProfileOption,
     RoundsOption,
     ThreadsOption,
     VariantsOption,
     WarmupOption,
-    counts_option,
-    number_option,
-    path_option,
-    word_option,
+    flag,
+    option,
+    options,
+    path,
+    ratio_or_all,
+    request_of,
 )
 from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import CALLS, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,52 +38,44 @@ _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Measure latency, throughput, cold start and memory, compared with the baseline.")(bench)
+    app.command(
+        help="Measure latency, throughput, cold start and memory.",
+        rich_help_panel=JUDGE,
+        epilog="""
+# Measure the default variant of a bundle against the baseline.
+ztdeploy bench quickstart
+# Measure all variants at two batches, and keep the figures.
+ztdeploy bench quickstart -k all --batch 1,8 --iterations 50 --out bench.json
+""",
+    )(bench)
 
 
 def bench(
     bundle: BundleArgument,
-    keep_ratio: Annotated[
-        list[str] | None,
-        word_option("--keep-ratio", "-k", help="Which variants, or 'all'; repeatable. (default: the first built)"),
+    keep_ratios: Annotated[
+        list[Any] | None,
+        options("-k, --keep-ratio RATIO", ratio_or_all, PRUNING, "Which variants, or all. [default: the first built]"),
     ] = None,
-    variant: VariantsOption = None,
+    variants: VariantsOption = None,
     profile: ProfileOption = None,
-    batch: Annotated[str | None, counts_option("--batch", arguments.BATCH, help=BATCHES_HELP)] = None,
+    batches: BatchesOption = None,
     threads: ThreadsOption = None,
-    warmup: WarmupOption = 1.0,
-    duration: Annotated[
-        float | None,
-        number_option(
-            arguments.SECONDS, "--duration", metavar="SECONDS", help="Per configuration, over all rounds. (default: 10)"
-        ),
+    warmup_s: WarmupOption = 1.0,
+    duration_s: Annotated[
+        float | None, option("--duration SECONDS", SECONDS, MEASURING, "For each configuration. [default: 10]")
     ] = None,
     iterations: Annotated[
-        int | None, number_option(arguments.CALLS, "--iterations", help="Calls per configuration, instead of seconds.")
+        int | None, option("--iterations N", CALLS, MEASURING, "Calls of each configuration, instead of a duration.")
     ] = None,
     rounds: RoundsOption = 10,
-    reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Also measure the baseline.")] = True,
-    out: Annotated[Path | None, path_option("--out", "-o", help="JSON file, written after every round.")] = None,
+    reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
+    out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
 ) -> None:
+    given = locals()
     from ztdeploy.target.measure.bench import run_bench
     from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report
-    from ztdeploy.target.measure.plan import parse_counts, parse_keep_ratios
 
-    ratios, every = parse_keep_ratios(keep_ratio or [])
-    request = BenchRequest(
-        bundle=bundle,
-        keep_ratios=ratios,
-        variants=tuple(variant or ()),
-        all_variants=every,
-        profile=profile,
-        batches=() if batch is None else parse_counts(batch, "--batch"),
-        threads=() if threads is None else parse_counts(threads, "--threads"),
-        warmup_s=warmup,
-        duration_s=duration,
-        iterations=iterations,
-        rounds=rounds,
-        reference=reference,
-    )
+    request = request_of(BenchRequest, {**given, "all_variants": keep_ratios == [ALL]})
     if out is not None:
         check_report_path(out)
 

@@ -7,9 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.options import PresetOption, number_option, path_option, takes_model, word_option
+from ztdeploy.cli.help import DEPLOY, OUTPUT, PRUNING, QUALITY, TARGETS
+from ztdeploy.cli.options import (
+    METHODS,
+    PROFILES,
+    SCHEDULES,
+    PresetOption,
+    flag,
+    method,
+    option,
+    options,
+    path,
+    request_of,
+    takes_model,
+    word,
+)
 from ztdeploy.cli.output import answer, leave, note, progress_bar, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import BATCH, KEEP_RATIO, PERCENT, POINTS, SHARE, Numbers
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,77 +33,87 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Trace, prune, export, build engines, prove them, and write one bundle.")(build)
+    app.command(
+        help="Build a bundle: prune, export, build engines, and prove them.",
+        rich_help_panel=DEPLOY,
+        epilog="""
+# Build for this machine.
+ztdeploy build --model deit_s
+# Build two variants for two targets; keep those that your images allow.
+ztdeploy build -m deit_s -k 0.9,0.7 -p cpu,jetson-orin --calib photos -o edge
+""",
+    )(build)
 
 
 @takes_model()
 def build(
     model: ModelSource,
-    profile: Annotated[
+    profiles: Annotated[
         list[str] | None,
-        word_option("--profile", "-p", help="Shipped profile or TOML file; repeatable. (default: this machine's)"),
-    ] = None,
-    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-PROFILE)")] = None,
-    keep_ratio: Annotated[
-        list[float] | None,
-        number_option(
-            arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Share of patch tokens each layer keeps; repeatable."
+        options(
+            "-p, --profile NAME", word, TARGETS, "Shipped, or TOML files. [default: this machine's]", known=PROFILES
         ),
     ] = None,
-    method: Annotated[list[str] | None, word_option(help="Pruning method; repeatable. (default: zero-tprune)")] = None,
+    out: Annotated[
+        Path | None, option("-o, --out DIR", path, OUTPUT, "Folder to write. [default: MODEL-PROFILE]")
+    ] = None,
+    keep_ratios: Annotated[
+        list[float] | None,
+        options(
+            "-k, --keep-ratio RATIO",
+            KEEP_RATIO,
+            PRUNING,
+            "Share of patches that a layer keeps. [default: the profile's]",
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        options("--method NAME", method, PRUNING, "Pruning methods. [default: zero-tprune]", known=METHODS),
+    ] = None,
     preset: PresetOption = "default",
-    schedule: Annotated[
-        list[Path] | None, path_option(help="Schedule file (TOML, JSON), or a shipped one's name; repeatable.")
+    schedules: Annotated[
+        list[Path] | None,
+        options("--schedule FILE", path, PRUNING, "Shipped schedules, or TOML or JSON files.", known=SCHEDULES),
     ] = None,
     precision: Annotated[
         Literal["auto"] | None,
-        typer.Option(help="auto: the fastest of the profile's candidates that costs little on --calib."),
+        option("--precision auto", ("auto",), TARGETS, "The fastest candidate that costs little on --calib."),
     ] = None,
     batch: Annotated[
-        int | None, number_option(arguments.BATCH, "--batch", help="Fix the batch. (default: as the profile says)")
+        int | None, option("--batch N", BATCH, TARGETS, "Fix the batch. [default: as the profile says]")
     ] = None,
     calib: Annotated[
-        Path | None,
-        path_option(help="Calibration images, as for 'eval --data': they judge pruned variants and set int8 ranges."),
+        Path | None, option("--calib DIR", path, QUALITY, "Images that judge pruned variants and set int8 ranges.")
     ] = None,
     max_drop: Annotated[
-        float | None,
-        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that pruning may cost on --calib."),
+        float | None, option("--max-drop NUMBER", POINTS, QUALITY, "Points of top-1 that pruning may cost on --calib.")
     ] = None,
     min_agreement: Annotated[
-        float | None,
-        number_option(arguments.SHARE, "--min-agreement", help="Share of --calib that must get the baseline's answer."),
+        float | None, option("--min-agreement RATIO", SHARE, QUALITY, "Share of --calib with the baseline's answer.")
     ] = None,
     max_kl: Annotated[
         float | None,
-        number_option(arguments.PERCENT, "--max-kl", help="Highest mean KL from the baseline there, in nats."),
+        option("--max-kl NUMBER", PERCENT, QUALITY, "Highest mean KL from the baseline on --calib, in nats."),
     ] = None,
     min_cosine: Annotated[
         float | None,
-        number_option(
-            arguments.Numbers(-1, 1), "--min-cosine", help="Lowest mean cosine of vectors to the baseline's."
-        ),
+        option("--min-cosine NUMBER", Numbers(-1, 1), QUALITY, "Lowest mean cosine to the baseline on --calib."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    force: Annotated[bool, flag("--force", OUTPUT, "Replace an existing bundle.")] = False,
 ) -> None:
-    from ztdeploy.core.methods import DEFAULT_METHOD
+    given = locals()
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.core.schedule import read_schedule
     from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
 
-    profiles = profile or [_own_profile()]
-    request = BuildRequest(
-        model=model,
-        profiles=tuple(profiles),
-        out=out or default_folder(model.name, profiles),
-        keep_ratios=tuple(keep_ratio or ()),
-        schedules=tuple(read_schedule(schedule_path(path)) for path in schedule or ()),
-        methods=tuple(method or (DEFAULT_METHOD,)),
-        preset=preset,
-        batch=batch,
-        gate=gate_of(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
-        force=force,
-    )
+    profiles = profiles or [_own_profile()]
+    defaults = {
+        "profiles": profiles,
+        "out": out or default_folder(model.name, profiles),
+        "schedules": [read_schedule(schedule_path(one)) for one in schedules or ()],
+        "gate": gate_of(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
+    }
+    request = request_of(BuildRequest, {**given, **defaults})
     if model.weights == "random" and model.checkpoint is None:
         warn("the weights are random: good for latency, while predictions mean nothing")
     if precision == "auto":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ztdeploy.cli.options import number_option, path_argument, word_option
+from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT
+from ztdeploy.cli.options import argument, flag, option, options, path, request_of
 from ztdeploy.cli.output import answer, print_lines, say, table, warn
 from ztdeploy.core.arguments import Numbers
 
@@ -17,66 +18,67 @@ if TYPE_CHECKING:
     from ztdeploy.target.measure.sweep_report import SweepReport
 
 PERCENT = Numbers(0, 1000)
+_FIELDS = ("model", "image-size", "variant", "batch", "threads", "backend")
 #: What is left when something became slower.
 REGRESSION = 7
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Say whether anything became slower between two reports of bench or sweep; exit code 7 if so.")(
-        compare
-    )
+    app.command(
+        help="Say whether anything became slower between two reports.",
+        rich_help_panel=JUDGE,
+        epilog="""
+# Compare two reports.
+ztdeploy compare before.json after.json
+# Allow 10 %, and write Markdown for a pull request.
+ztdeploy compare before.json after.json --max-slowdown 10 --format md
+""",
+    )(compare)
 
 
 def compare(
-    baseline: Annotated[Path, path_argument("Earlier report of 'bench' or 'sweep'.")],
-    candidate: Annotated[Path, path_argument("Later report of 'bench' or 'sweep'.")],
+    baseline: Annotated[Path, argument("BEFORE", path, "Earlier report of 'bench' or 'sweep'.")],
+    candidate: Annotated[Path, argument("AFTER", path, "Later report of 'bench' or 'sweep'.")],
     max_slowdown: Annotated[
         float,
-        number_option(
-            PERCENT,
-            "--max-slowdown",
-            metavar="PERCENT",
-            help="Slower by more, with the whole interval, is a regression.",
+        option(
+            "--max-slowdown PERCENT", PERCENT, MEASURING, "Slower by more, with the whole interval, is a regression."
         ),
     ] = 5.0,
     max_memory_growth: Annotated[
         float | None,
-        number_option(
+        option(
+            "--max-memory-growth PERCENT",
             PERCENT,
-            "--max-memory-growth",
-            metavar="PERCENT",
-            help="Judge peak memory and sizes as well. (default: changes are noted)",
+            MEASURING,
+            "Judge memory and sizes as well. [default: they are noted]",
         ),
     ] = None,
     speedup_only: Annotated[
-        bool, typer.Option("--speedup-only", help="Judge speed-ups over the baseline, not latencies.")
+        bool, flag("--speedup-only", MEASURING, "Judge speed-ups over the baseline, not latencies.")
     ] = False,
     any_machine: Annotated[
-        bool, typer.Option("--any-machine", help="Compare runs of different machines all the same.")
+        bool, flag("--any-machine", MEASURING, "Compare runs of different machines all the same.")
     ] = False,
     match: Annotated[
-        str | None,
-        word_option(
-            metavar="FIELDS",
-            help="What makes two configurations the same. (default: model,image-size,variant,batch,threads,backend)",
-        ),
+        list[str] | None,
+        options("--match FIELD", _FIELDS, MEASURING, f"Compare what is alike in {', '.join(_FIELDS)}. [default: all]"),
     ] = None,
     layout: Annotated[
-        Literal["text", "md"], typer.Option("--format", help="md: Markdown for a pull request.")
+        Literal["text", "md"], option("--format text|md", ("text", "md"), OUTPUT, "md: Markdown for a pull request.")
     ] = "text",
 ) -> None:
+    given = locals()
     from ztdeploy.report.compare.comparison import Criteria, compare_reports
-    from ztdeploy.report.compare.entries import FIELDS, parse_match
     from ztdeploy.report.compare.markdown import markdown
     from ztdeploy.target.measure.sweep_report import read_any_report
 
-    criteria = Criteria(
-        max_slowdown=max_slowdown / 100,
-        max_memory_growth=None if max_memory_growth is None else max_memory_growth / 100,
-        speedup_only=speedup_only,
-        any_machine=any_machine,
-        match=FIELDS if match is None else parse_match(match),
-    )
+    shares = {
+        "max_slowdown": max_slowdown / 100,
+        "max_memory_growth": None if max_memory_growth is None else max_memory_growth / 100,
+        "match": match and [name.replace("-", "_") for name in match],
+    }
+    criteria = request_of(Criteria, {**given, **shares})
     reports = read_any_report(baseline), read_any_report(candidate)
     comparison = compare_reports(*reports, criteria, names=names_of(baseline, candidate))
     as_markdown = layout == "md"

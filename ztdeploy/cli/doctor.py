@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ztdeploy.cli.help import LOOK_UP
 from ztdeploy.cli.output import answer, table
 
 if TYPE_CHECKING:
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="What this machine can do, and what to install for the rest.")(doctor)
+    app.command(
+        help="Say what this machine can do, and what to install.",
+        rich_help_panel=LOOK_UP,
+        epilog="""
+ztdeploy doctor
+ztdeploy doctor --json
+""",
+    )(doctor)
 
 
 def doctor() -> None:

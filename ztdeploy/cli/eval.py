@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.help import JUDGE, OUTPUT, QUALITY, TARGETS
 from ztdeploy.cli.options import (
+    PROFILES,
     BundleArgument,
     CacheOption,
     DataOption,
@@ -18,12 +20,15 @@ from ztdeploy.cli.options import (
     SeedOption,
     ThreadCountOption,
     VariantsOption,
-    number_option,
-    path_option,
-    word_option,
+    flag,
+    option,
+    options,
+    path,
+    request_of,
+    word,
 )
 from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import BATCH, IMAGES
 
 if TYPE_CHECKING:
     from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share
@@ -37,7 +42,15 @@ _OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over a
 
 def register(app: typer.Typer) -> None:
     app.command(
-        "eval", help="Run a bundle's engines on images: accuracy, recall, and how far they are from the baseline."
+        "eval",
+        help="Count the answers that pruning changes on your images.",
+        rich_help_panel=JUDGE,
+        epilog="""
+# Count the answers that change on your own images, with or without labels.
+ztdeploy eval quickstart --data photos
+# Judge one keep ratio on at most 500 images, and write a page with plots.
+ztdeploy eval quickstart --data photos -k 0.7 --limit 500 --page eval.html
+""",
     )(evaluate)
 
 
@@ -46,34 +59,31 @@ def evaluate(
     data: DataOption,
     limit: LimitOption = None,
     seed: SeedOption = 0,
-    keep_ratio: KeepRatiosOption = None,
-    variant: VariantsOption = None,
+    keep_ratios: KeepRatiosOption = None,
+    variants: VariantsOption = None,
     profile: ProfileOption = None,
-    against: Annotated[
-        str | None, word_option(help="Compare with the dense engine of this profile. (default: the same profile's)")
+    dense_profile: Annotated[
+        str | None,
+        option("--against NAME", word, TARGETS, "Compare with the baseline of this profile.", known=PROFILES),
     ] = None,
     batch: Annotated[
-        int | None, number_option(arguments.BATCH, "--batch", help="Images per call. (default: the profile's smallest)")
+        int | None, option("--batch N", BATCH, TARGETS, "Images in one call. [default: the profile's smallest batch]")
     ] = None,
     threads: ThreadCountOption = None,
     recall_at: Annotated[
         list[int] | None,
-        number_option(
-            arguments.IMAGES,
-            "--recall-at",
-            metavar="K",
-            help="How many nearest images to look at, for embeddings; repeatable. (default: 1, 5, 10)",
-        ),
+        options("--recall-at N", IMAGES, QUALITY, "How many neighbours, for embeddings. [default: 1,5,10]"),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be read.")] = False,
+    strict: Annotated[bool, flag("--strict", QUALITY, "Fail where an image cannot be read.")] = False,
     record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Write the figures into the bundle's manifest.")
+        bool, flag("--record/--no-record", OUTPUT, "Write the figures into the bundle's manifest.")
     ] = True,
-    out: Annotated[Path | None, path_option("--out", "-o", help="JSON file to write.")] = None,
-    page: Annotated[Path | None, path_option(help="HTML file to write, with plots.")] = None,
+    out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file to write.")] = None,
+    page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, with plots.")] = None,
     cache: CacheOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run the engines again, whatever is kept.")] = False,
+    fresh: Annotated[bool, flag("--fresh", OUTPUT, "Run the engines again, whatever is kept.")] = False,
 ) -> None:
+    given = locals()
     from ztdeploy.core.files import write
     from ztdeploy.core.records import to_json
     from ztdeploy.report.evaluate.page import check_page_path, eval_page
@@ -81,23 +91,8 @@ def evaluate(
     from ztdeploy.target.evaluate.evaluate import evaluate_bundle
     from ztdeploy.target.evaluate.record import check_recordable
     from ztdeploy.target.evaluate.record import record as write_record
-    from ztdeploy.target.measure.plan import parse_keep_ratios
 
-    ratios, every = parse_keep_ratios(keep_ratio or [])
-    request = EvalRequest(
-        bundle=bundle,
-        data=data,
-        limit=limit,
-        seed=seed,
-        keep_ratios=() if every else ratios,
-        variants=() if every else tuple(variant or ()),
-        profile=profile,
-        dense_profile=against,
-        batch=batch,
-        threads=threads,
-        strict=strict,
-        recall_at=tuple(recall_at or ()),
-    )
+    request = request_of(EvalRequest, given)
     if out is not None:
         check_eval_path(out)
     if page is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, VariantOption, number_option
+from ztdeploy.cli.help import LOOK_UP
+from ztdeploy.cli.options import BundleArgument, KeepRatioOption, VariantOption
 from ztdeploy.cli.output import answer, cell, left, right, say, table
-from ztdeploy.core import arguments
 from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Show what is in a bundle: variants, blocks, tokens, GMACs, parity.")(inspect)
+    app.command(
+        help="Show what is in a bundle: variants, compute, proofs.",
+        rich_help_panel=LOOK_UP,
+        epilog="""
+# Show the variants of a bundle, and the default one block by block.
+ztdeploy inspect quickstart
+# Show another variant block by block.
+ztdeploy inspect quickstart --keep-ratio 0.5
+""",
+    )(inspect)
 
 
-def inspect(
-    bundle: BundleArgument,
-    keep_ratio: Annotated[
-        float | None,
-        number_option(arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Show this variant block by block."),
-    ] = None,
-    variant: VariantOption = None,
-) -> None:
+def inspect(bundle: BundleArgument, keep_ratio: KeepRatioOption = None, variant: VariantOption = None) -> None:
     from ztdeploy.core.bundle import read_bundle
 
     opened = read_bundle(bundle)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.options import SIZE, parse_image_size, word_argument, word_option
+from ztdeploy.cli.help import LOOK_UP, MODEL
+from ztdeploy.cli.options import MODELS, argument, option, word
+from ztdeploy.cli.options import image_size as size_of
 from ztdeploy.cli.output import answer, say, table
 
 if TYPE_CHECKING:
@@ -17,21 +19,30 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Models that can be pruned, by family; and whether one can, with the reason.")(models)
+    app.command(
+        help="List the models that can be pruned, or say why one cannot.",
+        rich_help_panel=LOOK_UP,
+        epilog="""
+# List the short names, or all names with a word in them.
+ztdeploy models
+ztdeploy models dinov2
+# Say what can be done with a model.
+ztdeploy models --check deit_s
+""",
+    )(models)
 
 
 def models(
-    search: Annotated[str | None, word_argument("Part of a name or description.")] = None,
+    search: Annotated[str | None, argument("WORD", word, "Part of a name or description.")] = None,
     check: Annotated[
-        str | None, word_option(help="Say what can be done with a model: any name that timm knows.")
+        str | None, option("--check NAME", word, MODEL, "Say what can be done with a model.", known=MODELS)
     ] = None,
     image_size: Annotated[
-        str | None, word_option(metavar=SIZE, help="With --check: side of the input, or HEIGHTxWIDTH.")
+        Any, option("--image-size PIXELS", size_of, MODEL, "With --check: such as 224 or 96x384.")
     ] = None,
 ) -> None:
-    size = parse_image_size(image_size)
     if check is not None:
-        _check(check, size)
+        _check(check, image_size)
         return
     from ztdeploy.host.models.listing import Models, listed
 

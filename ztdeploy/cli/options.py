@@ -1,222 +1,326 @@
-"""Options and arguments that several commands have: declared once, so that they read the same everywhere."""
+"""Options and arguments: how what is typed becomes values, and what several commands take, declared once.
+
+Every value is read by a kind: numbers of a range, the type of a path or a word, a few words to choose from, or a
+function that raises an `InputError`. An option that takes several values takes commas, and may be repeated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_args
 
 import typer
 
+from ztdeploy.cli.help import MEASURING, MODEL, OUTPUT, PRUNING, QUALITY, TARGETS
 from ztdeploy.core import arguments
-from ztdeploy.core.arguments import Numbers, WholeNumbers
-from ztdeploy.core.errors import InputError
+from ztdeploy.core.arguments import BATCH, KEEP_RATIO, SECONDS, Numbers, WholeNumbers
+from ztdeploy.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from ztdeploy.core.model_source import ModelSource
-    from ztdeploy.core.preprocess_spec import ImageSize
 
-_Value = TypeVar("_Value")
+Kind = Numbers | WholeNumbers | tuple[str, ...] | Callable[[str], Any]
+#: Where completion takes names from: a table or a function by its place, or a function of what is typed so far.
+Known = str | tuple[str, ...] | Callable[[typer.Context], Iterable[str]]
+_Made = TypeVar("_Made")
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
-
-def number_option(wanted: Numbers | WholeNumbers, name: str, *short: str, help: str, metavar: str = "") -> Any:
-    """An option that takes a number, which is checked before anything else is done."""
-
-    def typed(text: str | float) -> float:
-        value = wanted.typed(str(text).strip())
-        if value is None:
-            raise InputError(f"{name} {str(text)[:40]}", str(wanted), f"give another {name}")
-        return value
-
-    kind = "INTEGER" if isinstance(wanted, WholeNumbers) else "NUMBER"
-    return typer.Option(name, *short, parser=typed, metavar=metavar or kind, help=help)
+METHODS, PROFILES = "ztdeploy.core.methods:METHODS", "ztdeploy.core.profile:profile_names"
+SCHEDULES, MODELS = "ztdeploy.core.profile:schedule_names", "ztdeploy.host.models.catalogue:CATALOGUE"
+ALL = "all"  #: in the place of keep ratios
 
 
-def counts_option(name: str, wanted: WholeNumbers, *, help: str) -> Any:
-    """An option that takes several numbers, such as 1,8; it stays text."""
+def option(shown: str, kind: Kind, panel: str, help: str, *, known: Known | None = None) -> Any:
+    """An option that takes one value, which is checked before anything else is done.
 
-    def check(text: str) -> str:
-        from ztdeploy.target.measure.plan import parse_counts
-
-        for count in parse_counts(text, name):
-            arguments.whole_number(name, count, wanted)
-        return text
-
-    return typer.Option(name, parser=check, metavar="INTEGERS", help=help)
+    Args:
+        shown: its names and its metavar as the help shows them, such as "-k, --keep-ratio RATIO".
+        known: names that completion offers.
+    """
+    names, metavar = _names(shown)
+    return typer.Option(*names, parser=_named(kind, names[-1]), **_words(kind, metavar, panel, help, known))
 
 
-def path_option(*names: str, help: str) -> Any:
-    """An option that takes the path of a file or folder."""
-    return typer.Option(*names, parser=_refusing(arguments.named_path), metavar="PATH", help=help)
+def options(shown: str, kind: Kind, panel: str, help: str, *, known: Known | None = None) -> Any:
+    """An option that takes several values, each of which counts once: with commas, repeated, or both."""
+    names, metavar = _names(shown)
+    words = _words(kind, f"{metavar},...", panel, help, known)
+    return typer.Option(*names, parser=_named(each(kind), names[-1]), callback=_gathered, **words)
 
 
-def path_argument(help: str) -> Any:
-    return typer.Argument(parser=_refusing(arguments.named_path), help=help)
+def flag(shown: str, panel: str, help: str) -> Any:
+    return typer.Option(shown, help=help, rich_help_panel=panel)
 
 
-def word_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
-    """An option that takes a name."""
-    return typer.Option(*names, parser=_refusing(arguments.word), metavar=metavar, help=help)
+def argument(metavar: str, kind: Kind, help: str, *, known: Known | None = None) -> Any:
+    return typer.Argument(parser=_named(kind, metavar), **_words(kind, metavar, None, help, known))
 
 
-def word_argument(help: str) -> Any:
-    return typer.Argument(parser=_refusing(arguments.word), help=help)
+def each(kind: Kind) -> Callable[[str], tuple[Any, ...]]:
+    """The kind of several values with commas."""
+    read = _reader(kind)
+    return lambda text: tuple(map(read, text.split(",")))
 
 
-def _refusing(check: Callable[[str], _Value]) -> Callable[[Any], _Value]:
-    def typed(text: Any) -> _Value:
+def request_of(kind: Callable[..., _Made], values: Mapping[str, Any]) -> _Made:
+    """A request made of a command's values by their names; what was not given stays the request's default."""
+    given = {name: values.get(name) for name in signature(kind).parameters}
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if value is not None and value != [ALL]
+        }
+    )
+
+
+def _gathered(values: list[tuple[Any, ...]] | None) -> list[Any] | None:
+    found = list(dict.fromkeys(one for several in values or () for one in several))
+    return [ALL] if ALL in found else found or None
+
+
+def _names(shown: str) -> tuple[list[str], str]:
+    names, _, metavar = shown.rpartition(" ")
+    return names.split(", "), metavar
+
+
+def _words(kind: Kind, metavar: str, panel: str | None, help: str, known: Known | None) -> dict[str, Any]:
+    """What help and completion say of an option."""
+    offered = kind if isinstance(kind, tuple) else known
+    completion = {} if offered is None else {"autocompletion": _completing(offered)}
+    return {"help": help, "metavar": metavar, "rich_help_panel": panel, **completion}
+
+
+def _named(kind: Kind, name: str) -> Callable[[Any], Any]:
+    """What reads a value of an option, and names the option where it cannot."""
+    read = _reader(kind)
+
+    def named(text: Any) -> Any:
         try:
-            return check(str(text))
+            return read(str(text))
         except InputError as error:
-            raise typer.BadParameter(f"{error.given}; expected {error.expected}") from error
+            raise InputError(f"{name} {error.given}", error.expected, error.fix) from error
 
-    return typed
+    return named
 
 
-BundleArgument = Annotated[Path, path_argument("Folder that 'ztdeploy build' wrote.")]
-ImagesArgument = Annotated[list[Path], path_argument("Image files.")]
-ProfileOption = Annotated[
-    str | None,
-    word_option("--profile", "-p", help="Run the engines of this profile. (default: the first that runs here)"),
+def _reader(kind: Kind) -> Callable[[str], Any]:
+    if isinstance(kind, tuple):
+        return partial(_choice, kind)
+    return partial(_number, kind) if isinstance(kind, Numbers | WholeNumbers) else kind
+
+
+def _choice(kind: tuple[str, ...], text: str) -> str:
+    if text not in kind:
+        near, words = nearest(text, kind, 0.5), ", ".join(map(repr, kind))
+        raise typer.BadParameter(f"{text[:40]!r} is not one of {words}{f'; did you mean {near!r}?' if near else ''}")
+    return text
+
+
+def _number(kind: Numbers | WholeNumbers, text: str) -> float:
+    value = kind.typed(text.strip())
+    if value is None:
+        raise InputError(text[:40] or "''", str(kind), "give another one")
+    return value
+
+
+def _either(choice: Any) -> str:
+    """Such as "softmax, sigmoid or none"."""
+    *others, last = get_args(choice)
+    return f"{', '.join(others)} or {last}"
+
+
+def _completing(known: Known) -> Callable[..., list[str]]:
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        """The names that what is typed may become, behind its last comma."""
+        before, comma, last = incomplete.rpartition(",")
+        try:
+            found: Any = known(ctx) if callable(known) else known
+            if isinstance(known, str):
+                found = resolve_name(known)
+                found = found() if callable(found) else found
+            names = list(found)
+        except Exception:  # of whatever kind: somebody is typing, and asked nothing
+            return []
+        return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+    return complete
+
+
+def ratio_or_all(text: str) -> float | str:
+    """
+    Raises:
+        InputError: neither a keep ratio nor "all".
+    """
+    value = KEEP_RATIO.typed(text.strip())
+    if value is None and text.strip() != ALL:
+        raise InputError(text[:40] or "''", f"{KEEP_RATIO}, or '{ALL}'", "give for instance -k 0.7")
+    return ALL if value is None else value
+
+
+def method(text: str) -> str:
+    """
+    Raises:
+        ScheduleError: there is no such pruning method.
+    """
+    from ztdeploy.core.methods import method_named
+
+    method_named(text)
+    return text
+
+
+def image_size(text: str) -> Any:
+    """
+    Raises:
+        InputError: no size, or one that no model has.
+    """
+    from ztdeploy.core.preprocess_spec import LARGEST_SIDE, ImageSize
+
+    expected = f"a side from 8 to {LARGEST_SIDE} pixels, or HEIGHTxWIDTH"
+    try:
+        size = ImageSize.of(text.strip())
+    except ValueError as error:
+        raise InputError(f"'{text[:40]}'", expected, "give for instance 224 or 96x384") from error
+    if min(size) < 8 or max(size) > LARGEST_SIDE:
+        raise InputError(f"'{size}'", expected, "give for instance 224 or 96x384")
+    return size
+
+
+def _variants(context: typer.Context) -> list[str]:
+    from ztdeploy.core.bundle import read_bundle
+
+    return [variant.name for variant in read_bundle(context.params["bundle"]).manifest.variants]
+
+
+path, word = arguments.named_path, arguments.word
+_MODELS_OWN = "[default: the model's]"
+BundleArgument = Annotated[Path, argument("BUNDLE", path, "Folder that 'ztdeploy build' wrote.")]
+ImagesArgument = Annotated[list[Path], argument("IMAGE", path, "Image files.")]
+_OWN_PROFILE = "Run the engines of this profile. [default: the first that runs here]"
+ProfileOption = Annotated[str | None, option("-p, --profile NAME", word, TARGETS, _OWN_PROFILE, known=PROFILES)]
+KeepRatioOption = Annotated[
+    float | None, option("-k, --keep-ratio RATIO", KEEP_RATIO, PRUNING, "Which variant. [default: the first built]")
 ]
 KeepRatiosOption = Annotated[
-    list[str] | None, word_option("--keep-ratio", "-k", help="Keep ratio of the variants; repeatable. (default: all)")
+    list[Any] | None, options("-k, --keep-ratio RATIO", ratio_or_all, PRUNING, "Which variants. [default: all]")
 ]
 VariantOption = Annotated[
-    str | None, word_option("--variant", help="Select the variant by name instead of keep ratio.")
+    str | None, option("--variant NAME", word, PRUNING, "Which variant, by its name.", known=_variants)
 ]
 VariantsOption = Annotated[
-    list[str] | None, word_option("--variant", help="Select variants by name instead of keep ratio; repeatable.")
+    list[str] | None, options("--variant NAME", word, PRUNING, "Which variants, by their names.", known=_variants)
 ]
-BATCHES_HELP = "Images per call: 1,8. (default: the profile's smallest)"
-ThreadsOption = Annotated[
-    str | None,
-    counts_option("--threads", arguments.THREADS, help="Threads: 1,2. (default: what the process may use)"),
+BatchesOption = Annotated[
+    list[int] | None, options("--batch N", BATCH, MEASURING, "Images in one call. [default: the profile's smallest]")
 ]
+_ALL_THREADS = "Threads. [default: what the process may use]"
+ThreadsOption = Annotated[list[int] | None, options("--threads N", arguments.THREADS, MEASURING, _ALL_THREADS)]
+ThreadCountOption = Annotated[int | None, option("--threads N", arguments.THREADS, TARGETS, _ALL_THREADS)]
 WarmupOption = Annotated[
-    float,
-    number_option(
-        arguments.SECONDS, "--warmup", metavar="SECONDS", help="Warm-up of each configuration, before the first round."
-    ),
-]
-ThreadCountOption = Annotated[
-    int | None,
-    number_option(arguments.THREADS, "--threads", help="Threads. (default: what the process may use)"),
+    float, option("--warmup SECONDS", SECONDS, MEASURING, "Warm-up of each configuration, before the first round.")
 ]
 RoundsOption = Annotated[
-    int, number_option(arguments.ROUNDS, "--rounds", help="How often configurations that are compared take turns.")
+    int, option("--rounds N", arguments.ROUNDS, MEASURING, "How often configurations that are compared take turns.")
 ]
-PresetOption = Annotated[Literal["default", "paper"], typer.Option(help="Where layers stand.")]
-DataOption = Annotated[Path, path_option("--data", "-d", help="labels.json, a folder per class, or a flat folder.")]
+Preset = Literal["default", "paper"]
+PresetOption = Annotated[
+    Preset, option("--preset NAME", get_args(Preset), PRUNING, "Where layers stand: default, or paper (Zero-TPrune's).")
+]
+DATA_HELP = "labels.json, a folder per class, or a flat folder"
+DataOption = Annotated[Path, option("-d, --data DIR", path, QUALITY, f"Images: {DATA_HELP}.")]
 SeedOption = Annotated[
-    int, number_option(arguments.SEED, "--seed", help="Decides what is random, such as which images a limit takes.")
+    int, option("--seed N", arguments.SEED, QUALITY, "Decides what is random, such as which images a limit takes.")
 ]
 LimitOption = Annotated[
     int | None,
-    number_option(arguments.IMAGES, "--limit", help="Use at most so many images, equally many of every class."),
+    option("--limit N", arguments.IMAGES, QUALITY, "Use at most so many images, equally many of every class."),
 ]
-CacheOption = Annotated[
-    Path | None,
-    path_option("--cache", help="Folder for what later runs reuse. (default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy)"),
-]
-SIZE = "PIXELS|HEIGHTxWIDTH"
+_REUSED = "Folder for what later runs reuse. [default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy]"
+CacheOption = Annotated[Path | None, option("--cache DIR", path, OUTPUT, _REUSED)]
 #: Options of a model that only `build` has.
 OF_BUILDS = ("bit_depth", "class_names", "output", "activation", "text_head")
 #: What is imported on use, in signatures.
 _LATER = {"ModelSource": object}
+_Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+_Output = Literal["logits", "embedding", "features"]
+_Activation = Literal["softmax", "sigmoid", "none"]
 
 
 def model_source(
     model: Annotated[
         str,
-        word_option("--model", "-m", help="Short name (deit_s), any timm name, local-dir:DIR or hf-hub:OWNER/NAME."),
+        option(
+            "-m, --model NAME",
+            word,
+            MODEL,
+            "Short name such as deit_s, any timm name, local-dir:DIR or hf-hub:OWNER/NAME.",
+            known=MODELS,
+        ),
     ],
     checkpoint: Annotated[
         Path | None,
-        path_option(help="Weights: a .safetensors, .pth or .ckpt file, an index of shards, or a folder."),
+        option("--checkpoint FILE", path, MODEL, "Weights (.safetensors, .pth, .ckpt), index of shards, or folder."),
     ] = None,
     weights: Annotated[
-        Literal["pretrained", "random"], typer.Option(help="Random weights serve to measure latency only.")
+        Literal["pretrained", "random"],
+        option("--weights NAME", ("pretrained", "random"), MODEL, "pretrained, or random: good for latency only."),
     ] = "pretrained",
     image_size: Annotated[
-        str | None, word_option(metavar=SIZE, help="Side of the input, or 96x384. (default: the model's)")
+        Any, option("--image-size PIXELS", image_size, MODEL, f"Such as 224 or 96x384. {_MODELS_OWN}")
     ] = None,
     crop_pct: Annotated[
         float | None,
-        number_option(
-            Numbers(0.1, 1),
-            "--crop-pct",
-            help="Image size divided by the size that images are resized to. (default: the model's)",
-        ),
+        option("--crop-pct RATIO", Numbers(0.1, 1), MODEL, f"Image size over the size before the crop. {_MODELS_OWN}"),
     ] = None,
     mean: Annotated[
-        str | None, word_option(metavar="R,G,B", help="Mean of each channel, from 0 to 1. (default: the model's)")
+        Any, option("--mean R,G,B", each(Numbers(-1e6, 1e6)), MODEL, f"Mean of each channel. {_MODELS_OWN}")
     ] = None,
     std: Annotated[
-        str | None, word_option(metavar="R,G,B", help="Standard deviation of each channel. (default: the model's)")
+        Any,
+        option("--std R,G,B", each(Numbers(0, 1e6, above=True)), MODEL, f"Deviation of each channel. {_MODELS_OWN}"),
     ] = None,
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
-        typer.Option(help="How images are resized. (default: the model's)"),
+        _Interpolation | None,
+        option("--interpolation NAME", get_args(_Interpolation), MODEL, f"{_either(_Interpolation)}. {_MODELS_OWN}"),
     ] = None,
     crop_mode: Annotated[
         Literal["center", "squash"] | None,
-        typer.Option(help="Cut the centre out, or squash the image. (default: the model's)"),
+        option("--crop-mode NAME", ("center", "squash"), MODEL, f"center cuts out, squash distorts. {_MODELS_OWN}"),
     ] = None,
     bit_depth: Annotated[
-        int | None,
-        number_option(
-            WholeNumbers(9, 16), "--bit-depth", help="Bits of the values of 16-bit images, such as 12. (default: 16)"
-        ),
+        int | None, option("--bit-depth N", WholeNumbers(9, 16), MODEL, "Bits that 16-bit images use. [default: 16]")
     ] = None,
     class_names: Annotated[
-        Path | None, path_option(help="Names of the classes: a line each, JSON, or 'imagenet'.")
+        Path | None, option("--class-names FILE", path, MODEL, "Names of the classes: lines, JSON, or 'imagenet'.")
     ] = None,
     output: Annotated[
-        Literal["logits", "embedding", "features"],
-        typer.Option(help="What the model gives; 'features' are the tokens of all patches."),
+        _Output, option("--output NAME", get_args(_Output), MODEL, f"What the model gives: {_either(_Output)}.")
     ] = "logits",
     activation: Annotated[
-        Literal["softmax", "sigmoid", "none"] | None,
-        typer.Option(help="What logits mean. (default: softmax; of one output: sigmoid)"),
+        _Activation | None,
+        option("--activation NAME", get_args(_Activation), MODEL, f"{_either(_Activation)}. [default: by the head]"),
     ] = None,
     text_head: Annotated[
-        Path | None,
-        path_option(help="Text embeddings (.safetensors) that an image tower's logits shall come from."),
+        Path | None, option("--text-head FILE", path, MODEL, "Text embeddings (.safetensors) that logits come from.")
     ] = None,
 ) -> ModelSource:
     """The model that somebody asks for, by the options of `takes_model`.
 
     Raises:
-        typer.BadParameter: a value that is none of its option's.
+        typer.BadParameter: options that exclude each other.
     """
+    given = locals()
     from ztdeploy.core.model_source import ModelSource
     from ztdeploy.core.preprocess_spec import PreprocessOptions
 
     if text_head is not None and output != "logits":
         raise typer.BadParameter(f"it gives logits, and --output is '{output}'", param_hint="--text-head")
-    return ModelSource(
-        name=model,
-        checkpoint=checkpoint,
-        weights=weights,
-        image_size=parse_image_size(image_size),
-        preprocess=PreprocessOptions(
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-            interpolation=interpolation,
-            mean=_numbers(mean, "--mean"),
-            std=_numbers(std, "--std"),
-            bit_depth=bit_depth,
-        ),
-        class_names=class_names,
-        output=output,
-        activation=activation,
-        text_head=text_head,
-    )
+    preprocess = request_of(PreprocessOptions, given)
+    return request_of(ModelSource, {**given, "name": model, "preprocess": preprocess})
 
 
 def takes_model(*, without: Sequence[str] = (), required: bool = True) -> Callable[[_Command], _Command]:
@@ -229,8 +333,6 @@ def takes_model(*, without: Sequence[str] = (), required: bool = True) -> Callab
     offered = dict(signature(model_source, locals=_LATER, eval_str=True).parameters)
     for name in without:
         del offered[name]
-    for one in offered.values():
-        one.annotation.__metadata__[0].rich_help_panel = "Model"
     if not required:
         offered["model"] = offered["model"].replace(default=None)
 
@@ -254,33 +356,3 @@ def takes_model(*, without: Sequence[str] = (), required: bool = True) -> Callab
         return cast("_Command", with_model)
 
     return decorate
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(map(float, text.split(",")))
-    except ValueError as error:
-        raise typer.BadParameter(f"'{text}' is no list of numbers such as 0.5,0.5,0.5", param_hint=option) from error
-    if not all(map(isfinite, numbers)) or (option == "--std" and min(numbers) <= 0):
-        raise typer.BadParameter(f"'{text}': numbers must be finite, and none of --std 0 or less", param_hint=option)
-    return numbers
-
-
-def parse_image_size(text: str | None) -> ImageSize | None:
-    """
-    Raises:
-        typer.BadParameter: no size, or one of less than 8 pixels.
-    """
-    from ztdeploy.core.preprocess_spec import LARGEST_SIDE, ImageSize
-
-    if text is None:
-        return None
-    try:
-        size = ImageSize.of(text)
-        if min(size) < 8 or max(size) > LARGEST_SIDE:
-            raise ValueError(f"sides have from 8 to {LARGEST_SIDE} pixels")
-    except ValueError as error:
-        raise typer.BadParameter(f"'{text}': {error}", param_hint="--image-size") from error
-    return size

@@ -7,21 +7,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import word_argument
+from ztdeploy.cli.help import LOOK_UP
+from ztdeploy.cli.options import PROFILES, argument, word
 from ztdeploy.cli.output import answer, print_lines, say, table
 
 if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
     from ztdeploy.core.schedule import PruningSchedule
 
+_LIST = """
+ztdeploy profiles list
+ztdeploy profiles list --json
+"""
+_SCHEDULES = """
+ztdeploy profiles schedules
+ztdeploy profiles schedules --json
+"""
+_SHOW = """
+# Show a profile.
+ztdeploy profiles show jetson-orin
+# Begin a profile of your own.
+ztdeploy profiles show cpu > mine.toml
+"""
+_CHECK = """
+ztdeploy profiles check mine.toml
+ztdeploy profiles check jetson-orin --json
+"""
+
 
 def register(app: typer.Typer) -> None:
-    profiles = type(app)(help="Hardware profiles: what a device can run.", no_args_is_help=True)
-    profiles.command("list", help="All shipped profiles.")(list_profiles)
-    profiles.command("schedules", help="All shipped schedules, for 'build --schedule'.")(list_schedules)
-    profiles.command("show", help="One profile in full, as TOML.")(show_profile)
-    profiles.command("check", help="Validate a profile file of your own.")(check_profile)
-    app.add_typer(profiles, name="profiles")
+    profiles = type(app)(help="List and check hardware profiles; list schedules.")
+    profiles.command("list", help="List the shipped profiles.", epilog=_LIST)(list_profiles)
+    profiles.command("schedules", help="List the shipped schedules, for 'build --schedule'.", epilog=_SCHEDULES)(
+        list_schedules
+    )
+    profiles.command("show", help="Show a profile in full, as TOML.", epilog=_SHOW)(show_profile)
+    profiles.command("check", help="Validate a profile file of your own.", epilog=_CHECK)(check_profile)
+    app.add_typer(profiles, name="profiles", rich_help_panel=LOOK_UP)
 
 
 def list_profiles() -> None:
@@ -68,7 +90,9 @@ def _show_schedules(found: list[PruningSchedule]) -> None:
     )
 
 
-def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML file.")]) -> None:
+def show_profile(
+    name: Annotated[str, argument("PROFILE", word, "Shipped profile or TOML file.", known=PROFILES)],
+) -> None:
     from ztdeploy.core.files import read_text
     from ztdeploy.core.profile import profile_folder, read_profile
 
@@ -77,7 +101,9 @@ def show_profile(name: Annotated[str, word_argument("Shipped profile or TOML fil
     answer(profile, lambda: print_lines(read_text(path).rstrip()))
 
 
-def check_profile(file: Annotated[str, word_argument("TOML file, or a shipped profile.")]) -> None:
+def check_profile(
+    file: Annotated[str, argument("FILE", word, "TOML file, or a shipped profile.", known=PROFILES)],
+) -> None:
     from ztdeploy.cli.results import CheckedProfile
     from ztdeploy.core.profile import read_profile
     from ztdeploy.target.backends import backend_of

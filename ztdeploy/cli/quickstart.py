@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import path_option
+from ztdeploy.cli.help import DEPLOY, OUTPUT
+from ztdeploy.cli.options import flag, option, path
 from ztdeploy.cli.output import answer, note, progress_bar, table
 
 if TYPE_CHECKING:
@@ -15,12 +16,19 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Build, verify and measure the small model that ships inside the package.")(quickstart)
+    app.command(
+        help="Build and measure the small model inside the package.",
+        rich_help_panel=DEPLOY,
+        epilog="""
+ztdeploy quickstart
+ztdeploy quickstart --out first --force
+""",
+    )(quickstart)
 
 
 def quickstart(
-    out: Annotated[Path, path_option("--out", "-o", help="Folder to write.")] = Path("quickstart"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    out: Annotated[Path, option("-o, --out DIR", path, OUTPUT, "Folder to write.")] = Path("quickstart"),
+    force: Annotated[bool, flag("--force", OUTPUT, "Replace an existing bundle.")] = False,
 ) -> None:
     from ztdeploy.jobs.quickstart import quickstart as run_quickstart
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import number_option, path_argument, path_option
+from ztdeploy.cli.help import OUTPUT, QUALITY, SEARCH
+from ztdeploy.cli.options import argument, option, path
 from ztdeploy.cli.output import answer, note
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import SHARE
 
 if TYPE_CHECKING:
     from ztdeploy.cli.results import ReportResult
@@ -17,19 +18,23 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Write the page, table and Markdown of a sweep again, and say what to deploy.")(report)
+    app.command(
+        help="Write the pages of a sweep again, and say what to deploy.",
+        rich_help_panel=SEARCH,
+        epilog="""
+# Say what to deploy, and write the pages of a sweep again.
+ztdeploy report sweep-quickstart
+# Recommend only what keeps 99 % of the answers, and write elsewhere.
+ztdeploy report sweep-quickstart --least-agreement 0.99 --out strict
+""",
+    )(report)
 
 
 def report(
-    sweep: Annotated[Path, path_argument("Folder of a sweep, or its sweep.json.")],
-    out: Annotated[Path | None, path_option("--out", "-o", help="Folder. (default: that of the sweep)")] = None,
+    sweep: Annotated[Path, argument("SWEEP", path, "Folder of a sweep, or its sweep.json.")],
+    out: Annotated[Path | None, option("-o, --out DIR", path, OUTPUT, "Folder. [default: that of the sweep]")] = None,
     least_agreement: Annotated[
-        float,
-        number_option(
-            arguments.SHARE,
-            "--least-agreement",
-            help="Least share of images with the baseline's answer, or mean cosine to it, for a recommendation.",
-        ),
+        float, option("--least-agreement RATIO", SHARE, QUALITY, "Share of answers, or cosine, for a recommendation.")
     ] = 0.95,
 ) -> None:
     from ztdeploy.cli.sweep import show_verdicts
@@ -38,8 +43,8 @@ def report(
     found, folder = read_sweep(sweep)
     written = write_pages(found, out or folder, least_agreement=least_agreement)
     answer(lambda: _result(found, least_agreement, written), lambda: show_verdicts(found, least_agreement))
-    for path in written:
-        note(f"wrote {path}")
+    for one in written:
+        note(f"wrote {one}")
 
 
 def _result(sweep: SweepReport, least_agreement: float, written: list[Path]) -> ReportResult:

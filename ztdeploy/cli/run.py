@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.help import DEPLOY, OUTPUT
 from ztdeploy.cli.options import (
     BundleArgument,
     ImagesArgument,
+    KeepRatioOption,
     ProfileOption,
     ThreadCountOption,
     VariantOption,
-    number_option,
-    path_option,
+    option,
+    path,
 )
 from ztdeploy.cli.output import answer, left, note, piped, print_row, progress_bar, right, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import CLASSES, SHARE, WholeNumbers
 
 if TYPE_CHECKING:
     from ztdeploy.cli.results import RunResult
@@ -29,27 +31,31 @@ _CHUNK = 16
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Run a bundle's engine on images: classes, or vectors of a model without classes.")(run)
+    app.command(
+        help="Run a bundle's engine on images or folders.",
+        rich_help_panel=DEPLOY,
+        epilog="""
+# Classify an image.
+ztdeploy run quickstart photo.jpg
+# Classify a folder with another variant; show the best class of each image.
+ztdeploy run quickstart photos --keep-ratio 0.5 --top 1
+""",
+    )(run)
 
 
 def run(
     bundle: BundleArgument,
     images: ImagesArgument,
-    keep_ratio: Annotated[
-        float | None,
-        number_option(arguments.KEEP_RATIO, "--keep-ratio", "-k", help="Which variant. (default: the first built)"),
-    ] = None,
+    keep_ratio: KeepRatioOption = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
     threads: ThreadCountOption = None,
-    top: Annotated[
-        int, number_option(arguments.WholeNumbers(1, arguments.CLASSES.most), "--top", help="How many classes to show.")
-    ] = 5,
+    top: Annotated[int, option("--top N", WholeNumbers(1, CLASSES.most), OUTPUT, "Classes to show.")] = 5,
     threshold: Annotated[
-        float | None, number_option(arguments.SHARE, "--threshold", help="Least probability to show. (default: any)")
+        float | None, option("--threshold RATIO", SHARE, OUTPUT, "Least probability to show. [default: any]")
     ] = None,
     out: Annotated[
-        Path | None, path_option("--out", "-o", help="Also write what the engine gives as one array, a .npy file.")
+        Path | None, option("-o, --out FILE", path, OUTPUT, "Also write what the engine gives as one array (.npy).")
     ] = None,
 ) -> None:
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
@@ -64,7 +70,7 @@ def run(
         if manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
         channels = manifest.preprocess.channels
-        files = [file for path in images for file in (images_in(path, channels) if path.is_dir() else [path])]
+        files = [file for one in images for file in (images_in(one, channels) if one.is_dir() else [one])]
         predictions: list[Prediction] = []
         with progress_bar() as progress:
             for start in range(0, len(files), _CHUNK):

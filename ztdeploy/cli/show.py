@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.help import JUDGE, OUTPUT
 from ztdeploy.cli.options import (
+    ALL,
     BundleArgument,
     ImagesArgument,
     KeepRatiosOption,
     ProfileOption,
     VariantsOption,
-    path_option,
+    option,
+    path,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, table
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
     from ztdeploy.target.evaluate.reasons import LayerReasons
 
-HELP = """Draw which patches of images the engines keep, layer by layer: a PNG per image, and a page of all.
+HELP = """Draw which patches of images the engines keep.
+
+Each image becomes a PNG with its patches layer by layer; a page shows all of them.
 
 Patches that went by similarity are shown with what they are like, and patches that went by importance with a map of it.
 Both come from the bundle's graphs with notes, as far as these choose what the engines do.
@@ -32,26 +37,35 @@ Both come from the bundle's graphs with notes, as far as these choose what the e
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help=HELP)(show)
+    app.command(
+        help=HELP,
+        rich_help_panel=JUDGE,
+        epilog="""
+# See what each variant keeps of an image.
+ztdeploy show quickstart photo.jpg --out shown
+# Compare two keep ratios on a few images.
+ztdeploy show quickstart photos/*.jpg -k 0.7,0.5 --out shown
+""",
+    )(show)
 
 
 def show(
     bundle: BundleArgument,
     images: ImagesArgument,
-    out: Annotated[Path, path_option("--out", "-o", help="Folder for show.html and a NAME.show.png per image.")],
-    keep_ratio: KeepRatiosOption = None,
-    variant: VariantsOption = None,
+    out: Annotated[
+        Path, option("-o, --out DIR", path, OUTPUT, "Folder for show.html and a NAME.show.png of each image.")
+    ],
+    keep_ratios: KeepRatiosOption = None,
+    variants: VariantsOption = None,
     profile: ProfileOption = None,
 ) -> None:
     from ztdeploy.core.bundle import read_bundle
     from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
     from ztdeploy.target.evaluate.explain import explain_bundle
-    from ztdeploy.target.measure.plan import parse_keep_ratios
 
-    ratios, every = parse_keep_ratios(keep_ratio or [])
     shown, opened, sheets = [], read_bundle(bundle), sheet_paths(images, out)
-    asked = ((), ()) if every else (ratios, variant or ())
-    explained = explain_bundle(opened, images, *asked, profile=profile)
+    ratios = [] if keep_ratios == [ALL] else keep_ratios or []
+    explained = explain_bundle(opened, images, ratios, variants or (), profile=profile)
     with progress_bar() as progress:
         for one, sheet in write_show(opened, explained, sheets, out):
             shown.append((one, sheet))

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.help import MEASURING, MODEL, OUTPUT, PRUNING, QUALITY, SEARCH, TARGETS
 from ztdeploy.cli.options import (
-    BATCHES_HELP,
+    DATA_HELP,
+    METHODS,
     OF_BUILDS,
+    PROFILES,
+    BatchesOption,
     CacheOption,
     LimitOption,
     PresetOption,
     RoundsOption,
     ThreadsOption,
     WarmupOption,
-    counts_option,
-    number_option,
-    path_option,
+    flag,
+    image_size,
+    method,
+    option,
+    options,
+    path,
+    request_of,
     takes_model,
-    word_option,
+    word,
 )
 from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import KEEP_RATIO, SECONDS
 
 if TYPE_CHECKING:
     from ztdeploy.core.model_source import ModelSource
@@ -35,7 +43,14 @@ RESUME = "what is built and measured so far is kept: the same command goes on wi
 
 def register(app: typer.Typer) -> None:
     app.command(
-        help="Build and measure many keep ratios, methods and batches against the baseline; can be stopped any time."
+        help="Measure many keep ratios and methods against the baseline.",
+        rich_help_panel=SEARCH,
+        epilog="""
+# Measure six keep ratios on this machine.
+ztdeploy sweep --model deit_s --profile cpu
+# Measure and judge the variants of a bundle on the device, without PyTorch.
+ztdeploy sweep --bundle quickstart --duration 1 --data photos
+""",
     )(sweep)
 
 
@@ -43,65 +58,62 @@ def register(app: typer.Typer) -> None:
 def sweep(
     model: ModelSource | None,
     bundle: Annotated[
-        Path | None, path_option(help="Instead of a model: the variants of a bundle. Needs no PyTorch.")
+        Path | None,
+        option("--bundle BUNDLE", path, MODEL, "Instead of a model: the variants of a bundle. Needs no PyTorch."),
     ] = None,
     profile: Annotated[
-        str | None, word_option("--profile", "-p", help="Shipped profile or TOML file. (default: the bundle's)")
+        str | None,
+        option(
+            "-p, --profile NAME", word, TARGETS, "Shipped one or TOML file. [default: the bundle's]", known=PROFILES
+        ),
     ] = None,
     keep_ratios: Annotated[
-        str | None, word_option(help="Such as 1.0,0.7,0.5. (default: 1.0,0.9,0.8,0.7,0.6,0.5, or all of a bundle)")
+        list[float] | None,
+        options(
+            "-k, --keep-ratio RATIO",
+            KEEP_RATIO,
+            PRUNING,
+            "Keep ratios. [default: 1,0.9,0.8,0.7,0.6,0.5; of a bundle: all]",
+        ),
     ] = None,
     methods: Annotated[
-        str | None, word_option(help="Such as zero-tprune,slice. (default: zero-tprune, or all of a bundle)")
+        list[str] | None,
+        options(
+            "--method NAME", method, PRUNING, "Pruning methods. [default: zero-tprune; of a bundle: all]", known=METHODS
+        ),
     ] = None,
-    batches: Annotated[str | None, counts_option("--batches", arguments.BATCH, help=BATCHES_HELP)] = None,
+    batches: BatchesOption = None,
     image_sizes: Annotated[
-        str | None, word_option(help="Sides of the input: 224,96x384. (default: the model's)")
+        list[Any] | None,
+        options("--image-size PIXELS", image_size, MODEL, "Such as 224,96x384. [default: the model's]"),
     ] = None,
     threads: ThreadsOption = None,
     preset: PresetOption = "default",
-    duration: Annotated[
-        float,
-        number_option(arguments.SECONDS, "--duration", metavar="SECONDS", help="Per configuration, over all rounds."),
+    duration_s: Annotated[
+        float, option("--duration SECONDS", SECONDS, MEASURING, "For each configuration, over all rounds.")
     ] = 4.0,
     rounds: RoundsOption = 8,
-    warmup: WarmupOption = 0.5,
+    warmup_s: WarmupOption = 0.5,
     details: Annotated[
-        bool, typer.Option("--details/--no-details", help="Measure where time goes: operators, the token staircase.")
+        bool, flag("--details/--no-details", MEASURING, "Measure operators, and blocks by number of tokens.")
     ] = True,
     data: Annotated[
-        Path | None,
-        path_option("--data", "-d", help="Also evaluate on images: labels.json, a folder per class, a flat folder."),
+        Path | None, option("-d, --data DIR", path, QUALITY, f"Also evaluate on images: {DATA_HELP}.")
     ] = None,
     limit: LimitOption = None,
     out: Annotated[
-        Path | None, path_option("--out", "-o", help="Folder; an earlier sweep in it goes on. (default: sweep-...)")
+        Path | None,
+        option("-o, --out DIR", path, OUTPUT, "Folder; an earlier sweep in it goes on. [default: sweep-MODEL-PROFILE]"),
     ] = None,
     cache: CacheOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier sweep has measured.")] = False,
+    fresh: Annotated[bool, flag("--fresh", OUTPUT, "Measure again what an earlier sweep has measured.")] = False,
 ) -> None:
+    given = locals()
     from ztdeploy.jobs.sweep import sweep as run_sweep
     from ztdeploy.report.sweep.pages import write_pages
-    from ztdeploy.target.measure.plan import parse_counts, parse_image_sizes
     from ztdeploy.target.measure.sweep_report import SweepRequest
 
-    request = SweepRequest(
-        model=model,
-        bundle=bundle,
-        profile=profile,
-        keep_ratios=parse_ratios(keep_ratios),
-        methods=() if methods is None else parse_names(methods),
-        batches=() if batches is None else parse_counts(batches, "--batches"),
-        image_sizes=() if image_sizes is None else parse_image_sizes(image_sizes, "--image-sizes"),
-        threads=() if threads is None else parse_counts(threads, "--threads"),
-        preset=preset,
-        duration_s=duration,
-        rounds=rounds,
-        warmup_s=warmup,
-        details=details,
-        data=data,
-        limit=limit,
-    )
+    request = request_of(SweepRequest, {"model": None, **given})
     folder = out or default_out(request)
     try:
         with progress_bar() as progress:
@@ -111,8 +123,8 @@ def sweep(
         raise
     written = (*write_pages(report, folder), folder)
     answer(report, lambda: show_sweep(report))
-    for path in written:
-        note(f"wrote {path}")
+    for one in written:
+        note(f"wrote {one}")
     _leave(report)
 
 
@@ -124,37 +136,6 @@ def default_out(request: SweepRequest) -> Path:
 
     model = folder_word(request.model.name) if request.model else ""
     return Path(f"sweep-{model}-{Path(request.profile or '').stem}".rstrip("-"))
-
-
-def parse_ratios(text: str | None) -> tuple[float, ...]:
-    """Keep ratios as typed, such as "1.0,0.7".
-
-    Raises:
-        InputError: something else than numbers in (0, 1].
-    """
-    from ztdeploy.core.errors import InputError
-    from ztdeploy.target.measure.plan import parse_keep_ratios
-
-    if text is None:
-        return ()
-    ratios, every = parse_keep_ratios([text])
-    if every or not ratios:
-        raise InputError(f"--keep-ratios {text!r}", "numbers", "give for instance --keep-ratios 1.0,0.7")
-    return tuple(dict.fromkeys(ratios))
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Names as typed, each once.
-
-    Raises:
-        InputError: there is none.
-    """
-    from ztdeploy.core.errors import InputError
-
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise InputError(f"--methods {text!r}", "one or more", "give for instance --methods zero-tprune,slice")
-    return names
 
 
 def show_sweep(report: SweepReport) -> None:

@@ -3,91 +3,111 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ztdeploy.cli.help import OUTPUT, PRUNING, QUALITY, SEARCH, TARGETS
 from ztdeploy.cli.options import (
     OF_BUILDS,
+    PROFILES,
     CacheOption,
+    DataOption,
     LimitOption,
     SeedOption,
-    number_option,
-    path_option,
+    method,
+    option,
+    options,
+    path,
+    request_of,
     takes_model,
-    word_option,
+    word,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, say, table, warn
-from ztdeploy.core import arguments
+from ztdeploy.core.arguments import POINTS, TRIALS, WORKERS
 
 if TYPE_CHECKING:
     from ztdeploy.core.model_source import ModelSource
-    from ztdeploy.report.tune.records import SamplerName, TuneReport
+    from ztdeploy.report.tune.records import TuneReport
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Search for the schedule nearest to the baseline under a budget of compute or time.")(tune)
+    app.command(
+        help="Search for the best schedule under a budget.",
+        rich_help_panel=SEARCH,
+        epilog="""
+# Find the schedule that keeps most of the answers at 35 % less compute.
+ztdeploy tune --model deit_t --data photos --budget reduction=0.35
+# Find one that is 1.5 times as fast on this machine.
+ztdeploy tune -m deit_t -d photos -b speedup=1.5 -p cpu --trials 200
+""",
+    )(tune)
 
 
 @takes_model(without=OF_BUILDS)
 def tune(
     model: ModelSource,
-    data: Annotated[Path, path_option("--data", "-d", help="Images: the search uses one half, the report the other.")],
+    data: DataOption,
     budget: Annotated[
         str | None,
-        word_option("--budget", "-b", help="gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. (default: a front)"),
+        option(
+            "-b, --budget NAME=N",
+            word,
+            PRUNING,
+            "gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. [default: a front]",
+        ),
     ] = None,
     profile: Annotated[
-        str | None, word_option("--profile", "-p", help="Profile whose engines a budget in time is measured with.")
+        str | None,
+        option("-p, --profile NAME", word, TARGETS, "Profile whose engines measure a budget in time.", known=PROFILES),
     ] = None,
-    out: Annotated[Path | None, path_option("--out", "-o", help="Folder to write. (default: MODEL-tuning)")] = None,
-    method: Annotated[
-        list[str] | None, word_option(help="Pruning method to search; repeatable. (default: novelty-merge)")
+    out: Annotated[
+        Path | None, option("-o, --out DIR", path, OUTPUT, "Folder to write. [default: MODEL-tuning]")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        options(
+            "--method NAME",
+            method,
+            PRUNING,
+            "Pruning methods to search. [default: novelty-merge]",
+            known="ztdeploy.report.tune.records:TUNABLE",
+        ),
     ] = None,
     trials: Annotated[
-        int,
-        number_option(
-            arguments.TRIALS, "--trials", help="Trials of the whole study, those of an interrupted search included."
-        ),
+        int, option("--trials N", TRIALS, PRUNING, "Trials in all, those of an interrupted search included.")
     ] = 100,
     sampler: Annotated[
-        str | None, word_option(help="'tpe', 'random' or 'nsga2'. (default: tpe; nsga2 for a front)")
+        Literal["tpe", "random", "nsga2"] | None,
+        option(
+            "--sampler tpe|random|nsga2",
+            ("tpe", "random", "nsga2"),
+            PRUNING,
+            "How trials are chosen. [default: tpe; nsga2 for a front]",
+        ),
     ] = None,
     workers: Annotated[
-        int, number_option(arguments.WORKERS, "--workers", help="Processes that make trials at the same time.")
+        int, option("--workers N", WORKERS, PRUNING, "Processes that make trials at the same time.")
     ] = 1,
     storage: Annotated[
-        str | None, word_option(help="Database URL, which machines can share. (default: SQLite in --out)")
+        str | None,
+        option("--storage URL", word, OUTPUT, "Database that machines can share. [default: SQLite in --out]"),
     ] = None,
-    study: Annotated[str, word_option(help="The study's name in the storage.")] = "tune",
+    study: Annotated[str, option("--study NAME", word, OUTPUT, "The study's name in the storage.")] = "tune",
     max_drop: Annotated[
-        float | None,
-        number_option(arguments.POINTS, "--max-drop", help="Points of top-1 that may be lost on tuning images."),
+        float | None, option("--max-drop NUMBER", POINTS, QUALITY, "Points of top-1 that may be lost on tuning images.")
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
     cache: CacheOption = None,
 ) -> None:
+    given = locals()
     from ztdeploy.jobs.request import default_folder
     from ztdeploy.jobs.tune import tune_into
     from ztdeploy.jobs.tune.request import parse_budget
-    from ztdeploy.report.tune.records import TUNABLE, TuneRequest
+    from ztdeploy.report.tune.records import TuneRequest
 
-    request = TuneRequest(
-        model=model,
-        data=data,
-        budget=None if budget is None else parse_budget(budget),
-        profile=profile,
-        methods=tuple(dict.fromkeys(method or TUNABLE[:1])),
-        trials=trials,
-        sampler=_sampler(sampler),
-        workers=workers,
-        storage=storage,
-        study=study,
-        max_drop=max_drop,
-        limit=limit,
-        seed=seed,
-    )
+    request = request_of(TuneRequest, {**given, "budget": None if budget is None else parse_budget(budget)})
     folder = out or default_folder(model.name, ("tuning",))
     try:
         with progress_bar() as progress:
@@ -98,16 +118,6 @@ def tune(
         raise
     answer(report, lambda: show_tuning(report))
     note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {winner} --profile NAME")
-
-
-def _sampler(name: str | None) -> SamplerName | None:
-    """
-    Raises:
-        InputError: no such sampler.
-    """
-    from ztdeploy.report.tune.records import SamplerName
-
-    return None if name is None else cast("SamplerName", arguments.one_of("--sampler", name, get_args(SamplerName)))
 
 
 def show_tuning(report: TuneReport) -> None:

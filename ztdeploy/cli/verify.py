@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.options import BundleArgument, word_option
+from ztdeploy.cli.help import DEPLOY, TARGETS
+from ztdeploy.cli.options import PROFILES, BundleArgument, option, word
 from ztdeploy.cli.output import answer, leave, note, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -16,19 +17,40 @@ if TYPE_CHECKING:
 
 OnlyProfileOption = Annotated[
     str | None,
-    word_option("--profile", "-p", help="Only the engines of this profile. (default: all that this machine can take)"),
+    option(
+        "-p, --profile NAME",
+        word,
+        TARGETS,
+        "Only this profile's engines. [default: all that run here]",
+        known=PROFILES,
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(help="Check every hash, the pre-processing, and each engine against its golden outputs.")(verify)
-    app.command(help="Rebuild a bundle's engines with the runtime of this machine, and verify them.")(finalize)
+    app.command(
+        help="Check a bundle's files, and its engines against golden outputs.",
+        rich_help_panel=DEPLOY,
+        epilog="""
+# Check a bundle after it was copied.
+ztdeploy verify quickstart
+# Check the engines of one profile, for a program.
+ztdeploy verify quickstart --profile cpu --json
+""",
+    )(verify)
+    app.command(
+        help="Build a bundle's engines on the device that runs them.",
+        rich_help_panel=DEPLOY,
+        epilog="""
+# Build all engines that this machine can take.
+ztdeploy finalize quickstart
+# Build those of one profile.
+ztdeploy finalize quickstart --profile cpu
+""",
+    )(finalize)
 
 
-def verify(
-    bundle: BundleArgument,
-    profile: OnlyProfileOption = None,
-) -> None:
+def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
     from ztdeploy.target.verify import verify_bundle
 
     with progress_bar() as progress:

@@ -195,14 +195,18 @@ class Bundle(Shown):
         return engine.fidelity if now == (engine.fidelity.engine_sha256, engine.fidelity.dense_sha256) else None
 
     def profile_name(self, wanted: str | None) -> str:
-        """The profile to run: the one asked for, or the first that has engines."""
+        """The profile to run: the one asked for, or the first that has engines.
+
+        Raises:
+            InputError: there is no such profile in the bundle, or no engine at all.
+        """
         if wanted is not None:
             arguments.text("profile", wanted)
             for failed in self.manifest.failed:
                 if failed.profile == wanted:
-                    raise BundleError(failed.line, f"a profile in {self.root}", "build it again for that one")
+                    raise InputError(failed.line, f"a profile in {self.root}", "build it again for that one")
             if wanted not in self.manifest.profiles:
-                raise BundleError(
+                raise InputError(
                     f"profile '{wanted}' of {self.root}",
                     "a profile in the bundle",
                     did_you_mean(wanted, self.manifest.profiles),
@@ -211,7 +215,7 @@ class Bundle(Shown):
         for name in self.manifest.profiles:
             if any(name in variant.engines for variant in self.manifest.variants):
                 return name
-        raise BundleError(
+        raise InputError(
             f"{self.root} holds no engine ({'; '.join(self.manifest.lines_of_missing)})",
             "at least one engine that this machine can run",
             "build with --profile cpu as well",
@@ -221,8 +225,7 @@ class Bundle(Shown):
         """All variants of a keep ratio: several, where the bundle has several methods.
 
         Raises:
-            BundleError: there is none.
-            InputError: the keep ratio is no number.
+            InputError: there is none, or the keep ratio is no number.
         """
         ratio = arguments.number("keep_ratio", keep_ratio)
         found = [variant for variant in self.manifest.variants if variant.has_ratio(ratio)]
@@ -234,11 +237,11 @@ class Bundle(Shown):
         """One variant by keep ratio or name; the default one where neither is given. A keep ratio of 1 is the baseline.
 
         Raises:
-            BundleError: the bundle has no such variant, or both were given.
-            InputError: several variants share the keep ratio; a ratio that is no number, or a name that is no text.
+            InputError: the bundle has no such variant, or several that share the keep ratio; both were given; a ratio
+                that is no number, or a name that is no text.
         """
         if keep_ratio is not None and name is not None:
-            raise BundleError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
+            raise InputError(f"both keep ratio {keep_ratio:g} and variant '{name}'", "one of them", "leave one out")
         if keep_ratio is not None:
             found = self.variants_at(keep_ratio)
             if len(found) > 1 and found[0].plan.layers:
@@ -258,15 +261,14 @@ class Bundle(Shown):
         """The variants that are asked for, each once; all of them where nothing is asked for.
 
         Raises:
-            BundleError: as `variant`.
             InputError: as `variant`.
         """
         chosen = [*(self.variant(ratio) for ratio in keep_ratios), *(self.variant(name=name) for name in names)]
         return list({variant.name: variant for variant in chosen or self.manifest.variants}.values())
 
-    def _has_no(self, asked: str) -> BundleError:
+    def _has_no(self, asked: str) -> InputError:
         have = ", ".join(v.name if v.keep_ratio is None else f"{v.keep_ratio:g}" for v in self.manifest.variants)
-        return BundleError(
+        return InputError(
             f"{self.root} has no {asked}", f"one of: {have}", "choose one of these, or build again with it"
         )
 
@@ -275,14 +277,15 @@ def read_bundle(root: str | os.PathLike[str]) -> Bundle:
     """Open a bundle.
 
     Raises:
-        BundleError: not a bundle, a damaged manifest, a newer schema, or a path that leaves the bundle.
+        BundleError: a damaged manifest, a newer schema, or a path that leaves the bundle.
+        InputError: there is no bundle.
     """
     folder = arguments.folder("bundle", root)
     path = folder / MANIFEST
     expected = "a folder that 'ztdeploy build' wrote"
     with suppress(OSError):
         if not is_there(path):
-            raise BundleError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
+            raise InputError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
     text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
     try:
         data = parse_json(text.decode())

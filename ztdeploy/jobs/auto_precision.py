@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ztdeploy.core.bundle import Bundle, check_output, read_bundle, write_manifest
+from ztdeploy.core.bundle import Bundle, read_bundle, write_manifest
 from ztdeploy.core.errors import EnvironmentLacksError, InputError, ParityError
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.kernel_files import usable_threads
@@ -64,7 +64,7 @@ def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
             "a profile with the key 'candidates', such as cpu",
             "leave --precision out, or choose another profile",
         )
-    check_output(request.out, force=request.force)
+    request.check()
     request = replace(request, keep_ratios=_keep_ratios(request, asked))
     with scratch_folder() as scratch:
         request = replace(request, cache=request.cache or scratch / "traces")

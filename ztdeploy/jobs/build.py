@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ztdeploy.core.bundle import Bundle, check_output, new_bundle_folder, read_bundle, write_manifest
+from ztdeploy.core.bundle import Bundle, new_bundle_folder, read_bundle, write_manifest
 from ztdeploy.core.errors import ScheduleError, StepError, ZtdeployError, failing, step_of, without
 from ztdeploy.core.files import make_folder, remove, remove_folder
-from ztdeploy.core.keep_ratio import check_keep_ratio, default_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, EngineRecord, FailedProfile
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
@@ -46,10 +46,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     """
     asked = request.read_profiles()
     profiles = [exact_here(profile) for profile in asked]
-    check_output(request.out, force=request.force)
+    request.check()
     failed = check_backends(profiles)
-    for keep_ratio in request.keep_ratios:  # before PyTorch is imported, which takes seconds
-        check_keep_ratio(keep_ratio)
     from ztdeploy.host.models.loading import load_model
 
     progress(f"loading {request.model.name}", 0, 1)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from ztdeploy.core.bundle import Bundle, read_bundle, sha256_of
 from ztdeploy.core.cache import FIX, key_of
-from ztdeploy.core.errors import BundleError, CheckpointError, EnvironmentLacksError, OutputError, ZtdeployError
+from ztdeploy.core.errors import (
+    BundleError,
+    CheckpointError,
+    EnvironmentLacksError,
+    InputError,
+    OutputError,
+    ZtdeployError,
+)
 from ztdeploy.core.files import remove_folder
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.keep_ratio import default_schedule
@@ -48,7 +55,7 @@ def cached_bundle(request: BuildRequest, cache: Path, progress: Progress) -> Bun
         progress("waiting for another process that builds the same", 0, 1)
 
     with only_one(folder.with_name(f"{key}.lock"), waiting, FIX):
-        with suppress(BundleError):
+        with suppress(BundleError, InputError):  # damaged, or not there
             bundle = read_bundle(folder)
             bundle.verify_files()
             return bundle

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from ztdeploy.core.bundle import check_output
 from ztdeploy.core.data import first_error
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import GateLimits
-from ztdeploy.core.methods import DEFAULT_METHOD
+from ztdeploy.core.methods import DEFAULT_METHOD, method_named
 from ztdeploy.core.model_source import ModelSource, folder_word
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.core.progress import Progress
@@ -89,3 +91,23 @@ class BuildRequest:
         """
         read = [one if isinstance(one, HardwareProfile) else read_profile(one) for one in self.profiles]
         return list({profile.name: profile for profile in read}.values())
+
+    def check(self) -> None:
+        """Refuse what can be told before PyTorch is imported, which takes seconds.
+
+        Raises:
+            InputError: a value out of range, an unknown method, files that are not there, or an output folder that
+                cannot be written.
+        """
+        from ztdeploy.host.models.sources import check_source
+        from ztdeploy.target.evaluate.data import check_exists
+
+        for keep_ratio in self.keep_ratios:
+            check_keep_ratio(keep_ratio)
+        for method in self.methods:
+            method_named(method)
+        if self.module is None:
+            check_source(self.model)
+        if self.gate is not None:
+            check_exists(self.gate.data)
+        check_output(self.out, force=self.force)

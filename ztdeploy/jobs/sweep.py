@@ -138,7 +138,7 @@ def _given(request: SweepRequest) -> Built:
         raise InputError("neither a model nor a bundle", "one of them", "give --model MODEL, or --bundle DIR")
     for name in ("image_sizes", "preset"):
         if getattr(request, name) != SweepRequest.model_fields[name].default:
-            option = name.replace("_", "-")
+            option = name.replace("_", "-").removesuffix("s")
             raise InputError(f"--{option} with a bundle", "a bundle as it is", f"leave --{option} out, or give --model")
     bundle = read_bundle(request.bundle)
     profile = runnable_profile(bundle) if request.profile is None else bundle.profile_name(request.profile)
@@ -186,7 +186,7 @@ def _check_can_do(request: SweepRequest, profile: HardwareProfile) -> None:
         if (batch > max(sizes)) if dynamic else (batch != sizes[0]):
             takes = f"up to {max(sizes)} images" if dynamic else f"{sizes[0]} images"
             raise InputError(
-                f"--batches {batch} with profile '{profile.name}', whose engines take {takes}",
+                f"--batch {batch} with profile '{profile.name}', whose engines take {takes}",
                 takes,
                 f"choose another one, or a profile whose batch.sizes hold {batch}",
             )

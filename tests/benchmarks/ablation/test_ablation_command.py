@@ -91,8 +91,8 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--only", "partitions"), 3, "did you mean 'partition'"),
-        (("--only", ","), 3, "leave --only out for all"),
+        (("--only", "partitions"), 2, "did you mean 'partition'"),
+        (("--only", ","), 2, "is not one of"),
         (("--saved", "1.5"), 3, "a number from 0 to 1"),
         (("--saved", "1"), 3, "a share between 0 and 1"),
         (("--saved", "nan"), 3, "a number from 0 to 1"),

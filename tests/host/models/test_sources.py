@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-import typer
 from helpers.dialects import vit_names
 from helpers.errors import refused
 from helpers.models import loaded, randomised
@@ -19,7 +18,6 @@ from timm.models import save_for_hf
 from torch import nn
 
 import ztdeploy.host.models.sources
-from ztdeploy.cli.options import model_source
 from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError, ZtdeployError
 from ztdeploy.core.model_source import ModelSource, folder_word
 from ztdeploy.core.preprocess_spec import PreprocessOptions
@@ -178,22 +176,6 @@ def test_what_no_file_says_is_assumed_and_said_so(tmp_path: Path) -> None:
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     refused(lambda: loaded("vit_digits", preprocess=PreprocessOptions(**options)), "mean", kind=ModelError)
-
-
-@pytest.mark.parametrize("text", ["", "a", "0.5,", "0.5;0.5", "nan,1,1", "inf", "1e999", "0.5 0.5 0.5"])
-@pytest.mark.parametrize("option", ["mean", "std"])
-def test_what_is_no_list_of_numbers(text: str, option: str) -> None:
-    with pytest.raises(typer.BadParameter):
-        model_source("m", **{option: text})
-
-
-def test_options_as_they_are_typed() -> None:
-    asked = model_source("m", mean="0.5,0,-1", std="0.5, 1,2", interpolation="bilinear", crop_mode="squash")
-    found = asked.preprocess
-    assert (found.mean, found.std) == ((0.5, 0.0, -1.0), (0.5, 1.0, 2.0))
-    assert (found.interpolation, found.crop_mode) == ("bilinear", "squash")
-    with pytest.raises(typer.BadParameter):
-        model_source("m", std="0.5,0,1")
 
 
 def test_a_cached_bundle_is_of_these_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers.bench import faked
 from helpers.errors import refused
 from helpers.machines import CONTAINER, LAPTOP, plant
 
-from ztdeploy.core.errors import BundleError, EngineMismatchError, InputError, OutputError
+from ztdeploy.core.errors import EngineMismatchError, InputError, OutputError
 from ztdeploy.target.measure.bench import run_bench
 from ztdeploy.target.measure.bench_report import (
     SCHEMA_VERSION,
@@ -267,4 +267,4 @@ def test_reports_that_are_none(text, words, tmp_path):
 
 
 def test_no_bundle(tmp_path):
-    refused(lambda: run_bench(BenchRequest(bundle=tmp_path)), "manifest.json", kind=BundleError)
+    refused(lambda: run_bench(BenchRequest(bundle=tmp_path)), "manifest.json", kind=InputError)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.report.compare.comparison import Criteria, ReportComparison, compare_reports, judge
-from ztdeploy.report.compare.entries import Identity, entries, parse_match
+from ztdeploy.report.compare.entries import Identity, entries
 from ztdeploy.report.compare.markdown import markdown
 from ztdeploy.target.measure.bench_report import Caution, Failure
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, unpaired_ratio_interval
@@ -358,12 +358,6 @@ def test_match_says_what_is_the_same():
     assert found.pairs[0].label == "dense at batch 1"
     both = sweep(run(1), run(1, batch=8))
     refused(lambda: judged(both, both, match=("variant",)), "several configurations", "variant", kind=InputError)
-
-
-def test_fields_as_typed():
-    assert parse_match("batch, image-size,variant") == ("image_size", "variant", "batch")
-    refused(lambda: parse_match("batches"), "'batches'", "'batch'", kind=InputError)
-    refused(lambda: parse_match(" , "), "choose from: model, image-size", kind=InputError)
 
 
 def test_a_label_says_what_differs():

@@ -85,7 +85,9 @@ def test_a_broken_bundle_is_the_bundles_error(bundle_copy, damage, words, childr
 
 @pytest.mark.parametrize(("variant", "profile"), [("sparse", "cpu"), ("dense", "tpu"), ("dense", "jetson-orin")])
 def test_what_the_bundle_does_not_hold_is_the_bundles_error(digits_bundle, variant, profile):
-    refused(lambda: measure_latency([Configuration(digits_bundle, variant, profile, 1)]), f"'{variant}'")
+    refused(
+        lambda: measure_latency([Configuration(digits_bundle, variant, profile, 1)]), f"'{variant}'", kind=InputError
+    )
 
 
 def test_one_broken_configuration_ends_the_others(bundle_copy, children):

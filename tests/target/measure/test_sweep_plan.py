@@ -115,7 +115,7 @@ def test_what_is_chosen_of_a_bundle(bundle):
     assert chosen(methods=("slice",)) == ["slice-keep-0.90", "slice-keep-0.70", "slice-keep-0.50"]
     assert chosen(keep_ratios=(1.0, 0.9)) == ["keep-0.90", "slice-keep-0.90"]
     assert chosen(keep_ratios=(0.5,), methods=("zero-tprune",)) == ["keep-0.50"]
-    refused(lambda: check_holds(SweepRequest(model=None, keep_ratios=(0.6,)), many), "keep ratio 0.6")
+    refused(lambda: check_holds(SweepRequest(model=None, keep_ratios=(0.6,)), many), "keep ratio 0.6", kind=InputError)
     refused(
         lambda: check_holds(SweepRequest(model=None, methods=("slize",)), many), "slize", "'slice'", kind=InputError
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
-from ztdeploy.core.errors import ImageError
+from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.target.runtime.preprocess import load_pixels
@@ -270,22 +270,28 @@ def test_a_failed_switch_leaves_the_runner_as_it_was(bundle_copy, pixels, memory
 
 
 def test_an_unknown_keep_ratio_lists_those_there_are(digits_bundle):
-    refused(lambda: load(digits_bundle, keep_ratio=0.6), "keep ratio 0.6", "0.7, 0.5, 1")
-    refused(lambda: load(digits_bundle, variant="sparse"), "'sparse'", "0.7, 0.5, 1")
+    refused(lambda: load(digits_bundle, keep_ratio=0.6), "keep ratio 0.6", "0.7, 0.5, 1", kind=InputError)
+    refused(lambda: load(digits_bundle, variant="sparse"), "'sparse'", "0.7, 0.5, 1", kind=InputError)
 
 
 def test_a_profile_without_engines_says_why(digits_bundle):
-    refused(lambda: load(digits_bundle, profile="jetson-orin"), "jetson-orin", "on the device", "ztdeploy finalize")
+    refused(
+        lambda: load(digits_bundle, profile="jetson-orin"),
+        "jetson-orin",
+        "on the device",
+        "ztdeploy finalize",
+        kind=InputError,
+    )
 
 
 def test_a_profile_that_is_not_there_names_the_nearest(digits_bundle):
-    refused(lambda: load(digits_bundle, profile="jetson-orim"), "did you mean 'jetson-orin'?")
+    refused(lambda: load(digits_bundle, profile="jetson-orim"), "did you mean 'jetson-orin'?", kind=InputError)
 
 
 @pytest.mark.parametrize("root", ["nowhere", "."])
 def test_what_is_no_bundle_is_refused(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
-    refused(lambda: load(root), "manifest.json", "ztdeploy build")
+    refused(lambda: load(root), "manifest.json", "ztdeploy build", kind=InputError)
 
 
 def test_a_bundle_is_found_by_text_by_path_and_when_opened(digits_bundle):

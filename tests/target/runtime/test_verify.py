@@ -16,7 +16,13 @@ from helpers.leftovers import dead_folder, leftovers
 
 import ztdeploy
 from ztdeploy.core.bundle import MANIFEST, WEIGHTS_FILE, read_bundle, sha256_of
-from ztdeploy.core.errors import BundleError, EngineMismatchError, EnvironmentLacksError, OutputError, ParityError
+from ztdeploy.core.errors import (
+    EngineMismatchError,
+    EnvironmentLacksError,
+    InputError,
+    OutputError,
+    ParityError,
+)
 from ztdeploy.target import finalize, verify
 from ztdeploy.target.finalize import finalize_bundle
 from ztdeploy.target.verify import verify_bundle
@@ -348,7 +354,7 @@ def test_finalize_for_one_profile_builds_no_other(bundle_copy):
     assert finalize_bundle(bundle_copy, silent, profile="cpu").notes == ()
     call = partial(finalize_bundle, bundle_copy, silent)
     refused(lambda: call(profile="jetson-orin"), "profile 'jetson-orin': not built here", kind=EnvironmentLacksError)
-    refused(lambda: call(profile="jetson-orim"), "did you mean 'jetson-orin'?", kind=BundleError)
+    refused(lambda: call(profile="jetson-orim"), "did you mean 'jetson-orin'?", kind=InputError)
 
 
 def test_engines_are_chosen_from_nothing_where_no_graph_has_plugins(bundle_copy):

@@ -14,12 +14,10 @@ from ztdeploy.core.files import read_text
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import Activation, ImageSize, PreprocessSpec
 from ztdeploy.core.text import printable
-from ztdeploy.host.models.sources import Source
+from ztdeploy.host.models.sources import IMAGENET, Source
 
 _OPTION = "option"
 _FIELDS = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-#: Stands for the names of ImageNet-1k instead of a file.
-IMAGENET = Path("imagenet")
 #: Activations by the `problem_type` of a configuration of `transformers`.
 _PROBLEM_TYPES: dict[str, Activation] = {
     "single_label_classification": "softmax",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ztdeploy.core.data import read_json
-from ztdeploy.core.errors import CheckpointError, ModelError, WeightsUnavailableError
+from ztdeploy.core.errors import CheckpointError, InputError, ModelError, WeightsUnavailableError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.text import printable
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ztdeploy.host.models.checkpoint import Tables
 
+IMAGENET = Path("imagenet")  #: stands for the names of ImageNet-1k instead of a file
 LOCAL, HUB = "local-dir", "hf-hub"
 _HUB_ALIAS = "hf_hub"  #: timm's former name
 _NOTHING_SAID = Description("timm", None)
@@ -100,6 +101,20 @@ def source_of(asked: ModelSource) -> Source:
     if asked.weights == "pretrained" and shipped is not None:
         return Source(name, "shipped", (shipped / _WEIGHTS[0],), _WEIGHTS[0])
     return Source(name, asked.weights)
+
+
+def check_source(asked: ModelSource) -> None:
+    """What can be told of a source before PyTorch is imported, and without asking the hub.
+
+    Raises:
+        InputError: a file that does not exist; or what `source_of` raises.
+    """
+    named = {"--checkpoint": asked.checkpoint, "--class-names": asked.class_names, "--text-head": asked.text_head}
+    for option, path in named.items():
+        if isinstance(path, Path) and path != IMAGENET and not os.path.exists(path):  # noqa: PTH110 - as check_exists
+            raise InputError(f"{option} '{path}' does not exist", "a file", "check the path")
+    if not asked.name.startswith((f"{HUB}:", f"{_HUB_ALIAS}:")):
+        source_of(asked)
 
 
 def files_behind(asked: ModelSource) -> list[Path]:

@@ -8,7 +8,9 @@ from typing import get_args
 from ztdeploy.core import arguments
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.methods import method_named
+from ztdeploy.core.profile import read_profile
 from ztdeploy.report.tune.records import TUNABLE, Budget, BudgetKind, TuneRequest
+from ztdeploy.target.evaluate.data import check_exists
 
 #: With fewer on either side of the split, a search fits chance.
 FEWEST_IMAGES = 8
@@ -43,6 +45,12 @@ def check_request(request: TuneRequest) -> None:
         InputError: a value that makes no sense.
         ScheduleError: an unknown method.
     """
+    from ztdeploy.host.models.sources import check_source
+
+    check_source(request.model)
+    check_exists(request.data)
+    if request.profile is not None:
+        read_profile(request.profile)
     for method in request.methods:
         method_named(method)
         if method not in TUNABLE:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ztdeploy.core.errors import InputError, did_you_mean
+from ztdeploy.core.errors import InputError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
 from ztdeploy.core.setting import Setting
@@ -59,22 +59,6 @@ class Compared:
     @property
     def round_medians_ms(self) -> tuple[float, ...]:
         return tuple(median(turn.samples_ms) for turn in self.measured.turns)
-
-
-def parse_match(text: str) -> tuple[str, ...]:
-    """Fields as typed, such as "variant,image-size".
-
-    Raises:
-        InputError: no such field, or none.
-    """
-    typed = [part.strip() for part in text.split(",") if part.strip()]
-    known = [name.replace("_", "-") for name in FIELDS]
-    for name in typed:
-        if name not in known:
-            raise InputError(f"--match '{name}'", "what a configuration is told apart by", did_you_mean(name, known))
-    if not typed:
-        raise InputError(f"--match {text!r}", "one field or more", f"choose from: {', '.join(known)}")
-    return tuple(name for name in FIELDS if name.replace("_", "-") in typed)
 
 
 def telling_fields(identities: Collection[Identity], always: Collection[str] = _ALWAYS) -> tuple[str, ...]:

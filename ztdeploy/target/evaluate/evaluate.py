@@ -55,7 +55,7 @@ def evaluate_bundle(
         note: told what is worth knowing and no error.
 
     Raises:
-        BundleError: damaged, or without such a variant or profile.
+        BundleError: the bundle is damaged.
         ImageError: no images, labels that do not fit the model, or, if strict, an image that cannot be read.
         InputError: a value that makes no sense.
         ParityError: an engine gives something else than numbers.
@@ -88,7 +88,7 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
     """Which engines run, each compared with its hash, dense first.
 
     Raises:
-        BundleError: no such variant or profile, no engine, or a file that has changed.
+        BundleError: a file has changed since the build.
         EnvironmentLacksError: this machine can run none of the engines.
         InputError: a value that makes no sense, or outputs that no figure of an evaluation can compare.
     """

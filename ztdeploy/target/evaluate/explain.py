@@ -76,7 +76,7 @@ def explain_bundle(
         profile: run the engines of this profile; by default the first that runs here.
 
     Raises:
-        BundleError: damaged, or without such a variant, profile or engine.
+        BundleError: the bundle is damaged.
         ImageError: an image cannot be read.
         InputError: no variant that prunes, or a keep ratio that several variants share.
         ParityError: an engine gives what cannot be right.

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import EngineRecord, VariantRecord
-from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
 from ztdeploy.target.measure.turns import Configuration
@@ -37,52 +35,6 @@ class Plan:
     bundle: BundleFacts
     threaded: bool
     entries: tuple[Planned, ...]
-
-
-def parse_counts(text: str, option: str) -> tuple[int, ...]:
-    """Numbers as typed, such as "1,8", each once.
-
-    Raises:
-        InputError: an entry is no whole number above 0.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in parts):
-        raise InputError(
-            f"{option} {text!r}", "whole numbers above 0, separated by commas", f"give for instance {option} 1,8"
-        )
-    return tuple(dict.fromkeys(map(int, parts)))
-
-
-def parse_image_sizes(text: str, option: str) -> tuple[ImageSize, ...]:
-    """Sizes as typed, such as "224,96x384", each once.
-
-    Raises:
-        InputError: an entry is no size.
-    """
-    try:
-        return tuple(dict.fromkeys(ImageSize.of(part.strip()) for part in text.split(",")))
-    except ValueError as error:
-        raise InputError(f"{option} {text!r}", str(error), f"give for instance {option} 224,96x384") from error
-
-
-def parse_keep_ratios(texts: Sequence[str]) -> tuple[tuple[float, ...], bool]:
-    """Keep ratios as typed.
-
-    Returns:
-        The numbers, and whether "all" was among the texts.
-
-    Raises:
-        InputError: neither a number in (0, 1] nor "all".
-    """
-    ratios = []
-    typed = [part.strip() for text in texts for part in text.split(",")]
-    for text in (part for part in typed if part != "all"):
-        try:
-            ratios.append(float(text))
-        except ValueError as error:
-            raise InputError(f"--keep-ratio '{text}'", "a number or 'all'", "give for instance -k 0.7") from error
-        check_keep_ratio(ratios[-1])
-    return tuple(ratios), "all" in typed
 
 
 def check_request(request: BenchRequest) -> None:
@@ -118,8 +70,8 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
     """Every chosen variant at every batch and number of threads, behind the dense one at the same.
 
     Raises:
-        InputError: a value that makes no sense, a batch that takes several calls, threads where there are none.
-        BundleError: no such variant or profile, no engine, or an engine's file has changed since the build.
+        InputError: no such variant, profile or engine; a batch that takes several calls; threads on a GPU.
+        BundleError: an engine's file has changed since the build.
         EnvironmentLacksError: this machine can run none of the engines.
     """
     check_request(request)

@@ -78,15 +78,14 @@ def check_sweep(request: SweepRequest) -> None:
 def check_holds(request: SweepRequest, bundle: Bundle) -> None:
     """
     Raises:
-        BundleError: the bundle has no variant of a keep ratio that is asked for.
-        InputError: likewise of a method.
+        InputError: the bundle has no variant of a keep ratio or of a method that is asked for.
     """
     for ratio in request.keep_ratios:
         bundle.variants_at(ratio)
     known = {variant.schedule.method for variant in pruned_variants(bundle)}
     for method in request.methods:
         if method not in known:
-            raise InputError(f"--methods {method} of {bundle.root}", "a method in it", did_you_mean(method, known))
+            raise InputError(f"--method {method} of {bundle.root}", "a method in it", did_you_mean(method, known))
 
 
 def pruned_variants(bundle: Bundle) -> list[VariantRecord]:

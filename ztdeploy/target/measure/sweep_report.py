@@ -23,7 +23,7 @@ Kind = Literal["linear", "attention", "norm", "activation", "elementwise", "data
 class SweepRequest(Record):
     """What to build and measure. Empty tuples and None stand for the defaults that are described."""
 
-    model: ModelSource | None  #: None: the variants of `bundle` as they are
+    model: ModelSource | None = None  #: None: the variants of `bundle` as they are
     bundle: Path | None = None
     profile: str | None = None
     methods: tuple[str, ...] = ()

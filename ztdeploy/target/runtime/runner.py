@@ -340,7 +340,7 @@ def runnable_profile(bundle: Bundle) -> str:
     """The first profile with engines that this machine can run.
 
     Raises:
-        BundleError: there are no engines.
+        InputError: there are no engines.
         EnvironmentLacksError: this machine can run none of them.
     """
     profiles = bundle.manifest.profiles
@@ -361,11 +361,11 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
     """The variant's engine for a profile.
 
     Raises:
-        BundleError: there is none, with the reason.
+        InputError: there is none, with the reason.
     """
     if profile in variant.engines:
         return variant.engines[profile]
-    raise BundleError(
+    raise InputError(
         f"{bundle.root} holds no engine for profile '{profile}' (it is built on the device)",
         "a profile with an engine",
         f"run on the device: ztdeploy finalize {bundle.root}",
