@@ -187,7 +187,7 @@ def test_show_says_how_near_it_is(
     (image,) = done.json()["images"]
     assert image["variants"][0]["labels"] == []
     assert 0 < image["variants"][0]["cosine"] < 1
-    assert "cosine to dense" in (tmp_path / "shown" / "show.html").read_text()
+    assert "cosine to the baseline" in (tmp_path / "shown" / "show.html").read_text()
 
 
 def test_a_sweep_knows_cosines_and_answers_not(embeddings: Path, photos: Path, tmp_path: Path) -> None:

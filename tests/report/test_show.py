@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ztdeploy.report.show.contact_sheet import CHANGED, contact_sheet
+from ztdeploy.report.show.drawing import ImageDrawing, LayerDrawing, VariantDrawing
 from ztdeploy.report.show.page import sheet_paths
 from ztdeploy.report.show.tiles import Grid, layer_tile, plain_tile
 from ztdeploy.target.evaluate.patches import GONE, follow
 from ztdeploy.target.runtime.interface import Outputs
+from ztdeploy.target.runtime.postprocess import Label
 
 GRID = Grid(4, 4)
 
@@ -121,6 +124,29 @@ def test_merged_patches_share_a_tint_inside_and_their_token_keeps_its_pixels(pla
     np.testing.assert_array_equal(before[5], after[5])
     dropped = after[15][8:-8, 8:-8]
     assert np.ptp(dropped.mean((0, 1))) < 15
+
+
+def test_only_changed_answers_are_marked(plain: Image.Image) -> None:
+    labels = {name: Label(index, name, 0.9, 1.0) for index, name in enumerate(("cat", "dog"))}
+
+    def drawn(answer: str) -> ImageDrawing:
+        row = VariantDrawing(
+            name="keep-0.70",
+            heading="keep-0.70",
+            panels=(LayerDrawing(plain, None, "block 1 of 1: 9 of 17 tokens", None, ()),),
+            answers=(("baseline", (labels["cat"],)), ("keep-0.70", (labels[answer],))),
+            changed=answer != "cat",
+            nearness=None,
+            keys=(),
+            merges=False,
+            legend="",
+            doubt=None,
+        )
+        return ImageDrawing("a.png", plain, GRID, (row,))
+
+    assert [drawn(answer).rows[0].outcome for answer in labels] == ["still cat", "cat became dog"]
+    marked = [(np.asarray(contact_sheet(drawn(answer))) == CHANGED).all(-1).any() for answer in labels]
+    assert marked == [False, True]
 
 
 def test_sheets_have_harmless_names_of_their_own() -> None:

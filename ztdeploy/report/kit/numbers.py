@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ztdeploy.target.measure.statistics import Interval
 
-_MOST_DECIMALS = 4
+_MOST_DECIMALS, _MOST_MEANT = 4, 6
 
 
 class Estimated(Protocol):
@@ -51,7 +51,7 @@ def meant(interval: Interval) -> int:
     if half <= 0:
         return decimals_for([interval.high])
     power = math.floor(math.log10(half))
-    return min(_MOST_DECIMALS, max(0, (1 if half < 3.55 * 10**power else 0) - power))
+    return min(_MOST_MEANT, max(0, (1 if half < 3.55 * 10**power else 0) - power))
 
 
 def estimate(found: Estimated, scale: float = 1, sign: str = "") -> tuple[str, str]:

@@ -20,6 +20,7 @@ from ztdeploy.target.runtime.postprocess import chance
 _ACROSS = 4
 _GAP, _TEXT, _SMALL, _TITLE = 20, 19, 18, 28
 _INK, _FAINT, _PAPER, _RULE = (24, 27, 32), (92, 99, 110), (255, 255, 255), (217, 221, 227)
+CHANGED = (138, 90, 0)  #: what pages call doubt
 
 
 @dataclass
@@ -78,7 +79,12 @@ def contact_sheet(drawing: ImageDrawing) -> Image.Image:
 
 
 def _write_row(sheet: _Sheet, plain: Image.Image, row: VariantDrawing, across: int) -> None:
+    if row.changed:  # nothing else on the sheet has this colour
+        bar = (0, sheet.y - _GAP, _GAP // 3, sheet.y + 2 * _TEXT)
+        ImageDraw.Draw(sheet.picture).rectangle(bar, fill=CHANGED)
     sheet.write(row.heading, size=22)
+    if row.outcome:
+        sheet.write(row.outcome, colour=CHANGED if row.changed else _FAINT)
     sheet.y += 6
     sheet.place(plain, 0, ["what the model sees"])
     for first in range(0, len(row.panels), across):

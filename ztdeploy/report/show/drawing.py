@@ -49,14 +49,26 @@ class LayerDrawing:
 class VariantDrawing:
     """What is shown of one variant."""
 
+    name: str
     heading: str
     panels: tuple[LayerDrawing, ...]
-    answers: tuple[tuple[str, tuple[Label, ...]], ...]  #: dense's and the variant's; empty where models give vectors
-    nearness: str | None  #: how near vectors are to dense's; None of a classifier
+    answers: tuple[
+        tuple[str, tuple[Label, ...]], ...
+    ]  #: the baseline's, the variant's; empty where models give vectors
+    changed: bool  #: whether the variant's answer is another one than the baseline's
+    nearness: str | None  #: how near vectors are to the baseline's; None of a classifier
     keys: tuple[tuple[str, Colour], ...]  #: what the colours of reasons mean
     merges: bool
     legend: str
     doubt: str | None  #: why some reasons are missing
+
+    @property
+    def outcome(self) -> str:
+        """What became of the answer, in a few words; empty where a model gives none."""
+        if self.nearness is not None:
+            return self.nearness
+        first = [labels[0].name for _, labels in self.answers if labels]
+        return f"{first[0]} became {first[-1]}" if self.changed else f"still {first[0]}" if first else ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,10 @@ class ImageDrawing:
     plain: Image.Image
     grid: Grid
     rows: tuple[VariantDrawing, ...]
+
+    @property
+    def changed(self) -> bool:
+        return any(row.changed for row in self.rows)
 
 
 def draw(one: ExplainedImage, manifest: Manifest) -> ImageDrawing:
@@ -85,13 +101,16 @@ def _row(
         ("like another one", SIMILAR_COLOUR, any(one.by_similarity for one in known)),
         ("among the least important", UNIMPORTANT_COLOUR, any(one.by_importance for one in known)),
     )
+    best = [labels[0].index for labels in (dense, seen.labels) if labels]
     return VariantDrawing(
+        name=variant.name,
         heading=f"{variant.name}, {variant.schedule.method}, {variant.gmacs:.3g} of {manifest.dense.gmacs:.3g} GMACs",
         panels=tuple(
             _panel(layer, why, plain, grid, depth) for layer, why in zip(seen.layers, seen.reasons, strict=True)
         ),
-        answers=(("dense", dense), (variant.name, seen.labels)) if seen.cosine is None else (),
-        nearness=None if seen.cosine is None else f"cosine to dense: {seen.cosine:.4f}",
+        answers=(("baseline", dense), (variant.name, seen.labels)) if seen.cosine is None else (),
+        changed=seen.cosine is None and len(set(best)) > 1,
+        nearness=None if seen.cosine is None else f"cosine to the baseline: {seen.cosine:.4f}",
         keys=tuple((text, colour) for text, colour, wanted in keys if wanted),
         merges=any(layer.plan.merges for layer in seen.layers),
         legend=legend(seen),

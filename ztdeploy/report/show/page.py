@@ -1,63 +1,35 @@
-"""What `show` writes: a contact sheet per image, and one page of all, which needs no other file: light and dark."""
+"""What `show` writes: a contact sheet per image, and one page of all, which needs no other file."""
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import disk_errors, make_folder, write, writing
 from ztdeploy.core.folders import check_folder_path
-from ztdeploy.core.text import html_text
+from ztdeploy.report.kit.document import CLOSING, opening
+from ztdeploy.report.kit.figure import folded, legend, photograph, trust
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import counted
+from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.report.show.contact_sheet import contact_sheet
 from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, LayerDrawing, VariantDrawing, draw
 from ztdeploy.report.show.tiles import Grid, css, importance_colour
 from ztdeploy.target.evaluate.explain import ExplainedImage
 from ztdeploy.target.evaluate.reasons import Pair
-from ztdeploy.target.runtime.postprocess import chance
+from ztdeploy.target.runtime.postprocess import Label
+from ztdeploy.version import __version__
 
 #: What `show` writes is told from everything else by its name, and only that is replaced.
 PAGE, SHEET_SUFFIX = "show.html", ".show.png"
-_HEAD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-:root { color-scheme: light dark; --ink: #181b20; --faint: #5c636e; --paper: #fff; --rule: #d9dde3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --faint: #a0a8b4; --paper: #14171b; --rule: #343a43; } }
-body { font: 16px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  padding: 1.5rem; max-width: 1500px; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
-p { color: var(--faint); margin: .25rem 0; max-width: 75ch; }
-section { border-top: 2px solid var(--rule); margin-top: 2rem; padding-top: 1.25rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; border-radius: 4px; }
-.over { position: relative; } .over + .over, .over + img { margin-top: .5rem; }
-.over svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.over rect { fill: transparent; } .over rect:hover { stroke: #fff; stroke-width: .12; }
-.key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; color: var(--faint); font-size: .875rem; margin: .75rem 0; }
-.key span { display: flex; align-items: center; gap: .5rem; }
-.key i { width: .9rem; height: .9rem; border-radius: 3px; }
-.key i.scale { width: 10rem; }
-details { color: var(--faint); font-size: .875rem; } summary { cursor: pointer; }
-details div { max-height: 18rem; overflow: auto; } details th, details td { padding-right: .9rem; white-space: nowrap; }
-.doubt { border-left: 3px solid #d98324; padding-left: .75rem; }
-figcaption { color: var(--faint); font-size: .875rem; margin-top: .25rem; }
-table { border-collapse: collapse; margin: .75rem 0; } th { text-align: left; font-weight: 600; }
-th, td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; } td span { color: var(--faint); }
-</style>
-"""
+#: Images up to which all are unfolded; of more, only those whose answer changed.
+_UNFOLDED = 3
 
 
 def sheet_paths(images: Sequence[Path], out: Path) -> list[Path]:
@@ -95,69 +67,90 @@ def write_show(
         OutputError: `out` cannot be written.
     """
     make_folder(out)
+    title = f"What stays: {bundle.root.resolve().name}"
     with writing(out / PAGE) as file:
-        file.write((_HEAD + _top(bundle)).encode())
+        file.write((opening(title) + _top(bundle, title, len(sheets))).encode())
         for one, sheet in zip(images, sheets, strict=True):
             drawing, png = draw(one, bundle.manifest), io.BytesIO()
             contact_sheet(drawing).save(png, "PNG")
             write(sheet, png.getbuffer())
-            file.write(_section(drawing).encode())
+            file.write(_image(drawing, unfolded=drawing.changed or len(sheets) <= _UNFOLDED).encode())
             yield one, sheet
-        file.write(b"</html>\n")
+        file.write((element("footer", f"Written by ztdeploy {__version__}.") + CLOSING).encode())
 
 
-def _top(bundle: Bundle) -> Markup:
-    title = f"What stays: {bundle.root.resolve().name}"
-    random = bundle.manifest.weights.source == "random"
+def _top(bundle: Bundle, title: str, images: int) -> Markup:
+    manifest = bundle.manifest
+    text = (
+        f"{manifest.model.timm_name}. Which tokens the engines keep, layer by layer. Blocks count from 1; tokens "
+        "include the class token and its like, which always stay."
+    )
+    fold = (
+        "Images whose answer changed are unfolded." if images > _UNFOLDED and manifest.model.gives == "logits" else ""
+    )
     return fragment(
-        element("title", title),
-        element("h1", title),
-        element(
-            "p",
-            f"{bundle.manifest.model.timm_name}. Which tokens the engines keep, layer by layer. Blocks count from 1; "
-            "tokens include the class token and its like, which always stay.",
-        ),
-        element("p", "The weights are random: predictions mean nothing.") if random else None,
+        element("header", element("h1", title), element("p", f"{text} {fold}", class_="lead")),
+        trust(["The weights are random: predictions mean nothing."] if manifest.weights.source == "random" else []),
     )
 
 
-def _section(drawing: ImageDrawing) -> Markup:
-    return element("section", element("h2", drawing.name), [_row(drawing, row) for row in drawing.rows])
+def _image(drawing: ImageDrawing, *, unfolded: bool) -> Markup:
+    said = [
+        element("span", f"{row.name}: {row.outcome}", class_="doubt" if row.changed else "quiet")
+        for row in drawing.rows
+        if row.outcome
+    ]
+    return element(
+        "details",
+        element("summary", drawing.name, said),
+        [_row(drawing, row) for row in drawing.rows],
+        class_="image changed" if drawing.changed else "image",
+        open="open" if unfolded else None,
+    )
 
 
 def _row(drawing: ImageDrawing, row: VariantDrawing) -> Markup:
     seen = "what the model sees"
-    answers = [
-        element("tr", element("th", name), [_answer(one.name, chance(one.probability, one.value)) for one in labels])
-        for name, labels in row.answers
-        if labels
-    ]
     return fragment(
         element("h3", row.heading),
+        _answers(row),
         element(
             "div",
-            element("figure", _image(drawing.plain, seen), element("figcaption", seen)),
+            element("figure", photograph(drawing.plain, seen), element("figcaption", element("span", seen))),
             [_panel(panel, drawing.grid) for panel in row.panels],
             class_="tiles",
         ),
         _key(row),
-        element("table", answers) if row.nearness is None else element("p", row.nearness),
-        element("p", row.legend),
-        None if row.doubt is None else element("p", row.doubt, class_="doubt"),
+        element("p", row.legend, class_="quiet"),
+        None if row.doubt is None else trust([row.doubt]),
     )
 
 
-def _answer(name: str, likely: str) -> Markup:
-    return element("td", f"{name} ", element("span", likely))
+def _answers(row: VariantDrawing) -> Markup | None:
+    """What baseline and variant say, likeliest first; of vectors how near they are."""
+    if row.nearness is not None:
+        return element("p", row.nearness)
+
+    def likeliest(place: int) -> Column[tuple[str, tuple[Label, ...]]]:
+        return Column(
+            ("answer", "second", "third")[place],
+            lambda pair: pair[1][place].words() if place < len(pair[1]) else "",
+            kind=lambda pair: "prose doubt" if row.changed and not place and pair is row.answers[-1] else "prose",
+        )
+
+    columns: list[Column[tuple[str, tuple[Label, ...]]]] = [Column("", lambda pair: pair[0], kind="heading")]
+    most = max((len(labels) for _, labels in row.answers), default=0)
+    columns += [likeliest(place) for place in range(min(3, most))]
+    return table(f"Answers of {row.name}", columns, row.answers) if most else None
 
 
 def _panel(panel: LayerDrawing, grid: Grid) -> Markup:
     importance = panel.importance
     return element(
         "figure",
-        element("div", _image(panel.tile, panel.caption), _titles(panel.pairs, grid), class_="over"),
-        None if importance is None else _image(importance, f"importance at {panel.caption}"),
-        element("figcaption", panel.caption, () if panel.gone is None else (element("br"), panel.gone)),
+        element("div", photograph(panel.tile, panel.caption), _titles(panel.pairs, grid), class_="over"),
+        None if importance is None else photograph(importance, f"importance at {panel.caption}"),
+        element("figcaption", element("span", panel.caption), element("span", panel.gone) if panel.gone else None),
         _pairs(panel.pairs, grid),
     )
 
@@ -174,32 +167,31 @@ def _titles(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
 
 
 def _pairs(pairs: Sequence[Pair], grid: Grid) -> Markup | None:
-    if not pairs:
-        return None
-
     def cell(patch: int | None) -> str:
         return "no patch" if patch is None else "{}, {}".format(*(place + 1 for place in grid.place(patch)))
 
-    rows = [(cell(pair.patch), cell(pair.partner), f"{pair.similarity:.3f}") for pair in pairs]
-    head = [element("th", text) for text in ("row, column", "is like", "similarity")]
-    body = [element("tr", [element("td", text) for text in row]) for row in rows]
-    table = element("div", element("table", element("tr", head), body))
-    return element("details", element("summary", counted(len(pairs), "similar pair")), table)
+    columns: list[Column[Pair]] = [
+        Column("row, column", lambda pair: cell(pair.patch)),
+        Column("is like", lambda pair: cell(pair.partner)),
+        Column("cosine", lambda pair: f"{pair.similarity:.3f}", lambda pair: pair.similarity),
+    ]
+    return folded(counted(len(pairs), "similar pair"), table("Similar pairs", columns, pairs))
 
 
 def _key(row: VariantDrawing) -> Markup | None:
     """What the colours of patches mean, and those of importance, as far as they are used."""
-    parts = [element("span", element("i", style=f"background: {css(colour)}"), text) for text, colour in row.keys]
+    keys = [(_coloured([colour]), text) for text, colour in row.keys]
     if any(panel.importance is not None for panel in row.panels):
-        stops = ", ".join(css(colour) for colour in importance_colour(np.linspace(0, 1, 9)))
-        ramp = element("i", class_="scale", style=f"background: linear-gradient(to right, {stops})")
-        parts.append(element("span", LEAST, ramp, MOST))
-    return element("div", parts, class_="key") if parts else None
+        keys.append((_coloured(importance_colour(np.linspace(0, 1, 9))), f"importance, from {LEAST} to {MOST}"))
+    return legend(keys) if keys else None
 
 
-def _image(tile: Image.Image, words: str) -> Markup:
-    file = io.BytesIO()
-    tile.save(file, "JPEG", quality=90, subsampling=0)
-    data = base64.b64encode(file.getvalue()).decode()
-    # An attribute of `element` has at most so many characters.
-    return Markup(f'<img src="data:image/jpeg;base64,{data}" alt="{html_text(words)}"/>')
+def _coloured(colours: Iterable[Iterable[float]]) -> Markup:
+    """Squares of colours side by side."""
+    drawn = [
+        element("rect", x=10 * place, y=0, width=10.5, height=10, fill=css(colour))
+        for place, colour in enumerate(colours)
+    ]
+    return element(
+        "svg", drawn, viewBox=f"0 0 {10 * len(drawn)} 10", width=14 * len(drawn), height=14, aria_hidden="true"
+    )

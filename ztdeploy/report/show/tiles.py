@@ -26,7 +26,7 @@ DRAWN_PAIRS = 10  #: lines to partners; more of them hide each other
 _SIDE = 336
 _DIM, _DIMMED_SHARE = np.array(NOTHING, np.float64), 0.78
 _GREY_SHARE, _REASON_SHARE = 0.3, 0.45
-_EDGE, _TINT_SHARE = np.array((236.0, 240.0, 245.0)), 0.6
+_EDGE, _TINT_SHARE = np.array((236.0, 240.0, 245.0)), 0.45
 _FUSED = (70.0, 130.0, 220.0)
 #: Lines are drawn so many times larger, and then smoothed.
 _SMOOTH = 3

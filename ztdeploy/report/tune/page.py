@@ -9,7 +9,7 @@ from ztdeploy.report.kit.document import document
 from ztdeploy.report.kit.figure import legend, plots, section, trust, verdict
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import decimals, percent, short
-from ztdeploy.report.kit.sheet import Column, interval, table
+from ztdeploy.report.kit.sheet import Column, estimated, table
 from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
 from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport
 from ztdeploy.report.tune.words import (
@@ -24,7 +24,7 @@ from ztdeploy.report.tune.words import (
 from ztdeploy.version import __version__
 
 BEST_TRIALS = 15
-four_digits = partial(short, digits=4)
+two_digits, four_digits = partial(short, digits=2), partial(short, digits=4)
 
 
 def page(report: TuneReport) -> str:
@@ -54,17 +54,16 @@ def fidelity(report: TuneReport) -> Markup:
         Column("", lambda pair: pair[1].schedule.name if _tuned(pair) else pair[1].label, kind="heading"),
         Column("GMACs", value=lambda pair: pair[1].gmacs, show=four_digits),
         Column(f"of the baseline's {report.unit}", value=lambda pair: pair[0].share, show=percent),
-        Column("KL, tuning", value=lambda pair: pair[1].tuning_kl, show=decimals(4)),
-        Column("KL, report", value=lambda pair: pair[1].kl.value, show=decimals(4)),
-        interval("95 % interval", lambda pair: "{0.low:.4f} to {0.high:.4f}".format(pair[1].kl.interval)),
-        Column("same answers", value=lambda pair: pair[1].agreement.value, show=percent),
-        Column("of ToMe's", value=lambda p: p[0].to_tome.value if _tuned(p) else None, show=decimals(2)),
-        Column("of the preset's", value=lambda p: p[0].to_preset.value if _tuned(p) else None, show=decimals(2)),
+        Column("KL, tuning", value=lambda pair: pair[1].tuning_kl, show=two_digits),
+        estimated("KL, nats", lambda pair: pair[1].kl),
+        estimated("same answers, %", lambda pair: pair[1].agreement, scale=100),
+        estimated("KL over ToMe's", lambda pair: pair[0].to_tome if _tuned(pair) else None, missing=""),
+        estimated("over the preset's", lambda pair: pair[0].to_preset if _tuned(pair) else None, missing=""),
     ]
     return section(
         "Fidelity against cost",
         legend([(SERIES.key(name), name) for name in RIVALS]),
-        plots(front(report)),
+        plots(front(report), by_block(report)),
         table("What was found, and what it is compared with", columns, pairs, chosen=0),
         quiet=text,
     )
@@ -79,10 +78,13 @@ def schedule(report: TuneReport) -> Markup:
     options = str(found.schedule.options) or "all at their defaults"
     return section(
         "The schedule, block by block",
-        plots(by_block(report)),
-        element("ul", [element("li", line) for line in layer_lines(found.schedule, tokens_of(report, found))]),
+        element("ul", map(_item, layer_lines(found.schedule, tokens_of(report, found))), class_="columns"),
         quiet=f"Method {found.schedule.method}; options: {options}.",
     )
+
+
+def _item(line: str) -> Markup:
+    return element("li", line)
 
 
 def all_trials(report: TuneReport) -> Markup:
@@ -91,7 +93,7 @@ def all_trials(report: TuneReport) -> Markup:
     complete = sorted((one for one in made if one.state == "complete"), key=lambda one: (one.kl or 0.0, one.number))
     columns: list[Column[TrialRecord]] = [
         Column("trial", lambda one: f"{one.number}{' (preset)' if one.start else ''}", kind="heading"),
-        Column("KL, tuning", value=lambda one: one.kl, show=decimals(4)),
+        Column("KL, tuning", value=lambda one: one.kl, show=two_digits),
         Column(report.unit, value=lambda one: one.cost, show=four_digits),
         Column("method", lambda one: one.schedule.method if one.schedule else ""),
         Column("first block", value=lambda one: next((block for block, _ in _drops(one)), None), show=decimals(0)),
