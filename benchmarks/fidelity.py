@@ -29,8 +29,8 @@ from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.evaluate.data import LabelledImage, read_labels
-from ztdeploy.target.evaluate.statistics import mean_interval, wilson_interval
-from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
+from ztdeploy.target.evaluate.statistics import mean_interval
+from ztdeploy.target.measure.statistics import CONFIDENCE, Interval, wilson_interval
 from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 

@@ -54,7 +54,8 @@ from train_digits import (
 import ztdeploy
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host.models.loading import load_model
-from ztdeploy.target.evaluate.statistics import paired_interval, wilson_interval
+from ztdeploy.target.evaluate.statistics import paired_interval
+from ztdeploy.target.measure.statistics import wilson_interval
 
 MODEL = "vit_digits"
 Right = npt.NDArray[np.bool_]  # one per held-out digit

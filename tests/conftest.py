@@ -97,8 +97,10 @@ def _traces(common: Path) -> Iterator[None]:
 def digits_bundle(common: Path, _traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the shipped model: keep ratios 0.7, 0.5 and dense, with cpu engines. Never change it in place.
 
+    Its method is the paper's, whose three layers with two stages show most; the variants' names are those of ratios.
     Each process has its own copy.
     """
+    from ztdeploy.core.keep_ratio import uniform_schedule
     from ztdeploy.jobs.build import BuildRequest, build
 
     built = common / "bundles" / "digits"
@@ -108,7 +110,10 @@ def digits_bundle(common: Path, _traces: None, tmp_path_factory: pytest.TempPath
                 BuildRequest(
                     model=ModelSource(name="vit_digits"),
                     profiles=("cpu", "jetson-orin"),
-                    keep_ratios=(0.7, 0.5),
+                    schedules=tuple(
+                        uniform_schedule(ratio, 12, method="zero-tprune").model_copy(update={"name": name})
+                        for ratio, name in ((0.7, "keep-0.70"), (0.5, "keep-0.50"))
+                    ),
                     out=built,
                 )
             )

@@ -18,6 +18,7 @@ from benchmarks.ablation.topics import Row, bases, topics
 from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.methods import PAPER_METHOD
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.run import machine_facts, model_facts
@@ -89,7 +90,7 @@ def _share(request: AblateRequest, architecture: Architecture) -> float:
         InputError: no schedule saves as much, or as little.
     """
     if request.keep_ratio is not None:
-        schedule = default_schedule(request.keep_ratio, architecture, preset=request.preset)
+        schedule = default_schedule(request.keep_ratio, architecture, method=PAPER_METHOD, preset=request.preset)
         return share_of_dense(schedule, architecture)
     saved = SAVED if request.saved is None else request.saved
     reached = 1 - share_of_dense(bases(architecture, 1 - saved, request.preset).plain, architecture)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from benchmarks.ablation.topic_names import Topic
 from ztdeploy.core.cost import at_cost, share_of_dense
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
+from ztdeploy.core.methods import PAPER_METHOD
 from ztdeploy.core.options import Feature, MethodOptions, Metric, Partition, Start
 from ztdeploy.core.plan import iterations_by_position
 from ztdeploy.core.schedule import Architecture, PruningSchedule
@@ -74,7 +75,7 @@ def bases(architecture: Architecture, share: float, preset: str = "default", kee
         preset: where layers stand, see `schedule.PRESETS`.
         keep_ratio: of the default schedule, where it is what decides the share.
     """
-    default = partial(default_schedule, architecture=architecture, preset=preset)
+    default = partial(default_schedule, architecture=architecture, method=PAPER_METHOD, preset=preset)
 
     def at(make: Callable[[float], PruningSchedule]) -> PruningSchedule:
         return at_cost(make, architecture, share)

@@ -146,7 +146,7 @@ ZT_DEVICE float scale_to_mean_one(const PageRankBlock& block, float live) {
 template <typename T, typename Matrix>
 ZT_DEVICE float rank_head(const PageRankBlock& block, Matrix matrix, int misaligned, int whole,
                           Input<float> survivors, float live, int iterations, int boost) {
-    const float first = boost ? sqrtf(float(block.tokens)) : 1.0f;
+    const float first = boost == 0 ? 1.0f : boost == 1 ? sqrtf(float(block.tokens)) : float(block.tokens);
     for (int token = threadIdx.x; token < block.tokens; token += blockDim.x)
         block.vector[token] = alive(survivors, token) * (token == 0 ? first : 1.0f);
     __syncthreads();

@@ -22,7 +22,7 @@ struct PageRankSettings {
     static void visit(Self& self, Visitor& visitor)
     {
         visitor("iterations", self.iterations, 1, kNoLimit);
-        visitor("boost", self.boost, 0, 1);
+        visitor("boost", self.boost, 0, 2);
         visitor("filter_heads", self.filter_heads, 0, 1);
         visitor("variance_min", self.variance_min);
         visitor("variance_max", self.variance_max);

@@ -263,7 +263,7 @@ def test_inspect(run: Run, digits_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_options_are_built_and_shown_and_said_to_keep_plugins_out(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "dot.toml").write_text(f"{LAYER}[options]\nmetric = 'dot'\njoin = 'mean'\n")
+    (tmp_path / "dot.toml").write_text(f"method = 'zero-tprune'\n{LAYER}[options]\nmetric = 'dot'\njoin = 'mean'\n")
     arguments = ("-m", "vit_digits", "-p", "cpu", "-p", "jetson-orin", "--out", "bundle")
     built = run("build", *arguments, "--schedule", "dot.toml", cwd=tmp_path)
     assert built.code == 0, built.err
@@ -485,7 +485,7 @@ def test_bad_requests(arguments: tuple[str, ...], words: list[str], run: Run, tm
         ("method = 'slise'\n[[layer]]\nblock = 3\nkeep_ratio = 0.5\n", ["'slise'", "did you mean 'slice'?"]),
         (f"{LAYER}[options]\nmetrik = 'dot'\n", ["unknown option 'metrik'", "did you mean 'metric'?"]),
         (f"{LAYER}[options]\nmetric = 'dod'\n", ["option metric = dod", "cosine, dot", "did you mean 'dot'?"]),
-        (f"{LAYER}[options]\npartner = 'keys'\n", ["option partner", "metric", "choose zero-tprune-merge"]),
+        (f"{LAYER}[options]\nmetric = 'dot'\n", ["option metric", "partner", "choose zero-tprune"]),
         ("name = 'dense'\n[[layer]]\nblock = 3\nkeep_ratio = 0.5\n", ["two variants named 'dense'"]),
         ("[[layer\n", ["cannot be read"]),
         (None, ["cannot be read", "no such file"]),

@@ -72,7 +72,7 @@ def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> Non
     ):
         assert word in done.out
     (comparison,) = report.comparisons
-    assert done.out.splitlines()[-1] == comparison.verdict
+    assert done.out.splitlines()[-2:] == [comparison.verdict, report.verdicts[0].sentence]
     assert done.err.splitlines()[-1] == "wrote report.json"
     for caution in report.warnings:
         assert f"warning: {caution.message}; {caution.remedy}" in done.err

@@ -37,18 +37,18 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
 def test_a_real_process_writes_beside_the_sweep(folder: Path) -> None:
     done = run_ztdeploy("report", "sweep", cwd=folder)
     assert done.code == 0, done
-    assert done.out.startswith("Deploy keep-0.70: ")
+    assert done.out.splitlines()[-1].startswith("keep 0.80 is ")
     assert done.err.splitlines() == [f"wrote sweep/{name}" for name in ("report.html", "sweep.csv", "report.md")]
     assert {path.name for path in (folder / "sweep").iterdir()} == {REPORT, *PAGES}
 
 
 def test_elsewhere_and_with_another_threshold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run("sweep/sweep.json", "--out", "pages", "--least-agreement", "0.5", capsys=capsys)
+    code, out, _ = run("sweep/sweep.json", "--out", "pages", "--min-agreement", "0.5", capsys=capsys)
     assert code == 0
-    assert out.startswith("Deploy keep-0.50: ")
+    assert out.splitlines()[-1].startswith("keep 0.70 is ")
     assert {path.name for path in (folder / "pages").iterdir()} == PAGES
     assert [path.name for path in (folder / "sweep").iterdir()] == [REPORT]
-    assert "Deploy keep-0.50: " in (folder / "pages" / "report.html").read_text()
+    assert "keep 0.70 is " in (folder / "pages" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

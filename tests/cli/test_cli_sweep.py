@@ -70,7 +70,8 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "a bundle needs no cache"
     assert {path.name for path in out.iterdir()} == {REPORT, *PAGES}
     for verdict in verdicts(report):
-        assert f"{verdict.panel.label}: {verdict.headline}" in done.out
+        assert f"{verdict.panel.label}: {verdict.verdict.sentence}" in done.out
+    assert report.verdicts == tuple(one.verdict for one in verdicts(report))
 
 
 def test_json(digits_bundle: Path, tmp_path: Path) -> None:
@@ -179,8 +180,8 @@ def _check_pages(report: SweepReport, out: Path, printed: str) -> None:
     (run,) = report.runs
     pays = tuple(one.model_copy(update={"outcome": "faster"}) for one in run.comparisons)
     paying = report.model_copy(update={"runs": (run.model_copy(update={"comparisons": pays}),)})
-    assert [one.decision for one in verdicts(paying, pruned.agreement)] == ["deploy"]
-    assert [one.decision for one in verdicts(paying, pruned.agreement + 1e-6)] == ["dense"]
+    assert [one.verdict.decision for one in verdicts(paying, pruned.agreement - 0.2)] == ["deploy"]
+    assert [one.verdict.decision for one in verdicts(paying, pruned.agreement)] == ["open"]
 
 
 def test_images_that_do_not_fit_are_refused_before_anything_is_measured(

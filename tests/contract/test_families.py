@@ -42,7 +42,9 @@ from ztdeploy.target.backends.tensorrt.rtx import TensorRtRtxBackend
 DENSE = uniform_schedule(1.0, 3)
 #: Two layers, so that what is left of what was left is gathered as well.
 PRUNED = PruningSchedule(
-    name="pruned", layers=(LayerSpec(block=1, keep_ratio=0.7, iterations=2), LayerSpec(block=2, keep_ratio=0.7))
+    name="pruned",
+    method="zero-tprune",
+    layers=(LayerSpec(block=1, keep_ratio=0.7, iterations=2), LayerSpec(block=2, keep_ratio=0.7)),
 )
 #: A member of each family whose tokens carry something for their places.
 POSITIONAL = ["eva02_tiny_patch14_224", "vit_base_patch16_rope_mixed_224", "beit_base_patch16_224"]

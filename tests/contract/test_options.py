@@ -160,7 +160,9 @@ class TestTable:
     def test_options_of_a_stage_that_drops_nothing_are_refused(self) -> None:
         architecture = VitAdapter(variant("class-token"), IMAGE_SIZE).architecture
         spec = LayerSpec(block=1, keep_ratio=0.6, similarity_share=0)
-        schedule = PruningSchedule(name="test", options=MethodOptions(metric="dot"), layers=(spec,))
+        schedule = PruningSchedule(
+            name="test", method="zero-tprune", options=MethodOptions(metric="dot"), layers=(spec,)
+        )
         with pytest.raises(ScheduleError, match="option metric"):
             plan(schedule, architecture)
         assert plan(schedule.model_copy(update={"options": MethodOptions(join="mean")}), architecture).layers
@@ -372,7 +374,10 @@ def test_features_are_those_that_attention_multiplies(feature: str) -> None:
     """Behind the norms of queries and keys."""
     model = variant("qk-norm-layer-scale")
     schedule = PruningSchedule(
-        name="test", options=MethodOptions(feature=feature), layers=(LayerSpec(block=2, keep_ratio=0.7),)
+        name="test",
+        method="zero-tprune",
+        options=MethodOptions(feature=feature),
+        layers=(LayerSpec(block=2, keep_ratio=0.7),),
     )
     seen: list[BlockTaps] = []
     tokens_in: list[Tensor] = []

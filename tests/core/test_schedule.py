@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ztdeploy.core.cost import gmacs, plan_gmacs, pruning_gmacs
 from ztdeploy.core.errors import InputError, ScheduleError
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
+from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import LayerPlan, TokenPlan, Variant, default_iterations, plan
 from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule, read_schedule
@@ -30,7 +31,9 @@ def architecture(*, depth: int = 12, patches: int = 196, prefix: int = 1) -> Arc
 
 
 def one_layer(keep_ratio: float, *, block: int = 1, **layer: float | int) -> PruningSchedule:
-    return PruningSchedule(name="one", layers=(LayerSpec(block=block, keep_ratio=keep_ratio, **layer),))
+    return PruningSchedule(
+        name="one", method=PAPER_METHOD, layers=(LayerSpec(block=block, keep_ratio=keep_ratio, **layer),)
+    )
 
 
 def token_counts(token_plan: TokenPlan) -> list[int]:
@@ -39,7 +42,7 @@ def token_counts(token_plan: TokenPlan) -> list[int]:
 
 class TestUniformSchedule:
     def test_deit_s_at_keep_70_has_the_token_counts_of_the_literature(self) -> None:
-        token_plan = plan(uniform_schedule(0.7, 12), DEIT_S)
+        token_plan = plan(uniform_schedule(0.7, 12, method=PAPER_METHOD), DEIT_S)
         assert token_plan.tokens_per_block == (197,) * 3 + (139,) * 3 + (98,) * 3 + (69,) * 3
         assert [layer.block for layer in token_plan.layers] == [2, 5, 8]
         assert [layer.iterations for layer in token_plan.layers] == [5, 3, 1]
@@ -47,7 +50,7 @@ class TestUniformSchedule:
         assert [layer.importance_drop for layer in token_plan.layers] == [29, 21, 15]
 
     def test_the_paper_preset_stands_behind_blocks_1_3_6_9_11(self) -> None:
-        schedule = uniform_schedule(0.8, 12, preset="paper")
+        schedule = uniform_schedule(0.8, 12, preset="paper", method=PAPER_METHOD)
         assert [layer.block for layer in schedule.layers] == [1, 3, 6, 9, 11]
         assert [layer.iterations for layer in plan(schedule, DEIT_S).layers] == [5, 5, 3, 1, 1]
 
@@ -90,7 +93,7 @@ class TestUniformSchedule:
         assert uniform_schedule(1, 12).keep_ratio == 1.0
 
     def test_only_zero_tprune_has_an_s_stage_by_default(self) -> None:
-        assert {layer.similarity_share for layer in uniform_schedule(0.7, 12).layers} == {0.5}
+        assert {layer.similarity_share for layer in uniform_schedule(0.7, 12, method=PAPER_METHOD).layers} == {0.5}
         dropped = [layer.similarity_drop for layer in plan(uniform_schedule(0.7, 12, method="slice"), DEIT_S).layers]
         assert dropped == [0, 0, 0]
 
@@ -104,7 +107,7 @@ class TestIterations:
 
     def test_1_where_attention_is_too_large_for_caches(self) -> None:
         large = DEIT_S.model_copy(update={"patch_tokens": 1369})
-        layers = plan(uniform_schedule(0.5, 12), large).layers
+        layers = plan(uniform_schedule(0.5, 12, method=PAPER_METHOD), large).layers
         assert [(layer.tokens_in, layer.iterations) for layer in layers] == [(1370, 1), (686, 3), (344, 1)]
 
     def test_an_explicit_count_wins(self) -> None:
@@ -143,7 +146,7 @@ class TestPlan:
             for block, ratio in zip(blocks, ratios, strict=True)
         ]
         given_architecture = architecture(depth=depth, patches=patches, prefix=prefix)
-        token_plan = plan(PruningSchedule(name="any", layers=tuple(specs)), given_architecture)
+        token_plan = plan(PruningSchedule(name="any", method=PAPER_METHOD, layers=tuple(specs)), given_architecture)
 
         counts = token_plan.tokens_per_block
         assert len(counts) == depth
@@ -210,7 +213,7 @@ class TestPlan:
 
 class TestVariant:
     def test_holds_a_schedule_with_its_plan(self) -> None:
-        schedule = uniform_schedule(0.7, 12)
+        schedule = uniform_schedule(0.7, 12, method=PAPER_METHOD)
         variant = Variant.of(schedule, DEIT_S)
         assert (variant.schedule, variant.plan) == (schedule, plan(schedule, DEIT_S))
 
@@ -222,7 +225,7 @@ class TestVariant:
         self, said: float | None, layers: bool, ratio: float | None
     ) -> None:
         specs = (LayerSpec(block=1, drop=9),) if layers else ()
-        variant = Variant.of(PruningSchedule(name="any", keep_ratio=said, layers=specs), DEIT_S)
+        variant = Variant.of(PruningSchedule(name="any", method=PAPER_METHOD, keep_ratio=said, layers=specs), DEIT_S)
         assert variant.keep_ratio == ratio
         assert [one for one in (0.7, 0.5, 1.0, math.nan) if variant.has_ratio(one)] == (
             [] if ratio is None else [ratio]
@@ -257,7 +260,7 @@ class TestModels:
             PruningSchedule(name=name)
 
     def test_schedules_and_plans_cannot_be_changed(self) -> None:
-        schedule = uniform_schedule(0.7, 12)
+        schedule = uniform_schedule(0.7, 12, method=PAPER_METHOD)
         with pytest.raises(ValidationError):
             schedule.name = "other"  # type: ignore[misc]
         with pytest.raises(ValidationError):
@@ -309,7 +312,7 @@ class TestReading:
         assert read_schedule(path).name == "inside"
 
     def test_what_is_written_comes_back(self, tmp_path: Path) -> None:
-        schedule = uniform_schedule(0.6, 12, preset="paper")
+        schedule = uniform_schedule(0.6, 12, preset="paper", method=PAPER_METHOD)
         path = tmp_path / "round.json"
         path.write_text(schedule.model_dump_json(by_alias=True))
         assert read_schedule(path) == schedule
@@ -420,31 +423,33 @@ class TestCost:
         assert gmacs(tiny, (3,)) == pytest.approx((projections + attention + mlp + patches + head) / 1e9, rel=1e-12)
 
     def test_deit_s_at_keep_70_is_2_9_gmacs(self) -> None:
-        token_plan = plan(uniform_schedule(0.7, 12), DEIT_S)
+        token_plan = plan(uniform_schedule(0.7, 12, method=PAPER_METHOD), DEIT_S)
         assert round(gmacs(DEIT_S, token_plan.tokens_per_block), 2) == 2.90
 
     @given(patches=st.integers(2, 400), ratio=st.floats(0.05, 0.95))
     def test_pruning_never_costs_more_than_dense(self, patches: int, ratio: float) -> None:
         small = architecture(patches=patches)
-        token_plan = plan(uniform_schedule(ratio, 12), small)
+        token_plan = plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), small)
         dense = gmacs(small, (small.tokens,) * 12)
         assert (gmacs(small, token_plan.tokens_per_block) < dense) is bool(token_plan.layers)
 
     def test_the_pruning_layers_cost_well_under_a_block(self) -> None:
-        token_plan = plan(uniform_schedule(0.7, 12), DEIT_S)
+        token_plan = plan(uniform_schedule(0.7, 12, method=PAPER_METHOD), DEIT_S)
         n = 197
         one_layer_only = TokenPlan(layers=token_plan.layers[:1], tokens_per_block=())
         expected = (1 + 5) * 6 * n * n + 98 * (n - 98) * 64
-        assert pruning_gmacs(DEIT_S, one_layer_only) == pytest.approx(expected / 1e9, rel=1e-12)
-        assert 0 < pruning_gmacs(DEIT_S, token_plan) < 0.05 * gmacs(DEIT_S, (n,))
+        assert pruning_gmacs(DEIT_S, one_layer_only, PAPER_METHOD) == pytest.approx(expected / 1e9, rel=1e-12)
+        assert 0 < pruning_gmacs(DEIT_S, token_plan, PAPER_METHOD) < 0.05 * gmacs(DEIT_S, (n,))
 
     def test_a_stage_that_drops_nothing_costs_nothing(self) -> None:
         n = 197
         only_importance = plan(one_layer(0.5, similarity_share=0.0, iterations=4), DEIT_S)
-        assert pruning_gmacs(DEIT_S, only_importance) == pytest.approx(4 * 6 * n * n / 1e9, rel=1e-12)
+        assert pruning_gmacs(DEIT_S, only_importance, PAPER_METHOD) == pytest.approx(4 * 6 * n * n / 1e9, rel=1e-12)
         only_similarity = plan(one_layer(0.5, similarity_share=1.0, iterations=4), DEIT_S)
-        assert pruning_gmacs(DEIT_S, only_similarity) == pytest.approx((6 * n * n + 98 * 99 * 64) / 1e9, rel=1e-12)
-        assert pruning_gmacs(DEIT_S, plan(uniform_schedule(1.0, 12), DEIT_S)) == 0
+        assert pruning_gmacs(DEIT_S, only_similarity, PAPER_METHOD) == pytest.approx(
+            (6 * n * n + 98 * 99 * 64) / 1e9, rel=1e-12
+        )
+        assert pruning_gmacs(DEIT_S, plan(uniform_schedule(1.0, 12), DEIT_S), DEFAULT_METHOD) == 0
 
     def test_methods_that_score_nothing_cost_nothing(self) -> None:
         token_plan = plan(one_layer(0.5), DEIT_S)
@@ -452,7 +457,7 @@ class TestCost:
 
     def test_partners_are_sought_among_whole_tokens(self) -> None:
         token_plan = plan(one_layer(0.5), DEIT_S)
-        more = pruning_gmacs(DEIT_S, token_plan, "zero-tprune-merge") - pruning_gmacs(DEIT_S, token_plan)
+        more = pruning_gmacs(DEIT_S, token_plan, "zero-tprune-merge") - pruning_gmacs(DEIT_S, token_plan, PAPER_METHOD)
         assert more == pytest.approx(98 * (98 + 99) * 384 / 1e9, rel=1e-9)
 
 
@@ -489,7 +494,9 @@ class TestOptions:
         small, kept = architecture(patches=patches), data.draw(st.integers(1, patches - 1))
         drop = data.draw(st.integers(1, max(1, options.most_similar(patches, patches - kept))))
         spec = LayerSpec(block=1, drop=patches - kept, similarity_drop=drop)
-        (layer,) = plan(PruningSchedule(name="test", options=options, layers=(spec,)), small).layers
+        (layer,) = plan(
+            PruningSchedule(name="test", method=PAPER_METHOD, options=options, layers=(spec,)), small
+        ).layers
         live = layer.tokens_in - (layer.importance_drop if options.order == "importance-first" else 0)
         group_a, group_b = options.groups(live, layer.prefix_tokens)
         assert layer.similarity_drop <= group_a
@@ -527,8 +534,8 @@ class TestMergingLate:
         return default_schedule(ratio, given, method="zero-tprune-merge")
 
     @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
-    def test_costs_what_the_default_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
-        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12), DEIT_S))
+    def test_costs_what_the_papers_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
+        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), DEIT_S))
         assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(wanted, rel=0.001)
 
     @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.6, 0.5])
@@ -571,8 +578,8 @@ class TestMergingInEveryBlock:
     """ToMe's schedule: a constant count, at the cost of the default method's schedule."""
 
     @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
-    def test_costs_what_the_default_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
-        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12), DEIT_S))
+    def test_costs_what_the_papers_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
+        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), DEIT_S))
         schedule = default_schedule(ratio, DEIT_S, method="tome")
         token_plan = plan(schedule, DEIT_S)
         assert plan_gmacs(DEIT_S, token_plan) == pytest.approx(wanted, rel=0.01)
@@ -605,13 +612,15 @@ class TestMergingInEveryBlock:
         token_plan = plan(PruningSchedule(name="test", method="tome", layers=layers), DEIT_S)
         assert token_plan.tokens_per_block == (197, 197, 177, *(167,) * 9)
         assert token_plan.mlp_tokens_per_block == (197, 177, 167, *(167,) * 9)
-        behind = plan(PruningSchedule(name="test", layers=layers), DEIT_S)
+        behind = plan(PruningSchedule(name="test", method=PAPER_METHOD, layers=layers), DEIT_S)
         assert behind.mlp_tokens_per_block == behind.tokens_per_block == token_plan.tokens_per_block
         counted = gmacs(DEIT_S, behind.tokens_per_block)
         assert counted - plan_gmacs(DEIT_S, token_plan) == pytest.approx(2 * 30 * 384 * 1536 / 1e9, rel=1e-9)
 
     def test_dropped_tokens_go_no_further_than_the_attention(self) -> None:
-        token_plan = plan(PruningSchedule(name="test", layers=(LayerSpec(block=2, drop=20),)), DEIT_S)
+        token_plan = plan(
+            PruningSchedule(name="test", method=PAPER_METHOD, layers=(LayerSpec(block=2, drop=20),)), DEIT_S
+        )
         counted = gmacs(DEIT_S, token_plan.tokens_per_block)
         saved = counted - plan_gmacs(DEIT_S, token_plan)
         assert saved == pytest.approx(20 * (384 * 384 + 2 * 384 * 1536) / 1e9, rel=1e-9)
@@ -631,12 +640,14 @@ class TestMergingInEveryBlock:
 
 class TestDrop:
     def test_is_an_exact_count(self) -> None:
-        schedule = PruningSchedule(name="test", layers=(LayerSpec(block=2, drop=7), LayerSpec(block=3, drop=0)))
+        schedule = PruningSchedule(
+            name="test", method=PAPER_METHOD, layers=(LayerSpec(block=2, drop=7), LayerSpec(block=3, drop=0))
+        )
         (layer,) = plan(schedule, DEIT_S).layers
         assert (layer.tokens_in, layer.tokens_out) == (197, 190)
 
     def test_something_must_stay(self) -> None:
-        schedule = PruningSchedule(name="test", layers=(LayerSpec(block=2, drop=196),))
+        schedule = PruningSchedule(name="test", method=PAPER_METHOD, layers=(LayerSpec(block=2, drop=196),))
         with pytest.raises(ScheduleError, match="drop 196"):
             plan(schedule, DEIT_S)
 

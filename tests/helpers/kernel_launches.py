@@ -37,7 +37,7 @@ class PageRankOptions:
     """The attributes of `ZtWeightedPageRank`."""
 
     iterations: int
-    boost: bool = True
+    boost: int = 1
     filter_heads: bool = True
     variance_min: float = 0.01
     variance_max: float = 0.7

@@ -46,7 +46,7 @@ def numpy_page_rank(
     batch, _, tokens, _ = attention.shape
     mask = np.ones((batch, tokens), np.float32) if survivors is None else survivors
     start = np.ones(tokens, np.float32)
-    start[0] = np.sqrt(tokens) if boost else 1
+    start[0] = tokens ** (boost / 2)
     joined = np.zeros((batch, tokens), np.float32)
     for image in range(batch):
         live = mask[image].sum()
@@ -136,10 +136,17 @@ def run_with_plugins(path: Path, feeds: Mapping[str, Array], backing: Implementa
 
 
 def _run_twin(plain: Path, node: onnx.NodeProto, values: list[Array]) -> Array:
-    """What the plain graph's nodes between the same values make of them."""
+    """What the plain graph's nodes between the same values make of them.
+
+    Where the values of scores count, the plain graph has joined shares in their place.
+    """
     model = onnx.load(plain)
     producers = {name: one for one in model.graph.node for name in one.output}
-    wanted, waiting = set[str](), list(node.output)
+    (output,), scope = node.output, node.name.rpartition("/")[0]
+    by_value = output not in producers
+    if by_value:
+        output = [one.output[0] for one in model.graph.node if one.name.rpartition("/")[0] == scope][-1]
+    wanted, waiting = set[str](), [output]
     while waiting:
         name = waiting.pop()
         if name in producers and name not in node.input and producers[name].name not in wanted:
@@ -147,8 +154,9 @@ def _run_twin(plain: Path, node: onnx.NodeProto, values: list[Array]) -> Array:
             waiting.extend(producers[name].input)
     part = [one for one in model.graph.node if one.name in wanted]
     inputs = dict(zip(node.input, values, strict=True))
-    (result,) = _run_part(model, part, list(inputs), list(node.output), inputs)
-    return result
+    (result,) = _run_part(model, part, list(inputs), [output], inputs)
+    _, heads, tokens, _ = values[0].shape if by_value else (0, 1, 1, 0)
+    return np.asarray(np.sqrt(result * (tokens**2 / heads)) if by_value else result)
 
 
 def _run_part(

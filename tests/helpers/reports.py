@@ -10,8 +10,8 @@ from typing import Any
 from helpers.bench import configuration
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.measure.bench_report import BenchReport, read_report
+from ztdeploy.target.measure.comparing import compare
 from ztdeploy.target.measure.sweep_report import SweepReport, SweepRequest, VariantFacts
-from ztdeploy.target.measure.verdict import compare
 
 #: Milliseconds, and GMACs.
 VARIANTS: dict[str, tuple[float, float]] = {"dense": (50.0, 4.6), "keep-0.70": (33.0, 2.9), "keep-0.50": (24.0, 2.2)}

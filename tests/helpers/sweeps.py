@@ -12,6 +12,7 @@ from ztdeploy.core.manifest import Fidelity
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, ColdStart, ConfigurationReport, read_report
+from ztdeploy.target.measure.comparing import compare
 from ztdeploy.target.measure.sweep_report import (
     BlockAttention,
     OperatorProfile,
@@ -23,7 +24,6 @@ from ztdeploy.target.measure.sweep_report import (
     TokenStep,
     VariantFacts,
 )
-from ztdeploy.target.measure.verdict import compare
 
 BLOCKS, TOKENS = 12, 197
 SIZE = ImageSize(224, 224)

@@ -50,7 +50,7 @@ def test_only_images_that_an_engine_saw_otherwise_are_run_again(method: str, mon
 def test_large_images_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(ModelSource(name="vit_digits"))
     pixels = np.random.default_rng(1).integers(0, 256, (5, *model.preprocess.shape), dtype=np.uint8)
-    with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture)) as pruned:
+    with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture, method="zero-tprune")) as pruned:
         module = Deployable(pruned, model.preprocess, "uint8")
         whole = reference_outputs(pruned, module, pixels)
         monkeypatch.setattr(parity, "TOKENS_AT_ONCE", 2 * model.adapter.architecture.tokens)

@@ -21,6 +21,7 @@ from ztdeploy.core.errors import (
     ProfileError,
     ScheduleError,
 )
+from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
 from ztdeploy.core.progress import silent
@@ -36,7 +37,7 @@ from ztdeploy.target.measure.sweep_report import SweepRequest, read_any_report, 
 DIGITS = BuildRequest(
     model=ModelSource(name="vit_digits"), profiles=("cpu",), methods=("slice",), keep_ratios=(0.7,), out=Path()
 )
-DENSE = replace(DIGITS, methods=("zero-tprune",), keep_ratios=(1.0,))
+DENSE = replace(DIGITS, methods=(DEFAULT_METHOD,), keep_ratios=(1.0,))
 QUICK = {"threads": (1,), "warmup_s": 0.0, "duration_s": 0.05, "rounds": 2, "details": False}
 
 

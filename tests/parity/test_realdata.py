@@ -46,6 +46,7 @@ def bundle(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         ),
         profiles=("cpu",),
         keep_ratios=(0.7,),
+        methods=("zero-tprune",),
         out=tmp_path_factory.mktemp("realdata") / "deit_t",
     )
     return build(request)

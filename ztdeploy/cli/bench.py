@@ -12,6 +12,7 @@ from ztdeploy.cli.options import (
     ALL,
     BatchesOption,
     BundleArgument,
+    MinAgreementOption,
     ProfileOption,
     RoundsOption,
     ThreadsOption,
@@ -26,6 +27,7 @@ from ztdeploy.cli.options import (
 )
 from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
 from ztdeploy.core.arguments import CALLS, SECONDS
+from ztdeploy.core.verdict import MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +70,7 @@ def bench(
         int | None, option("--iterations N", CALLS, MEASURING, "Calls of each configuration, instead of a duration.")
     ] = None,
     rounds: RoundsOption = 10,
+    min_agreement: MinAgreementOption = MIN_AGREEMENT,
     reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
     out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
 ) -> None:
@@ -109,6 +112,8 @@ def show_report(report: BenchReport) -> None:
         say(comparison.verdict)
     for caution in report.warnings:
         warn(str(caution))
+    for verdict in report.verdicts:
+        say(f"{verdict.setting}: {verdict.sentence}" if verdict.setting else verdict.sentence)
 
 
 def _processor(machine: Machine) -> str:

@@ -22,7 +22,7 @@ from ztdeploy.cli.options import (
     takes_model,
     word,
 )
-from ztdeploy.cli.output import answer, leave, note, progress_bar, warn
+from ztdeploy.cli.output import answer, leave, note, progress_bar, say, warn
 from ztdeploy.core.arguments import BATCH, KEEP_RATIO, PERCENT, POINTS, SHARE, Numbers
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def build(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        options("--method NAME", method, PRUNING, "Pruning methods. [default: zero-tprune]", known=METHODS),
+        options("--method NAME", method, PRUNING, "Pruning methods. [default: novelty-merge]", known=METHODS),
     ] = None,
     preset: PresetOption = "default",
     schedules: Annotated[
@@ -128,9 +128,10 @@ def build(
 
 def _result(bundle: Bundle) -> BaseModel:
     from ztdeploy.cli.results import OF_MANIFEST, BuildResult
+    from ztdeploy.target.verdict import verdict_of_build
 
     found = {name: getattr(bundle.manifest, name) for name in OF_MANIFEST}
-    return BuildResult.model_validate({"bundle": str(bundle.root), **found})
+    return BuildResult.model_validate({"bundle": str(bundle.root), "verdict": verdict_of_build(bundle), **found})
 
 
 def _own_profile() -> str:
@@ -146,6 +147,7 @@ def _show(bundle: Bundle) -> None:
     """What was built, and what the user should know about it."""
     from ztdeploy.cli.inspect import show_bundle, show_findings
     from ztdeploy.target.backends.int8 import int8_note, is_elsewhere
+    from ztdeploy.target.verdict import verdict_of_build
 
     show_bundle(bundle)
     show_findings(bundle)
@@ -159,3 +161,4 @@ def _show(bundle: Bundle) -> None:
     for line in (*(seen.cautions if seen else ()), *left_out, *manifest.lines_of_missing, *slow):
         warn(line)
     note(f"wrote {bundle.root}; next: ztdeploy run {bundle.root} PHOTO")
+    say(verdict_of_build(bundle).sentence)

@@ -16,6 +16,7 @@ from ztdeploy.cli.options import (
     DataOption,
     KeepRatiosOption,
     LimitOption,
+    MinAgreementOption,
     ProfileOption,
     SeedOption,
     ThreadCountOption,
@@ -29,6 +30,7 @@ from ztdeploy.cli.options import (
 )
 from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, table, warn
 from ztdeploy.core.arguments import BATCH, IMAGES
+from ztdeploy.core.verdict import MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share
@@ -74,6 +76,7 @@ def evaluate(
         list[int] | None,
         options("--recall-at N", IMAGES, QUALITY, "How many neighbours, for embeddings. [default: 1,5,10]"),
     ] = None,
+    min_agreement: MinAgreementOption = MIN_AGREEMENT,
     strict: Annotated[bool, flag("--strict", QUALITY, "Fail where an image cannot be read.")] = False,
     record: Annotated[
         bool, flag("--record/--no-record", OUTPUT, "Write the figures into the bundle's manifest.")
@@ -136,6 +139,8 @@ def _show(report: EvalReport) -> None:
         warn(f"not counted: {len(data.unreadable) - _UNREADABLE} more images that cannot be read")
     if bundle.weights == "random":
         warn("the weights are random: predictions mean nothing")
+    if report.verdict is not None:
+        say(report.verdict.sentence)
 
 
 def _show_accuracy(report: EvalReport) -> None:

@@ -239,6 +239,15 @@ LimitOption = Annotated[
     int | None,
     option("--limit N", arguments.IMAGES, QUALITY, "Use at most so many images, equally many of every class."),
 ]
+MinAgreementOption = Annotated[
+    float,
+    option(
+        "--min-agreement RATIO",
+        arguments.SHARE,
+        QUALITY,
+        "Share of the answers (or mean cosine) that must stay for a recommendation.",
+    ),
+]
 _REUSED = "Folder for what later runs reuse. [default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy]"
 CacheOption = Annotated[Path | None, option("--cache DIR", path, OUTPUT, _REUSED)]
 #: Options of a model that only `build` has.

@@ -16,6 +16,7 @@ from ztdeploy.core.manifest import Manifest
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.core.verdict import Verdict
 
 RESULTS = {
     "build": "ztdeploy.cli.results:BuildResult",
@@ -42,7 +43,7 @@ RESULTS = {
 #: What `build` says of the manifest that it has written.
 OF_MANIFEST = ("variants", "failed", "adapted", "missing", "weights", "text_head", "gates", "choices", "calibration")
 _FIELDS: Any = {name: (Manifest.model_fields[name].annotation, Manifest.model_fields[name]) for name in OF_MANIFEST}
-BuildResult = create_model("BuildResult", __base__=Record, bundle=(str, ...), **_FIELDS)
+BuildResult = create_model("BuildResult", __base__=Record, bundle=(str, ...), verdict=(Verdict, ...), **_FIELDS)
 
 
 class LabelResult(Record):

@@ -79,7 +79,11 @@ def sweep(
     methods: Annotated[
         list[str] | None,
         options(
-            "--method NAME", method, PRUNING, "Pruning methods. [default: zero-tprune; of a bundle: all]", known=METHODS
+            "--method NAME",
+            method,
+            PRUNING,
+            "Pruning methods. [default: novelty-merge; of a bundle: all]",
+            known=METHODS,
         ),
     ] = None,
     batches: BatchesOption = None,
@@ -155,19 +159,21 @@ def show_sweep(report: SweepReport) -> None:
         warn(str(one.caution))
 
 
-def show_verdicts(report: SweepReport, least_agreement: float | None = None) -> None:
-    for line in verdict_lines(report, least_agreement):
+def show_verdicts(report: SweepReport, min_agreement: float | None = None) -> None:
+    for line in verdict_lines(report, min_agreement):
         say(line)
 
 
-def verdict_lines(report: SweepReport, least_agreement: float | None = None) -> tuple[str, ...]:
+def verdict_lines(report: SweepReport, min_agreement: float | None = None) -> tuple[str, ...]:
     """What to deploy, setting by setting, in words."""
     from ztdeploy.core.text import printable
-    from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
+    from ztdeploy.core.verdict import MIN_AGREEMENT
+    from ztdeploy.report.sweep.verdict import verdicts
 
-    found = verdicts(report, LEAST_AGREEMENT if least_agreement is None else least_agreement)
+    found = verdicts(report, MIN_AGREEMENT if min_agreement is None else min_agreement)
     named = [(f"{one.panel.label}: " if len(found) > 1 else "", one) for one in found]
-    return tuple(printable(" ".join([where + one.headline, *one.sentences])) for where, one in named)
+    details = [printable(" ".join(one.sentences)) for one in found]
+    return (*details, *(printable(where + one.verdict.sentence) for where, one in named))
 
 
 def _show_setting(title: str, rows: Sequence[Row]) -> None:

@@ -111,18 +111,18 @@ def tune(
     folder = out or default_folder(model.name, ("tuning",))
     try:
         with progress_bar() as progress:
-            report, (page, winner, *_) = tune_into(request, folder, cache=cache, progress=progress)
+            report, (page, schedule, *_) = tune_into(request, folder, cache=cache, progress=progress)
     except KeyboardInterrupt:
         where = "the storage" if storage else str(folder)
         note(f"the study in {where} keeps what is finished; the same command goes on from there")
         raise
     answer(report, lambda: show_tuning(report))
-    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {winner} --profile NAME")
+    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {schedule}")
 
 
 def show_tuning(report: TuneReport) -> None:
     """What was found, in words and tables."""
-    from ztdeploy.report.tune.words import cautions, findings, subtitle, title
+    from ztdeploy.report.tune.words import cautions, conclusion, findings, subtitle, title
 
     say(title(report))
     say(subtitle(report))
@@ -151,3 +151,4 @@ def show_tuning(report: TuneReport) -> None:
         say(f"{one.schedule}: predicted {one.predicted_ms:.2f} ms, measured {one.measured_ms:.2f} ms")
     for line in cautions(report):
         warn(line[:1].lower() + line[1:].rstrip("."))
+    say(conclusion(report).sentence)

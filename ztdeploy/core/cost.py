@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from ztdeploy.core.methods import DEFAULT_METHOD, Method, method_named
+from ztdeploy.core.methods import Method, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
 from ztdeploy.core.schedule import Architecture, PruningSchedule
@@ -62,7 +62,7 @@ def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
 def pruning_gmacs(
     architecture: Architecture,
     token_plan: TokenPlan,
-    method: str = DEFAULT_METHOD,
+    method: str,
     options: MethodOptions = DEFAULT_OPTIONS,
 ) -> float:
     """Multiply-adds of the pruning layers themselves, in units of 1e9, per image; 0 for methods that score nothing."""

@@ -9,7 +9,7 @@ from functools import partial
 from ztdeploy.core.arguments import number, shown
 from ztdeploy.core.cost import nearest_step, plan_gmacs
 from ztdeploy.core.errors import ScheduleError, did_you_mean
-from ztdeploy.core.methods import DEFAULT_METHOD, method_named
+from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
@@ -139,10 +139,10 @@ def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> Prunin
 def _nearest_in_cost(
     wanted: PruningSchedule, architecture: Architecture, schedule: Callable[[int], PruningSchedule], steps: int
 ) -> int:
-    """Which of the schedules 0 to `steps - 1`, ever cheaper, costs nearest to the wanted one by the default method."""
+    """Which of the schedules 0 to `steps - 1`, ever cheaper, costs nearest to the wanted one by the paper's method."""
 
     def saving(layers: PruningSchedule) -> float:
         return -plan_gmacs(architecture, plan(layers, architecture))
 
-    target = saving(wanted.model_copy(update={"method": DEFAULT_METHOD, "options": DEFAULT_OPTIONS}))
+    target = saving(wanted.model_copy(update={"method": PAPER_METHOD, "options": DEFAULT_OPTIONS}))
     return nearest_step(range(steps), target, lambda step: saving(schedule(step)))

@@ -18,7 +18,10 @@ from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.tables import with_entry_points
 
-DEFAULT_METHOD = "zero-tprune"
+#: What a build without `--method` takes: it keeps most of the answers at equal latency (docs/explanation/fidelity.md).
+DEFAULT_METHOD = "novelty-merge"
+#: The paper's. A keep ratio means what this method computes with it, for methods with schedules of their own as well.
+PAPER_METHOD = "zero-tprune"
 ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
 #: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
 #: other; "distances": those of all tokens to all; "partners": those of tokens that go to tokens that stay; "merging":
@@ -28,7 +31,8 @@ Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
 _PARTNERS = frozenset({"partner", "least_similarity", "proportional", "coherent"})
-_NOVELTY = frozenset({"importance_power", "size_power", "distance_power", "average_power"})
+#: Exponents of what is lost with a token.
+NOVELTY_OPTIONS = frozenset({"importance_power", "size_power", "distance_power", "average_power"})
 #: Options without effect where `coherent` is false.
 COHERENCE_OPTIONS = frozenset({"coherence_power", "update_power"})
 #: Options without effect where the S-stage drops nothing.
@@ -123,7 +127,7 @@ METHODS = MethodTable(
         "novelty-merge": Method(
             "ztdeploy.host.pruning.novelty_merge:NoveltyMerge",
             frozenset({"page-rank", "distances", "partners", "merging"}),
-            _PARTNERS | COHERENCE_OPTIONS | _NOVELTY,
+            _PARTNERS | COHERENCE_OPTIONS | NOVELTY_OPTIONS,
             merges=True,
             late=True,
         ),

@@ -50,6 +50,8 @@ class GraphFile:
     reads: dict[str, int] = field(default_factory=dict)  #: files beside it -> the least size that they must have, bytes
     #: Constants by name: NumPy's name of their type (or ONNX's number of it), and their shape.
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    #: Those that lie in files beside it: the file, and where in it they begin.
+    outside: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def read_graph(path: Path) -> GraphFile:
@@ -147,6 +149,7 @@ class _Reader:
         length = int(outside.get("length", "0")[:20])
         if offset < 0 or length < 0:
             raise ValueError(f"the tensor '{name[:80]}' begins before its file")
+        self._found.outside[name] = (location, offset)
         self._found.reads[location] = max(self._found.reads.get(location, 0), offset + max(length, count // 4))
 
     def _entry(self, part: slice) -> dict[str, str]:

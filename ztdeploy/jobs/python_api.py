@@ -26,6 +26,7 @@ from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, Preproc
 from ztdeploy.core.profile import HardwareProfile, schedule_path
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
+from ztdeploy.core.verdict import MIN_AGREEMENT
 from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
 from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, TuneReport, TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
@@ -216,6 +217,7 @@ def evaluate(
     threads: int | None = None,
     strict: bool = False,
     recall_at: Some[int] | None = None,
+    min_agreement: float = MIN_AGREEMENT,
     record: bool = False,
     cache: AnyPath | None = None,
     fresh: bool = False,
@@ -224,7 +226,7 @@ def evaluate(
     """Run a bundle's engines on images: accuracy, and how far each variant is from the baseline. Needs no PyTorch.
 
         report = ztdeploy.evaluate("deit_s-cpu", "photos", limit=500)
-        print(report)
+        print(report.verdict.sentence)
         for score in report.variants[1:]:
             print(score.variant, score.against_dense.agreement.value)
 
@@ -243,6 +245,7 @@ def evaluate(
         threads: by default what the process may use.
         strict: an unreadable image is an error. By default it is left out.
         recall_at: how many nearest images to look at, for embeddings. By default 1, 5 and 10.
+        min_agreement: least share of images with the baseline's answer, or mean cosine to it, for `report.verdict`.
         record: write the figures into the bundle's manifest, which the command line does by default.
         cache: folder for results that later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
         fresh: ignore cached results.
@@ -271,6 +274,7 @@ def evaluate(
         threads=None if threads is None else arguments.threads(threads),
         strict=strict,
         recall_at=_counts("recall_at", recall_at, arguments.IMAGES),
+        min_agreement=arguments.number("min_agreement", min_agreement),
     )
     if record:
         check_recordable(request.bundle)

@@ -21,6 +21,7 @@ from ztdeploy.core.progress import Note, Progress, silent
 from ztdeploy.jobs.build import check_backends
 from ztdeploy.jobs.bundle_cache import buildable_bundle
 from ztdeploy.jobs.request import BuildRequest
+from ztdeploy.report.sweep.verdict import verdicts
 from ztdeploy.report.sweep_folder import PREVIOUS, REPORT, read_previous, set_aside, sweep_folder, write_sweep
 from ztdeploy.target.backends import why_not_run
 from ztdeploy.target.evaluate.swept import check_images, with_fidelity
@@ -95,6 +96,7 @@ def sweep(
         report = measure_groups(start, groups, kept, progress=progress, save=save)
         if report.progress == "complete" and request.details:
             report = measure_details(report, built.bundles, progress=progress, save=save)
+        report = report.model_copy(update={"verdicts": tuple(one.verdict for one in verdicts(report))})
         write_sweep(report, out)
         for line in report.notes:
             note(line)

@@ -17,7 +17,7 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.runtime.postprocess import divergences
 
 ADAPTER = VitAdapter(tiny_vit(), IMAGE_SIZE)
-PLAIN = default_schedule(0.6, ADAPTER.architecture)
+PLAIN = default_schedule(0.6, ADAPTER.architecture, method="zero-tprune")
 RANDOM = default_schedule(0.6, ADAPTER.architecture, method="random")
 ROWS = [
     Row("plain", PLAIN),

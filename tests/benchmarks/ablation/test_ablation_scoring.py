@@ -12,7 +12,8 @@ from benchmarks.ablation.ranking import ITERATIONS
 from benchmarks.ablation.report import RowScore, Table
 from benchmarks.ablation.scoring import Scorer
 from benchmarks.ablation.topics import TopicRows, bases, topics
-from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, wilson_interval
+from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval
+from ztdeploy.target.measure.statistics import wilson_interval
 
 IMAGES = 40
 FOUND = {table.topic: table for table in topics(bases(SMALL, 0.65))}

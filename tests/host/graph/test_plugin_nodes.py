@@ -20,7 +20,7 @@ from onnx.numpy_helper import from_array, to_array
 from onnx.reference import ReferenceEvaluator
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
@@ -81,6 +81,10 @@ CASES = {
     "no head is filtered, mean": Case(
         method="zero-tprune-merge", layers=BOTH[:1], options=MethodOptions(head_filter=False, join="mean")
     ),
+    "novelty": Case(method="novelty-merge", layers=BOTH),
+    "novelty, no class token": Case(
+        "average-pool", method="novelty-merge", layers=BOTH[:1], spec=GraphSpec(18, "float32", 1)
+    ),
     "1025 tokens": Case(layers=(LayerSpec(block=1, keep_ratio=0.7, iterations=11),), patch_size=2, image_size=64),
 }
 FP32_AND_FP16 = ("fp32", "fp16")
@@ -123,9 +127,10 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def expected_nodes(case: Case, plans: tuple[LayerPlan, ...]) -> dict[str, dict[str, Any]]:
     """Read off the plan: which nodes there are, and what each says."""
+    boosted, novelty = VARIANTS[case.variant][0].get("class_token", True), case.method == "novelty-merge"
     page_rank = {
-        "boost": int(VARIANTS[case.variant][0].get("class_token", True) and case.options.start == "boosted"),
-        "filter_heads": int(case.options.head_filter),
+        "boost": (2 if novelty else 1) if boosted and case.options.start == "boosted" else 0,
+        "filter_heads": int(case.options.head_filter and not novelty),
         "variance_min": pytest.approx(0.01),
         "variance_max": pytest.approx(0.7),
         "root_mean_square": int(case.options.join == "rms"),
@@ -134,6 +139,9 @@ def expected_nodes(case: Case, plans: tuple[LayerPlan, ...]) -> dict[str, dict[s
     nodes: dict[str, dict[str, Any]] = {}
     for plan in plans:
         scope, drop = f"blocks.{plan.block}/prune", 0 if case.method == "wpr" else plan.similarity_drop
+        if novelty:
+            nodes[f"{scope}/novelty/importance/{WEIGHTED_PAGE_RANK}_0"] = {**page_rank, **labels, "iterations": 1}
+            continue
         if drop:
             nodes[f"{scope}/rank/{WEIGHTED_PAGE_RANK}_0"] = {**page_rank, **labels, "iterations": 1}
             similarity = {"drop": drop, "prefix_tokens": plan.prefix_tokens}
@@ -145,7 +153,7 @@ def expected_nodes(case: Case, plans: tuple[LayerPlan, ...]) -> dict[str, dict[s
 
 @pytest.mark.parametrize("precision", FP32_AND_FP16)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.short("[class token", "[merging")
+@pytest.mark.short("[class token", "[merging", "[novelty, no")
 class TestEveryCase:
     def test_nodes_say_what_the_plan_says_and_compute_what_the_plain_graph_does(
         self, case: Case, precision: str, tmp_path: Path
@@ -182,7 +190,8 @@ class TestEveryCase:
                 assert producers[node.input[0]].name == f"{block}/prune/rank/{WEIGHTED_PAGE_RANK}_0"
                 normalised = producers[node.input[1]].op_type == "LayerNormalization"
                 assert types[node.input[1]] == (onnx.TensorProto.FLOAT if normalised else wide)
-        left = [node.name for node in model.graph.node if node.name.split("/prune/")[-1].startswith(("rank/", "wpr/"))]
+        ranked = ("rank/", "wpr/", "novelty/importance/Zt")
+        left = [node.name for node in model.graph.node if node.name.split("/prune/")[-1].startswith(ranked)]
         assert sorted(left) == sorted(name for name in nodes if "/similarity/" not in name), "nothing is left of them"
 
     def check_file(self, plain: Path, out: Path) -> None:
@@ -196,8 +205,10 @@ class TestEveryCase:
             (NAMESPACE, 1),
         }
         tensors = {tensor.name: tensor for tensor in original.graph.initializer}
+        added = [one for one in model.graph.initializer if one.name not in tensors]
+        assert all(one.name.endswith("/novelty/importance/factor") and list(one.dims) == [1] for one in added)
         for tensor in model.graph.initializer:
-            assert tensor == tensors[tensor.name], tensor.name
+            assert tensor in added or tensor == tensors[tensor.name], tensor.name
         wanted = {name for node in model.graph.node for name in node.input}
         assert {tensor.name for tensor in model.graph.initializer} <= wanted
         seen = {value.name for value in (*model.graph.input, *model.graph.initializer)}
@@ -413,7 +424,7 @@ def cpu_kernels() -> Implementation:
     kernels = module.cpu_kernels()
 
     def page_rank(attention: np.ndarray, survivors: np.ndarray | None = None, **settings: Any) -> np.ndarray:
-        flags = {name: bool(settings.pop(name)) for name in ("boost", "filter_heads", "root_mean_square")}
+        flags = {name: bool(settings.pop(name)) for name in ("filter_heads", "root_mean_square")}
         return np.asarray(kernels.weighted_page_rank(attention, survivors, **flags, **settings))
 
     return Implementation(page_rank, kernels.similarity_prune)
@@ -430,8 +441,8 @@ class Trained:
     images: np.ndarray
 
 
-def trained(model: Any, images: np.ndarray, folder: Path) -> Trained:
-    with PrunedModel(model.adapter, uniform_schedule(0.7, 12)) as module:
+def trained(model: Any, images: np.ndarray, folder: Path, method: str) -> Trained:
+    with PrunedModel(model.adapter, default_schedule(0.7, model.adapter.architecture, method=method)) as module:
         trace = export_onnx(module, model.preprocess, SPEC)
     folders = {}
     for precision in FP32_AND_FP16:
@@ -441,17 +452,20 @@ def trained(model: Any, images: np.ndarray, folder: Path) -> Trained:
     return Trained(folders, images)
 
 
+METHODS_WITH_PLUGINS = pytest.mark.parametrize("method", ["zero-tprune", "novelty-merge"], scope="module")
+
+
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory, digit_images: list[Path]) -> Trained:
+def digits(tmp_path_factory: pytest.TempPathFactory, digit_images: list[Path], method: str) -> Trained:
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.target.runtime.preprocess import load_pixels
 
     model = load_model(ModelSource(name="vit_digits"))
-    return trained(model, load_pixels(digit_images[:6], model.preprocess), tmp_path_factory.mktemp("digits"))
+    return trained(model, load_pixels(digit_images[:6], model.preprocess), tmp_path_factory.mktemp("digits"), method)
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path) -> Trained:
+def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path, method: str) -> Trained:
     from ztdeploy.host.models.loading import load_model
     from ztdeploy.target.runtime.preprocess import load_pixels
 
@@ -464,15 +478,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, realdata: Path) -> Tra
     )
     paths = sorted((realdata / "images").glob("*.jpg"))
     images = load_pixels(paths[:: len(paths) // 6][:6], model.preprocess)
-    return trained(model, images, tmp_path_factory.mktemp("photographs"))
+    return trained(model, images, tmp_path_factory.mktemp("photographs"), method)
 
 
 @pytest.mark.parametrize("precision", FP32_AND_FP16)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("which", ["digits", pytest.param("photographs", marks=pytest.mark.realdata)])
-@pytest.mark.short("digits")
+@METHODS_WITH_PLUGINS
+@pytest.mark.short("novelty-merge-digits")
 def test_trained_models_keep_the_same_tokens(
-    which: str, implementation: str, precision: str, request: pytest.FixtureRequest
+    which: str, implementation: str, precision: str, method: str, request: pytest.FixtureRequest
 ) -> None:
     backed = IMPLEMENTATIONS[implementation]()
     model: Trained = request.getfixturevalue(which)

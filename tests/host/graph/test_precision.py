@@ -323,7 +323,7 @@ class TestPhotographs:
         )
         photographs = sorted((realdata / "images").glob("*.jpg"))
         image = load_pixels(photographs[:: len(photographs) // 64][:64], model.preprocess)
-        with PrunedModel(model.adapter, uniform_schedule(0.7, 12)) as module:
+        with PrunedModel(model.adapter, uniform_schedule(0.7, 12, method="zero-tprune")) as module:
             traced = export_onnx(module, model.preprocess, SPEC)
         half = specialise(traced, replace(SPEC, precision="fp16"))
         turing = specialise(traced, replace(SPEC, precision="fp16", turing=True))

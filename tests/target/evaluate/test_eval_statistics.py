@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, tango_score, wilson_interval
+from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, tango_score
+from ztdeploy.target.measure.statistics import wilson_interval
 from ztdeploy.target.runtime.postprocess import divergences
 
 Z = NormalDist().inv_cdf(0.975)

@@ -8,7 +8,7 @@ from helpers.machines import CONTAINER, CPU, JETSON, LAPTOP, RASPBERRY_PI, SERVE
 from helpers.reports import TEMPLATE
 
 from ztdeploy.target.measure.bench_report import read_report
-from ztdeploy.target.measure.verdict import cautions, compare, others_cores
+from ztdeploy.target.measure.comparing import cautions, compare, others_cores
 
 STEADY = [[5.0] * 5] * 10
 

@@ -7,8 +7,8 @@ from helpers.bench import configuration
 
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.setting import Setting
+from ztdeploy.target.measure.comparing import compare, outcome_of
 from ztdeploy.target.measure.statistics import Interval
-from ztdeploy.target.measure.verdict import compare, outcome_of
 
 
 def interval(low, high):

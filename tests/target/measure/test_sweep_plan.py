@@ -51,7 +51,7 @@ def with_methods(bundle: Bundle, *methods: str, ratios=(0.7, 0.5), extra=()) -> 
 
 
 def test_a_group_is_what_fits_beside_dense_at_one_setting(bundle):
-    groups = plan_groups(REQUEST, [with_methods(bundle, "zero-tprune", "slice")], "cpu")
+    groups = plan_groups(REQUEST, [with_methods(bundle, "novelty-merge", "slice")], "cpu")
     found = [(one.request.batches, one.request.threads, one.configurations) for one in groups]
     names = ("dense", *(name for ratio in ("0.70", "0.50") for name in (f"keep-{ratio}", f"slice-keep-{ratio}")))
     assert found == [((batch,), (count,), names) for batch in (1, 8) for count in (1, 2)]
@@ -64,7 +64,7 @@ def test_a_group_is_what_fits_beside_dense_at_one_setting(bundle):
 
 
 def test_methods_of_one_ratio_stay_together_where_they_fit(bundle):
-    many = with_methods(bundle, "zero-tprune", "slice", "random", ratios=(0.9, 0.7, 0.5))
+    many = with_methods(bundle, "novelty-merge", "slice", "random", ratios=(0.9, 0.7, 0.5))
     groups = plan_groups(SweepRequest(model=None), [many], "cpu")
     ratios = ("0.90", "0.70", "0.50")
     assert [one.request.variants for one in groups] == [
@@ -107,14 +107,14 @@ def test_dense_alone(bundle):
 
 
 def test_what_is_chosen_of_a_bundle(bundle):
-    many = with_methods(bundle, "zero-tprune", "slice", ratios=(0.5, 0.9, 0.7))
+    many = with_methods(bundle, "novelty-merge", "slice", ratios=(0.5, 0.9, 0.7))
 
     def chosen(**asked):
         return [one.name for one in chosen_variants(SweepRequest(model=None, **asked), many)]
 
     assert chosen(methods=("slice",)) == ["slice-keep-0.90", "slice-keep-0.70", "slice-keep-0.50"]
     assert chosen(keep_ratios=(1.0, 0.9)) == ["keep-0.90", "slice-keep-0.90"]
-    assert chosen(keep_ratios=(0.5,), methods=("zero-tprune",)) == ["keep-0.50"]
+    assert chosen(keep_ratios=(0.5,), methods=("novelty-merge",)) == ["keep-0.50"]
     refused(lambda: check_holds(SweepRequest(model=None, keep_ratios=(0.6,)), many), "keep ratio 0.6", kind=InputError)
     refused(
         lambda: check_holds(SweepRequest(model=None, methods=("slize",)), many), "slize", "'slice'", kind=InputError

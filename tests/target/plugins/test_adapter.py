@@ -98,7 +98,7 @@ def test_creators_bear_the_names_of_the_contract(drive: Drive) -> None:
         (WEIGHTED_PAGE_RANK, "iterations=i:0", "attribute 'iterations' is 0; expected an integer of at least 1"),
         (WEIGHTED_PAGE_RANK, "iterations=l:4294967297", "is 4294967297; expected an integer of at least 1"),
         (WEIGHTED_PAGE_RANK, "iterations=f:3", "attribute 'iterations' is not an integer"),
-        (WEIGHTED_PAGE_RANK, "boost=i:2", "attribute 'boost' is 2; expected an integer from 0 to 1"),
+        (WEIGHTED_PAGE_RANK, "boost=i:3", "attribute 'boost' is 3; expected an integer from 0 to 2"),
         (WEIGHTED_PAGE_RANK, "filter_heads=n:0", "attribute 'filter_heads' holds 0 values; expected exactly one"),
         (WEIGHTED_PAGE_RANK, "variance_min=i:0", "attribute 'variance_min' is not a float"),
         (WEIGHTED_PAGE_RANK, "variance_min=f:nan", "attribute 'variance_min' is not a number"),

@@ -53,7 +53,13 @@ def other_graphs(tmp_path_factory):
         (folder / f"{name}.toml").write_text(head + text)
     profiles = tuple(str(folder / f"{name}.toml") for name in PROFILES)
     build(
-        BuildRequest(model=ModelSource(name="vit_digits"), profiles=profiles, keep_ratios=(0.5,), out=folder / "bundle")
+        BuildRequest(
+            model=ModelSource(name="vit_digits"),
+            profiles=profiles,
+            keep_ratios=(0.5,),
+            methods=("zero-tprune",),
+            out=folder / "bundle",
+        )
     )
     return folder / "bundle"
 

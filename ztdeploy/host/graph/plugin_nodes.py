@@ -25,6 +25,8 @@ from ztdeploy.target.plugins import NAMESPACE, SIMILARITY_PRUNE, VERSION, WEIGHT
 
 G_LOGGER.severity = G_LOGGER.ERROR  # it prints to standard output, which belongs to --json
 
+#: The module whose scores count by their values; those of the others only rank.
+_VALUES_COUNT = "novelty/importance"
 #: A pattern is an operator with the patterns of its inputs, or the name of a tensor: "?" any, and the same wherever the
 #: name stands; "=" a constant whose value is wanted; "#" a constant that follows from the shapes. "TopK:1" is the
 #: second output.
@@ -71,7 +73,7 @@ def insert_plugin_nodes(plain: Path, out: Path) -> list[str]:
     outputs = {node.name.rsplit("/", 1)[0]: node.outputs[0] for node in graph.nodes}  # the last of each scope
     names = []
     for scope in scopes:
-        if is_pruning_module(scope, "rank", "wpr"):
+        if is_pruning_module(scope, "rank", "wpr", _VALUES_COUNT):
             names.append(_page_rank(graph, scope, outputs[scope], read))
         elif is_pruning_module(scope, "similarity"):
             names.append(_similarity(graph, scope, outputs[scope], read))
@@ -102,10 +104,9 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: Reader) -> 
     _match(scope, found["?shares"], _SHARES, found)
     walk = _walk(scope, found["?scores"])
     start = read(walk["start"]).reshape(-1)
-    boosted = not math.isclose(start[0], 1.0)
-    expected = np.ones(len(start), start.dtype)
-    expected[0] = len(start) ** 0.5 if boosted else 1.0
-    if not np.allclose(start, expected):
+    boosts = [1.0, len(start) ** 0.5, float(len(start))]
+    boost = next((kind for kind, first in enumerate(boosts) if math.isclose(start[0], first, rel_tol=1e-6)), None)
+    if boost is None or not np.allclose(start[1:], 1.0):
         raise _mismatch(scope, "an unknown start vector")
     survivors = [walk["survivors"]] if "survivors" in walk else []
     low, high = VARIANCE_MIN, VARIANCE_MAX  # unused where no head is filtered
@@ -115,13 +116,32 @@ def _page_rank(graph: gs.Graph, scope: str, scores: gs.Tensor, read: Reader) -> 
         low, high = (round(read(found[limit]).item() * live - 1, 5) for limit in ("=low", "=high"))
     attributes = {
         "iterations": walk["iterations"],
-        "boost": int(boosted),
+        "boost": boost,
         "filter_heads": int(filter_heads),
         "variance_min": low,
         "variance_max": high,
         "root_mean_square": int(root_mean_square),
     }
-    return _replace(graph, WEIGHTED_PAGE_RANK, scope, [_uncast(walk["attention"]), *survivors], scores, attributes)
+    inputs = [_uncast(walk["attention"]), *survivors]
+    if is_pruning_module(scope, _VALUES_COUNT):
+        scores = _behind_shares(graph, scope, scores, found["?shares"])
+    return _replace(graph, WEIGHTED_PAGE_RANK, scope, inputs, scores, attributes)
+
+
+def _behind_shares(graph: gs.Graph, scope: str, joined: gs.Tensor, shares: gs.Tensor) -> gs.Variable:
+    """A tensor for the plugin's scores, of which the graph makes the joined shares.
+
+    The plugin's scores have mean 1, and are roots of means over the heads; joined shares are sums of squares over the
+    heads, in each of which shares sum to 1.
+    """
+    scores = gs.Variable(f"{scope}/scores", np.float32, joined.shape)
+    squares = gs.Variable(f"{scope}/squares", np.float32, joined.shape)
+    _, heads, _, tokens = shares.shape
+    factor = gs.Constant(f"{scope}/factor", np.float32(heads / tokens**2).reshape(1))
+    joined.inputs.clear()
+    graph.nodes.append(gs.Node("Mul", squares.name, inputs=[scores, scores], outputs=[squares]))
+    graph.nodes.append(gs.Node("Mul", f"{scope}/joined", inputs=[squares, factor], outputs=[joined]))
+    return scores
 
 
 def _walk(scope: str, scores: gs.Tensor) -> dict[str, Any]:

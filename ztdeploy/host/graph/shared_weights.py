@@ -52,9 +52,13 @@ class SharedWeights:
         self._digests.clear()
 
     def attach(self, path: Path, model: ir.Model) -> None:
-        """Write another graph that uses the weights file; tensors that are not in it stay inside the graph."""
+        """Write another graph that uses the weights file; tensors that are not in it stay inside the graph.
+
+        A runtime may keep the name of a tensor that it transposes, so those get names that the weights file lacks.
+        """
         names = {value: self._names.get(self._digest(value)) for value in _large_initializers(model)}
-        _rename_initializers(model, {value: name for value, name in names.items() if name is not None})
+        own = {value: f"{value.name}.own" for value in model.graph.initializers.values() if value.name in self._tensors}
+        _rename_initializers(model, own | {value: name for value, name in names.items() if name is not None})
         self._write_graph(path, model, self._weights)
         self._digests.clear()
 

@@ -60,7 +60,7 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
     """Write everything, each file whole or not at all, in place of earlier ones; the report itself comes first.
 
     Returns:
-        The files' paths: the page, the winner's schedule, the rest.
+        The files' paths: the page, the schedule that is recommended, the rest.
 
     Raises:
         OutputError: see `check_folder`; or a file cannot be written.
@@ -70,6 +70,10 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
         f"{SCHEDULES}/{one.name}.toml": _commented(report, cost_words(one, report), ["", toml(one.tuned.schedule)])
         for one in report.compared
     }
+    if not report.winner.better:  # it comes first, for it is what to build
+        words = "The best preset at this cost: nothing better was found."
+        preset = _commented(report, words, ["", toml(report.winner.preset.schedule)])
+        schedules = {f"{SCHEDULES}/preset.toml": preset, **schedules}
     texts = {
         REPORT: to_json(report, indent=1) + "\n",
         PAGE: page(report),
@@ -79,7 +83,7 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
     }
     make_folder(out / SCHEDULES, "remove the link", own=True)
     with disk_errors(out):
-        earlier = [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml")]
+        earlier = [*out.glob("*.svg"), *(out / SCHEDULES).glob("tuned-*.toml"), *(out / SCHEDULES).glob("preset.toml")]
     for path in earlier:
         if path.relative_to(out).as_posix() not in texts:
             remove(path)

@@ -34,6 +34,7 @@ from ztdeploy.jobs.tune.trials import retry_running
 from ztdeploy.jobs.tune.trusted import check_database, check_trials
 from ztdeploy.jobs.tune.workers import make_trials_in_processes
 from ztdeploy.report.tune.records import Cost, GmacsCost, Measured, ModelFacts, TuneReport, TuneRequest
+from ztdeploy.report.tune.words import conclusion
 from ztdeploy.target.measure.machine import Machine, read_machine
 
 
@@ -79,7 +80,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
 
             schedules = [one.tuned.schedule for one in compared]
             measured = measure_winners(request, schedules, search.price, caches, progress)
-        return TuneReport(
+        report = TuneReport(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             request=request.model_copy(update={"storage": request.storage and without_password(request.storage)}),
             storage=without_password(url) if request.storage else "",
@@ -97,6 +98,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
             measured=measured,
             notes=notes,
         )
+        return report.model_copy(update={"verdict": conclusion(report)})
 
 
 def _begin(study: Study, subject: Subject, cache: Path, progress: Progress) -> Search:

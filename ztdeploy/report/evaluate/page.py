@@ -10,7 +10,7 @@ from ztdeploy.report.evaluate.answers import answers
 from ztdeploy.report.evaluate.vectors import vectors
 from ztdeploy.report.evaluate.worst import worst
 from ztdeploy.report.kit.document import document
-from ztdeploy.report.kit.figure import notes, trust
+from ztdeploy.report.kit.figure import notes, trust, verdict
 from ztdeploy.report.kit.markup import element
 from ztdeploy.report.kit.numbers import counted
 from ztdeploy.target.evaluate.eval_report import EvalReport
@@ -64,6 +64,7 @@ def eval_page(report: EvalReport) -> str:
     return document(
         title,
         element("header", element("h1", title), element("p", facts, class_="lead")),
+        verdict(report.verdict.decision, report.verdict.sentence) if report.verdict else None,
         trust(_limits(report)),
         answers(report) if classes else vectors(report),
         worst(report),

@@ -9,18 +9,21 @@ from ztdeploy.report.kit.sheet import markdown_table
 from ztdeploy.report.sweep.columns import chosen
 from ztdeploy.report.sweep.panels import panels, subtitle, title
 from ztdeploy.report.sweep.trust import all_failures, limits
-from ztdeploy.report.sweep.verdict import Verdict
+from ztdeploy.report.sweep.verdict import PanelVerdict
 from ztdeploy.target.measure.sweep_report import SweepReport
 
 _HEADS = ("variant", "method", "keep", "p50 ms", "p90 ms", "images/s", "speed-up", "95 % interval", "less work")
 
 
-def markdown(report: SweepReport, verdicts: Sequence[Verdict]) -> str:
+def markdown(report: SweepReport, verdicts: Sequence[PanelVerdict]) -> str:
     """The verdict first, then what limits trust, a table per setting, and failures."""
     lines = [f"## {markdown_text(title(report))}", "", markdown_text(subtitle(report)), ""]
     for verdict in verdicts:
         where = f"{verdict.panel.label}: " if len(verdicts) > 1 else ""
-        lines += [f"**{markdown_text(where + verdict.headline)}** {markdown_text(' '.join(verdict.sentences))}", ""]
+        lines += [
+            f"**{markdown_text(where + verdict.verdict.sentence)}** {markdown_text(' '.join(verdict.sentences))}",
+            "",
+        ]
     lines += _listed("How far to trust it:", limits(report))
     for panel in panels(report):
         lines += [f"### {panel.label}", "", *markdown_table(chosen(panel.rows, *_HEADS), panel.rows), ""]

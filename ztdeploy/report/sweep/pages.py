@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import write
+from ztdeploy.core.verdict import MIN_AGREEMENT
 from ztdeploy.report.compare.entries import check_figures
 from ztdeploy.report.sweep.csv_table import csv_text
 from ztdeploy.report.sweep.markdown import markdown
 from ztdeploy.report.sweep.page import page
 from ztdeploy.report.sweep.panels import View
-from ztdeploy.report.sweep.verdict import LEAST_AGREEMENT, verdicts
+from ztdeploy.report.sweep.verdict import verdicts
 from ztdeploy.report.sweep_folder import REPORT
 from ztdeploy.target.measure.sweep_report import SweepReport, read_any_report
 
@@ -21,12 +22,12 @@ PAGE, TABLE, MARKDOWN = "report.html", "sweep.csv", "report.md"
 _LARGEST = 1e15
 
 
-def write_pages(report: SweepReport, folder: Path, *, least_agreement: float = LEAST_AGREEMENT) -> list[Path]:
+def write_pages(report: SweepReport, folder: Path, *, min_agreement: float = MIN_AGREEMENT) -> list[Path]:
     """Write every page, each whole or not at all, in place of earlier ones.
 
     Args:
         report: of a sweep in whatever state, and from wherever.
-        least_agreement: see `verdict`.
+        min_agreement: see `ztdeploy.target.verdict`.
 
     Returns:
         The files' paths, the page first.
@@ -39,9 +40,9 @@ def write_pages(report: SweepReport, folder: Path, *, least_agreement: float = L
     text = json.dumps(report.model_dump(mode="json"))
     json.loads(text, parse_float=_check_number, parse_int=_check_number, parse_constant=_check_number)
     texts = {
-        PAGE: page(View(report, least_agreement)),
+        PAGE: page(View(report, min_agreement)),
         TABLE: csv_text(report),
-        MARKDOWN: markdown(report, verdicts(report, least_agreement)),
+        MARKDOWN: markdown(report, verdicts(report, min_agreement)),
     }
     for name, content in texts.items():
         write(folder / name, content)

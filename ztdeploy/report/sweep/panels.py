@@ -43,7 +43,7 @@ class View:
     """What every part and every plot of a sweep's page is made from."""
 
     report: SweepReport
-    least_agreement: float
+    min_agreement: float
 
     @cached_property
     def panels(self) -> list[Panel]:

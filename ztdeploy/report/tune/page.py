@@ -14,6 +14,7 @@ from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importan
 from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport
 from ztdeploy.report.tune.words import (
     cautions,
+    conclusion,
     findings,
     layer_lines,
     machine_words,
@@ -38,8 +39,9 @@ def page(report: TuneReport) -> str:
 
 
 def summary(report: TuneReport) -> Markup:
-    headline, *more = findings(report)
-    return fragment(verdict("open", headline, more), trust([*origin_lines(report), *cautions(report)]))
+    concluded = conclusion(report)
+    box = verdict(concluded.decision, concluded.sentence, findings(report))
+    return fragment(box, trust([*origin_lines(report), *cautions(report)]))
 
 
 Pair = tuple[BestAtCost, Score]

@@ -11,6 +11,7 @@ from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.evaluate.eval_report import Change, DataFacts, Mean, Share
 from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.measure.statistics import Interval
@@ -164,6 +165,16 @@ class BestAtCost(Record):
         """The name of its schedule's file."""
         return self.tuned.schedule.name
 
+    @property
+    def better(self) -> bool:
+        """Whether what was found is shown to be nearer to the baseline than the best preset, on the report half."""
+        return self.to_preset.interval.high < 1
+
+    @property
+    def recommended(self) -> Score:
+        """What was found, where it is shown to be better; otherwise the best preset."""
+        return self.tuned if self.better else self.preset
+
 
 class Importance(Record):
     parameter: str
@@ -197,6 +208,7 @@ class TuneReport(Shown, Record):
     dense_top1: Share | None
     measured: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
+    verdict: Verdict | None = None  #: None in reports of older versions
 
     @property
     def winner(self) -> BestAtCost:

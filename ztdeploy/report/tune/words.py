@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.report.kit.numbers import percent, short
 from ztdeploy.report.tune.records import BestAtCost, Ratio, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine
+from ztdeploy.target.verdict import Contender, conclude, quality_of_share
 
 FEW_IMAGES = 50
 
@@ -52,6 +54,27 @@ def findings(report: TuneReport) -> list[str]:
             f"({100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
         )
     return lines
+
+
+def conclusion(report: TuneReport) -> Verdict:
+    """Whether to take what was found for the budget or the best preset there, and what that changes."""
+    found = report.winner
+    ratio, taken = found.to_preset, found.recommended
+    name = taken.schedule.name if found.better else f"the preset of {taken.schedule.method}"
+    quality = quality_of_share(taken.agreement, taken.change)
+    concluded = conclude(
+        [Contender(name, 1 / found.share, None, quality)],
+        timed=False,
+        random_weights=report.model.weights == "random",
+        saves="time" if report.unit == "ms" else "compute",
+    )
+    if found.better:
+        return concluded
+    shown = "worse than the best preset" if ratio.interval.low > 1 else "not shown to be better than the best preset"
+    spread = f"KL {ratio.value:.2f} times its, {ratio.interval.low:.2f} to {ratio.interval.high:.2f}"
+    sentence = f"What was found is {shown} ({spread}); {concluded.sentence}"
+    decision = "preset" if concluded.decision == "deploy" else concluded.decision
+    return Verdict(decision=decision, sentence=sentence, variant=taken.schedule.name)
 
 
 def _against(ratio: Ratio, name: str) -> str:

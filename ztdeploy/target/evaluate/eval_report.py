@@ -8,6 +8,7 @@ from typing import Literal
 from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.preprocess_spec import Activation, Output
 from ztdeploy.core.records import Record
+from ztdeploy.core.verdict import MIN_AGREEMENT, Verdict
 from ztdeploy.target.measure.bench_report import BundleFacts
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind
 from ztdeploy.target.measure.statistics import Interval
@@ -31,6 +32,7 @@ class EvalRequest(Record):
     dense_profile: str | None = None  #: compare with this profile's dense engine; by default with that of `profile`
     strict: bool = False  #: an image that cannot be read is an error
     recall_at: tuple[int, ...] = ()  #: numbers of neighbours, for embeddings; by default 1, 5 and 10
+    min_agreement: float = MIN_AGREEMENT  #: what the verdict asks of a variant; mean cosine where there are vectors
 
 
 class Unreadable(Record):
@@ -186,6 +188,7 @@ class EvalReport(Shown, Record):
     grid: tuple[int, int] | None = None  #: rows and columns of patches; None in reports of older versions
     data: DataFacts
     variants: tuple[VariantScore, ...]  #: dense first
+    verdict: Verdict | None = None  #: None in reports of older versions
 
     @property
     def dense(self) -> VariantScore:

@@ -30,6 +30,7 @@ from ztdeploy.target.evaluate.scoring import against_dense, hits, likeness, reca
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts
 from ztdeploy.target.measure.plan import plan_bench
 from ztdeploy.target.runtime.runner import class_names, engine_of
+from ztdeploy.target.verdict import verdict_of_eval
 
 #: Images that a worker takes at a time; what it found out about them is kept at once.
 CHUNK = 16
@@ -72,7 +73,7 @@ def evaluate_bundle(
     taken = limited(data, request.limit, request.seed)
     recall_counts(request.recall_at, len(taken.images))
     answers = _answers(work, taken, request, cache_folder(cache) / "evaluations", fresh, progress, note)
-    return EvalReport(
+    report = EvalReport(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         request=request,
         bundle=facts,
@@ -82,6 +83,7 @@ def evaluate_bundle(
         data=data_facts(data, taken, [one.tobytes() for one in answers.content], answers.problem.tolist()),
         variants=tuple(_scores(work, answers, taken, request)),
     )
+    return report.model_copy(update={"verdict": verdict_of_eval(report)})
 
 
 def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:

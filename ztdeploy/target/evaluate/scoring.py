@@ -24,7 +24,8 @@ from ztdeploy.target.evaluate.eval_report import (
     Recall,
     Share,
 )
-from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, quantile_interval, wilson_interval
+from ztdeploy.target.evaluate.statistics import mean_interval, paired_interval, quantile_interval
+from ztdeploy.target.measure.statistics import wilson_interval
 
 WORST = 10  #: images that a report names per variant
 #: How many neighbours are looked at by default.

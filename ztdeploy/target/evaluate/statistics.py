@@ -1,7 +1,6 @@
 """How far the figures of an evaluation can be trusted: pure functions of counts and values, no engine, no clock.
 
-- **Share** (top-1, top-5, agreement): the score interval of a binomial proportion. E. B. Wilson, "Probable inference,
-  the law of succession, and statistical inference", J. Am. Stat. Assoc. 22 (1927), 209-212.
+- **Share** (top-1, top-5, agreement): `measure.statistics.wilson_interval`.
 - **Paired change** (top-1 of a variant less that of dense, on the same images): the score interval that inverts
   McNemar's test. T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
   paired-sample design", Statistics in Medicine 17 (1998), 891-908.
@@ -15,36 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval
+from ztdeploy.target.measure.statistics import Z as _Z
 
 RESAMPLES = 2_000
 #: Values that are drawn at once.
 _DRAWN_AT_ONCE = 2_000_000
 #: Each halves an interval of at most 2; more do nothing in double precision.
 _HALVINGS = 60
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
-
-def wilson_interval(count: int, total: int) -> Interval:
-    """Where the share lies of which `count` of `total` images are a sample (Wilson's score interval).
-
-    Raises:
-        ValueError: no images, or a count outside 0 to `total`.
-    """
-    if not 0 <= count <= total or total < 1:
-        raise ValueError(f"{count} of {total} images")
-    scale = 1 + _Z * _Z / total
-    centre = (count + _Z * _Z / 2) / total / scale
-    half = _Z * math.sqrt(count * (total - count) / total + _Z * _Z / 4) / total / scale
-    low = 0.0 if count == 0 else max(0.0, centre - half)
-    high = 1.0 if count == total else min(1.0, centre + half)
-    return Interval(low=low, high=high, confidence=CONFIDENCE)
 
 
 def paired_interval(gained: int, lost: int, total: int) -> Interval:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, ConfigurationReport, Failure, RunStatus
+from ztdeploy.target.measure.comparing import cautions, compare
 from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state, throttled_by
 from ztdeploy.target.measure.orders import TimingOrder
 from ztdeploy.target.measure.plan import DEFAULT_DURATION_S, Planned, plan_bench
 from ztdeploy.target.measure.turns import Timed, time_in_turns
-from ztdeploy.target.measure.verdict import cautions, compare
+from ztdeploy.target.verdict import verdicts_of_bench
 
 #: How long the machine is watched before anything is started.
 _WATCH_S = 0.5
@@ -38,7 +39,8 @@ def run_bench(
         InputError, BundleError, EnvironmentLacksError: the request cannot be met; nothing was measured.
         ZtdeployError: no configuration at all could be loaded; the first one's reason.
     """
-    plan = plan_bench(request, read_bundle(request.bundle))
+    bundle = read_bundle(request.bundle)
+    plan = plan_bench(request, bundle)
     machine, before, meter = read_machine(), read_state(), CpuMeter()
     time.sleep(_WATCH_S)  # while nothing of ours runs
     quiet_cores = meter.so_far().others_cores
@@ -63,7 +65,8 @@ def run_bench(
             configurations=measured,
             comparisons=tuple(comparison for comparison in found if comparison is not None),
         )
-        return told.model_copy(update={"warnings": cautions(told, sorted(throttles))})
+        warnings, verdicts = cautions(told, sorted(throttles)), verdicts_of_bench(told, bundle)
+        return told.model_copy(update={"warnings": warnings, "verdicts": verdicts})
 
     def after_round() -> None:
         throttles.update(throttled_by())

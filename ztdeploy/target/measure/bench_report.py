@@ -14,6 +14,7 @@ from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record, to_json
 from ztdeploy.core.setting import Setting
+from ztdeploy.core.verdict import MIN_AGREEMENT, Verdict
 from ztdeploy.target.measure.machine import Machine, State
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind, load_report
 from ztdeploy.target.measure.statistics import Interval, Summary, summarise
@@ -41,6 +42,7 @@ class BenchRequest(Record):
     rounds: int = 10
     reference: bool = True  #: measure the dense variant as well, at the same batch and threads
     seed: int = 0  #: of the order of turns and of the bootstrap
+    min_agreement: float = MIN_AGREEMENT  #: what a verdict asks of a variant that was evaluated
 
 
 class BundleFacts(Record):
@@ -175,6 +177,7 @@ class BenchReport(Shown, Record):
     configurations: tuple[ConfigurationReport, ...]
     comparisons: tuple[Comparison, ...]
     warnings: tuple[Caution, ...] = Field(default=())
+    verdicts: tuple[Verdict, ...] = ()  #: one per batch and number of threads; empty in reports of older versions
 
     @property
     def measured(self) -> tuple[ConfigurationReport, ...]:

@@ -6,13 +6,15 @@
 - **Interval**: a percentile bootstrap over rounds. A round is the unit, since what disturbs a machine lasts longer than
   a call: calls of one round are not independent, and resampling them would feign precision. Rounds of two runs are
   resampled each by itself, since no round of one belongs to a round of the other.
+- **Share** of images: the score interval of a binomial proportion. E. B. Wilson, "Probable inference, the law of
+  succession, and statistical inference", J. Am. Stat. Assoc. 22 (1927), 209-212.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import NormalDist, fmean, median
 from typing import TYPE_CHECKING
 
 from ztdeploy.core.records import Record
@@ -26,6 +28,7 @@ FEWEST_ROUNDS = 6
 #: Round -> samples, in any unit but the same.
 Rounds = Mapping[int, Sequence[float]]
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 RESAMPLES = 10_000
 #: Values that are drawn at once.
 _DRAWN_AT_ONCE = 2_000_000
@@ -193,3 +196,19 @@ def _interval(medians: NDArray[np.float64], confidence: float) -> Interval:
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
     return Interval(low=float(low), high=float(high), confidence=confidence)
+
+
+def wilson_interval(count: int, total: int) -> Interval:
+    """Where the share lies of which `count` of `total` images are a sample (Wilson's score interval).
+
+    Raises:
+        ValueError: no images, or a count outside 0 to `total`.
+    """
+    if not 0 <= count <= total or total < 1:
+        raise ValueError(f"{count} of {total} images")
+    scale = 1 + Z * Z / total
+    centre = (count + Z * Z / 2) / total / scale
+    half = Z * math.sqrt(count * (total - count) / total + Z * Z / 4) / total / scale
+    low = 0.0 if count == 0 else max(0.0, centre - half)
+    high = 1.0 if count == total else min(1.0, centre + half)
+    return Interval(low=low, high=high, confidence=CONFIDENCE)

@@ -11,6 +11,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record
 from ztdeploy.core.setting import Setting
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison, ConfigurationReport, Failure, RunStatus
 from ztdeploy.target.measure.report_file import load_report
 
@@ -137,6 +138,7 @@ class SweepReport(Record):
     profiles: tuple[OperatorProfile, ...] = ()
     staircases: tuple[Staircase, ...] = ()
     notes: tuple[str, ...] = ()  #: what of profiles and staircases cannot be had, and why
+    verdicts: tuple[Verdict, ...] = ()  #: one per setting, once the sweep is over
 
     def facts(self, name: str, image_size: ImageSize) -> VariantFacts:
         return next(one for one in self.variants if (one.name, one.image_size) == (name, image_size))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ztdeploy.core.methods import method_named
+from ztdeploy.core.methods import COHERENCE_OPTIONS, NOVELTY_OPTIONS, method_named
 from ztdeploy.core.options import MethodOptions
 
 #: ONNX domain and plugin namespace.
@@ -16,7 +16,11 @@ VERSION: Final = "1"
 WEIGHTED_PAGE_RANK: Final = "ZtWeightedPageRank"
 SIMILARITY_PRUNE: Final = "ZtSimilarityPrune"
 #: The options that the kernels know, and those of what a layer does when they are done.
-_KNOWN: Final = frozenset({"start", "head_filter", "join", "partner", "least_similarity", "proportional"})
+_KNOWN: Final = (
+    frozenset({"start", "head_filter", "join", "partner", "least_similarity", "proportional", "coherent"})
+    | COHERENCE_OPTIONS
+    | NOVELTY_OPTIONS
+)
 
 
 def unknown_options(method: str, options: MethodOptions) -> tuple[str, ...]:

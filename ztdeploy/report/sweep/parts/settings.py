@@ -27,8 +27,8 @@ def settings(view: View) -> list[Markup | None]:
 def _setting(view: View, panel: Panel) -> Markup:
     used = list(dict.fromkeys(row.facts.method for row in panel.pruned))
     keys = [(view.series.key(None), "baseline"), *((view.series.key(name), name) for name in used)]
-    verdict = verdict_of(panel, view.least_agreement) if panel.measured else None
-    choice = verdict.choice if verdict is not None and verdict.decision == "deploy" else None
+    verdict = verdict_of(view.report, panel, view.min_agreement) if panel.measured else None
+    choice = verdict.choice if verdict is not None and verdict.verdict.decision == "deploy" else None
     chosen = next((position for position, row in enumerate(panel.rows) if row is choice), None)
     return section(
         f"At {panel.label}",

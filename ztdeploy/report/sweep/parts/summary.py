@@ -13,10 +13,10 @@ from ztdeploy.report.sweep.verdict import candidates, compared, verdicts
 
 
 def summary(view: View) -> Markup:
-    report, found = view.report, verdicts(view.report, view.least_agreement)
+    report, found = view.report, verdicts(view.report, view.min_agreement)
     header = element("header", element("h1", title(report)), element("p", subtitle(report), class_="lead"))
     boxes = [
-        verdict(one.decision, one.headline, one.sentences, one.panel.label if len(found) > 1 else None) for one in found
+        verdict(one.verdict.decision, one.verdict.sentence, one.sentences, one.verdict.setting or None) for one in found
     ]
     fine = "Nothing was seen on the machine that speaks against these figures."
     return fragment(header, boxes, trust(limits(report), fine), _cards(view))

@@ -27,7 +27,7 @@ def answers(panel: Panel, view: View) -> Figure:
     def lost(one: Fidelity) -> float | None:
         return None if one.agreement is None else 100 * (1 - one.agreement)
 
-    limit = 100 * (1 - view.least_agreement), f"{percent(view.least_agreement)} agree"
+    limit = 100 * (1 - view.min_agreement), f"{percent(view.min_agreement)} agree"
     text = "Lower left is better; the line is what nothing else beats on both."
     plot = _plot(panel, view, "disagreement", "% of answers that differ from the baseline's", lost, limit)
     return Figure("Latency against answers lost", text, plot)
@@ -53,7 +53,7 @@ def cosines(panel: Panel, view: View) -> Figure:
     def lost(one: Fidelity) -> float | None:
         return None if one.cosine is None else 1 - one.cosine
 
-    limit = 1 - view.least_agreement, f"cosine {view.least_agreement:g}"
+    limit = 1 - view.min_agreement, f"cosine {view.min_agreement:g}"
     text = "Of embeddings or features to the baseline's, of the same images."
     return Figure(
         "Latency against cosine", text, _plot(panel, view, "cosine", "1 - mean cosine to the baseline", lost, limit)

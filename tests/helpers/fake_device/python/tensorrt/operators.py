@@ -13,7 +13,7 @@ def page_rank(attributes: dict[str, Any], attention: Any, survivors: Any = None)
     batch, heads, tokens, _ = attention.shape
     alive = (np.ones((batch, tokens), np.float32) if survivors is None else survivors)[:, None]
     start = np.ones(tokens, np.float32)
-    start[0] = tokens**0.5 if attributes["boost"] else 1
+    start[0] = tokens ** (attributes["boost"] / 2)
     scores = np.broadcast_to(alive * start, (batch, heads, tokens))
     for _ in range(attributes["iterations"]):
         scores = alive * (scores[:, :, None] @ attention)[:, :, 0]

@@ -1,0 +1,339 @@
+"""What to deploy, in one sentence: the one rule that concludes from measurements. Pure.
+
+Each pruned variant is a contender with what is known of it: its speed-up over the baseline and what it changes. The
+rule, with intervals of 95 % everywhere, never with figures alone:
+
+1. A contender **pays** where the interval of its speed-up lies above 1. Where no speed was measured, all pay.
+2. It is **within** the limits where the interval of the share of changed answers ends below what may change; **beyond**
+   where it begins above, or where top-1 is shown to fall by more than the limit; otherwise **open**. Embeddings and
+   features are held to their mean cosine in the same way.
+3. Deploy the fastest contender that pays and is within. Without one: if one that pays is open, say how many images
+   would decide; if nothing is known of what changes, say how to find out; if all are beyond, deploy the baseline.
+4. Where none pays, deploy the baseline, or measure more rounds where these were too few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.manifest import Fidelity, GateRow
+from ztdeploy.core.verdict import MIN_AGREEMENT, Decision, Verdict
+from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Share, VariantScore
+from ztdeploy.target.measure.bench_report import BenchReport, Comparison
+from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, Z, wilson_interval
+
+#: Top-1 that a recommended variant may be shown to lose, in points.
+MAX_DROP = 1.0
+#: Methods that drop tokens without looking at them: they show what choosing costs, and are never recommended.
+CONTROLS = ("slice", "random")
+#: Beyond this, a figure lies so near to its limit that no number of images is worth naming.
+_MOST_IMAGES = 100_000
+EVALUATE = "run 'ztdeploy eval BUNDLE --data DIR'"
+
+Standing = Literal["within", "beyond", "open"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    interval: Interval  #: the value itself twice where nobody knows better
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a variant changes, on some images."""
+
+    images: int
+    changed: Estimate | None  #: share of the images whose answer differs from the baseline's; None for vectors
+    cosine: Estimate | None  #: mean cosine to the baseline's vectors; None for classifiers
+    change: Estimate | None  #: top-1 less the baseline's, as a share; None without labels
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A pruned variant."""
+
+    name: str
+    work_ratio: float  #: the baseline's compute over its own
+    speed: Comparison | None = None
+    quality: Quality | None = None
+
+
+def quality_of_score(score: VariantScore, images: int) -> Quality | None:
+    """Of a variant that was evaluated; None for the baseline."""
+    against, likeness = score.against_dense, score.likeness
+    if against is not None:
+        return quality_of_share(against.agreement, against.change)
+    return (
+        None if likeness is None else Quality(images, None, Estimate(likeness.mean.value, likeness.mean.interval), None)
+    )
+
+
+def quality_of_share(agreement: Share, change: Change | None) -> Quality:
+    """Of answers that were compared with the baseline's."""
+    moved = None if change is None else Estimate(change.value, change.interval)
+    return Quality(agreement.total, _flipped(agreement.value, agreement.interval), None, moved)
+
+
+def quality_of_fidelity(found: Fidelity | None) -> Quality | None:
+    """Of an evaluation on record."""
+    if found is None:
+        return None
+    change = None
+    if found.change is not None and found.top1 is not None and found.dense_top1 is not None:
+        change = Estimate(
+            found.top1 - found.dense_top1, Interval(low=found.change[0], high=found.change[1], confidence=0.95)
+        )
+    return _quality(found.images, found.agreement, found.cosine, change)
+
+
+def quality_of_gate(row: GateRow, images: int) -> Quality:
+    """Of a variant on the calibration images of a build."""
+    return _quality(images, row.agreement, row.cosine, None if row.drop is None else _exact(-row.drop / 100))
+
+
+def _quality(images: int, agreement: float | None, cosine: float | None, change: Estimate | None) -> Quality:
+    changed = None
+    if agreement is not None:
+        changed = _flipped(agreement, wilson_interval(round(agreement * images), images))
+    return Quality(images, changed, None if cosine is None else _exact(cosine), change)
+
+
+def _flipped(share: float, interval: Interval) -> Estimate:
+    low, high = 1 - interval.high, 1 - interval.low
+    return Estimate(1 - share, Interval(low=low, high=high, confidence=interval.confidence))
+
+
+def _exact(value: float) -> Estimate:
+    return Estimate(value, Interval(low=value, high=value, confidence=1.0))
+
+
+def standing(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> Standing:
+    """Where a variant stands with regard to what may change."""
+    if quality.change is not None and quality.change.interval.high < -MAX_DROP / 100:
+        return "beyond"
+    if quality.changed is not None:
+        spread, most = quality.changed.interval, 1 - min_agreement
+        return "within" if spread.high <= most else "beyond" if spread.low > most else "open"
+    assert quality.cosine is not None
+    spread = quality.cosine.interval
+    return "within" if spread.low >= min_agreement else "beyond" if spread.high < min_agreement else "open"
+
+
+def images_needed(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> int | None:
+    """How many images would decide, if as large a share of them changed; two significant digits.
+
+    None: the figure is too near to its limit to say.
+
+    Wilson's interval leaves out a limit L where n (p - L)^2 > z^2 L (1 - L); that of a mean narrows with the root of n.
+    """
+    if quality.changed is not None:
+        most = 1 - min_agreement
+        away, spread = abs(quality.changed.value - most), Z * math.sqrt(most * (1 - most))
+    else:
+        assert quality.cosine is not None
+        away, interval = abs(quality.cosine.value - min_agreement), quality.cosine.interval
+        spread = math.sqrt(quality.images) * max(
+            interval.high - quality.cosine.value, quality.cosine.value - interval.low
+        )
+    if away == 0 or (spread / away) ** 2 > _MOST_IMAGES:
+        return None
+    count = math.ceil((spread / away) ** 2)
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return max(quality.images + 1, -(-count // step) * step)
+
+
+def conclude(
+    contenders: Sequence[Contender],
+    *,
+    timed: bool,
+    min_agreement: float = MIN_AGREEMENT,
+    evaluate: str = EVALUATE,
+    saves: str = "compute",
+    random_weights: bool = False,
+) -> Verdict:
+    """The rule.
+
+    Args:
+        timed: whether speed was measured; otherwise compute ranks the contenders.
+        min_agreement: see `MIN_AGREEMENT`.
+        evaluate: what to do where nothing is known of what changes.
+        saves: what `work_ratio` is of, where speed was not measured.
+        random_weights: nothing can be known of it.
+    """
+    if not contenders:
+        return Verdict(decision="open", sentence="There is no pruned variant to compare with the baseline.")
+
+    does = partial(_does, timed=timed, saves=saves)
+
+    def saving(one: Contender) -> float:
+        return one.speed.speedup if timed and one.speed else one.work_ratio
+
+    paying = [one for one in contenders if not timed or (one.speed and one.speed.outcome == "faster")]
+    if not paying:
+        return _no_gain(max(contenders, key=saving), [one.speed.outcome for one in contenders if one.speed])
+    paying.sort(key=saving, reverse=True)
+    if random_weights:
+        text = f"{does(paying[0])}; the weights are random, so nothing can be said of answers."
+        return Verdict(decision="open", sentence=text, variant=paying[0].name)
+    known = [(one, one.quality, standing(one.quality, min_agreement)) for one in paying if one.quality]
+    for one, quality, where in known:
+        if where == "within":
+            end = "deploy." if timed else "deploy it where 'ztdeploy bench' finds it faster."
+            return _verdict("deploy", one, f"{does(one)} and {_costs(quality)}: {end}")
+    for one, quality, where in known:
+        if where == "open":
+            return _verdict("open", one, f"{does(one)} and {_costs(quality)}: {_too_few(quality, min_agreement)}")
+    if len(known) < len(paying):
+        one = next(one for one in paying if one.quality is None)
+        return _verdict("open", one, f"{does(one)}; what it changes is not known: {evaluate}.")
+    one, quality, _ = known[-1]  # the mildest
+    why = _beyond(quality, min_agreement)
+    text = f"{does(one)} and {_costs(quality)}: deploy the baseline, for {why}."
+    return Verdict(decision="baseline", sentence=_sentence(text), variant=None)
+
+
+def _verdict(decision: Decision, one: Contender, text: str) -> Verdict:
+    return Verdict(decision=decision, sentence=_sentence(text), variant=one.name)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] if not text.startswith("keep ") else text
+
+
+def _no_gain(best: Contender, outcomes: Sequence[str]) -> Verdict:
+    speed = best.speed
+    assert speed is not None
+    name, span = spoken(best.name), f"{speed.interval:.2f}" if speed.interval else ""
+    if "too few rounds" in outcomes:
+        count = len(speed.ratios)
+        text = (
+            f"{name} ran {speed.speedup:.2f} times as fast as the baseline in {count} round{'s' if count != 1 else ''}"
+        )
+        return _verdict("open", best, f"{text}, too few to conclude: measure {FEWEST_ROUNDS} or more.")
+    shown = "no gain was shown" if "no difference shown" in outcomes else "pruning does not pay here"
+    text = f"{name} is {speed.speedup:.2f} times as fast as the baseline ({span}): {shown}, deploy the baseline."
+    return Verdict(decision="baseline", sentence=text)
+
+
+def spoken(name: str) -> str:
+    """A variant's name as it is said: "keep 0.70" of "keep-0.70", "tome, keep 0.70" of "tome-keep-0.70"."""
+    before, found, ratio = name.rpartition("keep-")
+    return f"{before.rstrip('-') + ', ' if before else ''}keep {ratio}" if found else f"'{name}'"
+
+
+def _does(one: Contender, timed: bool, saves: str) -> str:
+    if timed:
+        assert one.speed is not None
+        return f"{spoken(one.name)} is {one.speed.speedup:.2f} times as fast"
+    return f"{spoken(one.name)} needs {100 * (1 - 1 / one.work_ratio):.0f} % less {saves}"
+
+
+def _costs(quality: Quality) -> str:
+    if quality.changed is not None:
+        text = f"changes {_percent(quality.changed)} of the answers"
+        if quality.changed.interval.high > quality.changed.interval.low:
+            text += f" ({quality.changed.interval.scaled(100):.1f})"
+    else:
+        assert quality.cosine is not None
+        text = f"has a mean cosine of {_cosine(quality.cosine.value)} to the baseline"
+        if quality.cosine.interval.high > quality.cosine.interval.low:
+            text += f" ({_cosine(quality.cosine.interval.low)} to {_cosine(quality.cosine.interval.high)})"
+    if quality.change is not None:
+        text += f"; top-1 {100 * quality.change.value:+.1f} points"
+        if quality.change.interval.high > quality.change.interval.low:
+            text += f" ({quality.change.interval.scaled(100):+.1f})"
+    return text
+
+
+def _percent(figure: Estimate) -> str:
+    return f"{100 * figure.value:.1f} %"
+
+
+def _cosine(value: float) -> str:
+    """Rounded down where it would read as 1."""
+    return f"{value if value == 1 else min(value, 0.9999):.4f}"
+
+
+def _limit(quality: Quality, min_agreement: float) -> str:
+    if quality.changed is None:
+        return f"the mean cosine is at least {min_agreement:g}"
+    return f"at most {100 * (1 - min_agreement):.3g} % change"
+
+
+def _too_few(quality: Quality, min_agreement: float) -> str:
+    """What is missing to decide."""
+    limit, needed = _limit(quality, min_agreement), images_needed(quality, min_agreement)
+    images = f"{quality.images} image{'s' if quality.images != 1 else ''}"
+    if needed is None:
+        return f"that is too near to the limit to decide on {images} whether {limit}."
+    few = "is" if quality.images == 1 else "are"
+    return f"{images} {few} too few to decide whether {limit}; about {needed:,} would do."
+
+
+def _beyond(quality: Quality, min_agreement: float) -> str:
+    if quality.change is not None and quality.change.interval.high < -MAX_DROP / 100:
+        return f"top-1 may fall by {MAX_DROP:g} point at most"
+    if quality.changed is None:
+        return f"the mean cosine must be at least {min_agreement:g}"
+    return f"at most {100 * (1 - min_agreement):.3g} % may change"
+
+
+# What each kind of report knows of its contenders.
+
+
+def verdict_of_eval(report: EvalReport) -> Verdict:
+    """Of variants that were evaluated and not timed."""
+    dense = report.dense
+    contenders = [
+        Contender(score.variant, dense.gmacs / score.gmacs, None, quality_of_score(score, report.data.images))
+        for score in report.variants[1:]
+        if score.method not in CONTROLS and score.gmacs < dense.gmacs
+    ]
+    random = report.bundle.weights == "random"
+    return conclude(contenders, timed=False, min_agreement=report.request.min_agreement, random_weights=random)
+
+
+def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...]:
+    """Of variants that were timed, by setting; an evaluation of the very engines says what they change."""
+    request, facts, found = report.request, report.bundle, list[Verdict]()
+    variants = {one.name: one for one in bundle.manifest.variants if one.schedule.method not in CONTROLS}
+    settings = list(dict.fromkeys(one.setting for one in report.measured))
+    for setting in settings:
+        contenders = [
+            Contender(one.variant, one.work_ratio, one, quality_of_fidelity(bundle.fidelity(variant, facts.profile)))
+            for one in report.comparisons
+            if (one.batch, one.threads) == (setting.batch, setting.threads) and (variant := variants.get(one.variant))
+        ]
+        verdict = conclude(
+            contenders,
+            timed=True,
+            min_agreement=request.min_agreement,
+            evaluate=EVALUATE.replace("BUNDLE", facts.path),
+            random_weights=facts.weights == "random",
+        )
+        found.append(verdict.model_copy(update={"setting": str(setting) if len(settings) > 1 else ""}))
+    return tuple(found)
+
+
+def verdict_of_build(bundle: Bundle) -> Verdict:
+    """Of what was built; calibration images say what variants change."""
+    manifest, gate = bundle.manifest, next(iter(bundle.manifest.gates), None)
+    rows = {} if gate is None else {row.variant: quality_of_gate(row, gate.images) for row in gate.rows}
+    pruned = [one for one in manifest.variants if one.plan.layers and one.schedule.method not in CONTROLS]
+    if gate is not None and gate.rows and not pruned:
+        text = f"No variant is within the limits on {gate.images} images of '{gate.data}': deploy the baseline."
+        return Verdict(decision="baseline", sentence=text)
+    asked = None if gate is None else gate.limits.min_agreement
+    return conclude(
+        [Contender(one.name, manifest.dense.gmacs / one.gmacs, None, rows.get(one.name)) for one in pruned],
+        timed=False,
+        min_agreement=MIN_AGREEMENT if asked is None else asked,
+        evaluate=EVALUATE.replace("BUNDLE", str(bundle.root)),
+        random_weights=manifest.weights.source == "random",
+    )
