@@ -14,7 +14,10 @@ from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.profile import profile_folder, profile_names, read_profile
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule, read_schedule
 from ztdeploy.jobs.tune.folder import PAGE, PATCH, REPORT, check_folder, toml, tune_folder, write_tuning
-from ztdeploy.report.tune.records import TuneReport
+from ztdeploy.report.tune.records import Ratio, TuneReport
+from ztdeploy.report.tune.words import conclusion
+from ztdeploy.target.evaluate.eval_report import Share
+from ztdeploy.target.measure.statistics import Interval
 
 STATES = {
     "full": lambda: tunings.report(),
@@ -89,3 +92,30 @@ def test_one_search_at_a_time_and_a_refused_one_leaves_nothing(tmp_path: Path) -
         refused(second, "another search is writing", kind=OutputError)
     refused(refusing, kind=InputError)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decision", "words"),
+    [
+        (0.7, 0.99, "deploy", "less compute"),
+        (0.9, 1.1, "preset", "not shown to be better"),
+        (1.05, 1.3, "preset", "worse than the best preset"),
+    ],
+)
+def test_a_search_that_finds_nothing_better_recommends_the_preset(
+    low: float, high: float, decision: str, words: str, tmp_path: Path
+) -> None:
+    report = tunings.report()
+    alike = Share(count=99, total=100, interval=Interval(low=0.96, high=1, confidence=0.95))
+    scores = {
+        name: getattr(report.winner, name).model_copy(update={"agreement": alike, "change": None})
+        for name in ("tuned", "preset")
+    }
+    ratio = Ratio(value=(low + high) / 2, interval=Interval(low=low, high=high, confidence=0.95))
+    winner = report.winner.model_copy(update={**scores, "to_preset": ratio})
+    report = report.model_copy(update={"compared": (winner, *report.compared[1:])})
+    found = conclusion(report)
+    assert found.decision == decision
+    assert words in found.sentence
+    _, schedule, *_ = write_tuning(report, tmp_path / "out")
+    assert read_schedule(schedule) == (winner.tuned if decision == "deploy" else winner.preset).schedule
