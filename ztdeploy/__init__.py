@@ -2,7 +2,7 @@
 
     import ztdeploy
 
-    bundle = ztdeploy.build("deit_s", keep_ratio=0.7)
+    bundle = ztdeploy.build("deit_s", keep_ratio=0.8)
     runner = ztdeploy.load(bundle)
     (prediction,) = runner("photo.jpg")
 

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 # Classify an image.
 ztdeploy run quickstart photo.jpg
 # Classify a folder with another variant; show the best class of each image.
-ztdeploy run quickstart photos --keep-ratio 0.5 --top 1
+ztdeploy run quickstart photos --keep-ratio 0.9 --top 1
 """,
     )(run)
 

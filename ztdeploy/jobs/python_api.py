@@ -100,7 +100,7 @@ def build(
 ) -> Bundle:
     """Build a bundle: prune a model, export it, build engines, and prove that they compute what PyTorch does.
 
-        bundle = ztdeploy.build("deit_s", keep_ratio=0.7)
+        bundle = ztdeploy.build("deit_s", keep_ratio=0.8)
         runner = ztdeploy.load(bundle)
         runner("photo.jpg")
 

@@ -286,7 +286,7 @@ def load(
 ) -> BundleRunner:
     """Open a bundle and load one of its engines. Needs no PyTorch.
 
-        runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.7)
+        runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.8)
         (prediction,) = runner("photo.jpg")
         print(prediction.label, prediction.probability)
         runner.switch(keep_ratio=1)  # any time
