@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+import timm
 from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started
 from optuna.trial import FrozenTrial, TrialState
 
@@ -186,6 +187,8 @@ def test_a_budget_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(details, "_STAIRCASE_S", 0.5)
     monkeypatch.setattr(results, "OTHER_SHARES", ())
     _as_on_a_quiet_machine(monkeypatch)
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **given: made(name, **{"depth": 4, **given}))
     small = ["--model", "test_vit", "--weights", "random", "--method", "zero-tprune"]  # traced in little time
     arguments = [*small, "--data", str(DIGITS), "--limit", "40", "--trials", "3", "-o", "found"]
     assert run(["tune", *arguments, "--budget", "speedup=1.02", "--profile", "cpu"]) == 0

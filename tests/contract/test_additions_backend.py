@@ -83,8 +83,11 @@ image_input = "uint8"
 """
 #: Runs several command lines in one process, since importing torch takes seconds; bench starts processes of its own.
 VERBS = """
-import contextlib, io, json, sys
+import contextlib, io, json, pathlib, sys
 from ztdeploy.cli import app
+from ztdeploy.host.traces import TraceStore
+from ztdeploy.jobs import build
+build.trace_store = lambda *_, **__: TraceStore(pathlib.Path(sys.argv[2]))
 done = []
 for line in json.loads(sys.argv[1]):
     out = io.StringIO()
@@ -122,7 +125,7 @@ def by_a_package(folder: Path) -> Path:
 @pytest.mark.parametrize("added", [by_a_line, by_a_package], ids=lambda added: added.__name__)
 @pytest.mark.short("by_a_line")
 def test_an_added_backend_builds_proves_runs_verifies_and_measures(
-    added: Any, tmp_path: Path, digit_images: list[Path], monkeypatch: pytest.MonkeyPatch
+    added: Any, common: Path, tmp_path: Path, digit_images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"
     site.mkdir()
@@ -136,7 +139,8 @@ def test_an_added_backend_builds_proves_runs_verifies_and_measures(
         ["bench", bundle, "--threads", "1", "--rounds", "1", "--iterations", "1", "--warmup", "0", "--json"],
         ["doctor", "--json"],
     ]
-    child = started([sys.executable, "-c", VERBS, json.dumps(lines)], stdout=subprocess.PIPE, cwd=tmp_path)
+    command = [sys.executable, "-c", VERBS, json.dumps(lines), str(common / "traces")]
+    child = started(command, stdout=subprocess.PIPE, cwd=tmp_path)
     out, err = child.communicate(timeout=HANG_S)
     assert child.returncode == 0, err
     for line, (code, said) in zip(lines, json.loads(out), strict=True):
