@@ -199,6 +199,7 @@ def test_profiles_that_ask_for_what_there_is_not(changes: dict[str, str], words:
     assert [one.name for one in tmp_path.iterdir()] == ["mine.toml"]
 
 
+@pytest.mark.long
 def test_a_fixed_batch_and_bf16_print_nothing_but_json(tmp_path: Path) -> None:
     """Only the board's graph has twins with plugin nodes; their making is silent."""
     shared = toml(tmp_path, "desktop", capabilities='["8.9"]', precision='"bf16"')

@@ -46,7 +46,9 @@ def test_engines_are_proved_and_hold_no_weights(bundle: Path) -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("profile", ["cpu-openvino", pytest.param("cpu-openvino-bf16", marks=needs_bf16)])
+@pytest.mark.parametrize(
+    "profile", ["cpu-openvino", pytest.param("cpu-openvino-bf16", marks=[needs_bf16, pytest.mark.long])]
+)
 def test_verifying_running_and_evaluating(bundle: Path, tmp_path: Path, digit_images: list[Path], profile: str) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     assert run_ztdeploy("verify", copy, "--profile", profile, cwd=tmp_path).code == 0

@@ -75,7 +75,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "step", ["check", pytest.param("graph", marks=LONG), pytest.param("engine", marks=LONG), "proof", "gate"]
+    "step",
+    [
+        "check",
+        pytest.param("graph", marks=LONG),
+        pytest.param("engine", marks=LONG),
+        pytest.param("proof", marks=LONG),
+        "gate",
+    ],
 )
 def test_the_others_ship_as_if_they_had_been_asked_for_alone(
     step: str, alone: Path, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]

@@ -233,7 +233,7 @@ def in_second_group(folder: Path) -> bool:
     return report is not None and len(report.runs) == 2 and bool(report.runs[1].measured)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group, as from a terminal; a kill to the sweep alone, whose workers then end."""
     arguments = ("--bundle", digits_bundle, *QUICK, "--batch", "1,2", "--duration", "0.6", "--out", "out")
@@ -272,6 +272,7 @@ def test_a_stopped_sweep_goes_on(stop: signal.Signals, digits_bundle: Path, tmp_
     assert {path.name for path in out.iterdir()} == {REPORT, *PAGES}
 
 
+@pytest.mark.long
 def test_killed_while_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was traced is not traced again, and nothing half is left."""
     from ztdeploy.core.progress import silent

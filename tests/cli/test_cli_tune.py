@@ -113,6 +113,7 @@ def test_a_study_of_another_budget_is_refused(
     assert {path: path.read_bytes() for path in there} == there
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     arguments = ("-b", "reduction=0.5", "--trials", 16, "--workers", 2, "-o", "found", "--limit", 60)
     process = start("--data", DIGITS, *arguments, cwd=tmp_path)

@@ -120,6 +120,7 @@ def test_a_merged_token_has_the_features_of_what_it_was_merged_into() -> None:
             assert torch.equal(replay.output[image, token - prefix], replay.output[image, stays[slot] - prefix])
 
 
+@pytest.mark.long
 def test_a_graph_gives_the_same_features() -> None:
     name = "vit_small_patch16_dinov3"
     size = PREPROCESS.model_copy(update=dict.fromkeys(("image_size", "resize"), ImageSize.of(80)))

@@ -280,7 +280,7 @@ def test_without_dot_products_weights_take_seven_bits(
     np.testing.assert_array_equal(*outputs.values())
 
 
-@pytest.mark.parametrize("memory", ["speed", "shared"])
+@pytest.mark.parametrize("memory", [pytest.param("speed", marks=pytest.mark.long), "shared"])
 def test_weights_of_eight_bits_are_exact_on_every_processor(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -426,7 +426,7 @@ ABLE = ("zero-tprune-merge", "novelty-merge")
 @pytest.mark.parametrize(
     ("method", "options"), [(method, options) for method in ABLE for options in diagonal(method)], ids=case_name
 )
-@pytest.mark.short("[novelty-merge-coherence_power")
+@pytest.mark.long
 def test_the_graph_of_every_value_of_every_option_builds(
     rtx: Any, digits: Any, method: str, options: MethodOptions, tmp_path: Path
 ) -> None:

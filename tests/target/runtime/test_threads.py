@@ -45,6 +45,7 @@ def whose(outputs, expected):
 
 @pytest.mark.parametrize("memory", ["speed", "shared"])
 @pytest.mark.parametrize("variants", [VARIANTS, ("keep-0.70", "keep-0.50")], ids=["all", "pruned"])
+@pytest.mark.short("[all-")
 def test_four_threads_infer_while_a_fifth_switches(digits_bundle, pixels, expected, memory, variants):
     """The pruned ones give outputs of other shapes than each other, and of other numbers than dense."""
     with ztdeploy.load(digits_bundle, variant=variants[0], memory=memory, threads=1) as runner:
