@@ -168,7 +168,7 @@ def test_one_that_cannot_be_imported_hinders_no_other(monkeypatch: pytest.Monkey
     found, reasons = first_that_runs([profile, read_profile("cpu")])
     assert found == read_profile("cpu")
     assert "no_such_module" in reasons
-    assert {one.subject: one.state for one in examine()}["backend broken"] == "missing"
+    assert {one.subject: one.state for one in examine().findings}["backend broken"] == "missing"
 
 
 # -------------------- the table

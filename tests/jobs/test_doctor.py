@@ -43,7 +43,7 @@ BROKEN = EnvironmentLacksError("'it' cannot be loaded (libx.so)", "its libraries
 
 
 def finding(subject: str) -> Finding:
-    (found,) = [one for one in examine() if one.subject == subject]
+    (found,) = [one for one in examine().findings if one.subject == subject]
     return found
 
 
@@ -73,7 +73,7 @@ Have = Callable[..., None]
 
 
 def test_every_subject_has_one_line() -> None:
-    found = examine()
+    found = examine().findings
     subjects = [one.subject for one in found]
     assert subjects[: len(SUBJECTS)] == SUBJECTS
     assert len(set(subjects)) == len(subjects)
@@ -274,12 +274,12 @@ def test_no_machine_is_so_odd_that_there_is_no_report(
     odd: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     odd(monkeypatch, tmp_path)
-    assert [one.subject for one in examine()][: len(SUBJECTS)] == SUBJECTS
+    assert [one.subject for one in examine().findings][: len(SUBJECTS)] == SUBJECTS
 
 
 def test_without_anything_installed_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nothing_installed(monkeypatch, tmp_path)
-    found = {one.subject: one for one in examine()}
+    found = {one.subject: one for one in examine().findings}
     assert found["building bundles"].remedy == "pip install 'ztdeploy[build]'"
     assert found["backend onnxruntime"].remedy == "run: pip install ztdeploy"
     assert "ztdeploy[tensorrt-rtx]" in found["backend tensorrt-rtx"].remedy
