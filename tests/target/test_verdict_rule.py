@@ -7,7 +7,7 @@ import pytest
 from ztdeploy.target.measure.bench_report import Comparison
 from ztdeploy.target.measure.comparing import outcome_of
 from ztdeploy.target.measure.statistics import Interval, wilson_interval
-from ztdeploy.target.verdict import Contender, Estimate, Quality, conclude, images_needed, standing
+from ztdeploy.target.verdict import JudgedVariant, Quality, Spread, conclude, images_needed, standing
 
 
 def between(low: float, high: float) -> Interval:
@@ -16,13 +16,13 @@ def between(low: float, high: float) -> Interval:
 
 def changed(count: int, images: int, top1: tuple[float, float, float] | None = None) -> Quality:
     """So many answers changed; top-1's change with its interval, in points."""
-    figure = Estimate(count / images, wilson_interval(count, images))
-    change = None if top1 is None else Estimate(top1[0] / 100, between(top1[1] / 100, top1[2] / 100))
+    figure = Spread(count / images, wilson_interval(count, images))
+    change = None if top1 is None else Spread(top1[0] / 100, between(top1[1] / 100, top1[2] / 100))
     return Quality(images, figure, None, change)
 
 
 def cosine(value: float, low: float, high: float, images: int = 100) -> Quality:
-    return Quality(images, None, Estimate(value, between(low, high)), None)
+    return Quality(images, None, Spread(value, between(low, high)), None)
 
 
 def speed(value: float, low: float | None = None, high: float | None = None, rounds: int = 10) -> Comparison:
@@ -127,7 +127,7 @@ RULE: dict[str, tuple[Given, tuple[str, str | None], str]] = {
 @pytest.mark.parametrize("name", RULE)
 def test_the_rule(name: str) -> None:
     given, (decision, variant), words = RULE[name]
-    found = conclude([Contender(one, 1.6, *known) for one, *known in given], timed=True)  # type: ignore[arg-type]
+    found = conclude([JudgedVariant(one, 1.6, *known) for one, *known in given], timed=True)  # type: ignore[arg-type]
     assert (found.decision, found.variant) == (decision, variant)
     assert words in found.sentence
     assert found.sentence.endswith(".")
@@ -135,19 +135,19 @@ def test_the_rule(name: str) -> None:
 
 
 def test_without_a_clock_compute_ranks_and_bench_is_named() -> None:
-    found = conclude([Contender("keep-0.70", 1.6, None, changed(0, 1000))], timed=False)
+    found = conclude([JudgedVariant("keep-0.70", 1.6, None, changed(0, 1000))], timed=False)
     assert found.decision == "deploy"
     assert "38 % less compute" in found.sentence
     assert "ztdeploy bench" in found.sentence
 
 
 def test_another_limit() -> None:
-    candidate = Contender("keep-0.70", 1.6, FAST, changed(80, 1000))
+    candidate = JudgedVariant("keep-0.70", 1.6, FAST, changed(80, 1000))
     assert conclude([candidate], timed=True).decision == "baseline"
     assert conclude([candidate], timed=True, min_agreement=0.9).decision == "deploy"
 
 
 def test_random_weights_say_nothing_of_answers() -> None:
-    found = conclude([Contender("keep-0.70", 1.6, FAST, changed(0, 1000))], timed=True, random_weights=True)
+    found = conclude([JudgedVariant("keep-0.70", 1.6, FAST, changed(0, 1000))], timed=True, random_weights=True)
     assert found.decision == "open"
     assert "random" in found.sentence

@@ -1,13 +1,13 @@
 """What to deploy, in one sentence: the one rule that concludes from measurements. Pure.
 
-Each pruned variant is a contender with what is known of it: its speed-up over the baseline and what it changes. The
-rule, with intervals of 95 % everywhere, never with figures alone:
+Of each pruned variant something is known: its speed-up over the baseline, and what it changes. The rule, by intervals of
+95 % everywhere and never by figures alone:
 
-1. A contender **pays** where the interval of its speed-up lies above 1. Where no speed was measured, all pay.
+1. A variant **pays** where the interval of its speed-up lies above 1. Where no speed was measured, all pay.
 2. It is **within** the limits where the interval of the share of changed answers ends below what may change; **beyond**
    where it begins above, or where top-1 is shown to fall by more than the limit; otherwise **open**. Embeddings and
    features are held to their mean cosine in the same way.
-3. Deploy the fastest contender that pays and is within. Without one: if one that pays is open, say how many images
+3. Deploy the fastest variant that pays and is within. Without one: if one that pays is open, say how many images
    would decide; if nothing is known of what changes, say how to find out; if all are beyond, deploy the baseline.
 4. Where none pays, deploy the baseline, or measure more rounds where these were too few.
 """
@@ -39,7 +39,9 @@ Standing = Literal["within", "beyond", "open"]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Spread:
+    """A figure and where it lies."""
+
     value: float
     interval: Interval  #: the value itself twice where nobody knows better
 
@@ -49,13 +51,13 @@ class Quality:
     """What a variant changes, on some images."""
 
     images: int
-    changed: Estimate | None  #: share of the images whose answer differs from the baseline's; None for vectors
-    cosine: Estimate | None  #: mean cosine to the baseline's vectors; None for classifiers
-    change: Estimate | None  #: top-1 less the baseline's, as a share; None without labels
+    changed: Spread | None  #: share of the images whose answer differs from the baseline's; None for vectors
+    cosine: Spread | None  #: mean cosine to the baseline's vectors; None for classifiers
+    change: Spread | None  #: top-1 less the baseline's, as a share; None without labels
 
 
 @dataclass(frozen=True)
-class Contender:
+class JudgedVariant:
     """A pruned variant."""
 
     name: str
@@ -70,13 +72,13 @@ def quality_of_score(score: VariantScore, images: int) -> Quality | None:
     if against is not None:
         return quality_of_share(against.agreement, against.change)
     return (
-        None if likeness is None else Quality(images, None, Estimate(likeness.mean.value, likeness.mean.interval), None)
+        None if likeness is None else Quality(images, None, Spread(likeness.mean.value, likeness.mean.interval), None)
     )
 
 
 def quality_of_share(agreement: Share, change: Change | None) -> Quality:
     """Of answers that were compared with the baseline's."""
-    moved = None if change is None else Estimate(change.value, change.interval)
+    moved = None if change is None else Spread(change.value, change.interval)
     return Quality(agreement.total, _flipped(agreement.value, agreement.interval), None, moved)
 
 
@@ -86,7 +88,7 @@ def quality_of_fidelity(found: Fidelity | None) -> Quality | None:
         return None
     change = None
     if found.change is not None and found.top1 is not None and found.dense_top1 is not None:
-        change = Estimate(
+        change = Spread(
             found.top1 - found.dense_top1, Interval(low=found.change[0], high=found.change[1], confidence=0.95)
         )
     return _quality(found.images, found.agreement, found.cosine, change)
@@ -97,20 +99,20 @@ def quality_of_gate(row: GateRow, images: int) -> Quality:
     return _quality(images, row.agreement, row.cosine, None if row.drop is None else _exact(-row.drop / 100))
 
 
-def _quality(images: int, agreement: float | None, cosine: float | None, change: Estimate | None) -> Quality:
+def _quality(images: int, agreement: float | None, cosine: float | None, change: Spread | None) -> Quality:
     changed = None
     if agreement is not None:
         changed = _flipped(agreement, wilson_interval(round(agreement * images), images))
     return Quality(images, changed, None if cosine is None else _exact(cosine), change)
 
 
-def _flipped(share: float, interval: Interval) -> Estimate:
+def _flipped(share: float, interval: Interval) -> Spread:
     low, high = 1 - interval.high, 1 - interval.low
-    return Estimate(1 - share, Interval(low=low, high=high, confidence=interval.confidence))
+    return Spread(1 - share, Interval(low=low, high=high, confidence=interval.confidence))
 
 
-def _exact(value: float) -> Estimate:
-    return Estimate(value, Interval(low=value, high=value, confidence=1.0))
+def _exact(value: float) -> Spread:
+    return Spread(value, Interval(low=value, high=value, confidence=1.0))
 
 
 def standing(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> Standing:
@@ -149,7 +151,7 @@ def images_needed(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> int
 
 
 def conclude(
-    contenders: Sequence[Contender],
+    variants: Sequence[JudgedVariant],
     *,
     timed: bool,
     min_agreement: float = MIN_AGREEMENT,
@@ -160,23 +162,23 @@ def conclude(
     """The rule.
 
     Args:
-        timed: whether speed was measured; otherwise compute ranks the contenders.
+        timed: whether speed was measured; otherwise compute ranks the variants.
         min_agreement: see `MIN_AGREEMENT`.
         evaluate: what to do where nothing is known of what changes.
         saves: what `work_ratio` is of, where speed was not measured.
         random_weights: nothing can be known of it.
     """
-    if not contenders:
+    if not variants:
         return Verdict(decision="open", sentence="There is no pruned variant to compare with the baseline.")
 
     does = partial(_does, timed=timed, saves=saves)
 
-    def saving(one: Contender) -> float:
+    def saving(one: JudgedVariant) -> float:
         return one.speed.speedup if timed and one.speed else one.work_ratio
 
-    paying = [one for one in contenders if not timed or (one.speed and one.speed.outcome == "faster")]
+    paying = [one for one in variants if not timed or (one.speed and one.speed.outcome == "faster")]
     if not paying:
-        return _no_gain(max(contenders, key=saving), [one.speed.outcome for one in contenders if one.speed])
+        return _no_gain(max(variants, key=saving), [one.speed.outcome for one in variants if one.speed])
     paying.sort(key=saving, reverse=True)
     if random_weights:
         text = f"{does(paying[0])}; the weights are random, so nothing can be said of answers."
@@ -198,7 +200,7 @@ def conclude(
     return Verdict(decision="baseline", sentence=_sentence(text), variant=None)
 
 
-def _verdict(decision: Decision, one: Contender, text: str) -> Verdict:
+def _verdict(decision: Decision, one: JudgedVariant, text: str) -> Verdict:
     return Verdict(decision=decision, sentence=_sentence(text), variant=one.name)
 
 
@@ -206,7 +208,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] if not text.startswith("keep ") else text
 
 
-def _no_gain(best: Contender, outcomes: Sequence[str]) -> Verdict:
+def _no_gain(best: JudgedVariant, outcomes: Sequence[str]) -> Verdict:
     speed = best.speed
     assert speed is not None
     name, span = spoken(best.name), f"{speed.interval:.2f}" if speed.interval else ""
@@ -227,7 +229,7 @@ def spoken(name: str) -> str:
     return f"{before.rstrip('-') + ', ' if before else ''}keep {ratio}" if found else f"'{name}'"
 
 
-def _does(one: Contender, timed: bool, saves: str) -> str:
+def _does(one: JudgedVariant, timed: bool, saves: str) -> str:
     if timed:
         assert one.speed is not None
         return f"{spoken(one.name)} is {one.speed.speedup:.2f} times as fast"
@@ -251,7 +253,7 @@ def _costs(quality: Quality) -> str:
     return text
 
 
-def _percent(figure: Estimate) -> str:
+def _percent(figure: Spread) -> str:
     return f"{100 * figure.value:.1f} %"
 
 
@@ -284,34 +286,34 @@ def _beyond(quality: Quality, min_agreement: float) -> str:
     return f"at most {100 * (1 - min_agreement):.3g} % may change"
 
 
-# What each kind of report knows of its contenders.
+# What each kind of report knows of variants.
 
 
 def verdict_of_eval(report: EvalReport) -> Verdict:
     """Of variants that were evaluated and not timed."""
     dense = report.dense
-    contenders = [
-        Contender(score.variant, dense.gmacs / score.gmacs, None, quality_of_score(score, report.data.images))
+    variants = [
+        JudgedVariant(score.variant, dense.gmacs / score.gmacs, None, quality_of_score(score, report.data.images))
         for score in report.variants[1:]
         if score.method not in CONTROLS and score.gmacs < dense.gmacs
     ]
     random = report.bundle.weights == "random"
-    return conclude(contenders, timed=False, min_agreement=report.request.min_agreement, random_weights=random)
+    return conclude(variants, timed=False, min_agreement=report.request.min_agreement, random_weights=random)
 
 
 def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...]:
     """Of variants that were timed, by setting; an evaluation of the very engines says what they change."""
     request, facts, found = report.request, report.bundle, list[Verdict]()
-    variants = {one.name: one for one in bundle.manifest.variants if one.schedule.method not in CONTROLS}
+    quality = {
+        one.name: quality_of_fidelity(bundle.fidelity(one, facts.profile))
+        for one in bundle.manifest.variants
+        if one.schedule.method not in CONTROLS
+    }
     settings = list(dict.fromkeys(one.setting for one in report.measured))
     for setting in settings:
-        contenders = [
-            Contender(one.variant, one.work_ratio, one, quality_of_fidelity(bundle.fidelity(variant, facts.profile)))
-            for one in report.comparisons
-            if (one.batch, one.threads) == (setting.batch, setting.threads) and (variant := variants.get(one.variant))
-        ]
+        timed = [one for one in report.comparisons if (one.batch, one.threads) == (setting.batch, setting.threads)]
         verdict = conclude(
-            contenders,
+            [JudgedVariant(o.variant, o.work_ratio, o, quality[o.variant]) for o in timed if o.variant in quality],
             timed=True,
             min_agreement=request.min_agreement,
             evaluate=EVALUATE.replace("BUNDLE", facts.path),
@@ -331,7 +333,7 @@ def verdict_of_build(bundle: Bundle) -> Verdict:
         return Verdict(decision="baseline", sentence=text)
     asked = None if gate is None else gate.limits.min_agreement
     return conclude(
-        [Contender(one.name, manifest.dense.gmacs / one.gmacs, None, rows.get(one.name)) for one in pruned],
+        [JudgedVariant(one.name, manifest.dense.gmacs / one.gmacs, None, rows.get(one.name)) for one in pruned],
         timed=False,
         min_agreement=MIN_AGREEMENT if asked is None else asked,
         evaluate=EVALUATE.replace("BUNDLE", str(bundle.root)),

@@ -10,7 +10,7 @@ from ztdeploy.report.kit.numbers import cosine, counted, decimals_for, fixed, pe
 from ztdeploy.report.sweep.panels import Panel, panels
 from ztdeploy.target.measure.bench_report import Comparison
 from ztdeploy.target.measure.sweep_report import Row, SweepReport
-from ztdeploy.target.verdict import CONTROLS, Contender, conclude, quality_of_fidelity
+from ztdeploy.target.verdict import CONTROLS, JudgedVariant, conclude, quality_of_fidelity
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def compared(row: Row) -> Comparison:
     return row.comparison
 
 
-def _candidate(row: Row) -> Contender:
+def _candidate(row: Row) -> JudgedVariant:
     found = compared(row)
-    return Contender(row.facts.name, found.work_ratio, found, quality_of_fidelity(row.facts.fidelity))
+    return JudgedVariant(row.facts.name, found.work_ratio, found, quality_of_fidelity(row.facts.fidelity))
 
 
 def _nothing(panel: Panel) -> str:

@@ -8,7 +8,7 @@ from ztdeploy.report.kit.numbers import percent, short
 from ztdeploy.report.tune.records import BestAtCost, Ratio, TuneReport
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine
-from ztdeploy.target.verdict import Contender, conclude, quality_of_share
+from ztdeploy.target.verdict import JudgedVariant, conclude, quality_of_share
 
 FEW_IMAGES = 50
 
@@ -63,7 +63,7 @@ def conclusion(report: TuneReport) -> Verdict:
     name = taken.schedule.name if found.better else f"the preset of {taken.schedule.method}"
     quality = quality_of_share(taken.agreement, taken.change)
     concluded = conclude(
-        [Contender(name, 1 / found.share, None, quality)],
+        [JudgedVariant(name, 1 / found.share, None, quality)],
         timed=False,
         random_weights=report.model.weights == "random",
         saves="time" if report.unit == "ms" else "compute",
