@@ -1,7 +1,7 @@
 """What to deploy, in one sentence: the one rule that concludes from measurements. Pure.
 
-Of each pruned variant something is known: its speed-up over the baseline, and what it changes. The rule, by intervals of
-95 % everywhere and never by figures alone:
+Of each pruned variant something is known: its speed-up over the baseline, and what it changes. The rule, by intervals
+of 95 % everywhere and never by figures alone:
 
 1. A variant **pays** where the interval of its speed-up lies above 1. Where no speed was measured, all pay.
 2. It is **within** the limits where the interval of the share of changed answers ends below what may change; **beyond**
