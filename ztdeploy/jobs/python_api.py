@@ -297,6 +297,7 @@ def bench(
     duration: float | None = None,
     iterations: int | None = None,
     rounds: int = 10,
+    min_agreement: float = MIN_AGREEMENT,
     reference: bool = True,
     out: AnyPath | None = None,
     progress: Progress | None = None,
@@ -321,6 +322,7 @@ def bench(
         duration: seconds of each configuration over all rounds. By default 10.
         iterations: calls of each configuration over all rounds, instead of a duration.
         rounds: how often configurations take turns.
+        min_agreement: least share of answers, or mean cosine, for a recommendation, where variants were evaluated.
         reference: measure the baseline as well, at the same batch and threads.
         out: a JSON file, written after every round.
         progress: called ahead of each step with its name, the steps done, and all steps; `print` will do.
@@ -348,6 +350,7 @@ def bench(
         iterations=None if iterations is None else arguments.whole_number("iterations", iterations, arguments.CALLS),
         rounds=arguments.whole_number("rounds", rounds, arguments.ROUNDS),
         reference=reference,
+        min_agreement=arguments.number("min_agreement", min_agreement),
     )
     if file is not None:
         check_report_path(file)
