@@ -422,6 +422,7 @@ def laid_out_as_by_a_store(bundle, elsewhere):
 
 @pytest.mark.parametrize("lay_out", [laid_out_as_by_a_hub, laid_out_as_by_kubernetes, laid_out_as_by_a_store])
 @pytest.mark.parametrize("memory", ["speed", "shared"])
+@pytest.mark.short("[shared-")
 def test_a_bundle_of_links_runs_as_the_bundle_itself(bundle_copy, tmp_path, lay_out, memory):
     pixels = np.load(bundle_copy / "golden" / "pixels.npy")
     with ztdeploy.load(bundle_copy, profile="cpu", memory=memory) as runner:

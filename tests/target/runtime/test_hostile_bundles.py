@@ -460,6 +460,7 @@ def file_of(bundle, part):
 
 
 @pytest.mark.parametrize("name", PARTS)
+@pytest.mark.short("no graph", "NaN", "a loop", "not listed", "image: no image", "image: another", "one less")
 def test_verify_looks_at_all_that_any_verb_reads(victim, name):
     part, make = PARTS[name]
     file = file_of(victim, part)
@@ -538,6 +539,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.short("NaN", "objects", "negative gap", "out of range", "fewer tokens", "one less", "another name")
 def test_golden_outputs_of_another_kind_are_refused(victim, name):
     buffer = io.BytesIO()
     np.savez(buffer, **ARRAYS[name](dict(np.load(victim / NPZ))))
