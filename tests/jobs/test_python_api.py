@@ -149,6 +149,14 @@ def test_python_has_what_the_command_line_has(verb: str) -> None:
     assert {name for name in differing if parameters[name].default is not inspect.Parameter.empty} <= {"record"}
 
 
+def test_a_folder_is_told_from_a_name(caught: Any, here: Path) -> None:
+    for folder in ("mine", "below/mine"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "config.json").touch()
+        _, request, *_ = caught("build", lambda folder=folder: ztdeploy.build(folder))
+        assert (request.model.name, request.out) == (f"local-dir:{folder}", Path("mine-cpu"))
+
+
 def test_what_is_no_text_goes_as_it_is(caught: Any) -> None:
     schedule, profile = PruningSchedule(name="mine", layer=(LayerSpec(block=2, drop=6),)), read_profile("cpu")
     build = lambda: ztdeploy.build("deit_s", schedule=schedule, profile=profile, class_names=["a", "b"])  # noqa: E731
@@ -161,6 +169,7 @@ def test_what_is_no_text_goes_as_it_is(caught: Any) -> None:
     ("call", "kind", "fragments"),
     [
         (lambda: ztdeploy.build(3), InputError, ["model = 3", "torch.nn.Module"]),
+        (lambda: ztdeploy.build("taken/file"), InputError, ["which is a file", "checkpoint='taken/file'"]),
         (lambda: ztdeploy.build("deit_s", keep_ratio="a"), InputError, ["keep_ratio = 'a'", "a number"]),
         (lambda: ztdeploy.build("deit_s", keep_ratio=2), ScheduleError, ["keep ratio 2", "instance keep_ratio"]),
         (lambda: ztdeploy.build("deit_s", weights="none"), InputError, ["weights = 'none'", "pretrained"]),

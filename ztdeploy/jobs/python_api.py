@@ -484,6 +484,9 @@ def _model(model: object, weights: str, checkpoint: object) -> tuple[str, nn.Mod
     """
     if isinstance(model, str | PathLike):
         path = Path(model)
+        if path.is_file():
+            fix = f"give a name and checkpoint={arguments.shown(str(path))}"
+            raise InputError(f"model = {arguments.shown(str(path))}, which is a file", "a name or a folder", fix)
         return (f"local-dir:{path}" if _is_place(model, path) else str(model)), None
     if not hasattr(model, "named_modules"):
         expected = "a name, the path of a folder, or a torch.nn.Module"
@@ -497,7 +500,9 @@ def _model(model: object, weights: str, checkpoint: object) -> tuple[str, nn.Mod
 
 def _is_place(given: object, path: Path) -> bool:
     """Whether a path is meant, rather than a name."""
-    return not isinstance(given, str) or ("/" in given and ":" not in given and path.is_dir())
+    if not isinstance(given, str):
+        return True
+    return (path / "config.json").is_file() or ("/" in given and ":" not in given and path.is_dir())
 
 
 def _several(given: Any) -> tuple[Any, ...]:
