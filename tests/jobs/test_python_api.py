@@ -136,7 +136,9 @@ def test_python_and_the_command_line_ask_for_the_same(
 def test_python_has_what_the_command_line_has(verb: str) -> None:
     """By the same name, and with the same default where both have one."""
     command: Any = typer.main.get_command(app)
-    options = {one.name: one.default for one in command.commands[verb].params}
+    options = {
+        max(one.opts, key=len).strip("-").replace("-", "_"): one.default for one in command.commands[verb].params
+    }
     parameters = inspect.signature(VERBS[verb]).parameters
     of_terminals = {"json", "page", "out", "verbose", "quiet", "help", "no_cache"}
     assert options.keys() - parameters.keys() <= of_terminals
