@@ -37,7 +37,7 @@ ALIKE: list[tuple[str, Callable[[], object], str]] = [
         lambda: ztdeploy.build(
             "vit_b", keep_ratio=(0.9, 0.7), profile=["cpu", "jetson-orin"], method=("tome", "evit"), batch=4, force=True
         ),
-        "-m vit_b -k 0.9 -k 0.7 -p cpu -p jetson-orin --method tome --method evit --batch 4 --force",
+        "-m vit_b -k 0.9,0.7 -p cpu,jetson-orin --method tome --method evit --batch 4 --force",
     ),
     (
         "build",
@@ -69,10 +69,10 @@ ALIKE: list[tuple[str, Callable[[], object], str]] = [
         "eval",
         lambda: ztdeploy.evaluate(
             Path("here"), Path("photos"), keep_ratio=(0.7, 0.5), variant="dense", profile="cpu", against="gpu", limit=9,
-            seed=2, batch=4, threads=2, strict=True, recall_at=(1, 5),
+            seed=2, batch=4, threads=2, strict=True, recall_at=(1, 5), min_agreement=0.9,
         ),
         "here -d photos -k 0.7 -k 0.5 --variant dense -p cpu --against gpu --limit 9 --seed 2 --batch 4 --threads 2"
-        " --strict --recall-at 1 --recall-at 5 --no-record",
+        " --strict --recall-at 1,5 --min-agreement 0.9 --no-record",
     ),
     ("bench", lambda: ztdeploy.bench("here"), "here"),
     (
@@ -210,6 +210,8 @@ def test_results_show_what_they_are(digits_bundle: Path, digit_images: list[Path
         assert len(repr(shown).splitlines()) == 1
         assert "<td>keep-0.70</td>" in shown._repr_html_()
     assert "20 images of 'images'" in repr(report)
+    assert report.verdict is not None
+    assert report.verdict.sentence in repr(report)
     assert "keep_ratio=0.7" in repr(bundle.variant(0.7))
     with ztdeploy.load(bundle, keep_ratio=0.5, threads=1) as runner:
         assert repr(runner) == f"BundleRunner('{digits_bundle.name}', variant='keep-0.50', profile='cpu', threads=1)"

@@ -111,7 +111,7 @@ def build(
         keep_ratio: the share of patch tokens that each pruning layer keeps, in (0, 1]; one, or several for as many
             variants. By default the profile's ratios. The bundle always holds the baseline too.
         profile: the target: names of shipped profiles, paths of TOML files, or profiles. By default this machine's.
-        method: pruning methods, each at every keep ratio. By default that of the command line.
+        method: pruning methods, each at every keep ratio. By default novelty-merge.
         schedule: schedules, their files, or names of shipped ones, instead of keep ratios.
         out: the folder to write. By default MODEL-PROFILE in the current folder.
         calib: images (a folder, a folder per class, or a labels.json) that judge pruned variants, and set int8 ranges.
@@ -274,7 +274,7 @@ def evaluate(
         threads=None if threads is None else arguments.threads(threads),
         strict=strict,
         recall_at=_counts("recall_at", recall_at, arguments.IMAGES),
-        min_agreement=arguments.number("min_agreement", min_agreement),
+        min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
     )
     if record:
         check_recordable(request.bundle)

@@ -230,8 +230,9 @@ class TuneReport(Shown, Record):
             )
             for one in self.compared
         ]
+        found = f"'{self.winner.name}'" if self.verdict is None else self.verdict.sentence
         return Brief(
-            f"{self.model.name}: '{self.winner.name}' of {len(self.finished)} trials on '{self.tuning_data.name}'",
+            f"{self.model.name}, {len(self.finished)} trials on '{self.tuning_data.name}': {found}",
             ("schedule", "of the baseline's cost", "same answer", "mean KL", "KL over the preset's"),
             rows,
             self.notes,

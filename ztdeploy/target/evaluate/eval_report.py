@@ -208,7 +208,8 @@ class EvalReport(Shown, Record):
             )
             rows.append(row if vectors else [*row, _mean(against.kl if against else None)])
         name, counted = Path(self.bundle.path).resolve().name, f"{data.images} images of '{data.name}'"
-        return Brief(f"{name} ({self.bundle.profile}) on {counted}, {len(rows)} variants", columns, rows)
+        found = f"{len(rows)} variants" if self.verdict is None else self.verdict.sentence
+        return Brief(f"{name} ({self.bundle.profile}) on {counted}: {found}", columns, rows)
 
 
 def _percent(share: Share | None) -> str:

@@ -209,7 +209,8 @@ class BenchReport(Shown, Record):
         failed = [one.failure.message for one in self.configurations if one.failure is not None]
         return Brief(
             f"{Path(self.bundle.path).resolve().name} ({self.bundle.profile}, {self.bundle.runtime}) on "
-            f"{self.machine.processor}, {len(self.measured)} of {len(rows)} configurations measured",
+            f"{self.machine.processor}, {len(self.measured)} of {len(rows)} configurations measured"
+            f"{''.join(f'; {one.sentence}' for one in self.verdicts)}",
             ("variant", "setting", "median", "images/s", "speed-up"),
             rows,
             [*unfinished, *failed, *map(str, self.warnings)],
