@@ -350,7 +350,7 @@ def bench(
         iterations=None if iterations is None else arguments.whole_number("iterations", iterations, arguments.CALLS),
         rounds=arguments.whole_number("rounds", rounds, arguments.ROUNDS),
         reference=reference,
-        min_agreement=arguments.number("min_agreement", min_agreement),
+        min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
     )
     if file is not None:
         check_report_path(file)
