@@ -197,15 +197,11 @@ def conclude(
     one, quality, _ = known[-1]  # the mildest
     why = _beyond(quality, min_agreement)
     text = f"{does(one)} and {_costs(quality)}: deploy the baseline, for {why}."
-    return Verdict(decision="baseline", sentence=_sentence(text), variant=None)
+    return Verdict(decision="baseline", sentence=text, variant=None)
 
 
 def _verdict(decision: Decision, one: JudgedVariant, text: str) -> Verdict:
-    return Verdict(decision=decision, sentence=_sentence(text), variant=one.name)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] if not text.startswith("keep ") else text
+    return Verdict(decision=decision, sentence=text, variant=one.name)
 
 
 def _no_gain(best: JudgedVariant, outcomes: Sequence[str]) -> Verdict:
