@@ -145,7 +145,7 @@ def check_install(words: list[str]) -> None:
     """The extras that are asked for exist."""
     project = parse_toml((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for word in words:
-        if match := re.fullmatch(r"(?:ztdeploy|\.)\[([\w,-]+)\]", word):
+        if match := re.fullmatch(r"(?:ztdeploy(?:-[\d.]+-py3-none-any\.whl)?|\.)\[([\w,-]+)\]", word):
             assert set(match[1].split(",")) <= set(project["optional-dependencies"]), word
         else:
             assert "[" not in word, f"'{word}' is not ours"
@@ -167,6 +167,10 @@ def check_command(words: list[str]) -> None:
         assert exists or importlib.util.find_spec(words[2].partition(".")[0]) is not None, words
     elif re.fullmatch(r"python[\d.]*", name) and words[1:2] and words[1].endswith(".py"):
         assert (CHECKOUT / words[1]).is_file(), words
+    elif name == "uvx":
+        assert words[1] == "--from"
+        check_install(words[2:3])
+        parse(words[words.index("ztdeploy") + 1 :])
     elif "install" in words[:4]:
         check_install(words[words.index("install") + 1 :])
     else:
@@ -343,19 +347,24 @@ def test_examples_in_docstrings_run(
 
 
 def test_the_readme_inside_a_bundle_works(
-    bundle_copy: Path, digit_images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As it stands, in the bundle's folder; tests/contract/test_wheel.py builds and installs the wheel."""
     monkeypatch.chdir(bundle_copy)
-    shutil.copy(digit_images[0], "photo.jpg")
     indented = [line[4:] for line in Path("README.md").read_text(encoding="utf-8").splitlines() if line[:4] == "    "]
     typed = [shlex.split(line) for line in indented if line.startswith(("ztdeploy ", "pip "))]
     assert [words[:2] for words in typed] == [["pip", "install"], ["ztdeploy", "verify"], ["ztdeploy", "run"]]
-    check_command(typed[0])
+    assert typed[0][2] == f"ztdeploy-{ztdeploy.__version__}-py3-none-any.whl"
     for words in typed[1:]:
         assert run(words[1:]) == 0, capsys.readouterr().err
     namespace: dict[str, Any] = {}
     exec("\n".join(line for line in indented if not line.startswith(("ztdeploy ", "pip "))), namespace)
-    assert namespace["prediction"].labels[0].name == digit_images[0].stem[-1]
+    assert namespace["prediction"].labels[0].name == Path(typed[2][3]).stem[-1]
+    other = re.findall(
+        r"^- `([\w-]+)`: `(pip install .*)`$", Path("README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [profile for profile, _ in other] == ["jetson-orin"], "whose runtime is another one"
+    check_command(shlex.split(other[0][1]))
 
 
 @pytest.mark.parametrize(

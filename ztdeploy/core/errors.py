@@ -117,7 +117,7 @@ class MissingExtraError(EnvironmentLacksError):
         self.module, self.extra, self.purpose = module, extra, purpose
         super().__init__(
             f"{purpose} needs the module '{module}', which is not installed",
-            f"the extra [{extra}]",
+            f"the extra [{extra}] (in a checkout, uvx has it with --from '.[{extra}]')",
             f"run: pip install 'ztdeploy[{extra}]'",
         )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ztdeploy.core.bundle import file_records
+from ztdeploy.core.errors import EnvironmentLacksError, ProfileError
 from ztdeploy.core.files import write
 from ztdeploy.core.manifest import Manifest, MissingPart, VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS
+from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.text import markdown_text
-from ztdeploy.target.backends import why_not_run
+from ztdeploy.target.backends import backend_of, why_not_run
+from ztdeploy.version import __version__
 
 README = "README.md"
 
@@ -63,23 +67,27 @@ def bundle_readme(manifest: Manifest) -> str:
     rows = "\n".join(_row(variant) for variant in manifest.variants)
     given = manifest.model.gives
     what = "" if given == "logits" else f" (that is its name; what it holds are {NOUNS[given]})"
+    wheel = f"ztdeploy-{manifest.tools.get('ztdeploy', __version__)}-py3-none-any.whl"
+    install, more = _installing(wheel, {name: _extra(profile) for name, profile in manifest.profiles.items()})
+    photo = manifest.golden.images[0]
     random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
     missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.lines_of_missing)
     return f"""# {markdown_text(manifest.model.name)}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
 
-{random if manifest.weights.source == "random" else ""}Run it on the target (no PyTorch needed):
+{random if manifest.weights.source == "random" else ""}It runs without PyTorch.
+`pip wheel --no-deps .` in the checkout that built it writes the wheel that runs it. In this folder, with that wheel:
 
-    pip install ztdeploy
+    {install}
     ztdeploy verify .
-    ztdeploy run . photo.jpg
+    ztdeploy run . {photo}
 
 or from Python:
 
     import ztdeploy
     runner = ztdeploy.load(".", {choice})
-    prediction, = runner("photo.jpg")
+    (prediction,) = runner("{photo}")
 
-| variant | keep ratio | method | tokens | GMACs | engines |
+{more}| variant | keep ratio | method | tokens | GMACs | engines |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
@@ -91,6 +99,26 @@ Input `image`: {spec.image_size.in_full} pixels (height x width), {channels}; ui
 where the profile says so, else fp32 `[batch, channel, height, width]`, normalised. {resize} {spec.resize} pixels
 ({spec.interpolation}), crop the centre. Outputs: `logits`{what}, and per pruning layer the indices of the tokens kept.
 {f"{chr(10)}What is missing:{chr(10)}{chr(10)}{missing}" if missing else ""}"""
+
+
+def _installing(wheel: str, extras: Mapping[str, str]) -> tuple[str, str]:
+    """The command that installs a wheel with the runtime of a bundle's first profile, and what other profiles need.
+
+    Args:
+        extras: of each profile, ours that installs its runtime; "" where no extra is needed.
+    """
+    with_extra = {extra: f"'{wheel}[{extra}]'" if extra else wheel for extra in extras.values()}
+    first = next(iter(with_extra), "")
+    others = [f"- `{name}`: `pip install {with_extra[extra]}`\n" for name, extra in extras.items() if extra != first]
+    heading = "Engines of other profiles run with another runtime. Where the machine does not bring it:\n\n"
+    return f"pip install {with_extra.get(first, wheel)}", f"{heading}{''.join(others)}\n" if others else ""
+
+
+def _extra(profile: HardwareProfile) -> str:
+    try:
+        return backend_of(profile).extra
+    except (EnvironmentLacksError, ProfileError):  # another package's backend, which is not here
+        return ""
 
 
 def _row(variant: VariantRecord) -> str:
