@@ -25,16 +25,22 @@ def table(*headings: str) -> str:
     return row(*headings) + row(*("---" for _ in headings))
 
 
-def record_tables(record: type[BaseModel]) -> str:
-    """A table of the record's fields, then a section for each record inside it."""
-    schema = record.model_json_schema()
+def record_tables(*records: type[BaseModel]) -> str:
+    """A table of a record's fields, then a section for each record inside it; of several records, sections alone."""
     known = {one.__name__: one for one in _records(Record)}
-    sections = [_fields(record.__name__, schema, known)]
-    for name, inner in schema.get("$defs", {}).items():
-        if "properties" in inner:
-            said = inner.get("description", "")
-            sections.append(f"## {name}\n\n{said}\n\n{_fields(name, inner, known)}")
-    return "\n".join(sections)
+    first, sections = "", dict[str, str]()
+    for record in records:
+        schema = record.model_json_schema()
+        inside = schema.pop("$defs", {})
+        if len(records) == 1:
+            first = f"{_fields(record.__name__, schema, known)}\n"
+        else:
+            inside = {record.__name__: schema, **inside}
+        for name, inner in inside.items():
+            if "properties" in inner and name not in sections:
+                said = inner.get("description", "")
+                sections[name] = f"## {name}\n\n{said}\n\n{_fields(name, inner, known)}"
+    return first + "\n".join(sections.values())
 
 
 def _records(base: type[BaseModel]) -> list[type[BaseModel]]:

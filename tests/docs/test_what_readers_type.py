@@ -60,7 +60,7 @@ SCHEDULE = "[[layer]]\nblock = 4\nkeep_ratio = 0.8\n"
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traces: Path, common: Path) -> Path:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: Path) -> Path:
     """A folder to type in. The shipped model is loaded whatever is asked for, from a checkpoint if one is given."""
     from ztdeploy.host.models import loading
 
@@ -178,7 +178,7 @@ def test_a_reader_gets_through(
     for block in typed(document):
         if block.language == "python":
             make(Path("photos"), lambda path: labelled(path, digit_images))
-                make(Path("model.pth"), checkpoint)
+            make(Path("model.pth"), checkpoint)
             documents.execute(block.text, digits_bundle, digit_images, namespace)
             continue
         for words in commands(block):
