@@ -45,7 +45,7 @@ OTHER_PROGRAMS = {
 }
 #: Options that make a verb short. They stand behind a document's own, and the last one counts.
 SMALL = {
-    "bench": ["--rounds", "2", "--duration", "0.1", "--warmup", "0"],
+    "bench": ["--rounds", "6", "--duration", "0.1", "--warmup", "0"],
     "build": ["--force"],  # documents show alternatives, which write the same folder
     "eval": ["--limit", "20"],
     "sweep": ["--rounds", "2", "--duration", "0.1", "--warmup", "0", "--no-details"],
