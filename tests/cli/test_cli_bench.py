@@ -52,7 +52,7 @@ def test_tables_a_verdict_and_a_file(digits_bundle: Path, tmp_path: Path) -> Non
     assert report.progress == "complete"
     for heading in (
         "Latency of one call in ms, batch 1, 1 thread",
-        "Throughput, and speed-up over dense",
+        "Throughput, and speed-up over the baseline",
         "Cold start in ms",
     ):
         assert heading in done.out

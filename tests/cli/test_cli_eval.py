@@ -119,7 +119,7 @@ def test_a_flat_folder_gives_agreement_only(digits_bundle: Path, tmp_path: Path)
     assert done.code == 0, done
     assert "no labels" in done.out
     assert "Accuracy" not in done.out
-    assert "Against the dense engine, on 30 images" in done.out
+    assert "Compared with the baseline, on 30 images" in done.out
 
 
 def test_images_that_cannot_be_read(digits_bundle: Path, folders: Path, tmp_path: Path) -> None:

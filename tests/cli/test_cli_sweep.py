@@ -54,7 +54,7 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
     assert report is not None
     assert (report.progress, report.planned, len(report.runs)) == ("complete", 4, 2)
     for batch in (1, 2):
-        assert f"Latency, and speed-up over dense: 32 px, batch {batch}, 1 thread" in done.out
+        assert f"Latency, and speed-up over the baseline: 32 px, batch {batch}, 1 thread" in done.out
     lines = [line.split() for line in done.out.splitlines()]
     for row in rows(report):
         name = "dense" if row.dense else row.facts.method

@@ -96,7 +96,7 @@ def test_embeddings_are_judged_by_cosine_and_by_what_they_find(embeddings: Path,
         assert one.recall is not None
         assert one.recall.total == len(asking)
         assert one.recall.count == sum(labels[i] in [labels[j] for j in near[i]] for i in asking)
-    assert "Cosine to the dense engine's embedding, on 48 images" in done.out
+    assert "Cosine to the baseline's embedding, on 48 images" in done.out
     assert "top-1" not in done.out
     assert f"{found.mean.value:.4f}" in done.out
     page = (tmp_path / "page.html").read_text()

@@ -23,7 +23,8 @@ import pytest
 from helpers.leftovers import leftovers
 
 import ztdeploy
-from ztdeploy.cli.output import progress_bar
+from ztdeploy.cli.app import run
+from ztdeploy.cli.output import begin, progress_bar
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 BUILD = ("build", "-m", "vit_digits", "-p", "cpu", "-k", "0.5", "-o", "out/digits")
@@ -140,23 +141,40 @@ def stop_while_exporting(terminal: Terminal, folder: Path, stop: Callable[[Termi
     return Stopped(code, terminal.raw, terminal.text, out, before)
 
 
-@pytest.mark.long
 def test_without_a_terminal_it_is_a_line_per_step_that_says_something_new(capsys: pytest.CaptureFixture[str]) -> None:
+    begin([])
     with progress_bar() as progress:
-        for done, what in enumerate(("loading", "about 10 s left", "about 10 s left", "loading")):
+        for done, what in enumerate(("loading", "evaluating", "evaluating", "loading")):
             progress(what, done, 4)
-    assert capsys.readouterr().err.splitlines() == ["loading", "about 10 s left", "loading"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["loading", "evaluating (25 %, about 10 s left)", "loading (75 %, about 10 s left)"]
+
+
+def test_quiet_and_verbose(digits_bundle: Path, digit_images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images = list(map(str, digit_images[:17]))
+    shown = []
+    for options in (["-q", "run"], ["run", "-q"], ["run"], ["run", "--verbose"]):
+        assert run([*options, str(digits_bundle), *images, "--top", "1"]) == 0
+        shown.append(capsys.readouterr())
+    quiet, also_quiet, usual, verbose = (one.err for one in shown)
+    assert (quiet, also_quiet) == ("", "")
+    assert usual.startswith("running keep-0.70")
+    assert all(re.match(r" +\d+\.\d\d s  ", line) for line in verbose.splitlines())
+    assert len({one.out for one in shown}) == 1, "the result is the same"
+    assert run(["run", "-q", "-v", str(digits_bundle), images[0]]) == 2
 
 
 def test_a_build_shows_a_progress_bar(stopped: dict[str, Stopped]) -> None:
     for build in stopped.values():
         frames = [frame for frame in re.split(r"[\r\n]+", build.text) if "━" in frame]
         assert any("loading vit_digits" in frame for frame in frames)
-        (done, total), *_ = [
-            match.groups() for frame in frames if (match := re.search(r"exporting keep-0\.50 .*━ (\d+)/(\d+)", frame))
+        shares = [
+            int(match[1]) for frame in frames if (match := re.search(r"exporting keep-0\.50 .*━ +(\d+) %", frame))
         ]
-        assert (int(done), int(total)) == (0, 7), "two exports, the weights, two engines, two proofs"
-        assert all(re.search(r"\d:\d\d:\d\d", frame) for frame in frames)
+        assert shares, build.text
+        assert 10 < shares[0] < 50, "the model is loaded, which takes its share of the time"
+        assert all(re.search(r" % +\d+:\d\d", frame) for frame in frames)
+        assert any("left" in frame for frame in frames)
         assert len(set(frames)) > 5, "it moves"
         assert max(map(len, frames)) <= 80
 
@@ -199,7 +217,7 @@ TABLES = {
     "inspect": ("inspect", "BUNDLE"),
     "inspect-another": ("inspect", "BUNDLE", "--keep-ratio", "0.5"),
     "verify": ("verify", "BUNDLE"),
-    "run": ("run", "BUNDLE", "IMAGE"),
+    "schedules": ("profiles", "schedules"),
     "profiles": ("profiles", "list"),
     "models": ("models",),
     "doctor": ("doctor",),
@@ -208,7 +226,7 @@ TABLES = {
 
 def words(text: str) -> set[str]:
     """What is printed, without rules, and without numbers, some of which change from one call to the next."""
-    return {word for word in text.split() if not re.fullmatch(r"[─━]+|[\d.,%x-]+", word)}
+    return {word for word in text.split() if not re.fullmatch(r"[─━]+|[\d.,%x-]+|#", word)}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -227,15 +245,30 @@ def test_tables_fit_80_columns_without_cutting_words(
     assert words(terminal.text) == words(piped.stdout)
 
 
-def test_a_very_narrow_terminal(tmp_path: Path) -> None:
-    """Now words must be cut, but nothing is lost."""
-    command = ztdeploy_command("profiles", "list")
-    terminal = Terminal(command, tmp_path, columns=40)
+def test_in_a_very_narrow_terminal_rows_become_blocks(tmp_path: Path) -> None:
+    terminal = Terminal(ztdeploy_command("profiles", "list"), tmp_path, columns=40)
     assert terminal.close() == 0
     assert max(map(len, terminal.text.splitlines())) <= 40
-    piped = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
-    letters = [sorted(re.sub(r"[\s─]", "", text)) for text in (terminal.text, piped.stdout)]
-    assert letters[0] == letters[1]
+    assert "profile: cpu-openvino-int8-rows\n" in terminal.text
+    assert "engines are built: on the device\n" in terminal.text
+
+
+SLOW = """
+import hashlib
+import ztdeploy.jobs.doctor
+from ztdeploy.cli import main
+ztdeploy.jobs.doctor.examine = lambda: (print("begun", flush=True), hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000))
+main()
+"""
+
+
+def test_ctrl_c_is_acknowledged_inside_a_native_call(tmp_path: Path) -> None:
+    terminal = Terminal([sys.executable, "-c", SLOW, "doctor"], tmp_path)
+    assert terminal.read(lambda: "begun" in terminal.text)
+    terminal.press(b"\x03")
+    assert terminal.read(lambda: "stopping..." in terminal.text)
+    assert "error" not in terminal.text, "it is acknowledged before the call returns"
+    terminal.close()
 
 
 def test_warnings_are_coloured_in_a_terminal_only(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 def main() -> None:
     """Run the command line; errors become one line on standard error and a documented exit code."""
-    from ztdeploy.cli.streams import prepare_streams
+    from ztdeploy.cli.streams import hear_interrupts, prepare_streams
 
     prepare_streams()
     _have_a_home()
     from ztdeploy.cli.app import run
+    from ztdeploy.cli.output import stopping
 
+    hear_interrupts(stopping)
     sys.exit(run(sys.argv[1:]))
 
 

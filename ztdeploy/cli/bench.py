@@ -155,8 +155,8 @@ def _show_speed(report: BenchReport) -> None:
     title, headings = "Throughput", ["images/s"]
     caption = "images/s: batch over mean latency of the calls above"
     if report.comparisons:
-        title, headings = f"{title}, and speed-up over dense", [*headings, *_SPEED_UP]
-        caption += "\nspeed-up: median of the rounds' ratios; less work: GMACs of dense over its own"
+        title, headings = f"{title}, and speed-up over the baseline", [*headings, *_SPEED_UP]
+        caption += "\nspeed-up: median of the rounds' ratios; less work: GMACs of the baseline over the variant's"
     _table(report, title, headings, cells, caption=caption)
 
 

@@ -131,7 +131,7 @@ def _show_figures(comparison: ReportComparison) -> None:
     common = str(identities[0].only({"batch", "threads"} - {*varying}).setting)
     headings = ("before", "after", "ratio", "95 %", "speed-up", "95 %")
     table(
-        ", ".join(words for words in ("Latency of one call in ms, and speed-up over dense", common) if words),
+        ", ".join(words for words in ("Latency of one call in ms, and speed-up over the baseline", common) if words),
         [("configuration", "left"), *((heading, "right") for heading in headings), ("verdict", "left")],
         [[str(pair.setting.only(varying)), *figures(pair), pair.verdict] for pair in comparison.pairs],
         caption="before, after: medians of the rounds' medians; 95 %: interval of after over before\n"

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share
 
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
-#: Images furthest from dense that are shown per variant, and images that cannot be read; the report has more.
+#: Images furthest from the baseline that are shown per variant, and images that cannot be read; the report has more.
 _WORST, _UNREADABLE = 3, 5
-_INTERVAL = "95 % interval"
+_BRACKETS = "in brackets: 95 % intervals"
 _OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over all outputs, each taken by itself"
 
 
@@ -148,27 +148,28 @@ def _show_accuracy(report: EvalReport) -> None:
     for score in report.variants:
         change = score.against_dense.change if score.against_dense is not None else None
         counts = ("", "") if change is None else (f"{change.gained}", f"{change.lost}")
-        rows.append((score.label, *_share(score.top1), *_share(score.top5), *_change(change), *counts))
-    headings = ("top-1", _INTERVAL, "top-5", _INTERVAL, "top-1 less dense", _INTERVAL, "gained", "lost")
+        top5 = "-" if score.top5 is None else f"{100 * score.top5.value:.1f}"
+        rows.append((score.label, _share(score.top1), top5, _change(change), *counts))
+    headings = ("top-1", "top-5", "change of top-1, in points", "gained", "lost")
     table(
         f"Accuracy on {report.data.images} images of {report.data.classes} classes, in %",
         left("variant") + right(*headings),
         rows,
-        caption="gained, lost: images that only the variant, or only dense, has right",
+        caption=f"{_BRACKETS}; gained, lost: images that only the variant, or only the baseline, has right",
     )
 
 
 def _show_against_dense(report: EvalReport) -> None:
     found = [(score, score.against_dense) for score in report.variants if score.against_dense is not None]
     table(
-        f"Against the dense engine, on {report.data.images} images",
-        left("variant") + right("GMACs", "same answer, in %", _INTERVAL, "mean KL, in nats", _INTERVAL),
-        [(score.variant, f"{score.gmacs:.3g}", *_share(one.agreement), *_mean(one.kl)) for score, one in found],
-        caption=_OF_SIGMOID if report.activation == "sigmoid" else "",
+        f"Compared with the baseline, on {report.data.images} images",
+        left("variant") + right("GMACs", "same answer, in %", "mean KL, in nats"),
+        [(score.variant, f"{score.gmacs:.3g}", _share(one.agreement), _mean(one.kl)) for score, one in found],
+        caption=_BRACKETS + (f"; {_OF_SIGMOID}" if report.activation == "sigmoid" else ""),
     )
     table(
-        "Furthest from dense",
-        left("variant") + right("KL") + left("dense says", "it says", "image"),
+        "Furthest from the baseline",
+        left("variant") + right("KL, in nats") + left("baseline says", "it says", "image"),
         [
             ("" if place else score.variant, f"{one.kl:.3g}", _answer(one.dense), _answer(one.variant), one.image)
             for score, against in found
@@ -182,13 +183,13 @@ def _show_vectors(report: EvalReport) -> None:
     found = [(score, score.likeness) for score in report.variants if score.likeness is not None]
     if found:
         table(
-            f"Cosine to the dense engine's {report.output}, on {report.data.images} images",
-            left("variant") + right("GMACs", "mean", _INTERVAL, "5 % are below", _INTERVAL, "lowest"),
+            f"Cosine to the baseline's {report.output}, on {report.data.images} images",
+            left("variant") + right("GMACs", "mean", "5 % are below", "lowest"),
             [
-                (score.label, f"{score.gmacs:.3g}", *_mean(one.mean), *_mean(one.p5), f"{one.lowest:.4f}")
+                (score.label, f"{score.gmacs:.3g}", _mean(one.mean), _mean(one.p5), f"{one.lowest:.4f}")
                 for score, one in found
             ],
-            caption="of each image" if report.output == "embedding" else "of each image and position",
+            caption=f"{_BRACKETS}; of each image{'' if report.output == 'embedding' else ' and position'}",
         )
         _show_positions([(score.label, one.positions) for score, one in found if one.positions is not None])
         furthest = [
@@ -197,7 +198,7 @@ def _show_vectors(report: EvalReport) -> None:
             for place, far in enumerate(one.furthest[:_WORST])
         ]
         if furthest:
-            table("Furthest from dense", left("variant") + right("cosine") + left("image"), furthest)
+            table("Furthest from the baseline", left("variant") + right("cosine") + left("image"), furthest)
     if any(score.recalls for score in report.variants):
         _show_recall(report)
     elif report.output == "embedding":
@@ -209,14 +210,12 @@ def _show_positions(found: Sequence[tuple[str, Positions]]) -> None:
         return
     table(
         "Cosine by what stands at a position",
-        left("variant")
-        + right("token kept", _INTERVAL, "filled", _INTERVAL, "filled, in %", "lowest")
-        + left("of image"),
+        left("variant") + right("token kept", "filled", "filled, in %", "lowest") + left("of image"),
         [
             (
                 label,
-                *_mean(one.kept),
-                *_mean(one.filled),
+                _mean(one.kept),
+                _mean(one.filled),
                 f"{100 * one.filled_share:.1f}",
                 f"{one.lowest.cosine:.4f} at {one.lowest.position}",
                 one.lowest.image,
@@ -232,38 +231,38 @@ def _show_recall(report: EvalReport) -> None:
     rows = []
     for score in report.variants:
         for one in score.recalls:
-            recall = (*_share(one.recall), *_change(one.change)) if labelled else ()
-            overlap = ("", "") if one.overlap is None else _share(one.overlap)
-            rows.append((score.label, one.gallery, f"{one.k}", *recall, *overlap))
-    recall_headings = ("recall", _INTERVAL, "less dense", _INTERVAL) if labelled else ()
+            recall = (_share(one.recall), _change(one.change)) if labelled else ()
+            overlap = "" if one.overlap is None else _share(one.overlap)
+            rows.append((score.label, one.gallery, f"{one.k}", *recall, overlap))
+    recall_headings = ("recall", "change, in points") if labelled else ()
     asking = next((one.recall.total for one in report.variants[0].recalls if one.recall is not None), None)
     queries = "" if asking is None else f", {asking} of them with others of their class"
     table(
         f"Each of {report.data.images} images asks for its nearest among the others{queries}, in %",
-        left("variant", "gallery") + right("k", *recall_headings, "dense's neighbours", _INTERVAL),
+        left("variant", "gallery") + right("k", *recall_headings, "same neighbours"),
         rows,
         caption="gallery: whose embeddings the others have; recall: images with their class among the k nearest\n"
-        "dense's neighbours: of the k nearest, those that are dense's k nearest as well",
+        f"same neighbours: of the k nearest, those that are the baseline's as well; {_BRACKETS}",
     )
     if report.data.labelled and not labelled:
-        say("No class has two images: there is no recall, only what dense finds.")
+        say("No class has two images: there is no recall, only what the baseline finds.")
 
 
-# A figure with its interval, as two cells.
+# A figure with its interval.
 
 
-def _share(share: Share | Mean | None) -> tuple[str, str]:
+def _share(share: Share | Mean | None) -> str:
     """In %."""
-    return ("-", "-") if share is None else (f"{100 * share.value:.1f}", f"{share.interval.scaled(100):.1f}")
+    return "-" if share is None else f"{100 * share.value:.1f} ({share.interval.scaled(100):.1f})"
 
 
-def _mean(mean: Mean | Quantile | None) -> tuple[str, str]:
-    return ("-", "-") if mean is None else (f"{mean.value:.4f}", f"{mean.interval:.4f}")
+def _mean(mean: Mean | Quantile | None) -> str:
+    return "-" if mean is None else f"{mean.value:.4f} ({mean.interval:.4f})"
 
 
-def _change(change: Change | None) -> tuple[str, str]:
+def _change(change: Change | None) -> str:
     """In points of %; empty where nothing is compared."""
-    return ("", "") if change is None else (f"{100 * change.value:+.1f}", f"{change.interval.scaled(100):+.1f}")
+    return "" if change is None else f"{100 * change.value:+.1f} ({change.interval.scaled(100):+.1f})"
 
 
 def _answer(answer: Answer) -> str:

@@ -13,7 +13,14 @@ from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
     from ztdeploy.core.bundle import Bundle
-    from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, EngineRecord, FidelityRecord, VariantRecord
+    from ztdeploy.core.manifest import (
+        CandidateRecord,
+        ChoiceRecord,
+        EngineRecord,
+        FidelityRecord,
+        Manifest,
+        VariantRecord,
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +67,6 @@ def show_bundle(bundle: Bundle) -> None:
                 " ".join(tokens if len(tokens) <= 6 else [*tokens[:2], "...", tokens[-1]]),
                 f"{variant.gmacs:.3f}",
                 f"{manifest.dense.gmacs / variant.gmacs:.2f}x",
-                f"{variant.pruning_gmacs:.4f}",
                 ", ".join(variant.engines) or "none",
                 cell(max(differences, default=None), ".0e"),
             )
@@ -70,12 +76,9 @@ def show_bundle(bundle: Bundle) -> None:
     texts = "" if head is None else f", text head of {head.classes} classes ({head.origin})"
     table(
         f"{name}: {manifest.model.timm_name}, {weights.source} weights ({weights.origin}){texts}, {size:.1f} MB",
-        left("variant", "method", "tokens")
-        + right("GMACs", "less work", "pruning GMACs")
-        + left("engines")
-        + right("parity"),
+        left("variant", "method", "tokens") + right("GMACs", "less work") + left("engines") + right("parity"),
         rows,
-        caption="* default; parity: largest logit difference to PyTorch (int8 in ONNX Runtime: to its own graph)",
+        caption=f"* default; parity: largest logit difference to PyTorch{_of_int8(manifest)}",
     )
 
 
@@ -100,9 +103,15 @@ def _show_engines(bundle: Bundle) -> None:
         "Engines",
         left("profile", "variant", "precision") + right("MB") + left("bound to", "proof"),
         rows,
-        caption="proof: logit difference to PyTorch on the golden images (int8 in ONNX Runtime: to its own graph);"
-        " layers: relative difference of the worst integer layer by itself",
+        caption=f"proof: logit difference to PyTorch on the golden images{_of_int8(bundle.manifest)}"
+        + ("; layers: relative difference of the worst integer layer by itself" if _of_int8(bundle.manifest) else ""),
     )
+
+
+def _of_int8(manifest: Manifest) -> str:
+    """What int8 engines are held against, where there are any."""
+    graphs = (graph for variant in manifest.variants for graph in variant.graphs.values())
+    return " (int8 in ONNX Runtime: to its own graph)" if any(one.precision == "int8" for one in graphs) else ""
 
 
 def _proof(variant: VariantRecord, profile: str, engine: EngineRecord | None) -> str:
@@ -131,20 +140,20 @@ def _show_drift(bundle: Bundle, vectors: bool) -> None:
         for variant in manifest.variants:
             graph = variant.graphs[profile]
             if (drift := graph.drift) is not None:
-                answers = (cell(drift.agreement, ".0f", 100), cell(drift.kl, ".4f"))
+                answers = (_percent(drift.agreement, 0), cell(drift.kl, ".1g"))
                 costs = (cell(drift.cosine, ".4f"),) if vectors else answers
-                kept = ", ".join(f"{100 * layer.overlap:.1f}" for layer in drift.layers) or "-"
+                kept = _percent(min((layer.overlap for layer in drift.layers), default=None))
                 median = f"{drift.median_logit_difference:.0e}"
                 rows.append((profile, variant.name, graph.precision, kept, *costs, median))
     if rows:
-        costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL")
-        headings = (*costs, f"{manifest.model.gives}, median")
+        costs = ("mean cosine",) if vectors else ("same answer", "mean KL, in nats")
+        headings = ("same tokens", *costs, f"{manifest.model.gives}, median difference")
         table(
             "Drift by precision",
-            left("profile", "variant", "precision", "same tokens, in %") + right(*headings),
+            left("profile", "variant", "precision") + right(*headings),
             rows,
-            caption=f"against fp32 with tokens of its own, on the {len(manifest.golden.images)} golden images; "
-            "same tokens: by pruning layer",
+            caption=f"from fp32, on the {len(manifest.golden.images)} golden images; "
+            "same tokens: of those that a pruning layer keeps, in the layer where fewest are",
         )
 
 
@@ -154,7 +163,7 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
 
     rows = [
         (
-            name if record.dense_profile is None else f"{name} (dense: {record.dense_profile})",
+            name if record.dense_profile is None else f"{name} (baseline: {record.dense_profile})",
             variant.name,
             f"{record.images} of {record.data} ({record.data_sha256[:8]})",
             *((cell(record.cosine, ".4f"),) if vectors else _answers(record)),
@@ -165,19 +174,23 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
         if (record := bundle.fidelity(variant, name)) is not None
     ]
     if rows:
-        answers = ("top-1, in %", "less dense, 95 % interval", "same answer, in %", "mean KL")
-        of_vectors = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to dense's"
+        answers = ("top-1", "change in points, 95 % interval", "same answer", "mean KL, in nats")
+        of_vectors = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to the baseline's"
         table(
             "Evaluated on images",
             left("profile", "variant", "images") + right(*(("mean cosine",) if vectors else answers)) + left("on"),
             rows,
-            caption=of_vectors if vectors else "mean KL: from dense, in nats",
+            caption=of_vectors if vectors else "change, same answer, KL: from the baseline",
         )
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def _answers(record: FidelityRecord) -> tuple[str, ...]:
     change = "-" if record.change is None else f"{100 * record.change[0]:+.1f} to {100 * record.change[1]:+.1f}"
-    return cell(record.top1, ".1f", 100), change, cell(record.agreement, ".1f", 100), cell(record.kl, ".4f")
+    return _percent(record.top1), change, _percent(record.agreement), cell(record.kl, ".2g")
 
 
 def _show_choices(bundle: Bundle, vectors: bool) -> None:
@@ -185,8 +198,8 @@ def _show_choices(bundle: Bundle, vectors: bool) -> None:
     for choice in bundle.manifest.choices:
         plural = "s" if choice.threads > 1 else ""
         where = f"{choice.variant}, batch {choice.batch}, {choice.threads} thread{plural} of {choice.processor}"
-        answers = f"against dense of {choice.asked} on {choice.images} images of '{choice.data}'"
-        costs = ("mean cosine",) if vectors else ("same answer, in %", "mean KL", "top-1, points")
+        answers = f"against the baseline of {choice.asked} on {choice.images} images of '{choice.data}'"
+        costs = ("mean cosine",) if vectors else ("same answer", "mean KL, in nats", "top-1, points")
         table(
             f"Candidates for '{choice.asked}': '{choice.shipped}' is in the bundle",
             left("candidate", "precision") + right("ms", "speed-up", *costs) + left("result"),
@@ -205,7 +218,7 @@ def _candidate(one: CandidateRecord, choice: ChoiceRecord, *, vectors: bool) -> 
     if row is not None and vectors:
         costs = (cell(row.cosine, ".4f"),)
     elif row is not None:
-        costs = (cell(row.agreement, ".1f", 100), cell(row.kl, ".4f"), cell(row.drop, "+.1f", -1))
+        costs = (_percent(row.agreement), cell(row.kl, ".2g"), cell(row.drop, "+.1f", -1))
     return one.profile, one.precision, *times, *costs, "ships" if one.reason is None else one.reason
 
 

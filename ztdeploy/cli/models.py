@@ -88,7 +88,7 @@ def _facts(found: ModelCheck) -> list[tuple[str, str]]:
         ("tokens", f"{sizes.tokens}: {sizes.patch_tokens} patches, {prefix}"),
         ("blocks", f"{sizes.depth}, {sizes.embed_dim} wide, {sizes.num_heads} heads; layers can stand behind each"),
         ("keep ratio 0.7", f"prunes behind blocks {', '.join(map(str, found.layers))}"),
-        ("GMACs", f"{dense:.2f} dense, {pruned:.2f} at keep ratio 0.7 ({pruned / dense - 1:+.0%})"),
+        ("GMACs", f"{dense:.2f} unpruned, {pruned:.2f} at keep ratio 0.7 ({pruned / dense - 1:+.0%})"),
         ("output", output),
         ("methods", "all" if not others else f"all but {', '.join(others)}"),
     ]

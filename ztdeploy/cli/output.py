@@ -10,13 +10,14 @@ import logging
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import typer
 
@@ -38,6 +39,8 @@ SCHEMA = 1
 _LONGEST_CELL = 240
 #: Characters of a progress bar at most; seconds after which a step that goes on is named again.
 _BAR, _STILL_S = 24, 60.0
+#: Seconds in which most commands end that are interrupted.
+_ANYWAY_S = 0.2
 
 
 # -------------------- how the command that runs was asked to talk
@@ -50,9 +53,11 @@ class _Manner:
     quiet: bool = False
     verbose: bool = False
     begun: float = field(default_factory=time.monotonic)
+    over: bool = False  #: its error has been said
 
 
 _manner = _Manner()
+_last_words = threading.Lock()
 
 
 def begin(arguments: Sequence[str]) -> None:
@@ -246,15 +251,25 @@ def cell(value: float | None, spec: str, scale: float = 1) -> str:
 
 def say(text: str = "") -> None:
     """A sentence, wrapped between words in a terminal; an empty line without one."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    typer.echo(textwrap.fill(printable(text, None), width, subsequent_indent="  ", break_on_hyphens=False))
+    typer.echo(_wrapped(text, sys.stdout))
+
+
+def _wrapped(text: str, stream: TextIO) -> str:
+    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
+    return textwrap.fill(
+        printable(text, None),
+        width,
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,  # paths are copied
+    )
 
 
 def note(text: str) -> None:
     """A remark on standard error, for people; with `--verbose` always, and with the time since the command began."""
     if _manner.verbose or not (_manner.quiet or _manner.json):
         at = f"{time.monotonic() - _manner.begun:7.2f} s  " if _manner.verbose else ""
-        typer.echo(at + printable(text, None), err=True)
+        typer.echo(_wrapped(at + text, sys.stderr), err=True)
 
 
 def leave(failed: Sequence[object]) -> None:
@@ -268,7 +283,7 @@ def leave(failed: Sequence[object]) -> None:
 
 
 def warn(text: str) -> None:
-    typer.secho(f"warning: {printable(text, None)}", err=True, fg=typer.colors.YELLOW)
+    typer.secho(_wrapped(f"warning: {text}", sys.stderr), err=True, fg=typer.colors.YELLOW)
 
 
 @contextmanager
@@ -319,7 +334,7 @@ class _Bar:
         minutes, seconds = divmod(int(self._pace.elapsed_s()), 60)
         left = self._pace.left_s()
         behind = f"{100 * share:4.0f} %  {minutes}:{seconds:02d}" + ("" if left is None else f", {in_words(left)} left")
-        room = max(1, options.max_width - len(behind) - 1)
+        room = max(1, options.max_width - len(behind) - 3)  # the terminal shows ^C behind it
         bar = min(_BAR, room // 3)
         full = round(bar * share)
         what = Text(self._what, no_wrap=True)
@@ -337,13 +352,25 @@ def fail(message: str, exit_code: int) -> None:
     lines = [(2, f"error: {printable(message, None)}")]
     if _manner.json:
         lines.insert(0, (1, _envelope(error={"message": message, "exit_code": exit_code})))
-    for stream, text in lines:
-        try:
-            typer.echo(text, err=stream == 2)
-        except (OSError, StreamError):
-            silence(stream)
+    with _last_words:
+        _manner.over = True
+        for stream, text in lines:
+            try:
+                typer.echo(text, err=stream == 2)
+            except (OSError, StreamError):
+                silence(stream)
 
 
 def complain(message: str) -> None:
     """What went wrong beside what was found all the same, which has been printed."""
-    typer.echo(f"error: {printable(message, None)}", err=True)
+    with _last_words:
+        _manner.over = True
+        typer.echo(f"error: {printable(message, None)}", err=True)
+
+
+def stopping() -> None:
+    """Acknowledge Ctrl-C, unless the command ends anyway; called by another thread than the command's."""
+    time.sleep(_ANYWAY_S)
+    with _last_words:
+        if not _manner.over:
+            typer.echo("stopping...", err=True)

@@ -61,14 +61,13 @@ def _show_profiles(found: list[HardwareProfile]) -> None:
         (
             profile.name,
             profile.title,
-            profile.backend,
             "anywhere" if backend_of(profile).built_where == "anywhere" else "on the device",
             profile.precision,
             ", ".join(map(str, profile.batch.sizes)),
         )
         for profile in found
     ]
-    headings = ("profile", "device", "backend", "built", "precision", "batch")
+    headings = ("profile", "device", "engines are built", "precision", "batch")
     table("Hardware profiles", [(heading, "left") for heading in headings], rows)
 
 

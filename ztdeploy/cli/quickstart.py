@@ -41,7 +41,7 @@ def _show(found: Quickstart) -> None:
     from ztdeploy.jobs.quickstart import KEEP_RATIOS
 
     out = Path(found.bundle)
-    headings = ["keep ratio", "tokens", "GMACs", "right of", "top-1", "agrees with dense", "latency", "speed-up"]
+    headings = ["keep ratio", "tokens", "GMACs", "right of", "top-1", "same answer", "latency", "speed-up"]
     table(
         "Handwritten digits on this CPU, batch 1",
         [(heading, "left" if heading == "tokens" else "right") for heading in headings],

@@ -85,7 +85,7 @@ def _show(shown: Sequence[tuple[ExplainedImage, Path]], *, vectors: bool) -> Non
             rows.append([sheet.name, seen.variant.name, *answers, kept, _gone(seen)])
             if seen.doubt is not None:
                 doubts.setdefault(seen.doubt, []).append(f"{sheet.name}, {seen.variant.name}")
-    answers_of = ("cosine to dense",) if vectors else ("dense says", "it says")
+    answers_of = ("cosine to the baseline",) if vectors else ("baseline says", "it says")
     columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
     for doubt, where in doubts.items():

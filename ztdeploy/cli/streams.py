@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from ztdeploy.core.errors import StreamError
@@ -50,6 +53,20 @@ def prepare_streams() -> None:
             os.open(os.devnull, mode)  # the lowest number that is free, which is this one
     sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
     sys.stderr = _text(_Remarks(2, "w", closefd=False), sys.stderr)
+
+
+def hear_interrupts(heard: Callable[[], None]) -> None:
+    """Have Ctrl-C heard at once, in a thread: Python's own handler waits until a library's call has returned."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while signals := os.read(reading, 64):
+            if signal.SIGINT in signals:
+                heard()
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def silence(descriptor: int) -> None:

@@ -152,7 +152,7 @@ def show_sweep(report: SweepReport) -> None:
         _show_setting(panel.label, panel.rows)
     if images(report):
         vectors = any(one.fidelity is not None and one.fidelity.agreement is None for one in report.variants)
-        what = "Mean cosine to dense" if vectors else "Agreement with dense's answer, KL from dense in nats, top-1"
+        what = "Mean cosine to the baseline" if vectors else "Same answer as the baseline, KL from it in nats, top-1"
         say(printable(f"{what}: on {images(report)}"))
     show_verdicts(report)
     for one in warned(report):
@@ -184,10 +184,10 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
     cells = zip(*([cell.text for cell in one.cells(rows)] for one in columns), strict=True)
     named = [(row.facts.name, *line[1:]) if line[0] == "-" else line for row, line in zip(rows, cells, strict=True)]
     table(
-        f"Latency, and speed-up over dense: {title}",
+        f"Latency, and speed-up over the baseline: {title}",
         [(one.head, "left" if one.value is None else "right") for one in columns],
         named,
-        caption="speed-up: median of the rounds' ratios over dense; less work: GMACs of dense over its own",
+        caption="speed-up: median of the rounds' ratios over the baseline; less work: its GMACs over the variant's",
     )
 
 

@@ -14,6 +14,7 @@ not be written but the file may. What the system refuses becomes an `OutputError
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import stat
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, TypeVar
 
 from ztdeploy.core.errors import InputError, OutputError, ZtdeployError
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -211,6 +214,7 @@ def writing(path: Path, *, executable: bool = False) -> Iterator[BinaryIO]:
                     _write_into(path, file)
             if partial is not None:
                 _take_place(partial, path)
+            _log.debug("wrote %s", path)
         finally:
             if partial is not None:
                 with suppress(OSError):

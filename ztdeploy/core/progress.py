@@ -58,9 +58,9 @@ class Pace:
         return time.monotonic() - self._begun
 
     def left_s(self) -> float | None:
-        """Seconds, if the rest goes as what was done since; None before anything is done."""
+        """Seconds, if the rest goes as what was done since; None before anything is done, and at the end."""
         gone = self.share - (self._first or 0.0)
-        if gone <= 0:
+        if gone <= 0 or self.share >= 1:
             return None
         return max(0.0, (self._at - self._begun) * (1 - self.share) / gone - (time.monotonic() - self._at))
 

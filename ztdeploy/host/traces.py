@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ztdeploy.core.files import make_folder, open_regular, remove_leftovers, wri
 from ztdeploy.core.records import Record, from_json, to_json
 from ztdeploy.host.graph import Ranges
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES
+
+_log = logging.getLogger(__name__)
 
 _SHA256 = r"^[0-9a-f]{64}$"
 
@@ -79,6 +82,7 @@ class TraceStore:
                 record = from_json(_Record, self._read(self._record(key)))
                 graph = self._graph(record.graph)
                 with np.load(io.BytesIO(self._blob(record.reference)), allow_pickle=False) as arrays:
+                    _log.debug("the cache has the trace %s", self._record(key))
                     return Trace(graph, dict(arrays))
             except (FileNotFoundError, ValidationError, _DamagedError, ValueError, BadZipFile):
                 return None

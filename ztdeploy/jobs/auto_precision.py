@@ -18,7 +18,7 @@ from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import CandidateRecord, ChoiceRecord, GateRecord
 from ztdeploy.core.profile import HardwareProfile, read_profile
-from ztdeploy.core.progress import Progress, silent
+from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.host.precision_choice import Contender, by_risk, choose, misses, timing
 from ztdeploy.jobs.build import build
 from ztdeploy.jobs.gate import apply_gate, none_left
@@ -68,14 +68,15 @@ def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
     request = replace(request, keep_ratios=_keep_ratios(request, asked))
     with scratch_folder() as scratch:
         request = replace(request, cache=request.cache or scratch / "traces")
-        trial = _trial(request, slates, scratch / "trial", progress)
+        stages = parts(progress, {"try": 3, **{slate.asked.name: 2 for slate in slates}, "build": 2})
+        trial = _trial(request, slates, scratch / "trial", stages["try"])
         choices, shipped = list[tuple[ChoiceRecord, GateRecord]](), {profile.name: profile for profile in asked}
         for slate in slates:
-            record, judgement = _choose(slate, trial, gate, progress)
+            record, judgement = _choose(slate, trial, gate, stages[slate.asked.name])
             choices.append((record, judgement))
             shipped[slate.asked.name] = next(one for one in slate.profiles if one.name == record.shipped)
         final = replace(request, profiles=tuple(shipped.values()))
-        return build(final, progress, partial(_settle, choices=choices))
+        return build(final, stages["build"], partial(_settle, choices=choices))
 
 
 def slate_of(asked: HardwareProfile) -> Slate:
@@ -135,12 +136,13 @@ def _choose(slate: Slate, trial: Bundle, gate: Gate, progress: Progress) -> tupl
     Returns:
         The results of all candidates, and the judgement on the winner.
     """
-    reports, reasons = _evaluated(slate, trial, gate, progress)
+    stages = parts(progress, {"judge": 3, "measure": 1})
+    reports, reasons = _evaluated(slate, trial, gate, stages["judge"])
     asked = slate.asked.name
     in_fp32 = judge(reports[asked], gate.limits)
     variant, batch = _timed(trial, in_fp32), trial.manifest.dense.graphs[asked].batch or slate.asked.batch.sizes[0]
     configurations = [Configuration(trial.root, variant, name, batch=batch) for name in reports]
-    measured = measure_latency(configurations, rounds=ROUNDS, iterations=ITERATIONS, progress=progress)
+    measured = measure_latency(configurations, rounds=ROUNDS, iterations=ITERATIONS, progress=stages["measure"])
     rows = {name: tuple(judged_rows(report, gate.limits)) for name, report in reports.items()}
     contenders = [
         Contender(
@@ -193,11 +195,11 @@ def _evaluated(
     reports = dict[str, EvalReport]()
     reasons = {**slate.lacking, **{one.profile: one.given for one in trial.manifest.failed}}
     with scratch_folder() as answers:
-        for name in (one.name for one in slate.profiles if one.name not in reasons):
-            progress(f"judging {name}", 0, 1)
+        for name, part in parts(progress, {one.name: 1 for one in slate.profiles if one.name not in reasons}).items():
+            part(f"judging {name}", 0, 1)
             request = EvalRequest(bundle=trial.root, data=gate.data, profile=name, dense_profile=slate.asked.name)
             try:
-                reports[name] = evaluate_bundle(request, cache=answers, progress=progress)
+                reports[name] = evaluate_bundle(request, cache=answers, progress=part)
             except ParityError as error:
                 if name == slate.asked.name:
                     raise

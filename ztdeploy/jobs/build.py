@@ -16,7 +16,7 @@ from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, EngineRecord, FailedProfile
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
-from ztdeploy.core.progress import Progress, silent
+from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.jobs.request import BuildRequest as BuildRequest
 from ztdeploy.jobs.request import Judge
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ztdeploy.host.traces import TraceStore
     from ztdeploy.host.tracing import TraceMemory
     from ztdeploy.jobs.calibration import Evidence
+
+
+#: About how long each step takes as compared with the others; the last two are of a build with calibration images.
+SHARES = {"load": 6, "export": 5, "write": 1, "build": 2, "prove": 1, "look": 5, "judge": 10}
 
 
 def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:
@@ -50,7 +54,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     failed = check_backends(profiles)
     from ztdeploy.host.models.loading import load_model
 
-    progress(f"loading {request.model.name}", 0, 1)
+    stages = _stages(request, len(profiles), progress)
+    stages["load"](f"loading {request.model.name}", 0, 1)
     model, evidence = load_model(request.model, request.module), None
     left = _left(profiles, failed)
     variants = variants_of(request, left, model.adapter.architecture)
@@ -58,11 +63,11 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         from ztdeploy.jobs.calibration import check_gate, look_at_images
 
         images = check_gate(request.gate, left, model)
-        progress("looking at calibration images", 0, 1)
+        stages["look"]("looking at calibration images", 0, 1)
         evidence, unfit = look_at_images(images, model, variants, left)
         failed |= unfit
     store = trace_store(request.cache, again=len(left) > 1)
-    job = _Job(request, model, evidence, _adapted(asked, profiles), store, progress, judge)
+    job = _Job(request, model, evidence, _adapted(asked, profiles), store, stages, judge)
     with new_bundle_folder(request.out, force=request.force) as folder:
         while True:
             try:
@@ -70,10 +75,18 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
                 break
             except StepError as fault:
                 without(fault, failed, [profile.name for profile in profiles])
-                progress(f"building again without {', '.join(fault.profiles)}", 0, 1)
+                stages["make"](f"building again without {', '.join(fault.profiles)}", 0, 1)
                 for path in folder.iterdir():
                     remove_folder(path) if path.is_dir() else remove(path)
     return read_bundle(request.out)
+
+
+def _stages(request: BuildRequest, profiles: int, progress: Progress) -> dict[str, Progress]:
+    """The progress of each stage; how many variants there are is known for sure once the model is loaded."""
+    variants = 1 + max(1, len(request.keep_ratios) * len(request.methods) + len(request.schedules))
+    making = variants * (SHARES["export"] + profiles * (SHARES["build"] + SHARES["prove"])) + SHARES["write"]
+    look, judge = (SHARES["look"], SHARES["judge"]) if request.gate else (0, 1)
+    return parts(progress, {"load": SHARES["load"], "look": look, "make": making, "judge": judge})
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class _Job:
     evidence: Evidence | None
     adapted: Mapping[str, AdaptedProfile]  #: by profile
     store: TraceStore | TraceMemory
-    progress: Progress
+    stages: Mapping[str, Progress]
     judge: Judge | None
 
     def attempt(self, folder: Path, profiles: list[HardwareProfile], failed: Mapping[str, ZtdeployError]) -> None:
@@ -106,20 +119,21 @@ class _Job:
         model, evidence = self.model, self.evidence
         variants = variants_of(self.request, profiles, model.adapter.architecture)
         here = [profile for profile in profiles if backend_of(profile).built_where == "anywhere"]
-        steps = _Steps(self.progress, len(variants) * (1 + len(here) + len(profiles)) + 1)
+        each = SHARES["export"] + len(here) * SHARES["build"] + len(profiles) * SHARES["prove"]
+        steps = _Steps(self.stages["make"], len(variants) * each + SHARES["write"])
         make_folder(folder / "graphs")
         images = golden_images(model, folder / "golden")
         pixels = load_pixels(images, model.preprocess)
         calibration = built_in_images(images) if evidence is None else evidence.images
         graphs = Graphs(folder, Tracer(model, pixels, self.store), profiles, calibration, self.request.batch)
         for variant in variants:
-            with steps.step(f"exporting {variant.schedule.name}"):
+            with steps.step("export", f"exporting {variant.schedule.name}"):
                 graphs.export(variant)
-        with steps.step("writing weights"):
+        with steps.step("write", "writing weights"):
             graphs.write(variants)
         engines = dict[tuple[str, str], EngineRecord]()
         for profile, variant in product(here, variants):
-            with steps.step(f"building {variant.schedule.name} for {profile.name}", profile.name):
+            with steps.step("build", f"building {variant.schedule.name} for {profile.name}", profile.name):
                 engines[variant.schedule.name, profile.name] = build_engine(graphs, variant, profile)
         golden = write_golden(folder, images, pixels, model.preprocess, variants)
         records = tuple(FailedProfile.of(name, error) for name, error in failed.items())
@@ -128,7 +142,7 @@ class _Job:
         draft = draft.model_copy(update={"failed": records, "adapted": adapted})
         proof = Proof(folder, model, pixels)
         for profile, variant in product(profiles, variants):
-            with steps.step(f"proving {variant.schedule.name} for {profile.name}", profile.name):
+            with steps.step("prove", f"proving {variant.schedule.name} for {profile.name}", profile.name):
                 draft = proof.added_to(draft, variant.schedule, profile)
         write_manifest(folder, documented(folder, draft if evidence is None else evidence.added_to(draft)))
         self._finish(folder, [profile for profile in profiles if profile not in here])
@@ -144,9 +158,9 @@ class _Job:
         for profile in elsewhere:
             if why_not_build(profile) is None:
                 with step_of(profile.name):
-                    finalize_bundle(folder, self.progress, profile=profile.name)
+                    finalize_bundle(folder, self.stages["judge"], profile=profile.name)
         if self.request.gate is not None and self.model.activation != "none":
-            (self.judge or apply_gate)(folder, self.request.gate, self.progress)
+            (self.judge or apply_gate)(folder, self.request.gate, self.stages["judge"])
 
 
 @dataclass
@@ -158,12 +172,16 @@ class _Steps:
     done: int = 0
 
     @contextmanager
-    def step(self, what: str, *profiles: str) -> Iterator[None]:
-        """One step, which fails for the given profiles alone; without any, it says itself for which."""
+    def step(self, kind: str, what: str, *profiles: str) -> Iterator[None]:
+        """One step, which fails for the given profiles alone; without any, it says itself for which.
+
+        Args:
+            kind: of `SHARES`.
+        """
         self.progress(what, self.done, self.total)
         with step_of(*profiles) if profiles else nullcontext():
             yield
-        self.done += 1
+        self.done += SHARES[kind]
 
 
 def trace_store(cache: Path | None, *, again: bool) -> TraceStore | TraceMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -28,6 +29,8 @@ from ztdeploy.jobs.build import build
 from ztdeploy.jobs.request import BuildRequest
 from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.backends.int8 import exact_here
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def cached_bundle(request: BuildRequest, cache: Path, progress: Progress) -> Bun
         with suppress(BundleError, InputError):  # damaged, or not there
             bundle = read_bundle(folder)
             bundle.verify_files()
+            _log.debug("the cache has the bundle %s", folder)
             return bundle
         remove_folder(folder, FIX)
         return _build(replace(request, out=folder), cache, progress)

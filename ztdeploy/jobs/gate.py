@@ -11,7 +11,7 @@ from ztdeploy.core.errors import AccuracyError, step_of
 from ztdeploy.core.files import remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.manifest import GateRecord, Manifest, VariantRecord
-from ztdeploy.core.progress import Progress
+from ztdeploy.core.progress import Progress, parts
 from ztdeploy.jobs.request import Gate
 from ztdeploy.target.backends import why_not_run
 from ztdeploy.target.evaluate.eval_report import EvalRequest
@@ -46,14 +46,14 @@ def apply_gate(
         StepError: an engine's outputs are not finite, or a single profile has no variant that passes.
     """
     manifest, gates = read_bundle(folder).manifest, list(known.values())
+    there = [name for name in manifest.profiles if name not in known and name in manifest.dense.engines]
+    judged = parts(progress, {name: 1 for name in there if why_not_run(manifest.profiles[name]) is None})
     with scratch_folder() as answers:
-        for name in manifest.profiles:
-            if name in known or name not in manifest.dense.engines or why_not_run(manifest.profiles[name]) is not None:
-                continue
+        for name, part in judged.items():
             reference = _fp32_profile(manifest, name)
             request = EvalRequest(bundle=folder, data=gate.data, profile=name, dense_profile=reference)
             with step_of(name):
-                report = evaluate_bundle(request, cache=answers, progress=progress)
+                report = evaluate_bundle(request, cache=answers, progress=part)
             manifest = recorded(Bundle(folder, manifest), report)
             gates.append(judge(report, gate.limits))
     _check_some_pass(gates, {variant.name for variant in manifest.variants if variant.plan.layers})

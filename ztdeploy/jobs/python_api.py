@@ -136,7 +136,7 @@ def build(
         precision: "auto" ships the fastest of the profile's precisions that costs little on `calib`.
         batch: fixes the batch of every graph. By default as the profile says.
         force: replace an existing bundle.
-        progress: called ahead of each step with its name, the steps done, and all steps; `print` will do.
+        progress: called ahead of each step with its name, how much is done, and of how much; `print` will do.
 
     Returns:
         The bundle. A profile that could not be built while others could is in `bundle.manifest.failed`.
@@ -325,7 +325,7 @@ def bench(
         min_agreement: least share of answers, or mean cosine, for a recommendation, where variants were evaluated.
         reference: measure the baseline as well, at the same batch and threads.
         out: a JSON file, written after every round.
-        progress: called ahead of each step with its name, the steps done, and all steps; `print` will do.
+        progress: called ahead of each step with its name, how much is done, and of how much; `print` will do.
 
     Raises:
         BundleError: damaged, or without such a variant or profile.

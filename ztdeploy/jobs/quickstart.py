@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.core.progress import Progress
+from ztdeploy.core.progress import Progress, parts
 from ztdeploy.core.records import Record
 from ztdeploy.host.models.catalogue import CATALOGUE
 from ztdeploy.jobs.build import build
@@ -18,6 +18,7 @@ from ztdeploy.target.verify import verify_bundle
 
 MODEL, PROFILE = "vit_digits", "cpu"
 KEEP_RATIOS = (0.9, 0.7, 0.5, 0.3)
+_SHARES = {"build": 15, "verify": 1, "evaluate": 3, "measure": 8}  #: about how long each takes, in seconds
 
 
 class QuickstartRow(Record):
@@ -42,18 +43,18 @@ class Quickstart(Record):
 
 def quickstart(out: Path, progress: Progress, *, force: bool) -> Quickstart:
     """Build the shipped model at several keep ratios and compare each with dense, which comes first."""
-    model = ModelSource(name=MODEL)
-    bundle = build(BuildRequest(model, (PROFILE,), out, keep_ratios=KEEP_RATIOS, force=force), progress)
-    verify_bundle(out, PROFILE, progress)
+    model, stages = ModelSource(name=MODEL), parts(progress, _SHARES)
+    bundle = build(BuildRequest(model, (PROFILE,), out, keep_ratios=KEEP_RATIOS, force=force), stages["build"])
+    verify_bundle(out, PROFILE, stages["verify"])
     digits = CATALOGUE[MODEL].shipped
     assert digits is not None
     with scratch_folder() as answers:
         request = EvalRequest(bundle=out, data=digits, profile=PROFILE)
-        report = evaluate_bundle(request, cache=answers, progress=progress)
+        report = evaluate_bundle(request, cache=answers, progress=stages["evaluate"])
     scores = {score.variant: score for score in report.variants}
     variants = sorted(bundle.manifest.variants, key=lambda variant: -(variant.keep_ratio or 0))
     configurations = [Configuration(out, variant.name, PROFILE) for variant in variants]
-    latencies = measure_latency(configurations, rounds=5, iterations=40, progress=progress)
+    latencies = measure_latency(configurations, rounds=5, iterations=40, progress=stages["measure"])
     rows = []
     for variant, latency in zip(variants, latencies, strict=True):
         top1, against = scores[variant.name].top1, scores[variant.name].against_dense

@@ -17,7 +17,7 @@ from ztdeploy.core.errors import EnvironmentLacksError, InputError, OutputError,
 from ztdeploy.core.methods import DEFAULT_METHOD, method_named
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import HardwareProfile, read_profile
-from ztdeploy.core.progress import Note, Progress, silent
+from ztdeploy.core.progress import Note, Progress, parts, silent
 from ztdeploy.jobs.build import check_backends
 from ztdeploy.jobs.bundle_cache import buildable_bundle
 from ztdeploy.jobs.request import BuildRequest
@@ -79,13 +79,13 @@ def sweep(
     """
     check_sweep(request)
     check_images(request)
-    caches = cache_folder(cache)
+    caches, stages = cache_folder(cache), _stages(request, progress)
     with sweep_folder(out):
-        request, built = gather(request, caches, progress)
+        request, built = gather(request, caches, stages["build"])
         groups = plan_groups(request, built.bundles, built.profile)
         start = empty_report(request, built.bundles, built.profile, groups, built.failures)
         start = with_fidelity(
-            start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=progress, note=note
+            start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=stages["evaluate"], note=note
         )
         earlier = _earlier(out, start, fresh=fresh, note=note)
         start = with_findings_of(start, earlier)
@@ -93,14 +93,27 @@ def sweep(
         if kept:
             note(f"kept from before: {len(kept)} of {len(groups)} groups of configurations; --fresh measures all again")
         save = partial(write_sweep, out=out)
-        report = measure_groups(start, groups, kept, progress=progress, save=save)
+        report = measure_groups(start, groups, kept, progress=stages["measure"], save=save)
         if report.progress == "complete" and request.details:
-            report = measure_details(report, built.bundles, progress=progress, save=save)
+            report = measure_details(report, built.bundles, progress=stages["details"], save=save)
         report = report.model_copy(update={"verdicts": tuple(one.verdict for one in verdicts(report))})
         write_sweep(report, out)
         for line in report.notes:
             note(line)
     return report
+
+
+def _stages(request: SweepRequest, progress: Progress) -> dict[str, Progress]:
+    """The progress of each stage, by about how many seconds it takes."""
+    variants = 1 + len(request.keep_ratios or KEEP_RATIOS) * max(1, len(request.methods))
+    settings = max(1, len(request.batches)) * max(1, len(request.threads)) * max(1, len(request.image_sizes))
+    seconds = {
+        "build": 8.0 * variants if request.model else 0.0,
+        "evaluate": 3.0 * variants if request.data else 0.0,
+        "measure": settings * variants * (request.duration_s + request.warmup_s + 1),
+        "details": 2.0 * variants if request.details else 0.0,
+    }
+    return parts(progress, seconds)
 
 
 def gather(request: SweepRequest, cache: Path, progress: Progress) -> tuple[SweepRequest, Built]:

@@ -67,7 +67,7 @@ def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict
     records: dict[str, ParityRecord] = {}
     for done, (name, variant) in enumerate(pairs):
         label = variant.name if len(names) == 1 else f"{variant.name} ({name})"
-        progress(f"running {label}", done, len(pairs))
+        progress(f"running {label}", 1 + done, 1 + len(pairs))
         with load(bundle, variant=variant.name, profile=name, verify=False) as runner:
             records[label] = check_golden(bundle, runner, variant)
             if runner.graph.notes_file is not None:

@@ -15,7 +15,7 @@ from ztdeploy.core.cache import cache_errors, key_of
 from ztdeploy.core.errors import EnvironmentLacksError, InputError
 from ztdeploy.core.files import read_text, write
 from ztdeploy.core.profile import HardwareProfile, read_profile
-from ztdeploy.core.progress import Progress
+from ztdeploy.core.progress import Progress, parts
 from ztdeploy.core.records import from_json, to_json
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel
@@ -75,7 +75,8 @@ def measure_winners(
     request: TuneRequest, schedules: Sequence[PruningSchedule], predict: Price, cache: Path, progress: Progress
 ) -> tuple[Measured, ...]:
     """Engines of what was found, built and measured, against what was predicted of them."""
-    times = _times(_timed(request, _bundle(request, schedules, cache, progress), progress))
+    stages = parts(progress, {"build": 2, "measure": 1})
+    times = _times(_timed(request, _bundle(request, schedules, cache, stages["build"]), stages["measure"]))
     return tuple(
         Measured(schedule=one.name, predicted_ms=predict(one), measured_ms=times[one.name])
         for one in schedules
@@ -85,10 +86,11 @@ def measure_winners(
 
 def _measure(request: TuneRequest, architecture: Architecture, cache: Path, progress: Progress) -> LatencyCost:
     probes = _probes(request.methods, architecture)
-    bundle = _bundle(request, probes, cache, progress)
-    report = _timed(request, bundle, progress)
+    stages = parts(progress, {"build": 4, "measure": 2, "blocks": 1})
+    bundle = _bundle(request, probes, cache, stages["build"])
+    report = _timed(request, bundle, stages["measure"])
     setting = report.configurations[0]
-    progress("measuring a block at every number of tokens", 0, 1)
+    stages["blocks"]("measuring a block at every number of tokens", 0, 1)
     threads = setting.threads or len(usable_cores())
     staircase = look_into(details_order(bundle, _profile(request).name, None, setting.batch, threads))
     assert isinstance(staircase, Staircase)

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ztdeploy.core.cache import cache_folder, installed_versions
 from ztdeploy.core.cost import gmacs
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.progress import Progress, silent
+from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.request import check_request
@@ -37,6 +37,9 @@ from ztdeploy.report.tune.records import Cost, GmacsCost, Measured, ModelFacts, 
 from ztdeploy.report.tune.words import conclusion
 from ztdeploy.target.measure.machine import Machine, read_machine
 
+#: About how long building and measuring engines takes; a trial takes about a second.
+_MEASURING_S = 60.0
+
 
 def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress: Progress = silent) -> TuneReport:
     """Search for the schedule nearest to the baseline under a budget, or go on with a search that was interrupted.
@@ -57,7 +60,10 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
         KeyboardInterrupt: handed on; the study holds all trials that were finished.
     """
     check_request(request)
-    progress(f"loading {request.model.name}", 0, 1)
+    in_time = request.budget is not None and request.budget.in_time
+    measuring = _MEASURING_S if in_time else 0.0
+    stages = parts(progress, {"load": 6, "cost": measuring, "search": request.trials, "report": 10, "time": measuring})
+    stages["load"](f"loading {request.model.name}", 0, 1)
     subject, caches = Subject.load(request), cache_folder(cache)
     with tune_folder(out, own_study=request.storage is None) as begun:
         url = storage_url(request, out)
@@ -65,21 +71,21 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
             check_database(url, own=request.storage is None)
         study = open_study(url, request)
         with storage_errors(url):
-            search = _begin(study, subject, caches, progress)
+            search = _begin(study, subject, caches, stages["cost"])
             check_trials(study, search)
             if request.storage is None:  # the folder is this search's alone: whoever was at them is gone
                 retry_running(study)
             begun()
-            notes = make_trials_in_processes(study, search, request, url, _told(study, request, progress))
-            progress("comparing on the report half", request.trials, request.trials)
+            notes = make_trials_in_processes(study, search, request, url, _told(study, request, stages["search"]))
+            stages["report"]("comparing on the report half", 0, 1)
             results = Results(study, search)
             trials, compared, importances = results.trials(), results.compared(), results.importances()
         measured: tuple[Measured, ...] = ()
-        if request.budget is not None and request.budget.in_time:
+        if in_time:
             from ztdeploy.jobs.tune.latency import measure_winners
 
             schedules = [one.tuned.schedule for one in compared]
-            measured = measure_winners(request, schedules, search.price, caches, progress)
+            measured = measure_winners(request, schedules, search.price, caches, stages["time"])
         report = TuneReport(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             request=request.model_copy(update={"storage": request.storage and without_password(request.storage)}),

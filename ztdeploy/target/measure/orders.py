@@ -5,6 +5,7 @@ Several sessions of ONNX Runtime in one process spin against each other, so ever
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import time
@@ -20,6 +21,8 @@ from ztdeploy.core.errors import BundleError, EnvironmentLacksError, MissingExtr
 from ztdeploy.core.folders import scratch_file
 from ztdeploy.core.processes import how_it_ended, module_environment
 from ztdeploy.core.records import Record, from_json, to_json
+
+_log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 #: How long a process may take to end once it is not needed any more.
@@ -78,6 +81,7 @@ class Worker(AbstractContextManager["Worker"]):
         Raises:
             OutputError: there is no room for temporary files.
         """
+        _log.debug("starting %s", " ".join(command))
         self._name = name
         self._words = scratch_file()  # not a pipe: one that nobody reads fills up, and stops the process
         self._process = subprocess.Popen(

@@ -16,11 +16,14 @@ from typing import Protocol
 
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.processes import module_command
-from ztdeploy.core.progress import Progress, silent
+from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.target.measure.bench_report import ColdStart, Turn
 from ztdeploy.target.measure.machine import CpuMeter
 from ztdeploy.target.measure.orders import Timing, TimingOrder, Worker
 from ztdeploy.target.measure.statistics import Rounds, median_ratio, overall_median
+
+#: About how long a process takes to load an engine, and to make the calls of a round where these are counted.
+_START_S, _CALLS_S = 1.0, 0.3
 
 
 class Timeable(Protocol):
@@ -98,6 +101,9 @@ def time_in_turns(
     Raises:
         ZtdeployError: nothing at all could be loaded, for the first one's reason; with `strict` any error.
     """
+    each = order_of(0).seconds or _CALLS_S
+    warm_up_s = 0 if warm_up is None else warm_up.seconds or _CALLS_S
+    stages = parts(progress, {"load": _START_S, "warm up": warm_up_s, "measure": rounds * each})
     with ExitStack() as stack:
         workers: dict[int, Worker] = {}
 
@@ -112,7 +118,7 @@ def time_in_turns(
                 workers.pop(index, None)
 
         for index, one in enumerate(timed):
-            progress(f"loading {one.subject.variant}", index, len(timed))
+            stages["load"](f"loading {one.subject.variant}", index, len(timed))
             with surviving(index):
                 worker = stack.enter_context(Worker(one.subject.variant, one.subject.command()))
                 one.start = worker.answer(ColdStart)
@@ -120,12 +126,12 @@ def time_in_turns(
         if not workers and timed and timed[0].error:
             raise timed[0].error
         for done, index in enumerate(list(workers) if warm_up else []):
-            progress(f"warming up {timed[index].subject.variant}", done, len(timed))
+            stages["warm up"](f"warming up {timed[index].subject.variant}", done, len(timed))
             with surviving(index):
                 assert warm_up is not None
                 timed[index].peak_rss_mb = workers[index].carry_out(warm_up, Timing).peak_rss_mb
         for turn, order in enumerate(turn_orders(len(timed), rounds, seed)):
-            progress(f"round {turn + 1} of {rounds}", turn, rounds)
+            stages["measure"](f"round {turn + 1} of {rounds}", turn, rounds)
             for place, index in enumerate([index for index in order if index in workers]):
                 meter = CpuMeter([worker.pid for worker in workers.values()])
                 with surviving(index):
