@@ -174,13 +174,15 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
         if (record := bundle.fidelity(variant, name)) is not None
     ]
     if rows:
-        answers = ("top-1", "change in points, 95 % interval", "same answer", "mean KL, in nats")
+        answers = ("top-1", "change", "same answer", "KL")
         of_vectors = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to the baseline's"
         table(
             "Evaluated on images",
             left("profile", "variant", "images") + right(*(("mean cosine",) if vectors else answers)) + left("on"),
             rows,
-            caption=of_vectors if vectors else "change, same answer, KL: from the baseline",
+            caption=of_vectors
+            if vectors
+            else "from the baseline: change of top-1, 95 % interval in points; same answer; mean KL in nats",
         )
 
 

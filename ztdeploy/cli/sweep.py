@@ -179,7 +179,9 @@ def verdict_lines(report: SweepReport, min_agreement: float | None = None) -> tu
 def _show_setting(title: str, rows: Sequence[Row]) -> None:
     from ztdeploy.report.sweep.columns import chosen
 
-    heads = ("keep", "method", "p50 ms", "MAD ms", "images/s", "speed-up", "95 % interval", "less work", "GMACs")
+    heads = ["keep", "method", "p50 ms", "MAD ms", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
+    if any(row.facts.fidelity for row in rows):  # what images cost stands beside: 80 columns hold no more
+        heads = [head for head in heads if head not in ("MAD ms", "images/s", "GMACs")]
     columns = chosen(rows, *heads)
     cells = zip(*([cell.text for cell in one.cells(rows)] for one in columns), strict=True)
     named = [(row.facts.name, *line[1:]) if line[0] == "-" else line for row, line in zip(rows, cells, strict=True)]

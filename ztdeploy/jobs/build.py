@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 #: About how long each step takes as compared with the others; the last two are of a build with calibration images.
-SHARES = {"load": 6, "export": 5, "write": 1, "build": 2, "prove": 1, "look": 5, "judge": 10}
+SHARES = {"load": 8.0, "export": 5.0, "write": 1.0, "build": 1.0, "prove": 0.5, "look": 5.0, "judge": 10.0}
 
 
 def build(request: BuildRequest, progress: Progress = silent, judge: Judge | None = None) -> Bundle:
@@ -85,7 +85,7 @@ def _stages(request: BuildRequest, profiles: int, progress: Progress) -> dict[st
     """The progress of each stage; how many variants there are is known for sure once the model is loaded."""
     variants = 1 + max(1, len(request.keep_ratios) * len(request.methods) + len(request.schedules))
     making = variants * (SHARES["export"] + profiles * (SHARES["build"] + SHARES["prove"])) + SHARES["write"]
-    look, judge = (SHARES["look"], SHARES["judge"]) if request.gate else (0, 1)
+    look, judge = (SHARES["look"], SHARES["judge"]) if request.gate else (0.0, 1.0)
     return parts(progress, {"load": SHARES["load"], "look": look, "make": making, "judge": judge})
 
 
@@ -168,8 +168,8 @@ class _Steps:
     """The steps of an attempt, each of which says what it does."""
 
     progress: Progress
-    total: int
-    done: int = 0
+    total: float
+    done: float = 0
 
     @contextmanager
     def step(self, kind: str, what: str, *profiles: str) -> Iterator[None]:
