@@ -126,7 +126,7 @@ def test_build_and_inspect_show_it(bundle: Bundle, done: tuple[Done, Path]) -> N
     shipped = bundle.manifest.choices[0].shipped
     for said in (done[0].out, run_ztdeploy("inspect", bundle.root, cwd=done[1]).out):
         assert f"Candidates for 'cpu': '{shipped}' is in the bundle" in said
-        (line,) = [line for line in said.splitlines() if line.startswith(f"{shipped} ") and "ships" in line]
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{shipped}\t") and "ships" in line]
         assert "x (" in line
 
 

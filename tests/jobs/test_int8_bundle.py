@@ -168,7 +168,7 @@ def test_inspect_and_eval_say_against_what(both: Bundle, capsys: pytest.CaptureF
     assert run(["inspect", str(both.root)]) == 0
     said = capsys.readouterr().out
     assert "Drift by precision" in said
-    assert "cpu-int8 (dense: cpu)" in said
+    assert "cpu-int8 (baseline: cpu)" in said
     data = ["--data", str(DIGITS), "--limit", "20", "--no-record"]
     assert run(["eval", str(both.root), *data, "--profile", "cpu-int8", "--against", "cpu"]) == 0
     assert "dense (cpu)" in capsys.readouterr().out
