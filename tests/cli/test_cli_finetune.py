@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from helpers.processes import run_ztdeploy
@@ -16,6 +17,7 @@ from ztdeploy.host.models.loading import load_model
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 
+@pytest.mark.long
 def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path: Path) -> None:
     """A few steps on real digits; accuracy on others is what `scripts/finetune_digits.py` measures."""
     loaded = load_model(ModelSource(name="vit_digits"))

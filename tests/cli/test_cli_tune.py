@@ -82,6 +82,7 @@ def test_a_budget_becomes_a_schedule_that_can_be_built(tmp_path: Path) -> None:
     assert [one.name for one in read_bundle(bundle).manifest.variants] == [found.name, "dense"]
 
 
+@pytest.mark.long
 def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--data", DIGITS, "--limit", 60, "-b", "reduction=0.5", "--trials", 8, "-o", "found")
     process = start(*arguments, cwd=tmp_path)

@@ -123,7 +123,7 @@ def by_a_package(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("added", [by_a_line, by_a_package], ids=lambda added: added.__name__)
-@pytest.mark.short("by_a_line")
+@pytest.mark.long
 def test_an_added_backend_builds_proves_runs_verifies_and_measures(
     added: Any, common: Path, tmp_path: Path, digit_images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

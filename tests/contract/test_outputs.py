@@ -134,6 +134,8 @@ def test_a_graph_gives_the_same_features() -> None:
     np.testing.assert_allclose(output, expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
+#: `tests/cli/test_cli_vectors.py` builds, proves and evaluates both.
+@pytest.mark.long
 @pytest.mark.parametrize(("output", "shape"), [("embedding", (4, 96)), ("features", (4, 64, 96))])
 def test_a_bundle_of_them_is_proved_and_runs(output: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     request = BuildRequest(

@@ -156,7 +156,7 @@ def built(folder: Path, **source: Any) -> Bundle:
 
 
 @pytest.mark.parametrize("name", END_TO_END)
-@pytest.mark.short("four channels", "tall")
+@pytest.mark.short("four channels")
 def test_from_build_to_show(name: str, tmp_path: Path) -> None:
     arguments, size = SHAPES[name]
     if name == "grey":
