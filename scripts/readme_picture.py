@@ -25,9 +25,9 @@ from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.report.show.tiles import Grid, layer_tile, plain_tile
 from ztdeploy.report.sweep.pages import read_sweep
 from ztdeploy.report.sweep.panels import Panel, panels
-from ztdeploy.report.sweep.verdict import CONTROLS
 from ztdeploy.target.evaluate.explain import ExplainedImage, explain_bundle
 from ztdeploy.target.evaluate.patches import GONE, LayerPatches
+from ztdeploy.target.verdict import CONTROLS
 
 WIDTH, HEIGHT, MARGIN, GAP, SIDE = 1280, 556, 30, 14, 188
 TILES = 6  #: the photograph and five layers, in two rows
@@ -68,7 +68,8 @@ def draw(seen: ExplainedImage, grid: Grid, model: str, panel: Panel) -> Image.Im
     pen = ImageDraw.Draw(paper)
     _write(pen, (MARGIN, 24), "What is left of a photograph, block by block", TITLE)
     _draw_tiles(paper, seen, grid)
-    _write(pen, (MARGIN, HEIGHT - 36), f"{model}, {_answers(seen)}", SMALL, FAINT)
+    shared = "; patches within a line share a token" if seen.variants[0].layers[0].plan.merges else ""
+    _write(pen, (MARGIN, HEIGHT - 36), f"{model}: {_answers(seen)}{shared}", SMALL, FAINT)
     _write(pen, (PLOT[0] - 54, 24), "Latency against answers that stay", TITLE)
     _draw_plot(pen, panel)
     pen.rectangle((0, 0, WIDTH - 1, HEIGHT - 1), outline=RULE)
@@ -146,8 +147,8 @@ def _draw_plot(pen: ImageDraw.ImageDraw, panel: Panel) -> None:
     small = [(across * _LABELS, down * _LABELS, text) for across, down, text in marks]
     for one in beside(small, Box(0, 0, WIDTH * _LABELS, HEIGHT * _LABELS)):
         anchor = {"start": "ls", "end": "rs", "middle": "ms"}[one.anchor]
-        place = one.x / _LABELS, one.y / _LABELS
-        pen.text(place, one.text, INK, ImageFont.load_default(size=TEXT), anchor=anchor)
+        spot = one.x / _LABELS, one.y / _LABELS
+        pen.text(spot, one.text, INK, ImageFont.load_default(size=TEXT), anchor=anchor)
 
 
 def _draw_axes(pen: ImageDraw.ImageDraw, x: Scale, y: Scale, panel: Panel) -> None:

@@ -11,6 +11,7 @@ from helpers.pages import EVIL, check_inert
 from helpers.reports import TEMPLATE
 from PIL import Image
 
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.report.evaluate.page import eval_page
 from ztdeploy.report.kit.numbers import estimate
 from ztdeploy.report.kit.plots.frame import SVG
@@ -148,3 +149,12 @@ def test_only_changed_answers_are_framed(tmp_path: Path) -> None:
 def test_an_interval_decides_the_digits(value: float, low: float, high: float, words: tuple[str, str]) -> None:
     found = Quantile(value=value, interval=Interval(low=low, high=high, confidence=0.95))
     assert estimate(found) == words
+
+
+def test_the_recommended_variant_stands_out(tmp_path: Path) -> None:
+    verdict = Verdict(decision="deploy", sentence="keep 1 changes nothing: deploy.", variant="keep-1")
+    made = report(tmp_path).model_copy(update={"verdict": verdict})
+    page = ElementTree.fromstring(eval_page(made).replace("<!DOCTYPE html>", ""))
+    assert [row[0].text for row in page.iter("tr") if row.get("class") == "chosen"] == ["keep-1"]
+    text = "".join(page.itertext())
+    assert text.index(verdict.sentence) < text.index("What changes"), "the verdict comes first"

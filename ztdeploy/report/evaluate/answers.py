@@ -49,8 +49,15 @@ def answers(report: EvalReport) -> Markup | None:
                 estimates_plot("Divergence", "KL, nats", kl, reference=0.0),
             ),
         ),
-        table("Answers", _columns(report), report.variants),
+        table("Answers", _columns(report), report.variants, chosen=_chosen(report)),
     )
+
+
+def _chosen(report: EvalReport) -> int | None:
+    """The place of the variant that the verdict recommends."""
+    if report.verdict is None or report.verdict.decision != "deploy":
+        return None
+    return next((at for at, one in enumerate(report.variants) if one.variant == report.verdict.variant), None)
 
 
 def changed(found: AgainstDense) -> Share:
