@@ -52,6 +52,7 @@ def ablate(
     limit: LimitOption = None,
     seed: SeedOption = 0,
 ) -> None:
+    """Compare the options of the pruning method on images, at equal compute."""
     given = locals()
     from benchmarks.ablation.pages import check_folder, write_ablation
     from benchmarks.ablation.request import AblateRequest, check_request

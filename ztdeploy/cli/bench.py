@@ -40,16 +40,7 @@ _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Measure latency, throughput, cold start and memory.",
-        rich_help_panel=JUDGE,
-        epilog="""
-# Measure the default variant of a bundle against the baseline.
-ztdeploy bench quickstart
-# Measure all variants at two batches, and keep the figures.
-ztdeploy bench quickstart -k all --batch 1,8 --iterations 50 --out bench.json
-""",
-    )(bench)
+    app.command(rich_help_panel=JUDGE)(bench)
 
 
 def bench(
@@ -74,6 +65,14 @@ def bench(
     reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
     out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
 ) -> None:
+    """Measure latency, throughput, cold start and memory.
+
+    Examples:
+        # Measure the default variant of a bundle against the baseline.
+        ztdeploy bench quickstart
+        # Measure all variants at two batches, and keep the figures.
+        ztdeploy bench quickstart -k all --batch 1,8 --iterations 50 --out bench.json
+    """
     given = locals()
     from ztdeploy.target.measure.bench import run_bench
     from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report

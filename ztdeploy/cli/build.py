@@ -33,16 +33,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Build a bundle: prune, export, build engines, and prove them.",
-        rich_help_panel=DEPLOY,
-        epilog="""
-# Build for this machine.
-ztdeploy build --model deit_s
-# Build two variants for two targets; keep those that your images allow.
-ztdeploy build -m deit_s -k 0.9,0.7 -p cpu,jetson-orin --calib photos -o edge
-""",
-    )(build)
+    app.command(rich_help_panel=DEPLOY)(build)
 
 
 @takes_model()
@@ -51,7 +42,11 @@ def build(
     profiles: Annotated[
         list[str] | None,
         options(
-            "-p, --profile NAME", word, TARGETS, "Shipped, or TOML files. [default: this machine's]", known=PROFILES
+            "-p, --profile NAME",
+            word,
+            TARGETS,
+            "Targets: profiles or TOML files. [default: this machine's]",
+            known=PROFILES,
         ),
     ] = None,
     out: Annotated[
@@ -101,6 +96,14 @@ def build(
     ] = None,
     force: Annotated[bool, flag("--force", OUTPUT, "Replace an existing bundle.")] = False,
 ) -> None:
+    """Build a bundle: prune, export, build engines, and prove them.
+
+    Examples:
+        # Build for this machine.
+        ztdeploy build --model deit_s
+        # Build two variants for two targets; keep those that your images allow.
+        ztdeploy build -m deit_s -k 0.9,0.7 -p cpu,jetson-orin --calib photos -o edge
+    """
     given = locals()
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.core.schedule import read_schedule

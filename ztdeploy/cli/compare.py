@@ -24,16 +24,7 @@ REGRESSION = 7
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Say whether anything became slower between two reports.",
-        rich_help_panel=JUDGE,
-        epilog="""
-# Compare two reports.
-ztdeploy compare before.json after.json
-# Allow 10 %, and write Markdown for a pull request.
-ztdeploy compare before.json after.json --max-slowdown 10 --format md
-""",
-    )(compare)
+    app.command(rich_help_panel=JUDGE)(compare)
 
 
 def compare(
@@ -68,6 +59,14 @@ def compare(
         Literal["text", "md"], option("--format text|md", ("text", "md"), OUTPUT, "md: Markdown for a pull request.")
     ] = "text",
 ) -> None:
+    """Say whether anything became slower between two reports.
+
+    Examples:
+        # Compare two reports.
+        ztdeploy compare before.json after.json
+        # Allow 10 %, and write Markdown for a pull request.
+        ztdeploy compare before.json after.json --max-slowdown 10 --format md
+    """
     given = locals()
     from ztdeploy.report.compare.comparison import Criteria, compare_reports
     from ztdeploy.report.compare.markdown import markdown

@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Say what this machine can do, and what to install.",
-        rich_help_panel=LOOK_UP,
-        epilog="""
-ztdeploy doctor
-ztdeploy doctor --json
-""",
-    )(doctor)
+    app.command(rich_help_panel=LOOK_UP)(doctor)
 
 
 def doctor() -> None:
+    """Say what this machine can do, and what to install.
+
+    Examples:
+        ztdeploy doctor
+        ztdeploy doctor --json
+    """
     from ztdeploy.jobs.doctor import examine
 
     found = examine()

@@ -43,17 +43,7 @@ _OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over a
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        "eval",
-        help="Count the answers that pruning changes on your images.",
-        rich_help_panel=JUDGE,
-        epilog="""
-# Count the answers that change on your own images, with or without labels.
-ztdeploy eval quickstart --data photos
-# Judge one keep ratio on at most 500 images, and write a page with plots.
-ztdeploy eval quickstart --data photos -k 0.7 --limit 500 --page eval.html
-""",
-    )(evaluate)
+    app.command("eval", rich_help_panel=JUDGE)(evaluate)
 
 
 def evaluate(
@@ -86,6 +76,14 @@ def evaluate(
     cache: CacheOption = None,
     fresh: Annotated[bool, flag("--fresh", OUTPUT, "Run the engines again, whatever is kept.")] = False,
 ) -> None:
+    """Count the answers that pruning changes on your images.
+
+    Examples:
+        # Count the answers that change on your own images, with or without labels.
+        ztdeploy eval quickstart --data photos
+        # Judge one keep ratio on at most 500 images, and write a page with plots.
+        ztdeploy eval quickstart --data photos -k 0.7 --limit 500 --page eval.html
+    """
     given = locals()
     from ztdeploy.core.files import write
     from ztdeploy.core.records import to_json

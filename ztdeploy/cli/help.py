@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,8 +76,14 @@ class Application(typer.Typer):
         super().__init__(cls=Verbs, rich_markup_mode=None, no_args_is_help=True, **options)
 
     def command(self, *arguments: Any, **options: Any) -> Callable[[_Command], _Command]:
-        add = super().command(*arguments, **{"cls": Verb, **options})
-        return lambda command: add(talking(command))
+        """A decorator of a function whose docstring is the command's help, with examples at its end."""
+
+        def add(command: _Command) -> _Command:
+            help, _, examples = cleandoc(command.__doc__ or "").partition("\n\nExamples:\n")
+            words = {"help": help, "epilog": textwrap.dedent(examples)}
+            return super(Application, self).command(*arguments, cls=Verb, **{**words, **options})(talking(command))
+
+        return add
 
 
 def _words_to(context: Any) -> list[str]:
@@ -115,12 +123,17 @@ def _write_sections(sections: Mapping[str, list[tuple[str, str]]], formatter: An
                 whole = re.sub(r"\[default: [^]]{1,30}\]", lambda found: found[0].replace(" ", "\0"), meaning)
                 lines = textwrap.wrap(whole, formatter.width - width - 4, break_on_hyphens=False)
                 beside = lines.pop(0) if len(name) <= width and lines else ""
-                formatter.write(f"  {typer.style(f'{name:<{width}}', fg='cyan')}  {beside}\n".replace("\0", " "))
-                formatter.write("".join(f"{'':>{width + 4}}{line}\n" for line in lines).replace("\0", " "))
+                column = _styled(f"{name:<{width}}" if beside else name, fg="cyan")
+                text = "\n".join([f"  {column}  {beside}".rstrip(), *(f"{'':>{width + 4}}{line}" for line in lines)])
+                formatter.write(text.replace("\0", " ") + "\n")
 
 
 def _heading(text: str) -> str:
-    return typer.style(text, bold=True)
+    return _styled(text, bold=True)
+
+
+def _styled(text: str, **style: Any) -> str:
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
 def _metavar(one: Any) -> str:

@@ -24,19 +24,18 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Show what is in a bundle: variants, compute, proofs.",
-        rich_help_panel=LOOK_UP,
-        epilog="""
-# Show the variants of a bundle, and the default one block by block.
-ztdeploy inspect quickstart
-# Show another variant block by block.
-ztdeploy inspect quickstart --keep-ratio 0.5
-""",
-    )(inspect)
+    app.command(rich_help_panel=LOOK_UP)(inspect)
 
 
 def inspect(bundle: BundleArgument, keep_ratio: KeepRatioOption = None, variant: VariantOption = None) -> None:
+    """Show what is in a bundle: variants, compute, proofs.
+
+    Examples:
+        # Show the variants of a bundle, and the default one block by block.
+        ztdeploy inspect quickstart
+        # Show another variant block by block.
+        ztdeploy inspect quickstart --keep-ratio 0.5
+    """
     from ztdeploy.core.bundle import read_bundle
 
     opened = read_bundle(bundle)

@@ -19,17 +19,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="List the models that can be pruned, or say why one cannot.",
-        rich_help_panel=LOOK_UP,
-        epilog="""
-# List the short names, or all names with a word in them.
-ztdeploy models
-ztdeploy models dinov2
-# Say what can be done with a model.
-ztdeploy models --check deit_s
-""",
-    )(models)
+    app.command(rich_help_panel=LOOK_UP)(models)
 
 
 def models(
@@ -41,6 +31,15 @@ def models(
         Any, option("--image-size PIXELS", size_of, MODEL, "With --check: such as 224 or 96x384.")
     ] = None,
 ) -> None:
+    """List the models that can be pruned, or say why one cannot.
+
+    Examples:
+        # List the short names, or all names with a word in them.
+        ztdeploy models
+        ztdeploy models dinov2
+        # Say what can be done with a model.
+        ztdeploy models --check deit_s
+    """
     if check is not None:
         _check(check, image_size)
         return

@@ -15,38 +15,23 @@ if TYPE_CHECKING:
     from ztdeploy.core.profile import HardwareProfile
     from ztdeploy.core.schedule import PruningSchedule
 
-_LIST = """
-ztdeploy profiles list
-ztdeploy profiles list --json
-"""
-_SCHEDULES = """
-ztdeploy profiles schedules
-ztdeploy profiles schedules --json
-"""
-_SHOW = """
-# Show a profile.
-ztdeploy profiles show jetson-orin
-# Begin a profile of your own.
-ztdeploy profiles show cpu > mine.toml
-"""
-_CHECK = """
-ztdeploy profiles check mine.toml
-ztdeploy profiles check jetson-orin --json
-"""
-
 
 def register(app: typer.Typer) -> None:
     profiles = type(app)(help="List and check hardware profiles; list schedules.")
-    profiles.command("list", help="List the shipped profiles.", epilog=_LIST)(list_profiles)
-    profiles.command("schedules", help="List the shipped schedules, for 'build --schedule'.", epilog=_SCHEDULES)(
-        list_schedules
-    )
-    profiles.command("show", help="Show a profile in full, as TOML.", epilog=_SHOW)(show_profile)
-    profiles.command("check", help="Validate a profile file of your own.", epilog=_CHECK)(check_profile)
+    profiles.command("list")(list_profiles)
+    profiles.command("schedules")(list_schedules)
+    profiles.command("show")(show_profile)
+    profiles.command("check")(check_profile)
     app.add_typer(profiles, name="profiles", rich_help_panel=LOOK_UP)
 
 
 def list_profiles() -> None:
+    """List the shipped profiles.
+
+    Examples:
+        ztdeploy profiles list
+        ztdeploy profiles list --json
+    """
     from ztdeploy.cli.results import ProfilesResult
     from ztdeploy.core.profile import profile_names, read_profile
 
@@ -72,6 +57,12 @@ def _show_profiles(found: list[HardwareProfile]) -> None:
 
 
 def list_schedules() -> None:
+    """List the shipped schedules, for 'build --schedule'.
+
+    Examples:
+        ztdeploy profiles schedules
+        ztdeploy profiles schedules --json
+    """
     from ztdeploy.cli.results import SchedulesResult
     from ztdeploy.core.profile import schedule_names, schedule_path
     from ztdeploy.core.schedule import read_schedule
@@ -92,6 +83,14 @@ def _show_schedules(found: list[PruningSchedule]) -> None:
 def show_profile(
     name: Annotated[str, argument("PROFILE", word, "Shipped profile or TOML file.", known=PROFILES)],
 ) -> None:
+    """Show a profile in full, as TOML.
+
+    Examples:
+        # Show a profile.
+        ztdeploy profiles show jetson-orin
+        # Begin a profile of your own.
+        ztdeploy profiles show cpu > mine.toml
+    """
     from ztdeploy.core.files import read_text
     from ztdeploy.core.profile import profile_folder, read_profile
 
@@ -103,6 +102,12 @@ def show_profile(
 def check_profile(
     file: Annotated[str, argument("FILE", word, "TOML file, or a shipped profile.", known=PROFILES)],
 ) -> None:
+    """Validate a profile file of your own.
+
+    Examples:
+        ztdeploy profiles check mine.toml
+        ztdeploy profiles check jetson-orin --json
+    """
     from ztdeploy.cli.results import CheckedProfile
     from ztdeploy.core.profile import read_profile
     from ztdeploy.target.backends import backend_of

@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Build and measure the small model inside the package.",
-        rich_help_panel=DEPLOY,
-        epilog="""
-ztdeploy quickstart
-ztdeploy quickstart --out first --force
-""",
-    )(quickstart)
+    app.command(rich_help_panel=DEPLOY)(quickstart)
 
 
 def quickstart(
     out: Annotated[Path, option("-o, --out DIR", path, OUTPUT, "Folder to write.")] = Path("quickstart"),
     force: Annotated[bool, flag("--force", OUTPUT, "Replace an existing bundle.")] = False,
 ) -> None:
+    """Build and measure the small model inside the package.
+
+    Examples:
+        ztdeploy quickstart
+        ztdeploy quickstart --out first --force
+    """
     from ztdeploy.jobs.quickstart import quickstart as run_quickstart
 
     with progress_bar() as progress:

@@ -18,16 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Write the pages of a sweep again, and say what to deploy.",
-        rich_help_panel=SEARCH,
-        epilog="""
-# Say what to deploy, and write the pages of a sweep again.
-ztdeploy report sweep-quickstart
-# Recommend only what keeps 99 % of the answers, and write elsewhere.
-ztdeploy report sweep-quickstart --min-agreement 0.99 --out strict
-""",
-    )(report)
+    app.command(rich_help_panel=SEARCH)(report)
 
 
 def report(
@@ -35,6 +26,14 @@ def report(
     out: Annotated[Path | None, option("-o, --out DIR", path, OUTPUT, "Folder. [default: that of the sweep]")] = None,
     min_agreement: MinAgreementOption = MIN_AGREEMENT,
 ) -> None:
+    """Write the pages of a sweep again, and say what to deploy.
+
+    Examples:
+        # Say what to deploy, and write the pages of a sweep again.
+        ztdeploy report sweep-quickstart
+        # Recommend only what keeps 99 % of the answers, and write elsewhere.
+        ztdeploy report sweep-quickstart --min-agreement 0.99 --out strict
+    """
     from ztdeploy.cli.sweep import show_verdicts
     from ztdeploy.report.sweep.pages import read_sweep, write_pages
 

@@ -31,16 +31,7 @@ _CHUNK = 16
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Run a bundle's engine on images or folders.",
-        rich_help_panel=DEPLOY,
-        epilog="""
-# Classify an image.
-ztdeploy run quickstart photo.jpg
-# Classify a folder with another variant; show the best class of each image.
-ztdeploy run quickstart photos --keep-ratio 0.9 --top 1
-""",
-    )(run)
+    app.command(rich_help_panel=DEPLOY)(run)
 
 
 def run(
@@ -58,6 +49,14 @@ def run(
         Path | None, option("-o, --out FILE", path, OUTPUT, "Also write what the engine gives as one array (.npy).")
     ] = None,
 ) -> None:
+    """Run a bundle's engine on images or folders.
+
+    Examples:
+        # Classify an image.
+        ztdeploy run quickstart photo.jpg
+        # Classify a folder with another variant; show the best class of each image.
+        ztdeploy run quickstart photos --keep-ratio 0.8 --top 1
+    """
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
     from ztdeploy.target.runtime.image_files import images_in
     from ztdeploy.target.runtime.runner import load

@@ -27,26 +27,9 @@ if TYPE_CHECKING:
     from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
     from ztdeploy.target.evaluate.reasons import LayerReasons
 
-HELP = """Draw which patches of images the engines keep.
-
-Each image becomes a PNG with its patches layer by layer; a page shows all of them.
-
-Patches that went by similarity are shown with what they are like, and patches that went by importance with a map of it.
-Both come from the bundle's graphs with notes, as far as these choose what the engines do.
-"""
-
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help=HELP,
-        rich_help_panel=JUDGE,
-        epilog="""
-# See what each variant keeps of an image.
-ztdeploy show quickstart photo.jpg --out shown
-# Compare two keep ratios on a few images.
-ztdeploy show quickstart photos/*.jpg -k 0.7,0.5 --out shown
-""",
-    )(show)
+    app.command(rich_help_panel=JUDGE)(show)
 
 
 def show(
@@ -59,6 +42,19 @@ def show(
     variants: VariantsOption = None,
     profile: ProfileOption = None,
 ) -> None:
+    """Draw which patches of images the engines keep.
+
+    Each image becomes a PNG with its patches layer by layer; a page shows all of them.
+
+    Patches that went by similarity are shown with what they are like, and patches that went by importance with a map
+    of it. Both come from the bundle's graphs with notes, as far as these choose what the engines do.
+
+    Examples:
+        # See what each variant keeps of an image.
+        ztdeploy show quickstart photo.jpg --out shown
+        # Compare two keep ratios on a few images.
+        ztdeploy show quickstart photos/*.jpg -k 0.7,0.5 --out shown
+    """
     from ztdeploy.core.bundle import read_bundle
     from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
     from ztdeploy.target.evaluate.explain import explain_bundle

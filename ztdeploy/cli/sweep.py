@@ -42,16 +42,7 @@ RESUME = "what is built and measured so far is kept: the same command goes on wi
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Measure many keep ratios and methods against the baseline.",
-        rich_help_panel=SEARCH,
-        epilog="""
-# Measure six keep ratios on this machine.
-ztdeploy sweep --model deit_s --profile cpu
-# Measure and judge the variants of a bundle on the device, without PyTorch.
-ztdeploy sweep --bundle quickstart --duration 1 --data photos
-""",
-    )(sweep)
+    app.command(rich_help_panel=SEARCH)(sweep)
 
 
 @takes_model(without=("image_size", *OF_BUILDS), required=False)
@@ -112,6 +103,14 @@ def sweep(
     cache: CacheOption = None,
     fresh: Annotated[bool, flag("--fresh", OUTPUT, "Measure again what an earlier sweep has measured.")] = False,
 ) -> None:
+    """Measure many keep ratios and methods against the baseline.
+
+    Examples:
+        # Measure six keep ratios on this machine.
+        ztdeploy sweep --model deit_s --profile cpu
+        # Measure and judge the variants of a bundle on the device, without PyTorch.
+        ztdeploy sweep --bundle quickstart --duration 1 --data photos
+    """
     given = locals()
     from ztdeploy.jobs.sweep import sweep as run_sweep
     from ztdeploy.report.sweep.pages import write_pages

@@ -32,16 +32,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Search for the best schedule under a budget.",
-        rich_help_panel=SEARCH,
-        epilog="""
-# Find the schedule that keeps most of the answers at 35 % less compute.
-ztdeploy tune --model deit_t --data photos --budget reduction=0.35
-# Find one that is 1.5 times as fast on this machine.
-ztdeploy tune -m deit_t -d photos -b speedup=1.5 -p cpu --trials 200
-""",
-    )(tune)
+    app.command(rich_help_panel=SEARCH)(tune)
 
 
 @takes_model(without=OF_BUILDS)
@@ -101,6 +92,14 @@ def tune(
     seed: SeedOption = 0,
     cache: CacheOption = None,
 ) -> None:
+    """Search for the best schedule under a budget.
+
+    Examples:
+        # Find the schedule that keeps most of the answers at 35 % less compute.
+        ztdeploy tune --model deit_t --data photos --budget reduction=0.35
+        # Find one that is 1.5 times as fast on this machine.
+        ztdeploy tune -m deit_t -d photos -b speedup=1.5 -p cpu --trials 200
+    """
     given = locals()
     from ztdeploy.jobs.request import default_folder
     from ztdeploy.jobs.tune import tune_into

@@ -28,29 +28,19 @@ OnlyProfileOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        help="Check a bundle's files, and its engines against golden outputs.",
-        rich_help_panel=DEPLOY,
-        epilog="""
-# Check a bundle after it was copied.
-ztdeploy verify quickstart
-# Check the engines of one profile, for a program.
-ztdeploy verify quickstart --profile cpu --json
-""",
-    )(verify)
-    app.command(
-        help="Build a bundle's engines on the device that runs them.",
-        rich_help_panel=DEPLOY,
-        epilog="""
-# Build all engines that this machine can take.
-ztdeploy finalize quickstart
-# Build those of one profile.
-ztdeploy finalize quickstart --profile cpu
-""",
-    )(finalize)
+    app.command(rich_help_panel=DEPLOY)(verify)
+    app.command(rich_help_panel=DEPLOY)(finalize)
 
 
 def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
+    """Check a bundle's files, and its engines against golden outputs.
+
+    Examples:
+        # Check a bundle after it was copied.
+        ztdeploy verify quickstart
+        # Check the engines of one profile, for a program.
+        ztdeploy verify quickstart --profile cpu --json
+    """
     from ztdeploy.target.verify import verify_bundle
 
     with progress_bar() as progress:
@@ -85,6 +75,14 @@ def finalize(
     bundle: BundleArgument,
     profile: OnlyProfileOption = None,
 ) -> None:
+    """Build a bundle's engines on the device that runs them.
+
+    Examples:
+        # Build all engines that this machine can take.
+        ztdeploy finalize quickstart
+        # Build those of one profile.
+        ztdeploy finalize quickstart --profile cpu
+    """
     from ztdeploy.target.finalize import finalize_bundle
 
     with progress_bar() as progress:
