@@ -78,9 +78,9 @@ def request_of(kind: Callable[..., _Made], values: Mapping[str, Any]) -> _Made:
     )
 
 
-def _gathered(values: list[tuple[Any, ...]] | None) -> list[Any] | None:
+def _gathered(values: list[tuple[Any, ...]] | None) -> list[Any]:
     found = list(dict.fromkeys(one for several in values or () for one in several))
-    return [ALL] if ALL in found else found or None
+    return [ALL] if ALL in found else found
 
 
 def _names(shown: str) -> tuple[list[str], str]:
