@@ -54,8 +54,8 @@ def run(
     Examples:
         # Classify an image.
         ztdeploy run quickstart photo.jpg
-        # Classify a folder with another variant; show the best class of each image.
-        ztdeploy run quickstart photos --keep-ratio 0.8 --top 1
+        # Classify a folder with the baseline; show the best class of each image.
+        ztdeploy run quickstart photos --variant dense --top 1
     """
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
     from ztdeploy.target.runtime.image_files import images_in
