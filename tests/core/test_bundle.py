@@ -476,7 +476,7 @@ def test_a_link_to_nothing_to_itself_or_to_a_device(bundle_copy, target, what):
 def test_what_cannot_be_a_bundles_folder(tmp_path, root):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
-    refused(lambda: read_bundle(tmp_path / root))
+    refused(lambda: read_bundle(tmp_path / root), kind=InputError)
 
 
 def test_links_inside_the_bundle_and_to_the_bundle_work(bundle_copy, tmp_path):

@@ -283,9 +283,11 @@ def read_bundle(root: str | os.PathLike[str]) -> Bundle:
     folder = arguments.folder("bundle", root)
     path = folder / MANIFEST
     expected = "a folder that 'ztdeploy build' wrote"
-    with suppress(OSError):
-        if not is_there(path):
-            raise InputError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
+    there = False
+    with suppress(OSError):  # no file can have such a name
+        there = is_there(path)
+    if not there:
+        raise InputError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
     text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
     try:
         data = parse_json(text.decode())

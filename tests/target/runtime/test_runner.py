@@ -12,7 +12,7 @@ from PIL import Image
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle
-from ztdeploy.core.errors import ImageError, InputError
+from ztdeploy.core.errors import BundleError, ImageError, InputError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.target.runtime.preprocess import load_pixels
@@ -268,7 +268,8 @@ def test_a_failed_switch_leaves_the_runner_as_it_was(bundle_copy, pixels, memory
             (bundle_copy / "graphs" / "dense.cpu.onnx").write_bytes(b"damaged")
         elif why == "missing":
             (bundle_copy / "graphs" / "dense.cpu.onnx").unlink()
-        refused(lambda: runner.switch(0.123 if why == "unknown" else 1))
+        unknown = why == "unknown"
+        refused(lambda: runner.switch(0.123 if unknown else 1), kind=InputError if unknown else BundleError)
         assert runner.keep_ratio == 0.7
         np.testing.assert_array_equal(runner.infer(pixels[:2]).logits, before.logits)
         runner.switch(0.5)
