@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ztdeploy.core.bundle import WEIGHTS_FILE
 from ztdeploy.core.errors import BundleError
 from ztdeploy.host.graph.shared_weights import THRESHOLD_BYTES, SharedWeights
+from ztdeploy.target.backends.onnxruntime import share_initializers
 from ztdeploy.target.backends.weights_file import map_weights
 
 SIZE = 2048  #: elements of the fp32 tensors below: 8 KiB, above the threshold
@@ -337,6 +338,21 @@ def test_an_attached_graph_reads_what_is_shared_and_carries_the_rest(tmp_path):
     assert (tmp_path / "w.safetensors").read_bytes() == before
     assert B.nbytes < (tmp_path / "engine.onnx").stat().st_size < B.nbytes + 2048
     np.testing.assert_allclose(run(tmp_path / "engine.onnx"), A + B, rtol=1e-6)
+
+
+@pytest.mark.parametrize("own", [B, np.float32([3])], ids=["alike", "of another shape"])
+def test_what_an_engine_holds_itself_is_never_taken_from_the_weights_file(tmp_path, own):
+    """A runtime keeps the name of a tensor that it transposes: then two tensors of one name differ."""
+    shared = written(tmp_path, graph(("w", A)))
+    shared.attach(tmp_path / "attached.onnx", graph(("w", B)))
+    ir.save(graph(("w", own)), tmp_path / "own.onnx")
+    for name, expected in (("attached", B), ("own", own)):
+        options = ort.SessionOptions()
+        held = share_initializers(options, tmp_path / "w.safetensors", tmp_path / f"{name}.onnx")
+        session = ort.InferenceSession(str(tmp_path / f"{name}.onnx"), options)
+        (found,) = session.run(None, {"x": np.zeros(SIZE, np.float32)})
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, SIZE))
+        del held
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int8, np.int64])
