@@ -38,6 +38,7 @@ FOREIGN |= {"pip", "cmake", "trtexec", "qemu-x86_64"}  # the plugins' tests run 
 RUNNABLE = ("run", "verify", "finalize", "inspect", "profiles", "models", "doctor")
 #: What Python of the documents is run with, so that it takes no network and no time.
 STAND_INS = {
+    '"deit_s", keep_ratio=0.7)': '"vit_digits", keep_ratio=0.7, method="zero-tprune")',  # which the shared traces have
     '"deit_s"': '"vit_digits"',
     "vit_tiny_patch16_224": "test_vit",
     "randn(2, 3, 224, 224": "randn(2, 3, 160, 160",
