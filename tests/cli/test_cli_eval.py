@@ -57,7 +57,7 @@ def test_tables_a_file_and_a_record(bundle_copy: Path, tmp_path: Path) -> None:
     assert "Accuracy on 360 images of 10 classes, in %" in done.out
     for one in report.variants:
         assert one.top1 is not None
-        assert re.search(rf"^{one.variant}\t{100 * one.top1.value:.1f}\t", done.out, re.MULTILINE), done.out
+        assert re.search(rf"^{one.variant}\t{100 * one.top1.value:.1f} \(", done.out, re.MULTILINE), done.out
         if one.against_dense is not None:
             assert one.against_dense.change is not None
             assert f"{100 * one.against_dense.change.value:+.1f}" in done.out
