@@ -253,11 +253,19 @@ def test_in_a_very_narrow_terminal_rows_become_blocks(tmp_path: Path) -> None:
     assert "engines are built: on the device\n" in terminal.text
 
 
+#: A native call of about a second, which no signal ends.
 SLOW = """
-import hashlib
+import hashlib, time
 import ztdeploy.jobs.doctor
 from ztdeploy.cli import main
-ztdeploy.jobs.doctor.examine = lambda: (print("begun", flush=True), hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000))
+
+def work(rounds):
+    begun = time.perf_counter()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    return time.perf_counter() - begun
+
+rounds = int(100_000 / work(100_000))
+ztdeploy.jobs.doctor.examine = lambda: (print("begun", flush=True), work(rounds))
 main()
 """
 
