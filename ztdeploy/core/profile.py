@@ -81,7 +81,7 @@ class HardwareProfile(FiniteRecord):
     image_input: ImageInput = "uint8"  #: "uint8" puts the normalisation inside the graph
     batch: BatchSizes = BatchSizes()
     #: Built when none is asked for.
-    keep_ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.7,), min_length=1)
+    keep_ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.8,), min_length=1)
     #: Built instead of the keep ratios, if neither keep ratios nor methods are asked for; written as in schedule files.
     schedules: tuple[PruningSchedule, ...] = ()
     threads: int = Field(default=0, ge=0, le=1024)  #: 0: as many as the process may use
