@@ -18,6 +18,8 @@ from reference.notebooks import as_page  # noqa: E402
 GENERATED = {
     "command-line": command_line,
     "exit-codes": lists.exit_codes,
+    "json-records": lists.json_records,
+    "json-verbs": lists.json_verbs,
     "manifest": lists.manifest,
     "methods": lists.methods,
     "profile-keys": lists.profile_keys,

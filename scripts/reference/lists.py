@@ -9,6 +9,7 @@ from pathlib import Path
 import ztdeploy
 from reference.records import record_tables, row, table
 from ztdeploy.cli.app import EXIT_CODES
+from ztdeploy.cli.results import RESULTS, result_type
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.manifest import Manifest
 from ztdeploy.core.methods import METHODS
@@ -81,3 +82,16 @@ def _errors(base: type[ZtdeployError]) -> list[type[ZtdeployError]]:
 def python() -> str:
     """Directives of mkdocstrings, which reads the docstrings."""
     return "\n".join(f"::: ztdeploy.{name}\n" for name in ztdeploy.__all__ if not name.startswith("__"))
+
+
+def json_verbs() -> str:
+    rows = [row(f"`{verb}`", f"[{name}](#{name.lower()})") for verb, name in _result_names().items()]
+    return table("verb", "`result`") + "".join(rows)
+
+
+def _result_names() -> dict[str, str]:
+    return {verb: result_type(verb).__name__ for verb in RESULTS}
+
+
+def json_records() -> str:
+    return record_tables(*{name: result_type(verb) for verb, name in _result_names().items()}.values())

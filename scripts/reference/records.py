@@ -77,7 +77,8 @@ def kind(schema: dict[str, Any]) -> str:
         inside = schema.get("prefixItems") or [schema.get("items", {})]
         return f"list of {', '.join(dict.fromkeys(map(kind, inside)))}"
     if found == "object":
-        inside = schema.get("patternProperties", {"": schema.get("additionalProperties") or {}}).values()
+        others = schema.get("additionalProperties")
+        inside = schema.get("patternProperties", {"": others if isinstance(others, dict) else {}}).values()
         return f"{', '.join(map(kind, inside))} by name"
     bounds = " and ".join(f"{words} {schema[key]:g}" for key, words in _BOUNDS.items() if key in schema)
     pattern = f" that matches `{schema['pattern']}`" if "pattern" in schema else ""
@@ -89,7 +90,7 @@ def comments(record: type[BaseModel]) -> dict[str, str]:
     said: dict[str, str] = {}
     for one in (base for base in record.__mro__[::-1] if issubclass(base, BaseModel) and base is not BaseModel):
         above: list[str] = []
-        for line in map(str.strip, inspect.getsource(one).splitlines()):
+        for line in map(str.strip, _source(one).splitlines()):
             if line.startswith("#:"):
                 above.append(line[2:].strip())
                 continue
@@ -97,3 +98,10 @@ def comments(record: type[BaseModel]) -> dict[str, str]:
                 said[field[1]] = " ".join([*above, line.partition("#:")[2].strip()]).strip()
             above = []
     return {field.alias or name: said.get(name, "") for name, field in record.model_fields.items()}
+
+
+def _source(record: type[BaseModel]) -> str:
+    try:
+        return inspect.getsource(record)
+    except (OSError, TypeError):  # made by `create_model`
+        return ""

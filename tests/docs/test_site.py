@@ -42,6 +42,7 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
 def test_the_reference_has_all_that_there_is(site: Path) -> None:
     import ztdeploy
     from ztdeploy.cli.app import VERBS
+    from ztdeploy.cli.results import RESULTS
     from ztdeploy.core.manifest import Manifest
     from ztdeploy.core.methods import METHODS
     from ztdeploy.core.profile import HardwareProfile, profile_names, schedule_names
@@ -59,5 +60,8 @@ def test_the_reference_has_all_that_there_is(site: Path) -> None:
     methods = page("methods")
     assert all(f"<code>{name}</code>" in methods for name in (*METHODS, *schedule_names()))
     assert all(f"<code>{name}</code>" in page("manifest") for name in Manifest.model_fields)
+    results = page("json")
+    assert all(f"<code>{verb}</code>" in results for verb in RESULTS)
+    assert 'id="evalreport"' in results
     assert all(error in page("exit-codes") for error in ("BundleError", "ParityError", "MissingExtraError"))
     assert 'such as "8.7"; empty means' in profiles, "what the comment beside a field says"
