@@ -57,7 +57,7 @@ def test_tables_and_a_report(digits_bundle: Path, tmp_path: Path) -> None:
         assert f"Latency, and speed-up over the baseline: 32 px, batch {batch}, 1 thread" in done.out
     lines = [line.split() for line in done.out.splitlines()]
     for row in rows(report):
-        name = "dense" if row.dense else row.facts.method
+        name = "baseline" if row.dense else row.facts.method
         assert row.measured.latency is not None
         p50 = pytest.approx(row.measured.latency.p50_ms, rel=0.006)
         named = [line for line in lines if line[:2] == [f"{row.facts.keep_ratio:.2f}", name]]
