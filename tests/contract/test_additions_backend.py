@@ -132,10 +132,21 @@ def test_an_added_backend_builds_proves_runs_verifies_and_measures(
     monkeypatch.setenv("PYTHONPATH", f"{added(site)}:{CHECKOUT}")
     (tmp_path / "mine.toml").write_text(PROFILE)
     bundle = str(tmp_path / "bundle")
+    method = ("--method", "zero-tprune")  # onnx's reference evaluator fails at graphs of novelty-merge, the default
     lines = [
-        # onnx's reference evaluator fails at graphs of novelty-merge, the default method
-        ["build", "-m", "vit_digits", "--profile", str(tmp_path / "mine.toml"), "-k", "0.7"]
-        + ["--method", "zero-tprune", "--out", bundle, "--json"],
+        [
+            "build",
+            "-m",
+            "vit_digits",
+            "--profile",
+            str(tmp_path / "mine.toml"),
+            "-k",
+            "0.7",
+            "--out",
+            bundle,
+            "--json",
+            *method,
+        ],
         ["verify", bundle, "--json"],
         ["run", bundle, str(digit_images[0]), "--json"],
         ["bench", bundle, "--threads", "1", "--rounds", "1", "--iterations", "1", "--warmup", "0", "--json"],
