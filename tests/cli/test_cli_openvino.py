@@ -79,7 +79,7 @@ def test_finalizing_builds_the_engines_again(bundle: Path, tmp_path: Path) -> No
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     done = run_ztdeploy("finalize", copy, "--profile", "cpu-openvino", "--json", cwd=tmp_path)
     assert done.code == 0, done
-    assert done.json()["rebuilt"] == ["keep-0.70 (cpu-openvino)", "dense (cpu-openvino)"]
+    assert done.json()["rebuilt"] == ["keep-0.80 (cpu-openvino)", "dense (cpu-openvino)"]
     assert run_ztdeploy("verify", copy, "--profile", "cpu-openvino", cwd=tmp_path).code == 0
 
 

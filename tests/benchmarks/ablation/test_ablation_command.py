@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import HANG_S, Done, result_in, started
+from helpers.processes import HANG_S, Done, started
 
 import ztdeploy
 from benchmarks.ablation.__main__ import main
@@ -67,7 +68,7 @@ def test_without_labels_and_with_a_damaged_image(tmp_path: Path, digit_images: l
     arguments = ("--data", "photographs", "--only", "iterations", "--out", "found", "--json")
     done = ablate(*arguments, cwd=tmp_path)
     assert (done.code, done.err) == (0, ""), done
-    report = AblateReport.model_validate(result_in(done.out))
+    report = AblateReport.model_validate(json.loads(done.out)["result"])
     assert report == AblateReport.model_validate_json((tmp_path / "found" / "ablation.json").read_text())
     assert report.data.images == 10
     assert [one.image for one in report.data.unreadable] == ["000.png"]
