@@ -26,8 +26,7 @@ from ztdeploy.cli.options import (
     request_of,
 )
 from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
-from ztdeploy.core.arguments import CALLS, SECONDS
-from ztdeploy.core.verdict import MIN_AGREEMENT
+from ztdeploy.core.arguments import CALLS, MIN_AGREEMENT, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -29,8 +29,7 @@ from ztdeploy.cli.options import (
     word,
 )
 from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, table, warn
-from ztdeploy.core.arguments import BATCH, IMAGES
-from ztdeploy.core.verdict import MIN_AGREEMENT
+from ztdeploy.core.arguments import BATCH, IMAGES, MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share

@@ -10,7 +10,7 @@ import typer
 from ztdeploy.cli.help import OUTPUT, SEARCH
 from ztdeploy.cli.options import MinAgreementOption, argument, option, path
 from ztdeploy.cli.output import answer, note
-from ztdeploy.core.verdict import MIN_AGREEMENT
+from ztdeploy.core.arguments import MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from ztdeploy.cli.results import ReportResult

@@ -165,8 +165,8 @@ def show_verdicts(report: SweepReport, min_agreement: float | None = None) -> No
 
 def verdict_lines(report: SweepReport, min_agreement: float | None = None) -> tuple[str, ...]:
     """What to deploy, setting by setting, in words."""
+    from ztdeploy.core.arguments import MIN_AGREEMENT
     from ztdeploy.core.text import printable
-    from ztdeploy.core.verdict import MIN_AGREEMENT
     from ztdeploy.report.sweep.verdict import verdicts
 
     found = verdicts(report, MIN_AGREEMENT if min_agreement is None else min_agreement)

@@ -67,6 +67,8 @@ KEEP_RATIO = Numbers(0, 1, above=True)
 SECONDS = Numbers(0, 7 * 24 * 3600)
 PERCENT = Numbers(0, 10**6)
 POINTS = Numbers(0, 100)
+#: Least share of images with the baseline's answer, or least mean cosine to its vectors, for a recommendation.
+MIN_AGREEMENT = 0.95
 
 
 def whole_number(name: str, value: object, wanted: WholeNumbers) -> int:

@@ -6,9 +6,6 @@ from typing import Literal
 
 from ztdeploy.core.records import Record
 
-#: Least share of images with the baseline's answer, or least mean cosine to its vectors, for a recommendation.
-MIN_AGREEMENT = 0.95
-
 #: "open": something is missing to decide, which the sentence names; "preset": of a search, which found nothing better.
 Decision = Literal["deploy", "baseline", "open", "preset"]
 

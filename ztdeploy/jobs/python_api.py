@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_ar
 from pydantic import BaseModel, ValidationError
 
 from ztdeploy.core import arguments
+from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.data import first_error
 from ztdeploy.core.errors import InputError, ZtdeployError
@@ -26,7 +27,6 @@ from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, Preproc
 from ztdeploy.core.profile import HardwareProfile, schedule_path
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
-from ztdeploy.core.verdict import MIN_AGREEMENT
 from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
 from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, TuneReport, TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.manifest import Fidelity, GateRow
-from ztdeploy.core.verdict import MIN_AGREEMENT, Decision, Verdict
+from ztdeploy.core.verdict import Decision, Verdict
 from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Share, VariantScore
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, Z, wilson_interval

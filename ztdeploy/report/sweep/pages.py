@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import write
-from ztdeploy.core.verdict import MIN_AGREEMENT
 from ztdeploy.report.compare.entries import check_figures
 from ztdeploy.report.sweep.csv_table import csv_text
 from ztdeploy.report.sweep.markdown import markdown

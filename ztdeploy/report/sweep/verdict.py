@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ztdeploy.core.verdict import MIN_AGREEMENT, Verdict
+from ztdeploy.core.arguments import MIN_AGREEMENT
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.report.kit.numbers import cosine, counted, decimals_for, fixed, percent, short, span, times
 from ztdeploy.report.sweep.panels import Panel, panels
 from ztdeploy.target.measure.bench_report import Comparison

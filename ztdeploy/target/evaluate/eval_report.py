@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.preprocess_spec import Activation, Output
 from ztdeploy.core.records import Record
-from ztdeploy.core.verdict import MIN_AGREEMENT, Verdict
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.measure.bench_report import BundleFacts
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind
 from ztdeploy.target.measure.statistics import Interval

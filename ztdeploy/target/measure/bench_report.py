@@ -8,13 +8,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.records import Record, to_json
 from ztdeploy.core.setting import Setting
-from ztdeploy.core.verdict import MIN_AGREEMENT, Verdict
+from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.measure.machine import Machine, State
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind, load_report
 from ztdeploy.target.measure.statistics import Interval, Summary, summarise
