@@ -236,7 +236,7 @@ def _as_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--method", "novelty"), 3, "did you mean 'novelty-merge'"),
         (("--trials", "0"), 3, "from 1 to"),
         (("--workers", "0"), 3, "1 to 64"),
-        (("--sampler", "tpa"), 3, "did you mean 'tpe'"),
+        (("--sampler", "tpa"), 2, "did you mean 'tpe'"),
         (("--limit", "5"), 3, "half of them tune"),
         (("--max-drop", "nan"), 3, "a number from 0 to 100"),
         (("--seed", "-1"), 3, "from 0 to"),

@@ -125,19 +125,23 @@ def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytes
     assert command(out, "--method", "zero-tprune", "-k", "0.3,0.7", "--max-kl", "0.03") == 0
     said = capsys.readouterr()
     assert re.search(
-        r"warning: 'keep-0.30' is not in the bundle: on 360 images of 'digits' \(cpu\), mean KL is", said.err
+        r"warning: 'zero-tprune-keep-0.30' is not in the bundle: on 360 images of 'digits' \(cpu\), mean KL is",
+        said.err,
     )
     assert "keep ratio 0.7 passes" in said.err
     verify_bundle(out, None, lambda *_: None)
     manifest = read_bundle(out).manifest
-    assert [variant.name for variant in manifest.variants] == ["keep-0.70", "dense"]
-    assert manifest.default_variant == "keep-0.70"
+    assert [variant.name for variant in manifest.variants] == ["zero-tprune-keep-0.70", "dense"]
+    assert manifest.default_variant == "zero-tprune-keep-0.70"
     (gate,) = manifest.gates
-    assert {one.variant: bool(one.failed) for one in gate.rows} == {"keep-0.30": True, "keep-0.70": False}
+    assert {one.variant: bool(one.failed) for one in gate.rows} == {
+        "zero-tprune-keep-0.30": True,
+        "zero-tprune-keep-0.70": False,
+    }
     assert (gate.images, gate.limits.max_kl, len(gate.data_sha256)) == (360, 0.03, 64)
     assert all(read_bundle(out).fidelity(variant, "cpu") is not None for variant in manifest.variants)
-    assert not [path for path in out.rglob("*") if "keep-0.30" in path.name]
-    assert "keep-0.30" not in (out / "README.md").read_text()
+    assert not [path for path in out.rglob("*") if "zero-tprune-keep-0.30" in path.name]
+    assert "zero-tprune-keep-0.30" not in (out / "README.md").read_text()
     on_disk = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert on_disk == {*manifest.files, "manifest.json"}
 

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from helpers.errors import refused
 from helpers.fake_device import DEVICE, VERSION, Done, FakeDevice
-from helpers.processes import result_in
 from onnx import TensorProto, helper
 
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ProfileError
@@ -100,7 +99,7 @@ def ask_worker(device: FakeDevice, graph: Path, **changes: Any) -> tuple[Done, B
     known = {"backend": "tensorrt", "batches": BATCHES, "workspace_mib": 512}
     order = BuildOrder(graph=str(graph), engine=str(graph.with_suffix(".engine")), **{**known, **changes})
     done = device.python("-m", "ztdeploy.target.backends.tensorrt.worker", given=order.model_dump_json(), **settings)
-    return done, BuildAnswer.model_validate(result_in(done.out)) if done.out else None
+    return done, BuildAnswer.model_validate_json(done.out) if done.out else None
 
 
 @pytest.fixture(scope="module")

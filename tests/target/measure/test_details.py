@@ -261,7 +261,7 @@ def test_a_sweep_with_details_and_one_that_goes_on(digits_bundle, tmp_path, monk
     first = sweep(request, out, progress=lambda *step: steps.append(step), note=notes.append)
     assert (first.progress, len(first.profiles), first.staircases) == ("interrupted", 2, ())
     assert read_previous(out) == (first, None)
-    assert steps[-1] == ("looking into the token staircase at 32 px, batch 1, 1 thread", 2, 3)
+    assert steps[-1][0] == "looking into the token staircase at 32 px, batch 1, 1 thread"
     monkeypatch.setattr(details, "look_into", lambda one: real(one.model_copy(update={"seconds": 0.2})))
     second = sweep(request, out, note=notes.append)
     assert (second.progress, len(second.staircases)) == ("complete", 1)

@@ -94,7 +94,7 @@ def test_a_profile_without_engines_is_checked_for_its_files_alone(digits_bundle)
 
 
 def test_a_profile_that_is_not_there_names_the_nearest(digits_bundle):
-    refused(lambda: verified(digits_bundle, "jetson-orim"), "did you mean 'jetson-orin'?")
+    refused(lambda: verified(digits_bundle, "jetson-orim"), "did you mean 'jetson-orin'?", kind=InputError)
 
 
 def test_damage_is_found_before_anything_runs(bundle_copy, monkeypatch):
