@@ -83,12 +83,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: Path) -> Pat
 def values(parameters: dict[str, Any], *names: str) -> Iterator[Path]:
     """The paths that options of these names have, whether they take one or several."""
     for name in names:
-        pending = [parameters.get(name)]
-        while pending:
-            one = pending.pop()
-            if isinstance(one, list | tuple):
-                pending += one
-            elif one is not None:
+        value = parameters.get(name)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None:
                 yield Path(str(one))
 
 
@@ -104,15 +101,15 @@ def provide(parameters: dict[str, Any], digits_bundle: Path, digit_images: list[
         make(path, checkpoint)
     for path in values(parameters, "model"):
         if path.name.startswith("local-dir:"):
-            make(Path(path.name.removeprefix("local-dir:")), checkpoint)
+            make(Path(path.name.removeprefix("local-dir:")), model_folder)
     for path in values(parameters, "class_names"):
         if path.suffix:
             make(path, lambda path: path.write_text("".join(f"{digit}\n" for digit in range(10))))
-    for path in values(parameters, "schedule"):
+    for path in values(parameters, "schedules"):
         make(path, lambda path: path.write_text(SCHEDULE))
     for path in values(parameters, "sweep"):
         make(path, finished_sweep)
-    for path in values(parameters, "profile"):
+    for path in values(parameters, "profile", "profiles"):
         if path.suffix == ".toml":
             make(path, lambda path: shutil.copy(CHECKOUT / "profiles" / "cpu.toml", path))
 
@@ -146,6 +143,11 @@ def checkpoint(path: Path) -> None:
     else:
         path.mkdir()
         shutil.copy(shipped, path)
+
+
+def model_folder(folder: Path) -> None:
+    checkpoint(folder)
+    (folder / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
 
 
 def finished_sweep(folder: Path) -> None:
