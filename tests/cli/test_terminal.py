@@ -253,22 +253,26 @@ def test_in_a_very_narrow_terminal_rows_become_blocks(tmp_path: Path) -> None:
     assert "engines are built: on the device\n" in terminal.text
 
 
-#: A native call that no signal ends: it waits for a lock, which another thread opens once there is a file "go".
+#: A native call that no signal ends: it waits for a lock, which another thread opens once there is a file "go". That
+#: thread says "begun" when the call has let go of the interpreter, which nothing else does ahead of it.
 WAITING = """
-import ctypes, pathlib, threading, time
+import ctypes, pathlib, sys, threading, time
 import ztdeploy.jobs.doctor
 from ztdeploy.cli import main
 
-libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc, lock, called = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
 
 def open_later():
+    called.wait()
+    print("begun", flush=True)
     while not pathlib.Path("go").exists():
         time.sleep(0.01)
     libc.pthread_mutex_unlock(lock)
 
 libc.pthread_mutex_lock(lock)
 threading.Thread(target=open_later, daemon=True).start()
-ztdeploy.jobs.doctor.examine = lambda: (print("begun", flush=True), libc.pthread_mutex_lock(lock))
+sys.setswitchinterval(1000)
+ztdeploy.jobs.doctor.examine = lambda: (called.set(), libc.pthread_mutex_lock(lock))
 main()
 """
 
