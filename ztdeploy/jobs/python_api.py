@@ -151,27 +151,9 @@ def build(
         MissingExtraError: PyTorch, timm or ONNX is not installed; says what to install.
         WeightsUnavailableError: the model hub cannot be reached and nothing is cached.
     """
+    arguments_given = locals()
     name, module = _model(model, weights, checkpoint)
-    source = _record(
-        ModelSource,
-        name=name,
-        weights=arguments.one_of("weights", weights, get_args(WeightsSource)),
-        checkpoint=_path("checkpoint", checkpoint),
-        image_size=_image_size(image_size),
-        preprocess=_record(
-            PreprocessOptions,
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-            interpolation=interpolation,
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-            bit_depth=bit_depth,
-        ),
-        class_names=_class_names(class_names),
-        output=output,
-        activation=activation,
-        text_head=_path("text_head", text_head),
-    )
+    source = _source(name, arguments_given)
     profiles = tuple(one if isinstance(one, HardwareProfile) else str(one) for one in _several(profile))
     if not profiles:
         from ztdeploy.target.machine_profile import profile_for_this_machine
@@ -432,6 +414,7 @@ def tune(
         MissingExtraError: Optuna or the host half is not installed; says what to install.
         ModelError: an unknown model, or one that cannot be pruned or has no classifier.
     """
+    arguments_given = locals()
     from ztdeploy.jobs.tune import tune_into
     from ztdeploy.jobs.tune.request import parse_budget
 
@@ -441,21 +424,7 @@ def tune(
         raise InputError(given, "a name or the path of a folder", "write it to a folder with timm.models.save_for_hf")
     request = _record(
         TuneRequest,
-        model=_record(
-            ModelSource,
-            name=name,
-            weights=arguments.one_of("weights", weights, get_args(WeightsSource)),
-            checkpoint=_path("checkpoint", checkpoint),
-            image_size=_image_size(image_size),
-            preprocess=_record(
-                PreprocessOptions,
-                crop_pct=crop_pct,
-                crop_mode=crop_mode,
-                interpolation=interpolation,
-                mean=None if mean is None else tuple(mean),
-                std=None if std is None else tuple(std),
-            ),
-        ),
+        model=_source(name, arguments_given),
         data=arguments.folder("data", data),
         budget=parse_budget(budget) if isinstance(budget, str) else budget,
         profile=profile,
@@ -496,6 +465,25 @@ def _model(model: object, weights: str, checkpoint: object) -> tuple[str, nn.Mod
         given = f"a module of class {name}, and {'checkpoint' if checkpoint is not None else 'weights'} beside it"
         raise InputError(given, "the weights that are in the module", "load them into the module first")
     return str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name), cast("nn.Module", model)
+
+
+def _source(name: str, given: Mapping[str, Any]) -> ModelSource:
+    """The source of a model by the arguments of `build`, or of `tune`, which has fewer of them."""
+    preprocess = {field: given[field] for field in PreprocessOptions.model_fields if field in given}
+    for field in ("mean", "std"):
+        if preprocess[field] is not None:
+            preprocess[field] = tuple(preprocess[field])
+    return _record(
+        ModelSource,
+        name=name,
+        weights=arguments.one_of("weights", given["weights"], get_args(WeightsSource)),
+        checkpoint=_path("checkpoint", given["checkpoint"]),
+        image_size=_image_size(given["image_size"]),
+        preprocess=_record(PreprocessOptions, **preprocess),
+        class_names=_class_names(given.get("class_names")),
+        text_head=_path("text_head", given.get("text_head")),
+        **{field: given[field] for field in ("output", "activation") if field in given},
+    )
 
 
 def _is_place(given: object, path: Path) -> bool:
