@@ -103,7 +103,8 @@ def _named(kind: Kind, name: str) -> Callable[[Any], Any]:
         try:
             return read(str(text))
         except InputError as error:
-            raise InputError(f"{name} {error.given}", error.expected, error.fix) from error
+            colon = "" if type(error) is InputError else ":"  # ahead of more than a value: "pruning method 'zero'"
+            raise InputError(f"{name}{colon} {error.given}", error.expected, error.fix) from error
 
     return named
 
