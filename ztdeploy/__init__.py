@@ -25,23 +25,26 @@ if TYPE_CHECKING:
     from ztdeploy.host.finetune import prune
     from ztdeploy.jobs.python_api import bench, build, evaluate, tune
     from ztdeploy.report.tune.records import TuneReport
+    from ztdeploy.target.adaptive.governor import Governor
+    from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.evaluate.eval_report import EvalReport
     from ztdeploy.target.measure.bench_report import BenchReport
     from ztdeploy.target.runtime.postprocess import Prediction
-    from ztdeploy.target.runtime.runner import BundleRunner, load
+    from ztdeploy.target.runtime.runner import BundleRunner
 
 switch_off()  # here, because no library is imported before the package is
 
 #: Imported on first use: the command line must start without NumPy and the runtime.
 _LAZY = {
     "build": "ztdeploy.jobs.python_api",
-    "load": "ztdeploy.target.runtime.runner",
+    "load": "ztdeploy.target.adaptive.opening",
     "evaluate": "ztdeploy.jobs.python_api",
     "bench": "ztdeploy.jobs.python_api",
     "tune": "ztdeploy.jobs.python_api",
     "prune": "ztdeploy.host.finetune",
     "Bundle": "ztdeploy.core.bundle",
     "BundleRunner": "ztdeploy.target.runtime.runner",
+    "Governor": "ztdeploy.target.adaptive.governor",
     "Prediction": "ztdeploy.target.runtime.postprocess",
     "EvalReport": "ztdeploy.target.evaluate.eval_report",
     "BenchReport": "ztdeploy.target.measure.bench_report",
@@ -55,6 +58,7 @@ __all__ = [
     "Bundle",
     "BundleRunner",
     "EvalReport",
+    "Governor",
     "Prediction",
     "PruningSchedule",
     "TuneReport",

@@ -67,6 +67,7 @@ KEEP_RATIO = Numbers(0, 1, above=True)
 SECONDS = Numbers(0, 7 * 24 * 3600)
 PERCENT = Numbers(0, 10**6)
 POINTS = Numbers(0, 100)
+MILLISECONDS = Numbers(0, 10**6, above=True)
 #: Least share of images with the baseline's answer, or least mean cosine to its vectors, for a recommendation.
 MIN_AGREEMENT = 0.95
 

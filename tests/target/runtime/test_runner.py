@@ -14,6 +14,7 @@ import ztdeploy
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import BundleError, ImageError, InputError
 from ztdeploy.core.model_source import ModelSource
+from ztdeploy.target.adaptive import opening
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import load
@@ -362,7 +363,7 @@ def test_a_closed_runner_runs_again_after_a_switch(digits_bundle, pixels):
 
 
 def test_the_package_offers_load_without_importing_it_first():
-    assert ztdeploy.load is load
+    assert ztdeploy.load is opening.load
     assert ztdeploy.BundleRunner.__name__ == "BundleRunner"
     with pytest.raises(AttributeError, match="nothing"):
         _ = ztdeploy.nothing

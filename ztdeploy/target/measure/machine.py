@@ -286,10 +286,55 @@ def _temperatures() -> dict[str, float]:
     return found
 
 
-def on_battery() -> bool | None:
-    """Whether the machine itself (not its mouse) runs from a battery; None where it has none."""
+class TripPoint(NamedTuple):
+    """A temperature from which on a thermal zone slows the machine down, or switches it off."""
+
+    zone: str  #: the sensor's own name
+    sensor: Path
+    celsius: float
+
+    @property
+    def now_c(self) -> float | None:
+        return scaled(self.sensor, 1e-3)
+
+
+def trip_points() -> tuple[TripPoint, ...]:
+    """The lowest such temperature of every thermal zone; one at which only a fan starts ("active") is none."""
+    found = []
+    for zone in folders(at("sys/class/thermal"), "thermal_zone*"):
+        trips = [
+            celsius
+            for kind in folders(zone, "trip_point_*_type")
+            if text(kind) in ("passive", "hot", "critical")
+            and (celsius := scaled(kind.with_name(kind.name.replace("_type", "_temp")), 1e-3)) is not None
+            and 0 < celsius < 200
+        ]
+        if trips and scaled(zone / "temp", 1e-3) is not None:
+            found.append(TripPoint(text(zone / "type") or zone.name, zone / "temp", min(trips)))
+    return tuple(found)
+
+
+def _supplies() -> tuple[list[Path], list[Path]]:
+    """The power supplies of the machine itself (not of its mouse), and those of them that are batteries."""
     supplies = [one for one in folders(at("sys/class/power_supply"), "*") if text(one / "scope") != "Device"]
-    batteries = [one for one in supplies if text(one / "type") == "Battery"]
+    return supplies, [one for one in supplies if text(one / "type") == "Battery"]
+
+
+def battery_charge() -> float | None:
+    """From 0 to 1, of all batteries; None where there are none, or they do not say."""
+    charges = [charge for one in _supplies()[1] if (charge := scaled(one / "capacity", 0.01)) is not None]
+    return sum(charges) / len(charges) if charges else None
+
+
+def power_mode() -> str | None:
+    """The power mode of a Jetson (nvpmodel), such as "2 (MAXN_SUPER)", or of a PC's firmware, such as "low-power"."""
+    jetson = _jetson()
+    return text(at("sys/firmware/acpi/platform_profile")) if jetson is None else jetson.power_mode
+
+
+def on_battery() -> bool | None:
+    """Whether the machine runs from a battery; None where it has none."""
+    supplies, batteries = _supplies()
     if not batteries:
         return None
     if any(number(one / "online") == 1 for one in supplies if text(one / "type") in ("Mains", "USB")):

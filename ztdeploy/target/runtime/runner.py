@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
-from typing import get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,9 +87,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             BundleError: the bundle does not hold it, or it is damaged; the runner stays on the one before.
             InputError: a keep ratio that is no number, or a name that is no text.
         """
-        chosen = self.bundle.variant(keep_ratio, variant)
-        with self._switching:
-            self._activate(self._open.get(chosen.name) or self._opened(chosen, self._load(chosen)))
+        self._run(self.bundle.variant(keep_ratio, variant))
 
     def adopt(self, variant: str, runner: Runner) -> None:
         """Run something else for a variant than the bundle's own engine, and switch to it.
@@ -99,6 +97,11 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         """
         with self._switching:
             self._activate(self._opened(self.bundle.variant(name=variant), runner, noted=True))
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether every engine that was used stays open."""
+        return self.memory == "shared"
 
     @property
     def variant(self) -> VariantRecord:
@@ -229,7 +232,12 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
                 return engine
             with self._switching:  # whoever retires an engine names the next one first, or none
                 if self._active is None:
-                    self.switch(variant=self._variant.name)
+                    self._run(self._variant)
+
+    def _run(self, variant: VariantRecord) -> None:
+        """Have calls use a variant's engine from now on; it is opened if it is not open."""
+        with self._switching:
+            self._activate(self._open.get(variant.name) or self._opened(variant, self._load(variant)))
 
     def _opened(self, variant: VariantRecord, runner: Runner, *, noted: bool = False) -> OpenEngine:
         interface = Interface(self.bundle.manifest, variant, self.profile)
@@ -243,7 +251,7 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def _activate(self, engine: OpenEngine) -> None:
         """Have calls use an engine from now on, and retire those that are not kept."""
         before = self._open
-        self._open = {**(before if self.memory == "shared" else {}), engine.variant.name: engine}
+        self._open = {**(before if self._keeps_all else {}), engine.variant.name: engine}
         self._active, self._variant = engine, engine.variant
         for one in before.values():
             if one is not self._open.get(one.variant.name):
@@ -284,35 +292,32 @@ def load(
     memory: MemoryMode = "speed",
     verify: bool = True,
 ) -> BundleRunner:
-    """Open a bundle and load one of its engines. Needs no PyTorch.
+    """Open a bundle and load one of its engines, which runs until it is switched; see `ztdeploy.load`."""
+    runner = BundleRunner(**opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify))
+    runner.switch(keep_ratio, variant=variant)
+    return runner
 
-        runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.8)
-        (prediction,) = runner("photo.jpg")
-        print(prediction.label, prediction.probability)
-        runner.switch(keep_ratio=1)  # any time
 
-    Args:
-        bundle: what `build` returned, or the folder that it wrote.
-        keep_ratio: which variant to run; by default the first that was asked for at build time.
-        variant: name of the variant, for variants that share a keep ratio or have none.
-        profile: run the engines of this profile; by default the first whose engines this machine can run.
-        threads: intra-op threads; by default the profile's, bounded by what the process may use.
-        memory: "speed", or "shared" to keep several variants open on one copy of the weights.
-        verify: compare the files that are read with their hashes first.
+class Opening(TypedDict):
+    """What every runner of a bundle takes."""
 
-    Raises:
-        BundleError: damaged, of a newer schema, or without that variant or profile.
-        EngineMismatchError: the engine belongs to another runtime version; says what to run.
-        InputError: an argument of another type, or out of range.
-    """
+    bundle: Bundle
+    profile: str
+    threads: int
+    memory: MemoryMode
+    verify: bool
+
+
+def opening(
+    bundle: str | PathLike[str] | Bundle, *, profile: str | None, threads: int | None, memory: MemoryMode, verify: bool
+) -> Opening:
+    """What a runner takes, from what a user gave; raises as `ztdeploy.load`."""
     arguments.one_of("memory", memory, get_args(MemoryMode))
     count = None if threads is None else arguments.threads(threads)
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     name = runnable_profile(opened) if profile is None else opened.profile_name(profile)
     wanted = usable_threads(opened.manifest.profiles[name].threads) if count is None else count
-    runner = BundleRunner(opened, profile=name, threads=wanted, memory=memory, verify=verify)
-    runner.switch(keep_ratio, variant=variant)
-    return runner
+    return Opening(bundle=opened, profile=name, threads=wanted, memory=memory, verify=verify)
 
 
 def class_names(bundle: Bundle) -> list[str] | None:

@@ -1,0 +1,6 @@
+"""Adaptive inference: what a bundle runs is decided while it runs, by the image at hand or by the load of the machine.
+
+A **governor** holds a latency: it chooses among a bundle's variants from the latencies that it measures.
+`governor` has its settings and decisions, `ladder` the variants it may choose, `control` the rule, `conditions` what
+it reads of the machine besides latency, and `governed` the runner. `opening` has `ztdeploy.load`.
+"""

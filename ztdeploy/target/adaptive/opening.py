@@ -1,0 +1,76 @@
+"""`ztdeploy.load`: opening a bundle to run it, with one engine or adaptively."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from ztdeploy.core import arguments
+from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.errors import InputError
+from ztdeploy.target.adaptive.governed import GovernedRunner
+from ztdeploy.target.adaptive.governor import Governor
+from ztdeploy.target.backends.base import MemoryMode
+from ztdeploy.target.runtime.runner import BundleRunner, opening
+from ztdeploy.target.runtime.runner import load as load_one
+
+
+def load(
+    bundle: str | PathLike[str] | Bundle,
+    *,
+    keep_ratio: float | None = None,
+    variant: str | None = None,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+    latency_ms: float | None = None,
+    governor: Governor | None = None,
+) -> BundleRunner:
+    """Open a bundle and load one of its engines, or all that a governor may choose. Needs no PyTorch.
+
+        runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.8)
+        (prediction,) = runner("photo.jpg")
+        print(prediction.label, prediction.probability)
+        runner.switch(keep_ratio=1)  # any time
+
+    Args:
+        bundle: what `build` returned, or the folder that it wrote.
+        keep_ratio: which variant to run; by default the first that was asked for at build time.
+        variant: name of the variant, for variants that share a keep ratio or have none.
+        profile: run the engines of this profile; by default the first whose engines this machine can run.
+        threads: intra-op threads; by default the profile's, bounded by what the process may use.
+        memory: "speed", or "shared" to keep several variants open on one copy of the weights.
+        verify: compare the files that are read with their hashes first.
+        latency_ms: hold this p95 latency of a call by switching between variants: short for a `Governor`.
+        governor: how to hold a latency; the runner is then a `GovernedRunner`, which keeps all its engines open.
+
+    Raises:
+        BundleError: damaged, of a newer schema, or without that variant or profile.
+        EngineMismatchError: the engine belongs to another runtime version; says what to run.
+        InputError: an argument of another type, or out of range; a governor beside a choice of variant, with fewer
+            than two variants, or with a target that its fastest variant misses.
+    """
+    if latency_ms is None and governor is None:
+        return load_one(
+            bundle,
+            keep_ratio=keep_ratio,
+            variant=variant,
+            profile=profile,
+            threads=threads,
+            memory=memory,
+            verify=verify,
+        )
+    if latency_ms is not None and governor is not None:
+        fix = "leave out latency_ms, which the governor has"
+        raise InputError(f"both latency_ms = {arguments.shown(latency_ms)} and a governor", "one of them", fix)
+    if governor is not None and not isinstance(governor, Governor):
+        raise InputError(
+            f"governor = {arguments.shown(governor)}", "a ztdeploy.Governor", "give latency_ms=30 for short"
+        )
+    chosen = {"keep_ratio": keep_ratio, "variant": variant}
+    for name, value in chosen.items():
+        if value is not None:
+            given = f"{name} = {arguments.shown(value)} beside a governor, which chooses the variant"
+            raise InputError(given, "one of them", f"leave out {name}; Governor(variants=...) narrows the choice")
+    options = opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify)
+    return GovernedRunner(governor or Governor(latency_ms or 0), **options)
