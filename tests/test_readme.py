@@ -300,11 +300,8 @@ def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespac
     exec(compile(tree, "document", "exec"), namespace)
 
 
-PYTHON_DOCUMENTS = [
-    pytest.param(document, marks=[pytest.mark.long] if document.stem == "python" else [])
-    for document in DOCUMENTS
-    if blocks(document, "python")
-]
+#: Those of the longest document run in tests/docs/test_what_readers_type.py, as all do among the commands.
+PYTHON_DOCUMENTS = [document for document in DOCUMENTS if blocks(document, "python") and document.stem != "python"]
 
 
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=lambda path: path.relative_to(CHECKOUT).as_posix())

@@ -350,7 +350,7 @@ def test_run_inside_the_bundle_and_with_an_odd_name(run: Run, bundle_copy: Path,
 def built(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """One build in a process of its own, in a folder that is otherwise empty."""
     folder = tmp_path_factory.mktemp("built")
-    return folder, run("build", "-m", "vit_digits", "-p", "cpu", "--keep-ratio", "0.6", "--out", "digits", cwd=folder)
+    return folder, run("build", "-m", "vit_digits", "-p", "cpu", "--keep-ratio", "0.7", "--out", "digits", cwd=folder)
 
 
 @pytest.mark.long
@@ -358,7 +358,7 @@ def test_build(run: Run, built: tuple[Path, Done], digit_images: list[Path]) -> 
     folder, done = built
     assert done.code == 0, done
     assert [path.name for path in folder.iterdir()] == ["digits"]
-    for variant in ("keep-0.60", "dense"):
+    for variant in ("keep-0.70", "dense"):
         assert variant in done.out
         for step in ("exporting", "building", "proving"):
             assert any(line.startswith(f"{step} {variant}") for line in done.err.splitlines())

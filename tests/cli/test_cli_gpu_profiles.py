@@ -15,6 +15,7 @@ from helpers.processes import CHECKOUT, Done, run_forked
 RTX = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX is not installed")
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
 pytestmark = [RTX, NO_GPU]
+PAPERS = ("--method", "zero-tprune", "--keep-ratio", "0.7")  # of few layers, so that a trace of one's own takes little
 
 
 def run(*arguments: str | Path, cwd: Path, first: str = "") -> Done:
@@ -204,12 +205,12 @@ def test_a_fixed_batch_and_bf16_print_nothing_but_json(tmp_path: Path) -> None:
     """Only the board's graph has twins with plugin nodes; their making is silent."""
     shared = toml(tmp_path, "desktop", capabilities='["8.9"]', precision='"bf16"')
     board = toml(tmp_path, "board", backend='"tensorrt"', precision='"bf16"')
-    arguments = ("-p", shared, "-p", board, "--keep-ratio", "0.5", "--batch", "2", "--out", "out", "--json")
+    arguments = ("-p", shared, "-p", board, *PAPERS, "--batch", "2", "--out", "out", "--json")
     done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path)
     assert done.code == 0, done
     assert done.json()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    (variant,) = [one for one in manifest["variants"] if one["name"] == "keep-0.50"]
+    (variant,) = [one for one in manifest["variants"] if one["name"] != "dense"]
     assert variant["graphs"]["desktop"]["plugin_file"] is None
     board_graph = variant["graphs"]["board"]
     assert board_graph["plugin_file"] == board_graph["file"].replace(".onnx", ".plugins.onnx")
@@ -220,11 +221,11 @@ def test_boards_share_a_graph_and_a_profile_may_be_called_after_a_type(tmp_path:
     desktop = toml(tmp_path, "desktop", capabilities='["8.9"]')
     board, other = (toml(tmp_path, name, backend='"tensorrt"') for name in ("board", "other"))
     cpu = toml(tmp_path, "fp32", backend='"onnxruntime"', precision='"fp32"')
-    arguments = ("-p", desktop, "-p", board, "-p", other, "-p", cpu, "--keep-ratio", "0.5", "--out", "out")
+    arguments = ("-p", desktop, "-p", board, "-p", other, "-p", cpu, "--keep-ratio", "0.7", "--out", "out")
     done = run("build", "-m", "vit_digits", *arguments, cwd=tmp_path)
     assert done.code == 0, done
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    (variant,) = [one for one in manifest["variants"] if one["name"] == "keep-0.50"]
+    (variant,) = [one for one in manifest["variants"] if one["name"] == "keep-0.70"]
     graphs = variant["graphs"]
     assert graphs["board"] == graphs["other"]
     assert graphs["board"]["plugin_file"] == graphs["board"]["file"].replace(".onnx", ".plugins.onnx")

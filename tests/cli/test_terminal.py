@@ -27,7 +27,7 @@ from ztdeploy.cli.app import run
 from ztdeploy.cli.output import begin, progress_bar
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
-BUILD = ("build", "-m", "vit_digits", "-p", "cpu", "-k", "0.5", "-o", "out/digits")
+BUILD = ("build", "-m", "vit_digits", "-p", "cpu", "-k", "0.7", "-o", "out/digits")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -134,7 +134,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stopped]:
 
 def stop_while_exporting(terminal: Terminal, folder: Path, stop: Callable[[Terminal], None]) -> Stopped:
     out = folder / "out"
-    terminal.read(lambda: "exporting keep-0.50" in terminal.raw and out.is_dir() and any(out.iterdir()))
+    terminal.read(lambda: "exporting keep-0.70" in terminal.raw and out.is_dir() and any(out.iterdir()))
     before = sorted(path.name for path in out.iterdir())
     stop(terminal)
     code = terminal.close()
@@ -169,7 +169,7 @@ def test_a_build_shows_a_progress_bar(stopped: dict[str, Stopped]) -> None:
         frames = [frame for frame in re.split(r"[\r\n]+", build.text) if "━" in frame]
         assert any("loading vit_digits" in frame for frame in frames)
         shares = [
-            int(match[1]) for frame in frames if (match := re.search(r"exporting keep-0\.50 .*━ +(\d+) %", frame))
+            int(match[1]) for frame in frames if (match := re.search(r"exporting keep-0\.70 .*━ +(\d+) %", frame))
         ]
         assert shares, build.text
         assert 10 < shares[0] < 50, "the model is loaded, which takes its share of the time"

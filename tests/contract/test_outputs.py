@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -15,15 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ztdeploy.core.keep_ratio import uniform_schedule
-from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.runtime.runner import load
 
 NAMES = [
     "deit_small_distilled_patch16_224",
@@ -132,17 +127,3 @@ def test_a_graph_gives_the_same_features() -> None:
     assert output.shape == (3, 25, 48)
     expected, _ = features_of(name, schedule("zero-tprune", 1, 2))
     np.testing.assert_allclose(output, expected.numpy(), rtol=1e-3, atol=1e-3)
-
-
-#: `tests/cli/test_cli_vectors.py` builds, proves and evaluates both.
-@pytest.mark.long
-@pytest.mark.parametrize(("output", "shape"), [("embedding", (4, 96)), ("features", (4, 64, 96))])
-def test_a_bundle_of_them_is_proved_and_runs(output: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    request = BuildRequest(
-        model=ModelSource(name="vit_digits", output=output), profiles=("cpu",), keep_ratios=(0.7,), out=tmp_path / "b"
-    )
-    bundle = build(request)
-    assert bundle.manifest.model.output == output
-    with load(bundle, keep_ratio=0.7) as runner:
-        pixels = np.load(bundle.path(bundle.manifest.golden.pixels))
-        assert runner.infer(pixels).logits.shape == shape

@@ -51,15 +51,12 @@ def test_one_for_a_model_nobody_had_weights_of_says_so(name: str) -> None:
     assert ("not verified on" in text) is not name.startswith("deit_t")
 
 
-OF_TINY = [name for name in schedule_names() if name.startswith("deit_t")]
-
-
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("deit_t-reduction-35", 6), *(pytest.param(name, 12, marks=pytest.mark.long) for name in OF_TINY)],
+    [("deit_t-reduction-35", 6), pytest.param("deit_t-reduction-50", 12, marks=pytest.mark.long)],
 )
 def test_it_becomes_a_graph_that_answers_as_torch_does(name: str, blocks: int) -> None:
-    """In the short set the first blocks with their layers: a graph of all of them takes long to export."""
+    """The one with most layers whole; in the short set the first blocks, for a graph of all takes long to export."""
     torch.manual_seed(0)
     sizes = {"img_size": SIZE, "patch_size": 4, "embed_dim": 12, "num_heads": 2, "num_classes": 5}
     model = VisionTransformer(**sizes, depth=blocks).eval()

@@ -11,6 +11,7 @@ from helpers.processes import CHECKOUT
 pytest.importorskip("nbclient", reason="the extra [docs] is not installed")
 
 NOTEBOOKS = sorted((CHECKOUT / "docs").glob("**/*.ipynb"))
+BUILD = 'ztdeploy.build(\\"vit_digits\\",'
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -22,8 +23,12 @@ def test_it_is_stored_without_outputs(path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_it_runs_and_shows_pictures(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on the site."""
+def test_it_runs_and_shows_pictures(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the site, but for a method whose graphs are made in less time."""
+    text = path.read_text(encoding="utf-8")
+    assert BUILD in text
+    path = tmp_path / path.name
+    path.write_text(text.replace(BUILD, f"{BUILD} method='slice',"), encoding="utf-8")
     monkeypatch.syspath_prepend(str(CHECKOUT / "scripts"))
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     from reference.notebooks import as_page

@@ -32,6 +32,7 @@ NOT_RUN = {
     r"finalize .*--profile jetson": "needs the board; tests/cli/test_finalize_device.py has a stand-in for it",
     r"(bench|eval|run) .*--profile jetson": "needs the board",
     r"eval deit_s-cpu-cpu-int8": "the build before it ships nothing where few images of digits fail",
+    r"--precision auto": "times every candidate; tests/cli/test_cli_auto.py types it",
     r"--text-head": "needs CLIP's weights; tests/host/models/test_text_head.py builds such a model",
 }
 #: Other programs that documents name, and why no test runs them. What they are given is checked in test_readme.py.
@@ -54,6 +55,7 @@ SMALL = {
 }
 #: Values of options that have a stand-in: the shipped model has ten classes.
 STAND_INS = {("--class-names", "imagenet"): "names.txt"}
+KEEP_RATIO = ("-k", "--keep-ratio")
 #: Exit codes that say something about the images or the moment, and nothing about the command.
 VERDICTS = {"compare": (0, 7), "build": (0, 8)}
 
@@ -75,7 +77,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: Path) -> Pat
         ),
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ZTDEPLOY_CACHE", str(common / "readers-cache"))
+    monkeypatch.setenv("ZTDEPLOY_CACHE", str(common))  # sweeps take traces from where builds leave them
     monkeypatch.delenv("ZTDEPLOY_DEBUG", raising=False)
     return tmp_path
 
@@ -164,7 +166,15 @@ def not_run(words: list[str]) -> str | None:
 
 
 def stand_ins(words: list[str]) -> list[str]:
-    return [STAND_INS.get((before, word), word) for before, word in zip(["", *words], words, strict=False)]
+    return [
+        traced(word) if before in KEEP_RATIO else STAND_INS.get((before, word), word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def traced(ratios: str) -> str:
+    """One keep ratio stands for all below 1, so that all documents take the same trace, which takes seconds."""
+    return ",".join(dict.fromkeys(re.sub(r"0\.\d+", "0.7", ratio) for ratio in ratios.split(",")))
 
 
 def typed(document: Path) -> Iterable[Block]:
@@ -188,7 +198,8 @@ def test_a_reader_gets_through(
         if block.language == "python":
             make(Path("photos"), lambda path: labelled(path, digit_images))
             make(Path("model.pth"), checkpoint)
-            documents.execute(block.text, digits_bundle, digit_images, namespace)
+            source = re.sub(r"keep_ratio=0\.\d+", "keep_ratio=0.7", block.text)
+            documents.execute(source, digits_bundle, digit_images, namespace)
             continue
         for words in commands(block):
             arguments = ztdeploy_arguments(words)

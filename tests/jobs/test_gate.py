@@ -147,7 +147,7 @@ def test_a_variant_that_costs_too_much_is_left_out(tmp_path: Path, capsys: pytes
 
 
 def test_where_none_passes_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(tmp_path / "bundle", "-k", "0.3", "--max-drop", "0.1", "--json") == 8
+    assert command(tmp_path / "bundle", "--method", "zero-tprune", "-k", "0.3", "--max-drop", "0.1", "--json") == 8
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"error: no pruned variant passes .*keep-0\.30: top-1 falls by .*; expected .*; prune less.*", line

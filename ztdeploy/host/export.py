@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
 from ztdeploy.core.names import IMAGE, INTO, KEPT, LOGITS, pruning_output
@@ -91,7 +92,7 @@ def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec
     module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
     outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
-    with torch.no_grad(), quiet_exporter(), no_garbage_collection():
+    with torch.no_grad(), quiet_exporter(), no_garbage_collection(), slices_sought_at_slices():
         program = torch.onnx.export(
             module,
             (example_input(spec, preprocess),),
@@ -157,6 +158,23 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def slices_sought_at_slices() -> Iterator[None]:
+    """Ask the optimiser's rule for two slices of one tensor at slices alone: elsewhere it cannot match, but lists all
+    nodes of the graph to find out, which takes a sixth of an export.
+    """
+    anywhere = slice_split_rule.try_rewrite
+
+    def at_slices(model: ir.Model, graph: ir.Graph | ir.Function, node: ir.Node, **more: Any) -> Any:
+        return anywhere(model, graph, node, **more) if node.op_type == "Slice" else None
+
+    slice_split_rule.try_rewrite = at_slices
+    try:
+        yield
+    finally:
+        slice_split_rule.try_rewrite = anywhere
 
 
 @contextmanager
