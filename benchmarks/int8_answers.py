@@ -32,12 +32,12 @@ from ztdeploy.core.profile import schedule_path
 from ztdeploy.core.schedule import read_schedule
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.jobs.request import Gate
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.evaluate.data import read_labels
 from ztdeploy.target.evaluate.scoring import hits, share
 from ztdeploy.target.runtime.images import read_image
 from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import load_pixels
-from ztdeploy.target.runtime.runner import load
 
 SINGLE = "cpu"
 PART = 0.88  #: of a photograph's width and height, in its copies

@@ -53,7 +53,7 @@ def megabytes():
 stages = {}
 import numpy as np, onnxruntime
 stages["Python, NumPy, ONNX Runtime"] = megabytes()
-from ztdeploy.target.runtime.runner import load
+from ztdeploy.target.adaptive.opening import load
 stages["and ztdeploy"] = megabytes()
 runner = load(sys.argv[1], keep_ratio=0.7, profile=sys.argv[2])
 stages["loaded"] = megabytes()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ztdeploy.host.finetune import prune
     from ztdeploy.jobs.python_api import bench, build, evaluate, tune
     from ztdeploy.report.tune.records import TuneReport
+    from ztdeploy.target.adaptive.cascade import CascadeRunner
     from ztdeploy.target.adaptive.governor import Governor
     from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.evaluate.eval_report import EvalReport
@@ -44,6 +45,7 @@ _LAZY = {
     "prune": "ztdeploy.host.finetune",
     "Bundle": "ztdeploy.core.bundle",
     "BundleRunner": "ztdeploy.target.runtime.runner",
+    "CascadeRunner": "ztdeploy.target.adaptive.cascade",
     "Governor": "ztdeploy.target.adaptive.governor",
     "Prediction": "ztdeploy.target.runtime.postprocess",
     "EvalReport": "ztdeploy.target.evaluate.eval_report",
@@ -57,6 +59,7 @@ __all__ = [
     "BenchReport",
     "Bundle",
     "BundleRunner",
+    "CascadeRunner",
     "EvalReport",
     "Governor",
     "Prediction",

@@ -14,9 +14,9 @@ from helpers.processes import result_in, run_ztdeploy
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.evaluate.eval_report import EvalReport
 from ztdeploy.target.runtime.preprocess import load_pixels
-from ztdeploy.target.runtime.runner import load
 
 DIGITS = ASSETS / "digits"
 IMAGES = 48

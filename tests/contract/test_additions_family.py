@@ -11,7 +11,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.host import models
 from ztdeploy.host.models.loading import check_model
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.runtime.runner import load
+from ztdeploy.target.adaptive.opening import load
 
 #: Everything that somebody writes: the model, which timm lacks, and its adapter.
 FILE = """

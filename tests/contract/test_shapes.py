@@ -26,11 +26,11 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.report.show.drawing import draw
 from ztdeploy.report.show.page import sheet_paths, write_show
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.runtime.images import read_bands
 from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
-from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
 
 NAME = "deit_tiny_patch16_224"

@@ -300,7 +300,7 @@ def test_the_contracts_hold(sources: Path) -> None:
         ("target/runtime/postprocess.py", "import torch"),
         ("target/backends/int8.py", "import onnx"),
         ("target/measure/turns.py", "from ztdeploy.host.models.loading import load_model"),
-        ("core/bundle.py", "from ztdeploy.target.runtime.runner import load"),
+        ("core/bundle.py", "from ztdeploy.target.adaptive.opening import load"),
     ],
 )
 def test_the_contracts_notice(file: str, line: str, sources: Path) -> None:

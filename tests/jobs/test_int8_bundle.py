@@ -24,13 +24,14 @@ from ztdeploy.core.profile import profile_names, read_profile
 from ztdeploy.host.graph.emulation import with_exact_products
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.parity import prove_products
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends.int8 import exact_here, int8_note
 from ztdeploy.target.backends.onnxruntime import load_graph
 from ztdeploy.target.backends.weights_file import map_weights
 from ztdeploy.target.finalize import finalize_bundle
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.parity import golden_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, load
+from ztdeploy.target.runtime.runner import BundleRunner
 from ztdeploy.target.verify import verify_bundle
 
 DIGITS = ASSETS / "digits"

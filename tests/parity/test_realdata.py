@@ -20,11 +20,12 @@ import ztdeploy
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessOptions
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.evaluate.data import LabelledImage, read_labels
 from ztdeploy.target.runtime.parity import GAP_TOLERANCE, LOGIT_TOLERANCE
 from ztdeploy.target.runtime.postprocess import divergences
 from ztdeploy.target.runtime.preprocess import load_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, load
+from ztdeploy.target.runtime.runner import BundleRunner
 
 pytestmark = [pytest.mark.realdata, pytest.mark.long]
 

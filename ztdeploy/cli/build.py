@@ -94,6 +94,20 @@ def build(
         float | None,
         option("--min-cosine NUMBER", Numbers(-1, 1), QUALITY, "Lowest mean cosine to the baseline on --calib."),
     ] = None,
+    cascade: Annotated[
+        float | None,
+        option("--cascade RATIO", KEEP_RATIO, QUALITY, "Build a cascade that agrees with the baseline so often."),
+    ] = None,
+    cascade_max_rerun: Annotated[
+        float | None,
+        option("--cascade-max-rerun RATIO", KEEP_RATIO, QUALITY, "Share of images that may go past its first stage."),
+    ] = None,
+    cascade_min_cosine: Annotated[
+        float | None,
+        option(
+            "--cascade-min-cosine RATIO", KEEP_RATIO, QUALITY, "From this cosine on, vectors agree. [default: 0.95]"
+        ),
+    ] = None,
     force: Annotated[bool, flag("--force", OUTPUT, "Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle: prune, export, build engines, and prove them.
@@ -103,17 +117,20 @@ def build(
         ztdeploy build --model deit_s
         # Build two variants for two targets; keep those that your images allow.
         ztdeploy build -m deit_s -k 0.9,0.7 -p cpu,jetson-orin --calib photos -o edge
+        # Prune half of the work away, and run the baseline where that is unsure.
+        ztdeploy build -m deit_s -k 0.55 --cascade 0.98 --calib photos -o unsure
     """
     given = locals()
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.core.schedule import read_schedule
-    from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
+    from ztdeploy.jobs.request import BuildRequest, cascade_goal, default_folder, gate_of
 
     profiles = profiles or [_own_profile()]
     defaults = {
         "profiles": profiles,
         "out": out or default_folder(model.name, profiles),
         "schedules": [read_schedule(schedule_path(one)) for one in schedules or ()],
+        "cascade": cascade_goal(cascade, cascade_max_rerun, cascade_min_cosine),
         "gate": gate_of(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
     }
     request = request_of(BuildRequest, {**given, **defaults})

@@ -57,9 +57,9 @@ def run(
         # Classify a folder with the baseline; show the best class of each image.
         ztdeploy run quickstart photos --variant dense --top 1
     """
+    from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
     from ztdeploy.target.runtime.image_files import images_in
-    from ztdeploy.target.runtime.runner import load
 
     if out is not None:
         check_array_path(out)

@@ -33,7 +33,15 @@ from ztdeploy.core.files import (
     writing,
 )
 from ztdeploy.core.folders import check_folder_path, check_writable, content_of, files_of, new_folder
-from ztdeploy.core.manifest import SCHEMA_VERSION, EngineRecord, FidelityRecord, FileRecord, Manifest, VariantRecord
+from ztdeploy.core.manifest import (
+    SCHEMA_VERSION,
+    EngineRecord,
+    FidelityRecord,
+    FileRecord,
+    Manifest,
+    Part,
+    VariantRecord,
+)
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.plan import tokens_per_block
 from ztdeploy.core.records import to_json
@@ -161,17 +169,18 @@ class Bundle(Shown):
             files.append(file)
         return files
 
-    def files_of_engine(self, variant: VariantRecord, profile: str) -> list[str]:
-        """The files that are read to open a variant's engine: its own, the graph that it was built from, and weights.
+    def files_of_engine(self, part: Part, profile: str) -> list[str]:
+        """The files that are read to open an engine of a variant or a piece: its own, the graph that it was built from,
+        and weights.
 
         Raises:
             BundleError: as `files_of_graph`; or there is no such graph.
         """
-        engine, graph = variant.engines[profile], variant.graphs[profile]
+        engine, graph = part.engines[profile], part.graphs[profile]
         source = graph.source(engine.fingerprint.plugins)
         if source is None:
             raise BundleError(
-                f"an engine with plugins for '{variant.name}', whose graph has none",
+                f"an engine with plugins for '{part.name}', whose graph has none",
                 "the graph that it was built from",
                 f"run: ztdeploy finalize {self.root}",
             )
@@ -333,9 +342,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     used = {manifest.golden.pixels, *manifest.golden.images, *manifest.golden.outputs.values()}
     used |= {*(blocks.file for blocks in manifest.blocks.values()), *manifest.timing_caches.values()}
     used |= {manifest.class_names} if manifest.class_names else set()
-    for variant in manifest.variants:
-        used |= {file for graph in variant.graphs.values() for file in graph.files}
-        used |= {file for engine in variant.engines.values() for file in engine.files}
+    for part in manifest.parts:
+        used |= {file for graph in part.graphs.values() for file in graph.files}
+        used |= {file for engine in part.engines.values() for file in engine.files}
     yield from (f"refers to '{name}' without listing it" for name in sorted(used - set(manifest.files)))
     alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST))
     twice = (name for name in sorted(manifest.files) if alike[name.casefold()] > 1)
@@ -350,16 +359,37 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"has two variants '{variant.name}'"
         if variant.name not in manifest.golden.outputs:
             yield f"has no golden outputs of '{variant.name}'"
-        if set(variant.graphs) != set(manifest.profiles) or not set(variant.engines) <= set(manifest.profiles):
-            yield f"has other profiles than the graphs and engines of '{variant.name}'"
         yield from _contradictions_of_plan(variant, manifest.model.architecture)
-    fixed = [graph.batch or 1 for variant in manifest.variants for graph in variant.graphs.values()]
+    for part in manifest.parts:
+        if set(part.graphs) != set(manifest.profiles) or not set(part.engines) <= set(manifest.profiles):
+            yield f"has other profiles than the graphs and engines of '{part.name}'"
+    yield from _contradictions_of_cascade(manifest)
+    fixed = [graph.batch or 1 for part in manifest.parts for graph in part.graphs.values()]
     batch = max(*fixed, *(size for profile in manifest.profiles.values() for size in profile.batch.sizes))
     if batch * math.prod(manifest.preprocess.shape) > _MOST_BYTES:
         yield f"asks for {batch} images of {manifest.preprocess.image_size} at a time"
     grid, patches = manifest.model.architecture.grid, manifest.model.architecture.patch_tokens
     if grid is not None and (min(grid) < 1 or math.prod(grid) != patches):
         yield f"has a grid of {grid[0]} x {grid[1]} for {patches} patches"
+
+
+def _contradictions_of_cascade(manifest: Manifest) -> Iterator[str]:
+    """Stages are different variants, the last of them the baseline, and no layer stands in front of the cut."""
+    if manifest.cascade is None:
+        return
+    stages, settings = manifest.cascade.stages, manifest.cascade.settings
+    known = {variant.name: variant for variant in manifest.variants}
+    names = [stage.variant for stage in stages]
+    if len(set(names)) < len(names) or not set(names) <= known.keys() or names[-1] != manifest.dense.name:
+        yield "has a cascade of other stages than its variants, the baseline last"
+    elif any(layer.block < manifest.cascade.block for name in names for layer in known[name].plan.layers):
+        yield "has a cascade that is cut behind a pruning layer"
+    if len({part.name for part in manifest.parts}) < len(manifest.parts):
+        yield "has two parts of one name"
+    for profile, setting in settings.items():
+        counts = {len(setting.thresholds) + 1, len(setting.shares), len(setting.stage_ms or stages)}
+        if profile not in manifest.profiles or counts != {len(stages)}:
+            yield f"has a cascade that does not decide for all stages with profile '{profile}'"
 
 
 def _contradictions_of_plan(variant: VariantRecord, architecture: Architecture) -> Iterator[str]:

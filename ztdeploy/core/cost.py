@@ -42,6 +42,12 @@ def block_gmacs(architecture: Architecture, tokens: int, mlp_tokens: int | None 
     return (4 * n * d * d + 2 * n * n * d + 2 * m * d * mlp) / 1e9
 
 
+def front_gmacs(architecture: Architecture, blocks: int) -> float:
+    """Multiply-adds of the patch embedding and the first blocks of the unpruned model, in units of 1e9, per image."""
+    embedding = architecture.patch_tokens * architecture.patch_dim * architecture.embed_dim / 1e9
+    return embedding + blocks * block_gmacs(architecture, architecture.tokens)
+
+
 def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
     """Multiply-adds of a plan as papers count and PyTorch computes: a whole block runs before a layer behind it."""
     return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from ztdeploy.core.cascade import CascadeSetting, Signal
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.preprocess_spec import Activation, ImageInput, Output, PreprocessSpec, given
@@ -16,8 +17,9 @@ from ztdeploy.core.profile import HardwareProfile, Precision
 from ztdeploy.core.records import FiniteRecord
 from ztdeploy.core.schedule import Architecture
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PluginKind = Literal["none", "library"]
+_AnyPart = TypeVar("_AnyPart", bound="Part")
 
 
 def _inside(path: str) -> str:
@@ -326,14 +328,20 @@ class EngineRecord(FiniteRecord):
         return [file for file in (self.file, self.weights) if file is not None]
 
 
-class VariantRecord(Variant):
+class Part(FiniteRecord):
+    """Something that profiles have a graph and an engine of: a variant, or a piece of one."""
+
+    name: str
+    graphs: dict[Name, GraphRecord]  #: by profile name
+    engines: dict[Name, EngineRecord]  #: by profile name
+
+
+class VariantRecord(Variant, Part):
     """A variant in a bundle, with its graphs and engines."""
 
     name: Name
     gmacs: float = Field(gt=0)
     pruning_gmacs: float = Field(ge=0)
-    graphs: dict[Name, GraphRecord]  #: by profile name
-    engines: dict[Name, EngineRecord]  #: by profile name
     fp16_range: RangeRecord | None = None  #: where the build was given calibration images and an fp16 profile
 
     def __repr_args__(self) -> Iterator[tuple[str, object]]:
@@ -416,6 +424,36 @@ class BlocksRecord(FiniteRecord):
     count: int = Field(ge=1)
 
 
+#: The name of a piece of a variant, which no variant can have.
+PieceName = Annotated[str, Field(pattern=r"^_[a-z0-9][a-z0-9._-]{0,79}$")]
+
+
+class Piece(Part):
+    """What a cascade cuts a variant's graph into: the blocks that all stages share, or the rest of one stage."""
+
+    name: PieceName
+
+
+class CascadeStage(Piece):
+    """The rest of a stage's variant behind the prefix. Its outputs are the variant's own and the stage's confidence."""
+
+    variant: Name
+
+
+class CascadeRecord(FiniteRecord):
+    """A cascade: stages from the cheapest to the baseline, behind one prefix (see `core/cascade.py`)."""
+
+    block: int = Field(ge=1)  #: graphs are cut in front of this block, counted from 0
+    signal: Signal
+    prefix: Piece
+    stages: Annotated[tuple[CascadeStage, ...], Field(min_length=2)]
+    settings: dict[Name, CascadeSetting] = Field(default_factory=dict)  #: by profile; only where its engines have run
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return (self.prefix, *self.stages)
+
+
 class Manifest(FiniteRecord):
     schema_version: int
     created: str
@@ -430,6 +468,7 @@ class Manifest(FiniteRecord):
     profiles: dict[Name, HardwareProfile]
     default_variant: Name
     variants: tuple[VariantRecord, ...]
+    cascade: CascadeRecord | None = None
     golden: GoldenRecord
     missing: tuple[MissingPart, ...]
     failed: tuple[FailedProfile, ...] = ()
@@ -450,12 +489,22 @@ class Manifest(FiniteRecord):
         return tuple(one.line for one in parts)
 
     def with_engines(self, engines: Mapping[tuple[str, str], EngineRecord]) -> Manifest:
-        """The manifest with some engines replaced or added, by the names of their variant and profile."""
-        variants = []
-        for variant in self.variants:
-            own = {profile: engine for (name, profile), engine in engines.items() if name == variant.name}
-            variants.append(variant.model_copy(update={"engines": {**variant.engines, **own}}))
-        return self.model_copy(update={"variants": tuple(variants)})
+        """The manifest with some engines replaced or added, by the names of their variant or piece, and profile."""
+
+        def with_own(part: _AnyPart) -> _AnyPart:
+            own = {profile: engine for (name, profile), engine in engines.items() if name == part.name}
+            return part.model_copy(update={"engines": {**part.engines, **own}})
+
+        changes: dict[str, object] = {"variants": tuple(map(with_own, self.variants))}
+        if self.cascade is not None:
+            pieces = {"prefix": with_own(self.cascade.prefix), "stages": tuple(map(with_own, self.cascade.stages))}
+            changes["cascade"] = self.cascade.model_copy(update=pieces)
+        return self.model_copy(update=changes)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Everything that has graphs and engines: all variants, then the pieces of the cascade."""
+        return (*self.variants, *(self.cascade.pieces if self.cascade else ()))
 
     @property
     def dense(self) -> VariantRecord:

@@ -9,8 +9,10 @@ import re
 
 #: Input and output of a whole model's graph.
 IMAGE, LOGITS = "image", "logits"
-#: Input and output of a graph of a few blocks alone, fp32 `[batch, tokens, D]`.
+#: Input and output of a graph of a few blocks alone, fp32 `[batch, tokens, D]`. Graphs that are cut hand over `TOKENS`.
 TOKENS, TOKENS_OUT = "tokens", "tokens_out"
+#: Output of a cascade's stage, fp32 `[batch]`: how sure it is of its output.
+CONFIDENCE = "confidence"
 #: The scope of a pruning layer within its block's; its module is a child of the block under this name.
 PRUNE = "prune"
 #: Outputs of a pruning layer: which tokens stay; of a merging layer, the slots of the tokens that do not, ascending.

@@ -16,7 +16,7 @@ from onnxscript import opset18 as op
 from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
-from ztdeploy.core.names import IMAGE, INTO, KEPT, LOGITS, pruning_output
+from ztdeploy.core.names import CONFIDENCE, IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.host.graph import GraphSpec, apply_passes
@@ -36,14 +36,16 @@ class Deployable(nn.Module):
         image_input: ImageInput,
         *,
         notes: Callable[[Iterable[str]], None] | None = None,
+        confidence: nn.Module | None = None,
     ) -> None:
         """
         Args:
             notes: makes the notes of pruning layers further outputs, and is called with their names. It is a callback,
                 because tracing restores a module's attributes.
+            confidence: from the output to `CONFIDENCE`, which becomes a note.
         """
         super().__init__()
-        self.pruned, self.image_input, self.notes = pruned, image_input, notes
+        self.pruned, self.image_input, self.notes, self.confidence = pruned, image_input, notes, confidence
         deviation = torch.tensor(preprocess.std).view(1, -1, 1, 1)
         mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
         self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
@@ -61,6 +63,8 @@ class Deployable(nn.Module):
             (output, *choices), notes = self.pruned(tensor), dict[str, Tensor]()
         else:
             (output, *choices), notes = self.pruned.noted(tensor)
+            if self.confidence is not None:
+                notes |= {CONFIDENCE: self.confidence(output)}
             self.notes(notes)
         return (output, *(indices.to(torch.int32) for indices in choices), *notes.values())
 
@@ -78,18 +82,26 @@ def example_input(spec: GraphSpec, preprocess: PreprocessSpec) -> Tensor:
     return torch.randn(batch, channels, height, width)
 
 
-def export_onnx(pruned: PrunedModel, preprocess: PreprocessSpec, spec: GraphSpec, *, noted: bool = False) -> ir.Model:
+def export_onnx(
+    pruned: PrunedModel,
+    preprocess: PreprocessSpec,
+    spec: GraphSpec,
+    *,
+    noted: bool = False,
+    confidence: nn.Module | None = None,
+) -> ir.Model:
     """Trace the module and apply the graph passes; the same module gives the same bytes.
 
     Args:
         noted: the notes of pruning layers become further outputs, behind the ordinary ones; see `graph.parts`.
+        confidence: from the output to a further note, `CONFIDENCE`.
 
     Returns:
         An ONNX model whose initialisers share memory with the module's parameters.
     """
     notes: dict[str, None] = {}  # a module may be traced more than once
     tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
-    module = Deployable(pruned, preprocess, spec.image_input, notes=tell).eval()
+    module = Deployable(pruned, preprocess, spec.image_input, notes=tell, confidence=confidence).eval()
     outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter(), no_garbage_collection(), slices_sought_at_slices():

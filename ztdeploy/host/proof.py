@@ -30,6 +30,7 @@ from ztdeploy.host.graph.integer_layers import integer_layers
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import prove, prove_layers, prove_products
 from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.target.adaptive.pieces import check_pieces, engine_opener, graph_opener
 from ztdeploy.target.backends import backend_of, load_graph, why_not_run
 from ztdeploy.target.backends.base import StoredEngine
 from ztdeploy.target.runtime.parity import golden_reference
@@ -63,6 +64,30 @@ class Proof:
             parity = self._of_engine(manifest, variant, profile)
             engine = engine.model_copy(update={"parity": parity})
             manifest, variant = _with_variant(manifest, variant, engines={**variant.engines, profile.name: engine})
+        return manifest
+
+    def of_pieces(self, manifest: Manifest, profile: HardwareProfile) -> Manifest:
+        """Hold the pieces of a cascade against whole variants, and return the manifest with the parity of its tails.
+
+        Raises:
+            ParityError: prefix and tail compute something else than the whole variant.
+        """
+        bundle, threads = Bundle(self.folder, manifest), usable_threads(profile.threads)
+        if manifest.cascade is None or (
+            (runs := why_not_run(profile) is None) is False and profile.precision == "bf16"
+        ):
+            return manifest  # ONNX Runtime has hardly any bf16 kernels on a CPU
+        opened = (engine_opener if runs else graph_opener)(bundle, profile.name, threads)
+        with BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner:
+            found = check_pieces(bundle, runner, opened)
+        if runs:
+            engines = {stage.name: stage.engines[profile.name] for stage in manifest.cascade.stages}
+            return manifest.with_engines(
+                {
+                    (name, profile.name): engine.model_copy(update={"parity": found[name]})
+                    for name, engine in engines.items()
+                }
+            )
         return manifest
 
     def _of_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:

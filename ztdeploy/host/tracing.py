@@ -16,6 +16,7 @@ from ztdeploy.core.names import GAP, INTO, KEPT, LOGITS, golden_array
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import Calibration
 from ztdeploy.host.calibration import CalibrationImages
+from ztdeploy.host.confidence import confidence_of
 from ztdeploy.host.export import Deployable, export_onnx
 from ztdeploy.host.graph import GraphSpec, Ranges
 from ztdeploy.host.graph.ranges import measure_ranges
@@ -81,7 +82,8 @@ class Tracer:
 
     def _traced(self, variant: Variant, specs: Sequence[GraphSpec]) -> dict[GraphSpec, Trace]:
         with PrunedModel(self.model.adapter, variant.schedule) as pruned:
-            graphs = {spec: export_onnx(pruned, self.model.preprocess, spec, noted=True) for spec in specs}
+            confidence, given = confidence_of(self.model), self.model.preprocess
+            graphs = {spec: export_onnx(pruned, given, spec, noted=True, confidence=confidence) for spec in specs}
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)
         arrays: dict[str, NDArray[np.generic]] = {LOGITS: reference.logits}
@@ -98,6 +100,7 @@ class Tracer:
             modules=hashlib.sha256(repr(adapter.model).encode()).hexdigest(),  # activations, epsilons
             family=adapter.family,
             output=adapter.output,
+            activation=model.activation,  # of the confidence
             architecture=adapter.architecture.model_dump(),
             weights=model.weights_sha256,
             preprocess=model.preprocess.model_dump(mode="json"),

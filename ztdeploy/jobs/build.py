@@ -18,6 +18,7 @@ from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.core.schedule import Architecture
+from ztdeploy.jobs.cascade import check_goal
 from ztdeploy.jobs.request import BuildRequest as BuildRequest
 from ztdeploy.jobs.request import Judge
 from ztdeploy.target.backends import backend_of, why_not_build
@@ -51,6 +52,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     asked = request.read_profiles()
     profiles = [exact_here(profile) for profile in asked]
     request.check()
+    check_goal(request)
     failed = check_backends(profiles)
     from ztdeploy.host.models.loading import load_model
 
@@ -110,6 +112,7 @@ class _Job:
         from ztdeploy.host.calibration import built_in_images
         from ztdeploy.host.proof import Proof
         from ztdeploy.host.tracing import Tracer
+        from ztdeploy.jobs.cascade import calibrate_cascade, cascade_record, chain_of
         from ztdeploy.jobs.engines import build_engine
         from ztdeploy.jobs.golden import golden_images, write_golden
         from ztdeploy.jobs.graphs import Graphs
@@ -125,27 +128,34 @@ class _Job:
         images = golden_images(model, folder / "golden")
         pixels = load_pixels(images, model.preprocess)
         calibration = built_in_images(images) if evidence is None else evidence.images
-        graphs = Graphs(folder, Tracer(model, pixels, self.store), profiles, calibration, self.request.batch)
+        chain = chain_of(variants, model.adapter.architecture) if self.request.cascade else None
+        graphs = Graphs(folder, Tracer(model, pixels, self.store), profiles, calibration, self.request.batch, chain)
         for variant in variants:
             with steps.step("export", f"exporting {variant.schedule.name}"):
                 graphs.export(variant)
         with steps.step("write", "writing weights"):
-            graphs.write(variants)
+            graphs.write()
         engines = dict[tuple[str, str], EngineRecord]()
-        for profile, variant in product(here, variants):
-            with steps.step("build", f"building {variant.schedule.name} for {profile.name}", profile.name):
-                engines[variant.schedule.name, profile.name] = build_engine(graphs, variant, profile)
+        for profile, part in product(here, graphs.parts):
+            with steps.step("build", f"building {part.lstrip('_')} for {profile.name}", profile.name):
+                engines[part, profile.name] = build_engine(graphs, part, profile)
         golden = write_golden(folder, images, pixels, model.preprocess, variants)
         records = tuple(FailedProfile.of(name, error) for name, error in failed.items())
         adapted = tuple(self.adapted[profile.name] for profile in profiles if profile.name in self.adapted)
-        draft = draft_manifest(graphs, variants, engines, golden)
+        cascade = None if chain is None else cascade_record(graphs, chain, engines)
+        draft = draft_manifest(graphs, variants, engines, golden, cascade)
         draft = draft.model_copy(update={"failed": records, "adapted": adapted})
         proof = Proof(folder, model, pixels)
         for profile, variant in product(profiles, variants):
             with steps.step("prove", f"proving {variant.schedule.name} for {profile.name}", profile.name):
                 draft = proof.added_to(draft, variant.schedule, profile)
+        for profile in profiles if cascade is not None else ():
+            with step_of(profile.name):
+                draft = proof.of_pieces(draft, profile)
         write_manifest(folder, documented(folder, draft if evidence is None else evidence.added_to(draft)))
         self._finish(folder, [profile for profile in profiles if profile not in here])
+        if self.request.cascade is not None:
+            calibrate_cascade(folder, self.request, self.stages["judge"])
 
     def _finish(self, folder: Path, elsewhere: Sequence[HardwareProfile]) -> None:
         """Build the engines of boards if this machine is that board, and hold all engines against the gate.

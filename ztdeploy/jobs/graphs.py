@@ -19,12 +19,14 @@ from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.calibration import CalibrationImages
 from ztdeploy.host.graph import GraphSpec, Ranges, specialise
+from ztdeploy.host.graph.cutting import cut
 from ztdeploy.host.graph.parts import blocks_graph, notes_of, without_notes
 from ztdeploy.host.graph.plugin_nodes import insert_plugin_nodes
 from ztdeploy.host.graph.shared_weights import SharedWeights
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.traces import Trace
 from ztdeploy.host.tracing import Tracer
+from ztdeploy.jobs.cascade import PREFIX, Chain, tail_name
 from ztdeploy.target.backends import backend_of
 from ztdeploy.target.backends.base import Insight, RunsNotes, TakesPlugins
 from ztdeploy.target.plugins import unknown_options
@@ -43,19 +45,22 @@ class Graphs:
         profiles: Sequence[HardwareProfile],
         calibration: CalibrationImages,
         batch: int | None,
+        chain: Chain | None = None,
     ) -> None:
         """
         Args:
             folder: of the bundle.
             calibration: what int8 ranges come from where they are not dynamic.
             batch: of every graph; None: as the profiles say.
+            chain: the stages of a cascade, whose graphs are also cut into pieces.
         """
         self.folder, self.tracer, self.profiles, self.calibration = folder, tracer, profiles, calibration
+        self.chain = chain
         architecture = tracer.model.adapter.architecture
         self.specs = {profile.name: graph_spec(profile, batch, architecture.tokens) for profile in profiles}
         self.weights = SharedWeights()
         self.blocks: dict[str, BlocksRecord] = {}  #: by profile
-        self._records: dict[tuple[str, str], GraphRecord] = {}  #: by variant and profile
+        self._records: dict[tuple[str, str], GraphRecord] = {}  #: by variant or piece, and profile
 
     def export(self, variant: Variant) -> None:
         """Trace one variant, make a graph for each distinct spec, and write what PyTorch makes of the golden input.
@@ -76,33 +81,34 @@ class Graphs:
         with writing(self.folder / "golden" / f"{variant.schedule.name}.npz") as file:
             np.savez(file, allow_pickle=False, **next(iter(traces.values())).reference)
 
-    def write(self, variants: Sequence[Variant]) -> None:
+    def write(self) -> None:
         """Write all graphs against one weights file, and twins with plugin nodes for profiles that take plugins."""
         self.weights.write(self.folder / WEIGHTS_FILE)
+        taking = {profile.name for profile in self.profiles if takes_plugins(profile)}
         twins: dict[Path, str | None] = {}
-        for variant in variants:
-            for profile in filter(takes_plugins, self.profiles):
-                key = variant.schedule.name, profile.name
-                record, plain = self._records[key], self.path(variant, profile)
-                if plain not in twins and not record.plain_for:
-                    twin = plain.with_name(f"{plain.stem}.plugins.onnx")
-                    twins[plain] = self._within(twin) if insert_plugin_nodes(plain, twin) else None
-                self._records[key] = record.model_copy(update={"plugin_file": twins.get(plain)})
+        for (part, profile), record in self._records.items():
+            plain = self.folder / record.file
+            if profile in taking and plain not in twins and not record.plain_for:
+                twin = plain.with_name(f"{plain.stem}.plugins.onnx")
+                twins[plain] = self._within(twin) if insert_plugin_nodes(plain, twin) else None
+            self._records[part, profile] = record.model_copy(update={"plugin_file": twins.get(plain)})
 
-    def record(self, variant: Variant, profile: HardwareProfile) -> GraphRecord:
-        """What a manifest says of the graph that a profile's engine is built from."""
-        return self._records[variant.schedule.name, profile.name]
+    @property
+    def parts(self) -> list[str]:
+        """The names of all variants, then of the pieces of the cascade."""
+        names = dict.fromkeys(part for part, _profile in self._records)
+        return sorted(names, key=lambda name: name.startswith("_"))
 
-    def path(self, variant: Variant, profile: HardwareProfile) -> Path:
-        """The file of that graph."""
-        return self._path(variant, self.specs[profile.name])
+    def record(self, part: str, profile: HardwareProfile) -> GraphRecord:
+        """What a manifest says of the graph that a profile's engine of a variant or a piece is built from."""
+        return self._records[part, profile.name]
 
-    def _path(self, variant: Variant, spec: GraphSpec) -> Path:
-        """Named after the variant alone, unless the profiles ask for graphs that differ."""
+    def _path(self, part: str, spec: GraphSpec) -> Path:
+        """Named after the variant or piece alone, unless the profiles ask for graphs that differ."""
         label = spec.label(self.specs.values())
         if label in self.specs:  # engines are named after their profiles
             label += "-graph"
-        return self.folder / "graphs" / f"{'.'.join(filter(None, (variant.schedule.name, label)))}.onnx"
+        return self.folder / "graphs" / f"{'.'.join(filter(None, (part, label)))}.onnx"
 
     def _within(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -122,27 +128,39 @@ class Graphs:
         return {spec: found[key] for spec, key in static.items()}
 
     def _take(self, variant: Variant, spec: GraphSpec, noted: ir.Model) -> None:
-        """Add a graph to what will be written, and its twin with notes where some profile's runtime runs that."""
-        graph = without_notes(noted)
-        profiles = [profile for profile in self.profiles if self.specs[profile.name] == spec]
-        if any(backend_of(profile).tensorrt_operators for profile in profiles):
-            check_tensorrt(graph)
-        path, architecture = self._path(variant, spec), self.tracer.model.adapter.architecture
-        record = graph_record(graph, spec, self._within(path), architecture, self.calibration.origin)
+        """Add a graph to what will be written, the pieces that it is cut into for a cascade, and its twin with notes
+        where some profile's runtime runs that."""
+        name, profiles = variant.schedule.name, [one for one in self.profiles if self.specs[one.name] == spec]
+        graphs = {name: without_notes(noted)}
+        if self.chain is not None and name in self.chain.names:
+            graphs |= self._pieces(name, self.chain, noted)
         if not variant.plan.layers:
-            self._take_blocks(spec, graph, profiles)  # before its initialisers get other names
-        self.weights.add(path, graph)
+            self._take_blocks(spec, graphs[name], profiles)  # before its initialisers get other names
         explained = [profile.name for profile in profiles if _explains(profile)] if notes_of(noted) else []
-        notes = path.with_name(f"_notes.{path.name}")  # no variant has such a name
+        notes = self._path(name, spec)
+        notes = notes.with_name(f"_notes.{notes.name}")  # no variant has such a name
+        foreign = unknown_options(variant.schedule.method, variant.schedule.options) if variant.plan.layers else ()
+        architecture = self.tracer.model.adapter.architecture
+        for part, graph in graphs.items():
+            if any(backend_of(profile).tensorrt_operators for profile in profiles):
+                check_tensorrt(graph)
+            path = self._path(part, spec)
+            record = graph_record(graph, spec, self._within(path), architecture, self.calibration.origin)
+            self.weights.add(path, graph)
+            for profile in profiles:
+                changes = {
+                    "notes_file": self._within(notes) if part == name and profile.name in explained else None,
+                    "plain_for": foreign if takes_plugins(profile) else (),
+                }
+                self._records[part, profile.name] = record.model_copy(update=changes)
         if explained:
             self.weights.add(notes, noted)
-        foreign = unknown_options(variant.schedule.method, variant.schedule.options) if variant.plan.layers else ()
-        for profile in profiles:
-            changes = {
-                "notes_file": self._within(notes) if profile.name in explained else None,
-                "plain_for": foreign if takes_plugins(profile) else (),
-            }
-            self._records[variant.schedule.name, profile.name] = record.model_copy(update=changes)
+
+    def _pieces(self, name: str, chain: Chain, noted: ir.Model) -> dict[str, ir.Model]:
+        """The tail of a stage, with its confidence if another stage follows; of the last stage also the prefix."""
+        last = name == chain.names[-1]
+        prefix, tail = cut(without_notes(noted, confidence=not last), chain.block)
+        return {tail_name(name): tail, **({PREFIX: prefix} if last else {})}
 
     def _take_blocks(self, spec: GraphSpec, dense: ir.Model, profiles: Sequence[HardwareProfile]) -> None:
         """Keep some middle blocks alone for the profiles whose runtime can time them, if they can be cut out."""

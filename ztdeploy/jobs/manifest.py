@@ -12,6 +12,7 @@ from ztdeploy.core.cost import plan_gmacs, pruning_gmacs
 from ztdeploy.core.files import write
 from ztdeploy.core.manifest import (
     SCHEMA_VERSION,
+    CascadeRecord,
     EngineRecord,
     GoldenRecord,
     Manifest,
@@ -33,6 +34,7 @@ def draft_manifest(
     variants: Sequence[Variant],
     engines: Mapping[tuple[str, str], EngineRecord],
     golden: GoldenRecord,
+    cascade: CascadeRecord | None = None,
 ) -> Manifest:
     """The manifest, without the records of parity and what depends on them.
 
@@ -70,6 +72,7 @@ def draft_manifest(
         profiles={profile.name: profile for profile in profiles},
         default_variant=variants[0].schedule.name,
         variants=tuple(_variant_record(variant, graphs, engines) for variant in variants),
+        cascade=cascade,
         golden=golden,
         blocks=graphs.blocks,
         missing=(),
@@ -96,6 +99,6 @@ def _variant_record(variant: Variant, graphs: Graphs, engines: Mapping[tuple[str
         plan=variant.plan,
         gmacs=plan_gmacs(architecture, variant.plan),
         pruning_gmacs=pruning_gmacs(architecture, variant.plan, variant.schedule.method, variant.schedule.options),
-        graphs={profile.name: graphs.record(variant, profile) for profile in graphs.profiles},
+        graphs={profile.name: graphs.record(name, profile) for profile in graphs.profiles},
         engines={profile: engine for (own, profile), engine in engines.items() if own == name},
     )

@@ -27,7 +27,7 @@ from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, Preproc
 from ztdeploy.core.profile import HardwareProfile, schedule_path
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
-from ztdeploy.jobs.request import BuildRequest, default_folder, gate_of
+from ztdeploy.jobs.request import BuildRequest, cascade_goal, default_folder, gate_of
 from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, TuneReport, TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest
@@ -79,6 +79,9 @@ def build(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     min_cosine: float | None = None,
+    cascade: float | None = None,
+    cascade_max_rerun: float | None = None,
+    cascade_min_cosine: float | None = None,
     weights: WeightsSource = "pretrained",
     checkpoint: AnyPath | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -119,6 +122,10 @@ def build(
         min_agreement: share of `calib` that must get the baseline's answer, from 0 to 1.
         max_kl: highest mean KL divergence from the baseline on `calib`, in nats.
         min_cosine: lowest mean cosine to the baseline's embeddings or features on `calib`.
+        cascade: build a cascade that agrees with the baseline on this share of images, below 1; its thresholds are
+            chosen on `calib`, which needs no labels for this.
+        cascade_max_rerun: instead, the share of images that may go on from the first stage of the cascade.
+        cascade_min_cosine: from this cosine on, embeddings or features agree. By default 0.95.
         weights: "random" weights serve to measure latency only.
         checkpoint: weights of your own: a .safetensors, .pth or .ckpt file, an index of shards, or a folder.
         image_size: side of the input in pixels, or `(height, width)`. By default the model's.
@@ -159,6 +166,7 @@ def build(
         from ztdeploy.target.machine_profile import profile_for_this_machine
 
         profiles = (profile_for_this_machine().name,)
+    goal = {"agreement": cascade, "max_rerun": cascade_max_rerun, "min_cosine": cascade_min_cosine}
     limits = {"max_drop": max_drop, "min_agreement": min_agreement, "max_kl": max_kl, "min_cosine": min_cosine}
     request = BuildRequest(
         model=source,
@@ -171,6 +179,7 @@ def build(
         preset=arguments.one_of("preset", preset, ("default", "paper")),
         batch=None if batch is None else arguments.whole_number("batch", batch, arguments.BATCH),
         gate=gate_of(_path("calib", calib), **_numbers(limits)),
+        cascade=cascade_goal(**_numbers(goal)),
         force=force,
     )
     if precision is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ztdeploy.core.bundle import check_output
+from ztdeploy.core.cascade import CascadeGoal
 from ztdeploy.core.data import first_error
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.keep_ratio import check_keep_ratio
@@ -49,6 +50,30 @@ def gate_of(calib: Path | None, **limits: float | None) -> Gate | None:
         raise InputError(f"{name} = {limits.get(name)}", wrong, f"give another value for {name}") from error
 
 
+def cascade_goal(
+    agreement: float | None = None, max_rerun: float | None = None, min_cosine: float | None = None
+) -> CascadeGoal | None:
+    """What is asked of a cascade; None: there is none.
+
+    Raises:
+        InputError: a share that is not between 0 and 1, two goals, or a cosine without a goal.
+    """
+    if agreement is not None and max_rerun is not None:
+        given = f"--cascade {agreement:g} with --cascade-max-rerun {max_rerun:g}"
+        raise InputError(given, "one of them: each decides how many images go on", "leave one out")
+    values = {"agreement": agreement, "max_rerun": max_rerun, "min_cosine": min_cosine}
+    given_ones = {name: value for name, value in values.items() if value is not None}
+    if not given_ones:
+        return None
+    if list(given_ones) == ["min_cosine"]:
+        raise InputError(f"--cascade-min-cosine {min_cosine:g} without a cascade", "--cascade as well", "give both")
+    try:
+        return CascadeGoal.model_validate(given_ones)
+    except ValidationError as error:
+        name, wrong = first_error(error)
+        raise InputError(f"{name} = {values.get(name)}", wrong, "give a share between 0 and 1") from error
+
+
 def default_folder(model: str, profiles: Sequence[str | HardwareProfile]) -> Path:
     """The default folder of a bundle: MODEL-PROFILE in the current folder."""
     names = (profile.name if isinstance(profile, HardwareProfile) else Path(profile).stem for profile in profiles)
@@ -75,6 +100,7 @@ class BuildRequest:
     batch: int | None = None  #: fixes the batch of every graph
     force: bool = False
     gate: Gate | None = None  #: ships only variants that cost little on calibration images
+    cascade: CascadeGoal | None = None  #: makes a cascade of the variants, whose thresholds are chosen on such images
     cache: Path | None = None  #: folder of traces to take from and add to; None: everything is traced
 
     @property

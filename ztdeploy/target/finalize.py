@@ -22,7 +22,7 @@ from ztdeploy.target.bundle_readme import README, with_readme
 from ztdeploy.target.measure.statistics import median_ratio, overall_median
 from ztdeploy.target.measure.turns import take_turns
 from ztdeploy.target.runtime.parity import check_golden, golden_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, load
+from ztdeploy.target.runtime.runner import BundleRunner, load_engine
 
 GRAPHS = "graphs"
 _FIX = "copy the bundle with 'cp -rL', and finalize the copy"
@@ -212,7 +212,7 @@ class Workshop:
         files = {**self.bundle.manifest.files, **file_records(self.bundle.root, engine.files)}
         manifest = self.bundle.manifest.with_engines({(job.variant.name, job.profile.name): engine})
         candidate = Bundle(self.bundle.root, manifest.model_copy(update={"files": files}))
-        return load(candidate, variant=job.variant.name, profile=job.profile.name, verify=False)
+        return load_engine(candidate, variant=job.variant.name, profile=job.profile.name, verify=False)
 
     def _measure(self, job: Job, plain: EngineRecord, other: EngineRecord) -> tuple[bool, tuple[Candidate, ...]]:
         """Whether the other engine is faster than the plain one, and the measurements of both."""

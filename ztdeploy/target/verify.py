@@ -17,7 +17,7 @@ from ztdeploy.target.backends import get_backend, load_noted, why_not_run
 from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.backends.int8 import int8_note
 from ztdeploy.target.runtime.parity import check_golden, check_preprocessing, golden_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, class_names, load
+from ztdeploy.target.runtime.runner import BundleRunner, class_names, load_engine
 
 _AGAIN = "copy or build the bundle again"
 
@@ -68,7 +68,7 @@ def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict
     for done, (name, variant) in enumerate(pairs):
         label = variant.name if len(names) == 1 else f"{variant.name} ({name})"
         progress(f"running {label}", 1 + done, 1 + len(pairs))
-        with load(bundle, variant=variant.name, profile=name, verify=False) as runner:
+        with load_engine(bundle, variant=variant.name, profile=name, verify=False) as runner:
             records[label] = check_golden(bundle, runner, variant)
             if runner.graph.notes_file is not None:
                 _check_notes(bundle, runner, runner.graph.notes_file)

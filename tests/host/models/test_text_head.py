@@ -24,7 +24,7 @@ from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.models.text_head import read_text_embeddings
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.runtime.runner import load
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.verify import verify_bundle
 
 

@@ -22,10 +22,10 @@ from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError, Mis
 from ztdeploy.core.processor import REPORT
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.host.graph import GraphSpec, specialise
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends import base, get_backend, openvino
 from ztdeploy.target.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
 from ztdeploy.target.evaluate.explain import explain_bundle
-from ztdeploy.target.runtime.runner import load
 from ztdeploy.target.verify import verify_bundle
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")

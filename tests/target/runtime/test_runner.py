@@ -15,9 +15,9 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import BundleError, ImageError, InputError
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.target.adaptive import opening
+from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends.onnxruntime import OnnxRuntimeRunner
 from ztdeploy.target.runtime.preprocess import load_pixels
-from ztdeploy.target.runtime.runner import load
 
 PROFILES = {
     "uint8-two": "[batch]\ndynamic = false\nsizes = [2]\n",

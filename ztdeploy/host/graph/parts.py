@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from ztdeploy.core.names import INTO, KEPT, TOKENS, TOKENS_OUT, block_name, of_pruning_layer_itself
+from ztdeploy.core.names import CONFIDENCE, INTO, KEPT, TOKENS, TOKENS_OUT, block_name, of_pruning_layer_itself
 from ztdeploy.host.graph.rewriting import constant, rank_of, shape_of
 
 _KEEP = 0  #: in the target of a Reshape: leave this axis as it is
@@ -18,12 +18,17 @@ def notes_of(model: ir.Model) -> list[str]:
     and its runtime may fuse less. `show` runs the graph with notes beside the engine.
     """
     names = (value.name or "" for value in model.graph.outputs)
-    return [name for name in names if of_pruning_layer_itself(name) and not name.endswith((f"/{KEPT}", f"/{INTO}"))]
+    of_layers = (name for name in names if of_pruning_layer_itself(name))
+    return [name for name in of_layers if not name.endswith((f"/{KEPT}", f"/{INTO}"))]
 
 
-def without_notes(noted: ir.Model) -> ir.Model:
-    """A copy of a graph without its notes and the nodes that only serve them; it shares the weights."""
-    model, notes = noted.clone(), set(notes_of(noted))
+def without_notes(noted: ir.Model, *, confidence: bool = False) -> ir.Model:
+    """A copy of a graph without its notes and the nodes that only serve them; it shares the weights.
+
+    Args:
+        confidence: keep the confidence, which is an output of stages of a cascade only.
+    """
+    model, notes = noted.clone(), {*notes_of(noted), *(() if confidence else (CONFIDENCE,))}
     outputs = model.graph.outputs
     for position in reversed(range(len(outputs))):
         value = outputs[position]

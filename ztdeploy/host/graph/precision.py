@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.names import block_of, in_pruning_layer
+from ztdeploy.core.names import CONFIDENCE, block_of, in_pruning_layer
 from ztdeploy.core.profile import Int8Options, Precision
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.rewriting import numbers
@@ -185,8 +185,10 @@ def _ancestors(node: ir.Node) -> set[ir.Node]:
 
 
 def keeps_fp32(node: ir.Node) -> bool:
-    """Whether a node belongs to a part that always stays fp32: a pruning layer, or a head of text embeddings."""
-    return in_pruning_layer(node.name) or "/text_head/" in (node.name or "")
+    """Whether a node belongs to a part that always stays fp32: a pruning layer, a head of text embeddings, or the
+    confidence, whose differences near 0 decide."""
+    name = node.name or ""
+    return in_pruning_layer(name) or "/text_head/" in name or name.startswith(f"{CONFIDENCE}/")
 
 
 def _is_ranked(node: ir.Node) -> bool:

@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Literal, overload
 
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import InputError
+from ztdeploy.target.adaptive.cascade import CascadeRunner
 from ztdeploy.target.adaptive.governed import GovernedRunner
 from ztdeploy.target.adaptive.governor import Governor
 from ztdeploy.target.backends.base import MemoryMode
-from ztdeploy.target.runtime.runner import BundleRunner, opening
-from ztdeploy.target.runtime.runner import load as load_one
+from ztdeploy.target.runtime.runner import BundleRunner, load_engine, opening
+
+
+@overload
+def load(
+    bundle: str | PathLike[str] | Bundle,
+    *,
+    keep_ratio: float | None = None,
+    variant: str | None = None,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+    cascade: Literal[False] = False,
+    latency_ms: float | None = None,
+    governor: Governor | None = None,
+) -> BundleRunner: ...
+
+
+@overload
+def load(
+    bundle: str | PathLike[str] | Bundle,
+    *,
+    keep_ratio: float | None = None,
+    variant: str | None = None,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+    cascade: Literal[True],
+    latency_ms: float | None = None,
+    governor: Governor | None = None,
+) -> CascadeRunner: ...
 
 
 def load(
@@ -23,9 +56,10 @@ def load(
     threads: int | None = None,
     memory: MemoryMode = "speed",
     verify: bool = True,
+    cascade: bool = False,
     latency_ms: float | None = None,
     governor: Governor | None = None,
-) -> BundleRunner:
+) -> BundleRunner | CascadeRunner:
     """Open a bundle and load one of its engines, or all that a governor may choose. Needs no PyTorch.
 
         runner = ztdeploy.load("deit_s-cpu", keep_ratio=0.8)
@@ -41,6 +75,7 @@ def load(
         threads: intra-op threads; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
         verify: compare the files that are read with their hashes first.
+        cascade: run the bundle's cascade: each image goes through as many stages as it needs.
         latency_ms: hold this p95 latency of a call by switching between variants: short for a `Governor`.
         governor: how to hold a latency; the runner is then a `GovernedRunner`, which keeps all its engines open.
 
@@ -50,8 +85,11 @@ def load(
         InputError: an argument of another type, or out of range; a governor beside a choice of variant, with fewer
             than two variants, or with a target that its fastest variant misses.
     """
+    _check_one_chooses(keep_ratio, variant, cascade, latency_ms, governor)
+    if cascade:
+        return CascadeRunner(**opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify))
     if latency_ms is None and governor is None:
-        return load_one(
+        return load_engine(
             bundle,
             keep_ratio=keep_ratio,
             variant=variant,
@@ -60,6 +98,17 @@ def load(
             memory=memory,
             verify=verify,
         )
+    options = opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify)
+    return GovernedRunner(governor or Governor(latency_ms or 0), **options)
+
+
+def _check_one_chooses(
+    keep_ratio: float | None, variant: str | None, cascade: bool, latency_ms: float | None, governor: Governor | None
+) -> None:
+    """
+    Raises:
+        InputError: more than one argument decides which variant runs, or a governor is none.
+    """
     if latency_ms is not None and governor is not None:
         fix = "leave out latency_ms, which the governor has"
         raise InputError(f"both latency_ms = {arguments.shown(latency_ms)} and a governor", "one of them", fix)
@@ -67,10 +116,13 @@ def load(
         raise InputError(
             f"governor = {arguments.shown(governor)}", "a ztdeploy.Governor", "give latency_ms=30 for short"
         )
+    governed = latency_ms is not None or governor is not None
+    if cascade and governed:
+        raise InputError("a cascade beside a governor", "one of them: both choose the variant", "leave one out")
     chosen = {"keep_ratio": keep_ratio, "variant": variant}
     for name, value in chosen.items():
-        if value is not None:
-            given = f"{name} = {arguments.shown(value)} beside a governor, which chooses the variant"
-            raise InputError(given, "one of them", f"leave out {name}; Governor(variants=...) narrows the choice")
-    options = opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify)
-    return GovernedRunner(governor or Governor(latency_ms or 0), **options)
+        if value is not None and (governed or cascade):
+            who = "a governor" if governed else "a cascade"
+            given = f"{name} = {arguments.shown(value)} beside {who}, which chooses the variant"
+            narrow = "; Governor(variants=...) narrows the choice" if governed else ""
+            raise InputError(given, "one of them", f"leave out {name}{narrow}")

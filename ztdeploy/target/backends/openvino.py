@@ -48,7 +48,7 @@ _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 class OpenVinoEngine(Record):
     """The content of an engine's file."""
 
-    graph: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
+    graph: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*\.onnx$", max_length=255)  #: beside the weights file
     precision: Precision
     row_group: int = Field(default=0, ge=0)  #: 0: activations are as the graph says
     weight_bits: int = Field(default=8, ge=2, le=8)  #: of int8 weights

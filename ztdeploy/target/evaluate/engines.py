@@ -36,7 +36,7 @@ from ztdeploy.target.evaluate.answers import (
 )
 from ztdeploy.target.evaluate.data import Decoded, decode
 from ztdeploy.target.runtime.interface import Outputs
-from ztdeploy.target.runtime.runner import BundleRunner, engine_of, load
+from ztdeploy.target.runtime.runner import BundleRunner, engine_of, load_engine
 
 #: With more weights than that, all engines read one copy of them, which is slower.
 _MOST_WEIGHTS_BYTES = 2**30
@@ -98,7 +98,7 @@ def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], ImageAns
     with ExitStack() as stack:
         runners = [
             stack.enter_context(
-                load(
+                load_engine(
                     work.bundle,
                     variant=variant.name,
                     profile=profile,

@@ -19,7 +19,7 @@ from ztdeploy.target.evaluate.reasons import LayerReasons, agreed_layers, reason
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.postprocess import Label, cosines, top_labels
 from ztdeploy.target.runtime.preprocess import load_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, class_names, load
+from ztdeploy.target.runtime.runner import BundleRunner, class_names, load_engine
 
 _TOP = 3  #: labels per image
 _UNEXPLAINED = (
@@ -90,7 +90,7 @@ def explain_bundle(
             "choose another --keep-ratio, or build one with --keep-ratio 0.7",
         )
     pixels = load_pixels(images, manifest.preprocess)
-    with load(bundle, variant=manifest.dense.name, profile=profile) as runner:
+    with load_engine(bundle, variant=manifest.dense.name, profile=profile) as runner:
         dense = runner.infer(pixels)
         found = [_find(runner, variant, pixels) for variant in pruned]
 

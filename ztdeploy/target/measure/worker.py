@@ -27,12 +27,12 @@ def main() -> None:
     bundle, variant, profile, threads, batch = sys.argv[1:6]
     import numpy as np
 
-    from ztdeploy.target.runtime.runner import BundleRunner, load
+    from ztdeploy.target.runtime.runner import BundleRunner, load_engine
 
     imported_ns = time.monotonic_ns()
 
     def start() -> BundleRunner:
-        return load(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
+        return load_engine(bundle, variant=variant, profile=profile, threads=int(threads) or None, verify=False)
 
     def call_of(runner: BundleRunner) -> Callable[[], object]:
         shape = runner.bundle.manifest.preprocess.shape

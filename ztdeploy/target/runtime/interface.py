@@ -40,6 +40,11 @@ class Outputs:
         more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
         return cls(np.concatenate([part.logits for part in parts]), kept, into, more)
 
+    def of_images(self, places: NDArray[np.intp]) -> Outputs:
+        """The outputs of some of the images: `[m]`."""
+        kept, into = (tuple(layer[places] for layer in layers) for layers in (self.kept, self.into))
+        return Outputs(self.logits[places], kept, into, {name: value[places] for name, value in self.more.items()})
+
 
 def joined_layers(parts: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
     """Per layer, the arrays of all parts one after the other."""

@@ -55,6 +55,7 @@ class Prediction:
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer, the kept patches as indices into the image's patch grid
     image: str | None = None  #: the path of the image; None where it was no file
     gives: Output = "logits"  #: what the model gives
+    stage: int | None = None  #: of a cascade, the stage that answered, counted from 0; None: there is no cascade
 
     @property
     def label(self) -> str | None:

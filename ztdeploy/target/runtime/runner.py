@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
-from typing import TypedDict, get_args
+from typing import TypedDict, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.core.kernel_files import usable_threads
-from ztdeploy.core.manifest import EngineRecord, GraphRecord, VariantRecord
+from ztdeploy.core.manifest import EngineRecord, GraphRecord, Part, VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner, StoredEngine
@@ -30,15 +32,20 @@ from ztdeploy.target.runtime.preprocess import check_pixels, load_pixels, normal
 _READ_AT_A_TIME = 64
 
 
-class OpenEngine:
-    """All that a call must know of an engine, so that it needs to look nothing up while others switch.
+_Runner = TypeVar("_Runner", bound="ImageRunner")
 
-    Calls enter and leave. Once retired, nobody enters any more, and whoever leaves last closes the engine.
+
+class Lease(ABC):
+    """Something open that calls enter and leave. Once retired, nobody enters any more, and whoever leaves last closes
+    it.
     """
 
-    def __init__(self, variant: VariantRecord, graph: GraphRecord, interface: Interface, runner: Runner) -> None:
-        self.variant, self.graph, self.interface, self.runner = variant, graph, interface, runner
+    def __init__(self) -> None:
         self._lock, self._calls, self._retired = Lock(), 0, False
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds."""
 
     def enter(self) -> bool:
         """Whether a call may use it; whoever got True must leave."""
@@ -51,22 +58,40 @@ class OpenEngine:
             self._calls -= 1
             last = self._retired and not self._calls
         if last:
-            self.runner.close()
+            self.close()
 
     def retire(self) -> None:
-        """Let no further call in, and close the engine when the last one has left. Once is enough."""
+        """Let no further call in, and close when the last one has left. Once is enough."""
         with self._lock:
             last = not self._retired and not self._calls
             self._retired = True
         if last:
-            self.runner.close()
+            self.close()
 
 
-class BundleRunner(AbstractContextManager["BundleRunner"]):
-    """One bundle's engines behind one call; the keep ratio can be switched at any time.
+class OpenEngine(Lease):
+    """All that a call must know of an engine, so that it needs to look nothing up while others switch."""
 
-    With memory "speed" one engine is open at a time and its weights are packed for its kernels. With "shared"
-    every engine that was used stays open and all read one copy of the weights, at some cost in speed.
+    def __init__(self, variant: VariantRecord, graph: GraphRecord, interface: Interface, runner: Runner) -> None:
+        super().__init__()
+        self.variant, self.graph, self.interface, self.runner = variant, graph, interface, runner
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What some images of a call got from one variant."""
+
+    outputs: Outputs
+    places: NDArray[np.intp]  #: `[m]`: which images of the call these are
+    stage: int | None = None  #: of a cascade, counted from 0
+
+
+class ImageRunner(ABC):
+    """From images to predictions: pre-processing, names of classes, and files that match their hashes. What runs on
+    pixels is up to subclasses.
     """
 
     def __init__(self, bundle: Bundle, *, profile: str, threads: int, memory: MemoryMode, verify: bool) -> None:
@@ -75,6 +100,105 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         if bundle.manifest.class_names is not None:
             self._check([bundle.manifest.class_names])
         self._names = class_names(bundle)
+
+    @property
+    def _largest_batch(self) -> int:
+        return max(self.bundle.manifest.profiles[self.profile].batch.sizes)
+
+    @abstractmethod
+    def _calling(self) -> AbstractContextManager[Callable[[NDArray[np.uint8], Sequence[str]], list[Answered]]]:
+        """A context in which pixels, uint8 `[B, H, W, C]`, with names of their images, get answers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close every engine, each when the calls that use it have ended; the next call opens one again."""
+
+    def __call__(self, images: Images, *, top: int = 5, threshold: float | None = None) -> list[Prediction]:
+        """Run the engine on one image or many.
+
+            runner("photo.jpg")[0].label
+            for prediction in runner("photos", top=1):
+                print(prediction.image, prediction.label, prediction.probability)
+
+        Args:
+            images: a path of an image or of a folder, the bytes of an image file, a PIL image, an array or a tensor,
+                uint8 `[H, W, 3]` or `[N, H, W, 3]`; or a list of these. See `runtime.images.single_images`.
+            top: how many labels an image gets at most, the likeliest first.
+            threshold: the least probability of a label, from 0 to 1; by default any.
+
+        Returns:
+            One `Prediction` for each image, in order; of a folder in the order of names.
+
+        Raises:
+            ImageError: an image cannot be read, or is none; says which shape and dtype was expected.
+            InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
+            ParityError: the engine gives what cannot be right.
+        """
+        manifest = self.bundle.manifest
+        top, least = arguments.whole_number("top", top, arguments.CLASSES), self._threshold(threshold)
+        if not manifest.model.architecture.num_classes:
+            top = 0  # the output is an embedding
+        sources = single_images(images, manifest.preprocess.channels)
+        if not sources:
+            return []
+        names = [str(source) if isinstance(source, str | Path) else None for source in sources]
+        counted = [f"image {at + 1} of {len(sources)}" if name is None else repr(name) for at, name in enumerate(names)]
+        found = dict[int, Prediction]()
+        with self._calling() as call:
+            for part in slices(len(sources), _READ_AT_A_TIME):
+                for one in call(load_pixels(sources[part], manifest.preprocess), counted[part]):
+                    for index, place in enumerate(one.places.tolist()):
+                        logits = one.outputs.logits[index]
+                        found[part.start + place] = Prediction(
+                            top_labels(logits, self._names, top, manifest.model.activation, threshold=least),
+                            logits,
+                            kept_patches(one.outputs.kept, index, manifest.model.architecture.prefix_tokens),
+                            image=names[part][place],
+                            gives=manifest.model.gives,
+                            stage=one.stage,
+                        )
+        return [found[place] for place in sorted(found)]
+
+    def _threshold(self, given: float | None) -> float | None:
+        """
+        Raises:
+            InputError: it is no probability, or there are no probabilities.
+        """
+        if given is None:
+            return None
+        least, model = arguments.number("threshold", given), self.bundle.manifest.model
+        text = f"threshold = {least:g}"
+        if model.gives != "logits" or model.activation == "none":
+            given_so = f"{text} for a model whose outputs are no probabilities"
+            raise InputError(given_so, "none", "leave the threshold out")
+        if not 0 <= least <= 1:
+            raise InputError(text, "a probability from 0 to 1", "give another threshold")
+        return least
+
+    def _check(self, names: list[str]) -> None:
+        fresh = [name for name in names if name not in self._verified]
+        if self._verify:
+            self.bundle.verify_files(fresh)
+        self._verified.update(fresh)
+
+    def __enter__(self: _Runner) -> _Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BundleRunner(ImageRunner):
+    """One bundle's engines behind one call; the keep ratio can be switched at any time.
+
+    With memory "speed" one engine is open at a time and its weights are packed for its kernels. With "shared"
+    every engine that was used stays open and all read one copy of the weights, at some cost in speed.
+    """
+
+    def __init__(self, bundle: Bundle, *, profile: str, threads: int, memory: MemoryMode, verify: bool) -> None:
+        super().__init__(bundle, profile=profile, threads=threads, memory=memory, verify=verify)
         self._switching = RLock()  # whoever opens or closes engines; calls do not wait for it
         self._open: dict[str, OpenEngine] = {}
         self._active: OpenEngine | None = None  #: what calls use from now on
@@ -115,70 +239,6 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
     def graph(self) -> GraphRecord:
         return self.variant.graphs[self.profile]
 
-    def __call__(self, images: Images, *, top: int = 5, threshold: float | None = None) -> list[Prediction]:
-        """Run the engine on one image or many.
-
-            runner("photo.jpg")[0].label
-            for prediction in runner("photos", top=1):
-                print(prediction.image, prediction.label, prediction.probability)
-
-        Args:
-            images: a path of an image or of a folder, the bytes of an image file, a PIL image, an array or a tensor,
-                uint8 `[H, W, 3]` or `[N, H, W, 3]`; or a list of these. See `runtime.images.single_images`.
-            top: how many labels an image gets at most, the likeliest first.
-            threshold: the least probability of a label, from 0 to 1; by default any.
-
-        Returns:
-            One `Prediction` for each image, in order; of a folder in the order of names.
-
-        Raises:
-            ImageError: an image cannot be read, or is none; says which shape and dtype was expected.
-            InputError: `top` is no whole number, or negative; or a threshold where there are no probabilities.
-            ParityError: the engine gives what cannot be right.
-        """
-        manifest = self.bundle.manifest
-        top, least = arguments.whole_number("top", top, arguments.CLASSES), self._threshold(threshold)
-        if not manifest.model.architecture.num_classes:
-            top = 0  # the output is an embedding
-        sources = single_images(images, manifest.preprocess.channels)
-        if not sources:
-            return []
-        names = [str(source) if isinstance(source, str | Path) else None for source in sources]
-        counted = [f"image {at + 1} of {len(sources)}" if name is None else repr(name) for at, name in enumerate(names)]
-        found, engine = list[Prediction](), self._entered()
-        try:
-            for part in _slices(len(sources), _READ_AT_A_TIME):
-                outputs = self._infer(engine, load_pixels(sources[part], manifest.preprocess), counted[part])
-                found += [
-                    Prediction(
-                        top_labels(logits, self._names, top, manifest.model.activation, threshold=least),
-                        logits,
-                        kept_patches(outputs.kept, index, manifest.model.architecture.prefix_tokens),
-                        image=names[part][index],
-                        gives=manifest.model.gives,
-                    )
-                    for index, logits in enumerate(outputs.logits)
-                ]
-        finally:
-            engine.leave()
-        return found
-
-    def _threshold(self, given: float | None) -> float | None:
-        """
-        Raises:
-            InputError: it is no probability, or there are no probabilities.
-        """
-        if given is None:
-            return None
-        least, model = arguments.number("threshold", given), self.bundle.manifest.model
-        text = f"threshold = {least:g}"
-        if model.gives != "logits" or model.activation == "none":
-            given_so = f"{text} for a model whose outputs are no probabilities"
-            raise InputError(given_so, "none", "leave the threshold out")
-        if not 0 <= least <= 1:
-            raise InputError(text, "a probability from 0 to 1", "give another threshold")
-        return least
-
     def __repr__(self) -> str:
         names = f"{self.bundle.name!r}, variant={self.variant.name!r}, profile={self.profile!r}"
         return f"BundleRunner({names}{f', threads={self.threads}' if self.threads else ''})"
@@ -205,8 +265,8 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             engine.leave()
 
     def _infer(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
-        size = engine.graph.batch or max(self.bundle.manifest.profiles[self.profile].batch.sizes)
-        parts = (self._infer_part(engine, pixels[part], images[part]) for part in _slices(len(pixels), size))
+        size = engine.graph.batch or self._largest_batch
+        parts = (self._infer_part(engine, pixels[part], images[part]) for part in slices(len(pixels), size))
         return Outputs.joined(list(parts))
 
     def _infer_part(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
@@ -217,8 +277,15 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         feed = normalise(pixels, self.bundle.manifest.preprocess) if normalised else pixels
         return engine.interface.outputs(engine.runner.infer({IMAGE: feed}), len(pixels), images)
 
+    @contextmanager
+    def _calling(self) -> Iterator[Callable[[NDArray[np.uint8], Sequence[str]], list[Answered]]]:
+        engine = self._entered()
+        try:
+            yield lambda pixels, names: [Answered(self._infer(engine, pixels, names), np.arange(len(pixels)))]
+        finally:
+            engine.leave()
+
     def close(self) -> None:
-        """Close every engine, each when the calls that use it have ended; the next call opens one again."""
         with self._switching:
             self._active = None
             while self._open:
@@ -257,11 +324,6 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
             if one is not self._open.get(one.variant.name):
                 one.retire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _load(self, variant: VariantRecord) -> Runner:
         engine = engine_of(self.bundle, variant, self.profile)
         files = self.bundle.files_of_engine(variant, self.profile)
@@ -271,18 +333,12 @@ class BundleRunner(AbstractContextManager["BundleRunner"]):
         stored = stored_engine(self.bundle, variant, self.profile)
         return get_backend(engine.backend).load(stored, threads=self.threads, memory=self.memory)
 
-    def _check(self, names: list[str]) -> None:
-        fresh = [name for name in names if name not in self._verified]
-        if self._verify:
-            self.bundle.verify_files(fresh)
-        self._verified.update(fresh)
 
-
-def _slices(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def load(
+def load_engine(
     bundle: str | PathLike[str] | Bundle,
     *,
     keep_ratio: float | None = None,
@@ -362,7 +418,7 @@ def runnable_profile(bundle: Bundle) -> str:
     return found.name
 
 
-def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRecord:
+def engine_of(bundle: Bundle, variant: Part, profile: str) -> EngineRecord:
     """The variant's engine for a profile.
 
     Raises:
@@ -377,7 +433,7 @@ def engine_of(bundle: Bundle, variant: VariantRecord, profile: str) -> EngineRec
     )
 
 
-def stored_engine(bundle: Bundle, variant: VariantRecord, profile: str) -> StoredEngine:
+def stored_engine(bundle: Bundle, variant: Part, profile: str) -> StoredEngine:
     """The same engine as what a backend loads; raises as `engine_of`."""
     engine = engine_of(bundle, variant, profile)
     source = variant.graphs[profile].source(engine.fingerprint.plugins)
