@@ -251,7 +251,7 @@ def test_inspect(run: Run, digits_bundle: Path, tmp_path: Path) -> None:
     assert (text.code, text.err, data.code, data.err) == (0, "", 0, "")
     manifest = data.json()
     assert [variant["name"] for variant in manifest["variants"]] == ["keep-0.70", "keep-0.50", "dense"]
-    assert manifest["schema_version"] == 4
+    assert manifest["schema_version"] == 5
     assert manifest["model"]["architecture"]["depth"] == 12
     for variant in manifest["variants"]:
         assert variant["name"] in text.out
@@ -686,7 +686,7 @@ def _unknown_key(manifest: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_newer, ["schema version 5", "version 4", "upgrade ztdeploy"]),
+        (_newer, ["schema version 6", "version 5", "upgrade ztdeploy"]),
         (_engine_outside, ["leaves the bundle"]),
         (_absolute_classes, ["class_names", "leaves the bundle"]),
         (_unlisted_engine, ["keep-0.70.cpu.onnx", "without listing it"]),

@@ -39,7 +39,7 @@ from ztdeploy.core.manifest import (
     FidelityRecord,
     FileRecord,
     Manifest,
-    Part,
+    PartRecord,
     VariantRecord,
 )
 from ztdeploy.core.onnx_file import read_graph
@@ -169,7 +169,7 @@ class Bundle(Shown):
             files.append(file)
         return files
 
-    def files_of_engine(self, part: Part, profile: str) -> list[str]:
+    def files_of_engine(self, part: PartRecord, profile: str) -> list[str]:
         """The files that are read to open an engine of a variant or a piece: its own, the graph that it was built from,
         and weights.
 

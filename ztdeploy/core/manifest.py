@@ -19,7 +19,7 @@ from ztdeploy.core.schedule import Architecture
 
 SCHEMA_VERSION = 5
 PluginKind = Literal["none", "library"]
-_AnyPart = TypeVar("_AnyPart", bound="Part")
+_AnyPart = TypeVar("_AnyPart", bound="PartRecord")
 
 
 def _inside(path: str) -> str:
@@ -328,7 +328,7 @@ class EngineRecord(FiniteRecord):
         return [file for file in (self.file, self.weights) if file is not None]
 
 
-class Part(FiniteRecord):
+class PartRecord(FiniteRecord):
     """Something that profiles have a graph and an engine of: a variant, or a piece of one."""
 
     name: str
@@ -336,7 +336,7 @@ class Part(FiniteRecord):
     engines: dict[Name, EngineRecord]  #: by profile name
 
 
-class VariantRecord(Variant, Part):
+class VariantRecord(Variant, PartRecord):
     """A variant in a bundle, with its graphs and engines."""
 
     name: Name
@@ -428,7 +428,7 @@ class BlocksRecord(FiniteRecord):
 PieceName = Annotated[str, Field(pattern=r"^_[a-z0-9][a-z0-9._-]{0,79}$")]
 
 
-class Piece(Part):
+class Piece(PartRecord):
     """What a cascade cuts a variant's graph into: the blocks that all stages share, or the rest of one stage."""
 
     name: PieceName
@@ -502,7 +502,7 @@ class Manifest(FiniteRecord):
         return self.model_copy(update=changes)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[PartRecord, ...]:
         """Everything that has graphs and engines: all variants, then the pieces of the cascade."""
         return (*self.variants, *(self.cascade.pieces if self.cascade else ()))
 

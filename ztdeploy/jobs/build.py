@@ -18,7 +18,6 @@ from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.core.schedule import Architecture
-from ztdeploy.jobs.cascade import check_goal
 from ztdeploy.jobs.request import BuildRequest as BuildRequest
 from ztdeploy.jobs.request import Judge
 from ztdeploy.target.backends import backend_of, why_not_build
@@ -52,7 +51,6 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
     asked = request.read_profiles()
     profiles = [exact_here(profile) for profile in asked]
     request.check()
-    check_goal(request)
     failed = check_backends(profiles)
     from ztdeploy.host.models.loading import load_model
 
@@ -112,7 +110,8 @@ class _Job:
         from ztdeploy.host.calibration import built_in_images
         from ztdeploy.host.proof import Proof
         from ztdeploy.host.tracing import Tracer
-        from ztdeploy.jobs.cascade import calibrate_cascade, cascade_record, chain_of
+        from ztdeploy.jobs.cascade import calibrate_cascade, cascade_record
+        from ztdeploy.jobs.chain import chain_of
         from ztdeploy.jobs.engines import build_engine
         from ztdeploy.jobs.golden import golden_images, write_golden
         from ztdeploy.jobs.graphs import Graphs

@@ -26,7 +26,7 @@ from ztdeploy.host.graph.shared_weights import SharedWeights
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.traces import Trace
 from ztdeploy.host.tracing import Tracer
-from ztdeploy.jobs.cascade import PREFIX, Chain, tail_name
+from ztdeploy.jobs.chain import PREFIX, Chain, tail_name
 from ztdeploy.target.backends import backend_of
 from ztdeploy.target.backends.base import Insight, RunsNotes, TakesPlugins
 from ztdeploy.target.plugins import unknown_options

@@ -136,4 +136,21 @@ class BuildRequest:
             check_source(self.model)
         if self.gate is not None:
             check_exists(self.gate.data)
+        self._check_goal()
         check_output(self.out, force=self.force)
+
+    def _check_goal(self) -> None:
+        """
+        Raises:
+            InputError: a cascade without calibration images, or together with limits that may take away its stages.
+        """
+        if self.cascade is None:
+            return
+        if self.gate is None:
+            raise InputError("--cascade without --calib", "images to choose thresholds on", "give --calib DIR as well")
+        if self.gate.limits != GateLimits():
+            raise InputError(
+                "--cascade with a limit on variants, which may remove its stages",
+                "one of them: the cascade bounds agreement itself",
+                "leave out --cascade, or --max-drop, --min-agreement, --max-kl and --min-cosine",
+            )

@@ -98,7 +98,7 @@ def test_a_profile_that_is_not_there_names_the_nearest(digits_bundle):
 
 
 def test_damage_is_found_before_anything_runs(bundle_copy, monkeypatch):
-    monkeypatch.setattr(verify, "load", lambda *_, **__: pytest.fail("an engine was loaded"))
+    monkeypatch.setattr(verify, "load_engine", lambda *_, **__: pytest.fail("an engine was loaded"))
     monkeypatch.setattr(verify, "check_preprocessing", lambda _: pytest.fail("an image was read"))
     flip_byte(bundle_copy / "golden" / "dense.npz")
     refused(lambda: verified(bundle_copy), "golden/dense.npz", "changed since the build")

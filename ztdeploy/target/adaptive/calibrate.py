@@ -39,7 +39,7 @@ _CALLS, _WARM_UP = 15, 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class StageAnswers:
     """Every stage on every calibration image."""
 
     agrees: NDArray[np.bool_]  #: `[S, n]`: whether a stage agrees with the baseline, which the last one is
@@ -88,7 +88,7 @@ def calibrate(bundle: Bundle, profile: str, data: EvalData, goal: CascadeGoal, p
 
 def _measure(
     bundle: Bundle, stages: Stages, data: EvalData, goal: CascadeGoal, progress: Progress
-) -> tuple[Measured, dict[str, str]]:
+) -> tuple[StageAnswers, dict[str, str]]:
     cascade, preprocess = bundle.manifest.cascade, bundle.manifest.preprocess
     assert cascade is not None
     digests, problems = list[bytes](), list[str]()
@@ -106,7 +106,7 @@ def _measure(
     if not agrees:
         raise ImageError(f"no image of '{data.path}' can be read", "images to calibrate the cascade on", problems[0])
     facts = data_facts(data, data, digests, problems)
-    found = Measured(np.concatenate(agrees, axis=1), np.concatenate(confidence, axis=1))
+    found = StageAnswers(np.concatenate(agrees, axis=1), np.concatenate(confidence, axis=1))
     return found, {"data": facts.name, "data_sha256": facts.digest}
 
 
@@ -121,7 +121,7 @@ def _agree(
     return np.asarray(like.reshape(len(like), -1).mean(-1) >= goal.min_cosine)
 
 
-def choose(measured: Measured, goal: CascadeGoal) -> tuple[float, ...]:
+def choose(measured: StageAnswers, goal: CascadeGoal) -> tuple[float, ...]:
     """One threshold for each stage but the last; the same for all of them, which `guarantee.py` explains.
 
     Raises:
@@ -145,7 +145,7 @@ def choose(measured: Measured, goal: CascadeGoal) -> tuple[float, ...]:
     return _along_a_path(measured, goal.agreement)
 
 
-def _along_a_path(measured: Measured, agreement: float) -> tuple[float, ...]:
+def _along_a_path(measured: StageAnswers, agreement: float) -> tuple[float, ...]:
     """The last threshold of a fixed sequence from the highest down that is shown to hold."""
     images, chosen = measured.confidence.shape[1], 2.0
     for step in range(1024, -1, -1):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.manifest import ParityRecord, Part
+from ztdeploy.core.manifest import ParityRecord, PartRecord
 from ztdeploy.core.names import TOKENS
 from ztdeploy.target.backends import get_backend, load_graph
 from ztdeploy.target.backends.base import Array, MemoryMode, Runner, Signature
@@ -15,7 +15,7 @@ from ztdeploy.target.runtime.parity import Reference, compare, golden_pixels, go
 from ztdeploy.target.runtime.runner import BundleRunner, engine_of, stored_engine
 
 #: Opens a variant or a piece of one.
-Open = Callable[[Part], Runner]
+Open = Callable[[PartRecord], Runner]
 
 
 class Chained:
@@ -39,7 +39,7 @@ class Chained:
 def engine_opener(bundle: Bundle, profile: str, threads: int, memory: MemoryMode = "speed") -> Open:
     """Opens the engines of a profile. Their files have been compared with their hashes."""
 
-    def opened(part: Part) -> Runner:
+    def opened(part: PartRecord) -> Runner:
         backend = get_backend(engine_of(bundle, part, profile).backend)
         return backend.load(stored_engine(bundle, part, profile), threads=threads, memory=memory)
 

@@ -19,7 +19,7 @@ from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, InputError
 from ztdeploy.core.kernel_files import usable_threads
-from ztdeploy.core.manifest import EngineRecord, GraphRecord, Part, VariantRecord
+from ztdeploy.core.manifest import EngineRecord, GraphRecord, PartRecord, VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.target.backends import first_that_runs, get_backend
 from ztdeploy.target.backends.base import MemoryMode, Runner, StoredEngine
@@ -418,7 +418,7 @@ def runnable_profile(bundle: Bundle) -> str:
     return found.name
 
 
-def engine_of(bundle: Bundle, variant: Part, profile: str) -> EngineRecord:
+def engine_of(bundle: Bundle, variant: PartRecord, profile: str) -> EngineRecord:
     """The variant's engine for a profile.
 
     Raises:
@@ -433,7 +433,7 @@ def engine_of(bundle: Bundle, variant: Part, profile: str) -> EngineRecord:
     )
 
 
-def stored_engine(bundle: Bundle, variant: Part, profile: str) -> StoredEngine:
+def stored_engine(bundle: Bundle, variant: PartRecord, profile: str) -> StoredEngine:
     """The same engine as what a backend loads; raises as `engine_of`."""
     engine = engine_of(bundle, variant, profile)
     source = variant.graphs[profile].source(engine.fingerprint.plugins)

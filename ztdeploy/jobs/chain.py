@@ -1,0 +1,51 @@
+"""The stages of a cascade in the making, and where their graphs are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ztdeploy.core.cost import plan_gmacs
+from ztdeploy.core.errors import InputError
+from ztdeploy.core.plan import Variant
+from ztdeploy.core.schedule import Architecture
+
+PREFIX = "_prefix"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages of a cascade, the cheapest first, the baseline last."""
+
+    stages: tuple[Variant, ...]
+
+    @property
+    def block(self) -> int:
+        """The block, from 0, in front of which graphs are cut: the first whose pruning layer not all stages have.
+
+        The baseline has none, so this is the block of the first pruning layer of any stage. That block itself belongs
+        to the tails, because a pruning layer needs more of its block than tokens.
+        """
+        return min(variant.plan.layers[0].block for variant in self.stages[:-1])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(variant.schedule.name for variant in self.stages)
+
+
+def chain_of(variants: Sequence[Variant], architecture: Architecture) -> Chain:
+    """The cascade of all variants of a build.
+
+    Raises:
+        InputError: no variant prunes.
+    """
+    pruned = [variant for variant in variants if variant.plan.layers]
+    if not pruned:
+        raise InputError("--cascade without a variant that prunes", "a keep ratio below 1", "give for instance -k 0.55")
+    by_cost = sorted(pruned, key=lambda variant: plan_gmacs(architecture, variant.plan))
+    return Chain((*by_cost, next(variant for variant in variants if not variant.plan.layers)))
+
+
+def tail_name(stage: str) -> str:
+    """The name of a stage's piece."""
+    return f"_tail.{stage}"
