@@ -19,8 +19,6 @@ from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.adaptive.opening import load
 
 NAMES = [
     "deit_small_distilled_patch16_224",
