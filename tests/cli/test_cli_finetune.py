@@ -23,7 +23,7 @@ def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path:
     loaded = load_model(ModelSource(name="vit_digits"))
     x = torch.from_numpy(normalise(load_pixels(list(digit_images), loaded.preprocess), loaded.preprocess))
     labels = torch.tensor([int(path.stem.rpartition("_")[2]) for path in digit_images])
-    with ztdeploy.prune(loaded.adapter, 0.1) as pruned:
+    with ztdeploy.prune(loaded.adapter, 0.1, method="zero-tprune") as pruned:
         optimizer = torch.optim.AdamW(pruned.parameters(), lr=3e-4)
         with torch.no_grad():
             before = F.cross_entropy(pruned(x), labels)
@@ -35,8 +35,8 @@ def test_what_training_wins_is_in_the_engine(digit_images: list[Path], tmp_path:
             logits = pruned(x)
         save_file(pruned.state_dict(), tmp_path / "tuned.safetensors")
     assert F.cross_entropy(logits, labels) < 0.9 * before
-    words = ("-m", "vit_digits", "-p", "cpu", "-k", "0.1", "--checkpoint", "tuned.safetensors", "--out", "bundle")
-    built = run_ztdeploy("build", *words, cwd=tmp_path)
+    words = ("-m", "vit_digits", "-p", "cpu", "--method", "zero-tprune", "-k", "0.1")
+    built = run_ztdeploy("build", *words, "--checkpoint", "tuned.safetensors", "--out", "bundle", cwd=tmp_path)
     assert built.code == 0, built
     report = ztdeploy.evaluate(tmp_path / "bundle", ASSETS / "digits", cache=tmp_path / "cache")
     engine = next(one for one in report.variants if one.against_dense is not None)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import test_readme as documents
 from helpers import sweeps
+from helpers.options import QUICK
 from helpers.processes import CHECKOUT
 from test_readme import DOCUMENTS, SHELL, Block, blocks, commands, parse, ztdeploy_arguments
 
@@ -47,10 +48,9 @@ OTHER_PROGRAMS = {
 }
 #: Options that make a verb short. They stand behind a document's own, and the last one counts.
 SMALL = {
-    "bench": ["--rounds", "6", "--duration", "0.1", "--warmup", "0"],
+    **QUICK,
     "build": ["--force"],  # documents show alternatives, which write the same folder
     "eval": ["--limit", "20"],
-    "sweep": ["--rounds", "2", "--duration", "0.1", "--warmup", "0", "--no-details"],
     "tune": ["--trials", "3"],
 }
 #: Values of options that have a stand-in: the shipped model has ten classes.

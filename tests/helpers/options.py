@@ -7,6 +7,11 @@ from typing import Any
 from ztdeploy.core.methods import COHERENCE_OPTIONS, METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_values
 
+#: Options that make a measurement short. They stand behind others, and the last one counts.
+QUICK = {
+    "bench": ["--rounds", "6", "--duration", "0.1", "--warmup", "0"],
+    "sweep": ["--rounds", "2", "--duration", "0.1", "--warmup", "0", "--no-details"],
+}
 LEAST = 0.4  #: a least similarity that some pairs have and others lack
 
 
