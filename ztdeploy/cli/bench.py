@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING
+from ztdeploy.cli.help import GOVERNING, JUDGE, MEASURING, OUTPUT, PRUNING
 from ztdeploy.cli.options import (
     ALL,
     BatchesOption,
@@ -25,14 +25,16 @@ from ztdeploy.cli.options import (
     ratio_or_all,
     request_of,
 )
-from ztdeploy.cli.output import answer, complain, note, progress_bar, say, table, warn
-from ztdeploy.core.arguments import CALLS, MIN_AGREEMENT, SECONDS
+from ztdeploy.cli.output import answer, complain, left, note, progress_bar, right, say, table, warn
+from ztdeploy.core.arguments import CALLS, MILLISECONDS, MIN_AGREEMENT, SECONDS, SHARE
+from ztdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
     from ztdeploy.target.measure.machine import Machine
+    from ztdeploy.target.measure.replay_report import Replay
 
 
 _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
@@ -62,6 +64,19 @@ def bench(
     rounds: RoundsOption = 10,
     min_agreement: MinAgreementOption = MIN_AGREEMENT,
     reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
+    governor: Annotated[
+        bool, flag("--governor", GOVERNING, "Replay a load with a governor and with static variants instead.")
+    ] = False,
+    latency_ms: Annotated[
+        float | None, option("--latency-ms MS", MILLISECONDS, GOVERNING, "The p95 of a call that the governor holds.")
+    ] = None,
+    load: Annotated[
+        Path | None, option("--load FILE", path, GOVERNING, "TOML or JSON. [default: one core, 10 of every 20 s]")
+    ] = None,
+    min_fidelity: Annotated[
+        float | None, option("--min-fidelity RATIO", SHARE, GOVERNING, "Floor on recorded fidelity. [default: none]")
+    ] = None,
+    page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, of a replayed load.")] = None,
     out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
 ) -> None:
     """Measure latency, throughput, cold start and memory.
@@ -71,14 +86,23 @@ def bench(
         ztdeploy bench quickstart
         # Measure all variants at two batches, and keep the figures.
         ztdeploy bench quickstart -k all --batch 1,8 --iterations 50 --out bench.json
+        # Hold 30 ms under a load that comes and goes, and draw what happens.
+        ztdeploy bench quickstart --governor --latency-ms 30 --page load.html
     """
     given = locals()
+    from ztdeploy.core.files import write
+    from ztdeploy.report.evaluate.page import check_page_path
+    from ztdeploy.report.governor.page import governor_page
     from ztdeploy.target.measure.bench import run_bench
     from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report
 
     request = request_of(BenchRequest, {**given, "all_variants": keep_ratios == [ALL]})
     if out is not None:
         check_report_path(out)
+    if page is not None:
+        check_page_path(page, "bench")
+        if not governor:
+            raise InputError("--page without --governor", "a load to draw", "add --governor, or leave out --page")
 
     def save(report: BenchReport) -> None:
         if out is not None:
@@ -88,8 +112,11 @@ def bench(
         report = run_bench(request, progress=progress, save=save)
     save(report)
     answer(report, lambda: show_report(report))
-    if out is not None:
-        note(f"wrote {out}")
+    if page is not None and report.replay is not None:
+        write(page, governor_page(report))
+    for written in (out, page):
+        if written is not None:
+            note(f"wrote {written}")
     _leave(report)
 
 
@@ -102,6 +129,8 @@ def show_report(report: BenchReport) -> None:
     say(f"{_processor(machine)}, {machine.system}")
     say(f"{', '.join([bundle.runtime, *versions, f'Python {machine.python}'])}; {report.before.at[:10]}")
     say()
+    if report.replay is not None:
+        _show_replay(report.replay)
     if report.measured:
         _show_latency(report)
         _show_speed(report)
@@ -112,6 +141,25 @@ def show_report(report: BenchReport) -> None:
         warn(str(caution))
     for verdict in report.verdicts:
         say(f"{verdict.setting}: {verdict.sentence}" if verdict.setting else verdict.sentence)
+
+
+def _show_replay(replay: Replay) -> None:
+    from ztdeploy.core.setting import Setting
+    from ztdeploy.target.measure.replay_report import ROW_HEADS, runs_as_rows
+
+    at = Setting(None, replay.batch, replay.threads)
+    table(
+        f"{replay.load.title or 'The load'}: p95 within {replay.target_ms:g} ms, {at}",
+        [*left(*ROW_HEADS[:1]), *right(*ROW_HEADS[1:6]), *left(ROW_HEADS[6]), *right(ROW_HEADS[7])],
+        runs_as_rows(replay.runs),
+        caption=f"seconds held: whose p95 is within the target, {replay.reaction_s:g} s behind each change of the "
+        "load left out; MB: peak memory",
+    )
+    for decision in (decision for run in replay.runs for decision in run.decisions):
+        change = f"{decision.before} -> {decision.after}" if decision.before else decision.after
+        say(f"{max(0.0, decision.at_s):6.1f} s  {change}: {decision.reason}")
+    if replay.runs:
+        say()
 
 
 def _processor(machine: Machine) -> str:

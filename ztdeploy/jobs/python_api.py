@@ -290,6 +290,10 @@ def bench(
     rounds: int = 10,
     min_agreement: float = MIN_AGREEMENT,
     reference: bool = True,
+    governor: bool = False,
+    latency_ms: float | None = None,
+    load: AnyPath | None = None,
+    min_fidelity: float | None = None,
     out: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
@@ -315,6 +319,10 @@ def bench(
         rounds: how often configurations take turns.
         min_agreement: least share of answers, or mean cosine, for a recommendation, where variants were evaluated.
         reference: measure the baseline as well, at the same batch and threads.
+        governor: replay a load with a governor and with static variants instead; `report.replay` has what came out.
+        latency_ms: the p95 latency that the governor holds, in milliseconds.
+        load: the file of a load, or a shipped load's name. By default one core is busy for half of the time.
+        min_fidelity: leave out variants whose recorded evaluation is below it.
         out: a JSON file, written after every round.
         progress: called ahead of each step with its name, how much is done, and of how much; `print` will do.
 
@@ -342,6 +350,14 @@ def bench(
         rounds=arguments.whole_number("rounds", rounds, arguments.ROUNDS),
         reference=reference,
         min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
+        governor=governor,
+        latency_ms=None
+        if latency_ms is None
+        else arguments.number_in("latency_ms", latency_ms, arguments.MILLISECONDS),
+        load=_path("load", load),
+        min_fidelity=None
+        if min_fidelity is None
+        else arguments.number_in("min_fidelity", min_fidelity, arguments.SHARE),
     )
     if file is not None:
         check_report_path(file)

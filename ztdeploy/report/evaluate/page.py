@@ -39,8 +39,8 @@ _VECTOR_NOTES = {
 }
 
 
-def check_page_path(out: Path) -> None:
-    """Fail early where a page could not be written in the end.
+def check_page_path(out: Path, verb: str = "eval") -> None:
+    """Fail early where a page of a verb could not be written in the end.
 
     Raises:
         OutputError: a folder, or a file that no page of ours is in.
@@ -52,7 +52,7 @@ def check_page_path(out: Path) -> None:
         except InputError:
             return False
 
-    check_overwritable(out, "page of 'ztdeploy eval'", is_page, "--page FILE.html")
+    check_overwritable(out, f"page of 'ztdeploy {verb}'", is_page, "--page FILE.html")
 
 
 def eval_page(report: EvalReport) -> str:

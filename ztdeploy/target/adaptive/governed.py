@@ -83,6 +83,11 @@ class GovernedRunner(BundleRunner):
         return self._control.rungs
 
     @property
+    def begun(self) -> float:
+        """When the runner was loaded, by its clock; decisions count their seconds from here."""
+        return self._control.begun
+
+    @property
     def decisions(self) -> tuple[GovernorDecision, ...]:
         """The latest decisions, the oldest first; the first of all is the choice at load."""
         return tuple(self._decisions)

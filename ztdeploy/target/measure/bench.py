@@ -15,6 +15,7 @@ from ztdeploy.target.measure.comparing import cautions, compare
 from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state, throttled_by
 from ztdeploy.target.measure.orders import TimingOrder
 from ztdeploy.target.measure.plan import DEFAULT_DURATION_S, Planned, plan_bench
+from ztdeploy.target.measure.replay import run_replay
 from ztdeploy.target.measure.turns import Timed, time_in_turns
 from ztdeploy.target.verdict import verdicts_of_bench
 
@@ -40,6 +41,8 @@ def run_bench(
         ZtdeployError: no configuration at all could be loaded; the first one's reason.
     """
     bundle = read_bundle(request.bundle)
+    if request.governor:
+        return run_replay(request, bundle, progress, save)
     plan = plan_bench(request, bundle)
     machine, before, meter = read_machine(), read_state(), CpuMeter()
     time.sleep(_WATCH_S)  # while nothing of ours runs

@@ -17,6 +17,7 @@ from ztdeploy.core.records import Record, to_json
 from ztdeploy.core.setting import Setting
 from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.measure.machine import Machine, State
+from ztdeploy.target.measure.replay_report import ROW_HEADS, Replay, runs_as_rows
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind, load_report
 from ztdeploy.target.measure.statistics import Interval, Summary, summarise
 
@@ -44,6 +45,10 @@ class BenchRequest(Record):
     reference: bool = True  #: measure the dense variant as well, at the same batch and threads
     seed: int = 0  #: of the order of turns and of the bootstrap
     min_agreement: float = MIN_AGREEMENT  #: what a verdict asks of a variant that was evaluated
+    governor: bool = False  #: replay a load with a governor and with static variants, instead
+    latency_ms: float | None = None  #: the p95 that the governor holds
+    min_fidelity: float | None = None  #: its floor on recorded fidelity
+    load: Path | None = None  #: the file of the load, or a shipped load's name; by default one core, half of the time
 
 
 class BundleFacts(Record):
@@ -178,6 +183,7 @@ class BenchReport(Shown, Record):
     configurations: tuple[ConfigurationReport, ...]
     comparisons: tuple[Comparison, ...]
     warnings: tuple[Caution, ...] = Field(default=())
+    replay: Replay | None = None  #: of a load with a governor; there are no configurations then
     verdicts: tuple[Verdict, ...] = ()  #: one per batch and number of threads; empty in reports of older versions
 
     @property
@@ -197,6 +203,11 @@ class BenchReport(Shown, Record):
 
     def brief(self) -> Brief:
         """The machine, and a row for each configuration with its latency and speed-up."""
+        unfinished = [] if self.progress == "complete" else [f"The measurement is {self.progress}."]
+        if self.replay is not None:
+            of = f"{Path(self.bundle.path).resolve().name} ({self.bundle.profile}, {self.bundle.runtime}) under load"
+            said = "".join(f"; {one.sentence}" for one in self.verdicts)
+            return Brief(f"{of}{said}", ROW_HEADS, runs_as_rows(self.replay.runs), unfinished)
         rows = []
         for one in self.configurations:
             found, setting = self.comparison_of(one), str(one.setting)
@@ -206,7 +217,6 @@ class BenchReport(Shown, Record):
             interval = f" ({found.interval:.2f})" if found and found.interval else ""
             speedup = f"{found.speedup:.2f}{interval}" if found else "-"
             rows.append((one.variant, setting, f"{one.latency.p50_ms:.2f} ms", f"{one.images_per_s or 0:.1f}", speedup))
-        unfinished = [] if self.progress == "complete" else [f"The measurement is {self.progress}."]
         failed = [one.failure.message for one in self.configurations if one.failure is not None]
         return Brief(
             f"{Path(self.bundle.path).resolve().name} ({self.bundle.profile}, {self.bundle.runtime}) on "

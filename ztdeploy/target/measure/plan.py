@@ -48,6 +48,15 @@ def check_request(request: BenchRequest) -> None:
             "one of them",
             "leave out --duration or --iterations",
         )
+    for option, value in {
+        "--latency-ms": request.latency_ms,
+        "--load": request.load,
+        "--min-fidelity": request.min_fidelity,
+    }.items():
+        if value is not None and not request.governor:
+            raise InputError(
+                f"{option} {value} without --governor", "--governor", f"add --governor, or leave out {option}"
+            )
     arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
     duration, warm_up = request.duration_s, request.warmup_s
     if duration is not None and not (math.isfinite(duration) and duration > 0):
