@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.help import GOVERNING, JUDGE, MEASURING, OUTPUT, PRUNING
+from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING
 from ztdeploy.cli.options import (
     ALL,
     BatchesOption,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
     from ztdeploy.target.measure.machine import Machine
-    from ztdeploy.target.measure.replay_report import Replay
+    from ztdeploy.target.measure.replay_report import LoadReplay
 
 
 _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
@@ -65,16 +65,17 @@ def bench(
     min_agreement: MinAgreementOption = MIN_AGREEMENT,
     reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
     governor: Annotated[
-        bool, flag("--governor", GOVERNING, "Replay a load with a governor and with static variants instead.")
+        bool, flag("--governor", MEASURING, "Replay a load with a governor and with static variants instead.")
     ] = False,
     latency_ms: Annotated[
-        float | None, option("--latency-ms MS", MILLISECONDS, GOVERNING, "The p95 of a call that the governor holds.")
+        float | None,
+        option("--latency-ms NUMBER", MILLISECONDS, MEASURING, "The p95 of a call that the governor holds."),
     ] = None,
     load: Annotated[
-        Path | None, option("--load FILE", path, GOVERNING, "TOML or JSON. [default: one core, 10 of every 20 s]")
+        Path | None, option("--load FILE", path, MEASURING, "TOML or JSON. [default: one core, 10 of every 20 s]")
     ] = None,
     min_fidelity: Annotated[
-        float | None, option("--min-fidelity RATIO", SHARE, GOVERNING, "Floor on recorded fidelity. [default: none]")
+        float | None, option("--min-fidelity RATIO", SHARE, MEASURING, "Floor on recorded fidelity. [default: none]")
     ] = None,
     page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, of a replayed load.")] = None,
     out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
@@ -143,7 +144,7 @@ def show_report(report: BenchReport) -> None:
         say(f"{verdict.setting}: {verdict.sentence}" if verdict.setting else verdict.sentence)
 
 
-def _show_replay(replay: Replay) -> None:
+def _show_replay(replay: LoadReplay) -> None:
     from ztdeploy.core.setting import Setting
     from ztdeploy.target.measure.replay_report import ROW_HEADS, runs_as_rows
 

@@ -18,8 +18,7 @@ from ztdeploy.cli.output import named, talking
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 #: Panels of options, in the order of `--help`.
 MODEL, PRUNING, TARGETS, QUALITY, MEASURING, OUTPUT = ["Model", "Pruning", "Targets", "Quality", "Measuring", "Output"]
-GOVERNING = "Holding a latency"
-_PANELS = ("Arguments", MODEL, PRUNING, TARGETS, QUALITY, MEASURING, GOVERNING, OUTPUT, "Global options")
+_PANELS = ("Arguments", MODEL, PRUNING, TARGETS, QUALITY, MEASURING, OUTPUT, "Global options")
 #: Groups of verbs.
 DEPLOY, JUDGE, SEARCH, LOOK_UP = "Deploy", "Measure and judge", "Search", "Look up"
 #: How many columns the names of options take at most; longer names have a line of their own.

@@ -23,7 +23,7 @@ from ztdeploy.target.measure.co_runner import CoRunner
 from ztdeploy.target.measure.replay_report import (
     LoadPhase,
     LoadTimeline,
-    Replay,
+    LoadReplay,
     ReplayRun,
     judged,
     read_load,
@@ -96,8 +96,8 @@ def made(name: str, latency: Any, changes: dict[float, str] | None = None) -> Re
     return judged(run_, HALF, 30.0)
 
 
-def replay_of(*runs: ReplayRun) -> Replay:
-    return Replay(load=HALF, target_ms=30, min_fidelity=None, batch=1, threads=2, reaction_s=1, runs=runs)
+def replay_of(*runs: ReplayRun) -> LoadReplay:
+    return LoadReplay(load=HALF, target_ms=30, min_fidelity=None, batch=1, threads=2, reaction_s=1, runs=runs)
 
 
 def test_seconds_behind_the_reaction_time_are_judged() -> None:

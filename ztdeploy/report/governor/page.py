@@ -28,7 +28,7 @@ from ztdeploy.report.kit.plots.scale import Scale, linear
 from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.target.adaptive.governor import GovernorDecision
 from ztdeploy.target.measure.bench_report import BenchReport
-from ztdeploy.target.measure.replay_report import ROW_HEADS, LoadPhase, Replay, ReplayRun, runs_as_rows
+from ztdeploy.target.measure.replay_report import ROW_HEADS, LoadPhase, LoadReplay, ReplayRun, runs_as_rows
 from ztdeploy.version import __version__
 
 #: Seconds that took longer than so many targets are drawn at the top of a plot.
@@ -96,7 +96,7 @@ def _legend() -> Markup:
     return legend([(swatch(kind), text) for kind, text in keys])
 
 
-def _latencies(replay: Replay) -> Iterator[Figure]:
+def _latencies(replay: LoadReplay) -> Iterator[Figure]:
     """A figure for each run, the governor's first, all with the same axes."""
     seconds = replay.load.seconds
     highest = max((one.p95_ms for run in replay.runs for one in run.seconds), default=replay.target_ms)
@@ -116,7 +116,7 @@ def _latencies(replay: Replay) -> Iterator[Figure]:
         yield Figure(f"{run.name}: {held} of the seconds held", f"{run.name} {words}.", drawn, f"latency-{run.name}")
 
 
-def _shades(replay: Replay, x: Scale, top: float, height: float) -> list[Markup]:
+def _shades(replay: LoadReplay, x: Scale, top: float, height: float) -> list[Markup]:
     loaded = [(start, one) for start, one in zip(replay.load.starts, replay.load.phase, strict=True) if _loads(one)]
     return [
         box(x(start), top, x(start + one.seconds) - x(start), height, "band cd", _words(one)) for start, one in loaded
@@ -139,7 +139,7 @@ def _seconds(seconds: float, start: float, end: float) -> Scale:
     return Scale(0.0, seconds, start, end, ticks)
 
 
-def _decisions(run: ReplayRun, replay: Replay) -> Markup:
+def _decisions(run: ReplayRun, replay: LoadReplay) -> Markup:
     columns: list[Column[GovernorDecision]] = [
         Column("second", value=lambda one: max(0.0, one.at_s), show=decimals(1)),
         Column("variant", lambda one: f"{one.before} → {one.after}" if one.before else one.after),
@@ -150,7 +150,7 @@ def _decisions(run: ReplayRun, replay: Replay) -> Markup:
     return section("What the governor decided", beside(_variants(run, replay), listed))
 
 
-def _variants(run: ReplayRun, replay: Replay) -> Markup | None:
+def _variants(run: ReplayRun, replay: LoadReplay) -> Markup | None:
     """A row per variant with the times at which it ran, below the load."""
     spans = list(_spans(run))
 

@@ -17,7 +17,7 @@ from ztdeploy.core.records import Record, to_json
 from ztdeploy.core.setting import Setting
 from ztdeploy.core.verdict import Verdict
 from ztdeploy.target.measure.machine import Machine, State
-from ztdeploy.target.measure.replay_report import ROW_HEADS, Replay, runs_as_rows
+from ztdeploy.target.measure.replay_report import ROW_HEADS, LoadReplay, runs_as_rows
 from ztdeploy.target.measure.report_file import check_overwritable, holds_kind, load_report
 from ztdeploy.target.measure.statistics import Interval, Summary, summarise
 
@@ -183,7 +183,7 @@ class BenchReport(Shown, Record):
     configurations: tuple[ConfigurationReport, ...]
     comparisons: tuple[Comparison, ...]
     warnings: tuple[Caution, ...] = Field(default=())
-    replay: Replay | None = None  #: of a load with a governor; there are no configurations then
+    replay: LoadReplay | None = None  #: of a load with a governor; there are no configurations then
     verdicts: tuple[Verdict, ...] = ()  #: one per batch and number of threads; empty in reports of older versions
 
     @property

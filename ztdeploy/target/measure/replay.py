@@ -19,7 +19,7 @@ from ztdeploy.target.measure.orders import Worker
 from ztdeploy.target.measure.plan import Plan, plan_bench
 from ztdeploy.target.measure.replay_report import (
     LoadTimeline,
-    Replay,
+    LoadReplay,
     ReplayRun,
     judged,
     reaction_s,
@@ -45,7 +45,7 @@ def run_replay(
     quiet_cores, runs = meter.so_far().others_cores, list[ReplayRun]()
 
     def report(status: RunStatus) -> BenchReport:
-        replay = Replay(
+        replay = LoadReplay(
             load=load,
             target_ms=tasks[0].target_ms,
             min_fidelity=request.min_fidelity,

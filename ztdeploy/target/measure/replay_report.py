@@ -136,7 +136,7 @@ class ReplayRun(Record):
         return self.variants[self.variant[-1]] if self.variant else None
 
 
-class Replay(Record):
+class LoadReplay(Record):
     """One load, replayed with static variants and with a governor, one after the other."""
 
     load: LoadTimeline
@@ -183,7 +183,7 @@ def judged(run: ReplayRun, load: LoadTimeline, target_ms: float) -> ReplayRun:
     )
 
 
-def verdict_of_replay(replay: Replay) -> Verdict:
+def verdict_of_replay(replay: LoadReplay) -> Verdict:
     """Whether a governor is worth it under this load."""
     governed = next((run for run in replay.runs if run.governed), None)
     static = [run for run in replay.runs if not run.governed]
