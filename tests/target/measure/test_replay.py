@@ -22,8 +22,8 @@ from ztdeploy.target.measure.bench_report import read_report
 from ztdeploy.target.measure.co_runner import CoRunner
 from ztdeploy.target.measure.replay_report import (
     LoadPhase,
-    LoadTimeline,
     LoadReplay,
+    LoadTimeline,
     ReplayRun,
     judged,
     read_load,

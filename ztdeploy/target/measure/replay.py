@@ -18,8 +18,8 @@ from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state
 from ztdeploy.target.measure.orders import Worker
 from ztdeploy.target.measure.plan import Plan, plan_bench
 from ztdeploy.target.measure.replay_report import (
-    LoadTimeline,
     LoadReplay,
+    LoadTimeline,
     ReplayRun,
     judged,
     reaction_s,
@@ -89,7 +89,7 @@ def check_replay(request: BenchRequest) -> LoadTimeline:
         InputError: options are missing, or exclude each other; or the load file is none.
     """
     if request.latency_ms is None:
-        raise InputError("--governor without a target", "--latency-ms MS", "give for instance --latency-ms 30")
+        raise InputError("--governor without a target", "--latency-ms NUMBER", "give for instance --latency-ms 30")
     if request.iterations is not None:
         raise InputError("--governor with --iterations", "a duration", "give --duration, or leave it out")
     for name, several in (("--batch", request.batches), ("--threads", request.threads)):
