@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.cost import gmacs
+from ztdeploy.core.cost import whole_block_gmacs
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
@@ -103,7 +103,7 @@ def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense
     Raises:
         RuntimeError: one of them could not be measured.
     """
-    manifest = bundle.manifest
+    manifest, architecture = bundle.manifest, bundle.manifest.model.architecture
     variant, sliced = (_pruned_by(bundle, method) for method in METHODS)
     assert variant.plan.tokens_per_block == sliced.plan.tokens_per_block
     names = [sliced.name, variant.name, *([manifest.dense.name] if dense else [])]
@@ -125,7 +125,8 @@ def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense
         pruned_over_slice=_ratio(cut, ours),
         speedup=_ratio(ours, timed[2]) if dense else None,
         gmacs_ratio=manifest.dense.gmacs / variant.gmacs,
-        counted_ratio=manifest.dense.gmacs / gmacs(manifest.model.architecture, variant.plan.tokens_per_block),
+        counted_ratio=whole_block_gmacs(architecture, manifest.dense.plan)
+        / whole_block_gmacs(architecture, variant.plan),
     )
 
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from helpers.families import MEMBERS, adapter_of, chained, images_for, member, only
+from helpers.families import MEMBERS, adapter_of, chained, check_read_tokens, images_for, member, only
 from helpers.models import PREPROCESS
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
@@ -22,12 +22,14 @@ from torch import Tensor
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.manifest import GraphRecord
+from ztdeploy.core.names import block_name
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.rewriting import shape_of
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models import FAMILIES, REFUSED, adapt
 from ztdeploy.host.models.adapter import ModelAdapter
@@ -122,6 +124,9 @@ class TestEachModel:
             adapter.model(images_for(name, 1))
         assert tokens[0].shape == (1, found.tokens, found.embed_dim)
 
+    def test_its_head_reads_the_tokens_that_are_told(self, name: str) -> None:
+        check_read_tokens(adapter_of(name), images_for(name))
+
     def test_dense_is_timm_itself(self, name: str) -> None:
         model, images = member(name), images_for(name)
         with torch.no_grad():
@@ -183,6 +188,9 @@ class TestEachGraph:
         for graph, torchs in zip(found, places, strict=True):
             assert torch.equal(graph, torchs)
         np.testing.assert_allclose(logits, reference.numpy(), rtol=1e-3, atol=1e-3)
+        sizes, scope = adapter_of(name, **short(name)).architecture, f"{block_name(len(pruned.model.blocks) - 1)}/mlp/"
+        products = [node for node in model.graph if node.op_type == "MatMul" and str(node.name).startswith(scope)]
+        assert {shape_of(node.outputs[0])[1] for node in products} == {sizes.read_tokens or places[-1].shape[1]}
 
 
 def short(name: str) -> dict[str, int]:

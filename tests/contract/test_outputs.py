@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from helpers.families import MEMBERS, adapter_of, chained, images_for, member, only
+from helpers.families import MEMBERS, adapter_of, chained, check_read_tokens, images_for, member, only
 from helpers.models import PREPROCESS
 from torch import Tensor
 from torch.nn import functional
@@ -48,6 +48,12 @@ def features_of(name: str, found: PruningSchedule) -> tuple[Tensor, list[Tensor]
     with PrunedModel(giving(name, "features"), found) as pruned, torch.no_grad():
         replay = pruned.replay(images_for(name))
     return replay.output, [choice.kept for choice in replay.choices]
+
+
+@names
+@pytest.mark.parametrize("output", ["embedding", "features"])
+def test_an_output_reads_the_tokens_that_are_told(name: str, output: str) -> None:
+    check_read_tokens(giving(name, output), images_for(name))
 
 
 @names

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers.models import randomised
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.lvvit import SIZES, LvVit
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
@@ -108,6 +110,19 @@ def images_for(name: str, batch: int = 3, seed: int = 0) -> Tensor:
     """fp32 `[B, 3, S, S]`."""
     size = MEMBERS[name].image_size
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def check_read_tokens(adapter: ModelAdapter, images: Tensor) -> None:
+    """The architecture tells how many of the first tokens behind the last block an output depends on."""
+    seen: list[Tensor] = []
+    hook = adapter.blocks[-1].register_forward_hook(lambda _block, _inputs, tokens: seen.append(tokens))
+    with PrunedModel(adapter, uniform_schedule(1.0, len(adapter.blocks))) as pruned:
+        output = pruned(images)[0]
+    hook.remove()
+    (gradients,) = torch.autograd.grad((output * torch.randn_like(output)).sum(), seen)
+    read, sizes = int(gradients.abs().sum((0, 2)).nonzero().max()) + 1, adapter.architecture
+    # Of all patches, a head that takes the highest logits has gradients for some.
+    assert read == sizes.read_tokens if sizes.read_tokens is not None else read > sizes.prefix_tokens
 
 
 def chained(kept: Sequence[Tensor]) -> list[Tensor]:

@@ -53,16 +53,34 @@ def whole_block_gmacs(architecture: Architecture, token_plan: TokenPlan) -> floa
     return gmacs(architecture, token_plan.tokens_per_block, token_plan.mlp_tokens_per_block)
 
 
-def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
-    """Multiply-adds of a plan's graph, in which dropped tokens go no further than their block's attention.
+def schedule_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """Multiply-adds of a plan's graph whose head reads all tokens.
 
-    From the attention's projection on, a block computes only the tokens that stay (`host/graph/early_rows.py`), unless
-    the choice depends on its output tokens. So the result is below that of `whole_block_gmacs`.
+    Dropped tokens go no further than their block's attention: from its projection on, a block computes only the tokens
+    that stay (`host/graph/live_rows.py`), unless the choice depends on its output tokens. So the result is below that
+    of `whole_block_gmacs`. Keep ratios and shares are defined by it, so that they mean the same for every head.
     """
     d, mlp = architecture.embed_dim, architecture.mlp_dim
     early = [layer for layer in token_plan.layers if not layer.merges and not layer.compares_tokens]
     unread = sum(layer.tokens_in - layer.tokens_out for layer in early)
     return whole_block_gmacs(architecture, token_plan) - unread * (d * d + 2 * d * mlp) / 1e9
+
+
+def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
+    """Multiply-adds of a plan's graph: of the last block it computes only what the head reads.
+
+    Where that is the class token, this is one row of attention, projection and MLP. A pruning layer behind the last
+    block leaves the block as it is, and one inside leaves everything ahead of the MLP as it is.
+    """
+    d, mlp, last = architecture.embed_dim, architecture.mlp_dim, architecture.depth - 1
+    tokens, in_mlp = token_plan.tokens_per_block[last], token_plan.mlp_tokens_per_block[last]
+    layer = next((one for one in token_plan.layers if one.block == last), None)
+    if architecture.read_tokens is None or (layer is not None and not layer.inside):
+        return schedule_gmacs(architecture, token_plan)
+    unread = (in_mlp - architecture.read_tokens) * 2 * d * mlp
+    if layer is None:
+        unread += (tokens - architecture.read_tokens) * (2 * tokens * d + d * d)
+    return schedule_gmacs(architecture, token_plan) - unread / 1e9
 
 
 def pruning_gmacs(
@@ -115,21 +133,21 @@ def _iterations(layer: LayerPlan, method: Method, options: MethodOptions) -> int
 # -------------------- schedules of equal cost
 
 
-def share_of_dense(schedule: PruningSchedule, architecture: Architecture, count: Count = plan_gmacs) -> float:
-    """A schedule's multiply-adds over the baseline's."""
+def share_of_dense(schedule: PruningSchedule, architecture: Architecture, count: Count = schedule_gmacs) -> float:
+    """A schedule's multiply-adds over the baseline's, where the head reads all tokens of both."""
     dense = gmacs(architecture, (architecture.tokens,) * architecture.depth)
     return count(architecture, plan(schedule, architecture)) / dense
 
 
 def at_cost(
-    make: Callable[[float], PruningSchedule], architecture: Architecture, share: float, count: Count = plan_gmacs
+    make: Callable[[float], PruningSchedule], architecture: Architecture, share: float, count: Count = schedule_gmacs
 ) -> PruningSchedule:
     """The schedule at the keep ratio below 1 whose multiply-adds are nearest to a share of the baseline's.
 
     Args:
         make: a keep ratio in (0, 1) to a schedule, which costs the more the higher the ratio.
         share: in (0, 1); what no ratio reaches gives the nearest schedule.
-        count: how multiply-adds are counted: what graphs compute, or whole blocks as papers do.
+        count: how multiply-adds are counted: as graphs compute, or whole blocks as papers do.
     """
 
     def schedule(step: int) -> PruningSchedule:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ztdeploy.core.arguments import number, shown
-from ztdeploy.core.cost import nearest_step, plan_gmacs
+from ztdeploy.core.cost import nearest_step, schedule_gmacs
 from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS
@@ -142,7 +142,7 @@ def _nearest_in_cost(
     """Which of the schedules 0 to `steps - 1`, ever cheaper, costs nearest to the wanted one by the paper's method."""
 
     def saving(layers: PruningSchedule) -> float:
-        return -plan_gmacs(architecture, plan(layers, architecture))
+        return -schedule_gmacs(architecture, plan(layers, architecture))
 
     target = saving(wanted.model_copy(update={"method": PAPER_METHOD, "options": DEFAULT_OPTIONS}))
     return nearest_step(range(steps), target, lambda step: saving(schedule(step)))

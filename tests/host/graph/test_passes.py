@@ -429,7 +429,7 @@ class TestStaticShapes:
 
 class TestAll:
     def test_every_pass_of_the_table_runs_in_its_order(self) -> None:
-        known = ["gather-rows", "clean", "stable-names", "early-rows", "static-shapes"]
+        known = ["gather-rows", "clean", "stable-names", "live-rows", "static-shapes"]
         assert [name for name, one in PASSES.items() if one.when is None and name in known] == known
         model = parse(ROWS)
         for node in model.graph:

@@ -76,7 +76,7 @@ PASSES: dict[str, Pass] = {
     "gather-rows": Pass("ztdeploy.host.graph.tidying:gather_rows"),
     "clean": Pass("ztdeploy.host.graph.tidying:clean"),
     "stable-names": Pass("ztdeploy.host.graph.stable_names:stable_names"),
-    "early-rows": Pass("ztdeploy.host.graph.early_rows:early_rows"),
+    "live-rows": Pass("ztdeploy.host.graph.live_rows:live_rows"),
     "static-shapes": Pass("ztdeploy.host.graph.tidying:check_static_shapes"),
     "int8": Pass("ztdeploy.host.graph.int8:to_int8", lambda spec: spec.precision == "int8"),
     "precision": Pass("ztdeploy.host.graph.precision:to_precision", lambda spec: spec.low != "fp32"),

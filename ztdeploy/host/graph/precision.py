@@ -108,7 +108,7 @@ def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]
 def _is_of_attention(node: ir.Node) -> bool:
     """Scaling of queries, both products, the bias of merging, and softmax; not the weights of merging."""
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    scales_queries = maker is not None and maker.op_type == "Gather"
+    scales_queries = maker is not None and maker.op_type in ("Gather", "Slice")
     return node.op_type in _ATTENTION and (node.op_type != "Mul" or scales_queries)
 
 

@@ -105,6 +105,7 @@ class ModelAdapter:
             patch_dim=self.patch_dim(),
             num_classes=model.num_classes,
             grid=tuple(model.patch_embed.grid_size),
+            read_tokens=self.read_tokens(),
         )
 
     def _check_types(self, what: str, part: nn.Module, known: tuple[type[nn.Module], ...]) -> None:
@@ -124,12 +125,19 @@ class ModelAdapter:
         height, width = self.model.patch_embed.patch_size
         return int(self.model.patch_embed.proj.in_channels * height * width)
 
+    def read_tokens(self) -> int | None:
+        """How many of the first tokens the head reads; None: all of them."""
+        if self.output == "features" or self.model.global_pool != "token":
+            return None
+        return 1 if getattr(self.model, "head_dist", None) is None else 2
+
     def give(self, output: Output) -> None:
         """Change the model in place so that it gives this output."""
         self.output = output
         if output != "logits":
             self.model.reset_classifier(0)
-            self.architecture = self.architecture.model_copy(update={"num_classes": 0})
+            changes = {"num_classes": 0, "read_tokens": self.read_tokens()}
+            self.architecture = self.architecture.model_copy(update=changes)
 
     def answer_with(self, texts: TextEmbeddings) -> None:
         """Replace the model's head in place by a head of text embeddings.

@@ -152,6 +152,10 @@ class LvVitAdapter(ModelAdapter):
         }
         return model
 
+    def read_tokens(self) -> int | None:
+        """The heads read all tokens; an embedding is the class token."""
+        return None if self.model.num_classes else super().read_tokens()
+
     def patch_dim(self) -> int:
         """The convolutions before the projection run at half the resolution, shared by all output channels."""
         embed = self.model.patch_embed

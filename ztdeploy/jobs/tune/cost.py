@@ -29,7 +29,7 @@ def price_of(cost: Cost, architecture: Architecture) -> Price:
         found = plan(schedule, architecture)
         if isinstance(cost, GmacsCost):
             return plan_gmacs(architecture, found)
-        blocks, layers, pairs = features(found, cost.staircase)
+        blocks, layers, pairs = features(found, cost.staircase, architecture)
         own = cost.layer_ms.get(schedule.method, 0.0) * layers
         own += cost.pair_ns.get(schedule.method, 0.0) * 1e-6 * pairs
         return cost.ends_ms + cost.scale * blocks + own
@@ -37,13 +37,16 @@ def price_of(cost: Cost, architecture: Architecture) -> Price:
     return price
 
 
-def features(found: TokenPlan, staircase: Staircase) -> tuple[float, float, float]:
+def features(found: TokenPlan, staircase: Staircase, architecture: Architecture) -> tuple[float, float, float]:
     """What a call's time is made of: its blocks alone in ms, pruning layers, pairs of tokens that enter those."""
     early = {
         layer.block: layer.tokens_out
         for layer in found.layers
         if layer.inside or not (layer.merges or layer.compares_tokens)  # as `plan_gmacs` has it
     }
+    last = architecture.depth - 1
+    if architecture.read_tokens is not None and all(layer.inside for layer in found.layers if layer.block == last):
+        early[last] = architecture.read_tokens
     blocks = 0.0
     for block, tokens in enumerate(found.tokens_per_block):
         blocks += (1 - _BEHIND_ATTENTION) * block_ms(staircase, tokens)
@@ -81,7 +84,7 @@ def fit(
     known = [one for one in (DENSE, *probes) if one.name in times]
     rows = []
     for one in known:
-        blocks, layers, pairs = features(plan(one, architecture), staircase)
+        blocks, layers, pairs = features(plan(one, architecture), staircase, architecture)
         own = [value * (one.method == method) for method in methods for value in (layers, 1e-6 * pairs)]
         rows.append([1.0, blocks, *own])
     table, measured = np.array(rows), np.array([times[one.name] for one in known])

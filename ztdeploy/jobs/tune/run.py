@@ -10,10 +10,12 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ztdeploy.core.cache import cache_folder, installed_versions
-from ztdeploy.core.cost import gmacs
+from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.plan import plan
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.jobs.tune.cost import DENSE
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.request import check_request
 from ztdeploy.jobs.tune.results import Results
@@ -180,7 +182,7 @@ def model_facts(model: LoadedModel) -> ModelFacts:
         sha256=model.weights_sha256,
         depth=architecture.depth,
         tokens=architecture.tokens,
-        dense_gmacs=gmacs(architecture, (architecture.tokens,) * architecture.depth),
+        dense_gmacs=plan_gmacs(architecture, plan(DENSE, architecture)),
     )
 
 
