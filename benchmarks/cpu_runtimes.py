@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.contenders import PLAIN, Contender, Job, plain_export
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
-from ztdeploy.target.measure.turns import Configuration
+from ztdeploy.target.measure.turns import Configuration, Timeable
 
 PROFILES = (
     "cpu",
@@ -39,7 +40,11 @@ def main() -> None:
         print(f"{describe_machine()}, {arguments.threads} threads, {bundle.manifest.model.name}")
         for batch in map(int, arguments.batch.split(",")):
             subjects = engines(bundle, batch, arguments.threads)
-            timed = time_in_turns(subjects, rounds=arguments.rounds, seconds=arguments.duration)
+            size = bundle.manifest.preprocess.image_size.height
+            job = Job(bundle.manifest.model.name, size, batch, arguments.threads, Path(folder) / f"plain-{batch}.onnx")
+            plain_export(job)
+            everyone: list[Timeable] = [*subjects, Contender(PLAIN, job)]
+            timed = time_in_turns(everyone, rounds=arguments.rounds, seconds=arguments.duration)
             print(f"\nBatch {batch}, {arguments.rounds} rounds\n\n{table(subjects, timed)}")
 
 
@@ -74,24 +79,28 @@ def engines(bundle: Bundle, batch: int, threads: int) -> list[Configuration]:
 
 
 def table(subjects: Sequence[Configuration], timed: Sequence[Timed]) -> str:
-    """Markdown; speed-ups are over the dense engine of the same profile, and over the first profile's same variant and
-    its dense engine, with an interval."""
-    found = {(one.variant, one.profile): own for one, own in zip(subjects, timed, strict=True)}
+    """Markdown; speed-ups are over the dense engine of the same profile, over the first profile's same variant and its
+    dense engine, with an interval, and over the untouched model in ONNX Runtime, which is the last of `timed`."""
+    *ours, plain = timed
+    found = {(one.variant, one.profile): own for one, own in zip(subjects, ours, strict=True)}
     dense = subjects[0].variant
     lines = [
-        "| variant | profile | median ms | over its dense | over cpu | over dense cpu | 95 % interval |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        "| variant | profile | median ms | over its dense | over cpu | over dense cpu | 95 % interval | over plain |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for (variant, profile), own in found.items():
         if own.reason:
-            lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | | |")
+            lines.append(f"| {variant} | {profile} | not measured: {own.reason} | | | | | |")
             continue
         over_dense, _ = own.interval_over(found[dense, profile])
         over_cpu, _ = own.interval_over(found[variant, PROFILES[0]])
         overall, interval = own.interval_over(found[dense, PROFILES[0]])
         span = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
         ratios = " | ".join(f"{ratio:.3f}x" for ratio in (over_dense, over_cpu, overall))
-        lines.append(f"| {variant} | {profile} | {own.median_ms:.2f} | {ratios} | {span} |")
+        lines.append(
+            f"| {variant} | {profile} | {own.median_ms:.2f} | {ratios} | {span} | {own.interval_over(plain)[0]:.3f}x |"
+        )
+    lines.append(f"| {PLAIN} | | {plain.median_ms:.2f} | | | | | |")
     return "\n".join(lines)
 
 

@@ -15,15 +15,17 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.contenders import PLAIN, Contender, Job, plain_export
 from benchmarks.machine import describe_machine
 from benchmarks.turns import Timed, time_in_turns
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cost import whole_block_gmacs
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.measure.statistics import Interval
-from ztdeploy.target.measure.turns import Configuration
+from ztdeploy.target.measure.turns import Configuration, Timeable
 
 METHODS = ("zero-tprune", "slice")
 
@@ -53,13 +55,15 @@ class Result:
     slice_ms: float
     pruned_ms: float
     pruned_over_slice: Ratio
-    speedup: Ratio | None  #: over dense
+    speedup: Ratio | None  #: over dense, our own engine
+    plain_ms: float | None  #: the untouched model in ONNX Runtime, which computes all of the last block
+    speedup_over_plain: Ratio | None
     gmacs_ratio: float  #: of what the graphs compute
     counted_ratio: float  #: as papers count, who let a block run before its tokens go
 
     @property
     def share_of_ideal(self) -> float | None:
-        return None if self.speedup is None else self.speedup.value / self.counted_ratio
+        return None if self.speedup_over_plain is None else self.speedup_over_plain.value / self.counted_ratio
 
 
 def main() -> None:
@@ -79,10 +83,12 @@ def main() -> None:
         f"{result.model}, {result.image_size} px, keep ratio {result.keep_ratio:g}, batch {result.batch}, fp32, medians"
     )
     print(f"  dense  {result.dense_ms:8.2f} ms")
+    print(f"  plain  {result.plain_ms:8.2f} ms  ({PLAIN})")
     print(f"  slice  {result.slice_ms:8.2f} ms")
     print(f"  pruned {result.pruned_ms:8.2f} ms")
     print(f"  pruned / slice          {result.pruned_over_slice}  (at most 1.02 wanted)")
     print(f"  speed-up over dense     {result.speedup}")
+    print(f"  speed-up over plain     {result.speedup_over_plain}")
     of_graphs = f"of what the graphs compute: {result.gmacs_ratio:.3f}"
     print(f"  ratio of GMACs          {result.counted_ratio:.3f}  ({of_graphs})")
     print(f"  speed-up / GMACs ratio  {result.share_of_ideal:.3f}  (at least 0.97 wanted)")
@@ -98,7 +104,7 @@ def build_variants(
 
 
 def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense: bool = True) -> Result:
-    """Time sliced and pruned, and dense where it is asked for, in turns.
+    """Time sliced and pruned in turns, and where it is asked for dense: our own engine, and the untouched model.
 
     Raises:
         RuntimeError: one of them could not be measured.
@@ -107,8 +113,13 @@ def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense
     variant, sliced = (_pruned_by(bundle, method) for method in METHODS)
     assert variant.plan.tokens_per_block == sliced.plan.tokens_per_block
     names = [sliced.name, variant.name, *([manifest.dense.name] if dense else [])]
-    configurations = [Configuration(bundle.root, name, "cpu", batch=batch) for name in names]
-    timed = time_in_turns(configurations, rounds=rounds, seconds=duration_s)
+    subjects: list[Timeable] = [Configuration(bundle.root, name, "cpu", batch=batch) for name in names]
+    if dense:
+        size, plain = manifest.preprocess.image_size.height, bundle.root.with_name("plain.onnx")
+        job = Job(manifest.model.name, size, batch, usable_threads(), plain)
+        plain_export(job)
+        subjects.append(Contender(PLAIN, job))
+    timed = time_in_turns(subjects, rounds=rounds, seconds=duration_s)
     for one in timed:
         if one.reason:
             raise RuntimeError(f"{one.variant}: {one.reason}")
@@ -124,6 +135,8 @@ def measure(bundle: Bundle, batch: int, rounds: int, duration_s: float, *, dense
         pruned_ms=ours.median_ms,
         pruned_over_slice=_ratio(cut, ours),
         speedup=_ratio(ours, timed[2]) if dense else None,
+        plain_ms=timed[3].median_ms if dense else None,
+        speedup_over_plain=_ratio(ours, timed[3]) if dense else None,
         gmacs_ratio=manifest.dense.gmacs / variant.gmacs,
         counted_ratio=whole_block_gmacs(architecture, manifest.dense.plan)
         / whole_block_gmacs(architecture, variant.plan),

@@ -34,7 +34,7 @@ class Architecture(FiniteRecord):
     #: Rows and columns of patches. None in bundles of older versions, whose grids are square.
     grid: tuple[int, int] | None = None
     #: How many of the first tokens the head reads. None: all of them, or the bundle is of an older version.
-    read_tokens: int | None = Field(default=None, ge=1)
+    read_tokens: int | None = Field(default=None, ge=1, le=2**16)
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:

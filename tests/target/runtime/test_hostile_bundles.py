@@ -664,6 +664,7 @@ _NUMBERS = {
     "model/architecture/prefix_tokens": [-1, 2, 10**9],
     "model/architecture/depth": [0, 2, 10**30],
     "model/architecture/embed_dim": [0, 10**12],
+    "model/architecture/read_tokens": [0, -1, 10**9, 1.5, "1"],
     "model/architecture/grid": [[8, 7], [-8, -8], [0, 0], [64], 8, "8x8", [10**9, 10**9]],
     "variants/0/plan/layers/0/tokens_in": [64, 10**9, -1],
     "variants/0/plan/layers/0/tokens_out": [0, -1, 65, 10**9, 45],

@@ -23,8 +23,8 @@ from ztdeploy.host.graph.rewriting import constant, rank_of, shape_of
 
 #: Operators that compute each element of their output from those at the same place, broadcasting.
 ELEMENTWISE = frozenset(
-    "Add Sub Mul Div Pow Sqrt Neg Reciprocal Clip Cast Gelu Erf Tanh Sigmoid Relu HardSwish".split()
-)
+    ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Reciprocal", "Clip", "Cast", "Gelu", "Erf", "Tanh", "Sigmoid")
+) | {"Relu", "HardSwish"}
 #: Operators along one axis, by the axis that they have if none is given.
 _ALONG = {"LayerNormalization": -1, "RMSNormalization": -1, "Softmax": -1, "Split": 0}
 
