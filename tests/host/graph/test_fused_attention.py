@@ -35,7 +35,8 @@ def fused_blocks(model: ir.Model) -> list[str]:
 @pytest.mark.parametrize("name", ["class-token", "average-pool", "distilled"])
 def test_blocks_without_a_pruning_layer_are_fused_and_the_result_stays(name: str) -> None:
     plain, fused = trace_of(name), specialise(trace_of(name), FUSED)
-    assert fused_blocks(fused) == ["blocks.0/attn/Attention_0", "blocks.3/attn/Attention_0"]
+    last = ["blocks.3/attn/Attention_0"] if name == "average-pool" else []  # others need few rows of its attention
+    assert fused_blocks(fused) == ["blocks.0/attn/Attention_0", *last]
     assert len(list(fused.graph)) < len(list(plain.graph)), "what it replaces is gone"
     assert fused_blocks(plain) == [], "the trace itself is as it was"
     images = np.asarray(pixels(3, seed=5).numpy())
@@ -44,13 +45,14 @@ def test_blocks_without_a_pruning_layer_are_fused_and_the_result_stays(name: str
 
 
 def test_a_method_that_reads_no_attention_leaves_every_block_to_be_fused() -> None:
-    assert len(fused_blocks(specialise(trace_of("class-token", "slice"), FUSED))) == 4
+    """But for the last block, of which the head reads one token."""
+    assert len(fused_blocks(specialise(trace_of("class-token", "slice"), FUSED))) == 3
 
 
 def test_only_blocks_with_enough_tokens_are_fused() -> None:
-    tokens = 1 + 16  # of the tiny model; 13 and 9 behind its pruning layers
-    for least, expected in ((tokens, ["blocks.0"]), (tokens + 1, []), (9, ["blocks.0", "blocks.3"])):
-        fused = specialise(trace_of("class-token"), replace(SPEC, fused_attention_from=least))
+    tokens = 16  # of the tiny model; 12 and 8 behind its pruning layers
+    for least, expected in ((tokens, ["blocks.0"]), (tokens + 1, []), (8, ["blocks.0", "blocks.3"])):
+        fused = specialise(trace_of("average-pool"), replace(SPEC, fused_attention_from=least))
         assert [name.partition("/")[0] for name in fused_blocks(fused)] == expected
 
 
@@ -67,5 +69,5 @@ def test_attention_that_something_else_reads_stays_plain() -> None:
     tapped = next(node for node in model.graph if node.name == "blocks.2/attn/Softmax_0")
     model.graph.outputs.append(tapped.outputs[0])
     fuse_attention(model, FUSED)
-    assert len(fused_blocks(model)) == 3
+    assert len(fused_blocks(model)) == 2
     assert "blocks.2/attn/Attention_0" not in fused_blocks(model)

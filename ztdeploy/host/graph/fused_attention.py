@@ -1,7 +1,8 @@
 """Replace attention by ONNX Runtime's operator `com.microsoft.Attention`, where nobody reads the attention matrix.
 
 Whether that is faster depends on the machine and the number of tokens (docs/explanation/measuring.md), so the
-profile sets the smallest number of tokens. The operator includes the projection to queries, keys and values.
+profile sets the smallest number of tokens. The operator includes the projection to queries, keys and values. It attends
+from all tokens, so a last block of which few are read (`live_rows`) stays as it is.
 """
 
 from __future__ import annotations
