@@ -145,11 +145,8 @@ def _row_axes(node: ir.Node, rows: Rows) -> dict[int, int] | None:
         return found
     if axis >= rank - 1 or not (found := _row_by_row(node, rank, axis)):
         return None
-    return (
-        found
-        if all(_can_pick(value, rows) for value in (node.outputs[0], *(node.inputs[at] for at in found)))
-        else None
-    )
+    values = (node.outputs[0], *(node.inputs[position] for position in found))
+    return found if all(_can_pick(value, rows) for value in values) else None
 
 
 def _row_by_row(node: ir.Node, rank: int, axis: int) -> dict[int, int]:
