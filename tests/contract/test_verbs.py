@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.options import QUICK
 from typer.main import get_command
 
 from ztdeploy import cli
@@ -137,7 +138,8 @@ def follow(lines: list[str]) -> None:
         typed = shlex.split(line.partition(" > ")[0])
         words = [word for one in typed for word in (sorted(map(str, Path().glob(one))) if "*" in one else [one])]
         with open(line.partition(" > ")[2] or os.devnull, "w") as out, redirect_stdout(out):  # noqa: PTH123
-            assert app.run(words[1:]) == 0, line
+            quick = () if "--iterations" in words else QUICK.get(words[1], ())
+            assert app.run([*words[1:], *quick]) == 0, line
 
 
 def test_examples_without_pytorch_work_as_they_stand(as_told: Path) -> None:
@@ -148,6 +150,7 @@ def test_examples_without_pytorch_work_as_they_stand(as_told: Path) -> None:
 
 @pytest.mark.long
 def test_examples_that_measure_work_as_they_stand(as_told: Path) -> None:
+    """But for how long they measure."""
     follow(starting("bench", "sweep --bundle", "report", "finalize"))
     for name in ("before.json", "after.json"):
         shutil.copy("bench.json", name)
