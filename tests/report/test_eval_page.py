@@ -19,13 +19,16 @@ from ztdeploy.target.evaluate.eval_report import (
     AgainstDense,
     Answer,
     Apart,
+    CascadeScore,
     DataFacts,
     EvalReport,
     EvalRequest,
     Far,
     Likeness,
     Quantile,
+    StageReached,
     VariantScore,
+    WentOn,
 )
 from ztdeploy.target.evaluate.scoring import change, mean, share
 from ztdeploy.target.measure.bench_report import read_report
@@ -36,13 +39,21 @@ RIGHT = np.arange(IMAGES) < 200
 
 
 def report(
-    folder: Path, *, labelled: bool = True, vectors: bool = False, variants: int = 2, name: str = ""
+    folder: Path,
+    *,
+    labelled: bool = True,
+    vectors: bool = False,
+    variants: int = 2,
+    name: str = "",
+    cascade: bool = False,
 ) -> EvalReport:
     """The last image is not in the folder; every second of the worst images has another answer than the baseline's."""
     for place in range(3):
         Image.new("RGB", (60, 40), (place, 99, 0)).save(folder / f"{place}.png")
     scores = [_score("dense", vectors, labelled=labelled, pruned=False)]
     scores += [_score(f"{name}keep-{place}", vectors, labelled=labelled, pruned=True) for place in range(variants)]
+    if cascade:
+        scores.append(_score("cascade", vectors, labelled=labelled, pruned=True).model_copy(update=_of_cascade(name)))
     facts = DataFacts(
         name=f"{name}photographs",
         path=str(folder),
@@ -93,6 +104,21 @@ def _score(name: str, vectors: bool, *, labelled: bool, pruned: bool) -> Variant
     )
 
 
+def _of_cascade(name: str) -> dict[str, CascadeScore]:
+    stages = [(f"{name}keep-0", np.ones(IMAGES, np.bool_), 1.0), ("dense", np.arange(IMAGES) < 90, 0.1)]
+    score = CascadeScore(
+        stages=tuple(StageReached(variant=one, reached=share(on), expected=part) for one, on, part in stages),
+        agreement=share(np.arange(IMAGES) >= 12),
+        bound=0.98,
+        calibrated_on=f"{name}calibration",
+        held=False,
+        unlike=f"these images are unlike '{name}calibration'",
+        worst_gmacs=3.0,
+        went_on=tuple(WentOn(image=f"{place}.png", confidence=0.01 * place, variant="dense") for place in range(90)),
+    )
+    return {"cascade": score}
+
+
 def _apart(place: int, name: str, labelled: bool) -> Apart:
     answers = [Answer(index=index, name=f"{name} {index}", probability=0.4) for index in (0, place % 2)]
     labels = (answers[0].name,) if labelled else ()
@@ -101,7 +127,7 @@ def _apart(place: int, name: str, labelled: bool) -> Apart:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"labelled": False}, {"vectors": True}, {"variants": 0}, {"variants": 20}, {"name": EVIL}],
+    [{}, {"labelled": False}, {"vectors": True}, {"variants": 0}, {"variants": 20}, {"name": EVIL, "cascade": True}],
     ids=["labelled", "unlabelled", "vectors", "baseline alone", "many", "hostile"],
 )
 def test_a_page_asks_for_nothing(options: dict[str, object], tmp_path: Path) -> None:
@@ -126,6 +152,16 @@ def test_what_changes_is_on_the_page(tmp_path: Path) -> None:
     bars = next(one for one in page.iter(f"{{{SVG}}}svg") if one.get("aria-label") == "Changed answers")
     said = [title.text or "" for title in bars.iter(f"{{{SVG}}}title") if "keep-0" in (title.text or "")]
     assert [int(text.split(": ")[1].split()[0]) for text in said] == [LOST, GAINED, OTHER]
+
+
+def test_a_cascade_shows_its_shares_its_bound_and_who_went_on(tmp_path: Path) -> None:
+    page = ElementTree.fromstring(eval_page(report(tmp_path, cascade=True)).replace("<!DOCTYPE html>", ""))
+    (part,) = [one for one in page.iter("section") if one[0].text == "Cascade"]
+    shares = [float(cell.attrib["data-value"]) for cell in part.iter("td") if "data-value" in cell.attrib]
+    assert shares == [100, 100, 30, 10]
+    assert "98.0 % from 'calibration' is missed, by more than chance explains" in "".join(part.itertext())
+    assert [one.text for one in part.iter("figcaption")] == [f"{place}.png" for place in range(6)]
+    assert "These images are unlike" in "".join(page.itertext())
 
 
 def test_only_changed_answers_are_framed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from helpers import sweeps
 
@@ -12,8 +13,10 @@ from ztdeploy.report.sweep.panels import View
 from ztdeploy.report.sweep.snapping import block_ms, snaps
 from ztdeploy.report.sweep.trust import limits, warned
 from ztdeploy.report.sweep.verdict import PanelVerdict, verdicts
+from ztdeploy.target.evaluate.scoring import share
 from ztdeploy.target.measure.bench_report import Failure
 from ztdeploy.target.measure.sweep_report import SweepReport, rows
+from ztdeploy.target.verdict import JudgedVariant, conclude, quality_of_share
 
 
 def only(report: SweepReport, min_agreement: float = 0.95) -> PanelVerdict:
@@ -96,6 +99,16 @@ def test_what_a_variant_saves_is_what_the_table_says() -> None:
     ratio = sweeps.DENSE_GMACS / sweeps.gmacs(0.7)
     assert f"for {ratio:.2f}x less work ({sweeps.gmacs(0.7):.2f} instead of 4.60 GMACs)" in found.sentences[0]
     assert "that is 'slice'" in " ".join(found.sentences)
+
+
+def test_a_cascade_is_judged_by_its_mean_and_its_worst_case_is_said() -> None:
+    some = quality_of_share(share(np.arange(1000) >= 10), None)
+    many = quality_of_share(share(np.arange(1000) >= 100), None)
+    cascade = JudgedVariant("cascade", 1.6, None, some, "1.35 times the baseline's compute")
+    found = conclude([JudgedVariant("keep-0.50", 2.0, None, many), cascade], timed=False)
+    assert (found.decision, found.variant) == ("deploy", "cascade")
+    assert found.sentence.startswith("the cascade needs 38 % less compute")
+    assert "the worst takes 1.35 times the baseline's compute" in found.sentence
 
 
 def test_pruning_does_not_pay() -> None:

@@ -32,7 +32,16 @@ from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, ta
 from ztdeploy.core.arguments import BATCH, IMAGES, MIN_AGREEMENT
 
 if TYPE_CHECKING:
-    from ztdeploy.target.evaluate.eval_report import Answer, Change, EvalReport, Mean, Positions, Quantile, Share
+    from ztdeploy.target.evaluate.eval_report import (
+        Answer,
+        CascadeScore,
+        Change,
+        EvalReport,
+        Mean,
+        Positions,
+        Quantile,
+        Share,
+    )
 
 RESUME = "what is evaluated so far is kept: the same command goes on with it"
 #: Images furthest from the baseline that are shown per variant, and images that cannot be read; the report has more.
@@ -130,6 +139,8 @@ def _show(report: EvalReport) -> None:
         _show_accuracy(report)
     if report.output == "logits" and len(report.variants) > 1:
         _show_against_dense(report)
+    if report.cascade is not None:
+        _show_cascade(report.cascade)
     for one in data.unreadable[:_UNREADABLE]:
         warn(f"not counted: {one.reason}")
     if len(data.unreadable) > _UNREADABLE:
@@ -173,6 +184,18 @@ def _show_against_dense(report: EvalReport) -> None:
             for place, one in enumerate(against.worst[:_WORST])
         ],
     )
+
+
+def _show_cascade(score: CascadeScore) -> None:
+    table(
+        "Cascade: how many images each stage ran on, in %",
+        left("stage") + right("here", "expected"),
+        [(one.variant, _share(one.reached), f"{100 * one.expected:.1f}") for one in score.stages],
+        caption=f"{_BRACKETS}; expected: on the calibration images, '{score.calibrated_on}'",
+    )
+    if score.unlike is not None:
+        warn(score.unlike)
+    say(score.sentence)
 
 
 def _show_vectors(report: EvalReport) -> None:

@@ -16,6 +16,8 @@ from ztdeploy.core.records import FiniteRecord
 #: "margin": the difference of the two largest probabilities; of sigmoid outputs, the smallest distance of any from
 #: even odds. "novelty": how little the pruning layers merged away, for outputs that are no classes.
 Signal = Literal["margin", "novelty"]
+#: What reports call a cascade, where variants have their names.
+CASCADE = "cascade"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

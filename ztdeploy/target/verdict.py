@@ -10,6 +10,8 @@ of 95 % everywhere and never by figures alone:
 3. Deploy the fastest variant that pays and is within. Without one: if one that pays is open, say how many images
    would decide; if nothing is known of what changes, say how to find out; if all are beyond, deploy the baseline.
 4. Where none pays, deploy the baseline, or measure more rounds where these were too few.
+5. A cascade is judged like a variant, by its means. Some of its images cost more than the baseline, so the sentence
+   that recommends one says what the worst costs, and that hard real time forbids it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Literal
 
 from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.manifest import Fidelity, GateRow
 from ztdeploy.core.verdict import Decision, Verdict
 from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Share, VariantScore
@@ -59,12 +62,13 @@ class Quality:
 
 @dataclass(frozen=True)
 class JudgedVariant:
-    """A pruned variant."""
+    """A pruned variant, or a cascade."""
 
     name: str
     work_ratio: float  #: the baseline's compute over its own
     speed: Comparison | None = None
     quality: Quality | None = None
+    worst: str = ""  #: of a cascade: what an image costs that goes through all stages, in words
 
 
 def quality_of_score(score: VariantScore, images: int) -> Quality | None:
@@ -188,7 +192,7 @@ def conclude(
     for one, quality, where in known:
         if where == "within":
             end = "deploy." if timed else "deploy it where 'ztdeploy bench' finds it faster."
-            return _verdict("deploy", one, f"{does(one)} and {_costs(quality)}: {end}")
+            return _verdict("deploy", one, f"{does(one)} and {_costs(quality)}: {end}{_worst(one)}")
     for one, quality, where in known:
         if where == "open":
             return _verdict("open", one, f"{does(one)} and {_costs(quality)}: {_too_few(quality, min_agreement)}")
@@ -220,8 +224,15 @@ def _no_gain(best: JudgedVariant, outcomes: Sequence[str]) -> Verdict:
     return Verdict(decision="baseline", sentence=text)
 
 
+def _worst(one: JudgedVariant) -> str:
+    """What speaks against a cascade all the same."""
+    return f" Not where each single image has to be in time: the worst takes {one.worst}." if one.worst else ""
+
+
 def spoken(name: str) -> str:
     """A variant's name as it is said: "keep 0.70" of "keep-0.70", "tome, keep 0.70" of "tome-keep-0.70"."""
+    if name == CASCADE:
+        return "the cascade"
     before, found, ratio = name.rpartition("keep-")
     return f"{before.rstrip('-') + ', ' if before else ''}keep {ratio}" if found else f"'{name}'"
 
@@ -290,7 +301,13 @@ def verdict_of_eval(report: EvalReport) -> Verdict:
     """Of variants that were evaluated and not timed."""
     dense = report.dense
     variants = [
-        JudgedVariant(score.variant, dense.gmacs / score.gmacs, None, quality_of_score(score, report.data.images))
+        JudgedVariant(
+            score.variant,
+            dense.gmacs / score.gmacs,
+            None,
+            quality_of_score(score, report.data.images),
+            f"{score.cascade.worst_gmacs / dense.gmacs:.2f} times the baseline's compute" if score.cascade else "",
+        )
         for score in report.variants[1:]
         if score.method not in CONTROLS and score.gmacs < dense.gmacs
     ]

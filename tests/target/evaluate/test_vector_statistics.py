@@ -170,6 +170,7 @@ def features(images: int = 4, places: int = 9) -> VectorAnswers:
             [np.zeros((images, places), bool), generator.permuted(np.tile(np.arange(9) < 3, (4, 1)), axis=1)]
         ),
         vectors=np.zeros((2, images, 0), np.float32),
+        confidence=np.empty((images, 0), np.float32),
     )
 
 

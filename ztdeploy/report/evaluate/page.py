@@ -7,6 +7,7 @@ from pathlib import Path
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import read_bytes
 from ztdeploy.report.evaluate.answers import answers
+from ztdeploy.report.evaluate.cascade import cascade
 from ztdeploy.report.evaluate.vectors import vectors
 from ztdeploy.report.evaluate.worst import worst
 from ztdeploy.report.kit.document import document
@@ -38,6 +39,12 @@ _VECTOR_NOTES = {
     "Interval": _NOTES["Interval"],
 }
 
+_CASCADE_NOTES = {
+    "Cascade": "Its cheapest stage runs on every image, and an image goes on to the next stage where a stage is not "
+    "confident. Its GMACs are a mean over these images. The bound on its agreement with the baseline was chosen on "
+    "calibration images, with 95 % confidence, and holds for images like those.",
+}
+
 
 def check_page_path(out: Path, verb: str = "eval") -> None:
     """Fail early where a page of a verb could not be written in the end.
@@ -67,8 +74,9 @@ def eval_page(report: EvalReport) -> str:
         verdict(report.verdict.decision, report.verdict.sentence) if report.verdict else None,
         trust(_limits(report)),
         answers(report) if classes else vectors(report),
+        cascade(report),
         worst(report),
-        notes(_NOTES if classes else _VECTOR_NOTES),
+        notes((_NOTES if classes else _VECTOR_NOTES) | (_CASCADE_NOTES if report.cascade else {})),
         element("footer", f"{_WRITTEN} {__version__}; images' sha256 {report.data.digest[:12]}."),
     )
 
@@ -80,6 +88,8 @@ def _limits(report: EvalReport) -> list[str]:
         lines.append("The weights are random: outputs mean nothing.")
     if data.images < FEW_IMAGES:
         lines.append(f"Only {counted(data.images, 'image')}: intervals are wide.")
+    if report.cascade is not None and report.cascade.unlike is not None:
+        lines.append(f"{report.cascade.unlike[:1].upper()}{report.cascade.unlike[1:]}.")
     if data.unreadable:
         lines.append(f"{counted(len(data.unreadable), 'image')} could not be read and count nowhere.")
     return lines

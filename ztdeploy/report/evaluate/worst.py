@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -24,13 +25,8 @@ _OPEN = 4  #: variants up to which the images of all are unfolded
 
 def worst(report: EvalReport) -> Markup | None:
     """A row of images per variant; None where all outputs are the baseline's."""
-    folder, pictures = image_folder(Path(report.data.path)), dict[str, Markup]()
-
-    def picture(name: str) -> Markup:
-        if name not in pictures:
-            pictures[name] = _picture(folder, name)
-        return pictures[name]
-
+    folder = image_folder(Path(report.data.path))
+    picture = cache(partial(small_picture, folder))
     found = [(score, images) for score in report.variants if (images := _furthest(score))]
     if not found:
         return None
@@ -66,21 +62,21 @@ def _summary(score: VariantScore) -> str:
 
 def _card(one: Apart | Far, variant: str, picture: Markup) -> Markup:
     if isinstance(one, Far):
-        lines, changed = [_line("cosine", cosine(one.cosine))], False
+        lines, changed = [card_line("cosine", cosine(one.cosine))], False
     else:
         changed = one.dense.index != one.variant.index
-        label = [_line("label", ", ".join(one.labels))] if one.labels else []
+        label = [card_line("label", ", ".join(one.labels))] if one.labels else []
         lines = [
-            _line("baseline", _answer(one.dense), _tone(one.dense, one.labels)),
-            _line("pruned", _answer(one.variant), _tone(one.variant, one.labels)),
+            card_line("baseline", _answer(one.dense), _tone(one.dense, one.labels)),
+            card_line("pruned", _answer(one.variant), _tone(one.variant, one.labels)),
             *label,
-            _line("KL", f"{short(one.kl, 2)} nats"),
+            card_line("KL", f"{short(one.kl, 2)} nats"),
         ]
     name = element("figcaption", one.image.rpartition("/")[2])
     return element("figure", picture, name, element("dl", lines), class_="changed" if changed else None)
 
 
-def _line(term: str, text: str, kind: str | None = None) -> Markup:
+def card_line(term: str, text: str, kind: str | None = None) -> Markup:
     return element("div", element("dt", term), element("dd", text, class_=kind))
 
 
@@ -92,7 +88,7 @@ def _tone(answer: Answer, labels: Sequence[str]) -> str | None:
     return ("good" if answer.name in labels else "bad") if labels else None
 
 
-def _picture(folder: Path, name: str) -> Markup:
+def small_picture(folder: Path, name: str) -> Markup:
     """The image, small; where it is no longer there, words instead of it."""
     try:
         picture = read_image(folder / name)

@@ -234,13 +234,7 @@ class CascadeRunner(ImageRunner):
         """What to tell a user whose images are unlike the calibration images; None: nothing says that they are."""
         if not self.unlike:
             return None
-        total, went_on = sum(self.counts), sum(self.counts[1:])
-        expected, guarantee = self.setting.shares[1], self.setting.guarantee
-        return (
-            f"these images are unlike '{guarantee.data}', on which the cascade was calibrated: {went_on} of {total}"
-            f" went on from the first stage, where {100 * expected:.0f} % were expected; its bound on agreement does"
-            " not hold for them; build again with --calib and images like these"
-        )
+        return unlike_words(self.setting, sum(self.counts[1:]), sum(self.counts))
 
     def _open(self) -> Stages:
         files = {file for part in self.cascade.pieces for file in self.bundle.files_of_engine(part, self.profile)}
@@ -267,6 +261,15 @@ class CascadeRunner(ImageRunner):
     def __repr__(self) -> str:
         chain = " -> ".join(stage.variant for stage in self.cascade.stages)
         return f"CascadeRunner({self.bundle.name!r}, {chain!r}, profile={self.profile!r})"
+
+
+def unlike_words(setting: CascadeSetting, went_on: int, total: int) -> str:
+    """The warning that images are unlike the calibration images, of which so many went on from the first stage."""
+    return (
+        f"these images are unlike '{setting.guarantee.data}', on which the cascade was calibrated: {went_on} of {total}"
+        f" went on from the first stage, where {100 * setting.shares[1]:.0f} % were expected; its bound on agreement"
+        " does not hold for them; build again with --calib and images like these"
+    )
 
 
 def cascade_of(bundle: Bundle, profile: str) -> tuple[CascadeRecord, CascadeSetting]:

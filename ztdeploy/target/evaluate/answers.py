@@ -17,23 +17,28 @@ from ztdeploy.core.cache import cache_errors
 from ztdeploy.core.files import open_regular, write
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import Activation
+from ztdeploy.target.adaptive.cascade import Staged
 from ztdeploy.target.evaluate.patches import follow
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.postprocess import cosines, divergences, probabilities, same_answers, unit_vectors
+from ztdeploy.target.runtime.runner import Answered
 
 BEST = 5  #: classes that are kept of each answer
 #: Fields that all variants have in common; their first axis is that of the images.
-_COMMON: dict[str, tuple[str, int]] = {"content": ("u", 2), "problem": ("U", 1)}
+_COMMON: dict[str, tuple[str, int]] = {"content": ("u", 2), "problem": ("U", 1), "confidence": ("f", 2)}
 
 
 @dataclass(frozen=True)
 class ImageAnswers:
-    """ImageAnswers of v variants, dense first, to n images. An image that could not be read has zeros throughout."""
+    """Answers of v rows to n images: of variants, dense first, and of a cascade behind them where one ran. An image
+    that could not be read has zeros throughout.
+    """
 
     #: The fields `[v, n, ...]` that a subclass adds: the kind of their type, and how many axes they have.
     OWN: ClassVar[dict[str, tuple[str, int]]] = {}
     content: NDArray[np.uint8]  #: `[n, 32]` sha256 of the files
     problem: NDArray[np.str_]  #: `[n]` why an image could not be read; empty where it could
+    confidence: NDArray[np.float32]  #: `[n, S - 1]` of the cascade's stages, see `Staged`; S is 1 where none ran
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -68,12 +73,12 @@ _Answers = TypeVar("_Answers", bound=ImageAnswers)
 
 
 def class_answers(
-    outputs: Sequence[Outputs], content: NDArray[np.uint8], activation: Activation = "softmax"
+    outputs: Sequence[Outputs | Staged], content: NDArray[np.uint8], activation: Activation = "softmax"
 ) -> ClassAnswers:
     """What is kept of a classifier's outputs.
 
     Args:
-        outputs: those of each variant for the same n images, dense first; logits `[n, classes]`.
+        outputs: those of each row for the same n images, dense first; logits `[n, classes]`.
         content: `[n, 32]`.
     """
     logits = [one.logits for one in outputs]
@@ -86,16 +91,21 @@ def class_answers(
         kl=np.stack([np.zeros(len(logits[0])), *(divergences(logits[0], own, activation) for own in logits[1:])]),
         content=content,
         problem=np.full(len(content), "", np.str_),
+        confidence=_confidence(outputs[-1]),
     )
 
 
 def vector_answers(
-    outputs: Sequence[Outputs], variants: Sequence[VariantRecord], patches: int, content: NDArray[np.uint8]
+    outputs: Sequence[Outputs | Staged],
+    variants: Sequence[Sequence[VariantRecord]],
+    patches: int,
+    content: NDArray[np.uint8],
 ) -> VectorAnswers:
     """What is kept of vectors.
 
     Args:
-        outputs: those of each variant for the same n images, dense first; embeddings `[n, D]`, or features `[n, P, D]`.
+        outputs: those of each row for the same n images, dense first; embeddings `[n, D]`, or features `[n, P, D]`.
+        variants: of each row: its own, or that of each stage of a cascade.
         patches: P; an embedding counts as one position.
         content: `[n, 32]`.
     """
@@ -114,14 +124,22 @@ def vector_answers(
         vectors=np.stack(vectors).astype(np.float32),
         content=content,
         problem=np.full(images, "", np.str_),
+        confidence=_confidence(outputs[-1]),
     )
 
 
-def filled_places(outputs: Outputs, variant: VariantRecord, patches: int) -> NDArray[np.bool_]:
+def _confidence(last: Outputs | Staged) -> NDArray[np.float32]:
+    return last.confidence.T if isinstance(last, Staged) else np.empty((len(last.logits), 0), np.float32)
+
+
+def filled_places(found: Outputs | Staged, variants: Sequence[VariantRecord], patches: int) -> NDArray[np.bool_]:
     """`[n, patches]`: whether the token of each place went, so that its features are those of what stands for it."""
-    filled = np.zeros((len(outputs.logits), patches), np.bool_)
-    for image in range(len(filled) if variant.plan.layers else 0):
-        filled[image] = ~follow(variant, outputs, image, patches)[-1].stays
+    filled = np.zeros((len(found.logits), patches), np.bool_)
+    whole = np.arange(len(filled))
+    for part in found.answers if isinstance(found, Staged) else [Answered(found, whole, 0)]:
+        variant = variants[part.stage or 0]
+        for image, place in enumerate(part.places.tolist() if variant.plan.layers else ()):
+            filled[place] = ~follow(variant, part.outputs, image, patches)[-1].stays
     return filled
 
 

@@ -7,6 +7,7 @@ spinning beside a busy one. Other runtimes take turns, while the other workers d
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.cascade import CascadeSetting
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import Output
+from ztdeploy.target.adaptive.cascade import Staged, Stages, cascade_of
+from ztdeploy.target.adaptive.pieces import engine_opener
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.evaluate.answers import (
@@ -54,6 +58,21 @@ class Workload:
     batch: int  #: images per call
     threads: int
     dense_profile: str | None = None  #: the profile of the first, dense engine, where that is another one
+    cascade: bool = False  #: the bundle's cascade runs as well
+
+    @property
+    def setting(self) -> CascadeSetting | None:
+        """How the cascade decides, where it runs."""
+        return cascade_of(self.bundle, self.profile)[1] if self.cascade else None
+
+    @property
+    def rows(self) -> list[tuple[VariantRecord, ...]]:
+        """What answers: each variant, and the stages of the cascade."""
+        rows: list[tuple[VariantRecord, ...]] = [(variant,) for variant in self.variants]
+        if self.cascade:
+            stages = cascade_of(self.bundle, self.profile)[0].stages
+            rows.append(tuple(self.bundle.variant(name=stage.variant) for stage in stages))
+        return rows
 
     @property
     def profiles(self) -> list[str]:
@@ -82,9 +101,14 @@ class Workload:
 
     @property
     def digests(self) -> list[str]:
-        """What tells each variant's engine from all others."""
-        pairs = zip(self.variants, self.profiles, strict=True)
-        return [self.bundle.engine_digest(engine_of(self.bundle, variant, profile)) for variant, profile in pairs]
+        """What tells each row's engines from all others, and of a cascade how it decides."""
+        bundle, pairs = self.bundle, zip(self.variants, self.profiles, strict=True)
+        digests = [bundle.engine_digest(engine_of(bundle, variant, profile)) for variant, profile in pairs]
+        if self.cascade:
+            cascade, setting = cascade_of(bundle, self.profile)
+            pieces = [bundle.engine_digest(engine_of(bundle, piece, self.profile)) for piece in cascade.pieces]
+            digests.append(hashlib.sha256("\n".join([*pieces, repr(setting.thresholds)]).encode()).hexdigest())
+        return digests
 
 
 @contextmanager
@@ -109,11 +133,19 @@ def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], ImageAns
             )
             for variant, profile in zip(work.variants, work.profiles, strict=True)
         ]
-        yield partial(_answer, work, runners, turn)
+        stages = None
+        if work.cascade:
+            stages = Stages(work.bundle, work.profile, engine_opener(work.bundle, work.profile, threads, work.memory))
+            stack.callback(stages.close)
+        yield partial(_answer, work, runners, stages, turn)
 
 
 def _answer(
-    work: Workload, runners: Sequence[BundleRunner], turn: AbstractContextManager[object], paths: Sequence[Path]
+    work: Workload,
+    runners: Sequence[BundleRunner],
+    stages: Stages | None,
+    turn: AbstractContextManager[object],
+    paths: Sequence[Path],
 ) -> ImageAnswers:
     manifest = work.bundle.manifest
     images = [decode(path, manifest.preprocess) for path in paths]
@@ -125,12 +157,14 @@ def _answer(
     pixels = np.stack([image.pixels for image in taken])
     content = np.stack([np.frombuffer(image.digest, np.uint8) for image in taken])
     with turn:
-        outputs = [_outputs(runner, pixels, names, work.batch) for runner in runners]
+        outputs: list[Outputs | Staged] = [_outputs(runner, pixels, names, work.batch) for runner in runners]
+        if stages is not None and work.setting is not None:
+            outputs.append(stages.run(pixels, names or ["a blank image"], work.setting.thresholds))
     answers: ImageAnswers
     if work.output == "logits":
         answers = class_answers(outputs, content, manifest.model.activation)
     else:
-        answers = vector_answers(outputs, work.variants, manifest.model.architecture.patch_tokens, content)
+        answers = vector_answers(outputs, work.rows, manifest.model.architecture.patch_tokens, content)
     return spread(chosen(answers, np.full(len(taken), bool(good))), problems)
 
 

@@ -34,6 +34,7 @@ class EvalRequest(Record):
     strict: bool = False  #: an image that cannot be read is an error
     recall_at: tuple[int, ...] = ()  #: numbers of neighbours, for embeddings; by default 1, 5 and 10
     min_agreement: float = MIN_AGREEMENT  #: what the verdict asks of a variant; mean cosine where there are vectors
+    cascade: bool | None = None  #: run the bundle's cascade as well; by default where no variants are chosen
 
 
 class Unreadable(Record):
@@ -159,6 +160,50 @@ class Recall(Record):
     overlap: Mean | None  #: share of the neighbours that are also dense's; None for dense itself
 
 
+class StageReached(Record):
+    """A stage of a cascade."""
+
+    variant: str
+    reached: Share  #: images that it ran on
+    expected: float  #: share of the calibration images that it ran on
+
+
+class WentOn(Record):
+    """An image that the first stage of a cascade was not confident in."""
+
+    image: str
+    confidence: float  #: of the first stage
+    variant: str  #: the stage that answered
+
+
+class CascadeScore(Record):
+    """How a cascade decided on the images, and whether its bound on agreement holds for them."""
+
+    stages: tuple[StageReached, ...]
+    agreement: Share  #: images that agree with the baseline in the sense of the bound
+    bound: float  #: the agreement that was promised, from calibration images
+    calibrated_on: str  #: what those are called
+    held: bool | None  #: whether agreement reaches the bound; None: the baseline was another profile's
+    unlike: str | None  #: warning that the images are unlike the calibration images; None: nothing says so
+    worst_gmacs: float  #: of an image that goes through all stages
+    went_on: tuple[WentOn, ...]  #: all that went on, the least confident first
+
+    @property
+    def sentence(self) -> str:
+        """Whether the bound holds, for people."""
+        found, bound = self.agreement, f"the bound of {100 * self.bound:.1f} % from '{self.calibrated_on}'"
+        text = (
+            f"The cascade agrees with the baseline on {100 * found.value:.1f} % of these images"
+            f" ({found.interval.scaled(100):.1f})"
+        )
+        if self.held is None:
+            return f"{text}; its bound is about the baseline of its own profile."
+        if self.held:
+            return f"{text}: {bound} holds here."
+        by_chance = found.interval.high >= self.bound
+        return f"{text}: {bound} is missed, {'which chance explains' if by_chance else 'by more than chance explains'}."
+
+
 class VariantScore(Record):
     variant: str
     profile: str | None = None  #: the profile of the dense engine, where that is another one than the report's
@@ -171,6 +216,7 @@ class VariantScore(Record):
     against_dense: AgainstDense | None  #: None for dense itself, and where a model gives vectors
     likeness: Likeness | None = None  #: None for dense itself, and for classifiers
     recalls: tuple[Recall, ...] = ()  #: by gallery and k; empty where a model gives no embedding
+    cascade: CascadeScore | None = None  #: of the row of a cascade, whose GMACs are a mean over the images
 
     @property
     def label(self) -> str:
@@ -188,12 +234,16 @@ class EvalReport(Shown, Record):
     activation: Activation = "softmax"  #: what logits mean
     grid: tuple[int, int] | None = None  #: rows and columns of patches; None in reports of older versions
     data: DataFacts
-    variants: tuple[VariantScore, ...]  #: dense first
+    variants: tuple[VariantScore, ...]  #: dense first, the cascade last
     verdict: Verdict | None = None  #: None in reports of older versions
 
     @property
     def dense(self) -> VariantScore:
         return self.variants[0]
+
+    @property
+    def cascade(self) -> CascadeScore | None:
+        return self.variants[-1].cascade
 
     def brief(self) -> Brief:
         """The images, and a row for each variant with what pruning changes."""

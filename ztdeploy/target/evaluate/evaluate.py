@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.cache import cache_folder, key_of
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.errors import ImageError, InputError
+from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import NOUNS
 from ztdeploy.core.progress import Note, Progress, silent
 from ztdeploy.target.backends import runtime_versions
@@ -23,6 +26,7 @@ from ztdeploy.target.evaluate.answers import (
     keep_answers,
     kept_answers,
 )
+from ztdeploy.target.evaluate.cascades import cascade_score, mean_gmacs_of
 from ztdeploy.target.evaluate.data import EvalData, LabelledImage, data_facts, label_classes, limited, read_data
 from ztdeploy.target.evaluate.engines import Workload, in_order, open_engines
 from ztdeploy.target.evaluate.eval_report import AgainstDense, EvalReport, EvalRequest, Recall, Share, VariantScore
@@ -131,8 +135,21 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         batch=entries[0].batch,
         threads=entries[0].threads or 2,  # without a number the runtime works on a GPU, which two threads keep fed
         dense_profile=reference,
+        cascade=_runs_cascade(request, bundle, planned.bundle.profile),
     )
     return planned.bundle, work
+
+
+def _runs_cascade(request: EvalRequest, bundle: Bundle, profile: str) -> bool:
+    """Whether the cascade runs; its files are then compared with their hashes."""
+    asked, cascade = request.cascade, bundle.manifest.cascade
+    if asked is None:
+        asked = not request.keep_ratios and not request.variants
+    if not asked or cascade is None or profile not in cascade.settings:
+        return False
+    files = {file for piece in cascade.pieces for file in bundle.files_of_engine(piece, profile)}
+    bundle.verify_files(sorted({*files, WEIGHTS_FILE}))
+    return True
 
 
 def _answers(
@@ -150,7 +167,7 @@ def _answers(
     files = _files(work, parts, folder)
     found: dict[int, ImageAnswers] = {}
     for place, (part, file) in enumerate(zip(parts, files, strict=True)):
-        kept = None if fresh else kept_answers(file, work.answers, len(work.variants), len(part))
+        kept = None if fresh else kept_answers(file, work.answers, len(work.rows), len(part))
         if kept is not None:
             found[place] = _accepted(kept, request)
     done = sum(map(len, found.values()))
@@ -226,12 +243,13 @@ def _scores(work: Workload, answers: ImageAnswers, data: EvalData, request: Eval
     images = [image for image, readable in zip(data.images, good.tolist(), strict=True) if readable]
     accepted = [image.accepted for image in images] if data.labelled else None
     names, answers = [data.name_of(image) for image in images], chosen(answers, good)
-    found: list[tuple[Recall, ...]] = [()] * len(work.variants)
+    rows = work.rows
+    found: list[tuple[Recall, ...]] = [()] * len(rows)
     if isinstance(answers, VectorAnswers) and work.output == "embedding":
         counts = recall_counts(request.recall_at, len(images))
         found = recalls(answers.vectors, accepted, counts, request.seed)
     scores = []
-    for position, (variant, digest) in enumerate(zip(work.variants, work.digests, strict=True)):
+    for position, (stages, digest) in enumerate(zip(rows, work.digests, strict=True)):
         top1, top5, against, like = None, None, None, None
         if isinstance(answers, ClassAnswers):
             top1, top5, against = _of_classes(answers, position, names, accepted, work, request.seed)
@@ -239,20 +257,27 @@ def _scores(work: Workload, answers: ImageAnswers, data: EvalData, request: Eval
             like = likeness(answers, position, names, request.seed)
         scores.append(
             VariantScore(
-                variant=variant.name,
+                **_row(work, stages, answers),
                 profile=None if position else work.dense_profile,
-                keep_ratio=variant.keep_ratio,
-                method=variant.schedule.method if variant.plan.layers else "dense",
-                gmacs=variant.gmacs,
                 engine_sha256=digest,
                 top1=top1,
                 top5=top5,
                 against_dense=against,
                 likeness=like,
                 recalls=found[position],
+                cascade=cascade_score(work, answers, names) if len(stages) > 1 else None,
             )
         )
     return scores
+
+
+def _row(work: Workload, stages: Sequence[VariantRecord], answers: ImageAnswers) -> dict[str, Any]:
+    """What a row is: a variant, or the cascade."""
+    if len(stages) > 1:
+        return {"variant": CASCADE, "keep_ratio": None, "method": CASCADE, "gmacs": mean_gmacs_of(work, answers)}
+    variant = stages[0]
+    method = variant.schedule.method if variant.plan.layers else "dense"
+    return {"variant": variant.name, "keep_ratio": variant.keep_ratio, "method": method, "gmacs": variant.gmacs}
 
 
 def _of_classes(

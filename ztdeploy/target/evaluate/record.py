@@ -48,7 +48,7 @@ def recorded(bundle: Bundle, report: EvalReport) -> Manifest:
     Raises:
         BundleError: an engine is another one by now than the one that was evaluated.
     """
-    scores = {score.variant: score for score in report.variants if score.profile is None}
+    scores = {one.variant: one for one in report.variants if one.profile is None and one.cascade is None}
     variants, profile = list[VariantRecord](), report.bundle.profile
     for variant in bundle.manifest.variants:
         if score := scores.get(variant.name):
