@@ -158,7 +158,7 @@ def test_a_cascade_shows_its_shares_its_bound_and_who_went_on(tmp_path: Path) ->
     page = ElementTree.fromstring(eval_page(report(tmp_path, cascade=True)).replace("<!DOCTYPE html>", ""))
     (part,) = [one for one in page.iter("section") if one[0].text == "Cascade"]
     shares = [float(cell.attrib["data-value"]) for cell in part.iter("td") if "data-value" in cell.attrib]
-    assert shares == [100, 100, 30, 10]
+    assert shares == [1, 100, 0.3, 10]
     assert "98.0 % from 'calibration' is missed, by more than chance explains" in "".join(part.itertext())
     assert [one.text for one in part.iter("figcaption")] == [f"{place}.png" for place in range(6)]
     assert "These images are unlike" in "".join(page.itertext())

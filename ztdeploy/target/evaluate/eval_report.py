@@ -199,7 +199,7 @@ class CascadeScore(Record):
         if self.held is None:
             return f"{text}; its bound is about the baseline of its own profile."
         if self.held:
-            return f"{text}: {bound} holds here."
+            return f"{text}: {bound} is reached."
         by_chance = found.interval.high >= self.bound
         return f"{text}: {bound} is missed, {'which chance explains' if by_chance else 'by more than chance explains'}."
 
