@@ -19,12 +19,14 @@ PRUNE = "prune"
 KEPT, INTO = "kept", "into"
 #: Golden data of a pruning layer: the smallest gap between the scores at its cuts.
 GAP = "gap"
-_BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})(?:/|$)")
+#: The scope of blocks, and the scopes of attention within a block's: timm's, and those of transformers.
+BLOCKS, ATTENTIONS = "blocks", ("attn", "attention", "self_attn")
+_BLOCK = re.compile(rf"{BLOCKS}\.(0|[1-9][0-9]{{0,5}})(?:/|$)")
 
 
 def block_name(block: int) -> str:
     """The scope of a block, counted from 0."""
-    return f"blocks.{block}"
+    return f"{BLOCKS}.{block}"
 
 
 def block_of(name: str | None) -> int | None:

@@ -112,6 +112,9 @@ class PreprocessSpec(FiniteRecord):
     resize: ImageSize  #: crop mode `center` scales an image until it covers this size; `squash` distorts it to it
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
+    #: Where a crop starts that would start at half a pixel: at the even one beside it, as in torchvision, or at the one
+    #: before it, as in transformers.
+    crop_rounding: Literal["even", "down"] = "even"
     mean: tuple[float, ...] = Field(min_length=1, max_length=MOST_CHANNELS)  #: per channel, of values from 0 to 1
     std: tuple[_Positive, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
     #: How many bits the values of images with more than 8 bits per channel use; None: all bits of the file.

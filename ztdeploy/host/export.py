@@ -20,6 +20,7 @@ from ztdeploy.core.names import CONFIDENCE, IMAGE, INTO, KEPT, LOGITS, pruning_o
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
 from ztdeploy.host.graph import GraphSpec, apply_passes
+from ztdeploy.host.graph.stable_names import rename_scopes
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
 
@@ -120,6 +121,7 @@ def export_onnx(
     model = program.model
     for value, name in zip(model.graph.outputs[len(outputs) :], notes, strict=True):
         value.name = name
+    rename_scopes(model, getattr(pruned.model, "scopes", {}))
     apply_passes(model)
     return model
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.manifest import BlockRange, RangeRecord
-from ztdeploy.core.names import PRUNE
+from ztdeploy.core.names import ATTENTIONS, PRUNE
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
@@ -99,10 +99,10 @@ class _Watch:
         # Ahead of the pruning layer's own hook, since tokens that it drops pass here as well.
         undo.append(block.register_forward_hook(self._end, prepend=True).remove)
         for name, child in block.named_children():
-            if name.startswith("norm"):  # behind hooks that replace the input
+            if "norm" in name:  # behind hooks that replace the input
                 undo.append(child.register_forward_pre_hook(lambda _norm, x: self._see("residual", x[0])).remove)
             elif name != PRUNE:
-                see = self._see_attention if name == "attn" else self._see_mlp
+                see = self._see_attention if name in ATTENTIONS else self._see_mlp
                 linear = [module for module in child.modules() if isinstance(module, nn.Linear)]
                 undo.extend(module.register_forward_hook(see).remove for module in linear)
         return undo

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.names import CONFIDENCE, block_of, in_pruning_layer
+from ztdeploy.core.names import ATTENTIONS, CONFIDENCE, block_of, in_pruning_layer
 from ztdeploy.core.profile import Int8Options, Precision
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.rewriting import numbers
@@ -100,7 +100,7 @@ def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]
         block, scopes = block_of(node.name), str(node.name).split("/")[1:]
         if block is None or block < options.from_block:
             return block is not None
-        return block not in ranked and scopes[0] == "attn" and len(scopes) == 2 and _is_of_attention(node)
+        return block not in ranked and scopes[0] in ATTENTIONS and len(scopes) == 2 and _is_of_attention(node)
 
     return within
 
@@ -108,7 +108,7 @@ def _of_rest(graph: ir.Graph, options: Int8Options) -> Callable[[ir.Node], bool]
 def _is_of_attention(node: ir.Node) -> bool:
     """Scaling of queries, both products, the bias of merging, and softmax; not the weights of merging."""
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    scales_queries = maker is not None and maker.op_type in ("Gather", "Slice")
+    scales_queries = maker is not None and maker.op_type in ("Gather", "Slice", "Transpose")
     return node.op_type in _ATTENTION and (node.op_type != "Mul" or scales_queries)
 
 

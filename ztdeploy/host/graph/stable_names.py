@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -40,6 +41,21 @@ def stable_names(model: ir.Model) -> None:
     _strip_metadata(model)
     if len({node.name for node in graph}) != len(graph):
         raise ModelError("two nodes of the graph share a name", "unique names", "report this model's name as a bug")
+
+
+def rename_scopes(model: ir.Model, paths: Mapping[str, str]) -> None:
+    """Change module paths in the exporter's metadata and in the names of initializers.
+
+    Args:
+        paths: new paths by old ones, within the user's model.
+    """
+    inside = _WRAPPERS[0]
+    for old, new in paths.items():
+        for node in model.graph:
+            if (scopes := node.metadata_props.get(_SCOPES)) is not None:
+                node.metadata_props[_SCOPES] = scopes.replace(f"{inside}.{old}.", f"{inside}.{new}.")
+        for name in [name for name in model.graph.initializers if name.startswith(f"{inside}.{old}.")]:
+            model.graph.initializers[name].name = f"{inside}.{new}{name[len(inside) + 1 + len(old) :]}"
 
 
 def scope_name(module_path: str) -> str:

@@ -4,6 +4,7 @@
   configuration files beside weights say);
 - files of weights: `checkpoint`, over `stored_tensors` (safetensors), `torch_file` and `inert_pickle` (torch.save);
 - matching the tensors of a file to a model: `layouts`, `dialects`, `shapes`;
+- models of transformers: `hf_folder` and `hf_processor` (its files), `hf_making`, `hf_model` (one module around each);
 - other facts about a model: `facts` (pre-processing, classes, activation), `text_head`;
 - families: `adapter`, and one file for each family in the table below.
 """
@@ -27,6 +28,7 @@ FAMILIES: dict[str, str] = {
     "eva": "ztdeploy.host.models.eva:EvaAdapter",
     "beit": "ztdeploy.host.models.beit:BeitAdapter",
     "lvvit": "ztdeploy.host.models.lvvit:LvVitAdapter",
+    "transformers": "ztdeploy.host.models.hf_adapter:HubAdapter",
 }
 
 _WINDOWS = "its attention stays within windows of the image, which need every patch in its place"

@@ -56,6 +56,8 @@ def preprocessing_of(
     averaged = [_per_channel(merged[name], channels) for name in ("mean", "std")]
     spec = _spec(merged, size or ImageSize.of(tuple(config["input_size"][-2:])), *averaged)
     default = "that of the package" if source.shipped else f"timm's for {source.timm_name}"
+    if source.hub is not None:
+        default = f"transformers' for {source.hub.kind}"
     given = [*options, *(["image_size"] if asked.image_size else [])]
     who = {**dict.fromkeys(_FIELDS, default), **said.sources, **dict.fromkeys(given, _OPTION)}
     remarks = []
@@ -96,6 +98,7 @@ def _spec(
             resize=ImageSize.of([math.floor(side / float(config["crop_pct"])) for side in size]),
             interpolation=interpolation,
             crop_mode=mode,
+            crop_rounding=config.get("crop_rounding", "even"),
             mean=mean,
             std=std,
             bit_depth=config.get("bit_depth"),

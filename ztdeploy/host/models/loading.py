@@ -20,6 +20,7 @@ from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
+from ztdeploy.host.models.hf_folder import KINDS, HubConfig
 from ztdeploy.host.models.sources import HUB, Source, read_all, source_of
 
 if TYPE_CHECKING:
@@ -145,12 +146,16 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
         ModelError: the model is unknown, or cannot be pruned; the error says why.
     """
     _need_host_half()
+    from ztdeploy.host.models.hf_making import make
     from ztdeploy.host.models.making import sketch
     from ztdeploy.host.models.shapes import made_for
 
     source = source_of(ModelSource(name=name, weights="random"))
     size = image_size or source.description.image_size
-    model = sketch(source.name, size, source.arguments)
+    if source.hub is not None:
+        model: nn.Module = make(source.hub, size, None, name)
+    else:
+        model = sketch(source.name, size, source.arguments)
     adapter = adapt(model, size or made_for(model))
     architecture = adapter.architecture
     dense, pruned = (plan(default_schedule(ratio, architecture), architecture) for ratio in (1.0, KEEP_RATIO))
@@ -229,6 +234,8 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
 
     if source.model is not None:
         return _as_it_is(source, size)
+    if source.hub is not None:
+        return _of_hub(source, source.hub, size)
     making, fit = Making(source.arguments, size), None
     if source.files:
         tables = read_all(source.files)  # ahead of the slow part, since it may fail
@@ -274,6 +281,26 @@ def _as_it_is(source: Source, size: ImageSize | None) -> _Filled:
     remarks = (_NAMELESS,) if model.num_classes == 1000 else ()
     created = Created(model, resolve_model_data_config(model), None)
     return _Filled(created, own, model.num_classes, source.origin, remarks)
+
+
+def _of_hub(source: Source, hub: HubConfig, size: ImageSize | None) -> _Filled:
+    """A model of transformers.
+
+    Raises:
+        CheckpointError, MissingExtraError, ModelError: see `hf_making.make`.
+    """
+    from ztdeploy.host.models.hf_making import RANDOM_SEED, make
+    from ztdeploy.host.models.hf_processor import said_by
+    from ztdeploy.host.models.making import Created
+
+    state = max(read_all(source.files).values(), key=len) if source.files else None
+    model = make(hub, size, state, source.origin)
+    usual = said_by({}, KINDS[hub.kind].processor)
+    config = {**usual, "input_size": (3, *usual["image_size"])}
+    origin = source.origin or f"seed {RANDOM_SEED}"
+    origin = f"{origin}, positions resampled" if model.resampled else origin
+    created = Created(model, config, source.description.class_names)
+    return _Filled(created, model.image_size, model.num_classes, origin, source.remarks)
 
 
 def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:
@@ -339,7 +366,7 @@ def _check_behaviour(model: nn.Module, source: Source, classes: int | None) -> t
             if isinstance(module, LayerNorm):
                 module.eps = epsilon
         return ()
-    if not source.is_timms and not source.is_foreign:
+    if source.hub is not None or not (source.is_timms or source.is_foreign):
         return ()
     doubt = check_activation(model, source.published_name, classes, published=source.is_timms)
     return () if doubt is None else (doubt,)
@@ -357,4 +384,5 @@ def _class_names(source: Source, made: Created) -> tuple[Sequence[str] | None, t
     classes = int(getattr(made.model, "num_classes", 0))
     if names and len(names) != classes:
         return names, (f"the files name {len(names)} classes, and there are {classes}: none is named",)
-    return names, (_NAMELESS,) if made.class_names and not names else ()
+    nameless = made.class_names or (source.hub is not None and classes)
+    return names, (_NAMELESS,) if nameless and not names else ()

@@ -6,6 +6,7 @@ Folders have the layout of timm or `transformers`. Only configurations are read 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from ztdeploy.core.errors import CheckpointError, InputError, ModelError, Weight
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.text import printable
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
-from ztdeploy.host.models.descriptions import CONFIG, PREPROCESSOR, Description, describe
+from ztdeploy.host.models.descriptions import CONFIGURATIONS, Description, describe, describe_hub
+from ztdeploy.host.models.hf_folder import CONFIG, HubConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from ztdeploy.host.models.checkpoint import Tables
 
 IMAGENET = Path("imagenet")  #: stands for the names of ImageNet-1k instead of a file
-LOCAL, HUB = "local-dir", "hf-hub"
+LOCAL, HUB, HF = "local-dir", "hf-hub", "hf"  #: a folder, a repository of the hub, either of the two
 _HUB_ALIAS = "hf_hub"  #: timm's former name
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _NOTHING_SAID = Description("timm", None)
 #: Usual names of files of weights; the first one that exists is taken.
 _WEIGHTS = (
@@ -52,6 +55,7 @@ class Source:
     description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
     model: nn.Module | None = None  #: a user's own, with its weights
+    hub: HubConfig | None = None  #: of a model of transformers; None: timm's, or one of ours
 
     @property
     def is_timms(self) -> bool:
@@ -113,7 +117,8 @@ def check_source(asked: ModelSource) -> None:
     for option, path in named.items():
         if isinstance(path, Path) and path != IMAGENET and not os.path.exists(path):  # noqa: PTH110 - as check_exists
             raise InputError(f"{option} '{path}' does not exist", "a file", "check the path")
-    if not asked.name.startswith((f"{HUB}:", f"{_HUB_ALIAS}:")):
+    kind, _, place = asked.name.partition(":")
+    if kind not in (HUB, _HUB_ALIAS) and not (kind == HF and _REPOSITORY.fullmatch(place) and not Path(place).is_dir()):
         source_of(asked)
 
 
@@ -127,40 +132,52 @@ def files_behind(asked: ModelSource) -> list[Path]:
     if source.kind == "shipped":
         return []
     folders = dict.fromkeys(path.parent for path in source.files)
-    beside = [folder / file for folder in folders for file in (CONFIG, PREPROCESSOR) if (folder / file).is_file()]
+    beside = [folder / file for folder in folders for file in CONFIGURATIONS if (folder / file).is_file()]
     return [*source.files, *beside]
 
 
 def _of_place(asked: ModelSource) -> Source:
     kind, _, place = asked.name.partition(":")
     wanted = asked.weights == "pretrained" and asked.checkpoint is None
-    if kind not in (LOCAL, HUB, _HUB_ALIAS) or not place:
+    if kind not in (LOCAL, HUB, _HUB_ALIAS, HF) or not place:
         raise ModelError(
             f"model '{printable(kind)}:{printable(place)}'",
-            f"a name, {LOCAL}:DIR or {HUB}:OWNER/NAME",
+            f"a name, {HF}:DIR_OR_NAME, {LOCAL}:DIR or {HUB}:OWNER/NAME",
             "correct --model",
         )
-    folder, origin = Path(place), ""
-    if kind != LOCAL:
-        folder, origin = fetched(place, (CONFIG, PREPROCESSOR), _WEIGHTS if wanted else ()), f"{HUB}:{place}"
+    folder, local = Path(place), kind == LOCAL or (kind == HF and Path(place).is_dir())
+    if not local and kind == HF and not _REPOSITORY.fullmatch(place):
+        raise ModelError(f"'{printable(place)}' is not a folder, and no name of the hub", "either", "check the path")
+    if not local:
+        folder = fetched(place, CONFIGURATIONS, _WEIGHTS if wanted else ())
     elif not folder.is_dir():
         raise ModelError(f"'{folder}' is not a folder", f"a folder with weights and {CONFIG}", "check the path")
-    said = describe(folder)
-    if said is None or said.architecture is None:
-        raise ModelError(
-            f"'{place}' without a {CONFIG} that names one of timm's models",
-            f"{CONFIG} as timm writes it, or transformers for ViT, DeiT, DINOv2, CLIP and SigLIP",
-            "give --model NAME --checkpoint DIR",
-        )
-    source = Source(said.architecture, "random", arguments={**said.geometry, **said.arguments}, description=said)
+    source = _described(folder, place)
     if asked.checkpoint is not None:
         files = files_of(asked.checkpoint)
         return replace(source, kind="checkpoint", files=files, origin=asked.checkpoint.name)
     if not wanted:
         return source
     files = weights_in(folder)
-    local = kind == LOCAL
-    return replace(source, kind="checkpoint" if local else "pretrained", files=files, origin=origin or files[0].name)
+    origin = files[0].name if local else f"{HUB}:{place}"
+    return replace(source, kind="checkpoint" if local else "pretrained", files=files, origin=origin)
+
+
+def _described(folder: Path, place: str) -> Source:
+    """What the configuration in a folder says, with random weights."""
+    hub = describe_hub(folder, place)
+    if hub is not None:
+        config, said = hub
+        return Source(config.made, "random", description=said, hub=config)
+    said_by_timm = describe(folder)
+    if said_by_timm is None or said_by_timm.architecture is None:
+        raise ModelError(
+            f"'{place}' without a {CONFIG} that names a model",
+            f"{CONFIG} as timm or transformers write it",
+            "give --model NAME --checkpoint DIR",
+        )
+    arguments = {**said_by_timm.geometry, **said_by_timm.arguments}
+    return Source(said_by_timm.architecture, "random", arguments=arguments, description=said_by_timm)
 
 
 def _of_checkpoint(name: str, checkpoint: Path) -> Source:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ztdeploy.core.errors import ImageError
-from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
+from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.target.runtime.images import MAX_PIXELS, ImageSource, read_bands
 
 
@@ -55,9 +55,7 @@ def resize_and_crop(image: Image.Image | Sequence[Image.Image], spec: Preprocess
         )
     size = _resized_size(*bands[0].size, spec)
     _check_resize(bands[0].size, size)
-    cropped = [
-        _center_crop(band.resize(size, Image.Resampling[spec.interpolation.upper()]), spec.image_size) for band in bands
-    ]
+    cropped = [_center_crop(band.resize(size, Image.Resampling[spec.interpolation.upper()]), spec) for band in bands]
     return cropped[0] if len(cropped) == 1 else np.concatenate(cropped, axis=-1)
 
 
@@ -127,9 +125,11 @@ def _check_resize(old: tuple[int, int], new: tuple[int, int]) -> None:
         )
 
 
-def _center_crop(image: Image.Image, size: ImageSize) -> NDArray[np.uint8]:
+def _center_crop(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """`[H, W, C]`."""
-    left, top = _crop_start(image.width, size.width), _crop_start(image.height, size.height)
+    start = _crop_start if spec.crop_rounding == "even" else _crop_start_down
+    size = spec.image_size
+    left, top = start(image.width, size.width), start(image.height, size.height)
     # Where the box reaches beyond the image, Pillow's crop fills with zeros: black, as torchvision pads.
     pixels = np.array(image.crop((left, top, left + size.width, top + size.height)), np.uint8)
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -141,3 +141,8 @@ def _crop_start(length: int, side: int) -> int:
     `round` takes halves to the even neighbour, as in torchvision, whereas the padding is rounded down on this side.
     """
     return round((length - side) / 2) if length >= side else -((side - length) // 2)
+
+
+def _crop_start_down(length: int, side: int) -> int:
+    """The same as in transformers, where the padding is rounded up on this side."""
+    return (length - side) // 2
