@@ -1,4 +1,4 @@
-"""Every model family, proved on timm's models by name: nothing is lost around the blocks, or beside the tokens."""
+"""Every model family, proved on models by name: nothing is lost around the blocks, or beside the tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from helpers.families import MEMBERS, adapter_of, chained, check_read_tokens, im
 from helpers.models import PREPROCESS
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
+from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.manifest import GraphRecord
-from ztdeploy.core.names import block_name
+from ztdeploy.core.names import ATTENTIONS, block_name
 from ztdeploy.core.plan import plan
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
@@ -35,6 +36,7 @@ from ztdeploy.host.models import FAMILIES, REFUSED, adapt
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.beit import BeitAdapter
 from ztdeploy.host.models.eva import EvaAdapter
+from ztdeploy.host.models.hf_adapter import HubAdapter
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -50,6 +52,7 @@ PRUNED = PruningSchedule(
 )
 #: A member of each family whose tokens carry something for their places.
 POSITIONAL = ["eva02_tiny_patch14_224", "vit_base_patch16_rope_mixed_224", "beit_base_patch16_224"]
+POSITIONAL += ["hf/DINOv3ViTModel", "hf/BeitForImageClassification", "hf/BeitModel"]
 
 #: Their graphs hold nothing that another's does not.
 ALIKE = {
@@ -62,6 +65,13 @@ ALIKE = {
     "eva_giant_patch14_224",
     "eva02_large_patch14_clip_224",
     "beitv2_base_patch16_224",
+    "hf/ViTModel",
+    "hf/ViTMSNModel",
+    "hf/ViTMSNForImageClassification",
+    "hf/DeiTModel",
+    "hf/Dinov2Model",
+    "hf/Dinov2WithRegistersForImageClassification",
+    "hf/CLIPVisionModel",
 }
 
 #: Graphs of each family that the short tests export: with prefix tokens, rotary angles, a relative bias, two heads.
@@ -73,6 +83,9 @@ EXPORTED = {
     "eva02_tiny_patch14_224",
     "beit_base_patch16_224",
     "lvvit_s",
+    "hf/Dinov2WithRegistersModel",
+    "hf/DINOv3ViTModel",
+    "hf/SiglipVisionModel",
 }
 
 
@@ -127,7 +140,7 @@ class TestEachModel:
     def test_its_head_reads_the_tokens_that_are_told(self, name: str) -> None:
         check_read_tokens(adapter_of(name), images_for(name))
 
-    def test_dense_is_timm_itself(self, name: str) -> None:
+    def test_dense_is_the_model_itself(self, name: str) -> None:
         model, images = member(name), images_for(name)
         with torch.no_grad():
             before = model(images)
@@ -147,23 +160,23 @@ class TestEachModel:
     def test_taps_are_what_attention_works_with(self, name: str) -> None:
         adapter = adapter_of(name)
         sink, block = _Sink(), adapter.blocks[1]
-        module: Any = block.attn
+        module: Any = attention_of(block)
         seen: dict[str, Any] = {}
         adapter.tap(1, sink, attention=True, keys=True, values=True, queries=True)
-        module.proj.register_forward_pre_hook(lambda _module, inputs: seen.update(joined=inputs[0]))
+        last = next(getattr(module, part) for part in ("proj", "o_proj", "out_proj") if hasattr(module, part))
+        last.register_forward_pre_hook(lambda _module, inputs: seen.update(joined=inputs[0]))
         module.register_forward_pre_hook(
-            lambda _module, inputs, options: seen.update(x=inputs[0], **options), with_kwargs=True
+            lambda _module, inputs, options: seen.update(**({"x": inputs[0]} if inputs else {}), **options),
+            with_kwargs=True,
         )
         with torch.no_grad():
             adapter.model(images_for(name))
             assert sink.attention is not None
             assert sink.values is not None
             torch.testing.assert_close(_softmax(module, sink, seen), sink.attention, rtol=1e-4, atol=1e-5)
-            joined = (
-                module.norm((sink.attention @ sink.values).transpose(1, 2).flatten(2))
-                if hasattr(module, "norm")
-                else (sink.attention @ sink.values).transpose(1, 2).flatten(2)
-            )
+            joined = (sink.attention @ sink.values).transpose(1, 2).flatten(2)
+            if hasattr(module, "norm"):
+                joined = module.norm(joined)
             if getattr(module, "gate", None) is not None:
                 joined = joined * module.gate(seen["x"]).sigmoid()
         torch.testing.assert_close(joined, seen["joined"], rtol=1e-4, atol=1e-5)
@@ -216,18 +229,26 @@ class _Sink:
     queries: Tensor | None = None
 
 
+def attention_of(block: Any) -> Any:
+    return next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name))
+
+
 def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
     """Attention from what was tapped: turned by rotary angles, plus a relative bias, where a model has these."""
     assert sink.queries is not None
     assert sink.keys is not None
     queries, keys = sink.queries, sink.keys.repeat_interleave(sink.queries.shape[1] // sink.keys.shape[1], 1)
+    if (tables := seen.get("position_embeddings")) is not None:
+        queries, keys = apply_rotary_pos_emb(queries, keys, *tables)
     if (angles := seen.get("rope")) is not None:
         prefix, half = module.num_prefix_tokens, module.rotate_half
         queries, keys = (
             torch.cat([part[:, :, :prefix], apply_rot_embed_cat(part[:, :, prefix:], angles, half=half)], 2)
             for part in (queries, keys)
         )
-    logits = queries @ keys.transpose(2, 3) * module.scale
+    logits = queries @ keys.transpose(2, 3) * queries.shape[-1] ** -0.5
+    if (mask := seen.get("attention_mask")) is not None:
+        logits = logits + mask
     if getattr(module, "relative_position_bias_table", None) is not None:
         logits = logits + module.relative_position_bias_table[module.relative_position_index].permute(2, 0, 1)
     return logits.softmax(-1)
@@ -237,7 +258,11 @@ def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "beit_base_patch16_224", "lvvit_s"]
+    "name",
+    [
+        *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "beit_base_patch16_224", "lvvit_s"),
+        longer("hf/DINOv3ViTModel", long=True),
+    ],
 )
 def test_tensorrt_builds_an_engine_of_each_family(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(TensorRtRtxBackend.module) is None:
@@ -268,7 +293,13 @@ def test_tensorrt_builds_an_engine_of_each_family(name: str, tmp_path: Path) -> 
 # -------------------- merging, and layers inside of blocks
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", *POSITIONAL, "vit_small_patch16_dinov3", "lvvit_s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_base_patch16_224", *POSITIONAL, "vit_small_patch16_dinov3", "lvvit_s"),
+        *("hf/DeiTModel", "hf/Dinov2Model", "hf/CLIPVisionModel", "hf/SiglipVisionModel"),
+    ],
+)
 @pytest.mark.parametrize("method", ["zero-tprune-merge", longer("tome", long=True), "novelty-merge"])
 def test_methods_that_merge_reach_every_family(name: str, method: str) -> None:
     dense = member(name)(images_for(name))
@@ -303,7 +334,9 @@ def shifted(adapter: ModelAdapter, by: int) -> ModelAdapter:
     return adapter
 
 
-@pytest.mark.parametrize(("name", "by"), [("deit_small_distilled_patch16_224", -1), ("vit_small_patch14_dinov2", 1)])
+@pytest.mark.parametrize(
+    ("name", "by"), [("deit_small_distilled_patch16_224", -1), ("vit_small_patch14_dinov2", 1), ("hf/DeiTModel", -1)]
+)
 def test_a_prefix_that_is_off_by_one_is_noticed(name: str, by: int) -> None:
     """Either a prefix token goes for some image, or a patch that nothing may drop is kept for all."""
     adapter = shifted(adapter_of(name), by)
@@ -325,8 +358,8 @@ def test_a_prefix_that_is_off_by_one_is_noticed(name: str, by: int) -> None:
 def test_places_that_do_not_follow_the_tokens_are_noticed(
     name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family: Any = EvaAdapter if MEMBERS[name].family == "eva" else BeitAdapter
-    original = family.follow
+    family: Any = {"eva": EvaAdapter, "beit": BeitAdapter, "transformers": HubAdapter}[MEMBERS[name].family]
+    original, prefix = family.follow, MEMBERS[name].prefix
 
     def follow(self: ModelAdapter, index: int, places: Callable[[], Tensor | None]) -> Any:
         def damaged() -> Tensor | None:
@@ -334,7 +367,7 @@ def test_places_that_do_not_follow_the_tokens_are_noticed(
             if present is None:
                 return None
             first = present.new_tensor(range(present.shape[1]))
-            by_one = torch.cat([present[:, :1], (present[:, 1:] - 1).clamp_min(1)], 1)
+            by_one = torch.cat([present[:, :prefix], (present[:, prefix:] - 1).clamp_min(prefix)], 1)
             damages = {"not-gathered": first.expand_as(present), "off-by-one": by_one}
             return damages.get(wrong, present[:1].expand_as(present))
 

@@ -1,4 +1,7 @@
-"""timm's models by name, but small, with weights that let nothing be ignored; and what a pruned one must give."""
+"""Models by name, but small, with weights that let nothing be ignored; and what a pruned one must give.
+
+Names are timm's, or `hf/` and a class of the library transformers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from helpers.models import randomised
 from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.host.models import adapt
 from ztdeploy.host.models.adapter import ModelAdapter
+from ztdeploy.host.models.hf_model import HubModel, library
 from ztdeploy.host.models.lvvit import SIZES, LvVit
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
@@ -42,6 +46,10 @@ def _vit(prefix: int, *, class_token: bool = False, patch: int = 16, **arguments
 
 def _eva(prefix: int, *, class_token: bool = False, patch: int = 16, **arguments: Any) -> Member:
     return Member("eva", prefix, class_token, patch, arguments)
+
+
+def _hf(prefix: int, *, class_token: bool = True, patch: int = 16, **arguments: Any) -> Member:
+    return Member("transformers", prefix, class_token, patch, arguments)
 
 
 MEMBERS: dict[str, Member] = {
@@ -89,17 +97,51 @@ MEMBERS: dict[str, Member] = {
     "beitv2_base_patch16_224": Member("beit", 1, class_token=False),
     # LV-ViT
     "lvvit_s": Member("lvvit", 1, class_token=True),
+    # transformers
+    "hf/ViTModel": _hf(1),
+    "hf/ViTForImageClassification": _hf(1),
+    "hf/ViTMSNModel": _hf(1),
+    "hf/ViTMSNForImageClassification": _hf(1),
+    "hf/ViTMAEModel": _hf(1, mask_ratio=0.5),
+    "hf/DeiTModel": _hf(2),
+    "hf/DeiTForImageClassification": _hf(2),
+    "hf/DeiTForImageClassificationWithTeacher": _hf(2),
+    "hf/Dinov2Model": _hf(1, patch=14),
+    "hf/Dinov2ForImageClassification": _hf(1, patch=14, use_swiglu_ffn=True),
+    "hf/Dinov2WithRegistersModel": _hf(5, patch=14, num_register_tokens=4),
+    "hf/Dinov2WithRegistersForImageClassification": _hf(3, patch=14, num_register_tokens=2),
+    "hf/DINOv3ViTModel": _hf(5, num_register_tokens=4),
+    "hf/CLIPVisionModel": _hf(1),
+    "hf/CLIPVisionModelWithProjection": _hf(1, projection_dim=20),
+    "hf/CLIPForImageClassification": _hf(1, class_token=False),
+    "hf/SiglipVisionModel": _hf(0, class_token=False),
+    "hf/SiglipForImageClassification": _hf(0, class_token=False),
+    "hf/BeitModel": _hf(1, use_shared_relative_position_bias=True, use_mean_pooling=False),
+    "hf/BeitForImageClassification": _hf(1, class_token=False, use_relative_position_bias=True),
 }
 
 
 def member(name: str, seed: int = 0, **arguments: Any) -> Any:
     """A small model of that name, every parameter drawn anew."""
     facts = MEMBERS[name]
+    if facts.family == "transformers":
+        return HubModel(library_model(name, seed, **arguments), None)
     given = {**SMALL, "img_size": facts.image_size, **facts.arguments, **arguments}
     torch.manual_seed(seed)  # rotary frequencies of some are drawn
     own = name in SIZES
     model: Any = LvVit(damping=SIZES[name][0]["damping"], **given) if own else timm.create_model(name, **given)
     return randomised(model, seed)
+
+
+def library_model(name: str, seed: int = 0, depth: int = 3, **arguments: Any) -> Any:
+    """A small model of the library's own, every parameter drawn anew."""
+    facts, made = MEMBERS[name], getattr(library(), name.removeprefix("hf/"))
+    sizes = {"hidden_size": 48, "num_hidden_layers": depth, "num_attention_heads": 3, "intermediate_size": 96}
+    given = {**sizes, "image_size": facts.image_size, "patch_size": facts.patch, "num_labels": 7}
+    given |= {**facts.arguments, **arguments}
+    if made.config_class.sub_configs:
+        given = {"vision_config": given, "num_labels": 7}
+    return randomised(made(made.config_class(**given)), seed)
 
 
 def adapter_of(name: str, seed: int = 0, **arguments: Any) -> ModelAdapter:
@@ -140,6 +182,9 @@ def only(model: Any, behind: dict[int, Tensor]) -> Iterator[None]:
     No token is removed, no table is gathered: all keep their places, while attention to those that are gone is taken
     out and the rest scaled up to 1. Only what the head reads is picked in the end.
     """
+    if isinstance(model, HubModel):
+        yield from _only(model, behind)
+        return
     gone, undo = {}, []
     present: Tensor | None = None
     for index in range(len(model.blocks)):
@@ -167,5 +212,39 @@ def only(model: Any, behind: dict[int, Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
+        for handle in undo:
+            handle.remove()
+
+
+def _only(model: HubModel, behind: dict[int, Tensor]) -> Iterator[None]:
+    """The same by masks, in the library's own attention."""
+    undo = []
+    present: Tensor | None = None
+    implementation = model.whole.config._attn_implementation
+    model.whole.set_attn_implementation("eager")
+
+    def masking(tokens: Tensor) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            count = model.num_prefix_tokens + model.patch_embed.num_patches
+            mask = torch.full((len(tokens), count), -torch.inf).scatter(1, tokens, 0.0)[:, None, None, :]
+            given = options.pop("attention_mask", inputs[1] if len(inputs) > 1 else None)
+            return inputs[:1], {**options, "attention_mask": mask if given is None else mask + given}
+
+        return hook
+
+    def pick(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        assert present is not None
+        return output.gather(1, present.unsqueeze(-1).expand(-1, -1, output.shape[-1]))
+
+    for index, block in enumerate(model.blocks):
+        if present is not None:
+            module = block.get_submodule(model.parts.attention)
+            undo.append(module.register_forward_pre_hook(masking(present), with_kwargs=True))
+        present = behind.get(index, present)
+    undo.append(model.blocks[-1].register_forward_hook(pick))
+    try:
+        yield
+    finally:
+        model.whole.set_attn_implementation(implementation)
         for handle in undo:
             handle.remove()

@@ -68,7 +68,7 @@ def randomised(model: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "gamma" in name:
+            if "gamma" in name or "lambda" in name:
                 parameter.copy_(0.5 + 0.2 * noise)
             elif ("norm" in name or ".bn" in name) and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
@@ -78,7 +78,7 @@ def randomised(model: Any, seed: int = 0) -> Any:
                 parameter.add_(0.1 * noise)
             elif name.endswith("bias_table"):
                 parameter.copy_(noise)
-            elif parameter.dim() >= 2 and "token" not in name and "pos_embed" not in name:
+            elif parameter.dim() >= 2 and "token" not in name and "pos" not in name:
                 fan_in = parameter[0].numel()
                 parameter.copy_(noise * (1.5 / fan_in**0.5))
             else:

@@ -267,7 +267,7 @@ def model_source(
             "-m, --model NAME",
             word,
             MODEL,
-            "Short name such as deit_s, any timm name, local-dir:DIR or hf-hub:OWNER/NAME.",
+            "Short name such as deit_s, any timm name, hf:DIR or hf:OWNER/NAME.",
             known=MODELS,
         ),
     ],

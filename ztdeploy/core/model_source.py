@@ -12,7 +12,7 @@ from ztdeploy.core.records import Record
 class ModelSource(Record):
     """What `host.models.loading.load_model` makes a model of. None stands for what the model was published with."""
 
-    name: str  #: a short name of the catalogue, any name that timm knows, `local-dir:DIR`, or `hf-hub:OWNER/NAME`
+    name: str  #: a short name of the catalogue, any name that timm knows, `hf:DIR`, or `hf:OWNER/NAME`
     weights: WeightsSource = "pretrained"  #: those of the hub, its cache or the package; "random" is for latency only
     checkpoint: Path | None = None  #: a file, an index of shards, or a folder that takes the place of `weights`
     image_size: ImageSize | None = None  #: of the input; None: also the square that a checkpoint's positions fit

@@ -56,17 +56,29 @@ def of_transformers(folder: Path, model: nn.Module, shards: int = 1, **config: A
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
     labels = {"id2label": {"0": "ant", "1": "bee", "2": "cat", "3": "dog"}, "layer_norm_eps": 1e-6}
-    data = {"model_type": "vit", **sizes, "image_size": 64, "patch_size": 16, "qkv_bias": True, **labels, **config}
+    named = {"architectures": ["ViTForImageClassification"]}
+    data = {
+        "model_type": "vit",
+        **named,
+        **sizes,
+        "image_size": 64,
+        "patch_size": 16,
+        "qkv_bias": True,
+        **labels,
+        **config,
+    }
     (folder / "config.json").write_text(json.dumps(data))
-    images = {"size": {"height": 64, "width": 64}, "resample": 2, "image_mean": MEAN, "image_std": STD}
+    images = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}, "resample": 2}
+    images |= {"image_mean": MEAN, "image_std": STD}
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
     return folder
 
 
 def same(model: nn.Module, other: nn.Module) -> None:
+    """Up to rounding, for timm has one projection where transformers has three."""
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert torch.equal(model.eval()(images), other(images))
+        torch.testing.assert_close(model.eval()(images), other(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [of_timm, of_transformers])
@@ -75,7 +87,7 @@ def test_a_folder_says_all_about_its_weights(tmp_path: Path, layout: Callable[..
     found = loaded(f"local-dir:{layout(tmp_path, model)}")
     same(found.adapter.model, model)
     assert (found.timm_name, found.weights_source) == (
-        NAME if layout is of_timm else "vit_base_patch16_224",
+        NAME if layout is of_timm else "ViTForImageClassification",
         "checkpoint",
     )
     assert found.class_names == ("ant", "bee", "cat", "dog")
@@ -273,15 +285,15 @@ def another_depth(folder: Path) -> None:
         (without_weights, "no such file", CheckpointError),
         (two_files, "'a.pth', 'b.pth'", CheckpointError),
         (adapters, "merge", CheckpointError),
-        (of_swin, "config.json", ModelError),
+        (of_swin, "windows", ModelError),
         (a_convolutional_network, "cannot be pruned", ModelError),
         (an_argument_that_timm_does_not_know, "nonsense", ModelError),
         (an_argument_that_reads_a_file, "checkpoint_path", ModelError),
         (an_argument_that_asks_the_hub, "pretrained", ModelError),
         (an_activation_of_no_name, "os.system", ModelError),
         (a_model_of_terabytes, "does not fit", CheckpointError),
-        (heads_that_do_not_divide, "num_heads 5", ModelError),
-        (another_depth, "blocks.3", CheckpointError),
+        (heads_that_do_not_divide, "mis-shaped", CheckpointError),
+        (another_depth, "layers.3", CheckpointError),
     ],
 )
 def test_folders_that_hold_no_model(

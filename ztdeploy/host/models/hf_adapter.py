@@ -43,7 +43,11 @@ class HubAdapter(ModelAdapter):
             patch_dim=self.patch_dim(),
             num_classes=model.num_classes,
             grid=model.patch_embed.grid_size,
+            read_tokens=self.read_tokens(),
         )
+
+    def read_tokens(self) -> int | None:
+        return None if self.output == "features" else self.model.read_tokens
 
     def give(self, output: Output) -> None:
         """

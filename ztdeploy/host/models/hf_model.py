@@ -164,7 +164,7 @@ class HubModel(nn.Module):
         self.num_classes = getattr(whole, self._heads[0]).out_features if self._heads else 0
         whole.set_attn_implementation(ATTENTION)
         for block in self.blocks:
-            block.get_submodule(self.parts.attention).reach = Reach()
+            vars(block.get_submodule(self.parts.attention))["reach"] = Reach()
         if hasattr(tower.embeddings, "random_masking"):  # of MAE's pre-training; it would shuffle the patches
             vars(tower.embeddings)["random_masking"] = _unmasked
         if isinstance(pooling := getattr(getattr(tower, "head", None), "attention", None), nn.MultiheadAttention):
@@ -180,7 +180,7 @@ class HubModel(nn.Module):
         return self._tower[0]
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Any]:
         """The tower's blocks; each takes and returns tokens `[B, N, D]`."""
         return list(self.tower.get_submodule(self.parts.blocks))
 
@@ -238,6 +238,14 @@ class HubModel(nn.Module):
         if type(tower).__name__ == "BeitModel" and tower.pooler is not None:
             return not self.config.use_mean_pooling
         return self._positions_ahead > 0 and type(self.whole).__name__ != "CLIPForImageClassification"
+
+    @property
+    def read_tokens(self) -> int | None:
+        """How many of the first tokens the model answers with; None: all of them."""
+        name = type(self.whole).__name__
+        if not self.reads_class_token or (name.startswith("Dinov2") and self.whole is not self.tower):
+            return None
+        return 2 if hasattr(self.whole, "distillation_classifier") else 1
 
     @property
     def _heads(self) -> list[str]:
@@ -321,8 +329,10 @@ def _pooled(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tens
     """What PyTorch's module gives for `[B, N, D]`, batch first in every step, as static shapes need it."""
 
     def heads(tensor: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional.linear(tensor, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        split = (*tensor.shape[:2], self.num_heads, self.head_dim)
+        return functional.linear(tensor, weight, bias).view(split).transpose(1, 2)
 
     weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-    joined = functional.scaled_dot_product_attention(*map(heads, (query, key, value), weights, biases))
+    queries, keys, values = map(heads, (query, key, value), weights, biases)
+    joined = functional.scaled_dot_product_attention(queries, keys, values)
     return self.out_proj(joined.transpose(1, 2).flatten(2)), None

@@ -42,7 +42,7 @@ _FILTERS: dict[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicub
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
 
 
-class Processor(BaseModel):
+class ProcessorConfig(BaseModel):
     """A processor's configuration; sizes may be numbers, as older releases wrote them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -85,7 +85,7 @@ def said_by(data: Mapping[str, Any], usual: str, *, exact: bool = True) -> dict[
     strange = [name for name, value in data.items() if name.startswith("do_") and value and name not in _STEPS]
     if strange and exact:
         raise ValueError(f"key {strange[0]}: a step that is not reproduced")
-    found = Processor.of({**defaults, **{name: value for name, value in data.items() if value is not None}})
+    found = ProcessorConfig.of({**defaults, **{name: value for name, value in data.items() if value is not None}})
     if exact and not found.do_resize:
         raise ValueError("key do_resize: without it images keep their own sizes, and a graph needs one size")
     if found.resample not in _FILTERS:
@@ -107,14 +107,14 @@ def _type_of(data: Mapping[str, Any], usual: str) -> str:
     return kind
 
 
-def _values(found: Processor) -> dict[str, Any]:
+def _values(found: ProcessorConfig) -> dict[str, Any]:
     mean, std = found.image_mean, found.image_std
     if not found.do_normalize:
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     return {"mean": tuple(one / found.largest for one in mean), "std": tuple(one / found.largest for one in std)}
 
 
-def _sizes(found: Processor, exact: bool) -> dict[str, Any]:
+def _sizes(found: ProcessorConfig, exact: bool) -> dict[str, Any]:
     edge, sides = _sides("size", found.size, found.edge)
     _, crop = _sides("crop_size", found.crop_size, edge=False) if found.do_center_crop else (None, None)
     if edge is not None and crop is None and exact:
