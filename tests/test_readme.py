@@ -373,10 +373,13 @@ def test_the_readme_inside_a_bundle_works(
 def test_toml_is_a_schedule_or_a_profile(block: Block) -> None:
     from ztdeploy.core.profile import parse_profile
     from ztdeploy.core.schedule import parse_schedule
+    from ztdeploy.target.measure.replay_report import LoadTimeline
 
     data = parse_toml(block.text)
     if "layer" in data:
         assert parse_schedule(data, Path("document.toml")).layers
+    elif "phase" in data:
+        assert LoadTimeline.model_validate(data).seconds
     elif "backend" in data:
         assert parse_profile(data, Path("document.toml")).title
 

@@ -109,6 +109,8 @@ def provide(parameters: dict[str, Any], digits_bundle: Path, digit_images: list[
             make(path, lambda path: path.write_text("".join(f"{digit}\n" for digit in range(10))))
     for path in values(parameters, "schedules"):
         make(path, lambda path: path.write_text(SCHEDULE))
+    for path in values(parameters, "load"):
+        make(path, lambda path: path.write_text("[[phase]]\nseconds = 1\nbusy = 1\n"))
     for path in values(parameters, "sweep"):
         make(path, finished_sweep)
     for path in values(parameters, "profile", "profiles"):

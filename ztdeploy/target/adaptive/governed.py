@@ -74,6 +74,8 @@ class GovernedRunner(BundleRunner):
         self._control = Control(rungs, governor, clock())
         self._next_condition = clock() if self._conditions.any else float("inf")
         self._state = Condition()
+        if len(rungs) == 1:
+            _log.warning("no variant is faster than '%s' here, so there is nothing to switch to", rungs[0].variant)
         self._decisions, self._changes = deque[GovernorDecision](maxlen=MOST_DECISIONS), Counter[str]()
         self._tell(self._carry_out(self._control.start))
 
