@@ -29,8 +29,13 @@ def configuration(
     busy_cpu_s: float | None = 1.0,
     stolen_s: float = 0.0,
     peak_rss_mb: float = 100.0,
+    answered: tuple[int, ...] = (),
 ) -> ConfigurationReport:
-    """A configuration with these milliseconds, round by round."""
+    """A configuration with these milliseconds, round by round.
+
+    Args:
+        answered: images that each stage of a cascade answered in a round.
+    """
     turns = [
         Turn(
             round=number,
@@ -42,6 +47,7 @@ def configuration(
             stolen_s=stolen_s,
             clock_mhz=clocks[number] if clocks else None,
             gpu_clock_mhz=None,
+            answered=answered,
         )
         for number, samples in enumerate(rounds)
     ]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING
+from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING, QUALITY
 from ztdeploy.cli.options import (
     ALL,
+    DATA_HELP,
     BatchesOption,
     BundleArgument,
     MinAgreementOption,
@@ -63,6 +64,10 @@ def bench(
     ] = None,
     rounds: RoundsOption = 10,
     min_agreement: MinAgreementOption = MIN_AGREEMENT,
+    cascade: Annotated[
+        bool, flag("--cascade", MEASURING, "Also measure the bundle's cascade, on the images of --data.")
+    ] = False,
+    data: Annotated[Path | None, option("-d, --data DIR", path, QUALITY, f"Images of a cascade: {DATA_HELP}.")] = None,
     reference: Annotated[bool, flag("--reference/--no-reference", MEASURING, "Also measure the baseline.")] = True,
     governor: Annotated[
         bool, flag("--governor", MEASURING, "Replay a load with a governor and with static variants instead.")
@@ -135,9 +140,12 @@ def show_report(report: BenchReport) -> None:
     if report.measured:
         _show_latency(report)
         _show_speed(report)
+        _show_cascade(report)
         _show_start(report)
     for comparison in report.comparisons:
         say(comparison.verdict)
+    for same in report.same_latency:
+        say(same.sentence)
     for caution in report.warnings:
         warn(str(caution))
     for verdict in report.verdicts:
@@ -204,7 +212,31 @@ def _show_speed(report: BenchReport) -> None:
     if report.comparisons:
         title, headings = f"{title}, and speed-up over the baseline", [*headings, *_SPEED_UP]
         caption += "\nspeed-up: median of the rounds' ratios; less work: GMACs of the baseline over the variant's"
+        if report.cascade:
+            caption += "\nthe cascade is compared by means, static variants by medians"
     _table(report, title, headings, cells, caption=caption)
+
+
+def _show_cascade(report: BenchReport) -> None:
+    facts = report.cascade
+    if facts is None:
+        return
+
+    def cells(one: ConfigurationReport) -> list[str]:
+        found, answered = one.latency, one.answered
+        assert found is not None
+        shares = [f"{100 * count / sum(answered):.1f} %" for count in answered] or [""] * len(facts.stages)
+        return [*map(_three_digits, (found.mean_ms, found.p50_ms, found.p99_ms, found.max_ms)), *shares]
+
+    expected = [after - before for after, before in zip(facts.shares, (*facts.shares[1:], 0.0), strict=True)]
+    _table(
+        report,
+        "Latency of one call in ms, and images that each stage answered",
+        ("mean", "p50", "p99", "worst", *facts.stages),
+        cells,
+        caption=f"cascade: on {facts.images} images of '{facts.data}'; expected, from its calibration: "
+        + ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(facts.stages, expected, strict=True)),
+    )
 
 
 def _show_start(report: BenchReport) -> None:

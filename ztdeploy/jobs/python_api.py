@@ -289,6 +289,8 @@ def bench(
     iterations: int | None = None,
     rounds: int = 10,
     min_agreement: float = MIN_AGREEMENT,
+    cascade: bool = False,
+    data: AnyPath | None = None,
     reference: bool = True,
     governor: bool = False,
     latency_ms: float | None = None,
@@ -318,6 +320,8 @@ def bench(
         iterations: calls of each configuration over all rounds, instead of a duration.
         rounds: how often configurations take turns.
         min_agreement: least share of answers, or mean cosine, for a recommendation, where variants were evaluated.
+        cascade: measure the bundle's cascade as well, on images, since its latency depends on them.
+        data: images for the cascade.
         reference: measure the baseline as well, at the same batch and threads.
         governor: replay a load with a governor and with static variants instead; `report.replay` has what came out.
         latency_ms: the p95 latency that the governor holds, in milliseconds.
@@ -349,6 +353,8 @@ def bench(
         iterations=None if iterations is None else arguments.whole_number("iterations", iterations, arguments.CALLS),
         rounds=arguments.whole_number("rounds", rounds, arguments.ROUNDS),
         reference=reference,
+        cascade=cascade,
+        data=None if data is None else arguments.folder("data", data),
         min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
         governor=governor,
         latency_ms=None

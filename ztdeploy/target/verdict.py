@@ -24,7 +24,7 @@ from typing import Literal
 
 from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.cascade import CASCADE
+from ztdeploy.core.cascade import CASCADE, Guarantee
 from ztdeploy.core.manifest import Fidelity, GateRow
 from ztdeploy.core.verdict import Decision, Verdict
 from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Share, VariantScore
@@ -97,6 +97,14 @@ def quality_of_fidelity(found: Fidelity | None) -> Quality | None:
             found.top1 - found.dense_top1, Interval(low=found.change[0], high=found.change[1], confidence=0.95)
         )
     return _quality(found.images, found.agreement, found.cosine, change)
+
+
+def quality_of_guarantee(guarantee: Guarantee) -> Quality:
+    """Of a cascade on its calibration images, of which its bound says how many answers change at most."""
+    changed, most = 1 - guarantee.agreement, 1 - guarantee.bound
+    low = _flipped(guarantee.agreement, wilson_interval(guarantee.images - guarantee.failures, guarantee.images))
+    interval = Interval(low=low.interval.low, high=max(changed, most), confidence=guarantee.confidence)
+    return Quality(guarantee.images, Spread(changed, interval), None, None)
 
 
 def quality_of_gate(row: GateRow, images: int) -> Quality:
@@ -323,11 +331,17 @@ def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...
         for one in bundle.manifest.variants
         if one.schedule.method not in CONTROLS
     }
+    if report.cascade is not None:
+        quality[CASCADE] = quality_of_guarantee(report.cascade.guarantee)
     settings = list(dict.fromkeys(one.setting for one in report.measured))
     for setting in settings:
         timed = [one for one in report.comparisons if (one.batch, one.threads) == (setting.batch, setting.threads)]
         verdict = conclude(
-            [JudgedVariant(o.variant, o.work_ratio, o, quality[o.variant]) for o in timed if o.variant in quality],
+            [
+                JudgedVariant(o.variant, o.work_ratio, o, quality[o.variant], _worst_of_bench(report, o))
+                for o in timed
+                if o.variant in quality
+            ],
             timed=True,
             min_agreement=request.min_agreement,
             evaluate=EVALUATE.replace("BUNDLE", facts.path),
@@ -335,6 +349,20 @@ def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...
         )
         found.append(verdict.model_copy(update={"setting": str(setting) if len(settings) > 1 else ""}))
     return tuple(found)
+
+
+def _worst_of_bench(report: BenchReport, compared: Comparison) -> str:
+    """What the slowest call of a cascade took beside the baseline's typical one; nothing of a static variant."""
+    if compared.variant != CASCADE:
+        return ""
+    setting = (compared.batch, compared.threads)
+    own, dense = (
+        next(one.latency for one in report.measured if (one.variant, one.batch, one.threads) == (name, *setting))
+        for name in (CASCADE, compared.reference)
+    )
+    assert own is not None
+    assert dense is not None
+    return f"{own.max_ms:.3g} ms, {own.max_ms / dense.p50_ms:.2f} times the baseline's median"
 
 
 def verdict_of_build(bundle: Bundle) -> Verdict:

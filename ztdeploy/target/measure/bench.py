@@ -8,14 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.progress import Progress, silent
+from ztdeploy.target.adaptive.calibrate import mean_gmacs
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, ConfigurationReport, Failure, RunStatus
 from ztdeploy.target.measure.comparing import cautions, compare
 from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state, throttled_by
 from ztdeploy.target.measure.orders import TimingOrder
 from ztdeploy.target.measure.plan import DEFAULT_DURATION_S, Planned, plan_bench
 from ztdeploy.target.measure.replay import run_replay
+from ztdeploy.target.measure.same_latency import same_latencies
 from ztdeploy.target.measure.turns import Timed, time_in_turns
 from ztdeploy.target.verdict import verdicts_of_bench
 
@@ -51,7 +53,7 @@ def run_bench(
     throttles = set(before.throttled_by)
 
     def report(status: RunStatus) -> BenchReport:
-        measured = tuple(map(_measured, plan.entries, timed))
+        measured = tuple(_measured(bundle, *both) for both in zip(plan.entries, timed, strict=True))
         found = [
             compare(own, measured[planned.reference], seed=request.seed)
             for own, planned in zip(measured, plan.entries, strict=True)
@@ -67,7 +69,9 @@ def run_bench(
             quiet_cores=quiet_cores,
             configurations=measured,
             comparisons=tuple(comparison for comparison in found if comparison is not None),
+            cascade=plan.cascade,
         )
+        told = told.model_copy(update={"same_latency": same_latencies(told, _agreement(bundle, told.bundle.profile))})
         warnings, verdicts = cautions(told, sorted(throttles)), verdicts_of_bench(told, bundle)
         return told.model_copy(update={"warnings": warnings, "verdicts": verdicts})
 
@@ -91,10 +95,19 @@ def run_bench(
     return report("complete")
 
 
-def _measured(planned: Planned, timed: Timed) -> ConfigurationReport:
+def _measured(bundle: Bundle, planned: Planned, timed: Timed) -> ConfigurationReport:
     known = planned.report.with_turns(timed.turns, timed.peak_rss_mb)
     failure = Failure.of(timed.error) if timed.error else None
-    return known.model_copy(update={"cold_start": timed.start, "failure": failure})
+    reached = known.reached
+    gmacs = mean_gmacs(bundle, [count / reached[0] for count in reached]) if reached else known.gmacs
+    return known.model_copy(update={"cold_start": timed.start, "failure": failure, "gmacs": gmacs})
+
+
+def _agreement(bundle: Bundle, profile: str) -> dict[str, float]:
+    """How often variants agree with the baseline, where an evaluation of these very engines is on record."""
+    known = {one.name: bundle.fidelity(one, profile) for one in bundle.manifest.variants}
+    found = {name: one.agreement for name, one in known.items() if one is not None and one.agreement is not None}
+    return {**found, bundle.manifest.dense.name: 1.0}
 
 
 def _order(request: BenchRequest, turn: int) -> TimingOrder:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.brief import Brief, Shown
+from ztdeploy.core.cascade import Guarantee
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.files import write
 from ztdeploy.core.preprocess_spec import ImageSize
@@ -23,6 +24,8 @@ from ztdeploy.target.measure.statistics import Interval, Summary, summarise
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["ztdeploy-bench"] = "ztdeploy-bench"
+#: Images at most that a cascade is measured on, which lie decoded in memory: 154 MB at 224 pixels.
+MOST_IMAGES = 1024
 #: How far a measurement came. "running" where the process was killed later on, if it does not run any more.
 RunStatus = Literal["running", "complete", "interrupted"]
 Outcome = Literal["faster", "slower", "no difference shown", "too few rounds"]
@@ -49,6 +52,8 @@ class BenchRequest(Record):
     latency_ms: float | None = None  #: the p95 that the governor holds
     min_fidelity: float | None = None  #: its floor on recorded fidelity
     load: Path | None = None  #: the file of the load, or a shipped load's name; by default one core, half of the time
+    cascade: bool = False  #: measure the cascade as well, and all static variants where none is named
+    data: Path | None = None  #: images that the cascade runs on
 
 
 class BundleFacts(Record):
@@ -88,6 +93,7 @@ class Turn(Record):
     stolen_s: float | None  #: what a hypervisor gave to other machines
     clock_mhz: float | None  #: of the fastest usable core, right after the last call
     gpu_clock_mhz: float | None
+    answered: tuple[int, ...] = ()  #: of the cascade: how many images each stage answered in these calls
 
 
 class Failure(Record):
@@ -106,13 +112,13 @@ class Failure(Record):
 
 
 class ConfigurationReport(Record):
-    """One variant at one batch and number of threads, in a process of its own."""
+    """One variant, or the cascade, at one batch and number of threads, in a process of its own."""
 
     variant: str
     keep_ratio: float | None
     batch: int
     threads: int | None  #: None: the runtime is not one that takes a number of threads
-    gmacs: float  #: per image
+    gmacs: float  #: per image; of the cascade the mean
     model_mb: float  #: the weights that its graph reads
     engine_mb: float  #: the engine's own files
     shared_weights_mb: float  #: the bundle's weights file, where the engine reads it
@@ -126,6 +132,16 @@ class ConfigurationReport(Record):
     @property
     def samples_by_round(self) -> dict[int, tuple[float, ...]]:
         return {turn.round: turn.samples_ms for turn in self.turns}
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """Of the cascade: how many images each stage answered in the timed calls; empty otherwise."""
+        return tuple(map(sum, zip(*(turn.answered for turn in self.turns), strict=True)))
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """Of the cascade: how many images each stage ran on in the timed calls; empty otherwise."""
+        return tuple(sum(self.answered[stage:]) for stage in range(len(self.answered)))
 
     @property
     def setting(self) -> Setting:
@@ -151,12 +167,34 @@ class Comparison(Record):
     reference: str
     batch: int
     threads: int | None
-    speedup: float  #: the median of the rounds' ratios
+    speedup: float  #: the median of the rounds' ratios, which are ratios of medians, or of means for the cascade
     interval: Interval | None  #: None: too few rounds
     ratios: tuple[float, ...]  #: one a round
     work_ratio: float  #: the reference's GMACs over its own
     outcome: Outcome
     verdict: str
+
+
+class CascadeFacts(Record):
+    """The cascade as its build calibrated it, and the images that it was measured on."""
+
+    stages: tuple[str, ...]  #: variants, the cheapest first
+    shares: tuple[float, ...]  #: per stage: share of the calibration images that it runs on
+    guarantee: Guarantee
+    data: str  #: what the images are called that it was measured on
+    images: int  #: how many they are
+
+
+class SameLatency(Record):
+    """The static variant that takes as long per call as the cascade does on average."""
+
+    batch: int
+    threads: int | None
+    mean_ms: float  #: the cascade's
+    between: tuple[str, ...]  #: two variants that it was interpolated between, or the nearest one
+    gmacs: float
+    agreement: float | None  #: with the baseline; None: not known of one of the variants
+    sentence: str
 
 
 class Caution(Record):
@@ -185,6 +223,8 @@ class BenchReport(Shown, Record):
     warnings: tuple[Caution, ...] = Field(default=())
     replay: LoadReplay | None = None  #: of a load with a governor; there are no configurations then
     verdicts: tuple[Verdict, ...] = ()  #: one per batch and number of threads; empty in reports of older versions
+    cascade: CascadeFacts | None = None  #: None: it was not measured
+    same_latency: tuple[SameLatency, ...] = ()  #: one per batch and number of threads that the cascade was measured at
 
     @property
     def measured(self) -> tuple[ConfigurationReport, ...]:
@@ -216,15 +256,16 @@ class BenchReport(Shown, Record):
                 continue
             interval = f" ({found.interval:.2f})" if found and found.interval else ""
             speedup = f"{found.speedup:.2f}{interval}" if found else "-"
-            rows.append((one.variant, setting, f"{one.latency.p50_ms:.2f} ms", f"{one.images_per_s or 0:.1f}", speedup))
+            typical = one.latency.mean_ms if self.cascade else one.latency.p50_ms
+            rows.append((one.variant, setting, f"{typical:.2f} ms", f"{one.images_per_s or 0:.1f}", speedup))
         failed = [one.failure.message for one in self.configurations if one.failure is not None]
         return Brief(
             f"{Path(self.bundle.path).resolve().name} ({self.bundle.profile}, {self.bundle.runtime}) on "
             f"{self.machine.processor}, {len(self.measured)} of {len(rows)} configurations measured"
             f"{''.join(f'; {one.sentence}' for one in self.verdicts)}",
-            ("variant", "setting", "median", "images/s", "speed-up"),
+            ("variant", "setting", "mean" if self.cascade else "median", "images/s", "speed-up"),
             rows,
-            [*unfinished, *failed, *map(str, self.warnings)],
+            [*unfinished, *failed, *(one.sentence for one in self.same_latency), *map(str, self.warnings)],
         )
 
 

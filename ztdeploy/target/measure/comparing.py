@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from ztdeploy.target.backends import get_backend
 from ztdeploy.target.measure.bench_report import BenchReport, Caution, Comparison, ConfigurationReport, Outcome, Turn
-from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, bootstrap_interval, round_ratios
+from ztdeploy.target.measure.statistics import (
+    FEWEST_ROUNDS,
+    Interval,
+    bootstrap_interval,
+    round_ratios,
+    wilson_interval,
+)
 
 #: Others may use this share of the usable cores before it counts as noise worth a word.
 _BUSY_SHARE = 0.05
@@ -24,8 +30,11 @@ _GOVERNOR = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/sc
 
 
 def compare(own: ConfigurationReport, reference: ConfigurationReport, *, seed: int) -> Comparison | None:
-    """One configuration against another, over the rounds that both took part in; None where there are none."""
-    ratios = round_ratios(reference.samples_by_round, own.samples_by_round)
+    """One configuration against another, over the rounds that both took part in; None where there are none.
+
+    Calls of a cascade take different times, so its mean is what counts; of others the median.
+    """
+    ratios = round_ratios(reference.samples_by_round, own.samples_by_round, fmean if own.answered else median)
     if not ratios:
         return None
     speedup, interval = median(ratios), bootstrap_interval(ratios, seed=seed)
@@ -55,7 +64,7 @@ def outcome_of(interval: Interval | None) -> Outcome:
 def _words(
     own: ConfigurationReport, reference: ConfigurationReport, speedup: float, interval: Interval | None, count: int
 ) -> str:
-    rounds = f"{count} round{'s' if count > 1 else ''}"
+    rounds = f"{count} round{'s' if count > 1 else ''}{', by means' if own.answered else ''}"
     if interval is None:
         return (
             f"{own.variant} ran {speedup:.2f}x as fast as {reference.variant} at {own.setting}, in {rounds}: "
@@ -81,7 +90,8 @@ def cautions(report: BenchReport, throttled_by: Sequence[str]) -> tuple[Caution,
         report: without warnings.
         throttled_by: whatever held clocks down at the end of any round.
     """
-    rules = (_load(report), _heat(report, throttled_by), _limits(report), _power(report), _extent(report))
+    machine = (_load(report), _heat(report, throttled_by), _limits(report), _power(report))
+    rules = (*machine, _extent(report), _images(report))
     return tuple(Caution(kind=kind, message=message, remedy=remedy) for rule in rules for kind, message, remedy in rule)
 
 
@@ -203,6 +213,25 @@ def _extent(report: BenchReport) -> _Said:
     least, name = min(calls, key=lambda item: item[0], default=(_FEW_SAMPLES, ""))
     if least < _FEW_SAMPLES:
         yield "few samples", f"{name} was called {least} times", "give a longer --duration"
+
+
+def _images(report: BenchReport) -> _Said:
+    """Whether a cascade ran on images as it was calibrated on: its latency and its bound depend on them."""
+    own = next((one for one in report.configurations if one.answered), None)
+    if own is None or report.cascade is None:
+        return
+    expected, calibrated = report.cascade.shares[1], report.cascade.guarantee
+    share = own.reached[1] / own.reached[0]
+    images = min(report.cascade.images, own.reached[0])  # which is how many different ones were seen at most
+    likely = wilson_interval(round(expected * calibrated.images), calibrated.images)
+    if wilson_interval(round(share * images), images).low > likely.high:
+        yield (
+            "unlike images",
+            f"{100 * share:.0f} % of the images of '{report.cascade.data}' went on from the cascade's first stage,"
+            f" where {100 * expected:.0f} % were expected: they are unlike '{calibrated.data}', on which it was"
+            " calibrated, and its bound on agreement does not hold for them",
+            "build again with --calib and images like these",
+        )
 
 
 def others_cores(configurations: Sequence[ConfigurationReport]) -> float | None:

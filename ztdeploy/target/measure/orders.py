@@ -44,6 +44,7 @@ class Timing(Record):
     peak_rss_mb: float  #: since the process started, megabytes of 10^6 bytes
     clock_mhz: float | None  #: of the fastest usable core, right after the last call
     gpu_clock_mhz: float | None  #: likewise, on a Jetson
+    answered: tuple[int, ...] = ()  #: of a cascade: how many images each stage answered in the calls that count
 
 
 class Refusal(Record):

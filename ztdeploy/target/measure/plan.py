@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.kernel_files import usable_threads
-from ztdeploy.core.manifest import EngineRecord, VariantRecord
+from ztdeploy.core.manifest import EngineRecord, PartRecord, VariantRecord
+from ztdeploy.target.adaptive.cascade import cascade_of
 from ztdeploy.target.backends import get_backend
-from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts, ConfigurationReport
+from ztdeploy.target.evaluate.data import read_data
+from ztdeploy.target.measure.bench_report import (
+    MOST_IMAGES,
+    BenchRequest,
+    BundleFacts,
+    CascadeFacts,
+    ConfigurationReport,
+)
 from ztdeploy.target.measure.turns import Configuration
 from ztdeploy.target.runtime.runner import engine_of, runnable_profile
 
@@ -35,6 +44,7 @@ class Plan:
     bundle: BundleFacts
     threaded: bool
     entries: tuple[Planned, ...]
+    cascade: CascadeFacts | None
 
 
 def check_request(request: BenchRequest) -> None:
@@ -57,6 +67,12 @@ def check_request(request: BenchRequest) -> None:
             raise InputError(
                 f"{option} {value} without --governor", "--governor", f"add --governor, or leave out {option}"
             )
+    if request.cascade and request.data is None:
+        given = "--cascade without --data"
+        raise InputError(given, "images, on which the latency of a cascade depends", "give --data DIR as well")
+    if request.data is not None and not request.cascade:
+        given = "--data without --cascade"
+        raise InputError(given, "both or none: static variants take as long on any image", "add --cascade")
     arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
     duration, warm_up = request.duration_s, request.warmup_s
     if duration is not None and not (math.isfinite(duration) and duration > 0):
@@ -79,7 +95,9 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
     """Every chosen variant at every batch and number of threads, behind the dense one at the same.
 
     Raises:
-        InputError: no such variant, profile or engine; a batch that takes several calls; threads on a GPU.
+        InputError: no such variant, profile or engine; a batch that takes several calls; threads on a GPU; a bundle
+            without a cascade.
+        ImageError: a cascade is asked for, and there are no images.
         BundleError: an engine's file has changed since the build.
         EnvironmentLacksError: this machine can run none of the engines.
     """
@@ -92,7 +110,9 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
             f"--threads with profile '{name}', whose engines run on a GPU", "no --threads", "leave --threads out"
         )
     variants = _variants(request, bundle)
-    _verify(bundle, variants, name)
+    cascade = _cascade_facts(request, bundle, name)
+    pieces = manifest.cascade.pieces if cascade and manifest.cascade else ()
+    _verify(bundle, [*variants, *pieces], name)
     threads = (request.threads or (usable_threads(profile.threads),)) if threaded else (None,)
     entries: list[Planned] = []
     for batch in request.batches or (variants[0].graphs[name].batch or min(profile.batch.sizes),):
@@ -103,6 +123,9 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
             for variant in variants:
                 compared = request.reference and variant is not manifest.dense
                 entries.append(_planned(bundle, variant, name, batch, count, first if compared else None))
+            if cascade:
+                dense = entries[first]
+                entries.append(_planned_cascade(bundle, request, dense, first if request.reference else None))
     bound = engine_of(bundle, variants[0], name).fingerprint
     facts = BundleFacts(
         path=str(bundle.root),
@@ -115,14 +138,14 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
         backend=profile.backend,
         runtime=f"{bound.runtime} {bound.runtime_version}",
     )
-    return Plan(facts, threaded, tuple(entries))
+    return Plan(facts, threaded, tuple(entries), cascade)
 
 
 def _variants(request: BenchRequest, bundle: Bundle) -> list[VariantRecord]:
     """The chosen variants, the dense one first where it is among them or the reference."""
     named = request.keep_ratios or request.variants
     chosen = bundle.variants(request.keep_ratios, request.variants) if named else []
-    if request.all_variants:
+    if request.all_variants or (request.cascade and not named):
         chosen += bundle.manifest.variants
     if not chosen:
         chosen = [bundle.variant()]
@@ -149,11 +172,46 @@ def _planned(
     return Planned(Configuration(bundle.root, variant.name, profile, threads or 0, batch), report, reference)
 
 
+def _planned_cascade(bundle: Bundle, request: BenchRequest, beside: Planned, reference: int | None) -> Planned:
+    """The cascade at the batch and threads of another configuration; its stages share the weights of one variant."""
+    cascade, setting = cascade_of(bundle, beside.configuration.profile)
+    profile, files = beside.configuration.profile, bundle.manifest.files
+    own = {file for piece in cascade.pieces for file in engine_of(bundle, piece, profile).files}
+    report = beside.report.model_copy(
+        update={
+            "variant": CASCADE,
+            "keep_ratio": None,
+            "gmacs": setting.gmacs,
+            "engine_mb": round(sum(files[name].bytes for name in own) / 1e6, 3),
+        }
+    )
+    return Planned(replace(beside.configuration, variant=CASCADE, data=request.data), report, reference)
+
+
+def _cascade_facts(request: BenchRequest, bundle: Bundle, profile: str) -> CascadeFacts | None:
+    """
+    Raises:
+        InputError: the bundle has no cascade, or none that decides with the engines of this profile.
+        ImageError: there are no images.
+    """
+    if not request.cascade or request.data is None:
+        return None
+    cascade, setting = cascade_of(bundle, profile)
+    data = read_data(request.data, None, None, bundle.manifest.preprocess.channels)
+    return CascadeFacts(
+        stages=tuple(stage.variant for stage in cascade.stages),
+        shares=setting.shares,
+        guarantee=setting.guarantee,
+        data=data.name,
+        images=min(MOST_IMAGES, len(data.images)),
+    )
+
+
 def _reads_shared_weights(engine: EngineRecord) -> bool:
     return get_backend(engine.backend).shares_weights and engine.weights is None
 
 
-def _verify(bundle: Bundle, variants: Sequence[VariantRecord], profile: str) -> None:
+def _verify(bundle: Bundle, variants: Sequence[PartRecord], profile: str) -> None:
     """Measure what was proved, and nothing else."""
     files = set[str]()
     for variant in variants:

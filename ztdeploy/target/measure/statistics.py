@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist, fmean, median
 from typing import TYPE_CHECKING
 
@@ -117,9 +117,9 @@ def _tail(samples: Sequence[float], percent: int) -> float | None:
     return percentile(samples, percent) if len(samples) * (100 - percent) >= 100 else None
 
 
-def round_ratios(reference: Rounds, own: Rounds) -> list[float]:
+def round_ratios(reference: Rounds, own: Rounds, centre: Callable[[Sequence[float]], float] = median) -> list[float]:
     """How many times longer the reference takes, round by round; rounds that only one of them has are left out."""
-    return [median(reference[turn]) / median(own[turn]) for turn in sorted(reference.keys() & own.keys())]
+    return [centre(reference[turn]) / centre(own[turn]) for turn in sorted(reference.keys() & own.keys())]
 
 
 def median_ratio(reference: Rounds, own: Rounds) -> float:

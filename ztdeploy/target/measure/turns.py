@@ -39,16 +39,18 @@ class Timeable(Protocol):
 
 @dataclass(frozen=True)
 class Configuration:
-    """An engine of a bundle."""
+    """An engine of a bundle, or its cascade on images."""
 
     bundle: Path
     variant: str
     profile: str
     threads: int = 0  #: 0: as the profile says
     batch: int = 1
+    data: Path | None = None  #: images to run the cascade on; None: run the variant
 
     def command(self) -> list[str]:
-        arguments = [str(self.bundle), self.variant, self.profile, str(self.threads), str(self.batch)]
+        images = "" if self.data is None else str(self.data)
+        arguments = [str(self.bundle), self.variant, self.profile, str(self.threads), str(self.batch), images]
         return module_command("ztdeploy.target.measure.worker", *arguments)
 
 
@@ -153,6 +155,7 @@ def _turn(turn: int, place: int, timing: Timing, meter: CpuMeter) -> Turn:
         stolen_s=None if used.stolen_s is None else round(used.stolen_s, 2),
         clock_mhz=timing.clock_mhz,
         gpu_clock_mhz=timing.gpu_clock_mhz,
+        answered=timing.answered,
     )
 
 
