@@ -82,6 +82,7 @@ def test_what_goes_together():
         return lambda: check_request(BenchRequest(bundle=Path("bundle"), **given))
 
     refused(asked(cascade=True), "--cascade without --data", kind=InputError)
+    refused(asked(cascade=True, governor=True), "both --cascade and --governor", kind=InputError)
     refused(asked(data=Path("photos")), "--data without --cascade", kind=InputError)
 
 

@@ -67,6 +67,8 @@ def check_request(request: BenchRequest) -> None:
             raise InputError(
                 f"{option} {value} without --governor", "--governor", f"add --governor, or leave out {option}"
             )
+    if request.cascade and request.governor:
+        raise InputError("both --cascade and --governor", "one of them: both choose the variant", "leave one out")
     if request.cascade and request.data is None:
         given = "--cascade without --data"
         raise InputError(given, "images, on which the latency of a cascade depends", "give --data DIR as well")
