@@ -166,7 +166,7 @@ class Graphs:
         """Keep some middle blocks alone for the profiles whose runtime can time them, if they can be cut out."""
         names = [profile.name for profile in profiles if isinstance(backend_of(profile), Insight)]
         depth = self.tracer.model.adapter.architecture.depth
-        count = min(MEASURED_BLOCKS, depth)
+        count = min(MEASURED_BLOCKS, max(1, depth - 1))  # the last one may compute less
         first = (depth - count) // 2
         blocks = blocks_graph(dense, range(first, first + count)) if names else None
         if blocks is not None:
