@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EngineRecord,
         FidelityRecord,
         Manifest,
+        PartRecord,
         VariantRecord,
     )
 
@@ -46,6 +47,7 @@ def inspect(bundle: BundleArgument, keep_ratio: KeepRatioOption = None, variant:
 def _show(bundle: Bundle, variant: VariantRecord) -> None:
     show_bundle(bundle)
     _show_engines(bundle)
+    _show_cascade(bundle)
     for line in bundle.manifest.lines_of_missing:
         say(line)
     show_findings(bundle)
@@ -87,7 +89,7 @@ def _show_engines(bundle: Bundle) -> None:
 
     rows = []
     for profile in bundle.manifest.profiles:
-        for variant in bundle.manifest.variants:
+        for variant in bundle.manifest.parts:
             graph, engine = variant.graphs[profile], variant.engines.get(profile)
             bound, megabytes = "built on the device", ""
             if engine is not None:
@@ -97,7 +99,8 @@ def _show_engines(bundle: Bundle) -> None:
                 megabytes = f"{bundle.manifest.files[engine.file].bytes / 1e6:.1f}"
             if graph.plain_for:
                 bound += f", no plugins (option {', '.join(graph.plain_for)})"
-            rows.append((profile, variant.name, graph.precision, megabytes, bound, _proof(variant, profile, engine)))
+            name = variant.name.lstrip("_")
+            rows.append((profile, name, graph.precision, megabytes, bound, _proof(variant, profile, engine)))
     table(
         "Engines",
         left("profile", "variant", "precision") + right("MB") + left("bound to", "proof"),
@@ -113,14 +116,44 @@ def _of_int8(manifest: Manifest) -> str:
     return " (int8 in ONNX Runtime: to its own graph)" if any(one.precision == "int8" for one in graphs) else ""
 
 
-def _proof(variant: VariantRecord, profile: str, engine: EngineRecord | None) -> str:
+def _proof(variant: PartRecord, profile: str, engine: EngineRecord | None) -> str:
+    from ztdeploy.core.manifest import Piece
+
     if engine is not None and engine.parity is not None:
         layers = "" if engine.parity.layer_error is None else f", layers {engine.parity.layer_error:.0e}"
         return f"{engine.parity.judgement}{layers}"
     parity = variant.graphs[profile].parity
     if parity is None:
-        return "never run"
+        return "with its tails" if type(variant) is Piece else "never run"
     return f"{'graph emulated' if parity.emulated else 'graph alone'}: {parity.judgement}; never run"
+
+
+def _show_cascade(bundle: Bundle) -> None:
+    """How the cascade decides, a row per profile, and what it guarantees."""
+    cascade, dense = bundle.manifest.cascade, bundle.manifest.dense
+    if cascade is None or not cascade.settings:
+        return
+    rows = [
+        (
+            profile,
+            " ".join(f"{threshold:.4g}" for threshold in one.thresholds),
+            " -> ".join(_percent(share, 0) for share in one.shares),
+            f"{one.gmacs:.3f}",
+            f"{dense.gmacs / one.gmacs:.2f}x",
+            cell(one.mean_ms, ".2f"),
+            cell(one.worst_ms, ".2f"),
+        )
+        for profile, one in cascade.settings.items()
+    ]
+    table(
+        f"Cascade of {cascade.chain}, cut in front of {block_name(cascade.block)}",
+        left("profile", f"goes on below this {cascade.signal}", "images per stage")
+        + right("mean GMACs", "less work", "mean ms", "worst ms"),
+        rows,
+        caption="ms: of one image, on the machine of the build; -: its engines did not run there",
+    )
+    for line in bundle.manifest.lines_of_cascade:
+        say(line)
 
 
 def show_findings(bundle: Bundle) -> None:

@@ -63,13 +63,23 @@ class ImageResult(Record):
     shape: tuple[int, ...]  #: of what the engine gave: `[classes]`, `[dimensions]` or `[positions, dimensions]`
     norm: float | None  #: L2 norm of a vector, of features the mean over positions; None of a classifier
     kept_patches: tuple[int, ...]  #: how many are left behind each pruning layer
+    stage: str | None = None  #: variant of the stage that answered; None where one engine runs
+
+
+class CascadeCounts(Record):
+    """Which stages answered."""
+
+    answered: dict[str, int]  #: images, by variant of the stage
+    expected_to_go_on: float  #: share of images like the calibration images that go on from the first stage
+    warning: str | None  #: these images are unlike the calibration images; None: nothing says so
 
 
 class RunResult(Record):
     bundle: str
     profile: str
-    variant: str
+    variant: str | None = None  #: None: a cascade of several
     images: tuple[ImageResult, ...]
+    cascade: CascadeCounts | None = None
 
 
 class ShownLayer(Record):

@@ -58,7 +58,7 @@ def _show_verified(report: VerifyReport, name: str) -> None:
             ", ".join(f"{layer.identical}/{layer.identical + layer.ties}" for layer in record.layers) or "-",
             f"{sum(layer.ties for layer in record.layers)}",
         )
-        for name, record in report.variants.items()
+        for name, record in (*report.variants.items(), *report.cascade.items())
     ]
     columns = [("variant", "left"), ("images", "right"), ("logit difference", "right"), ("allowed", "right")]
     columns += [("same tokens per layer", "left"), ("ties", "right")]

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ztdeploy.core import arguments
 from ztdeploy.core.brief import Brief, Shown
+from ztdeploy.core.cascade import ALL_GO_ON
 from ztdeploy.core.data import first_error, parse_json, read_json
 from ztdeploy.core.errors import BundleError, InputError, OutputError, did_you_mean
 from ztdeploy.core.files import (
@@ -94,7 +95,7 @@ class Bundle(Shown):
             f"{', '.join(row[0] for row in rows)} for {', '.join(self.manifest.profiles)}",
             ("variant", "keep ratio", "tokens", "GMACs", "engines"),
             rows,
-            [*weights.remarks, *self.manifest.lines_of_missing],
+            [*weights.remarks, *self.manifest.lines_of_cascade, *self.manifest.lines_of_missing],
         )
 
     def path(self, name: str) -> Path:
@@ -390,6 +391,9 @@ def _contradictions_of_cascade(manifest: Manifest) -> Iterator[str]:
         counts = {len(setting.thresholds) + 1, len(setting.shares), len(setting.stage_ms or stages)}
         if profile not in manifest.profiles or counts != {len(stages)}:
             yield f"has a cascade that does not decide for all stages with profile '{profile}'"
+        least, most = min(*setting.thresholds, setting.quantiles[0]), max(*setting.thresholds, setting.quantiles[-1])
+        if manifest.cascade.signal == "margin" and not 0 <= least <= most <= ALL_GO_ON:
+            yield f"has thresholds or quantiles with profile '{profile}' that no margin can have"
 
 
 def _contradictions_of_plan(variant: VariantRecord, architecture: Architecture) -> Iterator[str]:

@@ -6,18 +6,21 @@ stage, at last to the baseline. All stages share the blocks in front of their fi
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ztdeploy.core.records import FiniteRecord
 
-#: The confidence of a stage in its output for an image; the higher, the surer. `host/graph/confidence.py` computes it.
+#: The confidence of a stage in its output for an image; the higher, the surer. `host/confidence.py` computes it.
 #: "margin": the difference of the two largest probabilities; of sigmoid outputs, the smallest distance of any from
 #: even odds. "novelty": how little the pruning layers merged away, for outputs that are no classes.
 Signal = Literal["margin", "novelty"]
 #: What reports call a cascade, where variants have their names.
 CASCADE = "cascade"
+#: A threshold above every margin.
+ALL_GO_ON = 2.0
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -46,10 +49,27 @@ class Guarantee(FiniteRecord):
     min_cosine: float | None = None  #: an embedding or features agree from this cosine on; None: the same class
     by: Literal["engines", "graphs"] = "engines"  #: what ran; the graphs in ONNX Runtime where no engine can run
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Guarantee:
+        if self.failures > self.images or self.bound > self.agreement:
+            raise ValueError("a bound above what was measured")
+        return self
+
     @property
     def agreement(self) -> float:
         """The share of these images on which the cascade agrees with the baseline."""
         return 1 - self.failures / self.images
+
+    @property
+    def words(self) -> str:
+        """What is guaranteed, in words that follow the cascade's name."""
+        of = "" if self.min_cosine is None else f" (a cosine of {self.min_cosine:g} or more)"
+        ran = "" if self.by == "engines" else "; its graphs ran in ONNX Runtime, its engines did not"
+        return (
+            f"answers as the baseline{of} on at least {math.floor(1000 * self.bound) / 10:.1f} % of images like these,"
+            f" with {100 * self.confidence:.0f} % confidence; measured {100 * self.agreement:.1f} % on {self.images}"
+            f" images of '{self.data}'{ran}"
+        )
 
 
 class CascadeSetting(FiniteRecord):
@@ -61,10 +81,18 @@ class CascadeSetting(FiniteRecord):
     shares: Annotated[tuple[Share, ...], Field(min_length=2)]
     guarantee: Guarantee
     #: Quantiles of the first stage's confidence in the calibration images, by which a runner knows other images.
-    quantiles: tuple[float, ...]
+    quantiles: Annotated[tuple[float, ...], Field(min_length=1)]
     gmacs: float = Field(gt=0)  #: mean multiply-adds of one image, in units of 1e9
     #: Per stage: median milliseconds of one image that ends there, on the machine of the build; None: never measured.
     stage_ms: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CascadeSetting:
+        if self.shares[0] != 1 or list(self.shares) != sorted(self.shares, reverse=True):
+            raise ValueError("shares that do not fall from 1")
+        if list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError("quantiles that do not rise")
+        return self
 
     @property
     def mean_ms(self) -> float | None:

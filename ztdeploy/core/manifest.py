@@ -443,7 +443,7 @@ class CascadeStage(Piece):
 class CascadeRecord(FiniteRecord):
     """A cascade: stages from the cheapest to the baseline, behind one prefix (see `core/cascade.py`)."""
 
-    block: int = Field(ge=1)  #: graphs are cut in front of this block, counted from 0
+    block: int = Field(ge=0)  #: graphs are cut in front of this block, counted from 0
     signal: Signal
     prefix: Piece
     stages: Annotated[tuple[CascadeStage, ...], Field(min_length=2)]
@@ -452,6 +452,11 @@ class CascadeRecord(FiniteRecord):
     @property
     def pieces(self) -> tuple[Piece, ...]:
         return (self.prefix, *self.stages)
+
+    @property
+    def chain(self) -> str:
+        """The variants of its stages, in words."""
+        return ", ".join(stage.variant for stage in self.stages)
 
 
 class Manifest(FiniteRecord):
@@ -487,6 +492,18 @@ class Manifest(FiniteRecord):
         """What is not as it was asked for, in words: profiles that failed or have another form come first."""
         parts: list[FailedProfile | AdaptedProfile | MissingPart] = [*self.failed, *self.adapted, *self.missing]
         return tuple(one.line for one in parts)
+
+    @property
+    def lines_of_cascade(self) -> tuple[str, ...]:
+        """What the cascade keeps and costs with the engines of each profile, in words."""
+        lines, cascade = [], self.cascade
+        for profile, one in cascade.settings.items() if cascade else ():
+            last = f"{100 * one.shares[-1]:.0f} % of images go on to the baseline"
+            cost = f"{one.gmacs:.3f} GMACs on average, {one.gmacs / self.dense.gmacs:.2f} of the baseline's"
+            times = "" if one.mean_ms is None else f", {one.mean_ms:.2f} ms on average and {one.worst_ms:.2f} at worst"
+            assert cascade is not None
+            lines.append(f"the cascade of {cascade.chain} ({profile}) {one.guarantee.words}; {last}: {cost}{times}")
+        return tuple(lines)
 
     def with_engines(self, engines: Mapping[tuple[str, str], EngineRecord]) -> Manifest:
         """The manifest with some engines replaced or added, by the names of their variant or piece, and profile."""

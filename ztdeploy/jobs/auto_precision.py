@@ -48,13 +48,19 @@ def build_fastest(request: BuildRequest, progress: Progress = silent) -> Bundle:
     Raises:
         AccuracyError: no pruned variant passes in fp32.
         EnvironmentLacksError: a profile with candidates cannot run here, so there is nothing to compare them with.
-        InputError: there are no calibration images, or no profile has candidates.
+        InputError: there are no calibration images, no profile has candidates, or a cascade is asked for as well.
         ZtdeployError: whatever `build` raises.
     """
     gate = request.gate
     if gate is None:
         raise InputError(
             "--precision auto without --calib", "images to judge candidates on", "give --calib DIR as well"
+        )
+    if request.cascade is not None:
+        raise InputError(
+            "--precision auto with --cascade, whose stages would be judged on other thresholds than they run with",
+            "one of them",
+            "build with --precision auto first, then with --cascade for the profile that it chose",
         )
     asked = request.read_profiles()
     slates = [slate_of(profile) for profile in asked if profile.candidates]

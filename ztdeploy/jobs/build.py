@@ -20,6 +20,7 @@ from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.core.schedule import Architecture
 from ztdeploy.jobs.request import BuildRequest as BuildRequest
 from ztdeploy.jobs.request import Judge
+from ztdeploy.target.adaptive.calibrate import check_enough
 from ztdeploy.target.backends import backend_of, why_not_build
 from ztdeploy.target.backends.int8 import exact_here
 from ztdeploy.target.finalize import finalize_bundle
@@ -63,6 +64,8 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         from ztdeploy.jobs.calibration import check_gate, look_at_images
 
         images = check_gate(request.gate, left, model)
+        if request.cascade is not None:
+            check_enough(len(images.images), request.cascade)
         stages["look"]("looking at calibration images", 0, 1)
         evidence, unfit = look_at_images(images, model, variants, left)
         failed |= unfit
@@ -127,7 +130,7 @@ class _Job:
         images = golden_images(model, folder / "golden")
         pixels = load_pixels(images, model.preprocess)
         calibration = built_in_images(images) if evidence is None else evidence.images
-        chain = chain_of(variants, model.adapter.architecture) if self.request.cascade else None
+        chain = chain_of(variants, model) if self.request.cascade else None
         graphs = Graphs(folder, Tracer(model, pixels, self.store), profiles, calibration, self.request.batch, chain)
         for variant in variants:
             with steps.step("export", f"exporting {variant.schedule.name}"):

@@ -15,6 +15,7 @@ from ztdeploy.jobs.graphs import Graphs
 from ztdeploy.jobs.request import BuildRequest
 from ztdeploy.target.adaptive.calibrate import calibrate
 from ztdeploy.target.backends import why_not_run
+from ztdeploy.target.bundle_readme import with_readme
 from ztdeploy.target.evaluate.data import label_classes, read_data
 from ztdeploy.target.runtime.runner import class_names
 
@@ -58,4 +59,4 @@ def calibrate_cascade(folder: Path, request: BuildRequest, progress: Progress) -
             with step_of(name):
                 settings[name] = calibrate(bundle, name, data, goal, progress)
     cascade = manifest.cascade.model_copy(update={"settings": settings})
-    write_manifest(folder, manifest.model_copy(update={"cascade": cascade}))
+    write_manifest(folder, with_readme(manifest.model_copy(update={"cascade": cascade}), folder))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.plan import Variant
-from ztdeploy.core.schedule import Architecture
+
+if TYPE_CHECKING:
+    from ztdeploy.host.models.loading import LoadedModel
 
 PREFIX = "_prefix"
 
@@ -33,12 +36,21 @@ class Chain:
         return tuple(variant.schedule.name for variant in self.stages)
 
 
-def chain_of(variants: Sequence[Variant], architecture: Architecture) -> Chain:
+def chain_of(variants: Sequence[Variant], model: LoadedModel) -> Chain:
     """The cascade of all variants of a build.
 
     Raises:
-        InputError: no variant prunes.
+        InputError: no variant prunes, or the model's outputs do not tell how confident it is.
     """
+    from ztdeploy.host.confidence import confidence_of
+
+    if confidence_of(model) is None:
+        raise InputError(
+            f"--cascade for {model.name}, whose outputs do not say how confident it is",
+            "a model that gives probabilities of classes",
+            "leave out --cascade",
+        )
+    architecture = model.adapter.architecture
     pruned = [variant for variant in variants if variant.plan.layers]
     if not pruned:
         raise InputError("--cascade without a variant that prunes", "a keep ratio below 1", "give for instance -k 0.55")

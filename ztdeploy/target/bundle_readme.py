@@ -35,9 +35,10 @@ def with_readme(manifest: Manifest, folder: Path) -> Manifest:
 def missing_parts(manifest: Manifest) -> tuple[MissingPart, ...]:
     """What a bundle lacks, or has in another form than it could have, by its own records alone."""
     missing = []
+    unproved = {manifest.cascade.prefix.name} if manifest.cascade else set()  # a prefix is proved with its tails
     known = {one.profile: one.reason for one in manifest.missing if one.kind == "run"}
     for name, profile in manifest.profiles.items():
-        engines = [variant.engines.get(name) for variant in manifest.variants]
+        engines = [part.engines.get(name) for part in manifest.parts if part.name not in unproved]
         if None in engines:
             missing.append(MissingPart(kind="engines", profile=name))
         elif any(engine is not None and engine.parity is None for engine in engines):
@@ -72,6 +73,7 @@ def bundle_readme(manifest: Manifest) -> str:
     photo = manifest.golden.images[0]
     random = "**The weights are random: this bundle measures latency, its predictions mean nothing.**\n\n"
     missing = "".join(f"- {markdown_text(line)}\n" for line in manifest.lines_of_missing)
+    cascade = "".join(f"- {markdown_text(line)}\n" for line in manifest.lines_of_cascade)
     return f"""# {markdown_text(manifest.model.name)}, deployed with ztdeploy {manifest.tools.get("ztdeploy", "")}
 
 {random if manifest.weights.source == "random" else ""}It runs without PyTorch.
@@ -98,6 +100,7 @@ or from Python:
 Input `image`: {spec.image_size.in_full} pixels (height x width), {channels}; uint8 `[batch, height, width, channel]`
 where the profile says so, else fp32 `[batch, channel, height, width]`, normalised. {resize} {spec.resize} pixels
 ({spec.interpolation}), crop the centre. Outputs: `logits`{what}, and per pruning layer the indices of the tokens kept.
+{f"{chr(10)}`ztdeploy run . {photo} --cascade` runs the cascade:{chr(10)}{chr(10)}{cascade}" if cascade else ""}\
 {f"{chr(10)}What is missing:{chr(10)}{chr(10)}{missing}" if missing else ""}"""
 
 

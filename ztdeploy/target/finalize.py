@@ -11,10 +11,19 @@ from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ParityError
 from ztdeploy.core.files import copy_file, make_folder, move, remove
 from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
-from ztdeploy.core.manifest import Candidate, EngineRecord, FailedProfile, GraphRecord, VariantRecord, plugin_kind
+from ztdeploy.core.manifest import (
+    Candidate,
+    CascadeStage,
+    EngineRecord,
+    FailedProfile,
+    GraphRecord,
+    PartRecord,
+    plugin_kind,
+)
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
+from ztdeploy.target.adaptive.pieces import chained_stage, engine_opener
 from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.base import Plugins, TakesPlugins
 from ztdeploy.target.backends.int8 import int8_note
@@ -22,7 +31,7 @@ from ztdeploy.target.bundle_readme import README, with_readme
 from ztdeploy.target.measure.statistics import median_ratio, overall_median
 from ztdeploy.target.measure.turns import take_turns
 from ztdeploy.target.runtime.parity import check_golden, golden_pixels
-from ztdeploy.target.runtime.runner import BundleRunner, load_engine
+from ztdeploy.target.runtime.runner import BundleRunner, opening
 
 GRAPHS = "graphs"
 _FIX = "copy the bundle with 'cp -rL', and finalize the copy"
@@ -42,16 +51,20 @@ class FinalizeReport(Record):
 class Job:
     """One engine to build."""
 
-    variant: VariantRecord
+    part: PartRecord  #: a variant, or a piece of the cascade
     profile: HardwareProfile
 
     @property
     def label(self) -> str:
-        return f"{self.variant.name} ({self.profile.name})"
+        return f"{self.part.name.lstrip('_')} ({self.profile.name})"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.part.name, self.profile.name
 
     @property
     def graph(self) -> GraphRecord:
-        return self.variant.graphs[self.profile.name]
+        return self.part.graphs[self.profile.name]
 
 
 def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = None) -> FinalizeReport:
@@ -103,12 +116,12 @@ def jobs_of(bundle: Bundle, profile: str | None) -> tuple[list[Job], list[str]]:
             "a machine that one of its profiles describes",
             "run it there, or build with --profile cpu as well",
         )
-    return [Job(variant, one) for one in possible for variant in manifest.variants], notes
+    return [Job(part, one) for one in possible for part in manifest.parts], notes  # a prefix before its tails
 
 
 def files_needed(bundle: Bundle, jobs: list[Job]) -> list[str]:
     """All files but the engines to be replaced. They are checked first: a damaged file must not get a matching hash."""
-    engines = [job.variant.engines.get(job.profile.name) for job in jobs]
+    engines = [job.part.engines.get(job.profile.name) for job in jobs]
     replaced = {file for engine in engines if engine is not None for file in engine.files}
     needed = {WEIGHTS_FILE, *(file for job in jobs for file in job.graph.files)}
     return sorted(set(bundle.manifest.files) - replaced | needed)
@@ -124,9 +137,14 @@ class Workshop:
     notes: list[str]  #: is added to
     progress: Progress
     _compiled: dict[str, Plugins | None] = field(default_factory=dict)  #: by profile
+    _made: dict[tuple[str, str], EngineRecord] = field(default_factory=dict)  #: by part and profile
 
     def make(self, job: Job) -> EngineRecord:
         """Build a job's engines, and leave the faster one in the scratch folder under its final name."""
+        self._made[job.key] = made = self._faster(job)
+        return made
+
+    def _faster(self, job: Job) -> EngineRecord:
         plain, plugins = self._build(job, None), self._plugins(job)
         if plugins is None:
             return plain
@@ -178,7 +196,7 @@ class Workshop:
         assert source is not None
         self._say("building", job, kind)
         file = self.bundle.path(source)
-        out = self.scratch / f"{job.variant.name}.{job.profile.name}{kind.replace(' ', '-')}{backend.suffix}"
+        out = self.scratch / f"{job.part.name}.{job.profile.name}{kind.replace(' ', '-')}{backend.suffix}"
         if isinstance(backend, TakesPlugins):
             cache = self._timing_cache(job.profile)
             built = backend.build_with(file, job.graph, job.profile, out, plugins=plugins, timing_cache=cache)
@@ -191,9 +209,12 @@ class Workshop:
             weights=None if built.weights is None else self._within(built.weights),
             fingerprint=built.fingerprint,
         )
+        cascade = self.bundle.manifest.cascade
+        if cascade is not None and job.part is cascade.prefix:  # gives no outputs; it is proved with its tails
+            return engine
         self._say("proving", job, kind)
         with self._load(job, engine) as runner:
-            parity = check_golden(runner.bundle, runner, job.variant)
+            parity = check_golden(runner.bundle, runner, runner.variant)
         return engine.model_copy(update={"parity": parity})
 
     def _say(self, what: str, job: Job, kind: str = "") -> None:
@@ -208,11 +229,22 @@ class Workshop:
         return path
 
     def _load(self, job: Job, engine: EngineRecord) -> BundleRunner:
-        """A runner of the bundle with another engine in place of its own; nothing on disk changes."""
-        files = {**self.bundle.manifest.files, **file_records(self.bundle.root, engine.files)}
-        manifest = self.bundle.manifest.with_engines({(job.variant.name, job.profile.name): engine})
-        candidate = Bundle(self.bundle.root, manifest.model_copy(update={"files": files}))
-        return load_engine(candidate, variant=job.variant.name, profile=job.profile.name, verify=False)
+        """A runner of the bundle with another engine in place of its own; nothing on disk changes.
+
+        A tail of the cascade runs behind the new prefix, as the stage's variant.
+        """
+        engines = {**self._made, job.key: engine}
+        files = file_records(self.bundle.root, [file for one in engines.values() for file in one.files])
+        manifest = self.bundle.manifest.with_engines(engines)
+        candidate = Bundle(self.bundle.root, manifest.model_copy(update={"files": {**manifest.files, **files}}))
+        profile = job.profile.name
+        runner = BundleRunner(**opening(candidate, profile=profile, threads=None, memory="speed", verify=False))
+        if not isinstance(job.part, CascadeStage):
+            runner.switch(variant=job.part.name)
+            return runner
+        opened = engine_opener(candidate, profile, runner.threads)
+        runner.adopt(job.part.variant, chained_stage(candidate, job.part.name, opened))
+        return runner
 
     def _measure(self, job: Job, plain: EngineRecord, other: EngineRecord) -> tuple[bool, tuple[Candidate, ...]]:
         """Whether the other engine is faster than the plain one, and the measurements of both."""
@@ -242,7 +274,7 @@ def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path
     made = [*(Path(file).name for engine in engines.values() for file in engine.files), *caches.values()]
     fresh = {f"{GRAPHS}/{name}": record for name, record in file_records(scratch, made).items()}  # not what failed
     moved = {
-        (job.variant.name, job.profile.name): engine.model_copy(
+        job.key: engine.model_copy(
             update={
                 name: file and f"{GRAPHS}/{Path(file).name}"
                 for name, file in (("file", engine.file), ("weights", engine.weights))

@@ -366,7 +366,13 @@ def _worst_of_bench(report: BenchReport, compared: Comparison) -> str:
 
 
 def verdict_of_build(bundle: Bundle) -> Verdict:
-    """Of what was built; calibration images say what variants change."""
+    """Of what was built; calibration images say what variants change, and what a cascade keeps."""
+    verdict, cascade = _of_variants(bundle), bundle.manifest.lines_of_cascade
+    sentences = [verdict.sentence, *(f"{line[0].upper()}{line[1:]}." for line in cascade)]
+    return verdict.model_copy(update={"sentence": " ".join(sentences)})
+
+
+def _of_variants(bundle: Bundle) -> Verdict:
     manifest, gate = bundle.manifest, next(iter(bundle.manifest.gates), None)
     rows = {} if gate is None else {row.variant: quality_of_gate(row, gate.images) for row in gate.rows}
     pruned = [one for one in manifest.variants if one.plan.layers and one.schedule.method not in CONTROLS]

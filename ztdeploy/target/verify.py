@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import BundleError, ParityError
@@ -13,6 +14,8 @@ from ztdeploy.core.manifest import ParityRecord
 from ztdeploy.core.names import TOKENS
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
+from ztdeploy.target.adaptive.cascade import check_decisions
+from ztdeploy.target.adaptive.pieces import check_pieces, engine_opener
 from ztdeploy.target.backends import get_backend, load_noted, why_not_run
 from ztdeploy.target.backends.base import Insight
 from ztdeploy.target.backends.int8 import int8_note
@@ -29,11 +32,13 @@ class VerifyReport(Record):
     variants: dict[str, ParityRecord]  #: by variant, and profile where there are several
     not_run: dict[str, str]  #: profiles whose engines this machine cannot run, with the reason
     notes: tuple[str, ...] = ()  #: notes on engines that it can run
+    #: By stage of the cascade, and profile where there are several: its prefix and tail, held against the whole engine.
+    cascade: dict[str, ParityRecord] = Field(default_factory=dict)
 
 
 def verify_bundle(root: Path, profile: str | None, progress: Progress) -> VerifyReport:
     """Check all hashes, the pre-processing of the golden images, and every engine against the golden outputs; also the
-    graphs with notes that `show` runs, and the blocks that `sweep` times.
+    pieces of a cascade, the graphs with notes that `show` runs, and the blocks that `sweep` times.
 
     Raises:
         BundleError: a file is missing, has changed, or does not hold what it should.
@@ -45,7 +50,7 @@ def verify_bundle(root: Path, profile: str | None, progress: Progress) -> Verify
     manifest = bundle.manifest
     bundle.verify_files()
     class_names(bundle)
-    graphs = (graph for variant in manifest.variants for graph in variant.graphs.values())
+    graphs = (graph for part in manifest.parts for graph in part.graphs.values())
     for file in sorted({file for graph in graphs for file in graph.files}):
         bundle.files_of_graph(file)
     check_preprocessing(bundle)
@@ -54,11 +59,11 @@ def verify_bundle(root: Path, profile: str | None, progress: Progress) -> Verify
     reasons = {name: why_not_run(manifest.profiles[name]) for name in built if profile is None}
     not_run = {name: reason for name, reason in reasons.items() if reason is not None}
     run = [name for name in names if name not in not_run]
-    parities = _check_engines(bundle, run, progress)
+    parities, pieces = _check_engines(bundle, run, progress), _check_cascade(bundle, run, progress)
     for name in sorted(set(run) & set(built) & set(manifest.blocks)):
         check_blocks(bundle, name)
     notes = tuple(filter(None, (int8_note(manifest.profiles[name]) for name in run if name in built)))
-    return VerifyReport(files=len(manifest.files), variants=parities, not_run=not_run, notes=notes)
+    return VerifyReport(files=len(manifest.files), variants=parities, not_run=not_run, notes=notes, cascade=pieces)
 
 
 def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict[str, ParityRecord]:
@@ -72,6 +77,20 @@ def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict
             records[label] = check_golden(bundle, runner, variant)
             if runner.graph.notes_file is not None:
                 _check_notes(bundle, runner, runner.graph.notes_file)
+    return records
+
+
+def _check_cascade(bundle: Bundle, names: list[str], progress: Progress) -> dict[str, ParityRecord]:
+    """The pieces of the cascade in every profile that has engines of all of them."""
+    parts, records = bundle.manifest.parts, dict[str, ParityRecord]()
+    for name in names if bundle.manifest.cascade else ():
+        if all(name in part.engines for part in parts):
+            progress(f"running the cascade ({name})", 1, 1)
+            with load_engine(bundle, variant=bundle.manifest.dense.name, profile=name, verify=False) as runner:
+                opened = engine_opener(bundle, name, runner.threads)
+                found = check_pieces(bundle, runner, opened)
+            check_decisions(bundle, name, opened)
+            records |= {key.lstrip("_") + (f" ({name})" if len(names) > 1 else ""): one for key, one in found.items()}
     return records
 
 

@@ -45,7 +45,9 @@ def classes(confidence: np.ndarray, wrong: int) -> ClassAnswers:
     return ClassAnswers(**{**vars(answers), "confidence": confidence[:, None]})
 
 
-@pytest.mark.parametrize(("wrong", "held", "words"), [(5, True, "reached"), (7, False, "chance"), (30, False, "by more")])
+@pytest.mark.parametrize(
+    ("wrong", "held", "words"), [(5, True, "reached"), (7, False, "chance"), (30, False, "by more")]
+)
 def test_whether_the_bound_holds(work: Any, wrong: int, held: bool, words: str) -> None:
     score = cascade_score(work, classes(SURE, wrong), NAMES)
     assert (score.agreement.count, score.held) == (100 - wrong, held)

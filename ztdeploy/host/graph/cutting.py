@@ -26,8 +26,8 @@ def cut(model: ir.Model, block: int) -> tuple[ir.Model, ir.Model]:
         ModelError: blocks from this one on need something else from those before it.
     """
     prefix, tail = model.clone(), model.clone()
-    _end_at(prefix.graph, _entering(model, prefix.graph, block))
-    _begin_with(tail.graph, _entering(model, tail.graph, block))
+    _end_at(prefix.graph, _entering(prefix.graph, block))
+    _begin_with(tail.graph, _entering(tail.graph, block))
     for one in (prefix, tail):
         RemoveUnusedNodesPass()(one)
         RemoveUnusedOpsetsPass()(one)
@@ -36,7 +36,7 @@ def cut(model: ir.Model, block: int) -> tuple[ir.Model, ir.Model]:
     return prefix, tail
 
 
-def _entering(model: ir.Model, graph: ir.Graph, block: int) -> list[ir.Value]:
+def _entering(graph: ir.Graph, block: int) -> list[ir.Value]:
     """The tokens that enter a block, followed by copies of them in another type."""
     behind, by_image = set[ir.Node](), set[ir.Node]()
     for node in graph:  # in topological order

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.cascade import CascadeGoal, CascadeSetting, Guarantee
+from ztdeploy.core.cascade import ALL_GO_ON, CascadeGoal, CascadeSetting, Guarantee
 from ztdeploy.core.cost import front_gmacs
 from ztdeploy.core.errors import AccuracyError, ImageError
 from ztdeploy.core.kernel_files import usable_threads
@@ -74,7 +74,7 @@ def calibrate(bundle: Bundle, profile: str, data: EvalData, goal: CascadeGoal, p
             images=len(ends),
             asked=goal.agreement,
             failures=failures,
-            bound=lower_bound(failures, len(ends)),
+            bound=reported_bound(failures, len(ends), goal),
             min_cosine=None if bundle.manifest.model.gives == "logits" else goal.min_cosine,
             by="engines" if by_engines else "graphs",
         ),
@@ -121,6 +121,19 @@ def _agree(
     return np.asarray(like.reshape(len(like), -1).mean(-1) >= goal.min_cosine)
 
 
+def check_enough(images: int, goal: CascadeGoal) -> None:
+    """
+    Raises:
+        ImageError: so few images cannot show the agreement that is asked for.
+    """
+    if goal.agreement is not None and most_failures(images, goal.agreement) < 0:
+        raise ImageError(
+            f"{images} images to calibrate a cascade for an agreement of {goal.agreement:g}",
+            f"at least {fewest_images(goal.agreement)}: fewer cannot show it with 95 % confidence",
+            "give more images to --calib, which need no labels, or ask for less",
+        )
+
+
 def choose(measured: StageAnswers, goal: CascadeGoal) -> tuple[float, ...]:
     """One threshold for each stage but the last; the same for all of them, which `guarantee.py` explains.
 
@@ -133,21 +146,24 @@ def choose(measured: StageAnswers, goal: CascadeGoal) -> tuple[float, ...]:
         lowest = float(ordered[min(images - 1, math.floor(goal.max_rerun * images))])
         return (lowest,) * len(sure)
     assert goal.agreement is not None
-    allowed = most_failures(images, goal.agreement)
-    if allowed < 0:
-        raise ImageError(
-            f"{images} images to calibrate a cascade for an agreement of {goal.agreement:g}",
-            f"at least {fewest_images(goal.agreement)}: fewer cannot show it with 95 % confidence",
-            "give more images to --calib, which need no labels, or ask for less",
-        )
+    check_enough(images, goal)
     if len(sure) == 1:
-        return (threshold_for(sure[0], measured.agrees[0], allowed),)
+        return (threshold_for(sure[0], measured.agrees[0], most_failures(images, goal.agreement)),)
     return _along_a_path(measured, goal.agreement)
+
+
+def reported_bound(failures: int, images: int, goal: CascadeGoal) -> float:
+    """A bound on agreement that may be reported for thresholds chosen on the same images, see `guarantee.py`.
+
+    Thresholds for a share of images that may go on are chosen by confidence alone, without a look at answers.
+    """
+    tested = failures if goal.agreement is None else most_failures(images, goal.agreement)
+    return lower_bound(tested, images)
 
 
 def _along_a_path(measured: StageAnswers, agreement: float) -> tuple[float, ...]:
     """The last threshold of a fixed sequence from the highest down that is shown to hold."""
-    images, chosen = measured.confidence.shape[1], 2.0
+    images, chosen = measured.confidence.shape[1], ALL_GO_ON
     for step in range(1024, -1, -1):
         ends = where_images_end(measured.confidence, (step / 1024,) * len(measured.confidence))
         failures = int((~measured.agrees[ends, np.arange(images)]).sum())

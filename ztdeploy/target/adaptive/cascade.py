@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
 from ztdeploy.core.cascade import CascadeSetting
-from ztdeploy.core.errors import BundleError, InputError
+from ztdeploy.core.errors import BundleError, InputError, ParityError
 from ztdeploy.core.manifest import CascadeRecord
 from ztdeploy.core.names import CONFIDENCE, IMAGE, TOKENS
 from ztdeploy.target.adaptive.guarantee import unlike
 from ztdeploy.target.adaptive.pieces import Chained, Open, engine_opener
 from ztdeploy.target.backends.base import MemoryMode, Runner
-from ztdeploy.target.runtime.interface import Interface, Outputs
+from ztdeploy.target.runtime.interface import Interface, Outputs, shape_fits, shape_words
+from ztdeploy.target.runtime.parity import LOGIT_TOLERANCE, golden_pixels
+from ztdeploy.target.runtime.postprocess import margins
 from ztdeploy.target.runtime.preprocess import check_pixels, normalise
 from ztdeploy.target.runtime.runner import Answered, ImageRunner, Lease, slices
 
@@ -28,6 +30,9 @@ _log = logging.getLogger(__name__)
 #: After so many images, and each time that there are twice as many, their confidence is compared with the calibration
 #: images'; after the last number counting starts again.
 _FIRST_LOOK, _LAST_LOOK = 32, 1024
+#: How often one look takes like images for unlike ones at first. It falls with the square of the times that counting
+#: has started again, so that a runner that runs for ever does not warn in the end for having looked so often.
+_LEVEL = 0.005
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,13 @@ class Stages(Lease):
         self._tokens = (manifest.model.architecture.tokens, manifest.model.architecture.embed_dim)
         self._runners = list[Runner]()
         try:
-            self._runners += [opened(self._record.prefix)]
-            self._runners += [opened(stage) for stage in self._record.stages]
+            for piece in self._record.pieces:
+                self._runners.append(opened(piece))
             self.variants = [bundle.variant(name=stage.variant) for stage in self._record.stages]
             self._interfaces = [Interface(manifest, variant, profile) for variant in self.variants]
             prefix, *tails = self._runners
             for interface, tail in zip(self._interfaces, tails, strict=True):
+                self._check_declared(prefix, tail, last=tail is tails[-1])
                 interface.check_declared(Chained(prefix, tail).signature, noted=tail is not tails[-1])
         except BaseException:
             self.close()
@@ -79,6 +85,26 @@ class Stages(Lease):
     def close(self) -> None:
         for runner in self._runners:
             runner.close()
+
+    def _check_declared(self, prefix: Runner, tail: Runner, *, last: bool) -> None:
+        """
+        Raises:
+            BundleError: a prefix or a tail hands over or takes something else than tokens, or has no confidence.
+        """
+        given, taken = prefix.signature.outputs, tail.signature.inputs
+        for one in (*given, *taken):
+            right = one.name == TOKENS and one.dtype == "float32" and shape_fits((None, *self._tokens), one.shape)
+            if not right or len(given) > 1 or len(taken) > 1:
+                raise self._damaged(f"hands over {one.name!r} {one.dtype} {shape_words(one.shape)}", self._tokens_words)
+        if not last and CONFIDENCE not in {one.name for one in tail.signature.outputs}:
+            raise self._damaged("has a stage that does not say how confident it is", f"an output {CONFIDENCE!r}")
+
+    @property
+    def _tokens_words(self) -> str:
+        return f"{TOKENS!r} float32 [any, {self._tokens[0]}, {self._tokens[1]}]"
+
+    def _damaged(self, found: str, expected: str) -> BundleError:
+        return BundleError(f"the cascade of {self._bundle.root} {found}", expected, "copy or build the bundle again")
 
     def run(self, pixels: NDArray[np.uint8], names: Sequence[str], thresholds: Sequence[float]) -> Staged:
         """Run the stages on images, each on those that the stage before was not confident in.
@@ -124,11 +150,7 @@ class Stages(Lease):
             tokens = self._runners[0].infer({IMAGE: whole}).get(TOKENS)
             right = isinstance(tokens, np.ndarray) and tokens.dtype == np.float32
             if tokens is None or not right or tokens.shape != (len(whole), *self._tokens):
-                raise BundleError(
-                    f"the prefix of the cascade of {self._bundle.root} gives something else than tokens",
-                    f"float32 [{len(whole)}, {self._tokens[0]}, {self._tokens[1]}]",
-                    "copy or build the bundle again",
-                )
+                raise self._damaged("has a prefix that gives something else than tokens", self._tokens_words)
             found.append(tokens[: len(feed[part])])
         return np.concatenate(found)
 
@@ -144,10 +166,9 @@ class Stages(Lease):
             last = interface is self._interfaces[-1]
             found = np.zeros(len(whole), np.float32) if last else raw.get(CONFIDENCE)
             if found is None or found.shape != (len(whole),) or not np.isfinite(found).all():
-                raise BundleError(
-                    f"a stage of the cascade of {self._bundle.root} does not say how confident it is",
+                raise self._damaged(
+                    "has a stage that does not say how confident it is",
                     f"a finite number for each of {len(whole)} images",
-                    "copy or build the bundle again",
                 )
             sure.append(found[: len(names[part])])
         return Outputs.joined(outputs), np.concatenate(sure)
@@ -172,7 +193,7 @@ class CascadeRunner(ImageRunner):
         self.cascade, self.setting = cascade_of(bundle, profile)
         self._opening, self._counting = RLock(), RLock()
         self._counts = [0] * len(self.cascade.stages)
-        self._seen, self.unlike = list[NDArray[np.float32]](), False
+        self._seen, self._rounds, self.unlike = list[NDArray[np.float32]](), 1, False
         self._stages: Stages | None = self._open()
 
     @property
@@ -223,11 +244,13 @@ class CascadeRunner(ImageRunner):
         looks = [_FIRST_LOOK << step for step in range((_LAST_LOOK // _FIRST_LOOK).bit_length())]
         if any(before < look <= now for look in looks):
             seen, guarantee = np.concatenate(self._seen), self.setting.guarantee
-            if not self.unlike and unlike(seen, self.setting.quantiles, guarantee.images):
+            level = _LEVEL / self._rounds**2
+            if not self.unlike and unlike(seen, self.setting.quantiles, guarantee.images, level):
                 self.unlike = True
                 _log.warning("%s", self.warning)
         if now >= _LAST_LOOK:
             self._seen.clear()
+            self._rounds += 1
 
     @property
     def warning(self) -> str | None:
@@ -259,8 +282,37 @@ class CascadeRunner(ImageRunner):
                 stages.retire()
 
     def __repr__(self) -> str:
-        chain = " -> ".join(stage.variant for stage in self.cascade.stages)
-        return f"CascadeRunner({self.bundle.name!r}, {chain!r}, profile={self.profile!r})"
+        return f"CascadeRunner({self.bundle.name!r}, {self.cascade.chain!r}, profile={self.profile!r})"
+
+
+def check_decisions(bundle: Bundle, profile: str, opened: Open) -> None:
+    """Hold the confidence of all stages in the golden images as a batch against that in each image alone, and against
+    their outputs where these tell it.
+
+    Raises:
+        BundleError: a piece takes or gives something else than it should.
+        ParityError: it differs by more than the precision explains.
+    """
+    pixels, stages = golden_pixels(bundle), Stages(bundle, profile, opened)
+    names = [f"golden image {place + 1}" for place in range(len(pixels))]
+    try:
+        outputs, together = stages.run_all(pixels, names)
+        alone = [stages.run_all(pixels[at : at + 1], names[at : at + 1])[1] for at in range(len(pixels))]
+    finally:
+        stages.close()
+    model, cascade = bundle.manifest.model, bundle.manifest.cascade
+    assert cascade is not None
+    known = [np.concatenate(alone, axis=1)]
+    if cascade.signal == "margin":
+        known += [np.stack([margins(logits, model.activation) for logits in outputs[:-1]])]
+    apart = max(float(np.abs(together - one).max()) for one in known)
+    most = LOGIT_TOLERANCE[cascade.prefix.graphs[profile].precision]
+    if apart > most:
+        raise ParityError(
+            f"the cascade ({profile}) has a stage whose confidence in the golden images differs by {apart:.1e}",
+            f"at most {most:.0e}",
+            "copy or build the bundle again",
+        )
 
 
 def unlike_words(setting: CascadeSetting, went_on: int, total: int) -> str:

@@ -5,10 +5,13 @@
 - **Choosing a threshold and bounding on the same images**: thresholds are tested in a fixed order, from the one at
   which every image goes on (which cannot fail) downwards, each at the full level, until one is not shown to hold; the
   last that held is taken. Because fewer images go on at a lower threshold, failures only grow along this path, so
-  nothing has to be corrected for having tried many thresholds. A. N. Angelopoulos, S. Bates, E. J. Candès, M. I.
-  Jordan and L. Lei, "Learn then test: calibrating predictive algorithms to achieve risk control", Annals of Applied
-  Statistics 19 (2025), section 2.3; for such monotone risks S. Bates, A. Angelopoulos, L. Lei, J. Malik and M. I.
-  Jordan, "Distribution-free, risk-controlling prediction sets", Journal of the ACM 68 (2021), theorem 1.
+  nothing has to be corrected for having tried many thresholds. What is reported is the bound of the most failures that
+  pass the test, also where fewer were seen: the bound of these holds only for a threshold that was fixed beforehand.
+  A. N. Angelopoulos, S. Bates, E. J. Candès, M. I. Jordan and L. Lei, "Learn then test: calibrating predictive
+  algorithms to achieve risk control", Annals of Applied Statistics 19 (2025), section 2.3; for such monotone risks
+  S. Bates, A. Angelopoulos, L. Lei, J. Malik and M. I. Jordan, "Distribution-free, risk-controlling prediction sets",
+  Journal of the ACM 68 (2021), theorem 1. A fixed sequence needs no monotone risk, so that it also serves a chain of
+  more than two stages, whose thresholds are all the same and fall along a grid.
 - **Images unlike the calibration images**: the one-sided two-sample test of Kolmogorov and Smirnov, whose tail for
   samples of n and m is at most about exp(-2 D^2 n m / (n + m)). N. V. Smirnov, "On the estimation of the discrepancy
   between empirical curves of distribution for two independent samples", Bull. Math. Univ. Moscou 2 (1939).

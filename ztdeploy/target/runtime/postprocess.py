@@ -188,6 +188,16 @@ def same_answers(dense: NDArray[Any], variant: NDArray[Any], activation: Activat
     return np.asarray(dense.argmax(-1) == variant.argmax(-1))
 
 
+def margins(logits: NDArray[Any], activation: Activation = "softmax") -> NDArray[np.float64]:
+    """How sure a model is of its classes, the signal "margin" of `core.cascade`: `[n, outputs]` gives `[n]`, 0 to 1."""
+    values = logits.astype(np.float64)
+    if activation == "sigmoid" or values.shape[-1] < 2:
+        return np.asarray(np.abs(np.tanh(values / 2) / 2).min(-1))
+    shares = np.exp(values - values.max(-1, keepdims=True))
+    best = np.sort(shares / shares.sum(-1, keepdims=True), axis=-1)
+    return np.asarray(best[:, -1] - best[:, -2])
+
+
 def cosines(dense: NDArray[Any], variant: NDArray[Any]) -> NDArray[np.float64]:
     """Cosines of vectors along the last axis, in fp64, from -1 to 1: `[..., D]` and `[..., D]` give `[...]`.
 
