@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import processes
@@ -100,11 +101,34 @@ def digits_bundle(common: Path, _traces: None, tmp_path_factory: pytest.TempPath
     Its method is the paper's, whose three layers with two stages show most; the variants' names are those of ratios.
     Each process has its own copy.
     """
+    return own_copy("digits", common, tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def cascade_bundle(
+    common: Path, _traces: None, digit_images: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with a cascade of all three, calibrated on 100 digits for an agreement of 0.95. Never change it."""
+    from ztdeploy.core.cascade import CascadeGoal
+    from ztdeploy.core.manifest import GateLimits
+    from ztdeploy.jobs.request import Gate
+
+    folder = tmp_path_factory.mktemp("cascade")
+    images = folder / "some digits"
+    images.mkdir()
+    for image in digit_images[:100]:
+        shutil.copy(image, images)
+    asked = {"gate": Gate(images, GateLimits()), "cascade": CascadeGoal(agreement=0.95)}
+    return own_copy("cascade", common, folder, **asked)
+
+
+def own_copy(name: str, common: Path, folder: Path, **asked: Any) -> Path:
+    """A copy of a bundle that all processes share, which the first of them builds."""
     from ztdeploy.core.keep_ratio import uniform_schedule
     from ztdeploy.jobs.build import BuildRequest, build
 
-    built = common / "bundles" / "digits"
-    with only_one(common / "digits.lock"):
+    built = common / "bundles" / name
+    with only_one(common / f"{name}.lock"):
         if not built.exists():
             build(
                 BuildRequest(
@@ -115,9 +139,10 @@ def digits_bundle(common: Path, _traces: None, tmp_path_factory: pytest.TempPath
                         for ratio, name in ((0.7, "keep-0.70"), (0.5, "keep-0.50"))
                     ),
                     out=built,
+                    **asked,
                 )
             )
-    return Path(shutil.copytree(built, tmp_path_factory.mktemp("bundles") / "digits"))
+    return Path(shutil.copytree(built, folder / name))
 
 
 @pytest.fixture

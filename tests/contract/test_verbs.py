@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.bundles import linked_copy
 from helpers.options import QUICK
 from typer.main import get_command
 
@@ -121,11 +122,18 @@ def test_every_example_can_be_parsed(path: tuple[str, ...], line: str) -> None:
 
 
 @pytest.fixture
-def as_told(bundle_copy: Path, digit_images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def as_told(
+    bundle_copy: Path,
+    cascade_bundle: Path,
+    digit_images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A folder with what the examples name."""
     folder = tmp_path / "told"
     (folder / "photos").mkdir(parents=True)
     shutil.move(bundle_copy, folder / "quickstart")
+    linked_copy(cascade_bundle, folder / "unsure")
     shutil.copy(digit_images[0], folder / "photo.jpg")
     for image in digit_images[:12]:
         shutil.copy(image, folder / "photos" / f"{image.stem}.jpg")
