@@ -63,6 +63,12 @@ def test_one_value_alone_still_has_a_scale() -> None:
     assert linear([0], 0, 100)(0) == 0
 
 
+@pytest.mark.parametrize("values", [(1.96, 1.96 + 4e-16), (0.0, 3e-13)])
+def test_values_that_hardly_differ_have_a_scale(values: tuple[float, float]) -> None:
+    scale = linear(values, 0, 100)
+    assert all(0 <= scale(value) <= 100 for value in values)
+
+
 def test_labels_touch_nothing() -> None:
     area = Box(0, 0, 200, 200)
     points = [(100.0, 100.0, "0.9"), (106.0, 100.0, "0.8"), (100.0, 104.0, "0.7"), (103.0, 102.0, "0.6")]

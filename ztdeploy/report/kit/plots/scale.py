@@ -34,12 +34,14 @@ class Scale:
 
 def nice_ticks(low: float, high: float, most: int = 5) -> tuple[float, ...]:
     """Round numbers from the last at or below `low` to the first at or above `high`, in about `most` steps at most."""
-    span = high - low if high > low else abs(high) or 1.0
+    rounding = 1e-9 * max(abs(low), abs(high))  # values that differ by less are the same
+    span = high - low if high - low > rounding else abs(high) or 1.0
     rough = span / most
-    power = 10.0 ** math.floor(math.log10(rough))
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     step = next(power * factor for factor in _STEPS if power * factor >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(round(step * index, 12) for index in range(first, max(last, first + 1) + 1))
+    return tuple(round(step * index, 2 - exponent) for index in range(first, max(last, first + 1) + 1))
 
 
 def linear(values: Iterable[float], start: float, end: float, *, most: int = 5) -> Scale:
