@@ -4,17 +4,20 @@ calibration.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.cascades import setting, with_cascade
 
-from ztdeploy.core.cascade import CascadeSetting, Guarantee
-from ztdeploy.target.adaptive.guarantee import quantiles
+from ztdeploy.core.bundle import read_bundle
 from ztdeploy.target.evaluate import cascades
 from ztdeploy.target.evaluate.answers import ClassAnswers, VectorAnswers, class_answers
 from ztdeploy.target.evaluate.cascades import cascade_score, mean_gmacs_of
+from ztdeploy.target.evaluate.eval_report import EvalRequest
+from ztdeploy.target.evaluate.evaluate import plan
 from ztdeploy.target.runtime.interface import Outputs
 
 NAMES = [f"{place}.png" for place in range(100)]
@@ -25,15 +28,9 @@ SURE = np.linspace(0, 1, 100, dtype=np.float32)
 def work(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Two stages of 1 and 3 GMACs; images go on below a confidence of 0.1, which 10 % of the calibration images had."""
     monkeypatch.setattr(cascades, "mean_gmacs", lambda _bundle, shares: shares[0] + 3 * shares[1])
-    guarantee = Guarantee(
-        data="calibration", data_sha256="", images=100, asked=0.95, failures=1, bound=0.95, min_cosine=0.9
-    )
-    setting = CascadeSetting(
-        thresholds=(0.1,), shares=(1, 0.1), guarantee=guarantee, quantiles=quantiles(SURE), gmacs=1.3
-    )
     rows = [(SimpleNamespace(name=name),) for name in ("dense", "keep-0.50")]
     rows.append((SimpleNamespace(name="keep-0.50"), SimpleNamespace(name="dense")))
-    return SimpleNamespace(bundle=None, rows=rows, setting=setting, dense_profile=None)
+    return SimpleNamespace(bundle=None, rows=rows, setting=setting(), dense_profile=None)
 
 
 def classes(confidence: np.ndarray, wrong: int) -> ClassAnswers:
@@ -89,3 +86,16 @@ def test_vectors_agree_from_the_cosine_of_the_bound_on(work: Any) -> None:
         vectors=np.zeros((2, 100, 0), np.float32),
     )
     assert cascade_score(work, answers, NAMES).agreement.count == 90
+
+
+def test_a_cascade_runs_where_no_variants_are_chosen_and_its_thresholds_name_what_is_kept(digits_bundle: Path) -> None:
+    def digests(threshold: float | None, **asked: Any) -> list[str]:
+        bundle = read_bundle(digits_bundle)
+        request = EvalRequest(bundle=bundle.root, data=Path("photos"), **asked)
+        return plan(request, bundle if threshold is None else with_cascade(bundle, threshold))[1].digests
+
+    static, low, high = digests(None), digests(0.1), digests(0.2)
+    assert low[:-1] == high[:-1] == static
+    assert low[-1] != high[-1]
+    assert len(digests(0.1, keep_ratios=(0.5,))) == len(digests(None, keep_ratios=(0.5,)))
+    assert digests(0.1, variants=("keep-0.50",), cascade=True)[-1] == low[-1]

@@ -43,5 +43,5 @@ def _went_on(score: CascadeScore, folder: Path) -> Markup | None:
 
 
 def _card(one: WentOn, picture: Markup) -> Markup:
-    lines = [card_line("confidence", short(one.confidence, 2)), card_line("answered by", one.variant)]
+    lines = [card_line("confidence", short(one.confidence, 2)), card_line("stage", one.variant)]
     return element("figure", picture, element("figcaption", one.image.rpartition("/")[2]), element("dl", lines))
