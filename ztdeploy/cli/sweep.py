@@ -181,6 +181,10 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
     heads = ["keep", "method", "p50 ms", "MAD ms", "images/s", "speed-up", "95 % interval", "less work", "GMACs"]
     if any(row.facts.fidelity for row in rows):  # what images cost stands beside: 80 columns hold no more
         heads = [head for head in heads if head not in ("MAD ms", "images/s", "GMACs")]
+    if any(row.cascade for row in rows):
+        at = heads.index("p50 ms")
+        heads[at : at + 1] = ["mean ms", "p99 ms", "worst ms"]
+        heads.remove("less work")
     columns = chosen(rows, *heads)
     cells = zip(*([cell.text for cell in one.cells(rows)] for one in columns), strict=True)
     named = [(row.facts.name, *line[1:]) if line[0] == "-" else line for row, line in zip(rows, cells, strict=True)]

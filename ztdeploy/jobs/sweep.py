@@ -87,6 +87,8 @@ def sweep(
         start = with_fidelity(
             start, built.bundles, built.profile, cache=caches, fresh=fresh, progress=stages["evaluate"], note=note
         )
+        if request.data is None and any(bundle.manifest.cascade for bundle in built.bundles):
+            note("the cascade is not measured: its latency depends on images; give --data DIR")
         earlier = _earlier(out, start, fresh=fresh, note=note)
         start = with_findings_of(start, earlier)
         kept = kept_runs(earlier, groups) if earlier else {}

@@ -28,8 +28,10 @@ def columns(rows: Sequence[Row]) -> list[Column[Row]]:
         _VARIANT,
         Column("method", lambda row: "baseline" if row.dense else row.facts.method),
         Column("keep", value=lambda row: row.facts.keep_ratio, show=partial(fixed, decimals=2)),
+        *_of_cascade("mean ms", "mean_ms", rows),
         Column("p50 ms", value=_value("measured.latency.p50_ms")),
         Column("p90 ms", value=_value("measured.latency.p90_ms")),
+        *_of_cascade("worst ms", "max_ms", rows),
         Column("images/s", value=_value("measured.images_per_s"), show=partial(short, digits=4)),
         Column("speed-up", _speedup, _value("comparison.speedup"), kind=_tone),
         interval("95 % interval", lambda row: span(row.comparison.interval) if row.comparison else ""),
@@ -85,6 +87,11 @@ def _fidelity(rows: Sequence[Row]) -> list[Column[Row]]:
         Column(head, value=_value(f"facts.fidelity.{name}"), show=show)
         for head, (name, show) in ((head, _FIDELITY[head]) for head in heads)
     ]
+
+
+def _of_cascade(head: str, figure: str, rows: Sequence[Row]) -> list[Column[Row]]:
+    """What also counts where the rows have a cascade, whose calls take different times."""
+    return [Column(head, value=_value(f"measured.latency.{figure}"))] if any(row.cascade for row in rows) else []
 
 
 def _speedup(row: Row) -> str:

@@ -26,7 +26,8 @@ def markdown(report: SweepReport, verdicts: Sequence[PanelVerdict]) -> str:
         ]
     lines += _listed("How far to trust it:", limits(report))
     for panel in panels(report):
-        lines += [f"### {panel.label}", "", *markdown_table(chosen(panel.rows, *_HEADS), panel.rows), ""]
+        heads = [*_HEADS, *(["mean ms", "worst ms"] if panel.by_mean else [])]
+        lines += [f"### {panel.label}", "", *markdown_table(chosen(panel.rows, *heads), panel.rows), ""]
     return "\n".join(lines + _listed("Failures:", [one.message for one in all_failures(report)]))
 
 

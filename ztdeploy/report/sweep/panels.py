@@ -34,6 +34,11 @@ class Panel:
         return tuple(row for row in self.measured if not row.dense and row.comparison)
 
     @property
+    def by_mean(self) -> bool:
+        """Whether latencies are means: a cascade takes different times for different images."""
+        return any(row.cascade for row in self.measured)
+
+    @property
     def measured(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.measured.latency)
 

@@ -33,7 +33,7 @@ def verdict_of(report: SweepReport, panel: Panel, min_agreement: float) -> Panel
     """See the rule of `ztdeploy.target.verdict`."""
     choices = candidates(panel)
     found = conclude(
-        [_candidate(row) for row in choices],
+        [_candidate(row, panel.dense) for row in choices],
         timed=True,
         min_agreement=min_agreement,
         evaluate="sweep again with --data DIR",
@@ -60,9 +60,11 @@ def compared(row: Row) -> Comparison:
     return row.comparison
 
 
-def _candidate(row: Row) -> JudgedVariant:
-    found = compared(row)
-    return JudgedVariant(row.facts.name, found.work_ratio, found, quality_of_fidelity(row.facts.fidelity))
+def _candidate(row: Row, dense: Row | None) -> JudgedVariant:
+    found, own, worst = compared(row), row.measured.latency, ""
+    if row.cascade and own and dense and dense.measured.latency:
+        worst = f"{own.max_ms:.3g} ms, {own.max_ms / dense.measured.latency.p50_ms:.2f} times the baseline's median"
+    return JudgedVariant(row.facts.name, found.work_ratio, found, quality_of_fidelity(row.facts.fidelity), worst)
 
 
 def _nothing(panel: Panel) -> str:
@@ -83,12 +85,13 @@ def _gmacs(panel: Panel, row: Row) -> str:
 
 def _latencies(panel: Panel, row: Row) -> str:
     """Such as "12.3 ms a call instead of 20.1 ms"."""
-    own, dense = row.measured.latency, panel.dense and panel.dense.measured.latency
-    assert own is not None
-    if not dense:
-        return f"{short(own.p50_ms)} ms a call"
-    decimals = decimals_for([own.p50_ms, dense.p50_ms])
-    return f"{fixed(own.p50_ms, decimals)} ms a call instead of {fixed(dense.p50_ms, decimals)} ms"
+    own = row.typical_ms(mean=row.cascade)
+    what = " on average" if row.cascade else ""
+    if not panel.dense:
+        return f"{short(own)} ms a call{what}"
+    dense = panel.dense.typical_ms(mean=row.cascade)
+    decimals = decimals_for([own, dense])
+    return f"{fixed(own, decimals)} ms a call{what} instead of {fixed(dense, decimals)} ms"
 
 
 def _faster(row: Row) -> str:

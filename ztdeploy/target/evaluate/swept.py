@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.progress import Note, Progress
 from ztdeploy.target.evaluate.data import check_exists
@@ -49,7 +50,7 @@ def with_fidelity(
     """
     if report.request.data is None:
         return report
-    swept, fidelity = {(one.name, one.image_size) for one in report.variants}, {}
+    swept, known = {(one.name, one.image_size) for one in report.variants}, {}
     for bundle in bundles:
         size = bundle.manifest.preprocess.image_size
         request = EvalRequest(
@@ -59,11 +60,13 @@ def with_fidelity(
             # In the bundle's order, in which `eval` takes all of them: what either keeps is then there for the other.
             variants=tuple(one.name for one in bundle.manifest.variants if (one.name, size) in swept),
             profile=profile,
+            cascade=(CASCADE, size) in swept,
         )
         found = evaluate_bundle(request, cache=cache, fresh=fresh, progress=progress, note=note)
         for unreadable in found.data.unreadable:
             note(f"not counted: {unreadable.reason}")
         for score in found.variants:
-            fidelity[score.variant, size] = fidelity_of(fidelity_record(found, score))
-    variants = [one.model_copy(update={"fidelity": fidelity[one.name, one.image_size]}) for one in report.variants]
+            own = {"fidelity": fidelity_of(fidelity_record(found, score)), "gmacs": score.gmacs}
+            known[score.variant, size] = own
+    variants = [one.model_copy(update=known[one.name, one.image_size]) for one in report.variants]
     return report.model_copy(update={"variants": tuple(variants)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.processes import module_command
 from ztdeploy.core.progress import Progress
@@ -70,7 +71,7 @@ def plan_details(report: SweepReport, bundles: Sequence[Bundle]) -> tuple[list[D
         if not runs:
             continue
         profile = runs[0].bundle.profile
-        found = [one for run in runs for one in run.measured]
+        found = [one for run in runs for one in run.measured if one.variant != CASCADE]
         settings = list(dict.fromkeys((one.batch, one.threads) for one in found if one.threads is not None))
         backend = bundle.manifest.profiles[profile].backend
         if not isinstance(get_backend(backend), Insight):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle
+from ztdeploy.core.cascade import CASCADE, CascadeSetting
 from ztdeploy.core.errors import InputError, did_you_mean
 from ztdeploy.core.keep_ratio import check_keep_ratio
 from ztdeploy.core.manifest import Fidelity, FidelityRecord, VariantRecord
@@ -42,7 +43,8 @@ class Group:
 
     @property
     def configurations(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.dense, *self.request.variants)))
+        cascade = (CASCADE,) if self.request.cascade else ()
+        return tuple(dict.fromkeys((self.dense, *self.request.variants, *cascade)))
 
     @property
     def setting(self) -> Setting:
@@ -51,7 +53,7 @@ class Group:
     @property
     def label(self) -> str:
         """Such as "keep-0.70, slice-keep-0.70 at 224 px, batch 1, 2 threads"."""
-        return f"{', '.join(self.request.variants)} at {self.setting}"
+        return f"{', '.join(self.configurations[1:] or self.configurations)} at {self.setting}"
 
     @property
     def seconds(self) -> float:
@@ -103,16 +105,30 @@ def chosen_variants(request: SweepRequest, bundle: Bundle) -> list[VariantRecord
     return sorted(chosen, key=lambda variant: -(variant.keep_ratio or 0))
 
 
+def swept_cascade(request: SweepRequest, bundle: Bundle, profile: str) -> CascadeSetting | None:
+    """How the bundle's cascade decides, where it is part of the sweep: with images, and where no variants are chosen.
+
+    Its latency depends on the images, since not all go through all stages.
+    """
+    cascade = bundle.manifest.cascade
+    if request.data is None or request.keep_ratios or request.methods or cascade is None:
+        return None
+    return cascade.settings.get(profile)
+
+
 def plan_groups(request: SweepRequest, bundles: Sequence[Bundle], profile: str) -> list[Group]:
-    """By image size, batch, number of threads, and falling keep ratio."""
+    """By image size, batch, number of threads, and falling keep ratio; a cascade last."""
     groups = []
     for bundle in bundles:
         size, dense = bundle.manifest.preprocess.image_size, bundle.manifest.dense
         together = list(_together(chosen_variants(request, bundle))) or [(dense.name,)]
         smallest = dense.graphs[profile].batch or min(bundle.manifest.profiles[profile].batch.sizes)
         threads: list[tuple[int, ...]] = [(count,) for count in request.threads] or [()]
-        for batch, count, names in product(request.batches or (smallest,), threads, together):
-            own: dict[str, Any] = {"variants": names, "batches": (batch,), "threads": count, **_timing(request)}
+        planned: list[dict[str, Any]] = [{"variants": names} for names in together]
+        if swept_cascade(request, bundle, profile):
+            planned.append({"variants": (dense.name,), "cascade": True, "data": request.data})
+        for batch, count, what in product(request.batches or (smallest,), threads, planned):
+            own: dict[str, Any] = {**what, "batches": (batch,), "threads": count, **_timing(request)}
             groups.append(Group(size, dense.name, BenchRequest(bundle=bundle.root, profile=profile, **own)))
     return groups
 
@@ -163,7 +179,12 @@ def empty_report(
         progress="running",
         request=request,
         variants=tuple(
-            _facts(bundle, variant, profile) for bundle in bundles for variant in _measured(request, bundle)
+            facts
+            for bundle in bundles
+            for facts in (
+                *(_facts(bundle, variant, profile) for variant in _measured(request, bundle)),
+                *_facts_of_cascade(bundle, swept_cascade(request, bundle, profile)),
+            )
         ),
         runs=(),
         planned=len(configurations_of(groups)),
@@ -188,6 +209,22 @@ def _facts(bundle: Bundle, variant: VariantRecord, profile: str) -> VariantFacts
         tokens_per_block=variant.plan.tokens_per_block,
         fidelity=None if evaluated is None else fidelity_of(evaluated),
     )
+
+
+def _facts_of_cascade(bundle: Bundle, setting: CascadeSetting | None) -> list[VariantFacts]:
+    if setting is None:
+        return []
+    size = bundle.manifest.preprocess.image_size
+    facts = VariantFacts(
+        name=CASCADE,
+        method=CASCADE,
+        keep_ratio=None,
+        image_size=size,
+        gmacs=setting.gmacs,
+        pruning_gmacs=0.0,
+        tokens_per_block=(),
+    )
+    return [facts]
 
 
 def fidelity_of(record: FidelityRecord) -> Fidelity:
@@ -218,7 +255,12 @@ def _used(request: SweepRequest, bundle: Bundle, profile: str) -> BundleUsed:
         files |= set(engine_of(bundle, variant, profile).files)
     if profile in bundle.manifest.blocks:  # which the token staircase is measured on
         files.add(bundle.manifest.blocks[profile].file)
+    setting = swept_cascade(request, bundle, profile)
+    for piece in bundle.manifest.cascade.pieces if setting and bundle.manifest.cascade else ():
+        files |= set(engine_of(bundle, piece, profile).files)
     hashes = {name: bundle.manifest.files[name].sha256 for name in sorted(files)}
+    if setting is not None:
+        hashes["thresholds"] = repr(setting.thresholds)
     return BundleUsed(
         image_size=bundle.manifest.preprocess.image_size,
         path=str(bundle.root),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.manifest import Fidelity
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
@@ -57,9 +58,9 @@ class VariantFacts(Record):
     method: str
     keep_ratio: float | None
     image_size: ImageSize
-    gmacs: float  #: per image, pruning layers not counted
+    gmacs: float  #: per image, pruning layers not counted; of a cascade the mean over the images
     pruning_gmacs: float
-    tokens_per_block: tuple[int, ...]  #: that each block is given
+    tokens_per_block: tuple[int, ...]  #: that each block is given; empty for a cascade
     fidelity: Fidelity | None = None
 
 
@@ -155,6 +156,15 @@ class Row:
     @property
     def dense(self) -> bool:
         return len(set(self.facts.tokens_per_block)) == 1
+
+    @property
+    def cascade(self) -> bool:
+        return self.facts.method == CASCADE
+
+    def typical_ms(self, *, mean: bool) -> float:
+        """The median latency of one call, or the mean, by which a cascade counts; of a row that was measured."""
+        assert self.measured.latency is not None
+        return self.measured.latency.mean_ms if mean else self.measured.latency.p50_ms
 
 
 def rows(report: SweepReport) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.manifest import Fidelity
 from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.markup import Markup, element
@@ -11,7 +12,6 @@ from ztdeploy.report.kit.numbers import cosine, percent, short
 from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, notes, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import linear, steps
 from ztdeploy.report.sweep.panels import Panel, View
-from ztdeploy.report.sweep.plots.ratios import p50
 
 
 def unknown(panel: Panel, _view: View) -> Figure | None:
@@ -77,9 +77,10 @@ def _plot(
     drawn = [(row, fidelity, value) for row, fidelity in known if (value := lost(fidelity)) is not None]
     if not drawn:
         return None
-    spots = [(value, p50(row)) for row, _, value in drawn]
+    mean = panel.by_mean
+    spots = [(value, row.typical_ms(mean=mean)) for row, _, value in drawn]
     if panel.dense is not None:
-        spots.append((0.0, p50(panel.dense)))
+        spots.append((0.0, panel.dense.typical_ms(mean=mean)))
     x = linear([0.0, *(value for value, _ in spots)], *x_range())
     y = linear([0.0, *(ms for _, ms in spots)], *y_range())
     stairs = [(x(value), y(ms)) for value, ms in steps(front(spots))]
@@ -88,16 +89,17 @@ def _plot(
         marks.append(line(x(limit[0]), TOP, x(limit[0]), y.start, "reference"))
         marks.append(label(x(limit[0]) + 5, TOP + 9, limit[1], "note", anchor="start"))
     if panel.dense is not None:
-        ms = p50(panel.dense)
+        ms = panel.dense.typical_ms(mean=mean)
         marks.append(view.series.point(x(0), y(ms), None, f"baseline: {short(ms)} ms"))
     points = []
     for row, fidelity, value in drawn:
-        ms, ratio = p50(row), row.facts.keep_ratio
+        ms, ratio = row.typical_ms(mean=mean), row.facts.keep_ratio
         text = f"{row.facts.name}: {short(ms)} ms, {_in_words(fidelity)}"
         marks.append(view.series.point(x(value), y(ms), row.facts.method, text))
-        points.append((x(value), y(ms), "" if ratio is None else f"{ratio:g}"))
+        points.append((x(value), y(ms), CASCADE if row.cascade else "" if ratio is None else f"{ratio:g}"))
     title = f"Latency against fidelity ({cost}) at {panel.label}"
-    return Frame(x, y, axis, "ms per call").draw(title, marks, notes(points, x, stairs))
+    frame = Frame(x, y, axis, "ms per call, mean" if mean else "ms per call")
+    return frame.draw(title, marks, notes(points, x, stairs))
 
 
 def _in_words(fidelity: Fidelity) -> str:

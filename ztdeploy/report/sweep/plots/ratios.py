@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.markup import Markup
 from ztdeploy.report.kit.numbers import short, span, times
@@ -65,7 +66,8 @@ def less_work(panel: Panel, view: View) -> Figure | None:
     for row in drawn:
         across, ratio = x(compared(row).work_ratio), row.facts.keep_ratio
         marks += _speed_mark(row, across, y, view.series)
-        points.append((across, y(compared(row).speedup), "" if ratio is None else f"{ratio:g}"))
+        words = CASCADE if row.cascade else "" if ratio is None else f"{ratio:g}"
+        points.append((across, y(compared(row).speedup), words))
     frame = Frame(x, y, "GMACs of the baseline over its own", "times as fast as the baseline")
     plot = frame.draw(f"Speed-up against less work at {panel.label}", marks, notes(points, x, diagonal))
     text = "On the dashed line, time would follow GMACs. Numbers: keep ratios."
