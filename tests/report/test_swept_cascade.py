@@ -44,8 +44,6 @@ def test_it_is_recommended_by_its_mean_with_its_worst_case() -> None:
     assert (found.verdict.decision, found.verdict.variant) == ("deploy", "cascade")
     assert "Not where each single image has to be in time: the worst takes 60" in found.verdict.sentence
     assert "31.2 ms a call on average" in found.sentences[0]
-    (other,) = verdicts(swept(), 0.5)
-    assert other.verdict.variant == "keep-0.50", "which is faster, and changes little enough"
 
 
 def test_it_stands_beside_static_variants() -> None:

@@ -192,7 +192,8 @@ def _show_setting(title: str, rows: Sequence[Row]) -> None:
         f"Latency, and speed-up over the baseline: {title}",
         [(one.head, "left" if one.value is None else "right") for one in columns],
         named,
-        caption="speed-up: median of the rounds' ratios over the baseline; less work: its GMACs over the variant's",
+        caption="speed-up: median of the rounds' ratios over the baseline"
+        + ("; less work: its GMACs over the variant's" if "less work" in heads else "; of the cascade, of means"),
     )
 
 
