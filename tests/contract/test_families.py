@@ -18,7 +18,6 @@ from helpers.families import MEMBERS, adapter_of, chained, check_read_tokens, im
 from helpers.models import PREPROCESS
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
-from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
 
 from ztdeploy.core.errors import ModelError
 from ztdeploy.core.keep_ratio import uniform_schedule
@@ -52,7 +51,9 @@ PRUNED = PruningSchedule(
 )
 #: A member of each family whose tokens carry something for their places.
 POSITIONAL = ["eva02_tiny_patch14_224", "vit_base_patch16_rope_mixed_224", "beit_base_patch16_224"]
-POSITIONAL += ["hf/DINOv3ViTModel", "hf/BeitForImageClassification", "hf/BeitModel"]
+POSITIONAL += [
+    name for name in ("hf/DINOv3ViTModel", "hf/BeitForImageClassification", "hf/BeitModel") if name in MEMBERS
+]
 
 #: Their graphs hold nothing that another's does not.
 ALIKE = {
@@ -239,6 +240,8 @@ def _softmax(module: Any, sink: _Sink, seen: dict[str, Any]) -> Tensor:
     assert sink.keys is not None
     queries, keys = sink.queries, sink.keys.repeat_interleave(sink.queries.shape[1] // sink.keys.shape[1], 1)
     if (tables := seen.get("position_embeddings")) is not None:
+        from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
+
         queries, keys = apply_rotary_pos_emb(queries, keys, *tables)
     if (angles := seen.get("rope")) is not None:
         prefix, half = module.num_prefix_tokens, module.rotate_half

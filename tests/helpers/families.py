@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import timm
@@ -119,6 +120,10 @@ MEMBERS: dict[str, Member] = {
     "hf/BeitModel": _hf(1, use_shared_relative_position_bias=True, use_mean_pooling=False),
     "hf/BeitForImageClassification": _hf(1, class_token=False, use_relative_position_bias=True),
 }
+
+
+if find_spec("transformers") is None:  # as on Python 3.10
+    MEMBERS = {name: facts for name, facts in MEMBERS.items() if facts.family != "transformers"}
 
 
 def member(name: str, seed: int = 0, **arguments: Any) -> Any:

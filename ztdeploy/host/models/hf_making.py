@@ -23,6 +23,7 @@ RANDOM_SEED = 0
 #: Parameters that a model may have beyond those in its file, such as a pooler that is left out.
 _SLACK = 16_000_000
 _LISTED = 3
+_OF_TRAINING = "mask_token"  #: the end of a name that nothing reads outside of training
 
 
 def _config(asked: HubConfig) -> Any:
@@ -91,7 +92,7 @@ def _filled(made: Any, config: Any, state: dict[str, Tensor], where: str) -> Any
         ignore_mismatched_sizes=True,  # so that all of them are reported, below
         output_loading_info=True,
     )
-    missing = set(found["missing_keys"])
+    missing = {name for name in found["missing_keys"] if not name.endswith(_OF_TRAINING)}
     pooler = {name for name in missing if name.startswith("pooler.")}
     if pooler and pooler == {name for name in whole.state_dict() if name.startswith("pooler.")}:
         whole.pooler, missing = None, missing - pooler

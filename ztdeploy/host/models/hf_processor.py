@@ -38,6 +38,8 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         "image_std": (0.229, 0.224, 0.225),
     },
 }
+#: What is said of models with DINOv3's processor.
+INEXACT = "transformers resizes images for DINOv3 without rounding, so pixels differ from its by up to one level of 255"
 _FILTERS: dict[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  #: Pillow's numbers
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
 

@@ -20,7 +20,8 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.text import printable
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
 from ztdeploy.host.models.descriptions import CONFIGURATIONS, Description, describe, describe_hub
-from ztdeploy.host.models.hf_folder import CONFIG, HubConfig
+from ztdeploy.host.models.hf_folder import CONFIG, KINDS, HubConfig
+from ztdeploy.host.models.hf_processor import INEXACT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,7 +169,8 @@ def _described(folder: Path, place: str) -> Source:
     hub = describe_hub(folder, place)
     if hub is not None:
         config, said = hub
-        return Source(config.made, "random", description=said, hub=config)
+        remarks = (INEXACT,) if KINDS[config.kind].processor == "DINOv3ViT" else ()
+        return Source(config.made, "random", description=said, hub=config, remarks=remarks)
     said_by_timm = describe(folder)
     if said_by_timm is None or said_by_timm.architecture is None:
         raise ModelError(
