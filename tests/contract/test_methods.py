@@ -88,7 +88,7 @@ def taps_for(layer: PruningLayer, plan: LayerPlan, *, seed: int = 0, sized: bool
     generator = np.random.default_rng(seed)
     attention = torch.tensor(random_attention(generator, BATCH, HEADS, plan.tokens_in), dtype=torch.float32)
     keys = torch.tensor(generator.normal(size=(BATCH, HEADS, plan.tokens_in, WIDTH)), dtype=torch.float32)
-    size = torch.tensor(generator.integers(1, 6, (BATCH, plan.tokens_in)), dtype=torch.float32) if sized else None
+    size = torch.tensor(generator.integers(1, 6, (BATCH, plan.tokens_in, 1)), dtype=torch.float32) if sized else None
     values = torch.tensor(generator.normal(size=keys.shape), dtype=torch.float32)
     return BlockTaps(
         attention if layer.needs_attention else None,
@@ -224,20 +224,20 @@ class TestMerging:
         layer, x = pruning_layer(method, plan), tokens_of(plan)
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
-        size = torch.ones(BATCH, plan.tokens_in) if taps.size is None else taps.size
+        size = torch.ones(BATCH, plan.tokens_in, 1) if taps.size is None else taps.size
         for image in range(BATCH):
             choice = (ints(indices[image].numpy()) for indices in reduction.choice.tensors)
-            tokens, sizes = merged(x[image].double().numpy(), size[image].double().numpy(), *choice)
+            tokens, sizes = merged(x[image].double().numpy(), size[image, :, 0].double().numpy(), *choice)
             np.testing.assert_allclose(reduction.tokens[image], tokens, rtol=1e-4, atol=1e-5)
-            np.testing.assert_array_equal(reduction.size[image], sizes)
+            np.testing.assert_array_equal(reduction.size[image, :, 0], sizes)
 
     def test_what_tokens_stand_for_is_conserved(self, method: str, plan: LayerPlan, sized: bool) -> None:
         layer, x = pruning_layer(method, plan), tokens_of(plan)
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
-        size = torch.ones(BATCH, plan.tokens_in) if taps.size is None else taps.size
+        size = torch.ones(BATCH, plan.tokens_in, 1) if taps.size is None else taps.size
         assert torch.equal(reduction.size.sum(1), size.sum(1))
-        before, after = (size.unsqueeze(-1) * x).sum(1), (reduction.size.unsqueeze(-1) * reduction.tokens).sum(1)
+        before, after = (size * x).sum(1), (reduction.size * reduction.tokens).sum(1)
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
     def test_whoever_gets_nothing_stays_as_it_is_bit_by_bit(self, method: str, plan: LayerPlan, sized: bool) -> None:
@@ -254,7 +254,7 @@ class TestMerging:
         layer = pruning_layer(method, plan)
         reduction = layer(tokens_of(plan), taps_for(layer, plan, sized=sized))
         assert reduction.bias.shape == (BATCH, 1, 1, plan.tokens_out)
-        torch.testing.assert_close(reduction.bias[:, 0, 0].exp(), reduction.size)
+        torch.testing.assert_close(reduction.bias[:, 0, 0].exp(), reduction.size[..., 0])
 
     def test_gradients_reach_each_token_by_its_share(self, method: str, plan: LayerPlan, sized: bool) -> None:
         layer, x = pruning_layer(method, plan), tokens_of(plan).requires_grad_()
@@ -262,12 +262,12 @@ class TestMerging:
         reduction = layer(x, taps)
         reduction.tokens.sum().backward()
         assert x.grad is not None
-        size = torch.ones(BATCH, plan.tokens_in) if taps.size is None else taps.size
+        size = torch.ones(BATCH, plan.tokens_in, 1) if taps.size is None else taps.size
         for image in range(BATCH):
             kept, into = (ints(indices[image].numpy()) for indices in reduction.choice.tensors)
             gone = [token for token in range(plan.tokens_in) if token not in kept]
             slot = dict(zip(kept, range(plan.tokens_out), strict=True)) | dict(zip(gone, into, strict=True))
-            share = [size[image, token] / reduction.size[image, slot[token]] for token in range(plan.tokens_in)]
+            share = [size[image, token, 0] / reduction.size[image, slot[token], 0] for token in range(plan.tokens_in)]
             torch.testing.assert_close(x.grad[image], torch.tensor(share).unsqueeze(-1).expand(-1, EMBED))
 
 

@@ -55,14 +55,12 @@ class TestParts:
         x = generator.normal(size=(tokens, 3))
         size = generator.integers(1, 9, tokens).astype(np.float64) if sized else np.ones(tokens)
         choice = Choice(torch.tensor([kept]), torch.tensor([into], dtype=torch.int64))
-        weight = torch.tensor(size[None]) if sized else None
+        weight = torch.tensor(size[None, :, None]) if sized else None
         averages = Averages(torch.tensor(x[None]), choice, complement(choice.kept, tokens), weight)
-        ours, ours_size = averages.of_tokens(torch.tensor(x[None])), averages.total
+        ours, ours_size = averages.of(torch.tensor(x[None])), averages.total[..., 0]
         theirs, theirs_size = reference.merged(x, size, kept, into)
         np.testing.assert_allclose(ours[0], theirs, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(ours_size[0], theirs_size)
-        of_numbers = averages.of_numbers(torch.tensor(x[None, :, 0]))
-        np.testing.assert_allclose(of_numbers[0], theirs[:, 0], rtol=1e-12, atol=1e-12)
         if -1 not in into:
             assert ours_size.sum() == size.sum()
             np.testing.assert_allclose(ours_size[0] @ ours[0].double(), size @ x, atol=1e-9)
@@ -72,7 +70,7 @@ class TestParts:
         choice = Choice(torch.tensor([[0]]), torch.zeros(1, 196, dtype=torch.int64))
         averages = Averages(x, choice, complement(choice.kept, 197), None)
         assert averages.total.item() == 197
-        assert averages.of_tokens(x).isfinite().all()
+        assert averages.of(x).isfinite().all()
 
 
 class TestToMe:
@@ -119,7 +117,7 @@ class TestToMe:
         assert len(seen) == 4
         for reduction in seen:
             assert (reduction.size.sum(1) == 17).all()
-            assert (reduction.size[:, 0] == 1).all()
+            assert (reduction.size[:, 0, 0] == 1).all()
             assert (reduction.choice.into > 0).all()
         assert seen[-1].size.max() > 1
 
@@ -206,7 +204,7 @@ class TestNoveltyMerge:
         attention = random_attention(generator, 2, 3, plan.tokens_in)
         x = generator.normal(size=(2, plan.tokens_in, 4))
         size = generator.integers(1, 9, (2, plan.tokens_in)).astype(np.float64) if sized else None
-        taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size))
+        taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size[..., None]))
         names = ("importance_power", "size_power", "distance_power")
         options = MethodOptions(**dict(zip(names, powers, strict=True)))
         layer, record = pruning_layer("novelty-merge", plan, options), Recorder()
@@ -239,13 +237,13 @@ class TestNoveltyMerge:
         attention = random_attention(generator, 1, 3, plan.tokens_in)
         x = generator.normal(size=(1, plan.tokens_in, 4))
         size = generator.integers(1, 9, (1, plan.tokens_in)).astype(np.float64) if sized else np.ones((1, 13))
-        taps = BlockTaps(torch.tensor(attention), None, size=torch.tensor(size) if sized else None)
+        taps = BlockTaps(torch.tensor(attention), None, size=torch.tensor(size[..., None]) if sized else None)
         layer = pruning_layer("novelty-merge", plan, MethodOptions(average_power=0.7)).double()
         found = layer(torch.tensor(x), taps)
         weight = size[0] * np.array(reference.importance_of(attention[0], class_token=True)) ** 0.7
         kept, into = (part[0].tolist() for part in found.choice.tensors)
         np.testing.assert_allclose(found.tokens[0], reference.merged(x[0], weight, kept, into)[0])
-        np.testing.assert_allclose(found.size[0], reference.merged(x[0], size[0], kept, into)[1])
+        np.testing.assert_allclose(found.size[0, :, 0], reference.merged(x[0], size[0], kept, into)[1])
 
     def test_a_twin_goes_before_a_token_that_is_alone_and_matters_less(self) -> None:
         """Ranked by importance alone, token 4 would go."""
@@ -263,18 +261,18 @@ class TestCoherence:
         x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])
         choice, gone = Choice(torch.tensor([[0, 2]]), torch.tensor([[0]])), torch.tensor([[1]])
         averages = Averages(x, choice, gone, None)
-        tokens = averages.of_tokens(x)
+        tokens = averages.of(x)
         coherence = coherence_of(x, None, tokens, averages)
-        torch.testing.assert_close(coherence, torch.tensor([[0.5**0.5, 1.0]]))
+        torch.testing.assert_close(coherence, torch.tensor([[[0.5**0.5], [1.0]]]))
         again, last = Choice(torch.tensor([[0]]), torch.tensor([[0]])), torch.tensor([[1]])
         averages = Averages(tokens, again, last, averages.total)
-        merged = coherence_of(tokens, coherence, averages.of_tokens(tokens), averages)
-        torch.testing.assert_close(merged, torch.tensor([[0.5**0.5 / ((2 + 0.5**0.5) / 3)]]))
+        merged = coherence_of(tokens, coherence, averages.of(tokens), averages)
+        torch.testing.assert_close(merged, torch.tensor([[[0.5**0.5 / ((2 + 0.5**0.5) / 3)]]]))
 
     def test_opposites_and_nothing_at_all_stay_finite(self) -> None:
         x = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]])
         averages = Averages(x, Choice(torch.tensor([[0, 2]]), torch.tensor([[0]])), torch.tensor([[1]]), None)
-        coherence = coherence_of(x, None, averages.of_tokens(x), averages)
+        coherence = coherence_of(x, None, averages.of(x), averages)
         assert coherence.isfinite().all()
         assert (coherence > 0).all()
 
@@ -289,7 +287,7 @@ class TestCoherence:
         reduction = pruning_layer(method, plan)(x, taps)
         assert (reduction.scale is not None) is scaled
         if scaled:
-            torch.testing.assert_close(reduction.scale[..., 0] ** 2, reduction.coherence)
+            torch.testing.assert_close(reduction.scale**2, reduction.coherence)
             off = pruning_layer(method, plan, MethodOptions(coherent=False))(x, taps)
             assert off.scale is off.coherence is None
             assert torch.equal(off.tokens, reduction.tokens)

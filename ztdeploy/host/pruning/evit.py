@@ -44,4 +44,4 @@ class EVit(MergingLayer):
             record.note(importance=scores)
             record.gap("importance", cut_gap, ranked, self.keep)
             record.gap("fused", cut_gap, ranked, self.keep - 1)
-        return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON))
+        return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON).unsqueeze(-1))

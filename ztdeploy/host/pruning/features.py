@@ -26,6 +26,11 @@ def vectors(feature: Feature, source: Tensor) -> Tensor:
     return source.transpose(1, 2).flatten(2) if feature == "all-keys" else source.mean(1)
 
 
+def held(x: Tensor) -> Tensor:
+    """Values of a type that holds products of whole tokens, which half precision does not."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def unit_length(feature: Tensor) -> Tensor:
     """Scale each vector along the last axis to length 1; a zero vector stays zero."""
     length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)

@@ -22,9 +22,9 @@ class BlockTaps:
     attention: Tensor | None = None  #: `[B, H, N, N]` after softmax
     keys: Tensor | None = None  #: `[B, H, N, d]`
     values: Tensor | None = None  #: `[B, H, N, d]`
-    size: Tensor | None = None  #: `[B, N]`: tokens of the image that each stands for; None: 1
+    size: Tensor | None = None  #: `[B, N, 1]`: tokens of the image that each stands for; None: 1
     queries: Tensor | None = None  #: `[B, H, N, d]`
-    coherence: Tensor | None = None  #: `[B, N]`: length as a share of the parts' mean length; None: 1
+    coherence: Tensor | None = None  #: `[B, N, 1]`: length as a share of the parts' mean length; None: 1
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Reduction:
 
     tokens: Tensor  #: `[B, k, D]`
     choice: Choice  #: the layer's own choice, even where another one was forced
-    size: Tensor | None = None  #: `[B, k]`, where later layers and attention need it
+    size: Tensor | None = None  #: `[B, k, 1]`, where later layers and attention need it
     bias: Tensor | None = None  #: `[B, 1, 1, k]`: log(size), which later attention adds to its logits
-    coherence: Tensor | None = None  #: `[B, k]`
+    coherence: Tensor | None = None  #: `[B, k, 1]`
     scale: Tensor | None = None  #: `[B, k, 1]`, a factor for the normalised input of later attention
     update: Tensor | None = None  #: `[B, k, 1]`, a factor for what later blocks add to tokens
 
@@ -178,7 +178,17 @@ class KeepTopTokens(nn.Module):
         if survivors is not None:
             # The score of a live token may underflow to 0, which dropped tokens have; it must still outrank them.
             ranked = torch.where(survivors > 0, ranked, -1.0)
+        self._note(scores, ranked, record)
+        return ascending(top_indices(ranked, self.keep))
+
+    def both(self, scores: Tensor, record: Recorder | None = None) -> tuple[Tensor, Tensor]:
+        """The kept indices `[B, k]`, and those of all other tokens, `[B, N - k]`, both ascending."""
+        ranked = self.protect(scores)
+        self._note(scores, ranked, record)
+        order = top_indices(ranked, ranked.shape[1])
+        return ascending(order[:, : self.keep]), ascending(order[:, self.keep :])
+
+    def _note(self, scores: Tensor, ranked: Tensor, record: Recorder | None) -> None:
         if record is not None:
             record.note(importance=scores)
             record.gap("importance", lambda: cut_gap(self.scale(ranked), self.keep))
-        return ascending(top_indices(ranked, self.keep))

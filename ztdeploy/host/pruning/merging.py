@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import source_of, unit_length, vectors
+from ztdeploy.host.pruning.features import held, source_of, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.selection import complement, gather_tokens
 
@@ -24,56 +24,50 @@ _LEAST_COHERENCE = 0.05
 
 
 class Averages:
-    """Weighted averages over the tokens of each slot; `total [B, k]` is the sum of a slot's weights.
+    """Weighted averages over the tokens of each slot; `total [B, k, 1]` is the sum of a slot's weights.
 
     Args:
         like: a tensor `[B, N, ...]` of the tokens' type and device.
         choice: which tokens stay, and which go into which slot; a token with slot -1 is dropped.
         gone: the tokens that do not stay, ascending, `[B, N - k]`.
-        weight: `[B, N]`, positive; None is 1 for all.
+        weight: `[B, N, 1]`, positive; None is 1 for all.
     """
 
     def __init__(self, like: Tensor, choice: Choice, gone: Tensor, weight: Tensor | None) -> None:
         assert choice.into is not None
         self.kept, self.gone = choice.kept, gone
-        slots = torch.arange(self.kept.shape[1], device=like.device)
-        member = (choice.into.unsqueeze(-1) == slots).to(like.dtype)  # [B, N - k, k]
+        slots = torch.arange(self.kept.shape[1], device=like.device).unsqueeze(-1)
+        self.member = (slots == choice.into.unsqueeze(1)).to(like.dtype)  # [B, k, N - k]
         if weight is None:
-            weight = like.new_ones(like.shape[:2])
-        self.member = member
-        of_kept, of_gone = weight.gather(1, self.kept), weight.gather(1, gone)
-        self.total = self.sums(weight)
+            weight = like.new_ones(*like.shape[:2], 1)
+        of_kept, of_gone = gather_tokens(weight, self.kept), gather_tokens(weight, gone)
+        self.total = of_kept + self.member @ of_gone
         # Shares of a slot sum to 1, so sums stay in the range of the tokens, which half precision can hold.
-        self.share = member * of_gone.unsqueeze(-1) / self.total.unsqueeze(1)
+        self.share = self.member * of_gone.transpose(1, 2) / self.total
         self.own_share = of_kept / self.total
 
-    def of_tokens(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token bit for bit."""
-        own = gather_tokens(x, self.kept) * self.own_share.unsqueeze(-1)
-        average: Tensor = own + self.share.transpose(1, 2) @ gather_tokens(x, self.gone)
+    def of(self, values: Tensor) -> Tensor:
+        """Averages `[B, N, D]` to `[B, k, D]`. A slot that nothing is merged into holds its token bit for bit."""
+        own = gather_tokens(values, self.kept) * self.own_share
+        average: Tensor = own + self.share @ gather_tokens(values, self.gone)
         return average
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums without weights over the tokens of each slot: `[B, N]` to `[B, k]`."""
-        return values.gather(1, self.kept) + (values.gather(1, self.gone).unsqueeze(1) @ self.member).squeeze(1)
-
-    def of_numbers(self, values: Tensor) -> Tensor:
-        """Averages of one number per token: `[B, N]` to `[B, k]`."""
-        own = values.gather(1, self.kept) * self.own_share
-        return own + (values.gather(1, self.gone).unsqueeze(1) @ self.share).squeeze(1)
+        """Sums without weights: `[B, N, D]` to `[B, k, D]`."""
+        total: Tensor = gather_tokens(values, self.kept) + self.member @ gather_tokens(values, self.gone)
+        return total
 
 
 def coherence_of(x: Tensor, before: Tensor | None, tokens: Tensor, averages: Averages) -> Tensor:
-    """The length of each slot's average as a share of the mean length of all tokens merged into it so far: `[B, k]`.
+    """The length of each slot's average as a share of the mean length of all tokens merged into it: `[B, k, 1]`.
 
     Args:
         x: `[B, N, D]`, the tokens before they were averaged to `tokens [B, k, D]`.
-        before: the coherence of `x`, `[B, N]`; None is 1 for all.
+        before: the coherence of `x`, `[B, N, 1]`; None is 1 for all.
     """
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    parts = averages.of_numbers(lengths if before is None else lengths / before)
-    share: Tensor = torch.linalg.vector_norm(tokens, dim=-1) / parts.clamp_min(_EPSILON)
-    return share.clamp(_LEAST_COHERENCE, 1.0)
+    lengths: Tensor = lengths_of(x)
+    parts = averages.of(lengths if before is None else lengths / before)
+    return (lengths_of(tokens) / parts.clamp_min(_EPSILON)).clamp(_LEAST_COHERENCE, 1.0)
 
 
 def slot_of(token: Tensor, gone: Tensor) -> Tensor:
@@ -88,7 +82,7 @@ class Joined:
 
     choice: Choice  #: which tokens stay, prefix tokens first, and into which slots the others go
     gone: Tensor  #: `[B, N - k]`, ascending
-    weight: Tensor | None = None  #: `[B, N]`, positive: weight of each token in an average; None: its size
+    weight: Tensor | None = None  #: `[B, N, 1]`, positive: weight of each token in an average; None: its size
 
 
 class MergingLayer(PruningLayer):
@@ -114,22 +108,20 @@ class MergingLayer(PruningLayer):
         if forced is not None:
             applied, gone = forced, complement(forced.kept, x.shape[1])
         averages = Averages(x, applied, gone, taps.size if joined.weight is None else joined.weight)
-        reduction = Reduction(averages.of_tokens(x), joined.choice)
+        reduction = Reduction(averages.of(x), joined.choice)
         if self.proportional:
             size = averages.total if joined.weight is None else averages.sums(sizes(taps, joined.weight))
-            reduction = replace(reduction, size=size, bias=size.log()[:, None, None, :])
+            reduction = replace(reduction, size=size, bias=size.log().transpose(1, 2).unsqueeze(1))
         if self.coherent:
             coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
-            scale, update = (
-                raised(coherence.unsqueeze(-1), power)
-                for power in (self.options.coherence_power, self.options.update_power)
-            )
+            powers = (self.options.coherence_power, self.options.update_power)
+            scale, update = (raised(coherence, power) for power in powers)
             reduction = replace(reduction, coherence=coherence, scale=scale, update=update)
         return reduction
 
 
 def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
-    """Sizes `[B, N]`, of the type of `like [B, N]`."""
+    """Sizes `[B, N, 1]`, of the type of `like [B, N, 1]`."""
     return torch.ones_like(like) if taps.size is None else taps.size
 
 
@@ -147,9 +139,19 @@ def partner_gap(similarity: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 def to_kept(feature: Tensor, gone: Tensor, kept: Tensor, prefix: int) -> Tensor:
-    """Cosine similarities of tokens that go and patch tokens that stay: `[B, N, f]` to `[B, N - k, k - prefix]`."""
-    feature = unit_length(feature)
-    return gather_tokens(feature, gone) @ gather_tokens(feature, kept[:, prefix:]).transpose(1, 2)
+    """Cosines of tokens that go and patch tokens that stay, times the length of the token that goes.
+
+    Its length changes nothing about which partner is the most similar one. `[B, N, f]` to `[B, N - k, k - prefix]`.
+    """
+    lengths = gather_tokens(lengths_of(feature).clamp_min(_EPSILON), kept).transpose(1, 2)
+    products = gather_tokens(feature, gone) @ gather_tokens(feature, kept).transpose(1, 2)
+    return (products / lengths)[:, :, prefix:]
+
+
+def lengths_of(x: Tensor) -> Tensor:
+    """Euclidean lengths of vectors, `[B, N, D]` to `[B, N, 1]`."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return lengths
 
 
 def raised(values: Tensor, power: float) -> Tensor | None:
@@ -176,17 +178,19 @@ class PartnerMerging(MergingLayer):
         self.will_compare(options.partner)
 
     def partners(
-        self, x: Tensor, taps: BlockTaps, kept: Tensor, record: Recorder | None
-    ) -> tuple[Choice, Tensor, Tensor]:
-        """The choice, the tokens that go, and the similarity of each to its partner: `[B, N - k]`."""
-        gone, prefix, least = complement(kept, x.shape[1]), self.plan.prefix_tokens, self.options.least_similarity
-        partner = self.options.partner
-        similarity = to_kept(vectors(partner, source_of(partner, x, taps)), gone, kept, prefix)
-        into, best = similarity.argmax(-1) + prefix, similarity.amax(-1)
+        self, x: Tensor, taps: BlockTaps, kept: Tensor, gone: Tensor, record: Recorder | None
+    ) -> tuple[Choice, Tensor]:
+        """The choice, and the similarity of each token that goes to its partner: `[B, N - k]`."""
+        prefix, least, partner = self.plan.prefix_tokens, self.options.least_similarity, self.options.partner
+        feature = held(vectors(partner, source_of(partner, x, taps)))
+        scaled = to_kept(feature, gone, kept, prefix)
+        into, best = scaled.argmax(-1) + prefix, scaled.amax(-1)
+        own = gather_tokens(lengths_of(feature).clamp_min(_EPSILON), gone)
+        best = best / own.squeeze(-1)
         if least is not None:
             into = torch.where(best >= least, into, -1)
         if record is not None:
-            record.gap("partner", partner_gap, similarity)
+            record.gap("partner", lambda: partner_gap(scaled / own))
             if least is not None:
                 record.gap("least similarity", lambda: (best - least).abs().amin(-1))
-        return Choice(kept, into), gone, best
+        return Choice(kept, into), best

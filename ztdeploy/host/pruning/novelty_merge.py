@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import comparable, similarities
+from ztdeploy.host.pruning.features import held
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
-from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered, sizes
+from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered
 from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
 #: Least weight: a slot of tokens without any importance still needs an average.
@@ -54,17 +54,18 @@ class Novelty(nn.Module):
         Args:
             x: `[B, N, D]`.
             attention: `[B, H, N, N]`.
-            size: `[B, N]`; None is 1 for all.
+            size: `[B, N, 1]`; None is 1 for all.
         """
         importance: Tensor = self.importance(attention)  # squared
-        # Without the mean of all tokens, squared distances lose fewer digits.
-        apart = comparable(x - x.mean(1, keepdim=True), "euclidean")
-        likeness = similarities(apart, apart, "euclidean")
+        apart = held(x - x.mean(1, keepdim=True))  # so squared distances lose fewer digits
+        squares = (apart * apart).sum(-1)
+        # Of |a - b|^2 = |a|^2 - (2 a b - |b|^2), only what depends on both tokens is computed for all pairs.
+        likeness = 2 * (apart @ apart.transpose(1, 2)) - squares.unsqueeze(1)
         more_important = importance.unsqueeze(1) * self.patch > importance.unsqueeze(2)
-        nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
+        nearest = likeness.where(more_important, likeness.new_tensor(-torch.inf)).amax(-1)
         if record is not None:
             record.gap("order", _order_gap, importance, likeness, nearest, self.patch > 0)
-        return self._lost(importance, size, -nearest), importance
+        return self._lost(importance, size, squares - nearest), importance
 
     def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:
         """Novelty `[B, N]` from squared distances, which are infinite for the most important token."""
@@ -72,10 +73,16 @@ class Novelty(nn.Module):
         power = options.importance_power / 2
         missed = torch.ones_like(importance) if power == 0 else powered(importance, power)
         if size is not None and options.size_power:
-            missed = missed * powered(size, options.size_power)
+            missed = missed * powered(size.squeeze(-1), options.size_power)
         # Rounding may make a squared distance of 0 negative, which has no power.
         far = squared if options.distance_power == 2 else powered(squared.clamp_min(0.0), options.distance_power / 2)
         return far * missed
+
+
+def _of_mean_1(lost: Tensor) -> Tensor:
+    """Novelties `[B, N]` on a scale on which their mean is 1; infinite ones stay infinite."""
+    finite = lost.where(lost.isfinite(), 0.0)
+    return lost / finite.mean(-1, keepdim=True).clamp_min(torch.finfo(lost.dtype).tiny)
 
 
 def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Tensor) -> Tensor:
@@ -99,14 +106,13 @@ class NoveltyMerge(PartnerMerging):
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
         self.novelty = Novelty(plan, options)
-        unit = float(plan.tokens_in) ** options.importance_power  # scores of mean 1 over joined shares
-        self.select = KeepTopTokens(plan, lambda lost: lost * unit)
+        self.select = KeepTopTokens(plan, _of_mean_1)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         assert taps.attention is not None
         lost, importance = self.novelty(x, taps.attention, taps.size, record)
-        kept = self.select(lost, None, record)
-        choice, gone, similarity = self.partners(x, taps, kept, record)
+        kept, gone = self.select.both(lost, record)
+        choice, similarity = self.partners(x, taps, kept, gone, record)
         if record is not None:
             assert choice.into is not None
             into = kept.gather(1, choice.into.clamp_min(0))
@@ -114,5 +120,6 @@ class NoveltyMerge(PartnerMerging):
             record.note(importance=importance, survivors=stays, group=gone, partner=into, similarity=similarity)
         weight = None
         if power := self.options.average_power / 2:  # of the squares
-            weight = sizes(taps, importance) * powered(importance, power).clamp_min(_LEAST_WEIGHT)
+            weight = powered(importance, power).clamp_min(_LEAST_WEIGHT).unsqueeze(-1)
+            weight = weight if taps.size is None else weight * taps.size
         return Joined(choice, gone, weight)

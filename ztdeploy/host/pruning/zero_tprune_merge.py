@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ztdeploy.host.pruning.layer import BlockTaps, Recorder
 from ztdeploy.host.pruning.merging import Joined, PartnerMerging
+from ztdeploy.host.pruning.selection import complement
 from ztdeploy.host.pruning.zero_tprune import ZeroTPrune
 
 
@@ -17,5 +18,7 @@ class ZeroTPruneMerge(PartnerMerging, ZeroTPrune):
     """Computes the scores of Zero-TPrune, with the same nodes."""
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
-        choice, gone, _ = self.partners(x, taps, self.decide(x, taps, record), record)
+        kept = self.decide(x, taps, record)
+        gone = complement(kept, x.shape[1])
+        choice, _ = self.partners(x, taps, kept, gone, record)
         return Joined(choice, gone)
