@@ -301,7 +301,9 @@ def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespac
 
 
 #: Those of the longest document run in tests/docs/test_what_readers_type.py, as all do among the commands.
-PYTHON_DOCUMENTS = [document for document in DOCUMENTS if blocks(document, "python") and document.stem != "python"]
+PYTHON_DOCUMENTS = [
+    document for document in DOCUMENTS if blocks(document, "python") and document.stem not in ("python", "cascade")
+]
 
 
 @pytest.mark.parametrize("document", PYTHON_DOCUMENTS, ids=lambda path: path.relative_to(CHECKOUT).as_posix())
