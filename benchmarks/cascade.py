@@ -42,9 +42,9 @@ from ztdeploy.core.profile import schedule_path
 from ztdeploy.core.schedule import read_schedule
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.jobs.request import Gate
-from ztdeploy.target.adaptive.calibrate import CHUNK, StageAnswers, choose, mean_gmacs, where_images_end
+from ztdeploy.target.adaptive.calibrate import CHUNK, StageAnswers, choose, mean_gmacs, reported_bound, where_images_end
 from ztdeploy.target.adaptive.cascade import Stages
-from ztdeploy.target.adaptive.guarantee import lower_bound, quantiles, unlike
+from ztdeploy.target.adaptive.guarantee import quantiles, unlike
 from ztdeploy.target.adaptive.pieces import engine_opener
 from ztdeploy.target.evaluate.data import LabelledImage, read_labels
 from ztdeploy.target.measure.statistics import bootstrap_interval, percentile, round_ratios
@@ -172,8 +172,10 @@ def judge(calibrated: StageAnswers, judged: StageAnswers, goal: float) -> Judged
     Raises:
         ImageError: too few images to choose them on.
     """
-    thresholds = choose(calibrated, CascadeGoal(agreement=goal))
-    bound = lower_bound(int((~_agree(calibrated, thresholds)).sum()), calibrated.agrees.shape[1])
+    asked = CascadeGoal(agreement=goal)
+    thresholds = choose(calibrated, asked)
+    failures = int((~_agree(calibrated, thresholds)).sum())
+    bound = reported_bound(failures, calibrated.agrees.shape[1], asked)
     ends = where_images_end(judged.confidence, thresholds)
     shares = tuple(float((ends >= stage).mean()) for stage in range(len(judged.agrees)))
     return Judged(float(_agree(judged, thresholds).mean()), shares, bound, thresholds)

@@ -14,6 +14,7 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.cascade import CASCADE, Guarantee
 from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.target.measure import worker
+from ztdeploy.target.measure.bench import run_bench
 from ztdeploy.target.measure.bench_report import BenchRequest, CascadeFacts, read_report
 from ztdeploy.target.measure.comparing import cautions, compare
 from ztdeploy.target.measure.plan import check_request, plan_bench
@@ -89,6 +90,20 @@ def test_what_goes_together():
 def test_a_bundle_without_a_cascade(digits_bundle, digit_images):
     request = BenchRequest(bundle=digits_bundle, cascade=True, data=digit_images[0].parent)
     refused(lambda: plan_bench(request, read_bundle(digits_bundle)), "has no cascade", kind=InputError)
+
+
+def test_a_cascade_in_turns_with_a_static_variant(cascade_bundle, digit_images):
+    quick = {"iterations": 12, "rounds": 6, "warmup_s": 0.0, "threads": (1,), "batches": (2,)}
+    asked = BenchRequest(
+        bundle=cascade_bundle, variants=("keep-0.50",), cascade=True, data=digit_images[0].parent, **quick
+    )
+    found = run_bench(asked.model_copy(update={"reference": False}))
+    static, own = found.configurations
+    assert (static.variant, static.answered, own.variant, own.failure) == ("keep-0.50", (), CASCADE, None)
+    assert len(own.answered) == len(found.cascade.stages) == 3
+    assert sum(own.answered) == 24, "each image of twelve calls at batch 2 once"
+    assert own.gmacs >= static.gmacs
+    assert [one.between for one in found.same_latency] == [("keep-0.50",)]
 
 
 class Recording:
