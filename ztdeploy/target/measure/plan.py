@@ -67,14 +67,7 @@ def check_request(request: BenchRequest) -> None:
             raise InputError(
                 f"{option} {value} without --governor", "--governor", f"add --governor, or leave out {option}"
             )
-    if request.cascade and request.governor:
-        raise InputError("both --cascade and --governor", "one of them: both choose the variant", "leave one out")
-    if request.cascade and request.data is None:
-        given = "--cascade without --data"
-        raise InputError(given, "images, on which the latency of a cascade depends", "give --data DIR as well")
-    if request.data is not None and not request.cascade:
-        given = "--data without --cascade"
-        raise InputError(given, "both or none: static variants take as long on any image", "add --cascade")
+    _check_cascade(request)
     arguments.whole_number("--rounds", request.rounds, arguments.ROUNDS)
     duration, warm_up = request.duration_s, request.warmup_s
     if duration is not None and not (math.isfinite(duration) and duration > 0):
@@ -91,6 +84,21 @@ def check_request(request: BenchRequest) -> None:
         arguments.whole_number("--batch", count, arguments.BATCH)
     for count in request.threads:
         arguments.whole_number("--threads", count, arguments.THREADS)
+
+
+def _check_cascade(request: BenchRequest) -> None:
+    """
+    Raises:
+        InputError: a cascade without images, or images without a cascade; or a cascade beside a governor.
+    """
+    if request.cascade and request.governor:
+        raise InputError("both --cascade and --governor", "one of them: both choose the variant", "leave one out")
+    if request.cascade and request.data is None:
+        given = "--cascade without --data"
+        raise InputError(given, "images, on which the latency of a cascade depends", "give --data DIR as well")
+    if request.data is not None and not request.cascade:
+        given = "--data without --cascade"
+        raise InputError(given, "both or none: static variants take as long on any image", "add --cascade")
 
 
 def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
@@ -126,21 +134,24 @@ def plan_bench(request: BenchRequest, bundle: Bundle) -> Plan:
                 compared = request.reference and variant is not manifest.dense
                 entries.append(_planned(bundle, variant, name, batch, count, first if compared else None))
             if cascade:
-                dense = entries[first]
-                entries.append(_planned_cascade(bundle, request, dense, first if request.reference else None))
-    bound = engine_of(bundle, variants[0], name).fingerprint
-    facts = BundleFacts(
+                reference = first if request.reference else None
+                entries.append(_planned_cascade(bundle, request, entries[first], reference))
+    return Plan(_facts(bundle, engine_of(bundle, variants[0], name), name), threaded, tuple(entries), cascade)
+
+
+def _facts(bundle: Bundle, engine: EngineRecord, profile: str) -> BundleFacts:
+    manifest, bound = bundle.manifest, engine.fingerprint
+    return BundleFacts(
         path=str(bundle.root),
         created=manifest.created,
         model=manifest.model.name,
         timm_name=manifest.model.timm_name,
         image_size=manifest.preprocess.image_size,
         weights=manifest.weights.source,
-        profile=name,
-        backend=profile.backend,
+        profile=profile,
+        backend=manifest.profiles[profile].backend,
         runtime=f"{bound.runtime} {bound.runtime_version}",
     )
-    return Plan(facts, threaded, tuple(entries), cascade)
 
 
 def _variants(request: BenchRequest, bundle: Bundle) -> list[VariantRecord]:

@@ -45,25 +45,31 @@ def same_latency(
     share = (mean - _mean_ms(low)) / apart if apart else 0.0
     ends = agreement.get(low.variant), agreement.get(high.variant)
     agrees = None if ends[0] is None or ends[1] is None else (1 - share) * ends[0] + share * ends[1]
-    gmacs = (1 - share) * low.gmacs + share * high.gmacs
-    between = (low.variant,) if low is high else (low.variant, high.variant)
-    where = (
-        f"interpolated between {low.variant} and {high.variant}"
-        if len(between) == 2
-        else f"of which {low.variant} with {_mean_ms(low):.3g} ms is the nearest"
-    )
     return SameLatency(
         batch=own.batch,
         threads=own.threads,
         mean_ms=mean,
-        between=between,
-        gmacs=gmacs,
+        between=(low.variant,) if low is high else (low.variant, high.variant),
+        gmacs=(1 - share) * low.gmacs + share * high.gmacs,
         agreement=agrees,
-        sentence=(
-            f"at {own.setting} the cascade takes {mean:.3g} ms on average and agrees with the baseline on at least"
-            f" {100 * guarantee.bound:.1f} % of images like '{guarantee.data}'; a static variant of that latency,"
-            f" {where}, {'was not evaluated' if agrees is None else f'on {100 * agrees:.1f} %'}"
-        ),
+        sentence=_words(own, low, high, agrees, guarantee),
+    )
+
+
+def _words(
+    own: ConfigurationReport,
+    low: ConfigurationReport,
+    high: ConfigurationReport,
+    agrees: float | None,
+    guarantee: Guarantee,
+) -> str:
+    where = f"interpolated between {low.variant} and {high.variant}"
+    if low is high:
+        where = f"of which {low.variant} with {_mean_ms(low):.3g} ms is the nearest"
+    known = "was not evaluated" if agrees is None else f"does so on {100 * agrees:.1f} %"
+    return (
+        f"at {own.setting} the cascade takes {_mean_ms(own):.3g} ms on average and {guarantee.words};"
+        f" a static variant of that latency, {where}, {known}"
     )
 
 
