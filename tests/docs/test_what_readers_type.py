@@ -34,6 +34,7 @@ NOT_RUN = {
     r"(bench|eval|run) .*--profile jetson": "needs the board",
     r"eval deit_s-cpu-cpu-int8": "the build before it ships nothing where few images of digits fail",
     r"--precision auto": "times every candidate; tests/cli/test_cli_auto.py types it",
+    r"--cascade-min-cosine": "few digits agree so closely; tests/host/test_confidence.py has the parts",
     r"--text-head": "needs CLIP's weights; tests/host/models/test_text_head.py builds such a model",
 }
 #: Other programs that documents name, and why no test runs them. What they are given is checked in test_readme.py.

@@ -392,8 +392,8 @@ def _contradictions_of_cascade(manifest: Manifest) -> Iterator[str]:
         if profile not in manifest.profiles or counts != {len(stages)}:
             yield f"has a cascade that does not decide for all stages with profile '{profile}'"
         least, most = min(*setting.thresholds, setting.quantiles[0]), max(*setting.thresholds, setting.quantiles[-1])
-        if manifest.cascade.signal == "margin" and not 0 <= least <= most <= ALL_GO_ON:
-            yield f"has thresholds or quantiles with profile '{profile}' that no margin can have"
+        if not 0 <= least <= most <= ALL_GO_ON:
+            yield f"has thresholds or quantiles with profile '{profile}' that no confidence can have"
 
 
 def _contradictions_of_plan(variant: VariantRecord, architecture: Architecture) -> Iterator[str]:

@@ -15,8 +15,8 @@ from ztdeploy.core.records import FiniteRecord
 
 #: The confidence of a stage in its output for an image; the higher, the surer. `host/confidence.py` computes it.
 #: "margin": the difference of the two largest probabilities; of sigmoid outputs, the smallest distance of any from
-#: even odds. "novelty": how little the pruning layers merged away, for outputs that are no classes.
-Signal = Literal["margin", "novelty"]
+#: even odds. "closeness": for embeddings and features, how close tokens that went were to tokens that stayed.
+Signal = Literal["margin", "closeness"]
 #: What reports call a cascade, where variants have their names.
 CASCADE = "cascade"
 #: A threshold above every margin.

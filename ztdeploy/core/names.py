@@ -17,6 +17,8 @@ CONFIDENCE = "confidence"
 PRUNE = "prune"
 #: Outputs of a pruning layer: which tokens stay; of a merging layer, the slots of the tokens that do not, ascending.
 KEPT, INTO = "kept", "into"
+#: Note of a pruning layer of a model of vectors, fp32 `[batch]`: how far tokens that go are from those that stay.
+DISTANCE = "distance"
 #: Golden data of a pruning layer: the smallest gap between the scores at its cuts.
 GAP = "gap"
 #: The scope of blocks, and the scopes of attention within a block's: timm's, and those of transformers.

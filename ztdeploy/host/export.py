@@ -43,7 +43,7 @@ class Deployable(nn.Module):
         Args:
             notes: makes the notes of pruning layers further outputs, and is called with their names. It is a callback,
                 because tracing restores a module's attributes.
-            confidence: from the output to `CONFIDENCE`, which becomes a note.
+            confidence: from the output and the notes to `CONFIDENCE`, which becomes a note.
         """
         super().__init__()
         self.pruned, self.image_input, self.notes, self.confidence = pruned, image_input, notes, confidence
@@ -65,7 +65,7 @@ class Deployable(nn.Module):
         else:
             (output, *choices), notes = self.pruned.noted(tensor)
             if self.confidence is not None:
-                notes |= {CONFIDENCE: self.confidence(output)}
+                notes |= {CONFIDENCE: self.confidence(output, notes)}
             self.notes(notes)
         return (output, *(indices.to(torch.int32) for indices in choices), *notes.values())
 
@@ -95,7 +95,7 @@ def export_onnx(
 
     Args:
         noted: the notes of pruning layers become further outputs, behind the ordinary ones; see `graph.parts`.
-        confidence: from the output to a further note, `CONFIDENCE`.
+        confidence: from the output and the notes to a further note, `CONFIDENCE`.
 
     Returns:
         An ONNX model whose initialisers share memory with the module's parameters.

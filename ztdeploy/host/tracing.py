@@ -82,7 +82,7 @@ class Tracer:
 
     def _traced(self, variant: Variant, specs: Sequence[GraphSpec]) -> dict[GraphSpec, Trace]:
         with PrunedModel(self.model.adapter, variant.schedule) as pruned:
-            confidence, given = confidence_of(self.model), self.model.preprocess
+            confidence, given = confidence_of(self.model, variant), self.model.preprocess
             graphs = {spec: export_onnx(pruned, given, spec, noted=True, confidence=confidence) for spec in specs}
             module = Deployable(pruned, self.model.preprocess, "uint8")
             reference = reference_outputs(pruned, module, self.pixels)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ztdeploy.core.bundle import read_bundle, write_manifest
-from ztdeploy.core.cascade import CascadeSetting, Signal
+from ztdeploy.core.cascade import CascadeSetting
 from ztdeploy.core.errors import step_of
 from ztdeploy.core.manifest import CascadeRecord, CascadeStage, EngineRecord, Piece
 from ztdeploy.core.progress import Progress
@@ -36,8 +36,7 @@ def cascade_record(graphs: Graphs, chain: Chain, engines: Mapping[tuple[str, str
 
     stages = (CascadeStage.model_validate({**content(tail_name(name)), "variant": name}) for name in chain.names)
     prefix = Piece.model_validate(content(PREFIX))
-    signal: Signal = "margin" if graphs.tracer.model.output == "logits" else "novelty"
-    return CascadeRecord(block=chain.block, signal=signal, prefix=prefix, stages=tuple(stages))
+    return CascadeRecord(block=chain.block, signal=chain.signal, prefix=prefix, stages=tuple(stages))
 
 
 def calibrate_cascade(folder: Path, request: BuildRequest, progress: Progress) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ztdeploy.core.cascade import Signal
 from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.methods import method_named
 from ztdeploy.core.plan import Variant
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ class Chain:
     """The stages of a cascade, the cheapest first, the baseline last."""
 
     stages: tuple[Variant, ...]
+    signal: Signal
 
     @property
     def block(self) -> int:
@@ -40,22 +43,38 @@ def chain_of(variants: Sequence[Variant], model: LoadedModel) -> Chain:
     """The cascade of all variants of a build.
 
     Raises:
-        InputError: no variant prunes, or the model's outputs do not tell how confident it is.
+        InputError: no variant prunes, or nothing tells how sure a variant is of its output.
     """
-    from ztdeploy.host.confidence import confidence_of
-
-    if confidence_of(model) is None:
-        raise InputError(
-            f"--cascade for {model.name}, whose outputs do not say how confident it is",
-            "a model that gives probabilities of classes",
-            "leave out --cascade",
-        )
-    architecture = model.adapter.architecture
     pruned = [variant for variant in variants if variant.plan.layers]
     if not pruned:
         raise InputError("--cascade without a variant that prunes", "a keep ratio below 1", "give for instance -k 0.55")
-    by_cost = sorted(pruned, key=lambda variant: plan_gmacs(architecture, variant.plan))
-    return Chain((*by_cost, next(variant for variant in variants if not variant.plan.layers)))
+    by_cost = sorted(pruned, key=lambda variant: plan_gmacs(model.adapter.architecture, variant.plan))
+    dense = next(variant for variant in variants if not variant.plan.layers)
+    return Chain((*by_cost, dense), _signal_of(model, pruned))
+
+
+def _signal_of(model: LoadedModel, pruned: Sequence[Variant]) -> Signal:
+    """What tells how sure the pruned variants are of their outputs.
+
+    Raises:
+        InputError: nothing does.
+    """
+    if model.output == "logits":
+        if model.activation == "none":
+            raise InputError(
+                f"--cascade for '{model.name}', whose outputs are values (activation none)",
+                "classes, yes or no, embeddings or features: of a value, nothing says how sure it is",
+                "leave out --cascade, or give --output embedding",
+            )
+        return "margin"
+    for method in (variant.schedule.method for variant in pruned):
+        if not method_named(method).decides_by_image:
+            raise InputError(
+                f"--cascade of vectors with method '{method}', which decides nothing by image",
+                "a method that decides by image",
+                "leave out --method",
+            )
+    return "closeness"
 
 
 def tail_name(stage: str) -> str:

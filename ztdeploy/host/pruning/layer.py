@@ -82,6 +82,8 @@ class Recorder:
         - `survivors`: `[B, N]`, 0 for the tokens that go by similarity, and for no others
         - `group`, `partner`, `similarity`: `[B, A]` each; tokens that could have gone by similarity, the most similar
           token of each, and the similarity
+
+        `PrunedModel` adds `DISTANCE`, `[B]`, of a model of embeddings or features, see `closeness.py`.
         """
         self.notes |= values
 

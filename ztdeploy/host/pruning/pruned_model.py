@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.errors import ModelError
-from ztdeploy.core.names import PRUNE, pruning_output
+from ztdeploy.core.names import DISTANCE, PRUNE, pruning_output
 from ztdeploy.core.plan import LayerPlan, TokenPlan, Variant
+from ztdeploy.core.preprocess_spec import given
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.restoring import StandIns, restored
 
@@ -68,6 +70,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             )
         self.model = adapter.model
         self._restores, self._prefix = adapter.output == "features", adapter.architecture.prefix_tokens
+        self._classifies = given(adapter.output, adapter.architecture.num_classes) == "logits"
         variant = pruned if isinstance(pruned, Variant) else Variant.of(pruned, adapter.architecture)
         schedule, self.token_plan = variant.schedule, variant.plan
         self.layers: list[PruningLayer] = []
@@ -126,10 +129,14 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def _attach(self, adapter: ModelAdapter, layer_plan: LayerPlan, layer: PruningLayer) -> None:
         index, tap, position = layer_plan.block, BlockTaps(), len(self.layers)
         block = adapter.blocks[index]
-        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or self._restores}
+        distance = None if self._classifies else Distance(layer_plan)
+        by_keys = distance is not None and distance.needs_keys
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or self._restores or by_keys}
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
         self._undo.extend(adapter.tap(index, tap, **wanted))
         stand_ins = StandIns(layer_plan.prefix_tokens)
+        if distance is not None:
+            layer.add_module(DISTANCE, distance)
         if self._restores:
             layer.add_module("restore", stand_ins)
         block.add_module(PRUNE, layer)
@@ -152,6 +159,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 slots = stand_ins(taps.keys, applied)
                 state.stand_ins = slots if state.stand_ins is None else slots.gather(1, state.stand_ins)
             if state.records is not None and record is not None:
+                if distance is not None:
+                    record.note(**{DISTANCE: distance(x, taps, applied.kept)})
                 state.records.append(record)
             return reduction.tokens
 
