@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import source_of, vectors
+from ztdeploy.host.pruning.features import source_of, unit_length, vectors
 from ztdeploy.host.pruning.layer import BlockTaps
 from ztdeploy.host.pruning.merging import to_kept
 from ztdeploy.host.pruning.selection import complement
@@ -18,9 +18,8 @@ from ztdeploy.host.pruning.selection import complement
 class Distance(nn.Module):
     """Mean over the tokens that go of 1 - cosine to the nearest patch token that stays.
 
-    Tokens are compared behind their block, where merging layers find their partners in the same way, so that graphs
-    compute it once. Where a layer decides without these tokens and drops them, graphs leave out the MLP of tokens that
-    go; there the keys are compared.
+    Tokens are compared behind their block. Where a layer decides without these tokens and drops them, graphs leave out
+    the MLP of tokens that go; there the keys are compared.
 
     It is a module, so that nodes that only serve notes have a scope of their own.
     """
@@ -39,5 +38,6 @@ class Distance(nn.Module):
             `[B]`, from 0 to 2.
         """
         feature = vectors("keys", source_of("keys", x, taps)) if self.needs_keys else x
-        nearest = to_kept(feature, complement(kept, x.shape[1]), kept, self.prefix_tokens).amax(-1)
-        return 1 - nearest.mean(-1)
+        gone = complement(kept, x.shape[1])
+        cosines = to_kept(unit_length(feature), gone, kept, self.prefix_tokens)
+        return 1 - cosines.amax(-1).mean(-1)
