@@ -10,19 +10,23 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 import timm
+from helpers.errors import refused
 from helpers.processes import HANG_S, Done, result_in, run_ztdeploy, started
 from optuna.trial import FrozenTrial, TrialState
 
 import ztdeploy
 from ztdeploy.cli.app import run
 from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.errors import ImageError
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.jobs.tune import latency, results
+from ztdeploy.jobs.tune.run import check_enough
 from ztdeploy.report.tune.records import TuneReport
 from ztdeploy.target.measure import details
 from ztdeploy.target.measure.bench_report import BenchReport
@@ -177,6 +181,35 @@ def test_without_a_budget_it_is_a_front(
     assert {one.schedule.method for one in report.trials if one.schedule} == {"zero-tprune", "novelty-merge"}
 
 
+def test_the_first_stage_of_the_cheapest_cascade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "vit_digits", "--data", str(DIGITS), "--method", "zero-tprune", "--trials", "5"]
+    assert run(["tune", *arguments, "--limit", "60", "--cascade", "0.9", "--json"]) == 0
+    report = TuneReport.model_validate(result_in(capsys.readouterr().out))
+    assert report.cascade is not None
+    found, preset = report.cascade.tuned, report.cascade.preset
+    assert found.schedule == report.winner.tuned.schedule
+    assert found.bound < found.agreement.value
+    for one in (found, preset):
+        trials = [trial for trial in report.trials if trial.schedule and trial.schedule.layers == one.schedule.layers]
+        alone = trials[0].cost
+        assert alone is not None
+        assert alone <= one.cost <= one.worst < alone + report.dense_cost
+        assert one.cost == pytest.approx(alone + one.went_on.value * (one.worst - alone))
+    built = "tuned-*.toml" if report.cascade.better else "preset.toml"
+    assert list((tmp_path / "vit_digits-tuning" / "schedules").glob(built))
+
+
+def test_a_cascade_needs_enough_images_to_show_its_agreement() -> None:
+    half = SimpleNamespace(pixels=range(148))
+    subject: Any = SimpleNamespace(tuning=half, request=SimpleNamespace(cascade=0.98))
+    refused(lambda: check_enough(subject), "at least 149", kind=ImageError)
+    half.pixels = range(149)
+    check_enough(subject)
+
+
 def test_a_budget_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZTDEPLOY_CACHE", str(tmp_path / "cache"))
@@ -233,6 +266,7 @@ def _as_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--budget", "watts=3"), 3, "choose from"),
         (("--budget", "latency_ms=3"), 3, "give --profile cpu"),
         (("--budget", "latency_ms=3", "--profile", "jetson-orin"), 6, "a profile of ONNX Runtime"),
+        (("--cascade", "0.98"), 3, "leave out --budget"),
         (("--method", "tome"), 3, "one that has a search space"),
         (("--method", "novelty"), 3, "did you mean 'novelty-merge'"),
         (("--trials", "0"), 3, "from 1 to"),

@@ -24,7 +24,7 @@ from ztdeploy.cli.options import (
     word,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, say, table, warn
-from ztdeploy.core.arguments import POINTS, TRIALS, WORKERS
+from ztdeploy.core.arguments import KEEP_RATIO, POINTS, TRIALS, WORKERS
 
 if TYPE_CHECKING:
     from ztdeploy.core.model_source import ModelSource
@@ -47,6 +47,10 @@ def tune(
             PRUNING,
             "gmacs=G, reduction=SHARE, latency_ms=T or speedup=X. [default: a front]",
         ),
+    ] = None,
+    cascade: Annotated[
+        float | None,
+        option("--cascade RATIO", KEEP_RATIO, PRUNING, "Find the cheapest cascade with this agreement."),
     ] = None,
     profile: Annotated[
         str | None,
@@ -116,7 +120,8 @@ def tune(
         note(f"the study in {where} keeps what is finished; the same command goes on from there")
         raise
     answer(report, lambda: show_tuning(report))
-    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {schedule}")
+    unsure = "" if cascade is None else f" --cascade {cascade:g} --calib {data}"
+    note(f"wrote {folder}; open {page}; next: ztdeploy build --model {model.name} --schedule {schedule}{unsure}")
 
 
 def show_tuning(report: TuneReport) -> None:

@@ -383,6 +383,7 @@ def tune(
     data: AnyPath,
     *,
     budget: str | Budget | None = None,
+    cascade: float | None = None,
     profile: str | None = None,
     method: Some[str] | None = None,
     out: AnyPath | None = None,
@@ -416,6 +417,7 @@ def tune(
         model: a name or a folder, as for `build`; no module, since a search starts processes that load the model anew.
         data: images, as for `evaluate`; one half is searched on, the other reported on.
         budget: `gmacs=G`, `reduction=SHARE`, `latency_ms=T` or `speedup=X`. By default the whole front is searched.
+        cascade: instead, search for the first stage of the cheapest cascade that agrees with the baseline so often.
         profile: whose engines a budget in time is measured with.
         method: pruning methods to search. By default novelty-merge.
         out: the folder to write. By default MODEL-tuning in the current folder.
@@ -468,6 +470,7 @@ def tune(
         max_drop=max_drop,
         limit=limit,
         seed=seed,
+        cascade=cascade,
     )
     folder = _path("out", out) or default_folder(name, ("tuning",))
     return tune_into(request, folder, cache=_path("cache", cache), progress=progress or silent)[0]

@@ -26,7 +26,9 @@ from ztdeploy.jobs.tune.trials import DONE, make_trials, retry, retry_running
 from ztdeploy.jobs.tune.trusted import check_database, check_trials
 from ztdeploy.report.tune.records import Budget, GmacsCost, TuneRequest
 
-SEARCH: Any = SimpleNamespace(methods=("novelty-merge", "zero-tprune"), architecture=DEIT_TINY, latest=7, limit=1.0)
+SEARCH: Any = SimpleNamespace(
+    methods=("novelty-merge", "zero-tprune"), architecture=DEIT_TINY, latest=7, limit=1.0, objectives=(KL,)
+)
 REQUEST = TuneRequest(
     model=ModelSource(name="m"), data=Path("d"), budget=Budget(kind="gmacs", value=1), sampler="random"
 )

@@ -70,9 +70,9 @@ def write_tuning(report: TuneReport, out: Path) -> list[Path]:
         f"{SCHEDULES}/{one.name}.toml": _commented(report, cost_words(one, report), ["", toml(one.tuned.schedule)])
         for one in report.compared
     }
-    if not report.winner.better:  # it comes first, for it is what to build
+    if not report.better:  # it comes first, for it is what to build
         words = "The best preset at this cost: nothing better was found."
-        preset = _commented(report, words, ["", toml(report.winner.preset.schedule)])
+        preset = _commented(report, words, ["", toml(report.preset)])
         schedules = {f"{SCHEDULES}/preset.toml": preset, **schedules}
     texts = {
         REPORT: to_json(report, indent=1) + "\n",

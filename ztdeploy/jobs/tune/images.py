@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.errors import ImageError
 from ztdeploy.core.schedule import PruningSchedule
+from ztdeploy.host.confidence import Margin
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.prefix_cache import DensePrefix
 from ztdeploy.jobs.tune.request import FEWEST_IMAGES
@@ -43,6 +44,7 @@ class Answers:
     kl: NDArray[np.float64]  #: `[n]`, KL(baseline || pruned) in nats
     best: NDArray[np.int64]  #: `[n]`, the pruned model's class
     dense: NDArray[np.int64]  #: `[n]`, the baseline's
+    confidence: NDArray[np.float32]  #: `[n]`, of the pruned model in its answer, as a cascade's first stage has it
 
 
 def read_halves(request: TuneRequest, model: LoadedModel) -> tuple[EvalData, EvalData]:
@@ -94,6 +96,7 @@ class Judge:
         order = sorted(range(len(half.pixels)), key=lambda place: hashlib.sha256(str(place).encode()).digest())
         self.accepted = [half.accepted[place] for place in order]
         self.facts, self.labelled = half.facts, half.facts.labelled
+        self._confidence = Margin(model.activation)
         self._batches: list[DensePrefix] = []
         kept = _kept_blocks(latest, len(order) * architecture.tokens * architecture.embed_dim * 4)
         for start in range(0, len(order), BATCH):
@@ -108,8 +111,9 @@ class Judge:
     def parts(self, schedule: PruningSchedule) -> Iterator[Answers]:
         """Batch by batch."""
         for batch in self._batches:
-            dense, output = batch.dense.numpy(), batch.output(schedule).numpy()
-            yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1))
+            dense, given = batch.dense.numpy(), batch.output(schedule)
+            output, sure = given.numpy(), self._confidence(given).numpy()
+            yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1), sure)
 
     def all(self, schedule: PruningSchedule) -> Answers:
         return joined(list(self.parts(schedule)))
@@ -123,7 +127,7 @@ class Judge:
 
 
 def joined(parts: list[Answers]) -> Answers:
-    return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("kl", "best", "dense")))
+    return Answers(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Answers)))
 
 
 def _kept_blocks(latest: int, each: int) -> list[int]:

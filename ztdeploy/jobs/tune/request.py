@@ -61,6 +61,14 @@ def check_request(request: TuneRequest) -> None:
     if request.limit is not None and request.limit < 2 * FEWEST_IMAGES:
         fewest = 2 * FEWEST_IMAGES
         raise InputError(f"--limit {request.limit}", f"at least {fewest}: half of them tune", "raise or drop --limit")
+    if request.cascade is not None and not 0 < request.cascade < 1:
+        raise InputError(f"--cascade {request.cascade:g}", "a share above 0 and below 1", "give for instance 0.98")
+    if request.cascade is not None and request.budget is not None:
+        raise InputError(
+            f"--cascade {request.cascade:g} and --budget {request.budget}",
+            "one of them: the mean cost of a cascade is what its search lowers",
+            "leave out --budget",
+        )
     if request.max_drop is not None and not 0 <= request.max_drop <= 100:
         raise InputError(f"--max-drop {request.max_drop:g}", str(arguments.POINTS), "give for instance 0.5")
     if request.budget is not None and request.budget.in_time and request.profile is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -19,9 +20,19 @@ from ztdeploy.core.plan import plan
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.images import Answers, Judge, decode_half
-from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
+from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, MEAN, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
 from ztdeploy.jobs.tune.space import choose
-from ztdeploy.report.tune.records import BestAtCost, Importance, Ratio, Score, State, TrialRecord
+from ztdeploy.report.tune.records import (
+    BestAtCost,
+    CascadeFound,
+    Importance,
+    Ratio,
+    Score,
+    State,
+    TrialRecord,
+    TwoStages,
+)
+from ztdeploy.target.adaptive.guarantee import lower_bound
 from ztdeploy.target.evaluate.eval_report import Mean, Share
 from ztdeploy.target.evaluate.scoring import change, hits, share
 from ztdeploy.target.evaluate.statistics import RESAMPLES, mean_interval
@@ -62,11 +73,43 @@ class Results:
             AccuracyError: no trial keeps `max_drop`.
         """
         limit, dense = self.search.limit, self.search.dense
+        if self.request.cascade is not None:
+            best = self._cheapest(self._allowed())
+            return (self._compare(best, best.user_attrs[PRICE], True),)
         if limit is None:
             return tuple(self._compare(one, one.user_attrs[PRICE], True) for one in self._front())
         best = min(self._allowed(), key=lambda one: (one.user_attrs[KL], one.number))
         others = [share for share in OTHER_SHARES if abs(dense * share - limit) > _NEAR * dense]
         return (self._compare(best, limit, True), *(self._compare(best, dense * share, False) for share in others))
+
+    def cascade(self) -> CascadeFound | None:
+        """The cheapest cascade that was found, and the cheapest of the presets; None where none was asked for."""
+        if self.request.cascade is None:
+            return None
+        best = self._cheapest(self._allowed())
+        presets = [one for one in self._complete if one.user_attrs.get(PRESET)]
+        name = self._compare(best, best.user_attrs[PRICE], True).name
+        preset = self._cheapest(presets) if presets else best
+        return CascadeFound(tuned=self._two_stages(best, name), preset=self._two_stages(preset, "preset"))
+
+    @staticmethod
+    def _cheapest(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+        return min(trials, key=lambda one: (one.user_attrs[MEAN], one.number))
+
+    def _two_stages(self, trial: FrozenTrial, name: str) -> TwoStages:
+        schedule = PruningSchedule.model_validate({**trial.user_attrs[SCHEDULE], "name": name})
+        threshold, answers = self.search.threshold(self._of(schedule, tuning=True)), self._of(schedule)
+        went_on = answers.confidence < threshold
+        agrees = went_on | (answers.best == answers.dense)
+        return TwoStages(
+            schedule=schedule,
+            threshold=threshold,
+            went_on=share(went_on),
+            agreement=share(agrees),
+            bound=lower_bound(int((~agrees).sum()), len(agrees)),
+            cost=self.search.cascade_cost(schedule, float(went_on.mean())),
+            worst=self.search.cascade_cost(schedule, 1.0),
+        )
 
     def _allowed(self) -> list[FrozenTrial]:
         most, lost = self.request.max_drop, [one.user_attrs.get(LOST) or 0.0 for one in self._complete]

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from ztdeploy.core.cache import cache_folder, installed_versions
 from ztdeploy.core.cost import plan_gmacs
-from ztdeploy.core.errors import InputError
+from ztdeploy.core.errors import ImageError, InputError
 from ztdeploy.core.plan import plan
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.host.models.loading import LoadedModel
@@ -37,6 +37,7 @@ from ztdeploy.jobs.tune.trusted import check_database, check_trials
 from ztdeploy.jobs.tune.workers import make_trials_in_processes
 from ztdeploy.report.tune.records import Cost, GmacsCost, Measured, ModelFacts, TuneReport, TuneRequest
 from ztdeploy.report.tune.words import conclusion
+from ztdeploy.target.adaptive.guarantee import fewest_images, most_failures
 from ztdeploy.target.measure.machine import Machine, read_machine
 
 #: About how long building and measuring engines takes; a trial takes about a second.
@@ -67,6 +68,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
     stages = parts(progress, {"load": 6, "cost": measuring, "search": request.trials, "report": 10, "time": measuring})
     stages["load"](f"loading {request.model.name}", 0, 1)
     subject, caches = Subject.load(request), cache_folder(cache)
+    check_enough(subject)
     with tune_folder(out, own_study=request.storage is None) as begun:
         url = storage_url(request, out)
         with storage_errors(url):
@@ -82,6 +84,7 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
             stages["report"]("comparing on the report half", 0, 1)
             results = Results(study, search)
             trials, compared, importances = results.trials(), results.compared(), results.importances()
+            cascade = results.cascade()
         measured: tuple[Measured, ...] = ()
         if in_time:
             from ztdeploy.jobs.tune.latency import measure_winners
@@ -103,10 +106,25 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
             importances=importances,
             compared=compared,
             dense_top1=results.dense_top1,
+            cascade=cascade,
             measured=measured,
             notes=notes,
         )
         return report.model_copy(update={"verdict": conclusion(report)})
+
+
+def check_enough(subject: Subject) -> None:
+    """
+    Raises:
+        ImageError: no cascade can be shown to agree so often on the tuning half.
+    """
+    goal, images = subject.request.cascade, len(subject.tuning.pixels)
+    if goal is not None and most_failures(images, goal) < 0:
+        raise ImageError(
+            f"{images} images in the tuning half, for a cascade with an agreement of {goal:g}",
+            f"at least {fewest_images(goal)}: fewer cannot show it with 95 % confidence",
+            "give more images to --data, which need no labels, or ask for less",
+        )
 
 
 def _begin(study: Study, subject: Subject, cache: Path, progress: Progress) -> Search:
@@ -165,8 +183,10 @@ def _told(study: Study, request: TuneRequest, progress: Progress) -> Callable[[i
     def told(done: int) -> None:
         found = [one.user_attrs[KL] for one in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         best = f", KL {min(found):.4f} so far" if found and request.budget is not None else ""
-        if request.budget is None:
+        if request.front:
             best = f", {len(study.best_trials)} on the front"
+        elif request.cascade is not None and found:
+            best = f", {study.best_value:.4g} GMACs on average so far"
         progress(f"trial {min(done + 1, request.trials)} of {request.trials}{best}", done, request.trials)
 
     return told

@@ -12,6 +12,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ztdeploy.core.cost import front_gmacs
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
@@ -19,6 +20,7 @@ from ztdeploy.jobs.tune.cost import DENSE, Price, price_of
 from ztdeploy.jobs.tune.images import Answers, Half, Judge, decode_half, joined, read_halves
 from ztdeploy.jobs.tune.space import Point, choose, fitted, hints, latest_first, parameters, starts
 from ztdeploy.report.tune.records import Cost, TuneRequest
+from ztdeploy.target.adaptive.guarantee import most_failures, threshold_for
 from ztdeploy.target.evaluate.data import EvalData
 
 #: What a search without a budget covers, as shares of the baseline's cost: the whole front.
@@ -28,8 +30,11 @@ RUNGS = (0.2, 0.4, 0.7)
 SHARE = "share"  #: the parameter by which a search for the whole front says what a trial may cost
 #: What a start costs in such a search.
 _START_SHARES = (0.65, 0.8, 0.5)
+#: Both for the first stage of a cascade, which is cheaper, for its errors are caught.
+_STAGES, _START_STAGES = (0.3, 0.75), (0.5, 0.4, 0.6)
 #: What a trial leaves behind, beside its value.
 SCHEDULE, KL, LOST, IMAGES, SECONDS, PRICE, AGAIN = "schedule", "kl", "lost", "images", "seconds", "price", "same as"
+MEAN = "mean cost"  #: of an image in the cascade of the trial's schedule and the baseline
 PRESET = "preset"  #: whether it does what a preset does
 
 
@@ -92,10 +97,15 @@ class Search:
         budget = self.subject.request.budget
         return None if budget is None else budget.limit(self.dense)
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """What trials without a budget may cost, as shares of the baseline's cost."""
+        return FRONT if self.subject.request.cascade is None else _STAGES
+
     @cached_property
     def latest(self) -> int:
         """The last block, from 1, behind which a first layer may stand so that the budget can be kept; 0 if none."""
-        limit = self.dense * FRONT[0] if self.limit is None else self.limit
+        limit = self.dense * self.shares[0] if self.limit is None else self.limit
         return latest_first(self.methods, self.architecture, self.price, limit)
 
     @cached_property
@@ -107,12 +117,12 @@ class Search:
         return fitted(point, self.architecture, self.price, limit, name)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
-        """Optuna's objective: KL from the baseline on the tuning half, in nats; without a limit the cost, and KL."""
+        """Optuna's objective: the values of `objectives`."""
         point = choose(trial, self.methods, self.architecture.depth, self.latest)
         trial.set_user_attr(PRESET, point in self.presets())
         limit = self.limit
         if limit is None:
-            limit = self.dense * trial.suggest_float(SHARE, *FRONT)
+            limit = self.dense * trial.suggest_float(SHARE, *self.shares)
         schedule = self.fitted(point, limit)
         if schedule is None:
             raise optuna.TrialPruned
@@ -120,10 +130,36 @@ class Search:
         trial.set_user_attr(SCHEDULE, schedule.model_dump(mode="json", by_alias=True))
         trial.set_user_attr(PRICE, price)
         twin = self._twin(trial.study, trial.number, schedule)
-        kl = self._judged(trial, schedule) if twin is None else self._copied(trial, twin)
-        return kl if self.limit is not None else (price, kl)
+        if twin is None:
+            self._judged(trial, schedule)
+        else:
+            self._copied(trial, twin)
+        first, *more = (float(trial.user_attrs[name]) for name in self.objectives)
+        return (first, more[0]) if more else first
 
-    def _judged(self, trial: Trial, schedule: PruningSchedule) -> float:
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is lowered, by the names of attributes of trials: KL from the baseline on the tuning half in nats; for a
+        front the cost, and KL; for a cascade its mean cost.
+        """
+        if self.subject.request.cascade is not None:
+            return (MEAN,)
+        return (KL,) if self.limit is not None else (PRICE, KL)
+
+    def threshold(self, answers: Answers) -> float:
+        """Of the first stage's confidence, so that the answers show the cascade's agreement with 95 % confidence."""
+        assert self.subject.request.cascade is not None
+        allowed = most_failures(len(answers.best), self.subject.request.cascade)
+        return threshold_for(answers.confidence, answers.best == answers.dense, allowed)
+
+    def cascade_cost(self, schedule: PruningSchedule, went_on: float) -> float:
+        """Of an image on average, in the cascade of a schedule and the baseline, where a share of images goes on."""
+        if not schedule.layers:
+            return self.dense
+        shared = front_gmacs(self.architecture, min(layer.block for layer in schedule.layers) - 1)
+        return self.price(schedule) + went_on * (self.dense - shared)
+
+    def _judged(self, trial: Trial, schedule: PruningSchedule) -> None:
         begun, parts = time.monotonic(), list[Answers]()
         rungs = [int(share * self.judge.images) for share in RUNGS] if self.limit is not None else []
         given_up = False
@@ -143,17 +179,18 @@ class Search:
         if given_up:
             raise optuna.TrialPruned
         trial.set_user_attr(LOST, self.judge.lost(found.best))
-        return kl
+        if self.subject.request.cascade is not None:
+            went_on = float((found.confidence < self.threshold(found)).mean())
+            trial.set_user_attr(MEAN, self.cascade_cost(schedule, went_on))
 
-    def _copied(self, trial: Trial, twin: FrozenTrial) -> float:
+    def _copied(self, trial: Trial, twin: FrozenTrial) -> None:
         """Two points may mean the same layers, which are judged once."""
         trial.set_user_attr(AGAIN, twin.number)
-        for name in (KL, IMAGES, LOST):
+        for name in (KL, IMAGES, LOST, *((MEAN,) if MEAN in twin.user_attrs else ())):
             trial.set_user_attr(name, twin.user_attrs.get(name))
         trial.set_user_attr(SECONDS, 0.0)
         if twin.state == TrialState.PRUNED:
             raise optuna.TrialPruned
-        return float(twin.user_attrs[KL])
 
     def _twin(self, study: Study, number: int, schedule: PruningSchedule) -> FrozenTrial | None:
         """An earlier trial of the same schedule that has been judged."""
@@ -171,7 +208,8 @@ class Search:
         own = [parameters(point, self.methods) for point in points]
         if self.limit is not None:
             return own
-        return [{**one, SHARE: share} for share in _START_SHARES for one in own]
+        shares = _START_SHARES if self.subject.request.cascade is None else _START_STAGES
+        return [{**one, SHARE: share} for share in shares for one in own]
 
     def presets(self) -> list[Point]:
         return starts(self.methods, self.architecture.depth, self.latest)

@@ -80,7 +80,7 @@ def open_study(url: str, request: TuneRequest) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # Optuna talks about every trial
     # Heartbeats, retries, sampling parameters together, and fixed ones: all of them have been there for years.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    goals = [StudyDirection.MINIMIZE] * (1 if request.budget is not None else 2)
+    goals = [StudyDirection.MINIMIZE] * (2 if request.front else 1)
     with storage_errors(url), damage_told(request.study):
         study = optuna.create_study(
             storage=_storage(url),
@@ -119,6 +119,7 @@ def identity(subject: Subject) -> dict[str, Any]:
         "image size": model.preprocess.image_size.plain,
         "images": subject.tuning.facts.digest,
         "budget": None if request.budget is None else str(request.budget),
+        "cascade": request.cascade,
         "profile": request.profile if request.budget is not None and request.budget.in_time else None,
         "methods": list(request.methods),
         "sampler": request.sampler_used,

@@ -26,10 +26,10 @@ from ztdeploy.core.files import reason_of
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.search import (
     AGAIN,
-    FRONT,
     IMAGES,
     KL,
     LOST,
+    MEAN,
     PRESET,
     PRICE,
     RUNGS,
@@ -128,7 +128,7 @@ def check_trials(study: Study, search: Search) -> None:
     Raises:
         InputError: a trial, or the study, that no such search makes.
     """
-    wanted = [StudyDirection.MINIMIZE] * (1 if search.limit is not None else 2)
+    wanted = [StudyDirection.MINIMIZE] * len(search.objectives)
     with damage_told(study.study_name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna warns of values out of range, which are refused here
         _check(study.directions == wanted, "its directions")
@@ -170,8 +170,7 @@ def _check_trial(number: int, trial: FrozenTrial, search: Search) -> None:
     asked = _check_point(trial.params, search, whole=complete)
     _check(all(asked[name] == one for name, one in trial.distributions.items()), "its distributions")
     if complete:
-        values = [said[KL]] if search.limit is not None else [said[PRICE], said[KL]]
-        _check(trial.values == values and SCHEDULE in said, "its values")
+        _check(trial.values == [said[name] for name in search.objectives] and SCHEDULE in said, "its values")
 
 
 def _check_point(given: Any, search: Search, *, whole: bool) -> dict[str, BaseDistribution]:
@@ -179,7 +178,7 @@ def _check_point(given: Any, search: Search, *, whole: bool) -> dict[str, BaseDi
     asked = _Asked(given, whole=whole)
     choose(asked, search.methods, search.architecture.depth, search.latest)
     if search.limit is None:
-        asked.suggest_float(SHARE, *FRONT)
+        asked.suggest_float(SHARE, *search.shares)
     _check(given.keys() <= asked.distributions.keys(), "its parameters")
     return asked.distributions
 
@@ -210,7 +209,7 @@ class _Asked(FixedTrial):
 
 
 def _check_attributes(said: Mapping[str, Any]) -> None:
-    figures = {name: said.get(name) for name in (KL, PRICE, LOST, SECONDS, IMAGES, AGAIN)}
+    figures = {name: said.get(name) for name in (KL, PRICE, LOST, MEAN, SECONDS, IMAGES, AGAIN)}
     _check(_finite(*(one for one in figures.values() if one is not None)), "its figures")
     _check(_whole(figures[IMAGES], figures[AGAIN]), "its figures")
     _check(isinstance(said.get(PRESET, False), bool), "its figures")

@@ -66,10 +66,17 @@ class TuneRequest(Record):
     max_drop: float | None = None  #: points of top-1 that the winner may lose on the tuning images
     limit: int | None = None  #: images, of every class alike; by default all
     seed: int = 0
+    #: Instead of a budget: the agreement of a cascade of what is searched and the baseline, whose mean cost is lowered.
+    cascade: float | None = None
+
+    @property
+    def front(self) -> bool:
+        """Whether the whole front is searched, cost against fidelity."""
+        return self.budget is None and self.cascade is None
 
     @property
     def sampler_used(self) -> SamplerName:
-        return self.sampler or ("nsga2" if self.budget is None else "tpe")
+        return self.sampler or ("nsga2" if self.front else "tpe")
 
 
 class GmacsCost(Record):
@@ -176,6 +183,36 @@ class BestAtCost(Record):
         return self.tuned if self.better else self.preset
 
 
+class TwoStages(Record):
+    """The cascade of a schedule and the baseline. Its threshold is of the tuning half, its figures of the report half.
+
+    No engines ran: the build chooses a threshold of its own, on its calibration images.
+    """
+
+    schedule: PruningSchedule
+    threshold: float  #: an image goes on to the baseline where the schedule's confidence is below it
+    went_on: Share
+    agreement: Share
+    bound: float  #: agreement is at least this with 95 % confidence, on images like those of the report half
+    cost: float  #: of one image on average
+    worst: float  #: of one that goes on
+
+
+class CascadeFound(Record):
+    """The cascade of the schedule that was found, and that of the best preset."""
+
+    tuned: TwoStages
+    preset: TwoStages
+
+    @property
+    def better(self) -> bool:
+        return self.tuned.cost < self.preset.cost
+
+    @property
+    def recommended(self) -> TwoStages:
+        return self.tuned if self.better else self.preset
+
+
 class Importance(Record):
     parameter: str
     share: float
@@ -206,6 +243,7 @@ class TuneReport(Shown, Record):
     importances: tuple[Importance, ...]
     compared: tuple[BestAtCost, ...]  #: the first one is the winner
     dense_top1: Share | None
+    cascade: CascadeFound | None = None  #: where the request asks for one
     measured: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
     verdict: Verdict | None = None  #: None in reports of older versions
@@ -213,6 +251,16 @@ class TuneReport(Shown, Record):
     @property
     def winner(self) -> BestAtCost:
         return self.compared[0]
+
+    @property
+    def better(self) -> bool:
+        """Whether what was found is recommended, rather than `preset`."""
+        return self.winner.better if self.cascade is None else self.cascade.better
+
+    @property
+    def preset(self) -> PruningSchedule:
+        """The best preset that what was found is compared with."""
+        return self.winner.preset.schedule if self.cascade is None else self.cascade.preset.schedule
 
     @property
     def finished(self) -> list[TrialRecord]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ztdeploy.core.arguments import MIN_AGREEMENT
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.core.verdict import Verdict
 from ztdeploy.report.kit.numbers import percent, short
-from ztdeploy.report.tune.records import BestAtCost, Ratio, TuneReport
+from ztdeploy.report.tune.records import BestAtCost, CascadeFound, Ratio, TuneReport, TwoStages
 from ztdeploy.target.evaluate.eval_report import Mean
 from ztdeploy.target.measure.machine import Machine
 from ztdeploy.target.verdict import JudgedVariant, conclude, quality_of_share
@@ -14,8 +16,19 @@ FEW_IMAGES = 50
 
 
 def title(report: TuneReport) -> str:
-    budget = report.request.budget
-    return f"{report.model.name} tuned for {budget}" if budget else f"{report.model.name}: cost against fidelity"
+    return (
+        f"{report.model.name}: cost against fidelity"
+        if report.request.front
+        else f"{report.model.name} tuned for {_goal(report)}"
+    )
+
+
+def _goal(report: TuneReport) -> str:
+    """What was searched for."""
+    request = report.request
+    if request.cascade is not None:
+        return f"a cascade with an agreement of {request.cascade:g}"
+    return f"budget {request.budget}" if request.budget else "no budget (front)"
 
 
 def subtitle(report: TuneReport) -> str:
@@ -42,7 +55,9 @@ def machine_words(machine: Machine) -> str:
 def findings(report: TuneReport) -> list[str]:
     """The winner, and how it compares; all on images that no choice has seen."""
     found = report.winner
-    lines = [
+    two = report.cascade
+    lines = [] if two is None else [_stages(two.tuned, report, "Found"), _stages(two.preset, report, "Best preset")]
+    lines += [
         cost_words(found, report),
         _against(found.to_tome, "ToMe"),
         _against(found.to_preset, "the best preset"),
@@ -59,6 +74,8 @@ def findings(report: TuneReport) -> list[str]:
 def conclusion(report: TuneReport) -> Verdict:
     """Whether to take what was found for the budget or the best preset there, and what that changes."""
     found = report.winner
+    if report.cascade is not None:
+        return _of_cascade(report, report.cascade)
     ratio, taken = found.to_preset, found.recommended
     name = taken.schedule.name if found.better else f"the preset of {taken.schedule.method}"
     quality = quality_of_share(taken.agreement, taken.change)
@@ -75,6 +92,30 @@ def conclusion(report: TuneReport) -> Verdict:
     sentence = f"What was found is {shown} ({spread}); {concluded.sentence}"
     decision = "preset" if concluded.decision == "deploy" else concluded.decision
     return Verdict(decision=decision, sentence=sentence, variant=taken.schedule.name)
+
+
+def _of_cascade(report: TuneReport, found: CascadeFound) -> Verdict:
+    """Whether to build the cascade of what was found, or that of the best preset."""
+    taken, goal = found.recommended, report.request.cascade
+    worst = f"{taken.worst / report.dense_cost:.2f} times the baseline's compute"
+    quality = quality_of_share(taken.agreement, None)
+    judged = JudgedVariant(CASCADE, report.dense_cost / taken.cost, None, quality, worst)
+    random = report.model.weights == "random"
+    concluded = conclude([judged], timed=False, min_agreement=goal or MIN_AGREEMENT, random_weights=random)
+    stage = f"'{taken.schedule.name}'" if found.better else f"the preset of {taken.schedule.method}"
+    decision = "preset" if concluded.decision == "deploy" and not found.better else concluded.decision
+    sentence = f"With {stage} as its first stage, {concluded.sentence}"
+    return Verdict(decision=decision, sentence=sentence, variant=taken.schedule.name)
+
+
+def _stages(found: TwoStages, report: TuneReport, name: str) -> str:
+    """What a cascade costs and how often it agrees, on images that no choice has seen."""
+    less = 100 * (found.cost / report.dense_cost - 1)
+    return (
+        f"{name}, as first stage of a cascade: {short(found.cost, 4)} {report.unit} on average ({less:+.1f} %),"
+        f" {percent(found.went_on.value)} of the images go on; {percent(found.agreement.value)} same answers, at least"
+        f" {percent(found.bound)} with 95 % confidence."
+    )
 
 
 def _against(ratio: Ratio, name: str) -> str:
@@ -107,9 +148,8 @@ def cautions(report: TuneReport) -> list[str]:
 
 def origin_lines(report: TuneReport) -> list[str]:
     """Where a schedule comes from."""
-    budget = report.request.budget
     return [
-        f"Found by 'ztdeploy tune' {report.created[:10]}: budget {budget or 'none (front)'}, "
+        f"Found by 'ztdeploy tune' {report.created[:10]}: {_goal(report)}, "
         f"{len(report.finished)} trials by {report.request.sampler_used}, seed {report.request.seed}.",
         f"{report.model.timm_name}, weights sha256 {report.model.sha256[:12]}; tuned on {report.tuning_data.images} "
         f"images of '{report.tuning_data.name}' (sha256 {report.tuning_data.digest[:12]}).",
