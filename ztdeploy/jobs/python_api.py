@@ -226,7 +226,7 @@ def evaluate(
     Args:
         bundle: what `build` returned, or the folder that it wrote.
         data: a labels.json, a folder per class, or a folder of images without labels.
-        keep_ratio: which variants. By default all; the baseline is always among them.
+        keep_ratio: which variants. By default all, and the cascade of a bundle that has one; always the baseline.
         variant: names of variants, instead of keep ratios.
         profile: run the engines of this profile. By default the first that runs here.
         against: compare with the baseline of this profile. By default the same one's.
