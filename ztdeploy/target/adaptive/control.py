@@ -39,7 +39,7 @@ TRIAL, PATIENCE, LONGEST = 2.0, 10.0, 32.0
 #: A pause after which nothing of what was measured before holds, in seconds.
 STALE_S = 60.0
 #: What may be left of the slowdown for a better variant to be tried, and how much of it a variant can hide.
-EASED, _MOST_HIDDEN = 0.35, 8.0
+EASED, _MOST_HIDDEN = 0.35, 4.0
 
 
 class Rung(NamedTuple):
@@ -172,6 +172,7 @@ class Control:
             self._climb_failed(slowdown, self._climbed[1])
         else:
             self._waits[: self.at + 1] = [self._hold_s] * (self.at + 1)
+            self._hidden = max(1.0, 0.9 * self._hidden)
         self._ceiling = self._calm + EASED * max(0.0, slowdown - self._calm) / self._hidden
         self._ceiling_until = now + PATIENCE * self._waits[self.at]
         to = self._first(slowdown, self.at + 1)
@@ -183,8 +184,9 @@ class Control:
     def _climb_failed(self, slowdown: float, at_climb: float) -> None:
         for rung in range(self.at + 1):
             self._waits[rung] = min(2 * self._waits[rung], LONGEST * self._hold_s)
-        excess = max(0.01, at_climb - self._calm)
-        self._hidden = min(_MOST_HIDDEN, max(self._hidden, (slowdown - self._calm) / excess))
+        hidden = (slowdown - self._calm) / max(0.01, at_climb - self._calm)
+        if hidden <= _MOST_HIDDEN:  # more than that is a load that came only after the climb
+            self._hidden = max(self._hidden, hidden)
 
     def _out_of_reach(self, missed: str, p95: float, now: float) -> GovernorDecision | None:
         if now < self._next_told:
