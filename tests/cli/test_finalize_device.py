@@ -233,6 +233,29 @@ def test_verifying_lists_the_boards_engines(finalized: Finalized, fake_device: F
     assert snapshot(finalized.bundle) == before
 
 
+def test_a_cascade_gets_its_pieces(
+    cascade_bundle: Path, fake_device: FakeDevice, digit_images: list[Path], tmp_path: Path
+) -> None:
+    """The prefix first; tails are proved behind it, those that prune also with plugins. Then the board runs them."""
+    bundle = copy_of(cascade_bundle, tmp_path)
+    found = run_finalize(fake_device, bundle, **FAST)
+    assert found.done.code == 0, found.done.err
+    names = ["keep-0.70", "keep-0.50", "dense", "prefix", "tail.keep-0.50", "tail.keep-0.70", "tail.dense"]
+    assert found.done.json()["rebuilt"] == [f"{name} ({PROFILE})" for name in names]
+    cascade = found.manifest.cascade
+    assert cascade is not None
+    assert found.manifest.missing == ()
+    tails = [stage.engines[PROFILE] for stage in cascade.stages]
+    assert [len(tail.candidates) for tail in tails] == [2, 2, 0]
+    assert all(tail.parity is not None for tail in tails)
+    done = fake_device.ztdeploy("verify", bundle, "--profile", PROFILE, "--json")
+    assert done.code == 0, done.err
+    assert list(done.json()["cascade"]) == names[-3:]
+    done = fake_device.ztdeploy("run", bundle, *digit_images[:19], "--cascade", "--profile", PROFILE, "--json")
+    assert done.code == 0, done.err
+    assert sum(done.json()["cascade"]["answered"].values()) == 19
+
+
 # -------------------- running
 
 
