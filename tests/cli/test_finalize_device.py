@@ -233,6 +233,7 @@ def test_verifying_lists_the_boards_engines(finalized: Finalized, fake_device: F
     assert snapshot(finalized.bundle) == before
 
 
+@long
 def test_a_cascade_gets_its_pieces(
     cascade_bundle: Path, fake_device: FakeDevice, digit_images: list[Path], tmp_path: Path
 ) -> None:

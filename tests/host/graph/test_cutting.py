@@ -27,8 +27,12 @@ from ztdeploy.host.graph.ranges import measure_ranges
 BLOCK = 1
 
 
-def check_cut(model: ir.Model, block: int, batches: tuple[int, ...] = (1, 3)) -> None:
-    """Both halves are valid, end and begin where they should, and give all that the whole gives."""
+def check_cut(model: ir.Model, block: int, batches: tuple[int, ...] = (1, 3), apart: float = 0) -> None:
+    """Both halves are valid, end and begin where they should, and give all that the whole gives.
+
+    Args:
+        apart: how far what they give may be from what the whole gives.
+    """
     before = serialised(model)
     prefix, tail = cut(model, block)
     assert serialised(model) == before, "the graph stays as it is"
@@ -43,7 +47,7 @@ def check_cut(model: ir.Model, block: int, batches: tuple[int, ...] = (1, 3)) ->
         found = run_graph(tail, **tokens)
         assert list(found) == list(whole)
         for name, value in whole.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=apart, err_msg=name)
 
 
 @pytest.mark.short("class-token", "average-pool")
@@ -72,15 +76,18 @@ def test_methods(method: str) -> None:
     ids=["fp16", "dynamic", "row", "static", "from block 3"],
 )
 def test_precisions(spec: GraphSpec) -> None:
-    """Tokens are handed over in fp32, which holds all values of lower precisions."""
+    """Tokens are handed over in fp32, which holds all values of lower precisions. Where ONNX Runtime has no kernels of
+    fp16, it leaves out some roundings of the whole graph.
+    """
     trace = trace_of("class-token")
     ranges = measure_ranges(trace, [pixels(4).numpy()], "min-max", threads=1)
     model = specialise(trace, spec, ranges)
-    check_cut(model, BLOCK)
+    check_cut(model, BLOCK, apart=5e-3 if spec.precision == "fp16" else 0)
     for one in cut(model, BLOCK):
         check_declared_types(one)
 
 
+@pytest.mark.long
 def test_a_fixed_batch() -> None:
     torch.manual_seed(0)
     model = export_onnx(pruned(variant("class-token")), PREPROCESS, replace(SPEC, batch=2))

@@ -38,23 +38,24 @@ def cut(model: ir.Model, block: int) -> tuple[ir.Model, ir.Model]:
 
 def _entering(graph: ir.Graph, block: int) -> list[ir.Value]:
     """The tokens that enter a block, followed by copies of them in another type."""
-    behind, by_image = set[ir.Node](), set[ir.Node]()
+    behind, by_image, images = set[ir.Node](), set[ir.Node](), list[ir.Value]()
     for node in graph:  # in topological order
         makers = {value.producer() for value in node.inputs if value is not None}
         own = block_of(node.name)
         if (own is not None and own >= block) or not behind.isdisjoint(makers):
             behind.add(node)
-        read = any(value in graph.inputs for value in node.inputs) or not by_image.isdisjoint(makers)
-        if read and not _counts_images(node):
+        given = [value for value in graph.inputs if value in node.inputs]
+        if (given or not by_image.isdisjoint(makers)) and not _counts_images(node):
             by_image.add(node)
+            images += given if node in behind else []
     before = [value for node in graph if node in by_image and node not in behind for value in node.outputs]
     found = [value for value in before if any(user in behind for user, _ in value.uses())]
     copies = [value for value in found if _copied(value) in found]
     tokens = [value for value in found if value not in copies]
-    if len(tokens) != 1 or rank_of(tokens[0]) != 3 or any(value.is_graph_output() for value in found):
-        names = ", ".join(f"'{value.name}'" for value in tokens)
+    if images or len(tokens) != 1 or rank_of(tokens[0]) != 3 or any(value.is_graph_output() for value in found):
+        names = ", ".join(f"'{value.name}'" for value in dict.fromkeys([*images, *tokens]))
         raise ModelError(
-            f"blocks from {block + 1} on read {names or 'nothing'} of the blocks before",
+            f"blocks from {block + 1} on read {names or 'nothing'} from in front of them",
             "tokens, and nothing else",
             "build without --cascade",
         )
