@@ -31,7 +31,7 @@ from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
 from ztdeploy.host.graph.rewriting import shape_of
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
-from ztdeploy.host.models import FAMILIES, REFUSED, adapt
+from ztdeploy.host.models import FAMILIES, REFUSED, adapt, hf_adapter
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.beit import BeitAdapter
 from ztdeploy.host.models.eva import EvaAdapter
@@ -51,9 +51,7 @@ PRUNED = PruningSchedule(
 )
 #: A member of each family whose tokens carry something for their places.
 POSITIONAL = ["eva02_tiny_patch14_224", "vit_base_patch16_rope_mixed_224", "beit_base_patch16_224"]
-POSITIONAL += [
-    name for name in ("hf/DINOv3ViTModel", "hf/BeitForImageClassification", "hf/BeitModel") if name in MEMBERS
-]
+POSITIONAL += ["hf/DINOv3ViTModel", "hf/BeitForImageClassification", "hf/BeitModel"]
 
 #: Their graphs hold nothing that another's does not.
 ALIKE = {
@@ -381,6 +379,24 @@ def test_places_that_do_not_follow_the_tokens_are_noticed(
         replay = pruned.replay(images_for(name))
     places = chained([choice.kept for choice in replay.choices])
     assert not torch.allclose(replay.output, expected(name, places), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["hf/ViTModel", "hf/DINOv3ViTModel", "hf/SiglipVisionModel"])
+@pytest.mark.parametrize("wrong", ["other tokens", "other heads", "before softmax"])
+def test_a_wrong_tap_is_noticed(name: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_output, added = hf_adapter.on_output, hf_adapter._added
+    damages: dict[str, Any] = {"other tokens": lambda x: x.roll(1, 1), "other heads": lambda x: x.roll(1, 2)}
+
+    def damaged(module: Any, take: Any) -> Any:
+        return on_output(module, lambda output: take(damages.get(wrong, lambda x: x)(output)))
+
+    def logarithm(functions: list[Any], take: Any) -> Any:
+        return added(functions, (lambda x: take(x.log())) if wrong == "before softmax" else take)
+
+    monkeypatch.setattr(hf_adapter, "on_output", damaged)
+    monkeypatch.setattr(hf_adapter, "_added", logarithm)
+    with pytest.raises(AssertionError, match="not close"):
+        TestEachModel().test_taps_are_what_attention_works_with(name)
 
 
 # -------------------- what is refused

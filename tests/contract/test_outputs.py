@@ -31,6 +31,13 @@ NAMES = [
 ]
 DENSE = uniform_schedule(1.0, 3)
 names = pytest.mark.parametrize("name", NAMES)
+OF_TRANSFORMERS = (
+    "hf/ViTForImageClassification",
+    "hf/Dinov2WithRegistersModel",
+    "hf/SiglipVisionModel",
+    "hf/BeitModel",
+)
+grids = pytest.mark.parametrize("name", [*NAMES, *OF_TRANSFORMERS])
 
 
 def schedule(method: str, *blocks: int) -> PruningSchedule:
@@ -67,7 +74,7 @@ def test_embeddings_are_what_the_head_is_given(name: str) -> None:
     assert torch.equal(output, expected)
 
 
-@names
+@grids
 def test_dense_features_are_the_patches_last_tokens(name: str) -> None:
     output, _ = features_of(name, DENSE)
     with torch.no_grad():
@@ -75,7 +82,7 @@ def test_dense_features_are_the_patches_last_tokens(name: str) -> None:
     assert torch.equal(output, tokens[:, MEMBERS[name].prefix :])
 
 
-@names
+@grids
 def test_each_place_has_the_features_of_what_stands_for_it(name: str) -> None:
     output, kept = features_of(name, schedule("zero-tprune", 1, 2))
     places, prefix = chained(kept)[-1], MEMBERS[name].prefix

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -122,10 +122,6 @@ MEMBERS: dict[str, Member] = {
 }
 
 
-if find_spec("transformers") is None:  # as on Python 3.10
-    MEMBERS = {name: facts for name, facts in MEMBERS.items() if facts.family != "transformers"}
-
-
 def member(name: str, seed: int = 0, **arguments: Any) -> Any:
     """A small model of that name, every parameter drawn anew."""
     facts = MEMBERS[name]
@@ -140,6 +136,7 @@ def member(name: str, seed: int = 0, **arguments: Any) -> Any:
 
 def library_model(name: str, seed: int = 0, depth: int = 3, **arguments: Any) -> Any:
     """A small model of the library's own, every parameter drawn anew."""
+    pytest.importorskip("transformers")  # it needs Python 3.11
     facts, made = MEMBERS[name], getattr(library(), name.removeprefix("hf/"))
     sizes = {"hidden_size": 48, "num_hidden_layers": depth, "num_attention_heads": 3, "intermediate_size": 96}
     given = {**sizes, "image_size": facts.image_size, "patch_size": facts.patch, "num_labels": 7}
