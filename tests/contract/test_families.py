@@ -16,6 +16,7 @@ import timm
 import torch
 from helpers.families import MEMBERS, adapter_of, chained, check_read_tokens, images_for, member, only
 from helpers.models import PREPROCESS
+from helpers.sessions import run_graph
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from ztdeploy.core.profile import BatchSizes, HardwareProfile, TensorRtOptions
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph.cutting import cut
 from ztdeploy.host.graph.rewriting import shape_of
 from ztdeploy.host.graph.tensorrt_lint import check_tensorrt
 from ztdeploy.host.models import FAMILIES, REFUSED, adapt, hf_adapter
@@ -203,6 +205,15 @@ class TestEachGraph:
         sizes, scope = adapter_of(name, **short(name)).architecture, f"{block_name(len(pruned.model.blocks) - 1)}/mlp/"
         products = [node for node in model.graph if node.op_type == "MatMul" and str(node.name).startswith(scope)]
         assert {shape_of(node.outputs[0])[1] for node in products} == {sizes.read_tokens or places[-1].shape[1]}
+
+    def test_it_can_be_cut_in_front_of_its_first_pruning_layer(self, name: str) -> None:
+        """Angles, biases and what else does not come from the image is computed behind the cut."""
+        feed = images_for(name).numpy()
+        prefix, tail = cut(graph_of(name), 0)
+        found, whole = run_graph(tail, **run_graph(prefix, image=feed)), run_graph(graph_of(name), image=feed)
+        assert list(found) == list(whole)
+        for one, value in whole.items():
+            np.testing.assert_array_equal(found[one], value)
 
 
 def short(name: str) -> dict[str, int]:
