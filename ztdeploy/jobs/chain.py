@@ -48,6 +48,12 @@ def chain_of(variants: Sequence[Variant], model: LoadedModel) -> Chain:
     pruned = [variant for variant in variants if variant.plan.layers]
     if not pruned:
         raise InputError("--cascade without a variant that prunes", "a keep ratio below 1", "give for instance -k 0.55")
+    if any(variant.schedule.name == "cascade" for variant in pruned):
+        raise InputError(
+            "--cascade with a variant named 'cascade'",
+            "another name: reports call the cascade so",
+            "set 'name' in its schedule file",
+        )
     by_cost = sorted(pruned, key=lambda variant: plan_gmacs(model.adapter.architecture, variant.plan))
     dense = next(variant for variant in variants if not variant.plan.layers)
     return Chain((*by_cost, dense), _signal_of(model, pruned))

@@ -320,7 +320,7 @@ def unlike_words(setting: CascadeSetting, went_on: int, total: int) -> str:
     return (
         f"these images are unlike '{setting.guarantee.data}', on which the cascade was calibrated: {went_on} of {total}"
         f" went on from the first stage, where {100 * setting.shares[1]:.0f} % were expected; its bound on agreement"
-        " does not hold for them; build again with --calib and images like these"
+        " is not promised for them; build again with --calib and images like these"
     )
 
 

@@ -25,9 +25,6 @@ def load(
     threads: int | None = None,
     memory: MemoryMode = "speed",
     verify: bool = True,
-    cascade: Literal[False] = False,
-    latency_ms: float | None = None,
-    governor: Governor | None = None,
 ) -> BundleRunner: ...
 
 
@@ -35,16 +32,36 @@ def load(
 def load(
     bundle: str | PathLike[str] | Bundle,
     *,
-    keep_ratio: float | None = None,
-    variant: str | None = None,
+    cascade: Literal[True],
     profile: str | None = None,
     threads: int | None = None,
     memory: MemoryMode = "speed",
     verify: bool = True,
-    cascade: Literal[True],
-    latency_ms: float | None = None,
-    governor: Governor | None = None,
 ) -> CascadeRunner: ...
+
+
+@overload
+def load(
+    bundle: str | PathLike[str] | Bundle,
+    *,
+    latency_ms: float,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+) -> GovernedRunner: ...
+
+
+@overload
+def load(
+    bundle: str | PathLike[str] | Bundle,
+    *,
+    governor: Governor,
+    profile: str | None = None,
+    threads: int | None = None,
+    memory: MemoryMode = "speed",
+    verify: bool = True,
+) -> GovernedRunner: ...
 
 
 def load(

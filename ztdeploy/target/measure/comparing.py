@@ -229,7 +229,7 @@ def _images(report: BenchReport) -> _Said:
             "unlike images",
             f"{100 * share:.0f} % of the images of '{report.cascade.data}' went on from the cascade's first stage,"
             f" where {100 * expected:.0f} % were expected: they are unlike '{calibrated.data}', on which it was"
-            " calibrated, and its bound on agreement does not hold for them",
+            " calibrated, and its bound on agreement is not promised for them",
             "build again with --calib and images like these",
         )
 
