@@ -90,5 +90,5 @@ def _sort_int32(graph: ir.Graph, node: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(values, wide, replace_graph_outputs=True)
     behind.nodes[0].replace_input_with(0, values)
     values.type = ir.TensorType(_INT32)
-    values.name, wide.name = wide.name, name  # it may be an output of the graph
+    values.name, wide.name = f"{node.name}/sorted", name  # it may be an output of the graph
     graph.insert_after(node, behind.nodes)

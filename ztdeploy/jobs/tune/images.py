@@ -112,7 +112,7 @@ class Judge:
         """Batch by batch."""
         for batch in self._batches:
             dense, given = batch.dense.numpy(), batch.output(schedule)
-            output, sure = given.numpy(), self._confidence(given).numpy()
+            output, sure = given.numpy(), self._confidence(given, {}).numpy()
             yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1), sure)
 
     def all(self, schedule: PruningSchedule) -> Answers:
