@@ -155,7 +155,8 @@ def _row_by_row(node: ir.Node, rank: int, axis: int) -> dict[int, int]:
         own = {position: axis - rank + (rank_of(value) or 0) for position, value in enumerate(node.inputs) if value}
         return {position: at for position, at in own.items() if at >= 0 and shape_of(node.inputs[position])[at] != 1}
     along = node.op_type in _ALONG and node.attributes.get_int("axis", _ALONG[node.op_type]) in (-1, rank - 1)
-    means = node.op_type == "ReduceMean" and node.attributes.get_int("keepdims", 1) == 1 and _numbers(node, 1) == [-1]
+    last = _numbers(node, 1) in ([-1], [rank - 1]) and node.attributes.get_int("keepdims", 1) == 1
+    means = node.op_type == "ReduceMean" and last
     product = node.op_type == "MatMul" and axis == rank - 2 and rank_of(node.inputs[0]) == rank
     return {0: axis} if along or means or product else {}
 
