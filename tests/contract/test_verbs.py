@@ -223,7 +223,7 @@ def test_what_can_be_known_is_said_before_pytorch_is_imported(tmp_path: Path) ->
 
 REQUESTS = {
     "bench": (BenchRequest, {"seed", "all_variants"}),
-    "eval": (EvalRequest, set()),
+    "eval": (EvalRequest, {"cascade"}),
     "sweep": (SweepRequest, {"seed"}),
     "tune": (TuneRequest, set()),
     "build": (BuildRequest, {"gate", "cache", "module"}),

@@ -5,24 +5,23 @@ The files are untrusted: their values are checked and bounded, and no code is ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ztdeploy.core.data import first_error, read_json
 from ztdeploy.core.errors import CheckpointError
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.text import printable
 from ztdeploy.host.models.hf_folder import CONFIG, KINDS, PREPROCESSOR, HubConfig, check_no_code, read_config
-from ztdeploy.host.models.hf_processor import said_by
+from ztdeploy.host.models.hf_processor import Said, said_by
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 _PROCESSOR = "processor_config.json"  #: holds the image processor's configuration in newer releases of transformers
 CONFIGURATIONS = (CONFIG, PREPROCESSOR, _PROCESSOR)
@@ -130,18 +129,10 @@ def _read(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-class _Said(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        return cls.model_validate_json(json.dumps(data))  # in JSON mode, strict validation takes a list for a tuple
-
-
 # -------------------- timm
 
 
-class _TimmPretrained(_Said):
+class _TimmPretrained(Said):
     tag: str | None = None
     input_size: tuple[int, int, int] | None = None
     interpolation: str | None = None
@@ -155,7 +146,7 @@ class _TimmPretrained(_Said):
 class _Timm(_TimmPretrained):
     architecture: str = Field(pattern=r"^[a-z0-9_]{1,128}$")
     num_classes: int | None = Field(default=None, ge=0, le=10_000_000)
-    model_args: dict[str, Any] = {}
+    model_args: dict[str, Any] = Field(default_factory=dict)
     pretrained_cfg: _TimmPretrained | None = None
     labels: list[str] | None = None  #: what older files call `label_names`
 
@@ -197,7 +188,7 @@ def _bounded(name: str, value: Any) -> Any:
 # -------------------- transformers
 
 
-class _Vision(_Said):
+class _Vision(Said):
     """What is used of a configuration, and bounds on its sizes."""
 
     model_type: str

@@ -44,10 +44,18 @@ _FILTERS: dict[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicub
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
 
 
-class ProcessorConfig(BaseModel):
-    """A processor's configuration; sizes may be numbers, as older releases wrote them."""
+class Said(BaseModel):
+    """What a configuration says, of which other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        return cls.model_validate_json(json.dumps(data))  # in JSON mode, strict validation takes a list for a tuple
+
+
+class ProcessorConfig(Said):
+    """A processor's configuration; sizes may be numbers, as older releases wrote them."""
 
     do_resize: bool = True
     do_center_crop: bool | None = None
@@ -60,10 +68,6 @@ class ProcessorConfig(BaseModel):
     image_std: tuple[float, ...] = Field(default=_HALVES, min_length=1, max_length=64)
     rescale_factor: float = Field(default=1 / 255, gt=0, le=1)  #: factor for pixels from 0 to 255
     edge: bool = False
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        return cls.model_validate_json(json.dumps(data))  # in JSON mode, strict validation takes a list for a tuple
 
     @property
     def largest(self) -> float:

@@ -11,7 +11,7 @@ import subprocess
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from ztdeploy.core.processes import end_with_parent, module_command, module_environment
+from ztdeploy.core.processes import end_with_parent, module_command, module_environment, own_standard_output
 
 
 class CoRunner(AbstractContextManager["CoRunner"]):
@@ -54,7 +54,8 @@ class CoRunner(AbstractContextManager["CoRunner"]):
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that measures
     end_with_parent()
-    print("ready", flush=True)
+    with own_standard_output() as answers:
+        answers.write("ready\n")
     os.kill(os.getpid(), signal.SIGSTOP)
     while True:
         pass
