@@ -49,7 +49,7 @@ def test_a_chain_goes_from_the_cheapest_to_the_baseline() -> None:
 
 def test_without_a_pruned_variant_or_a_confidence_there_is_no_chain() -> None:
     refused(lambda: chain_of(variants(1.0), model()), "-k 0.55", kind=InputError)
-    refused(lambda: chain_of(variants(0.5, 1.0), model("none")), "for tiny", "probabilities", kind=InputError)
+    refused(lambda: chain_of(variants(0.5, 1.0), model("none")), "'tiny'", "activation none", kind=InputError)
 
 
 @pytest.mark.parametrize(

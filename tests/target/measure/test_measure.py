@@ -123,7 +123,7 @@ def test_a_broken_engine_is_explained_by_what_it_said(bundle_copy):
 def test_the_worker_answers_one_line_per_request(digits_bundle):
     """Its protocol: JSON lines, and it ends when its input does."""
     done = subprocess.run(
-        [sys.executable, "-m", "ztdeploy.target.measure.worker", str(digits_bundle), "dense", "cpu", "1", "1"],
+        [sys.executable, "-m", "ztdeploy.target.measure.worker", str(digits_bundle), "dense", "cpu", "1", "1", ""],
         input='{"iterations": 2}\n{"iterations": 1}\n',
         capture_output=True,
         text=True,
