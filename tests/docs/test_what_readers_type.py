@@ -212,7 +212,10 @@ def test_a_reader_gets_through(
             arguments = stand_ins(arguments)
             verbs, parameters = parse(arguments)
             provide(parameters, digits_bundle, digit_images)
-            code = run([*arguments, *SMALL.get(verbs[0] if verbs else "", ())])
+            try:
+                code = run([*arguments, *SMALL.get(verbs[0] if verbs else "", ())])
+            except SystemExit as verdict:  # of a machine that is slower now
+                code = verdict.code
             said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
             assert code in VERDICTS.get(arguments[0], (0,)), f"{block}: {' '.join(words)}: {said}"
 
