@@ -73,21 +73,15 @@ class Proof:
             ParityError: prefix and tail compute something else than the whole variant.
         """
         bundle, threads = Bundle(self.folder, manifest), usable_threads(profile.threads)
-        if manifest.cascade is None or (
-            (runs := why_not_run(profile) is None) is False and profile.precision == "bf16"
-        ):
+        runs = why_not_run(profile) is None
+        if manifest.cascade is None or not (runs or profile.precision != "bf16"):
             return manifest  # ONNX Runtime has hardly any bf16 kernels on a CPU
         opened = (engine_opener if runs else graph_opener)(bundle, profile.name, threads)
         with BundleRunner(bundle, profile=profile.name, threads=threads, memory="speed", verify=False) as runner:
             found = check_pieces(bundle, runner, opened)
-        if runs:
-            engines = {stage.name: stage.engines[profile.name] for stage in manifest.cascade.stages}
-            return manifest.with_engines(
-                {
-                    (name, profile.name): engine.model_copy(update={"parity": found[name]})
-                    for name, engine in engines.items()
-                }
-            )
+        for stage in manifest.cascade.stages if runs else ():
+            engine = stage.engines[profile.name].model_copy(update={"parity": found[stage.name]})
+            manifest = manifest.with_engines({(stage.name, profile.name): engine})
         return manifest
 
     def _of_graph(self, manifest: Manifest, variant: VariantRecord, profile: HardwareProfile) -> GraphRecord:

@@ -18,7 +18,6 @@ from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.core.progress import Progress
 from ztdeploy.target.adaptive.cascade import Stages
 from ztdeploy.target.adaptive.guarantee import (
-    chance_of_at_most,
     fewest_images,
     lower_bound,
     most_failures,
@@ -164,10 +163,11 @@ def reported_bound(failures: int, images: int, goal: CascadeGoal) -> float:
 def _along_a_path(measured: StageAnswers, agreement: float) -> tuple[float, ...]:
     """The last threshold of a fixed sequence from the highest down that is shown to hold."""
     images, chosen = measured.confidence.shape[1], ALL_GO_ON
+    allowed = most_failures(images, agreement)
     for step in range(1024, -1, -1):
         ends = where_images_end(measured.confidence, (step / 1024,) * len(measured.confidence))
         failures = int((~measured.agrees[ends, np.arange(images)]).sum())
-        if chance_of_at_most(failures, images, 1 - agreement) > 0.05:
+        if failures > allowed:
             break
         chosen = step / 1024
     return (chosen,) * len(measured.confidence)
