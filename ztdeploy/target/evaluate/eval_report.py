@@ -147,6 +147,16 @@ class Likeness(Record):
     positions: Positions | None  #: None where the model gives no features
 
 
+class MapFigures(Record):
+    """How near a variant's map of an image is to the baseline's; None: such maps have no such figure."""
+
+    error: float  #: mean absolute error: of probabilities; of values as a share of the baseline's range on the image
+    iou: float | None  #: intersection over union of what is above the threshold, or of classes; None of values
+    same: float | None  #: share of positions with the baseline's class; None without classes
+    rank: float | None  #: Spearman's correlation of values; None of probabilities
+    cosine: float | None  #: of the channels of a position, mean over positions; None of one channel
+
+
 Gallery = Literal["own", "dense"]
 
 
