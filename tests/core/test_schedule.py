@@ -528,7 +528,7 @@ class TestOptions:
 
 
 class TestMergingLate:
-    """Zero-TPrune's merging variant: one ratio at late blocks, at the cost of the default method's schedule."""
+    """Merging methods: four late layers at a steady rate, at the cost of the paper's method."""
 
     def late(self, ratio: float, given: Architecture = DEIT_S) -> PruningSchedule:
         return default_schedule(ratio, given, method="zero-tprune-merge")
@@ -536,24 +536,25 @@ class TestMergingLate:
     @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
     def test_costs_what_the_papers_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
         wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), DEIT_S))
-        assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(wanted, rel=0.001)
+        assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(wanted, rel=0.001 if ratio > 0.4 else 0.005)
 
     @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.6, 0.5])
-    def test_each_layer_keeps_the_same_share_and_never_too_little(self, ratio: float) -> None:
+    def test_tokens_become_fewer_at_a_steady_rate_and_never_too_fast(self, ratio: float) -> None:
         layers = plan(self.late(ratio), DEIT_S).layers
-        share = (layers[0].tokens_out - 1) / (layers[0].tokens_in - 1)
+        share = (layers[0].tokens_out - 1) / 196
         assert share >= 0.68
-        for layer in layers:
-            assert abs(layer.tokens_out - 1 - share * (layer.tokens_in - 1)) <= 1.5  # the share itself is rounded
+        for layer in layers:  # block counts from 0: that of the first layer is one twelfth behind the start
+            twelfths = layer.block - layers[0].block + 1
+            assert abs(layer.tokens_out - 1 - 196 * share**twelfths) <= 1 + twelfths  # counts are rounded
 
     @pytest.mark.parametrize(("ratio", "first"), [(0.95, 4), (0.7, 4), (0.65, 4), (0.6, 3), (0.5, 2), (0.3, 1)])
-    def test_starts_as_late_as_the_share_allows(self, ratio: float, first: int) -> None:
-        assert [layer.block for layer in self.late(ratio).layers] == list(range(first, 12))
+    def test_starts_as_late_as_the_rate_allows(self, ratio: float, first: int) -> None:
+        assert [layer.block for layer in self.late(ratio).layers] == [first, first + 1, first + 3, first + 6]
 
     def test_deit_s_at_keep_70(self) -> None:
         schedule = self.late(0.7)
         assert (schedule.name, schedule.keep_ratio) == ("zero-tprune-merge-keep-0.70", 0.7)
-        assert plan(schedule, DEIT_S).tokens_per_block == (*(197,) * 4, 155, 122, 96, 76, 60, 48, 38, 30)
+        assert plan(schedule, DEIT_S).tokens_per_block == (*(197,) * 4, 149, 113, 113, *(65,) * 3, 28, 28)
         assert {layer.similarity_share for layer in schedule.layers} == {0.5}
 
     @given(depth=st.integers(1, 40), patches=st.integers(1, 400), percent=st.integers(1, 99))
@@ -564,7 +565,7 @@ class TestMergingLate:
         assert depth == 1 or all(layer.block + 1 < depth for layer in token_plan.layers), "nothing to save there"
 
     def test_positions_scale_with_depth(self) -> None:
-        assert [layer.block for layer in self.late(0.7, architecture(depth=24)).layers] == list(range(8, 24, 2))
+        assert [layer.block for layer in self.late(0.7, architecture(depth=24)).layers] == [8, 10, 14, 20]
 
     def test_a_preset_that_was_asked_for_is_taken(self) -> None:
         schedule = default_schedule(0.7, DEIT_S, method="zero-tprune-merge", preset="paper")

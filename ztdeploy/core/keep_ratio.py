@@ -20,9 +20,9 @@ PRESETS: dict[str, tuple[float, ...]] = {
     "default": (1 / 4, 1 / 2, 3 / 4),
     "paper": (1 / 12, 3 / 12, 6 / 12, 9 / 12, 11 / 12),
 }
-#: Where the first layer of a late schedule may stand, in twelfths of the depth; another layer follows at each twelfth.
-LATE_STARTS = (4, 3, 2, 1)
-#: What each layer of a late schedule keeps at least; else the first stands earlier (docs/explanation/method.md).
+#: Where the first layer of a late schedule may stand, and where its layers stand behind it, in twelfths of the depth.
+LATE_STARTS, LATE_OFFSETS = (4, 3, 2, 1), (0, 1, 3, 6)
+#: What a late schedule keeps per twelfth at least; else its first layer stands earlier (docs/explanation/method.md).
 LEAST_LATE_RATIO = 0.68
 #: In how many steps a keep ratio is varied until the cost fits.
 _RATIO_STEPS = 1 << 14
@@ -106,20 +106,25 @@ def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pr
 
 
 def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
-    """The schedule that keeps one share of the patch tokens behind each late block and costs nearest to another one.
+    """The schedule of a few late layers that costs nearest to another one; patch tokens become fewer at a steady rate.
 
-    The first layer stands as late as it can while each keeps at least `LEAST_LATE_RATIO`. No layer stands behind the
-    last block, where nothing is left to save.
+    After `n` twelfths of the depth, counted from the one in front of the first layer, a layer keeps `ratio ** n` of all
+    patch tokens. The first layer stands as late as it can with a ratio of at least `LEAST_LATE_RATIO`. No layer stands
+    behind the last block, where nothing is left to save.
     """
     depth, patches = architecture.depth, architecture.patch_tokens
     if not wanted.layers or depth < 2:
         return wanted
     share = wanted.layers[0].similarity_share
 
-    def schedule(blocks: Sequence[int], step: int) -> PruningSchedule:
+    def schedule(first: int, step: int) -> PruningSchedule:
+        ratio = 1 - step / _RATIO_STEPS
+        counts: dict[int, int] = {}  # several twelfths of a shallow model are one block
+        for offset in LATE_OFFSETS:
+            (block,) = blocks_at([(first + offset) / 12], depth)
+            counts[min(block, depth - 1)] = max(1, math.ceil(patches * ratio ** (offset + 1)))
         layers, left = [], patches
-        for position, block in enumerate(blocks, 1):
-            kept = max(1, math.ceil(patches * (1 - step / _RATIO_STEPS) ** position))
+        for block, kept in counts.items():
             if kept < left:
                 layers.append(LayerSpec(block=block, drop=left - kept, similarity_share=share))
             left = kept
@@ -127,10 +132,8 @@ def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> Prunin
 
     found = wanted
     for first in LATE_STARTS:
-        positions = [twelfth / 12 for twelfth in range(first, 12)]
-        candidate = partial(schedule, [block for block in blocks_at(positions, depth) if block < depth])
-        step = _nearest_in_cost(wanted, architecture, candidate, _RATIO_STEPS)
-        found = candidate(step)
+        step = _nearest_in_cost(wanted, architecture, partial(schedule, first), _RATIO_STEPS)
+        found = schedule(first, step)
         if 1 - step / _RATIO_STEPS >= LEAST_LATE_RATIO:
             break
     return found
