@@ -113,17 +113,17 @@ def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Ar
 
 def table(rows: dict[str, Row], dense: Array, photographs: list[LabelledImage]) -> str:
     """Markdown, the smallest divergence first."""
-    divergences = {method: divergences(dense, row.logits) for method, row in rows.items()}
+    apart = {method: divergences(dense, row.logits) for method, row in rows.items()}
     lines = [
         "| method | keep ratio | GMACs | KL from dense (nats) | KL / KL of ToMe | same top class as dense | right |",
         "| --- | ---: | ---: | --- | --- | --- | ---: |",
         f"| dense | 1 | 0 % | 0 | | | {correct(dense, photographs)} of {len(photographs)} |",
     ]
-    for method in sorted(rows, key=lambda name: float(divergences[name].mean())):
-        row, kl = rows[method], divergences[method]
+    for method in sorted(rows, key=lambda name: float(apart[name].mean())):
+        row, kl = rows[method], apart[method]
         same = int((row.logits.argmax(-1) == dense.argmax(-1)).sum())
         mean, agreement = mean_interval(kl, resamples=RESAMPLES), wilson_interval(same, len(kl))
-        ratio, spread = kl.mean() / divergences[REFERENCE].mean(), ratio_interval(kl, divergences[REFERENCE])
+        ratio, spread = kl.mean() / apart[REFERENCE].mean(), ratio_interval(kl, apart[REFERENCE])
         cells = (
             method,
             f"{row.schedule.keep_ratio:g}",
