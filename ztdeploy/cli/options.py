@@ -220,6 +220,7 @@ BatchesOption = Annotated[
 ]
 _ALL_THREADS = "Threads. [default: what the process may use]"
 ThreadsOption = Annotated[list[int] | None, options("--threads N", arguments.THREADS, MEASURING, _ALL_THREADS)]
+CascadeOption = Annotated[bool, flag("--cascade", PRUNING, "Run the cascade: each image takes the stages it needs.")]
 ThreadCountOption = Annotated[int | None, option("--threads N", arguments.THREADS, TARGETS, _ALL_THREADS)]
 WarmupOption = Annotated[
     float, option("--warmup SECONDS", SECONDS, MEASURING, "Warm-up of each configuration, before the first round.")

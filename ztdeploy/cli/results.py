@@ -102,6 +102,8 @@ class ShownVariant(Record):
     labels: tuple[LabelResult, ...]
     cosine: float | None  #: to the baseline's vector; None of a classifier
     doubt: str | None  #: why some reasons are missing
+    confidence: float | None = None  #: None where no cascade runs, and of its last stage
+    threshold: float | None = None  #: the image goes on where the confidence is below it
     layers: tuple[ShownLayer, ...]
 
 
@@ -109,7 +111,8 @@ class ShownImage(Record):
     image: str
     sheet: str  #: the PNG
     dense: tuple[LabelResult, ...]
-    variants: tuple[ShownVariant, ...]
+    variants: tuple[ShownVariant, ...]  #: of a cascade: of the stages that ran
+    answered_by: str | None = None  #: variant of the stage that answered; None where no cascade runs
 
 
 class ShowResult(Record):

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztdeploy.cli.help import DEPLOY, OUTPUT, PRUNING
+from ztdeploy.cli.help import DEPLOY, OUTPUT
 from ztdeploy.cli.options import (
     BundleArgument,
+    CascadeOption,
     ImagesArgument,
     KeepRatioOption,
     ProfileOption,
     ThreadCountOption,
     VariantOption,
-    flag,
     option,
     path,
 )
@@ -48,9 +48,7 @@ def run(
     threshold: Annotated[
         float | None, option("--threshold RATIO", SHARE, OUTPUT, "Least probability to show. [default: any]")
     ] = None,
-    cascade: Annotated[
-        bool, flag("--cascade", PRUNING, "Run the cascade: each image takes the stages it needs.")
-    ] = False,
+    cascade: CascadeOption = False,
     out: Annotated[
         Path | None, option("-o, --out FILE", path, OUTPUT, "Also write what the engine gives as one array (.npy).")
     ] = None,

@@ -13,6 +13,7 @@ from ztdeploy.cli.help import JUDGE, OUTPUT
 from ztdeploy.cli.options import (
     ALL,
     BundleArgument,
+    CascadeOption,
     ImagesArgument,
     KeepRatiosOption,
     ProfileOption,
@@ -41,6 +42,7 @@ def show(
     keep_ratios: KeepRatiosOption = None,
     variants: VariantsOption = None,
     profile: ProfileOption = None,
+    cascade: CascadeOption = False,
 ) -> None:
     """Draw which patches of images the engines keep.
 
@@ -54,6 +56,8 @@ def show(
         ztdeploy show quickstart photo.jpg --out shown
         # Compare two keep ratios on a few images.
         ztdeploy show quickstart photos/*.jpg -k 0.7,0.5 --out shown
+        # See which stage of a cascade answered each image, and how sure it was.
+        ztdeploy show unsure photos/*.jpg --cascade --out shown
     """
     from ztdeploy.core.bundle import read_bundle
     from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
@@ -61,28 +65,30 @@ def show(
 
     shown, opened, sheets = [], read_bundle(bundle), sheet_paths(images, out)
     ratios = [] if keep_ratios == [ALL] else keep_ratios or []
-    explained = explain_bundle(opened, images, ratios, variants or (), profile=profile)
+    explained = explain_bundle(opened, images, ratios, variants or (), profile=profile, cascade=cascade)
     with progress_bar() as progress:
-        for one, sheet in write_show(opened, explained, sheets, out):
+        for one, sheet in write_show(opened, explained, sheets, out, cascade=cascade):
             shown.append((one, sheet))
             progress(f"drew {one.image.name}", len(shown), len(images))
     vectors = opened.manifest.model.gives != "logits"
-    answer(lambda: _result(out / PAGE, shown), lambda: _show(shown, vectors=vectors))
+    answer(lambda: _result(out / PAGE, shown), lambda: _show(shown, vectors=vectors, cascade=cascade))
     note(f"wrote {out / PAGE} and {len(shown)} PNG")
 
 
-def _show(shown: Sequence[tuple[ExplainedImage, Path]], *, vectors: bool) -> None:
+def _show(shown: Sequence[tuple[ExplainedImage, Path]], *, vectors: bool, cascade: bool) -> None:
     rows, doubts = [], dict[str, list[str]]()
     for one, sheet in shown:
         for seen in one.variants:
             kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
             best = [labels[0].words(0) if labels else "-" for labels in (one.dense_labels, seen.labels)]
             answers = best if seen.cosine is None else [f"{seen.cosine:.4f}"]
-            rows.append([sheet.name, seen.variant.name, *answers, kept, _gone(seen)])
+            decided = [seen.decision.words] if seen.decision else []
+            rows.append([sheet.name, seen.variant.name, *decided, *answers, kept or "-", _gone(seen)])
             if seen.doubt is not None:
                 doubts.setdefault(seen.doubt, []).append(f"{sheet.name}, {seen.variant.name}")
     answers_of = ("cosine to the baseline",) if vectors else ("baseline says", "it says")
-    columns = ("sheet", "variant", *answers_of, "patches kept per layer", "gone by similarity + importance")
+    decides = ("decision",) if cascade else ()
+    columns = ("sheet", "variant", *decides, *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
     for doubt, where in doubts.items():
         note(f"{where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {doubt}")
@@ -96,6 +102,7 @@ def _result(page: Path, shown: Sequence[tuple[ExplainedImage, Path]]) -> ShowRes
             "image": str(one.image),
             "sheet": str(sheet),
             "dense": [label.plain for label in one.dense_labels],
+            "answered_by": one.answered_by,
             "variants": [_variant(seen) for seen in one.variants],
         }
         for one, sheet in shown
@@ -110,6 +117,8 @@ def _variant(seen: Explained) -> dict[str, Any]:
         "labels": [label.plain for label in seen.labels],
         "cosine": None if seen.cosine is None else round(seen.cosine, 6),
         "doubt": seen.doubt,
+        "confidence": seen.decision and seen.decision.confidence,
+        "threshold": seen.decision and seen.decision.threshold,
         "layers": [
             {
                 "block": layer.plan.block,

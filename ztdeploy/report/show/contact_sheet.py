@@ -1,5 +1,5 @@
-"""One PNG per image: a row per variant, with the input, a tile per pruning layer with the importance that it went by
-below, and what the engines answer.
+"""One PNG per image: a row per variant, or stage of a cascade, with the input, a tile per pruning layer with the
+importance that it went by below, and what the engines answer.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def _write_row(sheet: _Sheet, plain: Image.Image, row: VariantDrawing, across: i
     if row.outcome:
         sheet.write(row.outcome, colour=CHANGED if row.changed else _FAINT)
     sheet.y += 6
-    sheet.place(plain, 0, ["what the model sees"])
+    if row.panels:
+        sheet.place(plain, 0, ["what the model sees"])
     for first in range(0, len(row.panels), across):
         panels = row.panels[first : first + across]
         for column, panel in enumerate(panels, 1):

@@ -19,7 +19,7 @@ from ztdeploy.report.show.tiles import (
     layer_tile,
     plain_tile,
 )
-from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
+from ztdeploy.target.evaluate.explain import Explained, ExplainedImage, StageDecision
 from ztdeploy.target.evaluate.patches import LayerPatches
 from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
 from ztdeploy.target.runtime.postprocess import Label
@@ -47,24 +47,31 @@ class LayerDrawing:
 
 @dataclass(frozen=True)
 class VariantDrawing:
-    """What is shown of one variant."""
+    """What is shown of one variant, or of a stage of a cascade."""
 
     name: str
     heading: str
     panels: tuple[LayerDrawing, ...]
     answers: tuple[
         tuple[str, tuple[Label, ...]], ...
-    ]  #: the baseline's, the variant's; empty where models give vectors
+    ]  #: the baseline's, the variant's if it is another one; empty where models give vectors
     changed: bool  #: whether the variant's answer is another one than the baseline's
     nearness: str | None  #: how near vectors are to the baseline's; None of a classifier
     keys: tuple[tuple[str, Colour], ...]  #: what the colours of reasons mean
     merges: bool
     legend: str
     doubt: str | None  #: why some reasons are missing
+    decision: StageDecision | None = None  #: None where no cascade runs
 
     @property
     def outcome(self) -> str:
         """What became of the answer, in a few words; empty where a model gives none."""
+        if self.decision is None:
+            return self._became
+        return "; ".join(filter(None, (self.decision.words, self._became if self.decision.answers else "")))
+
+    @property
+    def _became(self) -> str:
         if self.nearness is not None:
             return self.nearness
         first = [labels[0].name for _, labels in self.answers if labels]
@@ -102,20 +109,34 @@ def _row(
         ("among the least important", UNIMPORTANT_COLOUR, any(one.by_importance for one in known)),
     )
     best = [labels[0].index for labels in (dense, seen.labels) if labels]
+    answers = (("baseline", dense), *([(variant.name, seen.labels)] if variant.plan.layers else []))
     return VariantDrawing(
         name=variant.name,
-        heading=f"{variant.name}, {variant.schedule.method}, {variant.gmacs:.3g} of {manifest.dense.gmacs:.3g} GMACs",
+        heading=_heading(seen, manifest.dense.gmacs),
         panels=tuple(
             _panel(layer, why, plain, grid, depth) for layer, why in zip(seen.layers, seen.reasons, strict=True)
         ),
-        answers=(("baseline", dense), (variant.name, seen.labels)) if seen.cosine is None else (),
-        changed=seen.cosine is None and len(set(best)) > 1,
+        answers=answers if seen.cosine is None else (),
+        changed=seen.cosine is None and len(set(best)) > 1 and (seen.decision is None or seen.decision.answers),
         nearness=None if seen.cosine is None else f"cosine to the baseline: {seen.cosine:.4f}",
         keys=tuple((text, colour) for text, colour, wanted in keys if wanted),
         merges=any(layer.plan.merges for layer in seen.layers),
         legend=legend(seen),
         doubt=seen.doubt,
+        decision=seen.decision,
     )
+
+
+def _heading(seen: Explained, dense: float) -> str:
+    """
+    Args:
+        dense: GMACs of the baseline.
+    """
+    variant, decision = seen.variant, seen.decision
+    name = ", ".join([variant.name, *([variant.schedule.method] if variant.plan.layers else [])])
+    if decision is None:
+        return f"{name}, {variant.gmacs:.3g} of {dense:.3g} GMACs"
+    return f"{decision.stage}: {name}, {decision.gmacs:.3g} GMACs up to here, the baseline alone {dense:.3g}"
 
 
 def _panel(layer: LayerPatches, why: LayerReasons | None, plain: Image.Image, grid: Grid, depth: int) -> LayerDrawing:
@@ -133,7 +154,9 @@ def _panel(layer: LayerPatches, why: LayerReasons | None, plain: Image.Image, gr
 
 
 def legend(seen: Explained) -> str:
-    """The looks of patches, and where reasons are known what they look like."""
+    """The looks of patches, and where reasons are known what they look like; empty of the baseline."""
+    if not seen.layers:
+        return ""
     method = METHODS.get(seen.variant.schedule.method)
     merges = any(layer.plan.merges for layer in seen.layers)
     merging = FUSING if method is not None and method.fuses else MERGING

@@ -56,12 +56,13 @@ def sheet_paths(images: Sequence[Path], out: Path) -> list[Path]:
 
 
 def write_show(
-    bundle: Bundle, images: Iterable[ExplainedImage], sheets: Sequence[Path], out: Path
+    bundle: Bundle, images: Iterable[ExplainedImage], sheets: Sequence[Path], out: Path, *, cascade: bool = False
 ) -> Iterator[tuple[ExplainedImage, Path]]:
     """Write a contact sheet per image as images come, and hand both on; and a page of all when the last one is taken.
 
     Args:
         sheets: as `sheet_paths` gives them.
+        cascade: the images went through stages of the bundle's cascade.
 
     Raises:
         OutputError: `out` cannot be written.
@@ -69,7 +70,7 @@ def write_show(
     make_folder(out)
     title = f"What stays: {bundle.root.resolve().name}"
     with writing(out / PAGE) as file:
-        file.write((opening(title) + _top(bundle, title, len(sheets))).encode())
+        file.write((opening(title) + _top(bundle, title, len(sheets), cascade=cascade)).encode())
         for one, sheet in zip(images, sheets, strict=True):
             drawing, png = draw(one, bundle.manifest), io.BytesIO()
             contact_sheet(drawing).save(png, "PNG")
@@ -79,12 +80,17 @@ def write_show(
         file.write((element("footer", f"Written by ztdeploy {__version__}.") + CLOSING).encode())
 
 
-def _top(bundle: Bundle, title: str, images: int) -> Markup:
+def _top(bundle: Bundle, title: str, images: int, *, cascade: bool) -> Markup:
     manifest = bundle.manifest
     text = (
         f"{manifest.model.timm_name}. Which tokens the engines keep, layer by layer. Blocks count from 1; tokens "
         "include the class token and its like, which always stay."
     )
+    if cascade and manifest.cascade is not None:
+        text += (
+            f" A cascade of {manifest.cascade.chain}: an image goes on to the next stage where the confidence is below"
+            " the threshold. Stages that did not run are left out."
+        )
     fold = (
         "Images whose answer changed are unfolded." if images > _UNFOLDED and manifest.model.gives == "logits" else ""
     )
@@ -114,14 +120,17 @@ def _row(drawing: ImageDrawing, row: VariantDrawing) -> Markup:
     return fragment(
         element("h3", row.heading),
         _answers(row),
+        None if row.decision is None else element("p", row.decision.words),
         element(
             "div",
             element("figure", photograph(drawing.plain, seen), element("figcaption", element("span", seen))),
             [_panel(panel, drawing.grid) for panel in row.panels],
             class_="tiles",
-        ),
+        )
+        if row.panels
+        else None,
         _key(row),
-        element("p", row.legend, class_="quiet"),
+        element("p", row.legend, class_="quiet") if row.legend else None,
         None if row.doubt is None else trust([row.doubt]),
     )
 

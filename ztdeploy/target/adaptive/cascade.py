@@ -39,16 +39,23 @@ _LEVEL = 0.005
 class Staged:
     """What the stages of a cascade gave to the images of one call."""
 
-    answers: tuple[Answered, ...]  #: by stage, only those that answered any image
+    ran: tuple[Answered, ...]  #: by stage that ran, on the images that it ran on
     stage: NDArray[np.int64]  #: `[B]`: the stage that answered each image, from 0
     confidence: NDArray[np.float32]  #: `[S - 1, B]`: of each stage but the last; NaN where it did not run
 
     @property
+    def answers(self) -> tuple[Answered, ...]:
+        """By stage, for the images that it answered; only stages that answered any."""
+        answered = ((one, np.flatnonzero(self.stage[one.places] == one.stage)) for one in self.ran)
+        return tuple(
+            Answered(one.outputs.of_images(own), one.places[own], one.stage) for one, own in answered if len(own)
+        )
+
+    @property
     def logits(self) -> NDArray[np.float32]:
         """The output for each image, `[B, ...]`."""
-        first = self.answers[0].outputs.logits
-        found = np.empty((len(self.stage), *first.shape[1:]), first.dtype)
-        for one in self.answers:
+        found: NDArray[np.float32] = self.ran[0].outputs.logits.copy()
+        for one in self.ran[1:]:
             found[one.places] = one.outputs.logits
         return found
 
@@ -118,7 +125,7 @@ class Stages(Lease):
         tokens, left = self._prefix(pixels), np.arange(count)
         reached = np.zeros(count, np.int64)
         confidence = np.full((len(thresholds), count), np.nan, np.float32)
-        answers = list[Answered]()
+        ran = list[Answered]()
         for stage, (tail, interface) in enumerate(zip(tails, self._interfaces, strict=True)):
             outputs, sure = self._tail(tail, interface, tokens[left], [names[place] for place in left.tolist()])
             stays = np.ones(len(left), np.bool_)
@@ -126,12 +133,11 @@ class Stages(Lease):
                 confidence[stage, left] = sure
                 stays = sure >= thresholds[stage]
             reached[left[stays]] = stage
-            if stays.any():
-                answers.append(Answered(outputs.of_images(np.flatnonzero(stays)), left[stays], stage))
+            ran.append(Answered(outputs, left, stage))
             left = left[~stays]
             if not len(left):
                 break
-        return Staged(tuple(answers), reached, confidence)
+        return Staged(tuple(ran), reached, confidence)
 
     def run_all(
         self, pixels: NDArray[np.uint8], names: Sequence[str]
