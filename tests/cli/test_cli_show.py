@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.bundles import edit
+from helpers.bundles import edit, linked_copy
 from helpers.processes import Done, run_ztdeploy
 from PIL import Image
 
@@ -112,6 +112,40 @@ def test_reasons_are_those_of_pytorch(digits_bundle: Path, digit_images: list[Pa
             places = [places[token] for token in stay[index].tolist()]
 
 
+def test_the_stages_of_a_cascade_that_ran_on_each_image(
+    cascade_bundle: Path, digit_images: list[Path], tmp_path: Path
+) -> None:
+    """What each kept is what its variant keeps, for images regrouped between stages; reasons come with it."""
+
+    def choosy(manifest: Any) -> None:
+        manifest["cascade"]["settings"]["cpu"]["thresholds"] = [0.8, 0.85]
+
+    bundle, images = edit(linked_copy(cascade_bundle, tmp_path / "bundle"), choosy), digit_images[100:110]
+    arguments = (*images, "--cascade", "-p", "cpu", "-o", "shown", "--json")
+    found = show(bundle, *arguments, cwd=tmp_path).json()["images"]
+    chain, answered, whole = ["keep-0.50", "keep-0.70", "dense"], list[str](), dict[str, Any]()
+    with ztdeploy.load(bundle, variant="dense", profile="cpu") as runner:
+        for name in chain:
+            runner.switch(variant=name)
+            whole[name] = runner(images)
+    for image, one in enumerate(found):
+        ran = [seen["variant"] for seen in one["variants"]]
+        answered.append(ran[-1])
+        assert (one["answered_by"], ran) == (ran[-1], chain[: len(ran)])
+        for seen in one["variants"]:
+            said = whole[seen["variant"]][image]
+            assert [layer["kept_patches"] for layer in seen["layers"]] == [sorted(kept.tolist()) for kept in said.kept]
+            assert seen["labels"][0]["index"] == said.labels[0].index
+            assert (seen["threshold"] is None) == (seen["confidence"] is None) == (seen["variant"] == "dense")
+            if seen["threshold"]:
+                assert (seen["confidence"] >= seen["threshold"]) == (seen["variant"] == ran[-1])
+            assert seen["doubt"] is None
+            assert all(layer["pairs"] is not None for layer in seen["layers"])
+    assert {"keep-0.50", "dense"} <= set(answered)
+    page = (tmp_path / "shown" / "show.html").read_text()
+    assert page.count("goes on</p>") == sum(map(chain.index, answered))
+
+
 def test_a_bundle_of_an_older_version(bundle_copy: Path, digit_images: list[Path], tmp_path: Path) -> None:
     def without_notes(manifest: Any) -> None:
         for variant in manifest["variants"]:
@@ -203,6 +237,8 @@ def test_a_table_and_a_folder_in_use(digits_bundle: Path, digit_images: list[Pat
         ("BUNDLE IMAGE -k 0.9 --out shown", 3, "keep ratio 0.9"),
         ("BUNDLE IMAGE -k many --out shown", 3, "--keep-ratio many"),
         ("BUNDLE IMAGE -p none --out shown", 3, "none"),
+        ("BUNDLE IMAGE --cascade --out shown", 3, "has no cascade"),
+        ("BUNDLE IMAGE --cascade -k 0.5 --out shown", 3, "beside a cascade"),
         ("absent IMAGE --out shown", 3, "absent"),
     ],
 )

@@ -119,8 +119,8 @@ def _row(drawing: ImageDrawing, row: VariantDrawing) -> Markup:
     seen = "what the model sees"
     return fragment(
         element("h3", row.heading),
+        None if row.decision is None else element("p", row.decision.words, class_="quiet"),
         _answers(row),
-        None if row.decision is None else element("p", row.decision.words),
         element(
             "div",
             element("figure", photograph(drawing.plain, seen), element("figcaption", element("span", seen))),
