@@ -10,9 +10,9 @@ import pytest
 from helpers.variants import plan, variant_of
 
 from ztdeploy.core.errors import ParityError
+from ztdeploy.report.kit.colours import scale_colour
 from ztdeploy.report.show.tiles import (
     Grid,
-    importance_colour,
     importance_shares,
     importance_tile,
     layer_tile,
@@ -146,7 +146,7 @@ def test_what_is_drawn_tells_reasons_apart() -> None:
 
 
 def test_the_scale_of_importance_grows_evenly_and_stays_on_the_screen() -> None:
-    colours = importance_colour(np.linspace(0, 1, 64))
+    colours = scale_colour(np.linspace(0, 1, 64))
     assert colours.min() >= 0
     assert colours.max() <= 255
     linear = np.where(colours / 255 <= 0.04045, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4)

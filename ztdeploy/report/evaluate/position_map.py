@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ztdeploy.report.kit.colours import css, scale_colour
 from ztdeploy.report.kit.markup import Markup, element
 from ztdeploy.report.kit.plots.frame import TOP, WIDTH, label, svg
-from ztdeploy.report.show.tiles import Grid, css, importance_colour
+from ztdeploy.report.show.tiles import Grid
 
 _SIDE, _SCALE = 224.0, 14.0
 HEIGHT = TOP + _SIDE + 8
@@ -34,13 +35,13 @@ def position_map(title: str, axis: str, values: Sequence[float], grid: Grid) -> 
                 y=TOP + row * cell,
                 width=cell + 0.3,  # neighbours overlap by less than can be seen, so that no paper shows between them
                 height=cell + 0.3,
-                fill=css(importance_colour((value - low) / span)),
+                fill=css(scale_colour((value - low) / span)),
             )
         )
     edge, steps = left + _SIDE + 18, 32
     for step in range(steps):
         height = _SIDE / steps
-        top, fill = TOP + _SIDE - (step + 1) * height, css(importance_colour(step / (steps - 1)))
+        top, fill = TOP + _SIDE - (step + 1) * height, css(scale_colour(step / (steps - 1)))
         marks.append(element("rect", x=edge, y=top, width=_SCALE, height=height + 0.3, fill=fill))
     for value, y in ((high, TOP + 9), (low, TOP + _SIDE)):
         marks.append(label(edge + _SCALE + 6, y, f"{value:.3f}", "tick", anchor="start"))

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ztdeploy.core.text import printable
+from ztdeploy.report.kit.colours import NOTHING, Colour, scale_colour
 from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, VariantDrawing
-from ztdeploy.report.show.tiles import NOTHING, Colour, importance_colour
 from ztdeploy.target.runtime.postprocess import chance
 
 #: Tiles side by side, the input left out.
@@ -116,7 +116,7 @@ def _write_key(sheet: _Sheet, size: tuple[int, int], row: VariantDrawing) -> Non
     """In the first column: what the colours of patches mean, and upright those of importance; the position stays."""
     top, width, (wide, side) = sheet.y, 24, size
     draw, font = ImageDraw.Draw(sheet.picture), _font(_SMALL)
-    colours = importance_colour(np.linspace(1, 0, side)).round().astype(np.uint8)
+    colours = scale_colour(np.linspace(1, 0, side)).round().astype(np.uint8)
     x = _GAP + wide - width
     sheet.picture.paste(Image.fromarray(np.repeat(colours[:, None], width, 1)), (x, top))
     for text, y in ((MOST, top), (LEAST, top + side - 24)):

@@ -9,11 +9,11 @@ from PIL import Image
 
 from ztdeploy.core.manifest import Manifest
 from ztdeploy.core.methods import METHODS
+from ztdeploy.report.kit.colours import Colour
 from ztdeploy.report.show.tiles import (
     DRAWN_PAIRS,
     SIMILAR_COLOUR,
     UNIMPORTANT_COLOUR,
-    Colour,
     Grid,
     importance_tile,
     layer_tile,

@@ -13,6 +13,7 @@ from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import OutputError
 from ztdeploy.core.files import disk_errors, make_folder, write, writing
 from ztdeploy.core.folders import check_folder_path
+from ztdeploy.report.kit.colours import css, scale_colour
 from ztdeploy.report.kit.document import CLOSING, opening
 from ztdeploy.report.kit.figure import folded, legend, photograph, trust
 from ztdeploy.report.kit.markup import Markup, element, fragment
@@ -20,7 +21,7 @@ from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.kit.sheet import Column, table
 from ztdeploy.report.show.contact_sheet import contact_sheet
 from ztdeploy.report.show.drawing import LEAST, MOST, ImageDrawing, LayerDrawing, VariantDrawing, draw
-from ztdeploy.report.show.tiles import Grid, css, importance_colour
+from ztdeploy.report.show.tiles import Grid
 from ztdeploy.target.evaluate.explain import ExplainedImage
 from ztdeploy.target.evaluate.reasons import Pair
 from ztdeploy.target.runtime.postprocess import Label
@@ -191,7 +192,7 @@ def _key(row: VariantDrawing) -> Markup | None:
     """What the colours of patches mean, and those of importance, as far as they are used."""
     keys = [(_coloured([colour]), text) for text, colour in row.keys]
     if any(panel.importance is not None for panel in row.panels):
-        keys.append((_coloured(importance_colour(np.linspace(0, 1, 9))), f"importance, from {LEAST} to {MOST}"))
+        keys.append((_coloured(scale_colour(np.linspace(0, 1, 9))), f"importance, from {LEAST} to {MOST}"))
     return legend(keys) if keys else None
 
 

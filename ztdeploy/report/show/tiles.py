@@ -6,21 +6,19 @@ Where it is known why patches went, those that this layer let go are told apart 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ztdeploy.report.kit.colours import LESS, MORE, NOTHING, Colour, scale_colour
 from ztdeploy.target.evaluate.patches import GONE, LayerPatches
 from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
 
-Colour: TypeAlias = tuple[int, int, int]
-#: Dropped by similarity, and by importance: told apart in all common kinds of colour blindness.
-SIMILAR_COLOUR, UNIMPORTANT_COLOUR = (70, 150, 255), (255, 140, 40)
-NOTHING = (34, 38, 46)  #: no token is there any more
+SIMILAR_COLOUR, UNIMPORTANT_COLOUR = LESS, MORE  #: dropped by similarity, and by importance
 DRAWN_PAIRS = 10  #: lines to partners; more of them hide each other
 #: The longer side of a tile in pixels, to the nearest multiple of its patches.
 _SIDE = 336
@@ -62,35 +60,6 @@ class Grid:
         """A patch's pixels in a tile."""
         row, column = self.place(patch)
         return slice(row * cell[0], (row + 1) * cell[0]), slice(column * cell[1], (column + 1) * cell[1])
-
-
-def importance_colour(share: ArrayLike) -> NDArray[np.float64]:
-    """From 0 (dark violet) to 1 (light yellow), as sRGB 0 to 255 `[..., 3]`.
-
-    Even steps look evenly far apart: lightness and hue grow evenly in OKLab, whose distances are about those that
-    people see. Formulas: Björn Ottosson, "A perceptual color space for image processing" (2020).
-    """
-    share = np.clip(np.asarray(share, np.float64), 0, 1)
-    lightness, hue = 0.27 + 0.66 * share, np.deg2rad(300 - 195 * share)
-    chroma = 0.1  # as much as all of these hues have on a screen
-    oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], -1)
-    cones = oklab @ np.array(
-        [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
-    )
-    linear = cones**3 @ np.array(
-        [
-            [4.0767416621, -1.2684380046, -0.0041960863],
-            [-3.3077115913, 2.6097574011, -0.7034186147],
-            [0.2309699292, -0.3413193965, 1.7076147010],
-        ]
-    )
-    linear = np.clip(linear, 0, 1)
-    return np.asarray(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
-
-
-def css(colour: Iterable[float]) -> str:
-    """A colour for pages and SVG."""
-    return f"rgb({', '.join(str(round(float(part))) for part in colour)})"
 
 
 def importance_shares(importance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,7 +127,7 @@ def layer_tile(plain: Image.Image, layer: LayerPatches, grid: Grid, reasons: Lay
 def importance_tile(size: tuple[int, int], layer: LayerPatches, grid: Grid, reasons: LayerReasons) -> Image.Image:
     """The importance of what a layer ranked, by rank; a line runs around what stays. As large as a plain tile."""
     cell, stays = grid.cell(size), layer.stays
-    colours = importance_colour(np.nan_to_num(importance_shares(reasons.importance)))
+    colours = scale_colour(np.nan_to_num(importance_shares(reasons.importance)))
     colours[~np.isfinite(reasons.importance)] = NOTHING
     pixels = np.zeros((size[1], size[0], 3))
     for patch in range(grid.patches):

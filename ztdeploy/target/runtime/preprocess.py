@@ -59,6 +59,17 @@ def resize_and_crop(image: Image.Image | Sequence[Image.Image], spec: Preprocess
     return cropped[0] if len(cropped) == 1 else np.concatenate(cropped, axis=-1)
 
 
+def seen_box(width: int, height: int, spec: PreprocessSpec) -> tuple[float, float, float, float]:
+    """What of an image the model sees: left, top, right and lower edge, in pixels of the upright image.
+
+    Where the resized image is smaller than the crop, the box reaches beyond the image.
+    """
+    resized = _resized_size(width, height, spec)
+    left, top = _crop_corner(resized, spec)
+    x, y, size = width / resized[0], height / resized[1], spec.image_size
+    return left * x, top * y, (left + size.width) * x, (top + size.height) * y
+
+
 def normalise(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
     """(pixels / 255 - mean) / std, as float32 `[B, C, H, W]`, contiguous.
 
@@ -127,12 +138,16 @@ def _check_resize(old: tuple[int, int], new: tuple[int, int]) -> None:
 
 def _center_crop(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """`[H, W, C]`."""
-    start = _crop_start if spec.crop_rounding == "even" else _crop_start_down
-    size = spec.image_size
-    left, top = start(image.width, size.width), start(image.height, size.height)
+    (left, top), size = _crop_corner(image.size, spec), spec.image_size
     # Where the box reaches beyond the image, Pillow's crop fills with zeros: black, as torchvision pads.
     pixels = np.array(image.crop((left, top, left + size.width, top + size.height)), np.uint8)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _crop_corner(resized: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Where the crop starts in a resized image of some width and height, from the left and from the top."""
+    start = _crop_start if spec.crop_rounding == "even" else _crop_start_down
+    return start(resized[0], spec.image_size.width), start(resized[1], spec.image_size.height)
 
 
 def _crop_start(length: int, side: int) -> int:
