@@ -78,6 +78,9 @@ PASSES: dict[str, Pass] = {
     "stable-names": Pass("ztdeploy.host.graph.stable_names:stable_names"),
     "live-rows": Pass("ztdeploy.host.graph.live_rows:live_rows"),
     "static-shapes": Pass("ztdeploy.host.graph.tidying:check_static_shapes"),
+    "separate-projections": Pass(
+        "ztdeploy.host.graph.fused_attention:separate_projections", lambda spec: spec.fused_attention_from is not None
+    ),
     "int8": Pass("ztdeploy.host.graph.int8:to_int8", lambda spec: spec.precision == "int8"),
     "precision": Pass("ztdeploy.host.graph.precision:to_precision", lambda spec: spec.low != "fp32"),
     "turing": Pass("ztdeploy.host.graph.old_runtimes:without_fp32_products", lambda spec: spec.turing),

@@ -1,8 +1,9 @@
-"""Replace attention by ONNX Runtime's operator `com.microsoft.Attention`, where nobody reads the attention matrix.
+"""Replace attention by ONNX Runtime's operator `com.microsoft.MultiHeadAttention`, where nobody reads its matrix.
 
 Whether that is faster depends on the machine and the number of tokens (docs/explanation/measuring.md), so the
-profile sets the smallest number of tokens. The operator includes the projection to queries, keys and values. It attends
-from all tokens, so a last block of which few are read (`live_rows`) stays as it is.
+profile sets the smallest number of tokens. The operator takes queries, keys and values as three projections give them.
+One projection for all three would have to be cut apart behind its product, which takes longer than its product saves:
+its weights are cut instead, so that models of timm and of transformers become the same graph.
 """
 
 from __future__ import annotations
@@ -14,31 +15,102 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter.pattern import Pattern
 
 from ztdeploy.host.graph import GraphSpec
-from ztdeploy.host.graph.rewriting import numbers, shape_of
+from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, rank_of, shape_of
 
-DOMAIN, OPERATOR = "com.microsoft", "Attention"
-
-
-def _attention(op: Any, tokens: Any, weight: Any, bias: Any, split: Any, scale: Any, join: Any) -> Any:
-    """softmax(scale q k^T) v, where q, k, v are parts of transpose(reshape(x W + b)): the form that `export` writes."""
-    stacked = op.Transpose(op.Reshape(op.Add(op.MatMul(tokens, weight), bias), split), perm=[2, 0, 3, 1, 4])
-    query, key, value = (op.Gather(stacked, part, axis=0) for part in range(3))
-    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
-    matrix = op.Softmax(scores, _outputs=["matrix"])
-    return op.Reshape(op.Transpose(op.MatMul(matrix, value), perm=[0, 2, 1, 3]), join)
+DOMAIN, OPERATOR = "com.microsoft", "MultiHeadAttention"
+_HEADS, _HEADS_TURNED, _STACKED = [0, 2, 1, 3], [0, 2, 3, 1], [2, 0, 3, 1, 4]
 
 
-_PATTERN = Pattern(_attention)  # it matches only where nobody else reads what is inside
+def separate_projections(model: ir.Model, _spec: GraphSpec) -> None:
+    """Give queries, keys and values a product each, where one product with `[D, 3 D]` makes all three.
+
+    Requires static shapes, and comes ahead of rounding. Ensures that values stay what they are, bit for bit. The new
+    weights are parts of the old one's memory.
+    """
+    for stacked in [node for node in model.graph if node.op_type == "Transpose"]:
+        projection = _joined_projection(stacked)
+        if projection is not None:
+            for part in [node for node, _ in stacked.outputs[0].uses()]:
+                _separate(part, *projection)
+    RemoveUnusedNodesPass()(model)
+
+
+def _joined_projection(stacked: ir.Node) -> tuple[ir.Node, ir.Value | None] | None:
+    """The product and the bias, where a node gives `transpose(reshape(x W + b))`, read only in its three parts."""
+    parts = [node for node, _ in stacked.outputs[0].uses()]
+    if list(stacked.attributes["perm"].as_ints()) != _STACKED or any(node.op_type != "Gather" for node in parts):
+        return None
+    if any(rank_of(node.inputs[1]) != 0 or node.attributes.get_int("axis", 0) != 0 for node in parts):
+        return None
+    split, bias = _maker(stacked, "Reshape"), None
+    node = split and (_maker(split, "Add") or _maker(split, "MatMul"))
+    if node is not None and node.op_type == "Add":
+        bias, node = node.inputs[1], _maker(node, "MatMul")
+    if split is None or node is None or shape_of(split.outputs[0])[2] != 3:
+        return None
+    constants = [node.inputs[1], *([] if bias is None else [bias])]
+    return (node, bias) if all(value is not None and value.is_initializer() for value in constants) else None
+
+
+def _maker(node: ir.Node, operator: str) -> ir.Node | None:
+    """What makes the first input of a node, if it is such an operator and makes it for this node alone."""
+    value = node.inputs[0]
+    maker = None if value is None else value.producer()
+    alone = maker is not None and len(maker.outputs[0].uses()) == 1 and not maker.outputs[0].is_graph_output()
+    return maker if alone and maker is not None and maker.op_type == operator else None
+
+
+def _separate(part: ir.Node, product: ir.Node, bias: ir.Value | None) -> None:
+    """Replace the node that picks one of the three, `[B, H, N, d]`."""
+    result, index = part.outputs[0], int(numbers(part.inputs[1]))
+    sizes: Any = shape_of(result)
+    batch, heads, tokens, size = sizes
+    new = Replacement(part, f"{product.name}/{('query', 'key', 'value')[index]}")
+    shape, rows = (batch, tokens, heads * size), slice(index * heads * size, (index + 1) * heads * size)
+
+    def cut(whole: ir.Value | None) -> ir.Value:
+        assert whole is not None
+        assert whole.dtype is not None
+        return constant(new.graph, f"{whole.name}.{index}", numbers(whole)[..., rows], whole.dtype)
+
+    value = new.add("MatMul", "product", product.inputs[0], cut(product.inputs[1]), like=result, shape=shape)
+    if bias is not None:
+        value = new.add("Add", "sum", value, cut(bias), like=result, shape=shape)
+    target = new.constant("shape", [0, 0, heads, size], ir.DataType.INT64)
+    split = new.add("Reshape", "split", value, target, like=result, shape=(batch, tokens, heads, size))
+    new.add("Transpose", "heads", split, like=result, perm=_HEADS)
+    for reader, _ in list(result.uses()):
+        if reader.op_type == "Transpose" and list(reader.attributes["perm"].as_ints()) == [0, 1, 3, 2]:
+            reader.replace_input_with(0, split)  # once instead of twice
+            reader.attributes["perm"] = ir.AttrInt64s("perm", _HEADS_TURNED)
+    new.replace()
+
+
+def _attention(
+    op: Any, query: Any, key: Any, value: Any, query_split: Any, key_split: Any, value_split: Any, scale: Any, join: Any
+) -> Any:
+    """softmax(scale q k^T) v of `[B, N, D]`: the form that `export` writes."""
+    queries = op.Mul(op.Transpose(op.Reshape(query, query_split), perm=_HEADS), scale)
+    matrix = op.Softmax(
+        op.MatMul(queries, op.Transpose(op.Reshape(key, key_split), perm=_HEADS_TURNED), _outputs=["scores"]),
+        _outputs=["matrix"],
+    )
+    values = op.Transpose(op.Reshape(value, value_split), perm=_HEADS)
+    return op.Reshape(op.Transpose(op.MatMul(matrix, values), perm=_HEADS), join)
+
+
+_PATTERN = Pattern(_attention)
 
 
 def fuse_attention(model: ir.Model, spec: GraphSpec) -> None:
     """Replace the attention of every block of at least `spec.fused_attention_from` tokens by one operator.
 
-    Requires static shapes. Attention stays as it is where another node, or the graph's caller, reads a value inside.
+    Requires static shapes. Attention stays as it is where another node, or the graph's caller, reads its matrix;
+    queries, keys and values may be read by others.
     """
     graph = model.graph
     for last in [node for node in graph if node.op_type == "Reshape"]:
-        match = _PATTERN.match(model, graph, last)
+        match = _PATTERN.match(model, graph, last, check_nodes_are_removable=False)
         if match and _fits(match.bindings, last.outputs[0], spec.fused_attention_from or 0):
             _replace(graph, last, match.bindings)
             graph.opset_imports[DOMAIN] = 1
@@ -46,15 +118,16 @@ def fuse_attention(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _fits(found: Any, result: ir.Value, from_tokens: int) -> bool:
-    """Whether there are enough tokens, and the projection is one matrix `[D, 3 D]` of tokens `[B, N, D]`."""
-    _, heads, _, tokens = shape_of(found["matrix"])
-    width = shape_of(result)[-1]
-    if not all(found[name].is_initializer() for name in ("weight", "bias", "scale")):
+    """Whether there are enough tokens, and queries, keys and values are `[B, N, D]`."""
+    inside = (found["scores"], found["matrix"])
+    if any(len(value.uses()) != 1 or value.is_graph_output() for value in inside):
         return False
-    if not (isinstance(heads, int) and isinstance(tokens, int) and isinstance(width, int)) or tokens < from_tokens:
+    _, heads, rows, tokens = shape_of(found["matrix"])
+    if not isinstance(heads, int) or not isinstance(tokens, int) or tokens < from_tokens:
         return False
-    projects = found["tokens"].shape == result.shape and shape_of(found["weight"])[1] == 3 * width
-    return projects and numbers(found["scale"]).size == 1
+    expected = {"query": rows, "key": tokens, "value": tokens}
+    whole = all(shape_of(found[name])[1:] == (count, shape_of(result)[-1]) for name, count in expected.items())
+    return whole and found["scale"].is_initializer() and numbers(found["scale"]).size == 1
 
 
 def _replace(graph: ir.Graph, last: ir.Node, found: Any) -> None:
@@ -64,7 +137,7 @@ def _replace(graph: ir.Graph, last: ir.Node, found: Any) -> None:
     node = ir.Node(
         DOMAIN,
         OPERATOR,
-        [found["tokens"], found["weight"], found["bias"]],
+        [found["query"], found["key"], found["value"]],
         [ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
         num_outputs=1,
         name=f"{(softmax.name or '').rpartition('/')[0]}/{OPERATOR}_0",

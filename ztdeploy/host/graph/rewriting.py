@@ -78,7 +78,7 @@ def constant(graph: ir.Graph, name: str, values: ArrayLike, dtype: ir.DataType) 
     """Add an initializer to the graph; if one of that name exists, return that one."""
     if name in graph.initializers:
         return graph.initializers[name]
-    tensor = ir.tensor(np.asarray(values).astype(dtype.numpy()), dtype=dtype, name=name)
+    tensor = ir.tensor(np.asarray(values).astype(dtype.numpy(), copy=False), dtype=dtype, name=name)
     value = ir.Value(name=name, shape=ir.Shape(np.shape(values)), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
