@@ -536,7 +536,9 @@ class TestMergingLate:
     @pytest.mark.parametrize("ratio", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
     def test_costs_what_the_papers_method_costs_as_closely_as_integers_allow(self, ratio: float) -> None:
         wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), DEIT_S))
-        assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(wanted, rel=0.001 if ratio > 0.4 else 0.005)
+        assert plan_gmacs(DEIT_S, plan(self.late(ratio), DEIT_S)) == pytest.approx(
+            wanted, rel=0.001 if ratio > 0.4 else 0.005
+        )
 
     @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.6, 0.5])
     def test_tokens_become_fewer_at_a_steady_rate_and_never_too_fast(self, ratio: float) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.bundles import linked_copy
 from helpers.errors import refused
 
+import ztdeploy
 from ztdeploy.cli.app import run
-from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.bundle import MANIFEST, Bundle, read_bundle
 from ztdeploy.core.cascade import CascadeGoal, CascadeSetting
-from ztdeploy.core.errors import AccuracyError, InputError
+from ztdeploy.core.errors import PARTLY_BUILT, AccuracyError, InputError
 from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.manifest import GateLimits
 from ztdeploy.core.plan import Variant
+from ztdeploy.core.progress import silent
 from ztdeploy.host.models.catalogue import ASSETS
+from ztdeploy.jobs.cascade import calibrate_cascade
 from ztdeploy.jobs.chain import chain_of
+from ztdeploy.jobs.request import Gate
 from ztdeploy.target.adaptive.calibrate import StageAnswers, calibrate
 from ztdeploy.target.bundle_readme import README
 from ztdeploy.target.verdict import verdict_of_build
@@ -94,6 +101,39 @@ def test_a_goal_that_no_thresholds_reach_says_what_is_best(
     )
 
 
+def test_a_profile_whose_cascade_misses_its_goal_keeps_its_engines(
+    cascade_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle says so by name, and the exit code is that of a bundle without some of its profiles."""
+    folder, missed = linked_copy(cascade_bundle, tmp_path / "bundle"), {"cpu"}
+    found, before = settings(folder), (folder / MANIFEST).read_bytes()
+
+    def double(_bundle: Bundle, profile: str, *_: object) -> CascadeSetting:
+        if profile in missed:
+            raise AccuracyError("100 % of 100 images go on", "less", "ask for less")
+        return found[profile]
+
+    monkeypatch.setattr("ztdeploy.jobs.cascade.calibrate", double)
+    gate = Gate(cascade_bundle.parent / "some digits", GateLimits())
+    request: Any = SimpleNamespace(cascade=CascadeGoal(agreement=0.95), gate=gate)
+    calibrate_cascade(folder, request, silent)
+    bundle = read_bundle(folder)
+    assert list(settings(folder)) == ["jetson-orin"]
+    assert [(one.profile, one.part, one.exit_code) for one in bundle.manifest.failed] == [("cpu", "cascade", 8)]
+    for said in ((folder / README).read_text(), " ".join(str(bundle).split())):
+        assert "profile 'cpu' has no cascade: 100 % of 100 images" in said
+    with ztdeploy.load(folder, profile="cpu") as runner:
+        assert runner.profile == "cpu"
+    refused(lambda: ztdeploy.load(folder, profile="cpu", cascade=True), "'cpu': 100 % of 100 images", kind=InputError)
+    monkeypatch.setattr("ztdeploy.jobs.build.build", lambda *_: bundle)
+    assert run(["build", "-m", "vit_digits", "-p", "cpu", "-o", str(tmp_path / "unused")]) == PARTLY_BUILT
+    assert "has no cascade" in capsys.readouterr().err
+    missed.add("jetson-orin")
+    other = linked_copy(cascade_bundle, tmp_path / "other")
+    refused(lambda: calibrate_cascade(other, request, silent), "100 % of 100 images", kind=AccuracyError)
+    assert (other / MANIFEST).read_bytes() == before
+
+
 def settings(bundle: Path) -> dict[str, CascadeSetting]:
     cascade = read_bundle(bundle).manifest.cascade
     assert cascade is not None
@@ -133,6 +173,36 @@ def test_people_read_what_is_guaranteed(cascade_bundle: Path, capsys: pytest.Cap
         assert "with 95 % confidence; measured" in said
         assert "its graphs ran in ONNX Runtime, its engines did not" in said
         assert "go on to the baseline" in said
+
+
+def test_an_evaluation_is_on_record_until_engines_change(
+    cascade_bundle: Path, digit_images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside those of variants, for the bundle's README, `inspect`, sweeps and verdicts."""
+    folder, photos = linked_copy(cascade_bundle, tmp_path / "bundle"), tmp_path / "photos"
+    photos.mkdir()
+    for image in digit_images[200:230]:
+        shutil.copy(image, photos)
+    command = ["eval", str(folder), "--data", str(photos), "-p", "cpu", "--cache", str(tmp_path / "cache"), "--json"]
+    assert run(command) == 0
+    report = json.loads(capsys.readouterr().out)["result"]
+    bundle = read_bundle(folder)
+    bundle.verify_files()
+    cascade, row = bundle.manifest.cascade, report["variants"][-1]
+    assert cascade is not None
+    found = cascade.evaluations["cpu"]
+    assert (found.data, found.images, found.gmacs) == ("photos", 30, row["gmacs"])
+    assert found.agreement == row["cascade"]["agreement"]["count"] / 30
+    assert found.bound < found.agreement
+    assert [30 * share for share in found.shares] == [one["reached"]["count"] for one in row["cascade"]["stages"]]
+    said = f"on 30 images of 'photos' it agreed with the baseline on {100 * found.agreement:.1f} %"
+    assert said in (folder / README).read_text()
+    assert run(["inspect", str(folder)]) == 0
+    assert "cpu\tcascade\t30 of photos" in capsys.readouterr().out
+    engine = cascade.prefix.engines["cpu"]
+    changed = bundle.manifest.with_engines({("_prefix", "cpu"): engine}).cascade
+    assert changed is not None
+    assert changed.evaluations == {}
 
 
 def test_run_says_which_stage_answered(

@@ -9,6 +9,7 @@ import typer
 from ztdeploy.cli.help import LOOK_UP
 from ztdeploy.cli.options import BundleArgument, KeepRatioOption, VariantOption
 from ztdeploy.cli.output import answer, cell, left, right, say, table
+from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
@@ -193,17 +194,23 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
     """What evaluations on images found out."""
     from ztdeploy.core.preprocess_spec import NOUNS
 
+    manifest = bundle.manifest
+    known: list[tuple[str, str, FidelityRecord | None]] = [
+        (name, variant.name, bundle.fidelity(variant, name))
+        for name in manifest.profiles
+        for variant in manifest.variants
+    ]
+    known += [(name, CASCADE, one) for name, one in (manifest.cascade.evaluations if manifest.cascade else {}).items()]
     rows = [
         (
             name if record.dense_profile is None else f"{name} (baseline: {record.dense_profile})",
-            variant.name,
+            variant,
             f"{record.images} of {record.data} ({record.data_sha256[:8]})",
             *((cell(record.cosine, ".4f"),) if vectors else _answers(record)),
             record.created[:10],
         )
-        for name in bundle.manifest.profiles
-        for variant in bundle.manifest.variants
-        if (record := bundle.fidelity(variant, name)) is not None
+        for name, variant, record in known
+        if record is not None
     ]
     if rows:
         answers = ("top-1", "change", "same answer", "KL")

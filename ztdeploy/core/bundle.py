@@ -193,6 +193,14 @@ class Bundle(Shown):
         hashes = [self.manifest.files[name].sha256 for name in (*engine.files, WEIGHTS_FILE)]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
+    def cascade_digest(self, profile: str) -> str:
+        """The sha256 of all that decides the answers of the cascade with a profile's engines, which the bundle has."""
+        cascade = self.manifest.cascade
+        assert cascade is not None
+        pieces = [self.engine_digest(piece.engines[profile]) for piece in cascade.pieces]
+        thresholds = repr(cascade.settings[profile].thresholds)
+        return hashlib.sha256("\n".join([*pieces, thresholds]).encode()).hexdigest()
+
     def fidelity(self, variant: VariantRecord, profile: str) -> FidelityRecord | None:
         """The recorded evaluation of a variant's engine, if it and the baseline's engine are still the same."""
         engine = variant.engines.get(profile)
@@ -213,7 +221,7 @@ class Bundle(Shown):
         if wanted is not None:
             arguments.text("profile", wanted)
             for failed in self.manifest.failed:
-                if failed.profile == wanted:
+                if failed.profile == wanted and failed.part == "profile":
                     raise InputError(failed.line, f"a profile in {self.root}", "build it again for that one")
             if wanted not in self.manifest.profiles:
                 raise InputError(

@@ -24,6 +24,11 @@ ALL_GO_ON = 2.0
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def percent_below(share: float) -> str:
+    """A bound in words, never rounded up."""
+    return f"{math.floor(1000 * share) / 10:.1f} %"
+
+
 class CascadeGoal(FiniteRecord):
     """What a cascade is asked for: an agreement with the baseline, or a share of images that may go on."""
 
@@ -66,7 +71,7 @@ class Guarantee(FiniteRecord):
         of = "" if self.min_cosine is None else f" (a cosine of {self.min_cosine:g} or more)"
         ran = "" if self.by == "engines" else "; its graphs ran in ONNX Runtime, its engines did not"
         return (
-            f"answers as the baseline{of} on at least {math.floor(1000 * self.bound) / 10:.1f} % of images like these,"
+            f"answers as the baseline{of} on at least {percent_below(self.bound)} of images like these,"
             f" with {100 * self.confidence:.0f} % confidence; measured {100 * self.agreement:.1f} % on {self.images}"
             f" images of '{self.data}'{ran}"
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from ztdeploy.core.cascade import CascadeSetting, Signal
+from ztdeploy.core.cascade import CascadeSetting, Share, Signal, percent_below
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.preprocess_spec import Activation, ImageInput, Output, PreprocessSpec, given
@@ -359,18 +359,22 @@ class GoldenRecord(FiniteRecord):
 
 
 class FailedProfile(FiniteRecord):
-    """A profile that was asked for and could not be built, while others could; the fields are its error's."""
+    """A profile that was asked for and could not be built, while others could; the fields are its error's.
+
+    Where only its cascade failed, its engines are in the bundle.
+    """
 
     profile: Name
+    part: Literal["profile", "cascade"] = "profile"
     given: str
     expected: str
     fix: str
     exit_code: int
 
     @classmethod
-    def of(cls, profile: str, error: ZtdeployError) -> FailedProfile:
+    def of(cls, profile: str, error: ZtdeployError, part: Literal["profile", "cascade"] = "profile") -> FailedProfile:
         fields = {name: getattr(error, name) for name in ("given", "expected", "fix", "exit_code")}
-        return cls(profile=profile, **fields)
+        return cls(profile=profile, part=part, **fields)
 
     @property
     def error(self) -> ZtdeployError:
@@ -380,7 +384,8 @@ class FailedProfile(FiniteRecord):
 
     @property
     def line(self) -> str:
-        return f"profile '{self.profile}' was not built: {self.error}"
+        what = "was not built" if self.part == "profile" else "has no cascade"
+        return f"profile '{self.profile}' {what}: {self.error}"
 
 
 class AdaptedProfile(FiniteRecord):
@@ -440,6 +445,26 @@ class CascadeStage(Piece):
     variant: Name
 
 
+class CascadeFidelity(FidelityRecord):
+    """An evaluation of a cascade on record: its agreement is in the sense of its guarantee, and its digest is of all
+    its engines and thresholds.
+    """
+
+    bound: Share  #: the agreement on images like these is at least this, with 95 % confidence
+    shares: tuple[Share, ...]  #: per stage: share of these images that it ran on
+    gmacs: float = Field(gt=0)  #: mean multiply-adds of one of these images, in units of 1e9
+
+    @property
+    def words(self) -> str:
+        """What was found, in words that follow what is guaranteed."""
+        against = "" if self.dense_profile is None else f" of {self.dense_profile}"
+        return (
+            f"on {self.images} images of '{self.data}' it agreed with the baseline{against} on"
+            f" {100 * self.likeness:.1f} % (at least {percent_below(self.bound)} of images like them), and"
+            f" {100 * self.shares[-1]:.0f} % went on to the baseline"
+        )
+
+
 class CascadeRecord(FiniteRecord):
     """A cascade: stages from the cheapest to the baseline, behind one prefix (see `core/cascade.py`)."""
 
@@ -448,6 +473,7 @@ class CascadeRecord(FiniteRecord):
     prefix: Piece
     stages: Annotated[tuple[CascadeStage, ...], Field(min_length=2)]
     settings: dict[Name, CascadeSetting] = Field(default_factory=dict)  #: by profile; only where its engines have run
+    evaluations: dict[Name, CascadeFidelity] = Field(default_factory=dict)  #: by profile: the last one on images
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -502,11 +528,17 @@ class Manifest(FiniteRecord):
             cost = f"{one.gmacs:.3f} GMACs on average, {one.gmacs / self.dense.gmacs:.2f} of the baseline's"
             times = "" if one.mean_ms is None else f", {one.mean_ms:.2f} ms on average and {one.worst_ms:.2f} at worst"
             assert cascade is not None
-            lines.append(f"the cascade of {cascade.chain} ({profile}) {one.guarantee.words}; {last}: {cost}{times}")
+            found = cascade.evaluations.get(profile)
+            since = f"; {found.words}" if found else ""
+            name = f"the cascade of {cascade.chain} ({profile})"
+            lines.append(f"{name} {one.guarantee.words}; {last}: {cost}{times}{since}")
         return tuple(lines)
 
     def with_engines(self, engines: Mapping[tuple[str, str], EngineRecord]) -> Manifest:
-        """The manifest with some engines replaced or added, by the names of their variant or piece, and profile."""
+        """The manifest with some engines replaced or added, by the names of their variant or piece, and profile.
+
+        Evaluations of a cascade whose engines these replace are left out.
+        """
 
         def with_own(part: _AnyPart) -> _AnyPart:
             own = {profile: engine for (name, profile), engine in engines.items() if name == part.name}
@@ -515,7 +547,9 @@ class Manifest(FiniteRecord):
         changes: dict[str, object] = {"variants": tuple(map(with_own, self.variants))}
         if self.cascade is not None:
             pieces = {"prefix": with_own(self.cascade.prefix), "stages": tuple(map(with_own, self.cascade.stages))}
-            changes["cascade"] = self.cascade.model_copy(update=pieces)
+            replaced, known = {profile for _, profile in engines}, self.cascade.evaluations.items()
+            left = {name: one for name, one in known if not {name, one.dense_profile} & replaced}
+            changes["cascade"] = self.cascade.model_copy(update={**pieces, "evaluations": left})
         return self.model_copy(update=changes)
 
     @property

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ztdeploy.core.bundle import read_bundle, write_manifest
 from ztdeploy.core.cascade import CascadeSetting
-from ztdeploy.core.errors import step_of
-from ztdeploy.core.manifest import CascadeRecord, CascadeStage, EngineRecord, Piece
+from ztdeploy.core.errors import failing
+from ztdeploy.core.manifest import CascadeRecord, CascadeStage, EngineRecord, FailedProfile, Piece
+from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.jobs.chain import PREFIX, Chain, tail_name
 from ztdeploy.jobs.graphs import Graphs
@@ -42,8 +43,11 @@ def cascade_record(graphs: Graphs, chain: Chain, engines: Mapping[tuple[str, str
 def calibrate_cascade(folder: Path, request: BuildRequest, progress: Progress) -> None:
     """Choose the thresholds of a finished bundle's cascade for every profile whose engines or graphs run here.
 
+    A profile for which none reach the goal keeps its engines, without a cascade; the manifest says so (`failed`).
+
     Raises:
-        StepError: for one profile, no thresholds reach the goal, or there are too few images.
+        ImageError: too few images.
+        ZtdeployError: no profile has thresholds that reach the goal; the error of the first.
     """
     bundle = read_bundle(folder)
     manifest, goal, gate = bundle.manifest, request.cascade, request.gate
@@ -53,9 +57,13 @@ def calibrate_cascade(folder: Path, request: BuildRequest, progress: Progress) -
     classes = label_classes(manifest.model.gives, manifest.model.architecture.num_classes)
     data = read_data(gate.data, class_names(bundle), classes, manifest.preprocess.channels).without_labels()
     settings = dict[str, CascadeSetting]()
-    for name, profile in manifest.profiles.items():
-        if why_not_run(profile) is None or profile.precision != "bf16":  # ONNX Runtime has few bf16 kernels on a CPU
-            with step_of(name):
-                settings[name] = calibrate(bundle, name, data, goal, progress)
+
+    def choose(profile: HardwareProfile) -> None:
+        settings[profile.name] = calibrate(bundle, profile.name, data, goal, progress)
+
+    # ONNX Runtime has few bf16 kernels on a CPU.
+    runs = [one for one in manifest.profiles.values() if why_not_run(one) is None or one.precision != "bf16"]
+    failed = [FailedProfile.of(name, error, "cascade") for name, error in failing(runs, choose).items()]
     cascade = manifest.cascade.model_copy(update={"settings": settings})
-    write_manifest(folder, with_readme(manifest.model_copy(update={"cascade": cascade}), folder))
+    changes = {"cascade": cascade, "failed": (*manifest.failed, *failed)}
+    write_manifest(folder, with_readme(manifest.model_copy(update=changes), folder))

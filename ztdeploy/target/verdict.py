@@ -332,7 +332,8 @@ def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...
         if one.schedule.method not in CONTROLS
     }
     if report.cascade is not None:
-        quality[CASCADE] = quality_of_guarantee(report.cascade.guarantee)
+        known = bundle.manifest.cascade.evaluations.get(facts.profile) if bundle.manifest.cascade else None
+        quality[CASCADE] = quality_of_fidelity(known) or quality_of_guarantee(report.cascade.guarantee)
     settings = list(dict.fromkeys(one.setting for one in report.measured))
     for setting in settings:
         timed = [one for one in report.comparisons if (one.batch, one.threads) == (setting.batch, setting.threads)]

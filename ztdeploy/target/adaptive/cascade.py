@@ -342,8 +342,9 @@ def cascade_of(bundle: Bundle, profile: str) -> tuple[CascadeRecord, CascadeSett
             f"{bundle.root} has no cascade", "a bundle that was built with one", "build with --cascade 0.99 --calib DIR"
         )
     if profile not in cascade.settings:
+        why = next((f": {one.given}" for one in bundle.manifest.failed if one.profile == profile), "")
         raise InputError(
-            f"the cascade of {bundle.root} has no thresholds for profile '{profile}'",
+            f"the cascade of {bundle.root} has no thresholds for profile '{profile}'{why}",
             f"one of: {', '.join(cascade.settings) or 'none'}",
             "build again where the engines of that profile run",
         )

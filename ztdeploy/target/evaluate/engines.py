@@ -7,7 +7,6 @@ spinning beside a busy one. Other runtimes take turns, while the other workers d
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,9 +104,7 @@ class Workload:
         bundle, pairs = self.bundle, zip(self.variants, self.profiles, strict=True)
         digests = [bundle.engine_digest(engine_of(bundle, variant, profile)) for variant, profile in pairs]
         if self.cascade:
-            cascade, setting = cascade_of(bundle, self.profile)
-            pieces = [bundle.engine_digest(engine_of(bundle, piece, self.profile)) for piece in cascade.pieces]
-            digests.append(hashlib.sha256("\n".join([*pieces, repr(setting.thresholds)]).encode()).hexdigest())
+            digests.append(bundle.cascade_digest(self.profile))
         return digests
 
 

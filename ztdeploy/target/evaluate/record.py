@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ztdeploy.core.bundle import Bundle, read_bundle, write_manifest
+from ztdeploy.core.bundle import Bundle, new_manifest, read_bundle, write_manifest
 from ztdeploy.core.errors import BundleError, OutputError
+from ztdeploy.core.files import move
+from ztdeploy.core.folders import scratch_folder
 from ztdeploy.core.locks import only_writer
-from ztdeploy.core.manifest import FidelityRecord, Manifest, VariantRecord
-from ztdeploy.target.evaluate.eval_report import EvalReport, VariantScore
+from ztdeploy.core.manifest import CascadeFidelity, FidelityRecord, Manifest, VariantRecord
+from ztdeploy.target.adaptive.guarantee import lower_bound
+from ztdeploy.target.bundle_readme import README, with_readme
+from ztdeploy.target.evaluate.eval_report import CascadeScore, EvalReport, VariantScore
 from ztdeploy.target.runtime.runner import engine_of
 
 
@@ -38,7 +42,13 @@ def record(report: EvalReport, root: Path, waiting: Callable[[], None] = lambda:
     """
     with only_writer(root, waiting):
         manifest = recorded(read_bundle(root), report)
-        write_manifest(root, manifest)
+        if report.cascade is None:
+            write_manifest(root, manifest)
+        else:  # of which the README says what was found
+            with scratch_folder(root, "add --no-record, or copy the bundle") as scratch:
+                manifest = with_readme(manifest, scratch)
+                with new_manifest(root, manifest):
+                    move(scratch / README, root / README)
     return Bundle(root, manifest)
 
 
@@ -48,21 +58,44 @@ def recorded(bundle: Bundle, report: EvalReport) -> Manifest:
     Raises:
         BundleError: an engine is another one by now than the one that was evaluated.
     """
+    cascade, row = bundle.manifest.cascade, report.variants[-1]
     scores = {one.variant: one for one in report.variants if one.profile is None and one.cascade is None}
     variants, profile = list[VariantRecord](), report.bundle.profile
     for variant in bundle.manifest.variants:
         if score := scores.get(variant.name):
             engine = engine_of(bundle, variant, profile)
-            if bundle.engine_digest(engine) != score.engine_sha256:
-                raise BundleError(
-                    f"the engine of '{variant.name}' in {bundle.root} was replaced meanwhile",
-                    "the engine that was evaluated",
-                    "evaluate again",
-                )
+            _check_same(bundle, variant.name, bundle.engine_digest(engine), score)
             engine = engine.model_copy(update={"fidelity": fidelity_record(report, score)})
             variant = variant.model_copy(update={"engines": {**variant.engines, profile: engine}})
         variants.append(variant)
-    return bundle.manifest.model_copy(update={"variants": tuple(variants)})
+    if cascade is not None and row.cascade is not None:
+        _check_same(bundle, row.variant, bundle.cascade_digest(profile), row)
+        found = {**cascade.evaluations, profile: _cascade_fidelity(report, row, row.cascade)}
+        cascade = cascade.model_copy(update={"evaluations": found})
+    return bundle.manifest.model_copy(update={"variants": tuple(variants), "cascade": cascade})
+
+
+def _check_same(bundle: Bundle, name: str, digest: str, score: VariantScore) -> None:
+    """
+    Raises:
+        BundleError: it is not the digest of what was evaluated.
+    """
+    if digest != score.engine_sha256:
+        raise BundleError(
+            f"the engine of '{name}' in {bundle.root} was replaced meanwhile",
+            "the engine that was evaluated",
+            "evaluate again",
+        )
+
+
+def _cascade_fidelity(report: EvalReport, row: VariantScore, score: CascadeScore) -> CascadeFidelity:
+    agrees = score.agreement
+    return CascadeFidelity(
+        **{**dict(fidelity_record(report, row)), "agreement": agrees.value},
+        bound=lower_bound(agrees.total - agrees.count, agrees.total),
+        shares=tuple(stage.reached.value for stage in score.stages),
+        gmacs=row.gmacs,
+    )
 
 
 def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:

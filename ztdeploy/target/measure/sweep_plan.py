@@ -183,7 +183,7 @@ def empty_report(
             for bundle in bundles
             for facts in (
                 *(_facts(bundle, variant, profile) for variant in _measured(request, bundle)),
-                *_facts_of_cascade(bundle, swept_cascade(request, bundle, profile)),
+                *_facts_of_cascade(bundle, swept_cascade(request, bundle, profile), profile),
             )
         ),
         runs=(),
@@ -211,10 +211,11 @@ def _facts(bundle: Bundle, variant: VariantRecord, profile: str) -> VariantFacts
     )
 
 
-def _facts_of_cascade(bundle: Bundle, setting: CascadeSetting | None) -> list[VariantFacts]:
+def _facts_of_cascade(bundle: Bundle, setting: CascadeSetting | None, profile: str) -> list[VariantFacts]:
     if setting is None:
         return []
-    size = bundle.manifest.preprocess.image_size
+    size, cascade = bundle.manifest.preprocess.image_size, bundle.manifest.cascade
+    evaluated = cascade.evaluations.get(profile) if cascade else None
     facts = VariantFacts(
         name=CASCADE,
         method=CASCADE,
@@ -223,6 +224,7 @@ def _facts_of_cascade(bundle: Bundle, setting: CascadeSetting | None) -> list[Va
         gmacs=setting.gmacs,
         pruning_gmacs=0.0,
         tokens_per_block=(),
+        fidelity=None if evaluated is None else fidelity_of(evaluated),
     )
     return [facts]
 
