@@ -29,7 +29,7 @@ _MOST_IMAGE_WARNINGS = 3
 #: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
 #: `register(app)`, which adds its commands to the application. `results.RESULTS` names what each finds for `--json`.
 VERBS: tuple[str, ...] = (
-    *("quickstart", "build", "run", "verify"),
+    *("quickstart", "build", "run", "verify", "export"),
     *("eval", "show", "bench", "compare"),
     *("sweep", "tune", "report"),
     *("inspect", "models", "profiles", "doctor"),

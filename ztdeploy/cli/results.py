@@ -23,6 +23,7 @@ RESULTS = {
     "run": "ztdeploy.cli.results:RunResult",
     "verify": "ztdeploy.target.verify:VerifyReport",
     "finalize": "ztdeploy.target.finalize:FinalizeReport",
+    "export": "ztdeploy.jobs.export:ExportReport",
     "inspect": "ztdeploy.core.manifest:Manifest",
     "bench": "ztdeploy.target.measure.bench_report:BenchReport",
     "eval": "ztdeploy.target.evaluate.eval_report:EvalReport",

@@ -9,6 +9,9 @@ import re
 
 #: Input and output of a whole model's graph.
 IMAGE, LOGITS = "image", "logits"
+#: Input of a graph for a service, as in the library transformers, and its output by what a model gives.
+PIXEL_VALUES, IMAGE_EMBEDS = "pixel_values", "image_embeds"
+SERVED = {"logits": LOGITS, "embedding": "pooler_output", "features": "last_hidden_state"}
 #: Input and output of a graph of a few blocks alone, fp32 `[batch, tokens, D]`. Graphs that are cut hand over `TOKENS`.
 TOKENS, TOKENS_OUT = "tokens", "tokens_out"
 #: Output of a cascade's stage, fp32 `[batch]`: how sure it is of its output.

@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ztdeploy.core.errors import CheckpointError, ModelError, ZtdeployError
+from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.host import assets
 from ztdeploy.host.models.hf_folder import KINDS
-from ztdeploy.host.models.hf_processor import PROCESSORS, ProcessorConfig, said_by
+from ztdeploy.host.models.hf_processor import PROCESSORS, ProcessorConfig, processor_of, said_by
 from ztdeploy.host.models.loading import check_model
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
@@ -158,6 +159,20 @@ def test_pixels_are_those_of_the_librarys_processor(kind: str, tmp_path: Path) -
         values = processor(image, return_tensors="np")["pixel_values"].astype(np.float32)
         # one rounding of pixels from 0 to 1, carried through mean and std
         np.testing.assert_allclose(normalise(pixels, spec), values, rtol=2e-6, atol=1.2e-7 / min(spec.std))
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_the_processor_of_an_export_gives_our_pixels(mode: Any, tmp_path: Path) -> None:
+    sizes = {"image_size": 96, "resize": 110 if mode == "center" else 96}
+    spec = PreprocessSpec(**sizes, crop_mode=mode, crop_rounding="down", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor_of(spec, pixels=False)))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    for photo in PHOTOS:
+        image, ours = Image.open(photo).convert("RGB"), load_pixels([photo], spec)
+        pixels = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+        np.testing.assert_array_equal(ours, pixels.transpose(0, 2, 3, 1))
+        values = processor(image, return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(normalise(ours, spec), values, rtol=2e-6, atol=1.2e-6)
 
 
 def test_pixels_of_dinov3_differ_by_one_level_at_most(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ztdeploy.core.preprocess_spec import LARGEST_RESIZED
+from ztdeploy.core.preprocess_spec import LARGEST_RESIZED, PreprocessSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,6 +101,33 @@ def said_by(data: Mapping[str, Any], usual: str, *, exact: bool = True) -> dict[
         "interpolation": _FILTERS[found.resample],
         "crop_rounding": "down",
         **_sizes(found, exact),
+    }
+
+
+def processor_of(spec: PreprocessSpec, *, pixels: bool) -> dict[str, Any] | None:
+    """What `preprocessor_config.json` must say for the library to give a bundle's pixels; None: nothing says that.
+
+    Args:
+        pixels: uint8, not normalised.
+    """
+    squash = spec.crop_mode == "squash"
+    if spec.channels != len(_HALVES) or not (squash or spec.resize.height == spec.resize.width):
+        return None
+    crops = not squash or spec.resize != spec.image_size
+    sides = {"height": spec.resize.height, "width": spec.resize.width}
+    return {
+        "image_processor_type": f"{'CLIP' if not squash else 'DeiT' if crops else 'Siglip'}ImageProcessor",
+        "do_resize": True,
+        "size": sides if squash else {"shortest_edge": spec.resize.height},
+        "resample": next(number for number, name in _FILTERS.items() if name == spec.interpolation),
+        "do_center_crop": crops,
+        **({"crop_size": {"height": spec.image_size.height, "width": spec.image_size.width}} if crops else {}),
+        "do_rescale": not pixels,
+        "rescale_factor": 1 / 255,
+        "do_normalize": not pixels,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_convert_rgb": True,
     }
 
 
