@@ -112,7 +112,8 @@ def test_outputs_are_named_as_in_transformers(digits_bundle: Path) -> None:
     ("options", "fragments"),
     [
         ({"variant": "keep-0.33"}, ("keep-0.33", "one of")),
-        ({"profile": "jetson-orin"}, ("jetson-orin", "a profile in the bundle")),
+        ({"profile": "mine"}, ("'mine'", "a profile in the bundle")),
+        ({"profile": "jetson-orin"}, ("jetson-orin", "no ONNX files", "one of: cpu")),
         ({"input_name": "pixel values"}, ("'pixel values'", "letters, digits and _")),
         ({"input_name": "Bild\u00fc"}, ("letters, digits and _",)),
         ({"output_name": "pixel_values"}, ("both input and output",)),
