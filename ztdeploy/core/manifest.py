@@ -7,12 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ztdeploy.core.cascade import CascadeSetting, Share, Signal, percent_below
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.plan import Variant
-from ztdeploy.core.preprocess_spec import Activation, ImageInput, Output, PreprocessSpec, given
+from ztdeploy.core.preprocess_spec import (
+    LARGEST_RESIZED,
+    Activation,
+    ImageInput,
+    Output,
+    PreprocessSpec,
+    given,
+)
 from ztdeploy.core.profile import HardwareProfile, Precision
 from ztdeploy.core.records import FiniteRecord
 from ztdeploy.core.schedule import Architecture
@@ -38,6 +45,8 @@ BundlePath = Annotated[str, AfterValidator(_inside)]
 #: The name of a variant or a profile; files are named after it.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_MapSide = Annotated[int, Field(ge=1, le=LARGEST_RESIZED)]
+MapShape = tuple[Annotated[int, Field(ge=1, le=2**16)], _MapSide, _MapSide]
 #: The weights that a user can ask for without a checkpoint.
 WeightsSource = Literal["pretrained", "random"]
 
@@ -53,8 +62,20 @@ class ModelRecord(FiniteRecord):
     family: str
     architecture: Architecture
     output: Output = "logits"
-    activation: Activation = "softmax"  #: of logits
+    activation: Activation = "softmax"  #: of logits and maps
     activation_source: str = "default"  #: how the activation is known, in words
+    map_shape: MapShape | None = None  #: channels, height and width of a map; None: the model gives something else
+
+    @model_validator(mode="after")
+    def _a_map_has_a_shape(self) -> ModelRecord:
+        if (self.output == "maps") != (self.map_shape is not None):
+            raise ValueError("map_shape belongs to the output 'maps', and to no other")
+        return self
+
+    @property
+    def classes(self) -> int:
+        """How many outputs have names: those of a classifier, or the channels of a map."""
+        return self.architecture.num_classes if self.map_shape is None else self.map_shape[0]
 
     @property
     def gives(self) -> Output:
@@ -117,7 +138,7 @@ class ParityRecord(FiniteRecord):
     #: The next three are known where each side kept its own tokens.
     agreement: float | None = None  #: share of images with the reference's answer
     kl: float | None = None  #: mean divergence of the answers from the reference's, nats
-    cosine: float | None = None  #: of embeddings and features: mean cosine to the reference's
+    cosine: float | None = None  #: of embeddings, features and whole maps: mean cosine to the reference's
     #: Of an int8 engine: the largest error of a layer by itself on given integers, relative to its largest result.
     layer_error: float | None = None
 

@@ -17,14 +17,14 @@ from pydantic_core import CoreSchema, core_schema
 from ztdeploy.core.records import FiniteRecord, Record
 
 ImageInput = Literal["float32", "uint8"]
-#: What a model gives: the output of its head, `[B, classes]`; the input of its head, `[B, D]`; or the last tokens of
-#: all patches, `[B, P, D]`, row by row of the grid.
-Output = Literal["logits", "embedding", "features"]
+#: What a model gives: the output of its head, `[B, classes]`; the input of its head, `[B, D]`; the last tokens of all
+#: patches, `[B, P, D]`, row by row of the grid; or what a dense head makes of them, `[B, C, h, w]`.
+Output = Literal["logits", "embedding", "features", "maps"]
 #: The outputs in words.
-NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features"}
+NOUNS: dict[Output, str] = {"logits": "logits", "embedding": "embeddings", "features": "features", "maps": "maps"}
 
 
-#: How probabilities come from logits, see `runtime.activation`.
+#: How probabilities come from logits, of an image or of each position of a map, see `runtime.postprocess`.
 Activation = Literal["softmax", "sigmoid", "none"]
 
 

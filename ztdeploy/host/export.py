@@ -16,6 +16,7 @@ from onnxscript import opset18 as op
 from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
+from ztdeploy.core.errors import ModelError
 from ztdeploy.core.names import CONFIDENCE, IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
@@ -97,6 +98,9 @@ def export_onnx(
         noted: the notes of pruning layers become further outputs, behind the ordinary ones; see `graph.parts`.
         confidence: from the output and the notes to a further note, `CONFIDENCE`.
 
+    Raises:
+        ModelError: its code takes only one number of images, and the spec asks for any.
+
     Returns:
         An ONNX model whose initialisers share memory with the module's parameters.
     """
@@ -119,6 +123,13 @@ def export_onnx(
         )
     assert program is not None
     model = program.model
+    count = (model.graph.inputs[0].shape or [None])[0]
+    if spec.batch is None and isinstance(count, int):
+        raise ModelError(
+            f"a model whose code fixes the number of images, such as by len(images): {count} here",
+            "code that takes it from images.shape[0]",
+            "change it so, or give --batch 1",
+        )
     for value, name in zip(model.graph.outputs[len(outputs) :], notes, strict=True):
         value.name = name
     rename_scopes(model, getattr(pruned.model, "scopes", {}))

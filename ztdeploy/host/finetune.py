@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ztdeploy.core.errors import InputError, MissingExtraError
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.methods import DEFAULT_METHOD
+from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.profile import schedule_path
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
 
@@ -26,6 +27,8 @@ def prune(
     schedule: PruningSchedule | str | PathLike[str] | None = None,
     method: str = DEFAULT_METHOD,
     preset: Literal["default", "paper"] = "default",
+    backbone: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> PrunedClassifier:
     """Prune a model in place for training: it keeps its parameters, and `detach()` removes the pruning.
 
@@ -39,11 +42,15 @@ def prune(
         bundle = ztdeploy.build(model, keep_ratio=0.5)
 
     Args:
-        model: a timm model of a known family, or a module of your own with one in it, on any device.
+        model: a timm model of a known family, or a module of your own with one or a tower of transformers in it, on any
+            device. Where the module gives maps, or `backbone` is given, whatever reads tokens of the blocks finds one
+            for every place of the image.
         keep_ratio: the share of patch tokens that each layer keeps, in (0, 1]; it means what it does for `build`.
         schedule: where layers stand, instead of a keep ratio: a schedule, its file, or the name of a shipped one.
         method: whose schedule a keep ratio means.
         preset: where the layers of a keep ratio stand.
+        backbone: the path of the vision transformer in a module of your own; see `build`.
+        image_size: of the images of a tower of transformers. By default that of its configuration.
 
     Returns:
         A module that takes and gives what the model does, images `[B, C, H, W]`, mostly to logits `[B, classes]`.
@@ -60,7 +67,7 @@ def prune(
     try:
         from ztdeploy.host.models import adapt
         from ztdeploy.host.models.adapter import ModelAdapter
-        from ztdeploy.host.models.own_module import model_within
+        from ztdeploy.host.models.own_module import backbone_within, is_dense, surround, within
         from ztdeploy.host.models.shapes import made_for
         from ztdeploy.host.pruning.pruned_model import PrunedClassifier
     except ModuleNotFoundError as error:
@@ -68,8 +75,13 @@ def prune(
     if isinstance(model, ModelAdapter):
         adapter, whole = model, model.model
     else:
-        whole, (_, inner) = model, model_within(model)
+        whole, (path, inner) = model, backbone_within(model, backbone)
+        surrounded = None
+        if backbone is not None or is_dense(model, path, inner):
+            inner, surrounded = within(model, path, inner, None if image_size is None else ImageSize.of(image_size))
         adapter = adapt(inner, made_for(inner))
+        if surrounded is not None:
+            surround(adapter, surrounded)
     if isinstance(schedule, str | PathLike):
         schedule = read_schedule(schedule_path(Path(schedule)))
     if keep_ratio is not None:

@@ -57,7 +57,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
 
     stages = _stages(request, len(profiles), progress)
     stages["load"](f"loading {request.model.name}", 0, 1)
-    model, evidence = load_model(request.model, request.module), None
+    model, evidence = load_model(request.model, request.module, request.backbone), None
     left = _left(profiles, failed)
     variants = variants_of(request, left, model.adapter.architecture)
     if request.gate is not None:

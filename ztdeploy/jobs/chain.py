@@ -65,6 +65,12 @@ def _signal_of(model: LoadedModel, pruned: Sequence[Variant]) -> Signal:
     Raises:
         InputError: nothing does.
     """
+    if model.output == "maps":
+        raise InputError(
+            f"--cascade for '{model.name}', which gives maps",
+            "classes, yes or no, embeddings or features: of a whole map, nothing says how sure it is",
+            "leave out --cascade",
+        )
     if model.output == "logits":
         if model.activation == "none":
             raise InputError(

@@ -56,6 +56,7 @@ def draft_manifest(
             output=model.output,
             activation=model.activation,
             activation_source=model.activation_source,
+            map_shape=model.adapter.map_shape,
         ),
         weights=WeightsRecord.model_validate(
             {

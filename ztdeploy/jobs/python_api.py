@@ -99,6 +99,8 @@ def build(
     precision: Literal["auto"] | None = None,
     batch: int | None = None,
     force: bool = False,
+    backbone: str | None = None,
+    example: Any = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Build a bundle: prune a model, export it, build engines, and prove that they compute what PyTorch does.
@@ -110,7 +112,8 @@ def build(
     Args:
         model: a short name ("deit_s"), any name that timm knows, `hf-hub:OWNER/NAME`; the path of a folder with weights
             and a config.json; or a module: timm's, or one of your own that hands its images to a timm model and does
-            something with the model's output, such as a head. A module is copied and stays as it is.
+            something with the model's output, such as a head; or that gives maps, `[B, C, h, w]` or `[B, h, w]`. A
+            module is copied and stays as it is.
         keep_ratio: the share of patch tokens that each pruning layer keeps, in (0, 1]; one, or several for as many
             variants. By default the profile's ratios. The bundle always holds the baseline too.
         profile: the target: names of shipped profiles, paths of TOML files, or profiles. By default this machine's.
@@ -143,6 +146,10 @@ def build(
         precision: "auto" ships the fastest of the profile's precisions that costs little on `calib`.
         batch: fixes the batch of every graph. By default as the profile says.
         force: replace an existing bundle.
+        backbone: the path in a module of your own of what is pruned, such as "encoder.vit": a timm model, or a tower of
+            transformers. The whole module is deployed, and finds a token for every place of the image wherever it reads
+            tokens of the backbone. By default the only one in a module that gives maps.
+        example: images that such a module takes, `[B, C, H, W]`; only their size counts, as `image_size` does.
         progress: called ahead of each step with its name, how much is done, and of how much; `print` will do.
 
     Returns:
@@ -160,6 +167,8 @@ def build(
     """
     arguments_given = locals()
     name, module = _model(model, weights, checkpoint)
+    if example is not None:
+        arguments_given["image_size"] = _size_of(example, image_size)
     source = _source(name, arguments_given)
     profiles = tuple(one if isinstance(one, HardwareProfile) else str(one) for one in _several(profile))
     if not profiles:
@@ -171,6 +180,7 @@ def build(
     request = BuildRequest(
         model=source,
         module=module,
+        backbone=_backbone(backbone, module),
         profiles=profiles,
         out=_path("out", out) or default_folder(name, profiles),
         keep_ratios=_ratios(keep_ratio),
@@ -499,6 +509,33 @@ def _model(model: object, weights: str, checkpoint: object) -> tuple[str, nn.Mod
         given = f"a module of class {name}, and {'checkpoint' if checkpoint is not None else 'weights'} beside it"
         raise InputError(given, "the weights that are in the module", "load them into the module first")
     return str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name), cast("nn.Module", model)
+
+
+def _backbone(given: str | None, module: nn.Module | None) -> str | None:
+    """
+    Raises:
+        InputError: it is no path, or there is no module that it could be in.
+    """
+    if given is not None and module is None:
+        raise InputError(f"backbone = {arguments.shown(given)} without a module", "a torch.nn.Module", "leave it out")
+    return None if given is None else arguments.text("backbone", given)
+
+
+def _size_of(example: Any, asked: object) -> tuple[int, int]:
+    """The size of images `[B, C, H, W]`.
+
+    Raises:
+        InputError: something else, or another size than that asked for.
+    """
+    shape = tuple(getattr(example, "shape", ()))
+    if len(shape) != 4:
+        given = f"example of {f'shape {list(shape)}' if shape else f'type {type(example).__name__}'}"
+        raise InputError(given, "a tensor of images [B, C, H, W]", "give for instance torch.randn(1, 3, 224, 224)")
+    size = (int(shape[2]), int(shape[3]))
+    if asked is not None and _image_size(asked) != size:  # type: ignore[arg-type]
+        given = f"image_size = {arguments.shown(asked)} and an example of {size[0]} x {size[1]} pixels"
+        raise InputError(given, "one of them", "leave one out")
+    return size
 
 
 def _source(name: str, given: Mapping[str, Any]) -> ModelSource:

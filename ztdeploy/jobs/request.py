@@ -91,6 +91,7 @@ class BuildRequest:
     model: ModelSource
     #: A module to build instead; `model` then gives its name and options.
     module: nn.Module | None = field(default=None, kw_only=True)
+    backbone: str | None = field(default=None, kw_only=True)  #: where in that module the model is, see `own_module`
     profiles: tuple[str | HardwareProfile, ...]  #: names of shipped ones, paths of TOML files, or profiles themselves
     out: Path
     keep_ratios: tuple[float, ...] = ()  #: empty: those of the profiles, unless schedules are given

@@ -1,7 +1,8 @@
-"""Modules of somebody's own with a timm model in them: built whole where that is sound, refused where it is not."""
+"""Modules of somebody's own with a backbone in them: built whole where that is sound, refused where it is not."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,22 @@ import pytest
 import timm
 import torch
 from helpers.errors import refused
-from helpers.models import images, randomised, tiny_vit
+from helpers.models import PREPROCESS, images, randomised, tiny_vit
+from helpers.sessions import run_graph
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ztdeploy
 from ztdeploy.core.errors import InputError, ModelError
 from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.schedule import LayerSpec, PruningSchedule
+from ztdeploy.host.export import export_onnx
+from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.own_module import model_of
+from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
 
@@ -93,24 +101,25 @@ class Windows(nn.Module):
 def test_what_is_behind_the_model_becomes_its_head(kind: type[Own]) -> None:
     module, x = kind().train(), images(3)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    model = model_of(module.half())
+    model, around = model_of(module.half())
+    assert around is None
     assert (model.num_classes, model.training) == (5, False)
     with torch.no_grad():
         assert torch.allclose(model(x), module.float().eval()(x), atol=1e-5)
     assert module.state_dict().keys() == before.keys(), "a module that is handed over stays as it was"
-    assert model_of(torch.compile(nn.DataParallel(module))).num_classes == 5  # type: ignore[arg-type]
+    assert model_of(torch.compile(nn.DataParallel(module)))[0].num_classes == 5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("module", "fragments"),
     [
-        (ReadsTokens, ["class ReadsTokens", "does not call 'backbone' as a whole", "head(self.backbone(images))"]),
+        (ReadsTokens, ["class ReadsTokens", "does not call 'backbone' as a whole", "give backbone='backbone'"]),
         (Scales, ["changes images before 'backbone' sees them", "mean, std"]),
         (GivesMore, ["type dict", "[B, classes]"]),
         (Mirrors, ["calls 'backbone' 2 times"]),
         (AddsBrightness, ["without its own images its answers differ"]),
         (Fails, ["cannot run on images of shape [2, 3, 32, 32] (not today)"]),
-        (Two, ["2 models in it (backbone, second)", "module.backbone"]),
+        (Two, ["2 models in it (backbone, second)", "give backbone='backbone'"]),
         (Windows, ["a SwinTransformer in it", "windows"]),
         (lambda: nn.Linear(2, 2), ["class Linear", "cannot be pruned"]),
         (lambda: Own(distilled=True), ["several heads"]),
@@ -119,6 +128,151 @@ def test_what_is_behind_the_model_becomes_its_head(kind: type[Own]) -> None:
 )
 def test_what_cannot_be_built_soundly_is_refused_by_name(module: Any, fragments: list[str]) -> None:
     refused(lambda: model_of(module()), *fragments, kind=ModelError)
+
+
+# -------------------- dense modules
+
+
+class Taps(nn.Module):
+    """Gives what it reads behind two blocks, as a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"vit": tiny_vit(reg_tokens=2, num_classes=0)})
+
+    def forward(self, x: Tensor) -> Any:
+        read = self.inner["vit"].forward_intermediates(x, indices=[2, 3], intermediates_only=True, norm=True)
+        return torch.cat(read, 1)
+
+
+class OneChannel(Taps):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).mean(1)
+
+
+class Pooled(Taps):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).mean((2, 3))
+
+
+class Twice(Taps):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) + super().forward(x.flip(-1)).flip(-1)
+
+
+class Disturbs(Taps):
+    def forward(self, x: Tensor) -> Any:
+        vit = self.inner["vit"]
+        tokens = vit._pos_embed(vit.patch_embed(x))
+        for block in vit.blocks:
+            tokens = 1.5 * block(tokens)
+        return tokens[:, 3:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+class Early(Taps):
+    def forward(self, x: Tensor) -> Any:
+        return self.inner["vit"].forward_intermediates(x, indices=[0], intermediates_only=True, stop_early=True)[0]
+
+
+PRUNED = PruningSchedule(
+    name="pruned",
+    method="zero-tprune-merge",
+    layers=(LayerSpec(block=2, keep_ratio=0.6, similarity_share=1), LayerSpec(block=4, drop=2, similarity_share=1)),
+)
+
+
+def dense_adapter(module: nn.Module, **asked: Any) -> ModelAdapter:
+    return load_model(ModelSource(name="mine"), module, **asked).adapter
+
+
+def test_whatever_reads_tokens_finds_one_for_every_place() -> None:
+    """What is read behind a block are the features of the model that ends there, with the same tokens left."""
+    module, x = Taps(), images(3)
+    adapter = dense_adapter(module)
+    assert (adapter.output, adapter.map_shape) == ("maps", (96, 4, 4))
+    with PrunedModel(adapter, PRUNED) as pruned:
+        replay = pruned.replay(x)
+    for depth, read in ((3, replay.output[:, :48]), (4, replay.output[:, 48:])):
+        model = deepcopy(module.inner["vit"])
+        model.blocks = model.blocks[:depth]
+        cut = VitAdapter(model, 32)
+        cut.give("features")
+        layers = PRUNED.layers[: depth - 2]
+        with PrunedModel(cut, PRUNED.model_copy(update={"layers": layers})) as shorter:
+            expected = shorter.replay(x, replay.choices[: len(layers)]).output
+        torch.testing.assert_close(read.flatten(2).transpose(1, 2), expected)
+        assert not torch.allclose(expected, shorter.model.forward_features(x)[:, 3:], atol=1e-2)
+    with torch.no_grad():
+        assert torch.equal(adapter.whole(x), module(x)), "all hooks are gone"
+
+
+@pytest.mark.parametrize(
+    ("module", "asked", "shape", "activation"),
+    [
+        (Taps, {}, (96, 4, 4), "softmax"),
+        (OneChannel, {}, (1, 4, 4), "none"),
+        (Taps, {"backbone": "inner.vit", "size": (40, 64)}, (96, 5, 8), "softmax"),
+        (Pooled, {"backbone": "inner.vit"}, None, "softmax"),
+    ],
+)
+def test_what_a_dense_module_gives_is_found_by_running_it(
+    module: type[Taps], asked: dict[str, Any], shape: tuple[int, ...] | None, activation: str
+) -> None:
+    size = asked.pop("size", None)
+    found = load_model(ModelSource(name="mine", image_size=size), module().train(), **asked)
+    assert (found.adapter.map_shape, found.activation) == (shape, activation)
+    assert found.output == ("logits" if shape is None else "maps")
+    assert found.adapter.architecture.read_tokens is None
+    assert found.preprocess.image_size == (size or (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("module", "backbone", "fragments"),
+    [
+        (Twice, None, ["class Twice", "once"]),
+        (Disturbs, None, ["class Disturbs", "changes tokens between its blocks"]),
+        (Early, None, ["class Early", "does not run each of its blocks"]),
+        (GivesMore, "backbone", ["type dict", "[B, C, h, w]"]),
+        (Taps, "inner", ["there is a ModuleDict", "'inner.vit'"]),
+        (Taps, "inner.vat", ["there is nothing", "'inner.vit'"]),
+    ],
+)
+def test_a_dense_module_that_cannot_be_pruned_is_refused(module: Any, backbone: Any, fragments: list[str]) -> None:
+    refused(lambda: dense_adapter(module(), backbone=backbone), *fragments, kind=ModelError)
+
+
+def test_a_graph_gives_the_same_maps_and_holds_no_grid_that_nobody_reads() -> None:
+    adapter = dense_adapter(OneChannel())
+    with PrunedModel(adapter, PRUNED) as pruned:
+        model = export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))
+        expected = pruned(images(2))[0].numpy()
+    found = run_graph(model, image=images(2).numpy())["logits"]
+    assert found.shape == (2, 1, 4, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    rows = [node for node in model.graph if node.op_type == "GatherND" and node.name.startswith("blocks.")]
+    reads = [node for node in rows if "/prune" not in node.name]
+    assert len(reads) == 2, [node.name for node in rows]
+
+
+def test_arguments_that_make_no_sense_of_a_backbone(here: Path) -> None:
+    refused(lambda: ztdeploy.build("vit_digits", backbone="vit"), "without a module", kind=InputError)
+    refused(lambda: ztdeploy.build(Taps(), example=torch.zeros(3, 32, 32)), "[3, 32, 32]", kind=InputError)
+    both = {"example": torch.zeros(1, 3, 32, 32), "image_size": 64}
+    refused(lambda: ztdeploy.build(Taps(), **both), "an example of 32 x 32", kind=InputError)  # type: ignore[arg-type]
+    refused(lambda: ztdeploy.build(Taps(), output="features"), "that gives maps", kind=ModelError)
+    refused(lambda: ztdeploy.build(Own(), output="maps"), "gives logits", kind=ModelError)
+
+
+def test_a_dense_module_is_pruned_for_training_as_it_is_built() -> None:
+    module, x = OneChannel(), images(2)
+    with ztdeploy.prune(module, schedule=PRUNED) as pruned, torch.no_grad():
+        output = pruned(x)
+        assert pruned.state_dict().keys() == module.state_dict().keys()
+    with PrunedModel(dense_adapter(module), PRUNED) as built, torch.no_grad():
+        assert torch.equal(output, built(x)[0])
+
+
+# -------------------- weights, training, engines
 
 
 def test_pruned_modules_and_other_weights_are_refused(here: Path) -> None:

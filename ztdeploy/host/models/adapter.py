@@ -54,11 +54,23 @@ class ModelAdapter:
     parts: ClassVar[tuple[str, ...]] = ("attn.attn_drop", "attn.k_norm", "attn.q_norm", "attn.fused_attn", "mlp")
 
     model: Any
+    whole: nn.Module  #: what takes the images: the model, or a module with the model in it
     output: Output = "logits"
+    map_shape: tuple[int, int, int] | None = None  #: of the output "maps": channels, height and width
 
     def __init__(self, model: nn.Module, image_size: int | tuple[int, int]) -> None:
-        self.model, self.image_size = model, ImageSize.of(image_size)
+        self.model, self.whole, self.image_size = model, model, ImageSize.of(image_size)
         self.architecture = self.describe()
+
+    @property
+    def surrounded(self) -> bool:
+        """Whether more than a classifier's head reads what the blocks give."""
+        return self.map_shape is not None or self.whole is not self.model
+
+    @property
+    def reads_grid(self) -> bool:
+        """Whether what reads the blocks' tokens needs one for each token of the image, as without pruning."""
+        return self.output == "features" or self.surrounded
 
     @classmethod
     def make(cls, name: str, image_size: ImageSize | None, arguments: Mapping[str, Any]) -> nn.Module:
@@ -127,12 +139,34 @@ class ModelAdapter:
 
     def read_tokens(self) -> int | None:
         """How many of the first tokens the head reads; None: all of them."""
-        if self.output == "features" or self.model.global_pool != "token":
+        if self.reads_grid or self.model.global_pool != "token":
             return None
         return 1 if getattr(self.model, "head_dist", None) is None else 2
 
+    def surround(self, whole: nn.Module, shape: Sequence[int]) -> None:
+        """Make a module with the model in it take the images.
+
+        Args:
+            shape: of what it gives for an image: `[classes]`, or of a map `[C, h, w]`, or `[h, w]`.
+        """
+        self.whole, is_map = whole, len(shape) > 1
+        if is_map:
+            self.output, self.map_shape = "maps", (shape[0] if len(shape) > 2 else 1, *shape[-2:])  # type: ignore[assignment]
+        changes = {"num_classes": 0 if is_map else shape[0], "read_tokens": None, "class_token": False}
+        self.architecture = self.architecture.model_copy(update=changes)
+
     def give(self, output: Output) -> None:
-        """Change the model in place so that it gives this output."""
+        """Change the model in place so that it gives this output.
+
+        Raises:
+            ModelError: it gives maps, or a module is around it, and something else is asked for; or the other way.
+        """
+        if self.surrounded or output == "maps":
+            own = "maps" if self.map_shape is not None else "logits"
+            if output not in ("logits", own):
+                given = f"--output {output} of a {type(self.model).__name__} that gives {own}"
+                raise ModelError(given, "its own output", "leave --output out, or give its backbone by itself")
+            return
         self.output = output
         if output != "logits":
             self.model.reset_classifier(0)

@@ -211,6 +211,21 @@ def meaning_of(outputs: int, asked: Activation | None, problem_type: str | None 
     return Meaning("softmax", "default")
 
 
+def meaning_of_maps(channels: int, asked: Activation | None) -> Meaning:
+    """The activation of each position of a map: the one that the user names, otherwise the usual one.
+
+    Raises:
+        InputError: softmax of a single channel.
+    """
+    if asked is not None:
+        return meaning_of(channels, asked)
+    if channels == 1:
+        remark = "its maps have one channel, taken for values: --activation sigmoid if it tells a yes or no"
+        return Meaning("none", "maps have one channel", (remark,))
+    remark = f"the {channels} channels of its maps are taken for classes (softmax): --activation none keeps values"
+    return Meaning("softmax", "maps have several channels", (remark,))
+
+
 def check_activation(model: Any, timm_name: str, classes: int | None, *, published: bool) -> str | None:
     """Check that the weights were trained with the activation of the model's MLPs, as far as that is known.
 

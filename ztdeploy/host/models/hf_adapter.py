@@ -47,7 +47,7 @@ class HubAdapter(ModelAdapter):
         )
 
     def read_tokens(self) -> int | None:
-        return None if self.output == "features" else self.model.read_tokens
+        return None if self.reads_grid else self.model.read_tokens
 
     def give(self, output: Output) -> None:
         """

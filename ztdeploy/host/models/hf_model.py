@@ -66,6 +66,10 @@ TOWERS: Mapping[str, Parts] = {
 }
 
 
+def is_tower(part: nn.Module) -> bool:
+    return type(part).__name__ in TOWERS and type(part).__module__.startswith("transformers.")
+
+
 def library() -> Any:
     """The library, with `attend` registered.
 
@@ -149,7 +153,7 @@ class HubModel(nn.Module):
             ModelError: patches do not cover the image.
         """
         super().__init__()
-        tower = next(part for part in whole.modules() if type(part).__name__ in TOWERS)
+        tower: Any = next(part for part in whole.modules() if is_tower(part))
         self.parts = TOWERS[type(tower).__name__]
         self.whole, self.head = whole, nn.Identity()
         self._tower = [tower]  # in a list: no second name for the same module
@@ -162,7 +166,7 @@ class HubModel(nn.Module):
         self.patch_embed = PatchGrid(projection, (height, width), grid)
         self.embed_dim, self.num_heads = self.config.hidden_size, self.config.num_attention_heads
         self.num_classes = getattr(whole, self._heads[0]).out_features if self._heads else 0
-        whole.set_attn_implementation(ATTENTION)
+        tower.set_attn_implementation(ATTENTION)
         for block in self.blocks:
             vars(block.get_submodule(self.parts.attention))["reach"] = Reach()
         if hasattr(tower.embeddings, "random_masking"):  # of MAE's pre-training; it would shuffle the patches

@@ -73,11 +73,12 @@ class LoadedModel:
             )
 
 
-def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedModel:
+def load_model(asked: ModelSource, module: nn.Module | None = None, backbone: str | None = None) -> LoadedModel:
     """Create a model and fill it with weights.
 
     Args:
         module: a user's own module, instead of the model that `asked` names; it is copied.
+        backbone: the path in that module of the model that is to be pruned, see `own_module`.
 
     Raises:
         InputError: the number of class names is wrong, or the activation makes no sense for the head.
@@ -88,10 +89,11 @@ def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedMod
     _need_host_half()
     from ztdeploy.host.models import facts
     from ztdeploy.host.models.checkpoint import parameters_sha256
+    from ztdeploy.host.models.own_module import surround
     from ztdeploy.host.models.shapes import channels_of
     from ztdeploy.host.models.text_head import read_text_embeddings
 
-    source = source_of(asked) if module is None else _handed_over(module)
+    source = source_of(asked) if module is None else _handed_over(module, backbone, asked.image_size)
     texts = None if asked.text_head is None else read_text_embeddings(asked.text_head)
     filled = _filled(source, asked.image_size or source.description.image_size, asked.output)
     model = filled.made.model
@@ -99,12 +101,17 @@ def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedMod
     prepared = facts.preprocessing_of(filled.made.config, source, asked, filled.image_size, channels_of(model))
     names, unnamed = _class_names(source, filled.made)
     adapter = adapt(model.eval(), prepared.spec.image_size)
+    if source.whole is not None:
+        surround(adapter, source.whole)
     adapter.give(asked.output)
     if texts is not None:
         adapter.answer_with(texts)
         names = None  # they belonged to the replaced head
-    classes = adapter.architecture.num_classes
-    meaning = facts.meaning_of(classes, asked.activation, source.description.problem_type)
+    classes = adapter.architecture.num_classes if adapter.map_shape is None else adapter.map_shape[0]
+    if adapter.map_shape is None:
+        meaning = facts.meaning_of(classes, asked.activation, source.description.problem_type)
+    else:
+        meaning = facts.meaning_of_maps(classes, asked.activation)
     if asked.class_names is not None:
         names, unnamed = facts.read_class_names(asked.class_names, classes), ()
     return LoadedModel(
@@ -116,7 +123,7 @@ def load_model(asked: ModelSource, module: nn.Module | None = None) -> LoadedMod
         class_names=tuple(names) if names and len(names) == classes else None,
         weights_source=source.kind,
         weights_origin=filled.origin,
-        weights_sha256=parameters_sha256(model),
+        weights_sha256=parameters_sha256(adapter.whole),
         entry=CATALOGUE.get(asked.name),
         text_head=None if texts is None else texts.record,
         remarks=(*filled.remarks, *unnamed, *doubts, *prepared.assumed, *meaning.remarks),
@@ -196,19 +203,25 @@ def _need_host_half() -> None:
             raise MissingExtraError(module, "build", "building a bundle") from error
 
 
-def _handed_over(module: nn.Module) -> Source:
+def _handed_over(module: nn.Module, backbone: str | None, size: ImageSize | None) -> Source:
     """A user's own module as a source.
 
     Raises:
         ModelError: see `own_module.model_of`.
     """
+    from ztdeploy.host.models.hf_model import HubModel
     from ztdeploy.host.models.own_module import model_of, unwrapped
 
     module = unwrapped(module)
-    model: Any = model_of(module)
+    found, whole = model_of(module, backbone, size)
+    model: Any = found
     published = getattr(model, "pretrained_cfg", None) or {}
-    name = published.get("architecture") or type(model).__name__
-    return Source(name, "checkpoint", origin=f"a module of class {type(module).__name__}", model=model)
+    name, hub = published.get("architecture") or type(model).__name__, None
+    if isinstance(model, HubModel):
+        name = type(model.tower).__name__
+        hub = HubConfig(model.config.model_type, name, {})
+    origin = f"a module of class {type(module).__name__}"
+    return Source(name, "checkpoint", origin=origin, model=model, whole=whole, hub=hub)
 
 
 @dataclass(frozen=True)
@@ -277,9 +290,10 @@ def _as_it_is(source: Source, size: ImageSize | None) -> _Filled:
     if size not in (None, own):
         fix = f"make it with img_size={size}, or leave --image-size out"
         raise ModelError(f"image size {size} for {source.origin}, made for {own}", str(own), fix)
-    check_finite(dict(model.named_parameters()), source.origin)
-    remarks = (_NAMELESS,) if model.num_classes == 1000 else ()
-    created = Created(model, resolve_model_data_config(model), None)
+    check_finite(dict((source.whole or model).named_parameters()), source.origin)
+    remarks = (_NAMELESS,) if model.num_classes == 1000 and source.whole is None else ()
+    config = resolve_model_data_config(model) if source.hub is None else _usual(source.hub)
+    created = Created(model, config, None)
     return _Filled(created, own, model.num_classes, source.origin, remarks)
 
 
@@ -290,17 +304,22 @@ def _of_hub(source: Source, hub: HubConfig, size: ImageSize | None) -> _Filled:
         CheckpointError, MissingExtraError, ModelError: see `hf_making.make`.
     """
     from ztdeploy.host.models.hf_making import RANDOM_SEED, make
-    from ztdeploy.host.models.hf_processor import said_by
     from ztdeploy.host.models.making import Created
 
     state = max(read_all(source.files).values(), key=len) if source.files else None
     model = make(hub, size, state, source.origin)
-    usual = said_by({}, KINDS[hub.kind].processor)
-    config = {**usual, "input_size": (3, *usual["image_size"])}
     origin = source.origin or f"seed {RANDOM_SEED}"
     origin = f"{origin}, positions resampled" if model.resampled else origin
-    created = Created(model, config, source.description.class_names)
+    created = Created(model, _usual(hub), source.description.class_names)
     return _Filled(created, model.image_size, model.num_classes, origin, source.remarks)
+
+
+def _usual(hub: HubConfig) -> dict[str, Any]:
+    """The library's pre-processing for a kind of model, under timm's names."""
+    from ztdeploy.host.models.hf_processor import said_by
+
+    usual = said_by({}, KINDS[hub.kind].processor)
+    return {**usual, "input_size": (3, *usual["image_size"])}
 
 
 def _fit(tables: Tables, source: Source, making: Making, output: Output) -> Fit:

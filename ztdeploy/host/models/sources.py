@@ -56,6 +56,7 @@ class Source:
     description: Description = _NOTHING_SAID
     remarks: tuple[str, ...] = ()
     model: nn.Module | None = None  #: a user's own, with its weights
+    whole: nn.Module | None = None  #: a user's module that takes the images, with that model in it; None: the model
     hub: HubConfig | None = None  #: of a model of transformers; None: timm's, or one of ours
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
-from ztdeploy.host.pruning.restoring import StandIns, restored
+from ztdeploy.host.pruning.restoring import StandIns, restored_grid
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ class _Pass:
     reduction: Reduction | None = None  #: the last layer's
     places: Tensor | None = None  #: `[B, N]`: the tokens' positions in the image; None: all are there
     stand_ins: Tensor | None = None  #: `[B, N]`: slot of the token that stands for each token of the image
+    tokens: Tensor | None = None  #: what the last block gave, `[B, k, D]`
+    grid: Tensor | None = None  #: what it handed on instead, `[B, N, D]`
 
 
 class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     """From images to `(output, kept_1, kept_2, ...)`; an ordinary differentiable module. Where a method merges, each
     `kept` is followed by its `into`. The output is the model's own, or the features of all patches, as the adapter is
     set.
+
+    Where anything but the head of a classifier reads tokens (`ModelAdapter.reads_grid`), all blocks behind the first
+    pruning layer hand on restored tokens, one for each token of the image, and the next block takes those that are
+    left instead. So whatever is around the blocks finds a whole grid, and what it does not read is left out of graphs.
 
     Hooks change the given model in place, and only at pruning layers: a block gives up fused attention if its pruning
     layer reads the attention matrix. Behind a merge, attention gets a bias. `detach()`, or leaving a `with` block,
@@ -68,8 +74,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             raise ModelError(
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
             )
-        self.model = adapter.model
-        self._restores, self._prefix = adapter.output == "features", adapter.architecture.prefix_tokens
+        self.model: Any = adapter.whole
+        self._tower = adapter.model
+        self._gives_features, self._gives_maps = adapter.output == "features", adapter.output == "maps"
+        self._restores = adapter.reads_grid
+        self._prefix = adapter.architecture.prefix_tokens
         self._classifies = given(adapter.output, adapter.architecture.num_classes) == "logits"
         variant = pruned if isinstance(pruned, Variant) else Variant.of(pruned, adapter.architecture)
         schedule, self.token_plan = variant.schedule, variant.plan
@@ -77,6 +86,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         self._undo: list[Any] = []
         self._pass = _Pass()
         try:
+            self._attach_grids(adapter)
             for layer_plan in self.token_plan.layers:
                 layer = pruning_layer(schedule.method, layer_plan, schedule.options).eval()
                 self._attach(adapter, layer_plan, layer)
@@ -87,7 +97,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             raise
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the model on normalised images `[B, C, H, W]`."""
+        """Run the model on normalised images `[B, C, H, W]`.
+
+        Raises:
+            ModelError: the model does something with its blocks that pruning does not allow.
+        """
         return self._run(images, _Pass())
 
     def noted(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -108,13 +122,17 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         return Replay(output=output, choices=state.choices, records=state.records or [])
 
     def _run(self, images: Tensor, state: _Pass) -> tuple[Tensor, ...]:
-        self._pass, model = state, cast(Any, self.model)
+        self._pass = state
         output: Tensor
-        if self._restores:
-            output = restored(model.forward_features(images), state.stand_ins, self._prefix)
+        if self._gives_features:
+            output = self._tower.forward_features(images)[:, self._prefix :]
         else:
-            output = model(images)
+            output = self.model(images)
+            if self._gives_maps and output.dim() == 3:  # of one channel, without an axis for it
+                output = output.unsqueeze(1)
         self._pass = _Pass()
+        if len(state.choices) != len(self.token_plan.layers):
+            raise self._unsound("does not run each of its blocks once for a batch of images")
         return (output, *(tensor for choice in state.choices for tensor in choice.tensors))
 
     def detach(self) -> None:
@@ -167,12 +185,42 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         if layer_plan.inside:
             self._undo.extend(adapter.between(index, reduce))
         else:
-            self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x)).remove)
+            # ahead of what hands the grid on
+            self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x), prepend=True).remove)
 
     def _told(self, what: str) -> Tensor | None:
         """A field of the last pruning layer's `Reduction`."""
         told: Tensor | None = getattr(self._pass.reduction, what, None)
         return told
+
+    def _attach_grids(self, adapter: ModelAdapter) -> None:
+        """Behind the first pruning layer, let blocks hand on whole grids and take the tokens that are left.
+
+        What reads tokens by hooks of its own, as transformers does, comes behind these hooks.
+        """
+        layers = self.token_plan.layers if self._restores else ()
+        first = layers[0].block if layers else len(adapter.blocks)
+        for index, block in enumerate(adapter.blocks[first:], first):
+            if index > first:
+                self._undo.append(block.register_forward_pre_hook(self._take_tokens).remove)
+            self._undo.append(block.register_forward_hook(self._hand_on_grid, prepend=True).remove)
+
+    def _take_tokens(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not inputs or inputs[0] is not self._pass.grid:
+            raise self._unsound("changes tokens between its blocks")
+        return (self._pass.tokens, *inputs[1:])
+
+    def _hand_on_grid(self, _block: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
+        state = self._pass
+        state.tokens, state.grid = tokens, restored_grid(tokens, state.stand_ins, self._prefix)
+        return state.grid
+
+    def _unsound(self, what: str) -> ModelError:
+        return ModelError(
+            f"a {type(self.model).__name__} that {what}, and so cannot be pruned",
+            "blocks that run one after the other, each on what the one before gave",
+            "choose another model",
+        )
 
     def _attach_bias(self, adapter: ModelAdapter) -> None:
         """Give sizes and coherences to the attention of all blocks behind the first merge."""

@@ -40,6 +40,14 @@ class StandIns(nn.Module):
         return slots.scatter(1, kept, own).scatter(1, gone, into)
 
 
+def restored_grid(tokens: Tensor, slots: Tensor | None, prefix_tokens: int) -> Tensor:
+    """The same with the prefix tokens ahead of the patches: from `[B, k, D]` to `[B, N, D]`, as without pruning."""
+    if slots is None:
+        return tokens
+    patches = restored(tokens, slots, prefix_tokens)
+    return torch.cat([tokens[:, :prefix_tokens], patches], 1) if prefix_tokens else patches
+
+
 def restored(tokens: Tensor, slots: Tensor | None, prefix_tokens: int) -> Tensor:
     """From tokens `[B, k, D]` to features of all patches `[B, P, D]`, in row-major order.
 

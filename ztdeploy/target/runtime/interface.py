@@ -27,7 +27,7 @@ from ztdeploy.target.backends.base import Array, Signature, TensorFacts
 class Outputs:
     """Raw outputs of one call."""
 
-    logits: NDArray[np.float32]  #: `[B, classes]`
+    logits: NDArray[np.float32]  #: `[B, classes]`; of other outputs `[B, ...]`, see `output_shape`
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer `[B, k]`, indices into the tokens entering that layer
     into: tuple[NDArray[np.int32], ...] = ()  #: per merging layer `[B, N - k]`: the slots of the others
     #: `[B, n]` each, by name: what a graph with notes gives besides
@@ -181,6 +181,7 @@ def output_shape(manifest: Manifest) -> tuple[int | None, ...]:
         "logits": (architecture.num_classes,),
         "embedding": (None,),
         "features": (architecture.patch_tokens, None),
+        "maps": manifest.model.map_shape or (),
     }
     return shapes[manifest.model.gives]
 

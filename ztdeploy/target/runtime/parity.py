@@ -41,7 +41,7 @@ _MOST_FEATURES = 2**16  #: the longest embedding that is read; no manifest says 
 class Reference:
     """What should come out, and how close the calls were."""
 
-    logits: NDArray[Any]  #: `[B, classes]`
+    logits: NDArray[Any]  #: `[B, classes]`, or what else the model gives
     kept: tuple[NDArray[Any], ...]  #: per pruning layer `[B, k]`
     #: per pruning layer `[B]`: the smallest gap at any of its cuts; not finite where none was measured
     gaps: tuple[NDArray[Any], ...]
@@ -214,7 +214,10 @@ def _likeness(actual: Outputs, reference: Reference, output: Output, activation:
     if output == "logits" and activation == "none":
         return {}
     if output != "logits":
-        return {"cosine": float(cosines(reference.logits, actual.logits).mean())}
+        vectors = (
+            one.logits.reshape(len(one.logits), -1) if output == "maps" else one.logits for one in (reference, actual)
+        )
+        return {"cosine": float(cosines(*vectors).mean())}
     return {
         "agreement": float(same_answers(reference.logits, actual.logits, activation).mean()),
         "kl": float(divergences(reference.logits, actual.logits, activation).mean()),

@@ -51,7 +51,8 @@ class Prediction:
     """What the model says about one image."""
 
     labels: tuple[Label, ...]  #: best first; empty where the model has no classifier
-    logits: NDArray[np.float32]  #: the model's output: `[classes]`; of embeddings `[D]`, of features `[P, D]`
+    #: The model's output: `[classes]`; of embeddings `[D]`, of features `[P, D]`, of maps `[C, h, w]`.
+    logits: NDArray[np.float32]
     kept: tuple[NDArray[np.int32], ...]  #: per pruning layer, the kept patches as indices into the image's patch grid
     image: str | None = None  #: the path of the image; None where it was no file
     gives: Output = "logits"  #: what the model gives
@@ -74,9 +75,20 @@ class Prediction:
         Raises:
             InputError: the model gives something else.
         """
-        if self.gives != "embedding":
-            fix = "read '.logits', or build with output='embedding'"
-            raise InputError(f"the embedding of a model that gives {NOUNS[self.gives]}", "a model without a head", fix)
+        return self._given_as("embedding", "a model without a head", "read '.logits', or build with output='embedding'")
+
+    @property
+    def map(self) -> NDArray[np.float32]:
+        """What a dense model gives for each position of the image, fp32 `[C, h, w]`, ahead of the activation.
+
+        Raises:
+            InputError: the model gives something else.
+        """
+        return self._given_as("maps", "a dense model, such as one for depth or segmentation", "read '.logits'")
+
+    def _given_as(self, output: Output, expected: str, fix: str) -> NDArray[np.float32]:
+        if self.gives != output:
+            raise InputError(f"the {output} of a model that gives {NOUNS[self.gives]}", expected, fix)
         return self.logits
 
     def __repr__(self) -> str:

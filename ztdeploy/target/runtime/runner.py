@@ -137,7 +137,7 @@ class ImageRunner(ABC):
         manifest = self.bundle.manifest
         top, least = arguments.whole_number("top", top, arguments.CLASSES), self._threshold(threshold)
         if not manifest.model.architecture.num_classes:
-            top = 0  # the output is an embedding
+            top = 0  # the output is no answer but an embedding, features or a map
         sources = single_images(images, manifest.preprocess.channels)
         if not sources:
             return []
@@ -150,7 +150,9 @@ class ImageRunner(ABC):
                     for index, place in enumerate(one.places.tolist()):
                         logits = one.outputs.logits[index]
                         found[part.start + place] = Prediction(
-                            top_labels(logits, self._names, top, manifest.model.activation, threshold=least),
+                            top_labels(logits, self._names, top, manifest.model.activation, threshold=least)
+                            if top
+                            else (),
                             logits,
                             kept_patches(one.outputs.kept, index, manifest.model.architecture.prefix_tokens),
                             image=names[part][place],
@@ -389,7 +391,7 @@ def class_names(bundle: Bundle) -> list[str] | None:
         names = bundle.path(name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise BundleError(f"'{name}' is not text", "UTF-8, a class per line", "build the bundle again") from error
-    classes = bundle.manifest.model.architecture.num_classes
+    classes = bundle.manifest.model.classes
     if len(names) != classes:
         raise BundleError(
             f"'{name}' names {len(names)} classes", f"{classes}, as the model has", "build the bundle again"
