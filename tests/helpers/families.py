@@ -222,8 +222,8 @@ def _only(model: HubModel, behind: dict[int, Tensor]) -> Iterator[None]:
     """The same by masks, in the library's own attention."""
     undo = []
     present: Tensor | None = None
-    implementation = model.whole.config._attn_implementation
-    model.whole.set_attn_implementation("eager")
+    implementation = model.config._attn_implementation
+    model.tower.set_attn_implementation("eager")
 
     def masking(tokens: Tensor) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -247,6 +247,6 @@ def _only(model: HubModel, behind: dict[int, Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        model.whole.set_attn_implementation(implementation)
+        model.tower.set_attn_implementation(implementation)
         for handle in undo:
             handle.remove()

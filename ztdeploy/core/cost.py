@@ -28,6 +28,7 @@ def gmacs(
     """
     d = architecture.embed_dim
     ends = architecture.patch_tokens * architecture.patch_dim * d + d * architecture.num_classes
+    ends += architecture.around_macs
     pairs = zip(tokens_per_block, mlp_tokens_per_block or tokens_per_block, strict=True)
     return sum(block_gmacs(architecture, *pair) for pair in pairs) + ends / 1e9
 

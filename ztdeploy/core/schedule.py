@@ -35,6 +35,8 @@ class Architecture(FiniteRecord):
     grid: tuple[int, int] | None = None
     #: How many of the first tokens the head reads. None: all of them, or the bundle is of an older version.
     read_tokens: int | None = Field(default=None, ge=1, le=2**16)
+    #: Multiply-adds of an image outside of the blocks and the patch embedding, where a whole module takes the images.
+    around_macs: int = Field(default=0, ge=0, le=2**50)
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ztdeploy
+from ztdeploy.core.cost import plan_gmacs
 from ztdeploy.core.errors import InputError, ModelError
+from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
 from ztdeploy.host.graph import GraphSpec
@@ -224,6 +227,16 @@ def test_what_a_dense_module_gives_is_found_by_running_it(
     assert found.output == ("logits" if shape is None else "maps")
     assert found.adapter.architecture.read_tokens is None
     assert found.preprocess.image_size == (size or (32, 32))
+    assert found.adapter.architecture.around_macs == 0, "it only moves what it reads"
+
+
+def test_the_compute_of_what_is_around_the_blocks_counts() -> None:
+    module = Taps()
+    around = nn.Sequential(module, nn.Conv2d(96, 10, 3, padding=1))
+    plain, found = (dense_adapter(one).architecture for one in (module, around))
+    assert found.around_macs == 96 * 10 * 9 * 16
+    whole, own = (plan_gmacs(facts, plan(uniform_schedule(1, 4), facts)) for facts in (found, plain))
+    assert whole - own == pytest.approx(found.around_macs / 1e9)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +258,7 @@ def test_a_graph_gives_the_same_maps_and_holds_no_grid_that_nobody_reads() -> No
     adapter = dense_adapter(OneChannel())
     with PrunedModel(adapter, PRUNED) as pruned:
         model = export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))
-        expected = pruned(images(2))[0].numpy()
+        expected = pruned.replay(images(2)).output.numpy()
     found = run_graph(model, image=images(2).numpy())["logits"]
     assert found.shape == (2, 1, 4, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -143,16 +143,21 @@ class ModelAdapter:
             return None
         return 1 if getattr(self.model, "head_dist", None) is None else 2
 
-    def surround(self, whole: nn.Module, shape: Sequence[int]) -> None:
+    def surround(self, whole: nn.Module, shape: Sequence[int], macs: int) -> None:
         """Make a module with the model in it take the images.
 
         Args:
             shape: of what it gives for an image: `[classes]`, or of a map `[C, h, w]`, or `[h, w]`.
+            macs: its multiply-adds for an image without the blocks.
         """
         self.whole, is_map = whole, len(shape) > 1
         if is_map:
             self.output, self.map_shape = "maps", (shape[0] if len(shape) > 2 else 1, *shape[-2:])  # type: ignore[assignment]
+        facts = self.architecture
+        head = 0 if is_map else shape[0] * facts.embed_dim
+        around = max(0, macs - facts.patch_tokens * facts.patch_dim * facts.embed_dim - head)
         changes = {"num_classes": 0 if is_map else shape[0], "read_tokens": None, "class_token": False}
+        changes |= {"around_macs": around}
         self.architecture = self.architecture.model_copy(update=changes)
 
     def give(self, output: Output) -> None:

@@ -219,12 +219,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _vision(data: dict[str, Any]) -> _Vision:
-    """The configuration of a vision tower, by itself or within that of a whole CLIP or SigLIP."""
+    """The configuration of a vision tower, by itself or within that of a whole CLIP or SigLIP, or of a dense model."""
     kind = str(data["model_type"])
     if kind in ("clip", "siglip"):
         vision = data.get("vision_config")
         data = {**data, **(vision if isinstance(vision, dict) else {}), "model_type": f"{kind}_vision_model"}
     given = {name: value for name, value in data.items() if value is not None}
+    if isinstance(inner := data.get("backbone_config"), dict) and inner.get("image_size"):
+        given["image_size"] = inner["image_size"]
     return _Vision.of({**_DEFAULTS[""], **_DEFAULTS.get(data["model_type"], {}), **given})
 
 

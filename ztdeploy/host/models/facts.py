@@ -14,6 +14,7 @@ from ztdeploy.core.files import read_text
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import Activation, ImageSize, PreprocessSpec
 from ztdeploy.core.text import printable
+from ztdeploy.host.models.hf_folder import DEPTH, SEGMENTATION
 from ztdeploy.host.models.sources import IMAGENET, Source
 
 _OPTION = "option"
@@ -211,14 +212,20 @@ def meaning_of(outputs: int, asked: Activation | None, problem_type: str | None 
     return Meaning("softmax", "default")
 
 
-def meaning_of_maps(channels: int, asked: Activation | None) -> Meaning:
-    """The activation of each position of a map: the one that the user names, otherwise the usual one.
+def meaning_of_maps(channels: int, asked: Activation | None, name: str) -> Meaning:
+    """The activation of each position of a map: the one that the user names, otherwise that of a class of the library
+    transformers, otherwise the usual one.
+
+    Args:
+        name: of the class.
 
     Raises:
         InputError: softmax of a single channel.
     """
     if asked is not None:
         return meaning_of(channels, asked)
+    if name.endswith((DEPTH, SEGMENTATION)):
+        return Meaning("none" if name.endswith(DEPTH) else "softmax", f"a {name} gives it")
     if channels == 1:
         remark = "its maps have one channel, taken for values: --activation sigmoid if it tells a yes or no"
         return Meaning("none", "maps have one channel", (remark,))

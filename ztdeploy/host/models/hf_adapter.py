@@ -31,7 +31,9 @@ class HubAdapter(ModelAdapter):
 
     def describe(self) -> Architecture:
         model = self.model
-        weights = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
+        inner = model.parts.attention.partition(".")[0]
+        linear = {name: part for name, part in model.blocks[0].named_modules() if isinstance(part, nn.Linear)}
+        weights = sum(part.weight.numel() for name, part in linear.items() if not name.startswith(f"{inner}."))
         return Architecture(
             depth=len(model.blocks),
             embed_dim=model.embed_dim,
@@ -68,10 +70,11 @@ class HubAdapter(ModelAdapter):
     def tap(self, index: int, sink: TapSink, *, attention: bool, keys: bool, values: bool, queries: bool) -> list[Undo]:
         module = self._attention(index)
         undo: list[Undo] = [_added(module.reach.attention, partial(setattr, sink, "attention"))] if attention else []
-        for wanted, name in ((keys, "keys"), (values, "values"), (queries, "queries")):
+        asked = (("queries", queries), ("keys", keys), ("values", values))
+        for (name, wanted), projection in zip(asked, self.model.parts.projections, strict=True):
             if wanted:
                 take = partial(self._split, partial(setattr, sink, name))
-                undo.append(on_output(getattr(module, f"{name[0]}_proj"), take))
+                undo.append(on_output(getattr(module, projection), take))
         return undo
 
     def _split(self, take: Callable[[Tensor], None], output: Tensor) -> None:
@@ -145,7 +148,7 @@ class HubAdapter(ModelAdapter):
                 return output
             return (output[0] * value, *output[1:]) if isinstance(output, tuple) else output * value
 
-        branches = (self._attention(index), self.blocks[index].get_submodule("mlp"))
+        branches = (self._attention(index), self.blocks[index].get_submodule(self.model.parts.mlp))
         return [branch.register_forward_hook(multiply).remove for branch in branches]
 
 

@@ -16,13 +16,14 @@ from ztdeploy.core.text import printable
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 #: Settings of a configuration that say nothing about a model and let the library fetch, run or replace something.
 _IGNORED = {"attn_implementation", "experts_implementation", "fusion_config", "transformers_weights", "use_kernels"}
+_IGNORED |= {"backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"}
 
 
 @dataclass(frozen=True)
 class Kind:
     """What a `model_type` of the library's configurations stands for."""
 
-    tower: str  #: the class of the vision tower
+    tower: str  #: the class of the vision tower, or of the whole where that is another model's
     processor: str  #: the library's image processor for it
     heads: tuple[str, ...] = ()  #: classes with a tower and a head
     #: Other classes that contain the tower, and the class that is made in their place.
@@ -43,7 +44,9 @@ def _kind(stem: str, processor: str, *heads: str, **others: str) -> Kind:
     return Kind(f"{stem}Model", processor, tuple(f"{stem}{head}" for head in heads), named)
 
 
-_CLASSIFIER = "ForImageClassification"
+_CLASSIFIER, DEPTH, SEGMENTATION = "ForImageClassification", "ForDepthEstimation", "ForSemanticSegmentation"
+#: `model_type` of towers within other models, under `backbone_config`.
+_BACKBONES = ("dinov2", "dinov2_with_registers", "beit")
 KINDS: Mapping[str, Kind] = {
     "vit": _kind("ViT", "ViT", _CLASSIFIER, ForMaskedImageModeling="Model"),
     "vit_msn": _kind("ViTMSN", "ViT", _CLASSIFIER),
@@ -60,14 +63,16 @@ KINDS: Mapping[str, Kind] = {
     "siglip": Kind(
         "SiglipVisionModel", "Siglip", ("SiglipForImageClassification",), {"SiglipModel": "SiglipVisionModel"}
     ),
-    "beit": _kind("Beit", "Beit", _CLASSIFIER, ForMaskedImageModeling="Model"),
+    "beit": _kind("Beit", "Beit", _CLASSIFIER, SEGMENTATION, ForMaskedImageModeling="Model"),
+    "depth_anything": Kind(f"DepthAnything{DEPTH}", "DPT"),
+    "dpt": Kind(f"DPT{DEPTH}", "DPT", (f"DPT{SEGMENTATION}",)),
 }
 _GRID = "it shrinks the grid of patches between its stages"
 _WINDOWS = "its attention stays within windows of the image"
 #: Why models of the library cannot be pruned soundly, by `model_type`.
 REFUSED_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), "its number of patches depends on the image (NaFlex)"),
-    **dict.fromkeys(("swin", "swinv2", "sam", "sam_vision_model", "vitdet"), _WINDOWS),
+    **dict.fromkeys(("swin", "swinv2", "sam", "sam_vision_model", "sam2", "sam3", "vitdet", "rf_detr"), _WINDOWS),
     **dict.fromkeys(("hiera", "levit", "pvt", "pvt_v2", "segformer"), _GRID),
     **dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "resnet"), "it has no attention between patches"),
 }
@@ -112,10 +117,29 @@ def read_config(data: Mapping[str, Any], where: str) -> HubConfig:
     named = str(architectures[0]) if isinstance(architectures, list) and architectures else known.tower
     made = known.made_for(named)
     if made is None:
-        given = f"'{where}' of class '{printable(named)[:80]}', whose output is not one vector per image"
+        given = f"'{where}' of class '{printable(named)[:80]}', whose output is neither one vector per image nor a map"
         expected = f"one of {', '.join((*known.classes, *known.others))}"
         raise ModelError(given, expected, "give the folder of its vision tower")
+    _check_backbone(data, where, made)
     return HubConfig(kind, made, _values(data, made))
+
+
+def _check_backbone(data: Mapping[str, Any], where: str, made: str) -> None:
+    """
+    Raises:
+        ModelError: a model with another tower in it than those that are known.
+    """
+    inner = data.get("backbone_config")
+    kind = str(inner.get("model_type")) if isinstance(inner, dict) else None
+    if data.get("is_hybrid"):
+        problem = "whose patches come from a convolutional network (is_hybrid)"
+    elif not made.endswith((DEPTH, SEGMENTATION)) or (kind or "dinov2") in _BACKBONES:
+        return
+    else:
+        reason = REFUSED_TYPES.get(kind or "", "which is not supported")
+        problem = f"with a backbone of model_type '{printable(kind or '')[:80]}': {reason}"
+    expected = f"a backbone that is one of {', '.join(_BACKBONES)}, or its own vision transformer"
+    raise ModelError(f"'{where}', a {made} {problem}", expected, "choose another model")
 
 
 def check_no_code(data: Mapping[str, Any], where: str, file: str) -> None:

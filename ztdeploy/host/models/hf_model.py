@@ -22,13 +22,14 @@ from ztdeploy.core.errors import MissingExtraError
 from ztdeploy.core.names import BLOCKS
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.host.models.adapter import check_divides
+from ztdeploy.host.models.hf_folder import DEPTH, SEGMENTATION
 
 #: The name under which `attend` is registered in the library.
 ATTENTION = "ztdeploy"
 #: Modules of classifiers; their input is the embedding.
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 #: Outputs of the library's models, the one that a model answers with first.
-_ANSWERS = ("logits", "image_embeds", "pooler_output")
+_ANSWERS = ("logits", "predicted_depth", "image_embeds", "pooler_output")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Parts:
     attention: str = "attention"
     attention_norm: str = "layernorm_before"
     branch_end: str = "dropout"  #: what is called last in the attention branch, before the residual is added
+    projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")  #: of the attention
+    mlp: str = "mlp"  #: what gives all that the MLP's branch adds
     projection: str = "embeddings.patch_embeddings.projection"
     rotary: str = ""  #: the argument of a block for tables of rotary angles, with a row per patch
     bias: str = ""  #: the module of a block that makes a bias for the relative position of two patches
@@ -58,6 +61,14 @@ _CLIP = Parts(
 TOWERS: Mapping[str, Parts] = {
     **dict.fromkeys(("ViTModel", "DeiTModel", "ViTMSNModel", "ViTMAEModel"), Parts()),
     **dict.fromkeys(("Dinov2Model", "Dinov2WithRegistersModel"), _DINO),
+    **dict.fromkeys(("Dinov2Backbone", "Dinov2WithRegistersBackbone"), _DINO),
+    "DPTModel": Parts(
+        blocks="encoder.layer",
+        attention="attention.attention",
+        branch_end="attention.output.dropout",
+        projections=("query", "key", "value"),
+        mlp="output.dropout",
+    ),
     "DINOv3ViTModel": replace(
         _DINO, blocks="model.layer", norm="norm", projection="embeddings.patch_embeddings", rotary="position_embeddings"
     ),
@@ -231,6 +242,11 @@ class HubModel(nn.Module):
         return isinstance(getattr(self.tower.embeddings, "tables", None), _Tables)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether the model gives maps."""
+        return type(self.whole).__name__.endswith((DEPTH, SEGMENTATION))
+
+    @property
     def answers(self) -> bool:
         """Whether the model gives one vector per image, and not only tokens."""
         return bool(self._heads) or getattr(self.tower, "use_head", True)
@@ -256,7 +272,8 @@ class HubModel(nn.Module):
         return [name for name in _HEADS if isinstance(getattr(self.whole, name, None), nn.Linear)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """From `[B, C, H, W]` to logits `[B, classes]`, or without a head to the embedding `[B, D]`."""
+        """From `[B, C, H, W]` to logits `[B, classes]`, or without a head to the embedding `[B, D]`; of a dense model
+        to a map."""
         output = self.whole(pixel_values=images, **self._options)
         answer = next((found for name in _ANSWERS if (found := getattr(output, name, None)) is not None), None)
         answer = output.last_hidden_state[:, 0] if answer is None else answer

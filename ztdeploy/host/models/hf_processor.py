@@ -31,6 +31,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "Siglip": {**_SQUARE, "resample": 3, "edge": True},
     "CLIP": _OF_EDGE,
     "Bit": _OF_EDGE,
+    "DPT": {"size": {"height": 384, "width": 384}, "resample": 3},
     "DINOv3ViT": {
         **_SQUARE,
         "resample": 2,
@@ -40,6 +41,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
 }
 #: What is said of models with DINOv3's processor.
 INEXACT = "transformers resizes images for DINOv3 without rounding, so pixels differ from its by up to one level of 255"
+SQUASHED = "transformers keeps the shape of an image here, and a graph takes one size: images are squashed to it"
 _FILTERS: dict[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  #: Pillow's numbers
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
 
@@ -68,6 +70,8 @@ class ProcessorConfig(Said):
     image_std: tuple[float, ...] = Field(default=_HALVES, min_length=1, max_length=64)
     rescale_factor: float = Field(default=1 / 255, gt=0, le=1)  #: factor for pixels from 0 to 255
     edge: bool = False
+    keep_aspect_ratio: bool = False  #: to the nearest size of that shape
+    ensure_multiple_of: int = Field(default=1, ge=1, le=LARGEST_RESIZED)
 
     @property
     def largest(self) -> float:
@@ -100,6 +104,7 @@ def said_by(data: Mapping[str, Any], usual: str, *, exact: bool = True) -> dict[
         **_values(found),
         "interpolation": _FILTERS[found.resample],
         "crop_rounding": "down",
+        **({"squashed": True} if found.keep_aspect_ratio else {}),
         **_sizes(found, exact),
     }
 
@@ -153,7 +158,9 @@ def _sizes(found: ProcessorConfig, exact: bool) -> dict[str, Any]:
     if edge is not None and crop is None and exact:
         raise ValueError("key do_center_crop: without it images keep their shapes, and a graph needs one size")
     before = sides or (edge or 0, edge or 0)
-    size = crop or before
+    step = found.ensure_multiple_of
+    size = crop or (round(before[0] / step) * step, round(before[1] / step) * step)
+    before = before if crop else size
     # a hair less, since the sides before the crop are truncated quotients
     ratio = math.nextafter(size[0] / before[0], 0) if crop else 1.0
     if exact and tuple(math.floor(side / ratio) for side in size) != before:

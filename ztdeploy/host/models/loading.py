@@ -99,10 +99,10 @@ def load_model(asked: ModelSource, module: nn.Module | None = None, backbone: st
     model = filled.made.model
     doubts = _check_behaviour(model, source, filled.classes)
     prepared = facts.preprocessing_of(filled.made.config, source, asked, filled.image_size, channels_of(model))
-    names, unnamed = _class_names(source, filled.made)
     adapter = adapt(model.eval(), prepared.spec.image_size)
-    if source.whole is not None:
-        surround(adapter, source.whole)
+    if source.whole is not None or getattr(model, "is_dense", False):
+        surround(adapter, source.whole or model)
+    names, unnamed = _class_names(source, filled.made, adapter.map_shape)
     adapter.give(asked.output)
     if texts is not None:
         adapter.answer_with(texts)
@@ -111,7 +111,7 @@ def load_model(asked: ModelSource, module: nn.Module | None = None, backbone: st
     if adapter.map_shape is None:
         meaning = facts.meaning_of(classes, asked.activation, source.description.problem_type)
     else:
-        meaning = facts.meaning_of_maps(classes, asked.activation)
+        meaning = facts.meaning_of_maps(classes, asked.activation, source.timm_name)
     if asked.class_names is not None:
         names, unnamed = facts.read_class_names(asked.class_names, classes), ()
     return LoadedModel(
@@ -391,7 +391,9 @@ def _check_behaviour(model: nn.Module, source: Source, classes: int | None) -> t
     return () if doubt is None else (doubt,)
 
 
-def _class_names(source: Source, made: Created) -> tuple[Sequence[str] | None, tuple[str, ...]]:
+def _class_names(
+    source: Source, made: Created, map_shape: tuple[int, int, int] | None
+) -> tuple[Sequence[str] | None, tuple[str, ...]]:
     """Class names of a source, and remarks where its files do not name them."""
     from ztdeploy.host.models.facts import published_names
 
@@ -400,7 +402,9 @@ def _class_names(source: Source, made: Created) -> tuple[Sequence[str] | None, t
     names: Sequence[str] | None = source.description.class_names
     if names is None and source.origin.startswith(f"{HUB}:timm/"):  # which do not repeat those of ImageNet
         names = published_names(made.model)
-    classes = int(getattr(made.model, "num_classes", 0))
+    classes = int(getattr(made.model, "num_classes", 0)) if map_shape is None else map_shape[0]
+    if map_shape is not None and classes == 1:
+        return None, ()  # a value for each position
     if names and len(names) != classes:
         return names, (f"the files name {len(names)} classes, and there are {classes}: none is named",)
     nameless = made.class_names or (source.hub is not None and classes)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ztdeploy.core.errors import ModelError, ZtdeployError
 from ztdeploy.core.names import BLOCKS, PRUNE
@@ -32,8 +33,6 @@ from ztdeploy.host.pruning.pruned_model import PrunedModel
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 #: Images that a module and the model with its head are compared on.
 _COMPARED = 2
-#: Prunes behind the first block, so that all blocks behind it are tried.
-_TRIAL = PruningSchedule(name="trial", method="slice", layers=(LayerSpec(block=1, keep_ratio=0.5),))
 #: Axes of logits, of a map of one channel without an axis for it, and of a map.
 _LOGITS, _CHANNEL, _MAP = 2, 3, 4
 
@@ -183,9 +182,25 @@ def surround(adapter: ModelAdapter, whole: nn.Module) -> None:
     output = _run(whole, images, f"a module that takes images [B, C, H, W] of size {adapter.image_size}")
     if not isinstance(output, Tensor) or output.dim() not in (_LOGITS, _CHANNEL, _MAP) or len(output) != len(images):
         raise _unsound(inner, f"gives {_words(output)}", "a map [B, C, h, w] or [B, h, w], or logits [B, classes]")
-    adapter.surround(whole, output.shape[1:])
-    with PrunedModel(adapter, _TRIAL) as pruned:
+    adapter.surround(whole, output.shape[1:], _macs_without_blocks(adapter, whole, images))
+    facts = adapter.architecture
+    tried = range(1, min(facts.depth, facts.patch_tokens - 1) + 1)
+    trial = PruningSchedule(name="trial", method="slice", layers=tuple(LayerSpec(block=one, drop=1) for one in tried))
+    with PrunedModel(adapter, trial) as pruned:
         _run(pruned, images, "a forward that takes what blocks give as it is", inner)
+
+
+def _macs_without_blocks(adapter: ModelAdapter, whole: nn.Module, images: Tensor) -> int:
+    """The multiply-adds of a module for one of the images, while its blocks hand on what they are given."""
+    try:
+        for block in adapter.blocks:
+            vars(block)["forward"] = lambda x, *_arguments, **_named: x
+        with FlopCounterMode(display=False) as counter:
+            _run(whole, images, "a module that takes images")
+    finally:
+        for block in adapter.blocks:
+            vars(block).pop("forward", None)
+    return int(counter.get_total_flops()) // (2 * len(images))
 
 
 def _give_head(whole: nn.Module, path: str, model: Any) -> None:

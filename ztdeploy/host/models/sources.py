@@ -21,7 +21,7 @@ from ztdeploy.core.text import printable
 from ztdeploy.host.models.catalogue import CATALOGUE, CatalogueEntry
 from ztdeploy.host.models.descriptions import CONFIGURATIONS, Description, describe, describe_hub
 from ztdeploy.host.models.hf_folder import CONFIG, KINDS, HubConfig
-from ztdeploy.host.models.hf_processor import INEXACT
+from ztdeploy.host.models.hf_processor import INEXACT, SQUASHED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,7 +170,8 @@ def _described(folder: Path, place: str) -> Source:
     hub = describe_hub(folder, place)
     if hub is not None:
         config, said = hub
-        remarks = (INEXACT,) if KINDS[config.kind].processor == "DINOv3ViT" else ()
+        remarks: tuple[str, ...] = (INEXACT,) if KINDS[config.kind].processor == "DINOv3ViT" else ()
+        remarks += (SQUASHED,) if said.preprocess.get("squashed") else ()
         return Source(config.made, "random", description=said, hub=config, remarks=remarks)
     said_by_timm = describe(folder)
     if said_by_timm is None or said_by_timm.architecture is None:

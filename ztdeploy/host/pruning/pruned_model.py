@@ -21,6 +21,8 @@ from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.restoring import StandIns, restored_grid
 
+_NOT_ONCE = "does not run each of its blocks once for a batch of images"
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -132,7 +134,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 output = output.unsqueeze(1)
         self._pass = _Pass()
         if len(state.choices) != len(self.token_plan.layers):
-            raise self._unsound("does not run each of its blocks once for a batch of images")
+            raise self._unsound(_NOT_ONCE)
         return (output, *(tensor for choice in state.choices for tensor in choice.tensors))
 
     def detach(self) -> None:
@@ -163,6 +165,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
         def reduce(x: Tensor) -> Tensor:
             state = self._pass
+            if self._restores and len(state.choices) > position:
+                raise self._unsound(_NOT_ONCE)
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
             taps = replace(tap, size=self._told("size"), coherence=self._told("coherence"))
@@ -185,8 +189,9 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         if layer_plan.inside:
             self._undo.extend(adapter.between(index, reduce))
         else:
-            # ahead of what hands the grid on
-            self._undo.append(block.register_forward_hook(lambda _block, _inputs, x: reduce(x), prepend=True).remove)
+            # ahead of what hands the grid on; otherwise others see the tokens that enter the layer
+            hook = block.register_forward_hook(lambda _block, _inputs, x: reduce(x), prepend=self._restores)
+            self._undo.append(hook.remove)
 
     def _told(self, what: str) -> Tensor | None:
         """A field of the last pruning layer's `Reduction`."""
@@ -217,7 +222,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def _unsound(self, what: str) -> ModelError:
         return ModelError(
-            f"a {type(self.model).__name__} that {what}, and so cannot be pruned",
+            f"a model of class {type(getattr(self.model, 'whole', self.model)).__name__}, which {what}",
             "blocks that run one after the other, each on what the one before gave",
             "choose another model",
         )
