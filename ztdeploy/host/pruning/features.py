@@ -31,10 +31,22 @@ def held(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def mean_token(x: Tensor) -> Tensor:
+    """The mean of tokens, `[B, N, D]` to `[B, 1, D]`; a product, since runtimes reduce over an inner axis slowly."""
+    shares = x.new_full((1, 1, x.shape[1]), 1 / x.shape[1])
+    return shares @ x
+
+
+def lengths_of(x: Tensor) -> Tensor:
+    """Euclidean lengths of vectors, `[..., D]` to `[..., 1]`; sums of squares, since runtimes make norms slowly."""
+    long = held(x)
+    lengths: Tensor = (long * long).sum(-1, keepdim=True).sqrt()
+    return lengths.to(x.dtype)
+
+
 def unit_length(feature: Tensor) -> Tensor:
     """Scale each vector along the last axis to length 1; a zero vector stays zero."""
-    length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
-    return feature / length.clamp_min(_EPSILON)
+    return feature / lengths_of(feature).clamp_min(_EPSILON)
 
 
 def comparable(feature: Tensor, metric: Metric) -> Tensor:
@@ -44,8 +56,7 @@ def comparable(feature: Tensor, metric: Metric) -> Tensor:
     """
     if metric == "cosine":
         return unit_length(feature)
-    longest: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True).amax(1, keepdim=True)
-    return feature / longest.clamp_min(_EPSILON)
+    return feature / lengths_of(feature).amax(1, keepdim=True).clamp_min(_EPSILON)
 
 
 def similarities(one: Tensor, other: Tensor, metric: Metric) -> Tensor:

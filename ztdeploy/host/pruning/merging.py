@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import held, source_of, vectors
+from ztdeploy.host.pruning.features import held, lengths_of, source_of, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.selection import complement, gather_tokens
 
@@ -146,12 +146,6 @@ def to_kept(feature: Tensor, gone: Tensor, kept: Tensor, prefix: int) -> Tensor:
     lengths = gather_tokens(lengths_of(feature).clamp_min(_EPSILON), kept).transpose(1, 2)
     products = gather_tokens(feature, gone) @ gather_tokens(feature, kept).transpose(1, 2)
     return (products / lengths)[:, :, prefix:]
-
-
-def lengths_of(x: Tensor) -> Tensor:
-    """Euclidean lengths of vectors, `[B, N, D]` to `[B, N, 1]`."""
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return lengths
 
 
 def raised(values: Tensor, power: float) -> Tensor | None:

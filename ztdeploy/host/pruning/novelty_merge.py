@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import held
+from ztdeploy.host.pruning.features import held, mean_token
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered
+from ztdeploy.host.pruning.selection import gather_tokens, top_indices
 from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
+#: How many tokens are compared with all more important ones in one product.
+_BAND = 256
 #: Least weight: a slot of tokens without any importance still needs an average.
 _LEAST_WEIGHT = 1e-4
 
@@ -29,27 +32,27 @@ class Novelty(nn.Module):
     start makes all of them peaked.
     """
 
-    patch: Tensor
+    not_before: Tensor
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()
-        self.options, tokens = options, plan.tokens_in
+        self.options, self.prefix = options, plan.prefix_tokens
         self.importance = WeightedPageRank(
-            tokens,
-            tokens,
+            plan.tokens_in,
+            plan.tokens_in,
             1,
             class_token=plan.class_token,
             options=MethodOptions(head_filter=False),
-            boost=float(tokens),
+            boost=float(plan.tokens_in),
         )
-        patch = torch.ones(1, 1, tokens)
-        patch[:, :, : plan.prefix_tokens] = 0.0
-        self.register_buffer("patch", patch, persistent=False)
+        self.patches = plan.tokens_in - plan.prefix_tokens
+        side = min(self.patches, _BAND)
+        self.register_buffer("not_before", torch.full((1, side, side), -torch.inf).triu(), persistent=False)
 
     def forward(
         self, x: Tensor, attention: Tensor, size: Tensor | None, record: Recorder | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Novelty and joined shares (the squares of importance), `[B, N]` each.
+        """Novelty and joined shares (the squares of importance), `[B, N]` each. Novelties of prefix tokens are 0.
 
         Args:
             x: `[B, N, D]`.
@@ -57,15 +60,38 @@ class Novelty(nn.Module):
             size: `[B, N, 1]`; None is 1 for all.
         """
         importance: Tensor = self.importance(attention)  # squared
-        apart = held(x - x.mean(1, keepdim=True))  # so squared distances lose fewer digits
-        squares = (apart * apart).sum(-1)
-        # Of |a - b|^2 = |a|^2 - (2 a b - |b|^2), only what depends on both tokens is computed for all pairs.
-        likeness = 2 * (apart @ apart.transpose(1, 2)) - squares.unsqueeze(1)
-        more_important = importance.unsqueeze(1) * self.patch > importance.unsqueeze(2)
-        nearest = likeness.where(more_important, likeness.new_tensor(-torch.inf)).amax(-1)
+        order = top_indices(importance[:, self.prefix :], self.patches) + self.prefix
+        tokens = held(gather_tokens(x, order))
+        tokens = tokens - mean_token(tokens)  # so squared distances lose fewer digits
+        squares = (tokens * tokens).sum(-1)
+        lost = self._lost(
+            importance.gather(1, order),
+            None if size is None else gather_tokens(size, order),
+            squares - self._nearest(tokens, squares),
+        )
         if record is not None:
-            record.gap("order", _order_gap, importance, likeness, nearest, self.patch > 0)
-        return self._lost(importance, size, squares - nearest), importance
+            record.gap("order", _order_gap, x, importance, self.prefix)
+        return torch.zeros_like(importance).to(lost.dtype).scatter(1, order, lost), importance
+
+    def _nearest(self, tokens: Tensor, squares: Tensor) -> Tensor:
+        """The largest likeness of each token to one that is more important, `[B, P]`: -inf for the most important.
+
+        Likeness is what of a squared distance depends on both tokens: |a - b|^2 = |a|^2 - (2 a b - |b|^2). Tokens come
+        in bands, because each is compared with those before it only.
+
+        Args:
+            tokens: `[B, P, D]`, the most important first.
+            squares: `[B, P]`, of their lengths.
+        """
+        bands = []
+        for start in range(0, self.patches, _BAND):
+            band = slice(start, min(start + _BAND, self.patches))
+            own, length = tokens[:, band], band.stop - start
+            best = (_likeness(own, own, squares[:, band]) + self.not_before[:, :length, :length]).amax(-1)
+            if start:
+                best = torch.maximum(best, _likeness(own, tokens[:, :start], squares[:, :start]).amax(-1))
+            bands.append(best)
+        return torch.cat(bands, 1) if len(bands) > 1 else bands[0]
 
     def _lost(self, importance: Tensor, size: Tensor | None, squared: Tensor) -> Tensor:
         """Novelty `[B, N]` from squared distances, which are infinite for the most important token."""
@@ -85,13 +111,22 @@ def _of_mean_1(lost: Tensor) -> Tensor:
     return lost / finite.mean(-1, keepdim=True).clamp_min(torch.finfo(lost.dtype).tiny)
 
 
-def _order_gap(importance: Tensor, likeness: Tensor, nearest: Tensor, patch: Tensor) -> Tensor:
-    """The smallest difference in importance of two tokens whose order matters: `[B]`.
+def _likeness(one: Tensor, other: Tensor, squares: Tensor) -> Tensor:
+    """`2 a b - |b|^2` for each a of `[B, m, D]` and b of `[B, n, D]` with squared lengths `[B, n]`: `[B, m, n]`."""
+    return 2 * (one @ other.transpose(1, 2)) - squares.unsqueeze(1)
+
+
+def _order_gap(x: Tensor, importance: Tensor, prefix: int) -> Tensor:
+    """The smallest difference in importance of two patch tokens of `x [B, N, D]` whose order matters: `[B]`.
 
     Order matters where a token's nearest more important token could become less important, or a token at least as near
     could become more important.
     """
-    matters = (likeness >= nearest.unsqueeze(2)) & patch & patch.transpose(1, 2)
+    patches, importance = held(x[:, prefix:] - x.mean(1, keepdim=True)), importance[:, prefix:]
+    likeness = _likeness(patches, patches, (patches * patches).sum(-1))
+    more_important = importance.unsqueeze(1) > importance.unsqueeze(2)
+    nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
+    matters = likeness >= nearest.unsqueeze(2)
     matters &= ~torch.eye(importance.shape[1], dtype=torch.bool, device=importance.device)
     score = on_mean_scale(importance, DEFAULT_OPTIONS)
     apart = (score.unsqueeze(1) - score.unsqueeze(2)).abs()
