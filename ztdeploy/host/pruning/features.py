@@ -46,7 +46,8 @@ def lengths_of(x: Tensor) -> Tensor:
 
 def unit_length(feature: Tensor) -> Tensor:
     """Scale each vector along the last axis to length 1; a zero vector stays zero."""
-    return feature / lengths_of(feature).clamp_min(_EPSILON)
+    length: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True)
+    return feature / length.clamp_min(_EPSILON)
 
 
 def comparable(feature: Tensor, metric: Metric) -> Tensor:
@@ -56,7 +57,8 @@ def comparable(feature: Tensor, metric: Metric) -> Tensor:
     """
     if metric == "cosine":
         return unit_length(feature)
-    return feature / lengths_of(feature).amax(1, keepdim=True).clamp_min(_EPSILON)
+    longest: Tensor = torch.linalg.vector_norm(feature, dim=-1, keepdim=True).amax(1, keepdim=True)
+    return feature / longest.clamp_min(_EPSILON)
 
 
 def similarities(one: Tensor, other: Tensor, metric: Metric) -> Tensor:
