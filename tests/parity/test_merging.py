@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.host.models.vit import VitAdapter
-from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning import novelty_merge, pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, Recorder
 from ztdeploy.host.pruning.merging import Averages, coherence_of, slot_of
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -188,6 +189,7 @@ class TestNoveltyMerge:
         **SIZES,
         sized=st.booleans(),
         powers=st.sampled_from([(1.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
+        band=st.sampled_from([1, 4, 256]),
         data=st.data(),
     )
     def test_who_would_be_missed_least_goes(
@@ -197,6 +199,7 @@ class TestNoveltyMerge:
         patches: int,
         sized: bool,
         powers: tuple[float, float, float],
+        band: int,
         data: st.DataObject,
     ) -> None:
         plan = layer_plan(patches, data.draw(st.integers(1, patches - 1)), prefix=prefix)
@@ -207,8 +210,9 @@ class TestNoveltyMerge:
         taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size[..., None]))
         names = ("importance_power", "size_power", "distance_power")
         options = MethodOptions(**dict(zip(names, powers, strict=True)))
-        layer, record = pruning_layer("novelty-merge", plan, options), Recorder()
-        choice = layer.double()(torch.tensor(x), taps, record).choice
+        with mock.patch.object(novelty_merge, "_BAND", band):
+            layer, record = pruning_layer("novelty-merge", plan, options), Recorder()
+            choice = layer.double()(torch.tensor(x), taps, record).choice
         for image in range(2):
             sizes = np.ones(plan.tokens_in) if size is None else size[image]
             kept, margin = reference.novelty(
