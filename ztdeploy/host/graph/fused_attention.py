@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter.pattern import Pattern
 
 from ztdeploy.host.graph import GraphSpec
-from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, rank_of, shape_of
+from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, shape_of
 
 DOMAIN, OPERATOR = "com.microsoft", "MultiHeadAttention"
 _HEADS, _HEADS_TURNED, _STACKED = [0, 2, 1, 3], [0, 2, 3, 1], [2, 0, 3, 1, 4]
@@ -37,10 +37,8 @@ def separate_projections(model: ir.Model, _spec: GraphSpec) -> None:
 
 def _joined_projection(stacked: ir.Node) -> tuple[ir.Node, ir.Value | None] | None:
     """The product and the bias, where a node gives `transpose(reshape(x W + b))`, read only in its three parts."""
-    parts = [node for node, _ in stacked.outputs[0].uses()]
-    if list(stacked.attributes["perm"].as_ints()) != _STACKED or any(node.op_type != "Gather" for node in parts):
-        return None
-    if any(rank_of(node.inputs[1]) != 0 or node.attributes.get_int("axis", 0) != 0 for node in parts):
+    readers = [node for node, _ in stacked.outputs[0].uses()]
+    if list(stacked.attributes["perm"].as_ints()) != _STACKED or not all(map(_picks_a_part, readers)):
         return None
     split, bias = _maker(stacked, "Reshape"), None
     node = split and (_maker(split, "Add") or _maker(split, "MatMul"))
@@ -50,6 +48,13 @@ def _joined_projection(stacked: ir.Node) -> tuple[ir.Node, ir.Value | None] | No
         return None
     constants = [node.inputs[1], *([] if bias is None else [bias])]
     return (node, bias) if all(value is not None and value.is_initializer() for value in constants) else None
+
+
+def _picks_a_part(node: ir.Node) -> bool:
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return False
+    index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+    return index is not None and tuple(index.shape) == () and int(index.numpy()) in range(3)
 
 
 def _maker(node: ir.Node, operator: str) -> ir.Node | None:
