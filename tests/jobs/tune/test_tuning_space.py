@@ -47,7 +47,7 @@ POINTS = st.builds(
     Point,
     method=st.sampled_from(TUNABLE),
     first=st.integers(1, 6),
-    every=st.integers(1, 2),
+    every=st.integers(0, 2),
     slope=st.floats(-BEND, BEND),
     bend=st.floats(-BEND, BEND),
     tail=st.floats(-BEND, BEND),

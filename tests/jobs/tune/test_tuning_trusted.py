@@ -137,7 +137,7 @@ STATEMENTS: dict[str, str] = {
     "a trial that is none's": "UPDATE trials SET study_id = 99 WHERE trial_id = 1",
     "a first layer behind block 10^9": parameter("first", "1e9"),
     "a first layer before the first block": parameter("first", "-3"),
-    "no step between layers": parameter("every", "0"),
+    "a step back from layer to layer": parameter("every", "-1"),
     "a slope of 10^308": parameter("slope", "1e308"),
     "a slope that is infinite": parameter("slope", "9e999"),
     "a slope that is no number": parameter("slope", "NULL"),

@@ -101,7 +101,7 @@ def _probes(methods: Sequence[str], architecture: Architecture) -> list[PruningS
     """Schedules that tell apart what a layer costs from what its tokens cost."""
     price, depth = price_of(GmacsCost(), architecture), architecture.depth
     dense = price(DENSE)
-    points = [Point(method=method, first=max(1, depth // 3)) for method in methods]
+    points = [Point(method=method, first=max(1, depth // 3), every=1) for method in methods]
     points += [Point(method=method, first=max(1, depth // 4), every=max(2, depth // 4)) for method in methods]
     found = [
         fitted(point, architecture, price, share * dense, f"probe-{point.method}-{point.every}-{100 * share:.0f}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol, get_args
 
+from ztdeploy.core.keep_ratio import LATE_OFFSETS
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.options import DEFAULT_OPTIONS, Feature, MethodOptions, Order, Partition
 from ztdeploy.core.plan import iterations_by_position
@@ -17,7 +18,7 @@ from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
 from ztdeploy.jobs.tune.cost import Price
 
 #: Trees of a search space that changes must not be mixed in one study.
-VERSION = 2
+VERSION = 3
 #: Exponents that are searched, each around its default.
 POWERS = {
     "importance_power": (0.5, 1.5),
@@ -52,7 +53,7 @@ class Point(Record):
 
     method: str
     first: int  #: the block, from 1, behind which the first layer stands
-    every: int = 1  #: blocks from one layer to the next
+    every: int = 0  #: blocks from one layer to the next; 0: those of late presets, ever further apart
     slope: float = 0.0  #: of the logarithm of what a layer takes, from -slope at the first to +slope at the last
     bend: float = 0.0  #: what is added in the middle
     tail: float = 0.0  #: what is added at the last layer
@@ -86,7 +87,7 @@ def choose(trial: Chooser, methods: tuple[str, ...], depth: int, latest: int) ->
     return Point(
         method=method,
         first=trial.suggest_int("first", 1, latest),
-        every=trial.suggest_int("every", 1, max(1, depth // 6)),
+        every=trial.suggest_int("every", 0, max(1, depth // 6)),
         slope=trial.suggest_float("slope", -BEND, BEND),
         bend=trial.suggest_float("bend", -BEND, BEND),
         tail=trial.suggest_float("tail", -BEND, BEND),
@@ -134,19 +135,32 @@ def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
 
 def schedule_of(point: Point, architecture: Architecture, rate: float, name: str = "tuned") -> PruningSchedule:
     """The point's schedule where a layer of weight 1 keeps a share of `exp(-rate)`; at least one token stays."""
-    # Behind the last block nothing is left to save.
-    blocks = range(point.first, max(architecture.depth, point.first + 1), point.every)
+    blocks = _blocks(point, architecture.depth)
     counts = ITERATIONS[point.iterations]
     share = {"similarity_share": round(point.similarity, 4)} if "partition" in METHODS[point.method].options else {}
     layers, kept, left = [], 1.0, architecture.patch_tokens
-    for position, block in enumerate(blocks):
-        kept *= math.exp(-rate * _weight(point, position, len(blocks)))
+    for position, (block, times) in enumerate(blocks.items()):
+        kept *= math.exp(-rate * times * _weight(point, position, len(blocks)))
         stays = max(1, math.ceil(architecture.patch_tokens * kept))
         if stays < left:
             iterations = counts and iterations_by_position(block, architecture.depth, counts)
             layers.append(LayerSpec(block=block, drop=left - stays, iterations=iterations, **share))
         left = min(left, stays)
     return PruningSchedule(name=name, method=point.method, options=point.options, layers=tuple(layers))
+
+
+def _blocks(point: Point, depth: int) -> dict[int, int]:
+    """The blocks, from 1, behind which layers stand, and how many layers' share of tokens goes at each.
+
+    Behind the last block nothing is left to save.
+    """
+    if point.every:
+        return dict.fromkeys(range(point.first, max(depth, point.first + 1), point.every), 1)
+    blocks: dict[int, int] = {}
+    for offset, before in zip(LATE_OFFSETS, (-1, *LATE_OFFSETS), strict=False):
+        block = min(point.first + math.floor(offset * depth / 12 + 0.5), max(depth - 1, point.first))
+        blocks[block] = blocks.get(block, 0) + offset - before
+    return blocks
 
 
 def _weight(point: Point, position: int, count: int) -> float:
