@@ -196,8 +196,9 @@ def test_the_first_stage_of_the_cheapest_cascade(
         trials = [trial for trial in report.trials if trial.schedule and trial.schedule.layers == one.schedule.layers]
         alone = trials[0].cost
         assert alone is not None
-        assert alone <= one.cost <= one.worst < alone + report.dense_cost
-        assert one.cost == pytest.approx(alone + one.went_on.value * (one.worst - alone))
+        assert alone <= one.mean_gmacs <= one.worst_gmacs < alone + report.dense_cost
+        assert one.mean_gmacs == pytest.approx(alone + one.went_on.value * (one.worst_gmacs - alone))
+    assert "Cascades of two stages" in (tmp_path / "vit_digits-tuning" / "tune.html").read_text()
     built = "tuned-*.toml" if report.cascade.better else "preset.toml"
     assert list((tmp_path / "vit_digits-tuning" / "schedules").glob(built))
 

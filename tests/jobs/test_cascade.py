@@ -96,7 +96,7 @@ def test_a_goal_that_no_thresholds_reach_says_what_is_best(
     refused(
         lambda: calibrate(bundle, "cpu", None, goal, lambda *_: None),  # type: ignore[arg-type]
         "100 % of 100 images",
-        "times its compute",
+        "the best agrees on 0.0 %, at 0.",
         kind=AccuracyError,
     )
 

@@ -383,16 +383,25 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
 
 
 def _contradictions_of_cascade(manifest: Manifest) -> Iterator[str]:
-    """Stages are different variants, the last of them the baseline, and no layer stands in front of the cut."""
+    """Stages are different variants, the last of them the baseline, and the cut is in front of their first layer; what
+    decides, and what was found, is about all stages and about the model's kind of output.
+    """
     if manifest.cascade is None:
         return
-    stages, settings = manifest.cascade.stages, manifest.cascade.settings
+    stages, settings, evaluations = manifest.cascade.stages, manifest.cascade.settings, manifest.cascade.evaluations
     known = {variant.name: variant for variant in manifest.variants}
     names = [stage.variant for stage in stages]
     if len(set(names)) < len(names) or not set(names) <= known.keys() or names[-1] != manifest.dense.name:
         yield "has a cascade of other stages than its variants, the baseline last"
-    elif any(layer.block < manifest.cascade.block for name in names for layer in known[name].plan.layers):
-        yield "has a cascade that is cut behind a pruning layer"
+    elif manifest.cascade.block != min((one.block for name in names for one in known[name].plan.layers), default=-1):
+        yield "has a cascade that is not cut in front of its first pruning layer"
+    of_classes = manifest.model.gives == "logits"
+    kinds = {one.guarantee.min_cosine is None for one in settings.values()}
+    if {manifest.cascade.signal == "margin", *kinds} != {of_classes}:
+        yield f"has a cascade of {manifest.cascade.signal}s or cosines for a model that gives {manifest.model.gives}"
+    for profile, found in evaluations.items():
+        if profile not in settings or len(found.shares) != len(stages) or found.bound > found.likeness:
+            yield f"has an evaluation of the cascade with profile '{profile}' that is not of its stages"
     if len({part.name for part in manifest.parts}) < len(manifest.parts):
         yield "has two parts of one name"
     for profile, setting in settings.items():

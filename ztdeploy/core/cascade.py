@@ -21,6 +21,7 @@ Signal = Literal["margin", "closeness"]
 CASCADE = "cascade"
 #: A threshold above every margin.
 ALL_GO_ON = 2.0
+_ROUNDING = 1e-6
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -58,6 +59,8 @@ class Guarantee(FiniteRecord):
     def _consistent(self) -> Guarantee:
         if self.failures > self.images or self.bound > self.agreement:
             raise ValueError("a bound above what was measured")
+        if self.asked is not None and self.bound < self.asked - _ROUNDING:
+            raise ValueError("a bound below what was asked for")
         return self
 
     @property
@@ -89,7 +92,7 @@ class CascadeSetting(FiniteRecord):
     quantiles: Annotated[tuple[float, ...], Field(min_length=1)]
     gmacs: float = Field(gt=0)  #: mean multiply-adds of one image, in units of 1e9
     #: Per stage: median milliseconds of one image that ends there, on the machine of the build; None: never measured.
-    stage_ms: tuple[float, ...] | None = None
+    stage_ms: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> CascadeSetting:
@@ -97,6 +100,8 @@ class CascadeSetting(FiniteRecord):
             raise ValueError("shares that do not fall from 1")
         if list(self.quantiles) != sorted(self.quantiles):
             raise ValueError("quantiles that do not rise")
+        if self.guarantee.agreement < self.shares[-1] - _ROUNDING:
+            raise ValueError("more images that do not agree than do not go on to the baseline")
         return self
 
     @property

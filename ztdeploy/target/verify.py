@@ -14,6 +14,7 @@ from ztdeploy.core.manifest import ParityRecord
 from ztdeploy.core.names import TOKENS
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
+from ztdeploy.target.adaptive.calibrate import check_promises
 from ztdeploy.target.adaptive.cascade import check_decisions
 from ztdeploy.target.adaptive.pieces import check_pieces, engine_opener
 from ztdeploy.target.backends import get_backend, load_noted, why_not_run
@@ -55,6 +56,8 @@ def verify_bundle(root: Path, profile: str | None, progress: Progress) -> Verify
         bundle.files_of_graph(file)
     check_preprocessing(bundle)
     names = list(manifest.profiles) if profile is None else [bundle.profile_name(profile)]
+    for name in names:
+        check_promises(bundle, name)
     built = [name for name in names if any(name in variant.engines for variant in manifest.variants)]
     reasons = {name: why_not_run(manifest.profiles[name]) for name in built if profile is None}
     not_run = {name: reason for name, reason in reasons.items() if reason is not None}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers.bundles import edit, linked_copy, rewrite
 from helpers.errors import refused
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 import ztdeploy
 from ztdeploy.core.bundle import Bundle, read_bundle
-from ztdeploy.core.errors import InputError, ParityError
+from ztdeploy.core.errors import BundleError, InputError, ParityError, ZtdeployError
 from ztdeploy.core.manifest import PartRecord
 from ztdeploy.core.progress import silent
 from ztdeploy.target.adaptive.cascade import CascadeRunner, Staged, Stages
@@ -252,6 +253,17 @@ def swap(bundle: Path) -> None:
         rewrite(bundle, name, content)
 
 
+def other_prefix(bundle: Path) -> None:
+    """A prefix of the same shapes that hands over other tokens, with the hashes of the manifest."""
+    path = "graphs/_prefix.cpu.onnx"
+    model = onnx.load(bundle / path, load_external_data=False)
+    (output,) = model.graph.output
+    last = next(node for node in model.graph.node if output.name in node.output)
+    last.output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Neg", ["before"], [output.name]))
+    rewrite(bundle, path, model.SerializeToString())
+
+
 def damage(bundle: Path) -> None:
     path = bundle / "graphs/_prefix.cpu.onnx"
     content = path.read_bytes()
@@ -259,10 +271,19 @@ def damage(bundle: Path) -> None:
     path.write_bytes(content[:-1])
 
 
-@pytest.mark.parametrize("harm", [swap, damage])
-def test_verify_refuses_damaged_and_swapped_pieces(copy: Path, harm: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("harm", "said", "kind"),
+    [
+        (swap, "'keep-0.50'", BundleError),
+        (damage, "_prefix.cpu", BundleError),
+        (other_prefix, "cut in front of block", ParityError),
+    ],
+)
+def test_verify_refuses_damaged_and_swapped_pieces(
+    copy: Path, harm: Callable[[Path], None], said: str, kind: type[ZtdeployError]
+) -> None:
     harm(copy)
-    refused(lambda: verify_bundle(copy, "cpu", silent), "_prefix.cpu" if harm is damage else "'keep-0.50'")
+    refused(lambda: verify_bundle(copy, "cpu", silent), said, kind=kind)
 
 
 def test_verify_refuses_a_confidence_that_is_not_of_the_outputs(
@@ -272,6 +293,42 @@ def test_verify_refuses_a_confidence_that_is_not_of_the_outputs(
     refused(
         lambda: verify_bundle(bundle.root, "cpu", silent), "confidence in the golden images differs", kind=ParityError
     )
+
+
+def promises(setting: Any) -> None:
+    setting["guarantee"]["bound"] = 1 - setting["guarantee"]["failures"] / setting["guarantee"]["images"]
+
+
+def costs_less(setting: Any) -> None:
+    setting["gmacs"] /= 2
+
+
+@pytest.mark.parametrize(("profile", "change"), [("cpu", promises), ("jetson-orin", costs_less)])
+def test_verify_refuses_promises_that_no_count_makes(
+    copy: Path, profile: str, change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the engines cannot run."""
+    monkeypatch.setattr("ztdeploy.target.verify._check_engines", lambda *_: pytest.fail("engines run first"))
+    edit(copy, lambda manifest: change(manifest["cascade"]["settings"][profile]))
+    refused(lambda: verify_bundle(copy, None, silent), f"the cascade ({profile})")
+
+
+def of_other_stages(cascade: Any) -> None:
+    cascade["stages"][0]["variant"] = "keep-0.60"
+
+
+def cut_earlier(cascade: Any) -> None:
+    cascade["block"] -= 1
+
+
+def of_another_signal(cascade: Any) -> None:
+    cascade["signal"] = "closeness"
+
+
+@pytest.mark.parametrize("change", [of_other_stages, cut_earlier, of_another_signal])
+def test_a_manifest_with_another_cascade_than_was_built_is_refused(copy: Path, change: Callable[[Any], None]) -> None:
+    edit(copy, lambda manifest: change(manifest["cascade"]))
+    refused(lambda: read_bundle(copy), "manifest.json", "has a cascade")
 
 
 @pytest.mark.parametrize(
@@ -285,7 +342,11 @@ def test_verify_refuses_a_confidence_that_is_not_of_the_outputs(
         ("quantiles", [0.5, 3]),
         ("shares", [1, 0.2, 0.3]),
         ("shares", [0.9, 0.2, 0.1]),
+        ("shares", [1, 0.999, 0.999]),
+        ("stage_ms", [-1, 2, 3]),
         ("guarantee", {"bound": 1.0, "failures": 1}),
+        ("guarantee", {"asked": 0.999}),
+        ("guarantee", {"min_cosine": 0.9}),
     ],
 )
 def test_a_manifest_whose_cascade_cannot_be_right_is_refused(copy: Path, field: str, value: Any) -> None:

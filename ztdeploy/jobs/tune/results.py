@@ -107,8 +107,8 @@ class Results:
             went_on=share(went_on),
             agreement=share(agrees),
             bound=lower_bound(int((~agrees).sum()), len(agrees)),
-            cost=self.search.cascade_cost(schedule, float(went_on.mean())),
-            worst=self.search.cascade_cost(schedule, 1.0),
+            mean_gmacs=self.search.cascade_cost(schedule, float(went_on.mean())),
+            worst_gmacs=self.search.cascade_cost(schedule, 1.0),
         )
 
     def _allowed(self) -> list[FrozenTrial]:

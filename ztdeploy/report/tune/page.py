@@ -11,7 +11,7 @@ from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import decimals, percent, short
 from ztdeploy.report.kit.sheet import Column, estimated, table
 from ztdeploy.report.tune.plots import RIVALS, SERIES, by_block, front, importances, tokens_of, trials
-from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport
+from ztdeploy.report.tune.records import BestAtCost, Measured, Score, TrialRecord, TuneReport, TwoStages
 from ztdeploy.report.tune.words import (
     cautions,
     conclusion,
@@ -42,6 +42,28 @@ def summary(report: TuneReport) -> Markup:
     concluded = conclusion(report)
     box = verdict(concluded.decision, concluded.sentence, findings(report))
     return fragment(box, trust([*origin_lines(report), *cautions(report)]))
+
+
+def cascade(report: TuneReport) -> Markup | None:
+    """None where none was searched."""
+    found = report.cascade
+    if found is None:
+        return None
+    columns: list[Column[tuple[str, TwoStages]]] = [
+        Column("first stage", lambda pair: pair[0], kind="heading"),
+        Column("mean GMACs", value=lambda pair: pair[1].mean_gmacs, show=four_digits),
+        Column("worst GMACs", value=lambda pair: pair[1].worst_gmacs, show=four_digits),
+        estimated("go on, %", lambda pair: pair[1].went_on, scale=100),
+        estimated("same answers, %", lambda pair: pair[1].agreement, scale=100),
+        Column("at least", value=lambda pair: pair[1].bound, show=percent),
+    ]
+    rows = [("found", found.tuned), ("best preset", found.preset)]
+    return section(
+        "Cascades of two stages",
+        table("Cascades of a schedule and the baseline", columns, rows, chosen=int(not found.better)),
+        quiet=f"The second stage is the baseline, which alone takes {four_digits(report.dense_cost)} GMACs. An image"
+        " that goes on takes the worst, any other less than the mean. At least: with 95 % confidence.",
+    )
 
 
 Pair = tuple[BestAtCost, Score]
@@ -136,4 +158,4 @@ def _off(one: Measured) -> float:
 
 
 #: The page from top to bottom; a part that has nothing to show is None.
-PARTS: tuple[Callable[[TuneReport], Markup | None], ...] = (summary, fidelity, schedule, all_trials, latency)
+PARTS: tuple[Callable[[TuneReport], Markup | None], ...] = (summary, cascade, fidelity, schedule, all_trials, latency)

@@ -184,9 +184,10 @@ class BestAtCost(Record):
 
 
 class TwoStages(Record):
-    """The cascade of a schedule and the baseline. Its threshold is of the tuning half, its figures of the report half.
+    """The cascade of a schedule and the baseline, counted in multiply-adds: longer chains were not searched.
 
-    No engines ran: the build chooses a threshold of its own, on its calibration images.
+    Its threshold is of the tuning half, its figures of the report half. No engines ran: the build chooses a threshold
+    of its own, on its calibration images, and what a stage takes in time only `bench` tells.
     """
 
     schedule: PruningSchedule
@@ -194,8 +195,8 @@ class TwoStages(Record):
     went_on: Share
     agreement: Share
     bound: float  #: agreement is at least this with 95 % confidence, on images like those of the report half
-    cost: float  #: of one image on average
-    worst: float  #: of one that goes on
+    mean_gmacs: float  #: of one image on average
+    worst_gmacs: float  #: of one that goes on
 
 
 class CascadeFound(Record):
@@ -206,7 +207,7 @@ class CascadeFound(Record):
 
     @property
     def better(self) -> bool:
-        return self.tuned.cost < self.preset.cost
+        return self.tuned.mean_gmacs < self.preset.mean_gmacs
 
     @property
     def recommended(self) -> TwoStages:

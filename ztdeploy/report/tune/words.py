@@ -97,9 +97,9 @@ def conclusion(report: TuneReport) -> Verdict:
 def _of_cascade(report: TuneReport, found: CascadeFound) -> Verdict:
     """Whether to build the cascade of what was found, or that of the best preset."""
     taken, goal = found.recommended, report.request.cascade
-    worst = f"{taken.worst / report.dense_cost:.2f} times the baseline's compute"
+    worst = f"{taken.worst_gmacs / report.dense_cost:.2f} times the baseline's compute"
     quality = quality_of_share(taken.agreement, None)
-    judged = JudgedVariant(CASCADE, report.dense_cost / taken.cost, None, quality, worst)
+    judged = JudgedVariant(CASCADE, report.dense_cost / taken.mean_gmacs, None, quality, worst)
     random = report.model.weights == "random"
     concluded = conclude([judged], timed=False, min_agreement=goal or MIN_AGREEMENT, random_weights=random)
     stage = f"'{taken.schedule.name}'" if found.better else f"the preset of {taken.schedule.method}"
@@ -109,11 +109,14 @@ def _of_cascade(report: TuneReport, found: CascadeFound) -> Verdict:
 
 
 def _stages(found: TwoStages, report: TuneReport, name: str) -> str:
-    """What a cascade costs and how often it agrees, on images that no choice has seen."""
-    less = 100 * (found.cost / report.dense_cost - 1)
+    """What a cascade computes and how often it agrees, on images that no choice has seen."""
+    mean, worst = (
+        f"{short(gmacs, 4)} GMACs ({100 * (gmacs / report.dense_cost - 1):+.1f} %)"
+        for gmacs in (found.mean_gmacs, found.worst_gmacs)
+    )
     return (
-        f"{name}, as first stage of a cascade: {short(found.cost, 4)} {report.unit} on average ({less:+.1f} %),"
-        f" {percent(found.went_on.value)} of the images go on; {percent(found.agreement.value)} same answers, at least"
+        f"{name}, as first stage of a cascade: {mean} on average, {worst} at worst;"
+        f" {percent(found.went_on.value)} of the images go on, {percent(found.agreement.value)} same answers, at least"
         f" {percent(found.bound)} with 95 % confidence."
     )
 
@@ -140,6 +143,11 @@ def cautions(report: TuneReport) -> list[str]:
         lines.append("The weights are random: nothing here says anything about a trained model.")
     if report.report_data.images < FEW_IMAGES:
         lines.append(f"Only {report.report_data.images} images to report on: hardly any difference can be shown.")
+    if report.cascade is not None:
+        lines.append(
+            "The cascade has two stages and is counted in multiply-adds: no engine ran and no longer chain was tried;"
+            " what it takes in time 'ztdeploy bench --cascade' measures."
+        )
     unreadable = len(report.tuning_data.unreadable) + len(report.report_data.unreadable)
     if unreadable:
         lines.append(f"{unreadable} images could not be read and count nowhere.")

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.bundle import Bundle
-from ztdeploy.core.cascade import ALL_GO_ON, CascadeGoal, CascadeSetting, Guarantee
+from ztdeploy.core.cascade import ALL_GO_ON, CascadeGoal, CascadeSetting, Guarantee, percent_below
 from ztdeploy.core.cost import front_gmacs
-from ztdeploy.core.errors import AccuracyError, ImageError
+from ztdeploy.core.errors import AccuracyError, BundleError, ImageError
 from ztdeploy.core.kernel_files import usable_threads
+from ztdeploy.core.manifest import CascadeFidelity
 from ztdeploy.core.progress import Progress
 from ztdeploy.target.adaptive.cascade import Stages
 from ztdeploy.target.adaptive.guarantee import (
@@ -35,6 +36,7 @@ from ztdeploy.target.runtime.postprocess import cosines, same_answers
 CHUNK = 16
 #: Calls that time a stage, and that warm it up before.
 _CALLS, _WARM_UP = 15, 3
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def calibrate(bundle: Bundle, profile: str, data: EvalData, goal: CascadeGoal, p
         gmacs=mean_gmacs(bundle, shares),
         stage_ms=stage_ms,
     )
-    _check_pays(bundle, setting, goal)
+    _check_pays(bundle, setting, goal, measured)
     return setting
 
 
@@ -188,6 +190,32 @@ def mean_gmacs(bundle: Bundle, shares: Sequence[float]) -> float:
     return prefix + sum(share * tail for share, tail in zip(shares, tails, strict=True))
 
 
+def check_promises(bundle: Bundle, profile: str) -> None:
+    """Hold what the manifest says of the cascade with a profile's engines against the counts that it follows from.
+
+    Raises:
+        BundleError: a bound that so many images do not show, or another mean compute than that of its stages.
+    """
+    cascade = bundle.manifest.cascade
+    setting = cascade.settings.get(profile) if cascade else None
+    found = cascade.evaluations.get(profile) if cascade else None
+    said = list[tuple[float, float, CascadeSetting | CascadeFidelity]]()
+    if setting is not None:
+        one = setting.guarantee
+        said.append((one.bound, lower_bound(one.failures, one.images, one.confidence), setting))
+    if found is not None:
+        failures = round((1 - found.likeness) * found.images)
+        said.append((found.bound, lower_bound(failures, found.images), found))
+    for bound, shown, record in said:
+        gmacs, fix = mean_gmacs(bundle, record.shares), "build the bundle again"
+        if bound > shown + _ROUNDING:
+            given = f"the cascade ({profile}) promises an agreement of {bound:.4g}"
+            raise BundleError(given, f"at most {shown:.4g}, which its images show", fix)
+        if not math.isclose(gmacs, record.gmacs, rel_tol=_ROUNDING):
+            given = f"the cascade ({profile}) takes {record.gmacs:.4g} GMACs on average"
+            raise BundleError(given, f"{gmacs:.4g}, which its stages and the images at each make", fix)
+
+
 def _time(bundle: Bundle, stages: Stages) -> tuple[float, ...]:
     """Milliseconds of one image that ends at each stage; medians of a few calls."""
     pixels, count = golden_pixels(bundle)[:1], len(stages.variants)
@@ -200,18 +228,37 @@ def _time(bundle: Bundle, stages: Stages) -> tuple[float, ...]:
     return tuple(round(until(stage), 4) for stage in range(count))
 
 
-def _check_pays(bundle: Bundle, setting: CascadeSetting, goal: CascadeGoal) -> None:
+def _check_pays(bundle: Bundle, setting: CascadeSetting, goal: CascadeGoal, measured: StageAnswers) -> None:
     """
     Raises:
-        AccuracyError: the cascade computes no less than the baseline alone.
+        AccuracyError: the cascade computes no less than the baseline alone; says which agreement one that does has.
     """
     dense, guarantee = bundle.manifest.dense.gmacs, setting.guarantee
     if setting.gmacs < dense and setting.shares[-1] < 1:
         return
     wanted = f"agreement of {goal.agreement:g}" if goal.agreement is not None else f"share of {goal.max_rerun:g}"
+    best, share = _best_that_pays(bundle, measured)
     raise AccuracyError(
         f"a cascade for an {wanted}: {100 * setting.shares[-1]:.0f} % of {guarantee.images} images of"
         f" '{guarantee.data}' go on to the baseline, which takes {setting.gmacs / dense:.2f} times its compute",
-        "a cascade that computes less than the baseline",
+        f"a cascade that computes less than the baseline: on these images the best agrees on {percent_below(best)}, at"
+        f" {share:.2f} times its compute",
         "ask for a lower agreement, give a higher --keep-ratio, or give more images to --calib",
     )
+
+
+def _best_that_pays(bundle: Bundle, measured: StageAnswers) -> tuple[float, float]:
+    """The highest share of the images with the baseline's answer, of all cascades that compute less than the baseline,
+    and the share of its compute that this one takes.
+
+    Args:
+        measured: on images of which the first stage answers some.
+    """
+    images, dense, found = measured.confidence.shape[1], bundle.manifest.dense.gmacs, (0.0, 1.0)
+    for threshold in np.unique(measured.confidence):
+        ends = where_images_end(measured.confidence, (float(threshold),) * len(measured.confidence))
+        gmacs = mean_gmacs(bundle, [float((ends >= stage).mean()) for stage in range(len(measured.agrees))])
+        if gmacs < dense:
+            agrees = float(measured.agrees[ends, np.arange(images)].mean())
+            found = max(found, (agrees, gmacs / dense), key=lambda one: (one[0], -one[1]))
+    return found
