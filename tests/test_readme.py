@@ -300,9 +300,11 @@ def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespac
     exec(compile(tree, "document", "exec"), namespace)
 
 
-#: Those of the longest document run in tests/docs/test_what_readers_type.py, as all do among the commands.
+#: Those of the longest document, and of one that needs what its commands write, run in
+#: tests/docs/test_what_readers_type.py, as all do among the commands.
+_AMONG_COMMANDS = ("python", "cascade", "image-search")
 PYTHON_DOCUMENTS = [
-    document for document in DOCUMENTS if blocks(document, "python") and document.stem not in ("python", "cascade")
+    document for document in DOCUMENTS if blocks(document, "python") and document.stem not in _AMONG_COMMANDS
 ]
 
 
