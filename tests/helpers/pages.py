@@ -52,7 +52,7 @@ def check_inert(path: Path) -> None:
         for name, value in one.attrib.items():
             assert not name.startswith("on")
             assert name not in ("href", "style", "action")
-            assert name != "src" or (one.tag == "img" and re.fullmatch(r"data:image/jpeg;base64,[\w+/=]+", value))
+            assert name != "src" or (one.tag == "img" and re.fullmatch(r"data:image/(jpeg|png);base64,[\w+/=]+", value))
             if name in ("points", "d", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"):
                 assert not re.search(r"nan|inf|e[+-]?\d", value), (one.tag, name, value)
             if name in ("width", "height") and "rect" in one.tag:

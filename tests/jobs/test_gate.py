@@ -112,6 +112,13 @@ def test_what_cannot_be_judged_is_refused_early(tmp_path: Path) -> None:
     of_vectors = Gate(DIGITS / "images", GateLimits(min_cosine=0.9))
     refused(lambda: check_gate(of_vectors, cpu, logits), "--min-cosine 0.9", "gives logits", kind=InputError)
     assert not check_gate(of_vectors, cpu, model_that_gives("features", 0)).labelled
+    of_maps = Gate(DIGITS, GateLimits(max_error=0.1, min_iou=0.9))
+    check_gate(of_maps, cpu, model_that_gives("maps", 0))
+    refused(lambda: check_gate(of_maps, cpu, logits), "--max-error 0.1", "gives logits", kind=InputError)
+    values = model_that_gives("maps", 0)
+    values.activation = "none"
+    refused(lambda: check_gate(of_maps, cpu, values), "--min-iou 0.9", "use --max-error", kind=InputError)
+    refused(lambda: check_gate(of_vectors, cpu, values), "--max-error, --min-iou", kind=InputError)
     of_drop = Gate(DIGITS, GateLimits(max_drop=1.0))
     refused(lambda: check_gate(of_drop, cpu, model_that_gives("logits", 1)), "one output", kind=InputError)
 

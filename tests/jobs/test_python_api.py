@@ -70,9 +70,10 @@ ALIKE: list[tuple[str, Callable[[], object], str]] = [
         lambda: ztdeploy.evaluate(
             Path("here"), Path("photos"), keep_ratio=(0.7, 0.5), variant="dense", profile="cpu", against="gpu", limit=9,
             seed=2, batch=4, threads=2, strict=True, recall_at=(1, 5), min_agreement=0.9,
+            max_error=0.1, min_iou=0.8, threshold=0.4,
         ),
         "here -d photos -k 0.7 -k 0.5 --variant dense -p cpu --against gpu --limit 9 --seed 2 --batch 4 --threads 2"
-        " --strict --recall-at 1,5 --min-agreement 0.9 --no-record",
+        " --strict --recall-at 1,5 --min-agreement 0.9 --max-error 0.1 --min-iou 0.8 --threshold 0.4 --no-record",
     ),
     ("bench", lambda: ztdeploy.bench("here"), "here"),
     (
@@ -140,7 +141,7 @@ def test_python_has_what_the_command_line_has(verb: str) -> None:
         max(one.opts, key=len).strip("-").replace("-", "_"): one.default for one in command.commands[verb].params
     }
     parameters = inspect.signature(VERBS[verb]).parameters
-    of_terminals = {"json", "page", "out", "verbose", "quiet", "help", "no_cache"}
+    of_terminals = {"json", "page", "maps", "out", "verbose", "quiet", "help", "no_cache"}
     assert options.keys() - parameters.keys() <= of_terminals
     assert parameters.keys() - options.keys() <= {"progress", "backbone", "example"}  # modules are Python
     differing = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ztdeploy.core.manifest import GateLimits
 from ztdeploy.target.measure.bench_report import Comparison
 from ztdeploy.target.measure.comparing import outcome_of
 from ztdeploy.target.measure.statistics import Interval, wilson_interval
@@ -23,6 +24,12 @@ def changed(count: int, images: int, top1: tuple[float, float, float] | None = N
 
 def cosine(value: float, low: float, high: float, images: int = 100) -> Quality:
     return Quality(images, None, Spread(value, between(low, high)), None)
+
+
+def maps(error: float, iou: tuple[float, float, float] | None = None, images: int = 100) -> Quality:
+    """A mean error within 0.002, and a mean overlap with its interval."""
+    overlap = None if iou is None else Spread(iou[0], between(iou[1], iou[2]))
+    return Quality(images, None, None, None, Spread(error, between(error - 0.002, error + 0.002)), overlap)
 
 
 def speed(value: float, low: float | None = None, high: float | None = None, rounds: int = 10) -> Comparison:
@@ -59,6 +66,11 @@ FAST = speed(1.5, 1.45, 1.55)
         (cosine(0.97, 0.95, 0.99), "within"),
         (cosine(0.95, 0.94, 0.96), "open"),
         (cosine(0.93, 0.92, 0.949), "beyond"),
+        (maps(0.2, (0.96, 0.95, 0.97)), "within"),  # where maps overlap, that counts
+        (maps(0.01, (0.95, 0.94, 0.96)), "open"),
+        (maps(0.04), "within"),
+        (maps(0.051), "open"),
+        (maps(0.06), "beyond"),
     ],
 )
 def test_intervals_decide_and_not_figures(quality: Quality, expected: str) -> None:
@@ -82,6 +94,24 @@ def test_no_number_of_images_is_said_where_the_figure_is_the_limit() -> None:
     assert images_needed(cosine(0.96, 0.94, 0.98, images=100)) in (400, 410)
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"max_error": 0.02}, "within"),
+        ({"max_error": 0.005}, "beyond"),
+        ({"min_iou": 0.9}, "within"),
+        ({"min_iou": 0.94}, "open"),
+        ({"min_iou": 0.9, "max_error": 0.01}, "open"),
+        ({"min_iou": 0.99, "max_error": 0.01}, "beyond"),
+    ],
+)
+def test_maps_are_held_to_all_that_is_asked_of_them(asked: dict[str, float], expected: str) -> None:
+    quality = maps(0.01, (0.94, 0.93, 0.95))
+    assert standing(quality, 0.95, GateLimits(**asked)) == expected
+    if expected == "open":
+        assert images_needed(quality, 0.95, GateLimits(**asked)) is None, "it lies at a limit"
+
+
 SLOW, EVEN, FEW = speed(0.9, 0.88, 0.93), speed(1.01, 0.98, 1.04), speed(1.5, rounds=3)
 Given = list[tuple[str, Comparison | None, Quality | None]]
 RULE: dict[str, tuple[Given, tuple[str, str | None], str]] = {
@@ -96,6 +126,22 @@ RULE: dict[str, tuple[Given, tuple[str, str | None], str]] = {
         [("keep-0.70", FAST, cosine(0.97, 0.96, 0.98))],
         ("deploy", "keep-0.70"),
         "a mean cosine of 0.9700 to the baseline (0.9600 to 0.9800)",
+    ),
+    "maps of yes and no": (
+        [("keep-0.70", FAST, maps(0.01, (0.97, 0.96, 0.98)))],
+        ("deploy", "keep-0.70"),
+        "gives maps with a mean IoU of 0.9700 (0.9600 to 0.9800) and a mean error of 0.0100 (0.0080 to 0.0120): deploy",
+    ),
+    "maps of values": (
+        [("keep-0.70", FAST, maps(0.2))],
+        ("baseline", None),
+        "gives maps with a mean error of 0.2000 (0.1980 to 0.2020): deploy the baseline, for the mean error must be at"
+        " most 0.05.",
+    ),
+    "too few maps": (
+        [("keep-0.70", FAST, maps(0.01, (0.96, 0.94, 0.98)))],
+        ("open", "keep-0.70"),
+        "100 images are too few to decide whether the mean IoU is at least 0.95; about 400 would do.",
     ),
     "the fastest of several": (
         [("keep-0.90", speed(1.1, 1.05, 1.15), changed(0, 1000)), ("keep-0.70", FAST, changed(26, 1000))],

@@ -12,6 +12,8 @@ from ztdeploy.cli.options import (
     METHODS,
     PROFILES,
     SCHEDULES,
+    MaxErrorOption,
+    MinIouOption,
     PresetOption,
     flag,
     method,
@@ -94,6 +96,8 @@ def build(
         float | None,
         option("--min-cosine NUMBER", Numbers(-1, 1), QUALITY, "Lowest mean cosine to the baseline on --calib."),
     ] = None,
+    max_error: MaxErrorOption = None,
+    min_iou: MinIouOption = None,
     cascade: Annotated[
         float | None,
         option("--cascade RATIO", KEEP_RATIO, QUALITY, "Build a cascade that agrees with the baseline so often."),
@@ -121,6 +125,7 @@ def build(
         ztdeploy build -m deit_s -k 0.55 --cascade 0.98 --calib photos -o unsure
     """
     given = locals()
+    from ztdeploy.core.manifest import GateLimits
     from ztdeploy.core.profile import schedule_path
     from ztdeploy.core.schedule import read_schedule
     from ztdeploy.jobs.request import BuildRequest, cascade_goal, default_folder, gate_of
@@ -131,7 +136,7 @@ def build(
         "out": out or default_folder(model.name, profiles),
         "schedules": [read_schedule(schedule_path(one)) for one in schedules or ()],
         "cascade": cascade_goal(cascade, cascade_max_rerun, cascade_min_cosine),
-        "gate": gate_of(calib, max_drop=max_drop, min_agreement=min_agreement, max_kl=max_kl, min_cosine=min_cosine),
+        "gate": gate_of(calib, **{name: given[name] for name in GateLimits.model_fields}),
     }
     request = request_of(BuildRequest, {**given, **defaults})
     if model.weights == "random" and model.checkpoint is None:

@@ -16,7 +16,9 @@ from ztdeploy.cli.options import (
     DataOption,
     KeepRatiosOption,
     LimitOption,
+    MaxErrorOption,
     MinAgreementOption,
+    MinIouOption,
     ProfileOption,
     SeedOption,
     ThreadCountOption,
@@ -29,7 +31,7 @@ from ztdeploy.cli.options import (
     word,
 )
 from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, table, warn
-from ztdeploy.core.arguments import BATCH, IMAGES, MIN_AGREEMENT
+from ztdeploy.core.arguments import BATCH, IMAGES, MIN_AGREEMENT, SHARE
 
 if TYPE_CHECKING:
     from ztdeploy.target.evaluate.eval_report import (
@@ -75,12 +77,20 @@ def evaluate(
         options("--recall-at N", IMAGES, QUALITY, "How many neighbours, for embeddings. [default: 1,5,10]"),
     ] = None,
     min_agreement: MinAgreementOption = MIN_AGREEMENT,
+    max_error: MaxErrorOption = None,
+    min_iou: MinIouOption = None,
+    threshold: Annotated[
+        float | None, option("--threshold RATIO", SHARE, QUALITY, "Probability of a yes in a map. [default: 0.5]")
+    ] = None,
     strict: Annotated[bool, flag("--strict", QUALITY, "Fail where an image cannot be read.")] = False,
     record: Annotated[
         bool, flag("--record/--no-record", OUTPUT, "Write the figures into the bundle's manifest.")
     ] = True,
     out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file to write.")] = None,
     page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, with plots.")] = None,
+    maps: Annotated[
+        Path | None, option("--maps DIR", path, OUTPUT, "Folder for PNGs of the worst maps beside the baseline's.")
+    ] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, flag("--fresh", OUTPUT, "Run the engines again, whatever is kept.")] = False,
 ) -> None:
@@ -93,19 +103,25 @@ def evaluate(
         ztdeploy eval quickstart --data photos -k 0.7 --limit 500 --page eval.html
     """
     given = locals()
+    from ztdeploy.core.bundle import read_bundle
     from ztdeploy.core.files import write
     from ztdeploy.core.records import to_json
+    from ztdeploy.report.evaluate.maps import draw_maps, write_maps
     from ztdeploy.report.evaluate.page import check_page_path, eval_page
+    from ztdeploy.report.kit.map_files import check_maps_folder
     from ztdeploy.target.evaluate.eval_report import EvalRequest, check_eval_path
     from ztdeploy.target.evaluate.evaluate import evaluate_bundle
     from ztdeploy.target.evaluate.record import check_recordable
     from ztdeploy.target.evaluate.record import record as write_record
+    from ztdeploy.target.evaluate.worst_maps import worst_maps
 
     request = request_of(EvalRequest, given)
     if out is not None:
         check_eval_path(out)
     if page is not None:
         check_page_path(page)
+    if maps is not None:
+        check_maps_folder(maps, read_bundle(bundle))
     if record:
         check_recordable(bundle)
     try:
@@ -116,12 +132,15 @@ def evaluate(
         raise
     if out is not None:
         write(out, to_json(report, indent=1) + "\n")
+    drawn = draw_maps(report, worst_maps(report, read_bundle(bundle))) if page or maps else []
     if page is not None:
-        write(page, eval_page(report))
+        write(page, eval_page(report, drawn))
+    if maps is not None:
+        write_maps(drawn, maps)
     if record:
         write_record(report, bundle, lambda: note("waiting for another process that writes to this bundle"))
     answer(report, lambda: _show(report))
-    for written in (out, page):
+    for written in (out, page, maps):
         if written is not None:
             note(f"wrote {written}")
 
@@ -133,7 +152,9 @@ def _show(report: EvalReport) -> None:
     left_out = f", {data.ignored} other files ignored" if data.ignored else ""
     say(f"{data.path}: {data.images} of {data.found} images ({data.rule}{left_out}); sha256 {data.digest[:12]}")
     say()
-    if report.output != "logits":
+    if report.output == "maps":
+        _show_maps(report)
+    elif report.output != "logits":
         _show_vectors(report)
     elif data.labelled:
         _show_accuracy(report)
@@ -223,6 +244,32 @@ def _show_vectors(report: EvalReport) -> None:
         _show_recall(report)
     elif report.output == "embedding":
         say("Recall takes at least two images.")
+
+
+def _show_maps(report: EvalReport) -> None:
+    """How near maps are to the baseline's."""
+    found = [(score, score.maps) for score in report.variants if score.maps is not None]
+    if not found:
+        return
+    from ztdeploy.target.evaluate.maps import figure_words
+
+    words = figure_words(report.activation, report.request.threshold)
+    shown = [name for name in words if getattr(found[0][1], name) is not None]
+    table(
+        f"Maps compared with the baseline's, on {report.data.images} images",
+        left("variant") + right("GMACs", *(words[name].head for name in shown)),
+        [(score.label, f"{score.gmacs:.3g}", *(_mean(getattr(one, name)) for name in shown)) for score, one in found],
+        caption="\n".join([_BRACKETS, *(f"{words[name].head}: {words[name].text}" for name in shown)]),
+    )
+    table(
+        "Furthest from the baseline",
+        left("variant") + right(*(words[name].head for name in shown)) + left("image"),
+        [
+            ("" if place else score.label, *(f"{getattr(far, name):.4f}" for name in shown), far.image)
+            for score, one in found
+            for place, far in enumerate(one.furthest[:_WORST])
+        ],
+    )
 
 
 def _show_positions(found: Sequence[tuple[str, Positions]]) -> None:

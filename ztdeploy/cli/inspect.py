@@ -18,7 +18,9 @@ if TYPE_CHECKING:
         CandidateRecord,
         ChoiceRecord,
         EngineRecord,
+        Fidelity,
         FidelityRecord,
+        GateRow,
         Manifest,
         PartRecord,
         VariantRecord,
@@ -206,7 +208,7 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
             name if record.dense_profile is None else f"{name} (baseline: {record.dense_profile})",
             variant,
             f"{record.images} of {record.data} ({record.data_sha256[:8]})",
-            *((cell(record.cosine, ".4f"),) if vectors else _answers(record)),
+            *((_near(record),) if vectors else _answers(record)),
             record.created[:10],
         )
         for name, variant, record in known
@@ -214,15 +216,27 @@ def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
     ]
     if rows:
         answers = ("top-1", "change", "same answer", "KL")
-        of_vectors = f"mean cosine: of {NOUNS[bundle.manifest.model.gives]}, to the baseline's"
+        near = _near_head(manifest)
+        of_vectors = f"{near}: of {NOUNS[manifest.model.gives]}, to the baseline's"
         table(
             "Evaluated on images",
-            left("profile", "variant", "images") + right(*(("mean cosine",) if vectors else answers)) + left("on"),
+            left("profile", "variant", "images") + right(*((near,) if vectors else answers)) + left("on"),
             rows,
             caption=of_vectors
             if vectors
             else "from the baseline: change of top-1, 95 % interval in points; same answer; mean KL in nats",
         )
+
+
+def _near_head(manifest: Manifest) -> str:
+    if manifest.model.gives != "maps":
+        return "mean cosine"
+    return "mean error" if manifest.model.activation == "none" else "mean IoU"
+
+
+def _near(found: Fidelity | GateRow) -> str:
+    """How near vectors or maps are to the baseline's."""
+    return cell(next((one for one in (found.cosine, found.iou, found.error) if one is not None), None), ".4f")
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
@@ -240,7 +254,7 @@ def _show_choices(bundle: Bundle, vectors: bool) -> None:
         plural = "s" if choice.threads > 1 else ""
         where = f"{choice.variant}, batch {choice.batch}, {choice.threads} thread{plural} of {choice.processor}"
         answers = f"against the baseline of {choice.asked} on {choice.images} images of '{choice.data}'"
-        costs = ("mean cosine",) if vectors else ("same answer", "mean KL, in nats", "top-1, points")
+        costs = (_near_head(bundle.manifest),) if vectors else ("same answer", "mean KL, in nats", "top-1, points")
         table(
             f"Candidates for '{choice.asked}': '{choice.shipped}' is in the bundle",
             left("candidate", "precision") + right("ms", "speed-up", *costs) + left("result"),
@@ -257,7 +271,7 @@ def _candidate(one: CandidateRecord, choice: ChoiceRecord, *, vectors: bool) -> 
         times = (f"{timing.median_ms:.2f} ({spans[0]})", f"{timing.speedup:.2f}x ({spans[1]})")
     costs: tuple[str, ...] = ("-",) if vectors else ("-", "-", "-")
     if row is not None and vectors:
-        costs = (cell(row.cosine, ".4f"),)
+        costs = (_near(row),)
     elif row is not None:
         costs = (_percent(row.agreement), cell(row.kl, ".2g"), cell(row.drop, "+.1f", -1))
     return one.profile, one.precision, *times, *costs, "ships" if one.reason is None else one.reason

@@ -241,6 +241,13 @@ LimitOption = Annotated[
     int | None,
     option("--limit N", arguments.IMAGES, QUALITY, "Use at most so many images, equally many of every class."),
 ]
+MaxErrorOption = Annotated[
+    float | None,
+    option("--max-error NUMBER", arguments.PERCENT, QUALITY, "Highest mean error of maps; of values, in ranges."),
+]
+MinIouOption = Annotated[
+    float | None, option("--min-iou RATIO", arguments.SHARE, QUALITY, "Lowest mean IoU with the baseline's maps.")
+]
 MinAgreementOption = Annotated[
     float,
     option(

@@ -17,6 +17,8 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.core.verdict import Verdict
+from ztdeploy.target.evaluate.eval_report import MapFigures
+from ztdeploy.target.evaluate.maps import MapFacts
 
 RESULTS = {
     "build": "ztdeploy.cli.results:BuildResult",
@@ -61,8 +63,10 @@ class ImageResult(Record):
 
     image: str
     labels: tuple[LabelResult, ...]  #: best first; none of a model that gives vectors
-    shape: tuple[int, ...]  #: of what the engine gave: `[classes]`, `[dimensions]` or `[positions, dimensions]`
-    norm: float | None  #: L2 norm of a vector, of features the mean over positions; None of a classifier
+    shape: tuple[int, ...]  #: of what the engine gave: `[classes]`, `[D]`, `[positions, D]` or `[C, h, w]`
+    norm: float | None  #: L2 norm of a vector, of features the mean over positions; None of a classifier and of a map
+    map: MapFacts | None = None  #: what is in a map
+    files: tuple[str, ...] = ()  #: that `--maps` wrote
     kept_patches: tuple[int, ...]  #: how many are left behind each pruning layer
     stage: str | None = None  #: variant of the stage that answered; None where one engine runs
 
@@ -101,7 +105,8 @@ class ShownVariant(Record):
     variant: str
     method: str
     labels: tuple[LabelResult, ...]
-    cosine: float | None  #: to the baseline's vector; None of a classifier
+    cosine: float | None  #: to the baseline's vector, or whole map; None of a classifier
+    map: MapFigures | None = None  #: how near its map is to the baseline's
     doubt: str | None  #: why some reasons are missing
     confidence: float | None = None  #: None where no cascade runs, and of its last stage
     threshold: float | None = None  #: the image goes on where the confidence is below it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,10 +28,21 @@ from ztdeploy.core.arguments import CLASSES, SHARE, WholeNumbers
 if TYPE_CHECKING:
     from ztdeploy.cli.results import RunResult
     from ztdeploy.target.adaptive.cascade import CascadeRunner
+    from ztdeploy.target.evaluate.maps import MapFacts
     from ztdeploy.target.runtime.postprocess import Prediction
     from ztdeploy.target.runtime.runner import BundleRunner
 
 _CHUNK = 16
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """An image file and what came of it."""
+
+    file: Path
+    said: Prediction
+    facts: MapFacts | None = None  #: of a map
+    files: tuple[str, ...] = ()  #: that its map was written to
 
 
 def register(app: typer.Typer) -> None:
@@ -46,11 +58,15 @@ def run(
     threads: ThreadCountOption = None,
     top: Annotated[int, option("--top N", WholeNumbers(1, CLASSES.most), OUTPUT, "Classes to show.")] = 5,
     threshold: Annotated[
-        float | None, option("--threshold RATIO", SHARE, OUTPUT, "Least probability to show. [default: any]")
+        float | None,
+        option("--threshold RATIO", SHARE, OUTPUT, "Least probability to show; of a yes in maps. [default: any; 0.5]"),
     ] = None,
     cascade: CascadeOption = False,
     out: Annotated[
         Path | None, option("-o, --out FILE", path, OUTPUT, "Also write what the engine gives as one array (.npy).")
+    ] = None,
+    maps: Annotated[
+        Path | None, option("--maps DIR", path, OUTPUT, "Folder for each image's map, as a coloured PNG and as .npy.")
     ] = None,
 ) -> None:
     """Run a bundle's engine on images or folders.
@@ -63,6 +79,10 @@ def run(
         # Run the cascade of a bundle that has one; see which stage answered.
         ztdeploy run unsure photos --cascade
     """
+    from ztdeploy.core.bundle import read_bundle
+    from ztdeploy.core.files import make_folder
+    from ztdeploy.report.kit.map_files import MAP_SUFFIX, check_maps_folder
+    from ztdeploy.report.show.page import sheet_paths
     from ztdeploy.target.adaptive.cascade import CascadeRunner
     from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
@@ -70,33 +90,71 @@ def run(
 
     if out is not None:
         check_array_path(out)
+    if maps is not None:
+        check_maps_folder(maps, read_bundle(bundle))
     opened = partial(load, bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads)
     with opened(cascade=True) if cascade else opened() as runner:
         manifest = runner.bundle.manifest
-        vectors = manifest.model.gives != "logits"
+        of_yes = manifest.model.gives == "maps" and manifest.model.activation == "sigmoid"
         if manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
         channels = manifest.preprocess.channels
         files = [file for one in images for file in (images_in(one, channels) if one.is_dir() else [one])]
-        predictions: list[Prediction] = []
+        pictures = [None] * len(files) if maps is None else sheet_paths(files, maps, MAP_SUFFIX)
+        if maps is not None:
+            make_folder(maps)
+        shown: list[_Ran] = []
         with progress_bar() as progress:
             for start in range(0, len(files), _CHUNK):
                 if len(files) > _CHUNK:
                     progress(f"running {_what_runs(runner)}", start, len(files))
                 part = files[start : start + _CHUNK]
-                found = runner(part, top=top, threshold=threshold)
-                if piped():
-                    for file, prediction in zip(part, found, strict=True):
-                        print_row(str(file), *_stage(runner, prediction), *_cells(prediction, vectors=vectors))
-                predictions += found
+                found = runner(part, top=top, threshold=None if of_yes else threshold)
+                for file, said, picture in zip(part, found, pictures[start:], strict=False):
+                    ran = _of_map(runner, file, said, picture, top, threshold, keep=out is not None)
+                    if piped():
+                        print_row(str(file), *_stage(runner, said), *_cells(ran))
+                    shown.append(ran)
     if out is not None:
-        write_array(out, [one.logits for one in predictions])
-    shown = list(zip(files, predictions, strict=True))
+        write_array(out, [one.said.logits for one in shown])
     answer(lambda: _result(runner, shown), lambda: None if piped() else _show(runner, shown))
     if isinstance(runner, CascadeRunner):
         _say_counts(runner)
-    if out is not None:
-        note(f"wrote {out}")
+    for written in (out, maps):
+        if written is not None:
+            note(f"wrote {written}")
+
+
+def _of_map(
+    runner: BundleRunner | CascadeRunner,
+    file: Path,
+    said: Prediction,
+    picture: Path | None,
+    top: int,
+    threshold: float | None,
+    *,
+    keep: bool,
+) -> _Ran:
+    """An image with its prediction, and of a map what is in it; a map itself, which may be large, is let go.
+
+    Args:
+        picture: where its picture is written, if anywhere.
+        keep: the map is needed later on.
+    """
+    from numpy import broadcast_to, float32
+
+    from ztdeploy.report.kit.map_files import write_map
+    from ztdeploy.target.evaluate.maps import THRESHOLD, map_facts
+    from ztdeploy.target.runtime.runner import class_names
+
+    if said.gives != "maps":
+        return _Ran(file, said)
+    manifest, least = runner.bundle.manifest, THRESHOLD if threshold is None else threshold
+    names = class_names(runner.bundle)
+    facts = map_facts(said.logits, manifest.model.activation, names=names, top=top, threshold=least)
+    files = () if picture is None else write_map(said.logits, file, manifest, picture)
+    left = said if keep else replace(said, logits=broadcast_to(float32(0), said.logits.shape))
+    return _Ran(file, left, facts, tuple(map(str, files)))
 
 
 def _what_runs(runner: BundleRunner | CascadeRunner) -> str:
@@ -123,18 +181,31 @@ def _say_counts(runner: CascadeRunner) -> None:
         warn(runner.warning)
 
 
-def _cells(prediction: Prediction, *, vectors: bool) -> list[str]:
-    """What one line says of an image behind its path: each label and its probability, or the shape and norm."""
-    if vectors:
-        return ["x".join(map(str, prediction.logits.shape)), f"{prediction.norm:.4g}"]
+def _cells(ran: _Ran) -> list[str]:
+    """What one line says of an image behind its path: each label and its probability, or the shape and the norm of a
+    vector, or what is in a map.
+    """
+    shape = "x".join(map(str, ran.said.logits.shape))
+    if ran.facts is not None:
+        return [shape, *_in_map(ran.facts)]
+    if ran.said.gives != "logits":
+        return [shape, f"{ran.said.norm:.4g}"]
     labels = [
         (one.name, f"{one.value:.6g}" if one.probability is None else f"{one.probability:.6f}")
-        for one in prediction.labels
+        for one in ran.said.labels
     ]
     return [cell for label in labels or [("-", "-")] for cell in label]
 
 
-def _show(runner: BundleRunner | CascadeRunner, found: Sequence[tuple[Path, Prediction]]) -> None:
+def _in_map(facts: MapFacts) -> list[str]:
+    """The lowest, mean and highest number and what share is a yes; or classes with their shares."""
+    if facts.classes is not None:
+        return [cell for name, share in facts.classes.items() for cell in (name, f"{share:.4f}")]
+    numbers = (facts.low, facts.mean, facts.high, facts.above)
+    return [f"{one:.4g}" for one in numbers if one is not None]
+
+
+def _show(runner: BundleRunner | CascadeRunner, found: Sequence[_Ran]) -> None:
     from ztdeploy.target.runtime.postprocess import chance
     from ztdeploy.target.runtime.runner import BundleRunner
 
@@ -144,8 +215,9 @@ def _show(runner: BundleRunner | CascadeRunner, found: Sequence[tuple[Path, Pred
         tokens, stage = runner.variant.plan.tokens_per_block, []
         title += f", {tokens[0]} -> {tokens[-1]} tokens"
     if (gives := manifest.model.gives) != "logits":
-        rows = [(one.name, *_stage(runner, said), *_cells(said, vectors=True)) for one, said in found]
-        table(title, left("image") + stage + left(gives) + right("norm"), rows)
+        heads = right("norm") if gives != "maps" else _map_heads(manifest.model.activation)
+        rows = [(one.file.name, *_stage(runner, one.said), *_row(one)) for one in found]
+        table(title, left("image") + stage + left(gives) + heads, rows)
         return
     table(
         title,
@@ -155,32 +227,47 @@ def _show(runner: BundleRunner | CascadeRunner, found: Sequence[tuple[Path, Pred
         + right("value" if manifest.model.activation == "none" else "probability"),
         [
             (
-                "" if rank else image.name,
-                *(("" if rank else name) for name in _stage(runner, prediction)),
+                "" if rank else one.file.name,
+                *(("" if rank else name) for name in _stage(runner, one.said)),
                 label.name,
                 chance(label.probability, label.value),
             )
-            for image, prediction in found
-            for rank, label in enumerate(prediction.labels)
+            for one in found
+            for rank, label in enumerate(one.said.labels)
         ],
     )
 
 
-def _result(runner: BundleRunner | CascadeRunner, found: Sequence[tuple[Path, Prediction]]) -> RunResult:
+def _map_heads(activation: str) -> list[tuple[str, str]]:
+    if activation == "softmax":
+        return left("classes")
+    return right("lowest", "mean", "highest", *(["share of yes"] if activation == "sigmoid" else []))
+
+
+def _row(one: _Ran) -> list[str]:
+    """The cells of a table; classes share one."""
+    if one.facts is None or one.facts.classes is None:
+        return _cells(one)
+    classes = ", ".join(f"{name} ({100 * share:.1f} %)" for name, share in one.facts.classes.items())
+    return [_cells(one)[0], classes]
+
+
+def _result(runner: BundleRunner | CascadeRunner, found: Sequence[_Ran]) -> RunResult:
     from ztdeploy.cli.results import RunResult
     from ztdeploy.target.runtime.runner import BundleRunner
 
-    vectors = runner.bundle.manifest.model.gives != "logits"
     images = [
         {
-            "image": str(image),
-            "labels": [label.plain for label in said.labels],
-            "shape": said.logits.shape,
-            "norm": said.norm if vectors else None,
-            "kept_patches": [len(layer) for layer in said.kept],
-            "stage": next(iter(_stage(runner, said)), None),
+            "image": str(one.file),
+            "labels": [label.plain for label in one.said.labels],
+            "shape": one.said.logits.shape,
+            "norm": one.said.norm if one.said.gives in ("embedding", "features") else None,
+            "map": one.facts and one.facts.model_dump(),
+            "files": one.files,
+            "kept_patches": [len(layer) for layer in one.said.kept],
+            "stage": next(iter(_stage(runner, one.said)), None),
         }
-        for image, said in found
+        for one in found
     ]
     about: dict[str, object] = {"bundle": str(runner.bundle.root), "profile": runner.profile}
     if isinstance(runner, BundleRunner):

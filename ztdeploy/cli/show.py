@@ -25,6 +25,7 @@ from ztdeploy.cli.output import answer, note, progress_bar, table
 
 if TYPE_CHECKING:
     from ztdeploy.cli.results import ShowResult
+    from ztdeploy.core.manifest import ModelRecord
     from ztdeploy.target.evaluate.explain import Explained, ExplainedImage
     from ztdeploy.target.evaluate.reasons import LayerReasons
 
@@ -70,23 +71,26 @@ def show(
         for one, sheet in write_show(opened, explained, sheets, out, cascade=cascade):
             shown.append((one, sheet))
             progress(f"drew {one.image.name}", len(shown), len(images))
-    vectors = opened.manifest.model.gives != "logits"
-    answer(lambda: _result(out / PAGE, shown), lambda: _show(shown, vectors=vectors, cascade=cascade))
+    answer(lambda: _result(out / PAGE, shown), lambda: _show(shown, opened.manifest.model, cascade=cascade))
     note(f"wrote {out / PAGE} and {len(shown)} PNG")
 
 
-def _show(shown: Sequence[tuple[ExplainedImage, Path]], *, vectors: bool, cascade: bool) -> None:
+def _show(shown: Sequence[tuple[ExplainedImage, Path]], model: ModelRecord, *, cascade: bool) -> None:
+    from ztdeploy.target.evaluate.maps import figures_in_words
+
     rows, doubts = [], dict[str, list[str]]()
     for one, sheet in shown:
         for seen in one.variants:
             kept = ", ".join(str(len(layer.kept)) for layer in seen.layers)
             best = [labels[0].words(0) if labels else "-" for labels in (one.dense_labels, seen.labels)]
             answers = best if seen.cosine is None else [f"{seen.cosine:.4f}"]
+            answers = [figures_in_words(seen.figures, model.activation)] if seen.figures else answers
             decided = [seen.decision.words] if seen.decision else []
             rows.append([sheet.name, seen.variant.name, *decided, *answers, kept or "-", _gone(seen)])
             if seen.doubt is not None:
                 doubts.setdefault(seen.doubt, []).append(f"{sheet.name}, {seen.variant.name}")
-    answers_of = ("cosine to the baseline",) if vectors else ("baseline says", "it says")
+    vectors, maps = ("cosine to the baseline",), ("nearness to the baseline's map",)
+    answers_of = {"logits": ("baseline says", "it says"), "maps": maps}.get(model.gives, vectors)
     decides = ("decision",) if cascade else ()
     columns = ("sheet", "variant", *decides, *answers_of, "patches kept per layer", "gone by similarity + importance")
     table("What stays", [(column, "left") for column in columns], rows)
@@ -116,6 +120,7 @@ def _variant(seen: Explained) -> dict[str, Any]:
         "method": seen.variant.schedule.method,
         "labels": [label.plain for label in seen.labels],
         "cosine": None if seen.cosine is None else round(seen.cosine, 6),
+        "map": None if seen.figures is None else seen.figures.model_dump(),
         "doubt": seen.doubt,
         "confidence": seen.decision and seen.decision.confidence,
         "threshold": seen.decision and seen.decision.threshold,

@@ -151,7 +151,9 @@ def show_sweep(report: SweepReport) -> None:
         _show_setting(panel.label, panel.rows)
     if images(report):
         vectors = any(one.fidelity is not None and one.fidelity.agreement is None for one in report.variants)
-        what = "Mean cosine to the baseline" if vectors else "Same answer as the baseline, KL from it in nats, top-1"
+        maps = any(one.fidelity is not None and one.fidelity.error is not None for one in report.variants)
+        near = "Mean IoU and mean error of maps" if maps else "Mean cosine to the baseline"
+        what = near if vectors else "Same answer as the baseline, KL from it in nats, top-1"
         say(printable(f"{what}: on {images(report)}"))
     show_verdicts(report)
     for one in warned(report):

@@ -211,14 +211,17 @@ class Fidelity(ImagesUsed):
     top1: float | None = None  #: share of images; None where they are not labelled
     dense_top1: float | None = None
     change: tuple[float, float] | None = None  #: 95 % interval of top1 less dense_top1
-    agreement: float | None  #: share of images with the baseline's answer; None for embeddings and features
-    kl: float | None  #: mean divergence from the baseline's output, nats; None for embeddings and features
+    agreement: float | None  #: share of images with the baseline's answer; None for vectors and maps
+    kl: float | None  #: mean divergence from the baseline's output, nats; None for vectors and maps
     cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline's
+    error: float | None = None  #: of maps: mean error, see `MapFigures`
+    iou: float | None = None  #: of maps: mean intersection over union with the baseline's; None of values
 
     @property
     def likeness(self) -> float:
-        """The agreement of answers, or the mean cosine where there are none."""
-        return next((value for value in (self.agreement, self.cosine) if value is not None), 0.0)
+        """The agreement of answers, the mean cosine of vectors, or of maps the mean IoU, of values 1 less the error."""
+        within = None if self.error is None else 1 - self.error
+        return next((one for one in (self.agreement, self.cosine, self.iou, within) if one is not None), 0.0)
 
 
 class FidelityRecord(Fidelity):
@@ -238,6 +241,8 @@ class GateLimits(FiniteRecord):
     min_agreement: float | None = Field(default=None, ge=0, le=1)  #: share of images with the baseline's answer
     max_kl: float | None = Field(default=None, ge=0)  #: mean divergence from the baseline, nats
     min_cosine: float | None = Field(default=None, ge=-1, le=1)  #: mean cosine to the baseline, of embeddings, features
+    max_error: float | None = Field(default=None, ge=0)  #: mean error of maps
+    min_iou: float | None = Field(default=None, ge=0, le=1)  #: mean intersection over union of maps
 
 
 class GateRow(FiniteRecord):
@@ -247,9 +252,11 @@ class GateRow(FiniteRecord):
     keep_ratio: float | None
     method: str
     drop: float | None  #: points of top-1 lost; None where the images are not labelled
-    agreement: float | None  #: None for embeddings and features
-    kl: float | None  #: None for embeddings and features
+    agreement: float | None  #: None for vectors and maps
+    kl: float | None  #: None for vectors and maps
     cosine: float | None = None  #: of embeddings and features: mean cosine to the baseline
+    error: float | None = None  #: of maps
+    iou: float | None = None  #: of maps; None of values
     failed: tuple[str, ...]  #: the limits that it missed and by how much, in words; empty: it is in the bundle
 
 

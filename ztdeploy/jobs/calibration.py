@@ -17,6 +17,15 @@ from ztdeploy.jobs.request import Gate
 from ztdeploy.target.backends import first_that_runs
 from ztdeploy.target.evaluate.data import EvalData, label_classes, read_data
 
+#: What limits are on, by what a model gives, and their options.
+_KINDS = {"logits": "answers", "maps": "maps"}
+_WHAT = {"answers": "answers", "vectors": "their cosine", "maps": "their error or overlap"}
+_LIMITS = {
+    "answers": ("--max-drop", "--min-agreement", "--max-kl"),
+    "vectors": ("--min-cosine",),
+    "maps": ("--max-error", "--min-iou"),
+}
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -63,20 +72,25 @@ def check_gate(gate: Gate, profiles: Sequence[HardwareProfile], model: LoadedMod
 
 def _check_limits(limits: GateLimits, model: LoadedModel) -> None:
     given = {f"--{name.replace('_', '-')}": value for name, value in limits if value is not None}
-    vectors = model.output != "logits"
+    kind, values = _KINDS.get(model.output, "vectors"), model.activation == "none"
     for option, value in given.items():
-        if vectors != (option == "--min-cosine"):
+        if option not in _LIMITS[kind]:
             raise InputError(
                 f"{option} {value:g} with a model that gives {NOUNS[model.output]}",
-                "a limit on "
-                + ("their cosine: --min-cosine" if vectors else "answers: --max-drop, --min-agreement, --max-kl"),
+                f"a limit on {_WHAT[kind]}: {', '.join(_LIMITS[kind])}",
                 f"leave {option} out",
             )
-    if not vectors and model.activation == "none" and given:
+    if kind == "answers" and values and given:
         raise InputError(
             "a limit with --activation none, whose values are no answers", "no limit", "leave limits on --calib out"
         )
-    if not vectors and model.adapter.architecture.num_classes == 1 and limits.max_drop is not None:
+    if kind == "maps" and values and limits.min_iou is not None:
+        raise InputError(
+            f"--min-iou {limits.min_iou:g} with --activation none, whose maps are values",
+            "a limit on their error: --max-error",
+            "use --max-error",
+        )
+    if kind == "answers" and model.adapter.architecture.num_classes == 1 and limits.max_drop is not None:
         raise InputError(
             f"--max-drop {limits.max_drop:g} for a model with one output, which has no top-1",
             "a limit on agreement or KL",

@@ -25,6 +25,8 @@ _IN_WORDS = {
     "min_agreement": "agreement of at least {:g}",
     "max_kl": "a mean KL of at most {:g}",
     "min_cosine": "a mean cosine of at least {:g}",
+    "max_error": "a mean error of at most {:g}",
+    "min_iou": "a mean IoU of at least {:g}",
 }
 
 

@@ -20,7 +20,7 @@ from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.data import first_error
 from ztdeploy.core.errors import InputError, ZtdeployError
-from ztdeploy.core.manifest import WeightsSource
+from ztdeploy.core.manifest import GateLimits, WeightsSource
 from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, PreprocessOptions
@@ -79,6 +79,8 @@ def build(
     min_agreement: float | None = None,
     max_kl: float | None = None,
     min_cosine: float | None = None,
+    max_error: float | None = None,
+    min_iou: float | None = None,
     cascade: float | None = None,
     cascade_max_rerun: float | None = None,
     cascade_min_cosine: float | None = None,
@@ -125,6 +127,8 @@ def build(
         min_agreement: share of `calib` that must get the baseline's answer, from 0 to 1.
         max_kl: highest mean KL divergence from the baseline on `calib`, in nats.
         min_cosine: lowest mean cosine to the baseline's embeddings or features on `calib`.
+        max_error: highest mean error of maps on `calib`: of probabilities, or of values as a share of their range.
+        min_iou: lowest mean intersection over union with the baseline's maps on `calib`.
         cascade: build a cascade that agrees with the baseline on this share of images, below 1; its thresholds are
             chosen on `calib`, which needs no labels for this.
         cascade_max_rerun: instead, the share of images that may go on from the first stage of the cascade.
@@ -176,7 +180,7 @@ def build(
 
         profiles = (profile_for_this_machine().name,)
     goal = {"agreement": cascade, "max_rerun": cascade_max_rerun, "min_cosine": cascade_min_cosine}
-    limits = {"max_drop": max_drop, "min_agreement": min_agreement, "max_kl": max_kl, "min_cosine": min_cosine}
+    limits = {name: arguments_given[name] for name in GateLimits.model_fields}
     request = BuildRequest(
         model=source,
         module=module,
@@ -219,6 +223,9 @@ def evaluate(
     strict: bool = False,
     recall_at: Some[int] | None = None,
     min_agreement: float = MIN_AGREEMENT,
+    max_error: float | None = None,
+    min_iou: float | None = None,
+    threshold: float | None = None,
     record: bool = False,
     cache: AnyPath | None = None,
     fresh: bool = False,
@@ -247,6 +254,9 @@ def evaluate(
         strict: an unreadable image is an error. By default it is left out.
         recall_at: how many nearest images to look at, for embeddings. By default 1, 5 and 10.
         min_agreement: least share of images with the baseline's answer, or mean cosine to it, for `report.verdict`.
+        max_error: of maps instead, the highest mean error: of probabilities, or of values as a share of their range.
+        min_iou: of maps instead, the lowest mean intersection over union with the baseline's.
+        threshold: probability above which a position of a map is a yes. By default 0.5.
         record: write the figures into the bundle's manifest, which the command line does by default.
         cache: folder for results that later runs reuse. By default $ZTDEPLOY_CACHE or ~/.cache/ztdeploy.
         fresh: ignore cached results.
@@ -276,6 +286,9 @@ def evaluate(
         strict=strict,
         recall_at=_counts("recall_at", recall_at, arguments.IMAGES),
         min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
+        max_error=_number_in("max_error", max_error, arguments.PERCENT),
+        min_iou=_number_in("min_iou", min_iou, arguments.SHARE),
+        threshold=_number_in("threshold", threshold, arguments.SHARE),
     )
     if record:
         check_recordable(request.bundle)
@@ -359,7 +372,7 @@ def bench(
         batches=_counts("batch", batch, arguments.BATCH),
         threads=_counts("threads", threads, arguments.THREADS),
         warmup_s=arguments.number_in("warmup", warmup, arguments.SECONDS),
-        duration_s=None if duration is None else arguments.number_in("duration", duration, arguments.SECONDS),
+        duration_s=_number_in("duration", duration, arguments.SECONDS),
         iterations=None if iterations is None else arguments.whole_number("iterations", iterations, arguments.CALLS),
         rounds=arguments.whole_number("rounds", rounds, arguments.ROUNDS),
         reference=reference,
@@ -367,13 +380,9 @@ def bench(
         data=None if data is None else arguments.folder("data", data),
         min_agreement=arguments.number_in("min_agreement", min_agreement, arguments.SHARE),
         governor=governor,
-        latency_ms=None
-        if latency_ms is None
-        else arguments.number_in("latency_ms", latency_ms, arguments.MILLISECONDS),
+        latency_ms=_number_in("latency_ms", latency_ms, arguments.MILLISECONDS),
         load=_path("load", load),
-        min_fidelity=None
-        if min_fidelity is None
-        else arguments.number_in("min_fidelity", min_fidelity, arguments.SHARE),
+        min_fidelity=_number_in("min_fidelity", min_fidelity, arguments.SHARE),
     )
     if file is not None:
         check_report_path(file)
@@ -576,6 +585,10 @@ def _ratios(given: Some[float] | None) -> tuple[float, ...]:
 
 def _numbers(given: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else arguments.number(name, value) for name, value in given.items()}
+
+
+def _number_in(name: str, given: float | None, wanted: arguments.Numbers) -> float | None:
+    return None if given is None else arguments.number_in(name, given, wanted)
 
 
 def _texts(name: str, given: Some[str] | None) -> tuple[str, ...]:

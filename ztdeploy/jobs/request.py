@@ -153,5 +153,5 @@ class BuildRequest:
             raise InputError(
                 "--cascade with a limit on variants, which may remove its stages",
                 "one of them: the cascade bounds agreement itself",
-                "leave out --cascade, or --max-drop, --min-agreement, --max-kl and --min-cosine",
+                "leave out --cascade, or the limits",
             )

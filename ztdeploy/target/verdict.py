@@ -6,7 +6,8 @@ of 95 % everywhere and never by figures alone:
 1. A variant **pays** where the interval of its speed-up lies above 1. Where no speed was measured, all pay.
 2. It is **within** the limits where the interval of the share of changed answers ends below what may change; **beyond**
    where it begins above, or where top-1 is shown to fall by more than the limit; otherwise **open**. Embeddings and
-   features are held to their mean cosine in the same way.
+   features are held to their mean cosine in the same way; maps to their mean intersection over union or, of values, to
+   their mean error.
 3. Deploy the fastest variant that pays and is within. Without one: if one that pays is open, say how many images
    would decide; if nothing is known of what changes, say how to find out; if all are beyond, deploy the baseline.
 4. Where none pays, deploy the baseline, or measure more rounds where these were too few.
@@ -25,9 +26,9 @@ from typing import Literal
 from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.cascade import CASCADE, Guarantee
-from ztdeploy.core.manifest import Fidelity, GateRow
+from ztdeploy.core.manifest import Fidelity, GateLimits, GateRow
 from ztdeploy.core.verdict import Decision, Verdict
-from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Share, VariantScore
+from ztdeploy.target.evaluate.eval_report import Change, EvalReport, Mean, Share, VariantScore
 from ztdeploy.target.measure.bench_report import BenchReport, Comparison
 from ztdeploy.target.measure.statistics import FEWEST_ROUNDS, Interval, Z, wilson_interval
 
@@ -37,6 +38,7 @@ MAX_DROP = 1.0
 CONTROLS = ("slice", "random")
 #: Beyond this, a figure lies so near to its limit that no number of images is worth naming.
 _MOST_IMAGES = 100_000
+_NO_LIMITS = GateLimits()
 EVALUATE = "run 'ztdeploy eval BUNDLE --data DIR'"
 
 Standing = Literal["within", "beyond", "open"]
@@ -55,9 +57,50 @@ class Quality:
     """What a variant changes, on some images."""
 
     images: int
-    changed: Spread | None  #: share of the images whose answer differs from the baseline's; None for vectors
-    cosine: Spread | None  #: mean cosine to the baseline's vectors; None for classifiers
+    changed: Spread | None  #: share of the images whose answer differs from the baseline's; None for vectors and maps
+    cosine: Spread | None  #: mean cosine to the baseline's vectors; None for classifiers and maps
     change: Spread | None  #: top-1 less the baseline's, as a share; None without labels
+    error: Spread | None = None  #: mean error of maps, of probabilities or as a share of the range
+    iou: Spread | None = None  #: mean intersection over union of maps; None of values
+
+
+@dataclass(frozen=True)
+class Held:
+    """A figure that a limit is on."""
+
+    spread: Spread
+    limit: float
+    sign: int  #: 1: the higher the worse; -1: the lower the worse
+    text: str  #: that it is within the limit, in words
+    must: str  #: that it has to be
+
+    @property
+    def standing(self) -> Standing:
+        low, high = sorted(self.sign * end for end in (self.spread.interval.low, self.spread.interval.high))
+        return "within" if high <= self.sign * self.limit else "beyond" if low > self.sign * self.limit else "open"
+
+
+def held(quality: Quality, min_agreement: float, asked: GateLimits) -> list[Held]:
+    """What a variant is held to. Maps are held to what is asked of them, and otherwise to `min_agreement`: their mean
+    intersection over union is at least as much, or the mean error of values at most as far from 1.
+    """
+    most, found = 1 - min_agreement, list[Held]()
+    if quality.changed is not None:
+        percent = f"at most {100 * most:.3g} %"
+        found.append(Held(quality.changed, most, 1, f"{percent} change", f"{percent} may change"))
+    least_iou, most_error = asked.min_iou, asked.max_error
+    if least_iou is None and most_error is None:
+        least_iou, most_error = (None, most) if quality.iou is None else (min_agreement, None)
+    limits = (
+        ("mean cosine", quality.cosine, min_agreement, -1),
+        ("mean IoU", quality.iou, least_iou, -1),
+        ("mean error", quality.error, most_error, 1),
+    )
+    for name, spread, limit, sign in limits:
+        if spread is not None and limit is not None:
+            end = f"at {'most' if sign > 0 else 'least'} {limit:.4g}"
+            found.append(Held(spread, limit, sign, f"the {name} is {end}", f"the {name} must be {end}"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -73,12 +116,16 @@ class JudgedVariant:
 
 def quality_of_score(score: VariantScore, images: int) -> Quality | None:
     """Of a variant that was evaluated; None for the baseline."""
-    against, likeness = score.against_dense, score.likeness
+    against, likeness, maps = score.against_dense, score.likeness, score.maps
     if against is not None:
         return quality_of_share(against.agreement, against.change)
-    return (
-        None if likeness is None else Quality(images, None, Spread(likeness.mean.value, likeness.mean.interval), None)
-    )
+    if maps is not None:
+        return Quality(images, None, None, None, _spread(maps.error), _spread(maps.iou))
+    return None if likeness is None else Quality(images, None, _spread(likeness.mean), None)
+
+
+def _spread(mean: Mean | None) -> Spread | None:
+    return None if mean is None else Spread(mean.value, mean.interval)
 
 
 def quality_of_share(agreement: Share, change: Change | None) -> Quality:
@@ -96,7 +143,7 @@ def quality_of_fidelity(found: Fidelity | None) -> Quality | None:
         change = Spread(
             found.top1 - found.dense_top1, Interval(low=found.change[0], high=found.change[1], confidence=0.95)
         )
-    return _quality(found.images, found.agreement, found.cosine, change)
+    return _quality(found, found.images, change)
 
 
 def quality_of_guarantee(guarantee: Guarantee) -> Quality:
@@ -109,14 +156,15 @@ def quality_of_guarantee(guarantee: Guarantee) -> Quality:
 
 def quality_of_gate(row: GateRow, images: int) -> Quality:
     """Of a variant on the calibration images of a build."""
-    return _quality(images, row.agreement, row.cosine, None if row.drop is None else _exact(-row.drop / 100))
+    return _quality(row, images, None if row.drop is None else _exact(-row.drop / 100))
 
 
-def _quality(images: int, agreement: float | None, cosine: float | None, change: Spread | None) -> Quality:
+def _quality(known: Fidelity | GateRow, images: int, change: Spread | None) -> Quality:
     changed = None
-    if agreement is not None:
-        changed = _flipped(agreement, wilson_interval(round(agreement * images), images))
-    return Quality(images, changed, None if cosine is None else _exact(cosine), change)
+    if known.agreement is not None:
+        changed = _flipped(known.agreement, wilson_interval(round(known.agreement * images), images))
+    cosine, error, iou = (None if one is None else _exact(one) for one in (known.cosine, known.error, known.iou))
+    return Quality(images, changed, cosine, change, error, iou)
 
 
 def _flipped(share: float, interval: Interval) -> Spread:
@@ -128,37 +176,38 @@ def _exact(value: float) -> Spread:
     return Spread(value, Interval(low=value, high=value, confidence=1.0))
 
 
-def standing(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> Standing:
-    """Where a variant stands with regard to what may change."""
-    if quality.change is not None and quality.change.interval.high < -MAX_DROP / 100:
+def standing(quality: Quality, min_agreement: float = MIN_AGREEMENT, asked: GateLimits = _NO_LIMITS) -> Standing:
+    """Where a variant stands with regard to what may change; see `held`."""
+    if _loses_top1(quality):
         return "beyond"
-    if quality.changed is not None:
-        spread, most = quality.changed.interval, 1 - min_agreement
-        return "within" if spread.high <= most else "beyond" if spread.low > most else "open"
-    assert quality.cosine is not None
-    spread = quality.cosine.interval
-    return "within" if spread.low >= min_agreement else "beyond" if spread.high < min_agreement else "open"
+    places = {one.standing for one in held(quality, min_agreement, asked)}
+    return "beyond" if "beyond" in places else "open" if "open" in places else "within"
 
 
-def images_needed(quality: Quality, min_agreement: float = MIN_AGREEMENT) -> int | None:
+def _loses_top1(quality: Quality) -> bool:
+    return quality.change is not None and quality.change.interval.high < -MAX_DROP / 100
+
+
+def images_needed(quality: Quality, min_agreement: float = MIN_AGREEMENT, asked: GateLimits = _NO_LIMITS) -> int | None:
     """How many images would decide, if as large a share of them changed; two significant digits.
 
-    None: the figure is too near to its limit to say.
+    None: a figure is too near to its limit to say.
 
     Wilson's interval leaves out a limit L where n (p - L)^2 > z^2 L (1 - L); that of a mean narrows with the root of n.
     """
-    if quality.changed is not None:
-        most = 1 - min_agreement
-        away, spread = abs(quality.changed.value - most), Z * math.sqrt(most * (1 - most))
-    else:
-        assert quality.cosine is not None
-        away, interval = abs(quality.cosine.value - min_agreement), quality.cosine.interval
-        spread = math.sqrt(quality.images) * max(
-            interval.high - quality.cosine.value, quality.cosine.value - interval.low
-        )
-    if away == 0 or (spread / away) ** 2 > _MOST_IMAGES:
-        return None
-    count = math.ceil((spread / away) ** 2)
+    count = 0
+    for one in held(quality, min_agreement, asked):
+        if one.standing != "open":
+            continue
+        figure, interval = one.spread.value, one.spread.interval
+        away = abs(figure - one.limit)
+        if one.spread is quality.changed:
+            spread = Z * math.sqrt(one.limit * (1 - one.limit))
+        else:
+            spread = math.sqrt(quality.images) * max(interval.high - figure, figure - interval.low)
+        if away == 0 or (spread / away) ** 2 > _MOST_IMAGES:
+            return None
+        count = max(count, math.ceil((spread / away) ** 2))
     step: int = 10 ** max(0, len(str(count)) - 2)
     return max(quality.images + 1, -(-count // step) * step)
 
@@ -168,6 +217,7 @@ def conclude(
     *,
     timed: bool,
     min_agreement: float = MIN_AGREEMENT,
+    asked: GateLimits = _NO_LIMITS,
     evaluate: str = EVALUATE,
     saves: str = "compute",
     random_weights: bool = False,
@@ -177,6 +227,7 @@ def conclude(
     Args:
         timed: whether speed was measured; otherwise compute ranks the variants.
         min_agreement: see `MIN_AGREEMENT`.
+        asked: of maps, see `held`.
         evaluate: what to do where nothing is known of what changes.
         saves: what `work_ratio` is of, where speed was not measured.
         random_weights: nothing can be known of it.
@@ -196,19 +247,21 @@ def conclude(
     if random_weights:
         text = f"{does(paying[0])}; the weights are random, so nothing can be said of answers."
         return Verdict(decision="open", sentence=text, variant=paying[0].name)
-    known = [(one, one.quality, standing(one.quality, min_agreement)) for one in paying if one.quality]
+    known = [(one, one.quality, standing(one.quality, min_agreement, asked)) for one in paying if one.quality]
     for one, quality, where in known:
         if where == "within":
             end = "deploy." if timed else "deploy it where 'ztdeploy bench' finds it faster."
             return _verdict("deploy", one, f"{does(one)} and {_costs(quality)}: {end}{_worst(one)}")
     for one, quality, where in known:
         if where == "open":
-            return _verdict("open", one, f"{does(one)} and {_costs(quality)}: {_too_few(quality, min_agreement)}")
+            return _verdict(
+                "open", one, f"{does(one)} and {_costs(quality)}: {_too_few(quality, min_agreement, asked)}"
+            )
     if len(known) < len(paying):
         one = next(one for one in paying if one.quality is None)
         return _verdict("open", one, f"{does(one)}; what it changes is not known: {evaluate}.")
     one, quality, _ = known[-1]  # the mildest
-    why = _beyond(quality, min_agreement)
+    why = _beyond(quality, min_agreement, asked)
     text = f"{does(one)} and {_costs(quality)}: deploy the baseline, for {why}."
     return Verdict(decision="baseline", sentence=text, variant=None)
 
@@ -257,11 +310,14 @@ def _costs(quality: Quality) -> str:
         text = f"changes {_percent(quality.changed)} of the answers"
         if quality.changed.interval.high > quality.changed.interval.low:
             text += f" ({quality.changed.interval.scaled(100):.1f})"
+    elif quality.error is not None:
+        figures = [f"a mean error of {quality.error.value:.4f}{_within(quality.error)}"]
+        if quality.iou is not None:
+            figures.insert(0, f"a mean IoU of {_cosine(quality.iou.value)}{_within(quality.iou)}")
+        text = f"gives maps with {' and '.join(figures)}"
     else:
         assert quality.cosine is not None
-        text = f"has a mean cosine of {_cosine(quality.cosine.value)} to the baseline"
-        if quality.cosine.interval.high > quality.cosine.interval.low:
-            text += f" ({_cosine(quality.cosine.interval.low)} to {_cosine(quality.cosine.interval.high)})"
+        text = f"has a mean cosine of {_cosine(quality.cosine.value)} to the baseline{_within(quality.cosine)}"
     if quality.change is not None:
         text += f"; top-1 {100 * quality.change.value:+.1f} points"
         if quality.change.interval.high > quality.change.interval.low:
@@ -278,15 +334,16 @@ def _cosine(value: float) -> str:
     return f"{value if value == 1 else min(value, 0.9999):.4f}"
 
 
-def _limit(quality: Quality, min_agreement: float) -> str:
-    if quality.changed is None:
-        return f"the mean cosine is at least {min_agreement:g}"
-    return f"at most {100 * (1 - min_agreement):.3g} % change"
+def _within(spread: Spread) -> str:
+    """The interval, where there is one."""
+    low, high = spread.interval.low, spread.interval.high
+    return f" ({_cosine(low)} to {_cosine(high)})" if high > low else ""
 
 
-def _too_few(quality: Quality, min_agreement: float) -> str:
+def _too_few(quality: Quality, min_agreement: float, asked: GateLimits) -> str:
     """What is missing to decide."""
-    limit, needed = _limit(quality, min_agreement), images_needed(quality, min_agreement)
+    limit = next(one.text for one in held(quality, min_agreement, asked) if one.standing == "open")
+    needed = images_needed(quality, min_agreement, asked)
     images = f"{quality.images} image{'s' if quality.images != 1 else ''}"
     if needed is None:
         return f"that is too near to the limit to decide on {images} whether {limit}."
@@ -294,12 +351,10 @@ def _too_few(quality: Quality, min_agreement: float) -> str:
     return f"{images} {few} too few to decide whether {limit}; about {needed:,} would do."
 
 
-def _beyond(quality: Quality, min_agreement: float) -> str:
-    if quality.change is not None and quality.change.interval.high < -MAX_DROP / 100:
+def _beyond(quality: Quality, min_agreement: float, asked: GateLimits) -> str:
+    if _loses_top1(quality):
         return f"top-1 may fall by {MAX_DROP:g} point at most"
-    if quality.changed is None:
-        return f"the mean cosine must be at least {min_agreement:g}"
-    return f"at most {100 * (1 - min_agreement):.3g} % may change"
+    return next(one.must for one in held(quality, min_agreement, asked) if one.standing == "beyond")
 
 
 # What each kind of report knows of variants.
@@ -319,8 +374,14 @@ def verdict_of_eval(report: EvalReport) -> Verdict:
         for score in report.variants[1:]
         if score.method not in CONTROLS and score.gmacs < dense.gmacs
     ]
-    random = report.bundle.weights == "random"
-    return conclude(variants, timed=False, min_agreement=report.request.min_agreement, random_weights=random)
+    request = report.request
+    return conclude(
+        variants,
+        timed=False,
+        min_agreement=request.min_agreement,
+        asked=GateLimits(max_error=request.max_error, min_iou=request.min_iou),
+        random_weights=report.bundle.weights == "random",
+    )
 
 
 def verdicts_of_bench(report: BenchReport, bundle: Bundle) -> tuple[Verdict, ...]:
@@ -380,11 +441,12 @@ def _of_variants(bundle: Bundle) -> Verdict:
     if gate is not None and gate.rows and not pruned:
         text = f"No variant is within the limits on {gate.images} images of '{gate.data}': deploy the baseline."
         return Verdict(decision="baseline", sentence=text)
-    asked = None if gate is None else gate.limits.min_agreement
+    asked = _NO_LIMITS if gate is None else gate.limits
     return conclude(
         [JudgedVariant(one.name, manifest.dense.gmacs / one.gmacs, None, rows.get(one.name)) for one in pruned],
         timed=False,
-        min_agreement=MIN_AGREEMENT if asked is None else asked,
+        min_agreement=MIN_AGREEMENT if asked.min_agreement is None else asked.min_agreement,
+        asked=asked,
         evaluate=EVALUATE.replace("BUNDLE", str(bundle.root)),
         random_weights=manifest.weights.source == "random",
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import read_bytes
 from ztdeploy.report.evaluate.answers import answers
 from ztdeploy.report.evaluate.cascade import cascade
+from ztdeploy.report.evaluate.maps import DrawnMaps, maps, notes_of
 from ztdeploy.report.evaluate.vectors import vectors
 from ztdeploy.report.evaluate.worst import worst
 from ztdeploy.report.kit.document import document
@@ -62,21 +64,27 @@ def check_page_path(out: Path, verb: str = "eval") -> None:
     check_overwritable(out, f"page of 'ztdeploy {verb}'", is_page, "--page FILE.html")
 
 
-def eval_page(report: EvalReport) -> str:
-    """The whole document, which is well-formed XML as well, with small pictures of images that are still there."""
+def eval_page(report: EvalReport, drawn: Sequence[DrawnMaps] = ()) -> str:
+    """The whole document, which is well-formed XML as well, with small pictures of images that are still there.
+
+    Args:
+        drawn: of a dense model, the worst images.
+    """
     title = f"What pruning costs: {Path(report.bundle.path).resolve().name}"
     images = f"{counted(report.data.images, 'image')} of {report.data.name} ({report.data.rule})"
     facts = f"{report.bundle.timm_name}, profile {report.bundle.profile}, {report.bundle.runtime}; {images}"
     classes = report.output == "logits"
+    of_maps = {**notes_of(report), "Interval": _NOTES["Interval"]}
+    explained = of_maps if report.output == "maps" else _NOTES if classes else _VECTOR_NOTES
     return document(
         title,
         element("header", element("h1", title), element("p", facts, class_="lead")),
         verdict(report.verdict.decision, report.verdict.sentence) if report.verdict else None,
         trust(_limits(report)),
-        answers(report) if classes else vectors(report),
+        maps(report, drawn) if report.output == "maps" else answers(report) if classes else vectors(report),
         cascade(report),
         worst(report),
-        notes((_NOTES if classes else _VECTOR_NOTES) | (_CASCADE_NOTES if report.cascade else {})),
+        notes(explained | (_CASCADE_NOTES if report.cascade else {})),
         element("footer", f"{_WRITTEN} {__version__}; images' sha256 {report.data.digest[:12]}."),
     )
 

@@ -102,6 +102,23 @@ class MapScale:
         return np.take(scale_table(), steps, 0)
 
 
+def compared_tiles(
+    dense: NDArray[Any], variant: NDArray[Any], activation: Activation, size: tuple[int, int]
+) -> list[tuple[str, Image.Image]]:
+    """The baseline's map `[C, h, w]`, a variant's, and their difference, with captions; of several channels the one
+    that differs most.
+    """
+    channel = furthest_channel(dense, variant, activation)
+    scale = MapScale.of(dense, activation, channel)
+    which = "" if scale.classes or len(dense) == 1 else f", channel {channel} of {len(dense)}"
+    difference, words = scale.difference(dense, variant, size)
+    return [
+        (f"the baseline's map{which}; {scale.words}", scale.tile(dense, size)),
+        ("the variant's map", scale.tile(variant, size)),
+        (f"difference; {words}", difference),
+    ]
+
+
 def furthest_channel(dense: NDArray[Any], variant: NDArray[Any], activation: Activation) -> int:
     """The channel of two maps `[C, h, w]` that is drawn: the one that differs most."""
     if activation == "softmax":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ztdeploy.core.manifest import Fidelity
 from ztdeploy.target.measure.statistics import Interval
 
 _MOST_DECIMALS, _MOST_MEANT = 4, 6
@@ -77,6 +78,12 @@ def percent(share: float | None) -> str:
 def cosine(value: float | None) -> str:
     """Rounded down where it would read as 1, which is said of nothing but 1."""
     return "-" if value is None else f"{value if value == 1 else min(value, 0.9999):.4f}"
+
+
+def map_words(found: Fidelity) -> str:
+    """How near maps are to the baseline's, such as "mean IoU 0.9712, mean error 0.0104"."""
+    overlap = "" if found.iou is None else f"mean IoU {cosine(found.iou)}, "
+    return f"{overlap}mean error {short(found.error)}"
 
 
 def times(value: float, interval: Interval | None = None) -> str:

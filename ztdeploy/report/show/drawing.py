@@ -9,7 +9,9 @@ from PIL import Image
 
 from ztdeploy.core.manifest import Manifest
 from ztdeploy.core.methods import METHODS
+from ztdeploy.core.preprocess_spec import Activation
 from ztdeploy.report.kit.colours import Colour
+from ztdeploy.report.kit.map_pictures import compared_tiles
 from ztdeploy.report.show.tiles import (
     DRAWN_PAIRS,
     SIMILAR_COLOUR,
@@ -20,6 +22,7 @@ from ztdeploy.report.show.tiles import (
     plain_tile,
 )
 from ztdeploy.target.evaluate.explain import Explained, ExplainedImage, StageDecision
+from ztdeploy.target.evaluate.maps import figures_in_words
 from ztdeploy.target.evaluate.patches import LayerPatches
 from ztdeploy.target.evaluate.reasons import LayerReasons, Pair
 from ztdeploy.target.runtime.postprocess import Label
@@ -62,6 +65,7 @@ class VariantDrawing:
     legend: str
     doubt: str | None  #: why some reasons are missing
     decision: StageDecision | None = None  #: None where no cascade runs
+    maps: tuple[tuple[str, Image.Image], ...] = ()  #: of a dense model: both maps and their difference, with captions
 
     @property
     def outcome(self) -> str:
@@ -102,7 +106,7 @@ def draw(one: ExplainedImage, manifest: Manifest) -> ImageDrawing:
 def _row(
     seen: Explained, dense: tuple[Label, ...], plain: Image.Image, grid: Grid, manifest: Manifest
 ) -> VariantDrawing:
-    variant, depth = seen.variant, manifest.model.architecture.depth
+    variant, depth, activation = seen.variant, manifest.model.architecture.depth, manifest.model.activation
     known = [reasons for reasons in seen.reasons if reasons is not None]
     keys = (
         ("like another one", SIMILAR_COLOUR, any(one.by_similarity for one in known)),
@@ -118,13 +122,21 @@ def _row(
         ),
         answers=answers if seen.cosine is None else (),
         changed=seen.cosine is None and len(set(best)) > 1 and (seen.decision is None or seen.decision.answers),
-        nearness=None if seen.cosine is None else f"cosine to the baseline: {seen.cosine:.4f}",
+        nearness=nearness_words(seen, activation),
         keys=tuple((text, colour) for text, colour, wanted in keys if wanted),
         merges=any(layer.plan.merges for layer in seen.layers),
         legend=legend(seen),
         doubt=seen.doubt,
         decision=seen.decision,
+        maps=() if seen.maps is None else tuple(compared_tiles(*seen.maps, activation, plain.size)),
     )
+
+
+def nearness_words(seen: Explained, activation: Activation) -> str | None:
+    """How near vectors or maps are to the baseline's; None of a classifier."""
+    if seen.figures is not None:
+        return figures_in_words(seen.figures, activation)
+    return None if seen.cosine is None else f"cosine to the baseline: {seen.cosine:.4f}"
 
 
 def _heading(seen: Explained, dense: float) -> str:

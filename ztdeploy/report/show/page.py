@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import OutputError
@@ -33,7 +34,7 @@ PAGE, SHEET_SUFFIX = "show.html", ".show.png"
 _UNFOLDED = 3
 
 
-def sheet_paths(images: Sequence[Path], out: Path) -> list[Path]:
+def sheet_paths(images: Sequence[Path], out: Path, suffix: str = SHEET_SUFFIX) -> list[Path]:
     """The file of each image's contact sheet, each with another name, where case does not matter as well.
 
     Raises:
@@ -47,7 +48,7 @@ def sheet_paths(images: Sequence[Path], out: Path) -> list[Path]:
             count += 1
             name = f"{stem}-{count}"
         names.append(name)
-    sheets = [out / f"{name}{SHEET_SUFFIX}" for name in names]
+    sheets = [out / f"{name}{suffix}" for name in names]
     check_folder_path(out)
     with disk_errors(out):
         for file in (*sheets, out / PAGE):
@@ -130,10 +131,24 @@ def _row(drawing: ImageDrawing, row: VariantDrawing) -> Markup:
         )
         if row.panels
         else None,
+        map_figures(row.maps),
         _key(row),
         element("p", row.legend, class_="quiet") if row.legend else None,
         None if row.doubt is None else trust([row.doubt]),
     )
+
+
+def map_figures(tiles: Iterable[tuple[str, Image.Image]]) -> Markup | None:
+    """Maps of an image side by side.
+
+    Args:
+        tiles: with captions.
+    """
+    drawn = [
+        element("figure", photograph(tile, caption), element("figcaption", element("span", caption)))
+        for caption, tile in tiles
+    ]
+    return element("div", drawn, class_="maps") if drawn else None
 
 
 def _answers(row: VariantDrawing) -> Markup | None:

@@ -9,12 +9,14 @@ from ztdeploy.report.kit.numbers import cosine, fixed, percent, short, span, tim
 from ztdeploy.report.kit.sheet import Column, interval
 from ztdeploy.target.measure.sweep_report import Row
 
-_ANSWERS, _VECTORS = ("agreement", "KL", "top-1"), ("mean cosine",)
+_ANSWERS, _VECTORS, _MAPS = ("agreement", "KL", "top-1"), ("mean cosine",), ("mean IoU", "mean error")
 _FIDELITY: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "agreement": ("agreement", percent),
     "KL": ("kl", short),
     "top-1": ("top1", percent),
     "mean cosine": ("cosine", cosine),
+    "mean IoU": ("iou", cosine),
+    "mean error": ("error", short),
 }
 _TONES = {"faster": "good", "slower": "bad"}
 
@@ -78,11 +80,13 @@ def _value(path: str) -> Callable[[Row], float | None]:
 
 
 def _fidelity(rows: Sequence[Row]) -> list[Column[Row]]:
-    """Other figures for answers than for embeddings and features."""
+    """Other figures for answers than for embeddings and features, and for maps."""
     known = [row.facts.fidelity for row in rows if row.facts.fidelity]
     if not known:
         return []
-    heads = _ANSWERS if any(found.agreement is not None for found in known) else _VECTORS
+    heads: tuple[str, ...] = _ANSWERS if any(found.agreement is not None for found in known) else _VECTORS
+    if any(found.error is not None for found in known):
+        heads = _MAPS
     return [
         Column(head, value=_value(f"facts.fidelity.{name}"), show=show)
         for head, (name, show) in ((head, _FIDELITY[head]) for head in heads)

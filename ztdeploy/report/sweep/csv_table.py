@@ -11,7 +11,7 @@ from ztdeploy.target.measure.sweep_report import Row, SweepReport, rows
 
 _LATENCY = ("samples", "min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms", "mad_ms")
 _COLD_START = ("process_ms", "import_ms", "load_ms", "first_ms", "total_ms")
-_FIDELITY = ("data", "data_sha256", "images", "agreement", "kl", "cosine", "top1", "dense_top1")
+_FIDELITY = ("data", "data_sha256", "images", "agreement", "kl", "cosine", "top1", "dense_top1", "error", "iou")
 #: Columns, and where their values are: of the run, and of the row.
 _OF_RUN = {
     **{name: f"bundle.{name}" for name in ("model", "timm_name", "weights", "profile", "backend", "runtime")},

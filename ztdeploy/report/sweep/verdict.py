@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ztdeploy.core.arguments import MIN_AGREEMENT
 from ztdeploy.core.verdict import Verdict
-from ztdeploy.report.kit.numbers import cosine, counted, decimals_for, fixed, percent, short, span, times
+from ztdeploy.report.kit.numbers import cosine, counted, decimals_for, fixed, map_words, percent, short, span, times
 from ztdeploy.report.sweep.panels import Panel, panels
 from ztdeploy.target.measure.bench_report import Comparison
 from ztdeploy.target.measure.sweep_report import Row, SweepReport
@@ -107,6 +107,8 @@ def _fidelity(row: Row) -> Sequence[str]:
     found = row.facts.fidelity
     if found is None:
         return []
+    if found.error is not None:
+        return [f"Its maps are near to the baseline's: {map_words(found)}, on {counted(found.images, 'image')}."]
     if found.agreement is None:
         return [f"Its mean cosine to the baseline is {cosine(found.cosine)}, on {counted(found.images, 'image')}."]
     top1 = ""

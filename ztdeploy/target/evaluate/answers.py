@@ -1,4 +1,6 @@
-"""What engines answer to a few images, small enough to be kept for many: best classes and divergences, or cosines."""
+"""What engines answer to a few images, small enough to be kept for many: best classes and divergences, cosines, or
+figures of maps.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from ztdeploy.core.files import open_regular, write
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.preprocess_spec import Activation
 from ztdeploy.target.adaptive.cascade import Staged
+from ztdeploy.target.evaluate.maps import compare_maps
 from ztdeploy.target.evaluate.patches import follow
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.postprocess import cosines, divergences, probabilities, same_answers, unit_vectors
@@ -67,6 +70,14 @@ class VectorAnswers(ImageAnswers):
     cosine: NDArray[np.float32]  #: `[v, n, P]` cosine to dense's vector; P is 1 for embeddings
     filled: NDArray[np.bool_]  #: `[v, n, P]` whether a position's own token is gone, and another stands for it
     vectors: NDArray[np.float32]  #: `[v, n, D]` embeddings of length 1; D is 0 where there are positions
+
+
+@dataclass(frozen=True)
+class MapAnswers(ImageAnswers):
+    """ImageAnswers of engines that give a map."""
+
+    OWN = {"figures": ("f", 3)}  # noqa: RUF012
+    figures: NDArray[np.float64]  #: `[v, n, 5]` the fields of `MapFigures`; NaN: these maps have no such figure
 
 
 _Answers = TypeVar("_Answers", bound=ImageAnswers)
@@ -125,6 +136,30 @@ def vector_answers(
         content=content,
         problem=np.full(images, "", np.str_),
         confidence=_confidence(outputs[-1]),
+    )
+
+
+def map_answers(
+    outputs: Sequence[Outputs], content: NDArray[np.uint8], activation: Activation, threshold: float
+) -> MapAnswers:
+    """What is kept of maps.
+
+    Args:
+        outputs: those of each variant for the same n images, dense first; `[n, C, h, w]`.
+        content: `[n, 32]`.
+        threshold: see `compare_maps`.
+    """
+    dense = outputs[0].logits
+
+    def figures(own: Outputs, image: int) -> list[float]:
+        found = compare_maps(dense[image], own.logits[image], activation, threshold)
+        return [np.nan if value is None else value for _, value in found]
+
+    return MapAnswers(
+        figures=np.array([[figures(own, image) for image in range(len(dense))] for own in outputs]),
+        content=content,
+        problem=np.full(len(content), "", np.str_),
+        confidence=np.empty((len(content), 0), np.float32),
     )
 
 

@@ -31,13 +31,17 @@ from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.evaluate.answers import (
     ClassAnswers,
     ImageAnswers,
+    MapAnswers,
     VectorAnswers,
     chosen,
     class_answers,
+    joined,
+    map_answers,
     spread,
     vector_answers,
 )
 from ztdeploy.target.evaluate.data import Decoded, decode
+from ztdeploy.target.evaluate.maps import THRESHOLD
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.runner import BundleRunner, engine_of, load_engine
 
@@ -58,6 +62,7 @@ class Workload:
     threads: int
     dense_profile: str | None = None  #: the profile of the first, dense engine, where that is another one
     cascade: bool = False  #: the bundle's cascade runs as well
+    threshold: float = THRESHOLD  #: of maps, see `compare_maps`
 
     @property
     def setting(self) -> CascadeSetting | None:
@@ -85,7 +90,7 @@ class Workload:
     @property
     def answers(self) -> type[ImageAnswers]:
         """What is kept of what the engines give."""
-        return ClassAnswers if self.output == "logits" else VectorAnswers
+        return {"logits": ClassAnswers, "maps": MapAnswers}.get(self.output, VectorAnswers)
 
     @property
     def concurrent(self) -> bool:
@@ -117,7 +122,19 @@ def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], ImageAns
     """
     threads, turn = (1, nullcontext()) if work.concurrent else (work.threads, Lock())
     with ExitStack() as stack:
-        runners = [
+        runners = stack.enter_context(open_runners(work, threads))
+        stages = None
+        if work.cascade:
+            stages = Stages(work.bundle, work.profile, engine_opener(work.bundle, work.profile, threads, work.memory))
+            stack.callback(stages.close)
+        yield partial(_answer, work, runners, stages, turn)
+
+
+@contextmanager
+def open_runners(work: Workload, threads: int) -> Iterator[list[BundleRunner]]:
+    """The engine of each variant of a workload."""
+    with ExitStack() as stack:
+        yield [
             stack.enter_context(
                 load_engine(
                     work.bundle,
@@ -130,11 +147,6 @@ def open_engines(work: Workload) -> Iterator[Callable[[Sequence[Path]], ImageAns
             )
             for variant, profile in zip(work.variants, work.profiles, strict=True)
         ]
-        stages = None
-        if work.cascade:
-            stages = Stages(work.bundle, work.profile, engine_opener(work.bundle, work.profile, threads, work.memory))
-            stack.callback(stages.close)
-        yield partial(_answer, work, runners, stages, turn)
 
 
 def _answer(
@@ -153,16 +165,33 @@ def _answer(
     taken = good or [Decoded(np.zeros(manifest.preprocess.shape, np.uint8), bytes(32))]
     pixels = np.stack([image.pixels for image in taken])
     content = np.stack([np.frombuffer(image.digest, np.uint8) for image in taken])
+    answers: ImageAnswers
+    if work.output == "maps":  # a few at a time, since each may take megabytes
+        parts = [slice(at, at + work.batch) for at in range(0, len(pixels), work.batch)]
+        found = [_map_answers(work, runners, turn, pixels[part], names[part], content[part]) for part in parts]
+        return spread(chosen(joined(found), np.full(len(taken), bool(good))), problems)
     with turn:
         outputs: list[Outputs | Staged] = [_outputs(runner, pixels, names, work.batch) for runner in runners]
         if stages is not None and work.setting is not None:
             outputs.append(stages.run(pixels, names or ["a blank image"], work.setting.thresholds))
-    answers: ImageAnswers
     if work.output == "logits":
         answers = class_answers(outputs, content, manifest.model.activation)
     else:
         answers = vector_answers(outputs, work.rows, manifest.model.architecture.patch_tokens, content)
     return spread(chosen(answers, np.full(len(taken), bool(good))), problems)
+
+
+def _map_answers(
+    work: Workload,
+    runners: Sequence[BundleRunner],
+    turn: AbstractContextManager[object],
+    pixels: NDArray[np.uint8],
+    names: Sequence[str],
+    content: NDArray[np.uint8],
+) -> MapAnswers:
+    with turn:
+        outputs = [runner.infer(pixels, names) for runner in runners]
+    return map_answers(outputs, content, work.bundle.manifest.model.activation, work.threshold)
 
 
 def _outputs(runner: BundleRunner, pixels: NDArray[np.uint8], names: Sequence[str], batch: int) -> Outputs:

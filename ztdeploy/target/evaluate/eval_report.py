@@ -34,6 +34,9 @@ class EvalRequest(Record):
     strict: bool = False  #: an image that cannot be read is an error
     recall_at: tuple[int, ...] = ()  #: numbers of neighbours, for embeddings; by default 1, 5 and 10
     min_agreement: float = MIN_AGREEMENT  #: what the verdict asks of a variant; mean cosine where there are vectors
+    max_error: float | None = None  #: what it asks of maps instead, see `verdict.held`
+    min_iou: float | None = None
+    threshold: float | None = None  #: probability above which a position of a map is a yes; by default 0.5
     cascade: bool | None = None  #: run the bundle's cascade as well; by default where no variants are chosen
 
 
@@ -157,6 +160,21 @@ class MapFigures(Record):
     cosine: float | None  #: of the channels of a position, mean over positions; None of one channel
 
 
+class FarMap(MapFigures):
+    image: str
+
+
+class MapNearness(Record):
+    """How near a variant's maps are to the baseline's: means over images; see `MapFigures`."""
+
+    error: Mean
+    iou: Mean | None
+    same: Mean | None
+    rank: Mean | None
+    cosine: Mean | None
+    furthest: tuple[FarMap, ...]  #: the images with the lowest IoU, or of values with the highest error; worst first
+
+
 Gallery = Literal["own", "dense"]
 
 
@@ -223,8 +241,9 @@ class VariantScore(Record):
     engine_sha256: str
     top1: Share | None  #: where the images are labelled
     top5: Share | None  #: where the images are labelled and there are more than 5 classes
-    against_dense: AgainstDense | None  #: None for dense itself, and where a model gives vectors
-    likeness: Likeness | None = None  #: None for dense itself, and for classifiers
+    against_dense: AgainstDense | None  #: None for dense itself, and where a model gives vectors or maps
+    likeness: Likeness | None = None  #: None for dense itself, for classifiers and for maps
+    maps: MapNearness | None = None  #: None for dense itself, and where a model gives no maps
     recalls: tuple[Recall, ...] = ()  #: by gallery and k; empty where a model gives no embedding
     cascade: CascadeScore | None = None  #: of the row of a cascade, whose GMACs are a mean over the images
 
@@ -257,6 +276,8 @@ class EvalReport(Shown, Record):
 
     def brief(self) -> Brief:
         """The images, and a row for each variant with what pruning changes."""
+        if self.output == "maps":
+            return self._brief_of_maps()
         data, vectors = self.data, self.output != "logits"
         columns = ["variant", "GMACs", *(["top-1"] if data.labelled and not vectors else [])]
         columns += ["mean cosine"] if vectors else ["same answer", "mean KL"]
@@ -268,9 +289,23 @@ class EvalReport(Shown, Record):
                 [_mean(like.mean if like else None)] if vectors else [_percent(against.agreement if against else None)]
             )
             rows.append(row if vectors else [*row, _mean(against.kl if against else None)])
-        name, counted = Path(self.bundle.path).resolve().name, f"{data.images} images of '{data.name}'"
-        found = f"{len(rows)} variants" if self.verdict is None else self.verdict.sentence
-        return Brief(f"{name} ({self.bundle.profile}) on {counted}: {found}", columns, rows)
+        return Brief(self._headline, columns, rows)
+
+    def _brief_of_maps(self) -> Brief:
+        overlap = self.activation != "none"
+        columns = ["variant", "GMACs", *(["mean IoU"] if overlap else []), "mean error"]
+        rows = []
+        for score in self.variants:
+            figures = [score.maps.error if score.maps else None]
+            figures[:0] = [score.maps.iou if score.maps else None] if overlap else []
+            rows.append([score.label, f"{score.gmacs:.3g}", *map(_mean, figures)])
+        return Brief(self._headline, columns, rows)
+
+    @property
+    def _headline(self) -> str:
+        name, counted = Path(self.bundle.path).resolve().name, f"{self.data.images} images of '{self.data.name}'"
+        found = f"{len(self.variants)} variants" if self.verdict is None else self.verdict.sentence
+        return f"{name} ({self.bundle.profile}) on {counted}: {found}"
 
 
 def _percent(share: Share | None) -> str:

@@ -20,6 +20,7 @@ from ztdeploy.target.backends import runtime_versions
 from ztdeploy.target.evaluate.answers import (
     ClassAnswers,
     ImageAnswers,
+    MapAnswers,
     VectorAnswers,
     chosen,
     joined,
@@ -30,7 +31,16 @@ from ztdeploy.target.evaluate.cascades import cascade_score, mean_gmacs_of
 from ztdeploy.target.evaluate.data import EvalData, LabelledImage, data_facts, label_classes, limited, read_data
 from ztdeploy.target.evaluate.engines import Workload, in_order, open_engines
 from ztdeploy.target.evaluate.eval_report import AgainstDense, EvalReport, EvalRequest, Recall, Share, VariantScore
-from ztdeploy.target.evaluate.scoring import against_dense, hits, likeness, recall_counts, recalls, share
+from ztdeploy.target.evaluate.maps import THRESHOLD
+from ztdeploy.target.evaluate.scoring import (
+    against_dense,
+    hits,
+    likeness,
+    map_nearness,
+    recall_counts,
+    recalls,
+    share,
+)
 from ztdeploy.target.measure.bench_report import BenchRequest, BundleFacts
 from ztdeploy.target.measure.plan import plan_bench
 from ztdeploy.target.runtime.runner import class_names, engine_of
@@ -71,8 +81,9 @@ def evaluate_bundle(
     bundle.verify_files([name for name in (bundle.manifest.class_names,) if name is not None])
     classes = label_classes(work.output, bundle.manifest.model.architecture.num_classes)
     data = read_data(request.data, class_names(bundle), classes, bundle.manifest.preprocess.channels)
-    if work.output == "logits" and classes is None and data.labelled:
-        note("the model has one output: labels are not counted, all figures are against dense")
+    if data.labelled and (work.output == "maps" or (work.output == "logits" and classes is None)):
+        what = "the model gives maps" if work.output == "maps" else "the model has one output"
+        note(f"{what}: labels are not counted, all figures are against dense")
         data = data.without_labels()
     taken = limited(data, request.limit, request.seed)
     recall_counts(request.recall_at, len(taken.images))
@@ -105,6 +116,7 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
             "answers or vectors, which agreement, KL and cosines are of",
             "compare the runner's logits yourself; parity with PyTorch is proved by build and verify",
         )
+    _check_map_options(request, bundle)
     if request.recall_at and model.gives != "embedding":
         raise InputError(
             f"--recall-at with '{bundle.root}', which gives {NOUNS[model.gives]}", "embeddings", "leave --recall-at out"
@@ -136,8 +148,29 @@ def plan(request: EvalRequest, bundle: Bundle) -> tuple[BundleFacts, Workload]:
         threads=entries[0].threads or 2,  # without a number the runtime works on a GPU, which two threads keep fed
         dense_profile=reference,
         cascade=_runs_cascade(request, bundle, planned.bundle.profile),
+        threshold=THRESHOLD if request.threshold is None else request.threshold,
     )
     return planned.bundle, work
+
+
+def _check_map_options(request: EvalRequest, bundle: Bundle) -> None:
+    """
+    Raises:
+        InputError: what is asked of maps where there are none, or none of such a figure.
+    """
+    model = bundle.manifest.model
+    for option, value, fits in (
+        ("--max-error", request.max_error, True),
+        ("--min-iou", request.min_iou, model.activation != "none"),
+        ("--threshold", request.threshold, model.activation == "sigmoid"),
+    ):
+        if value is not None and not (model.gives == "maps" and fits):
+            raise InputError(
+                f"{option} {value:g} with '{bundle.root}', which gives {NOUNS[model.gives]} (activation"
+                f" {model.activation})",
+                "maps" if fits else "maps of classes, or of yes and no",
+                f"leave {option} out",
+            )
 
 
 def _runs_cascade(request: EvalRequest, bundle: Bundle, profile: str) -> bool:
@@ -203,6 +236,7 @@ def _files(work: Workload, parts: Sequence[Sequence[LabelledImage]], folder: Pat
         activation=manifest.model.activation,
         memory=work.memory,
         output=work.output,
+        **({"threshold": work.threshold} if work.output == "maps" else {}),
     )
     files = []
     for part in parts:
@@ -250,11 +284,13 @@ def _scores(work: Workload, answers: ImageAnswers, data: EvalData, request: Eval
         found = recalls(answers.vectors, accepted, counts, request.seed)
     scores = []
     for position, (stages, digest) in enumerate(zip(rows, work.digests, strict=True)):
-        top1, top5, against, like = None, None, None, None
+        top1, top5, against, like, maps = None, None, None, None, None
         if isinstance(answers, ClassAnswers):
             top1, top5, against = _of_classes(answers, position, names, accepted, work, request.seed)
         elif isinstance(answers, VectorAnswers) and position:
             like = likeness(answers, position, names, request.seed)
+        elif isinstance(answers, MapAnswers) and position:
+            maps = map_nearness(answers, position, names, request.seed)
         scores.append(
             VariantScore(
                 **_row(work, stages, answers),
@@ -264,6 +300,7 @@ def _scores(work: Workload, answers: ImageAnswers, data: EvalData, request: Eval
                 top5=top5,
                 against_dense=against,
                 likeness=like,
+                maps=maps,
                 recalls=found[position],
                 cascade=cascade_score(work, answers, names) if len(stages) > 1 else None,
             )

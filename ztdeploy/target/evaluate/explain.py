@@ -16,6 +16,8 @@ from ztdeploy.core.methods import METHODS
 from ztdeploy.target.adaptive.calibrate import mean_gmacs
 from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends import load_noted
+from ztdeploy.target.evaluate.eval_report import MapFigures
+from ztdeploy.target.evaluate.maps import compare_maps
 from ztdeploy.target.evaluate.patches import LayerPatches, follow
 from ztdeploy.target.evaluate.reasons import LayerReasons, agreed_layers, reasons_of
 from ztdeploy.target.runtime.interface import Outputs
@@ -54,11 +56,13 @@ class Explained:
 
     variant: VariantRecord
     labels: tuple[Label, ...]  #: likeliest first; none of a model without classes
-    cosine: float | None  #: to dense's embedding or features (mean over positions); None of a classifier
+    cosine: float | None  #: to dense's embedding, features (mean over positions) or whole map; None of a classifier
     layers: tuple[LayerPatches, ...]
     reasons: tuple[LayerReasons | None, ...]  #: one per layer
     doubt: str | None  #: why some reasons are missing
     decision: StageDecision | None = None  #: None where no cascade runs
+    maps: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  #: dense's and its own, `[C, h, w]`
+    figures: MapFigures | None = None  #: how near they are
 
 
 @dataclass(frozen=True)
@@ -138,17 +142,20 @@ def explain_bundle(
 
     def labels(outputs: Outputs, image: int) -> tuple[Label, ...]:
         top = _TOP if manifest.model.architecture.num_classes else 0
-        return top_labels(outputs.logits[image], names, top, manifest.model.activation)
+        return top_labels(outputs.logits[image], names, top, manifest.model.activation) if top else ()
 
     def explained(one: _Found, image: int) -> Explained:
         ran = one.ran
         own = list(ran.decisions).index(image)
         layers, reasons, doubt = _reasons(one, own, manifest.model.architecture.patch_tokens)
         cosine = None
+        pair, maps = (dense.logits[image], ran.engine.logits[own]), manifest.model.gives == "maps"
         if manifest.model.gives != "logits":
-            cosine = float(cosines(dense.logits[image], ran.engine.logits[own]).mean())
+            cosine = float(cosines(*(one.reshape(-1) if maps else one for one in pair)).mean())
         answers = labels(ran.engine, own)
-        return Explained(ran.variant, answers, cosine, layers, reasons, doubt, ran.decisions[image])
+        figures = compare_maps(*pair, manifest.model.activation) if maps else None
+        own_maps = pair if maps else None
+        return Explained(ran.variant, answers, cosine, layers, reasons, doubt, ran.decisions[image], own_maps, figures)
 
     return (
         ExplainedImage(

@@ -14,9 +14,20 @@ _LIMITS = (
     ("agreement", "min_agreement", -1, "agreement is {:.4f}, {:.4f} less than asked for"),
     ("kl", "max_kl", 1, "mean KL is {:.4f}, {:.4f} more than allowed"),
     ("cosine", "min_cosine", -1, "mean cosine is {:.4f}, {:.4f} less than asked for"),
+    ("error", "max_error", 1, "mean error is {:.4f}, {:.4f} more than allowed"),
+    ("iou", "min_iou", -1, "mean IoU is {:.4f}, {:.4f} less than asked for"),
 )
 _DENSE = GateRow(
-    variant="dense", keep_ratio=1.0, method="dense", drop=0.0, agreement=1.0, kl=0.0, cosine=1.0, failed=()
+    variant="dense",
+    keep_ratio=1.0,
+    method="dense",
+    drop=0.0,
+    agreement=1.0,
+    kl=0.0,
+    cosine=1.0,
+    error=0.0,
+    iou=1.0,
+    failed=(),
 )
 
 
@@ -41,7 +52,7 @@ def judged_rows(report: EvalReport, limits: GateLimits) -> list[GateRow]:
 
 
 def _row(score: VariantScore, limits: GateLimits) -> GateRow:
-    against, likeness = score.against_dense, score.likeness
+    against, likeness, maps = score.against_dense, score.likeness, score.maps
     change = against.change if against is not None else None
     row = GateRow(
         variant=score.variant,
@@ -51,6 +62,8 @@ def _row(score: VariantScore, limits: GateLimits) -> GateRow:
         agreement=None if against is None else against.agreement.value,
         kl=None if against is None else against.kl.value,
         cosine=None if likeness is None else likeness.mean.value,
+        error=None if maps is None else maps.error.value,
+        iou=None if maps is None or maps.iou is None else maps.iou.value,
         failed=(),
     )
     return row.model_copy(update={"failed": tuple(_missed(row, limits))})

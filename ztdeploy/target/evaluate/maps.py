@@ -6,18 +6,84 @@ A map `[C, h, w]` is what a dense model gives for one image; its activation says
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.preprocess_spec import Activation
+from ztdeploy.core.records import Record
 from ztdeploy.target.evaluate.eval_report import MapFigures
 from ztdeploy.target.runtime.postprocess import cosines, probabilities
 
 THRESHOLD = 0.5  #: a probability above it is a yes
 #: Positions of a channel that a rank correlation looks at: more of them change its third decimal at most.
 _RANKED = 4096
+
+
+class MapFacts(Record):
+    """What is in a map."""
+
+    low: float | None = None  #: of all probabilities or values; of classes None
+    mean: float | None = None
+    high: float | None = None
+    above: float | None = None  #: share of the probabilities of a yes that are above the threshold
+    classes: dict[str, float] | None = None  #: share of the positions, the most frequent first
+
+
+@dataclass(frozen=True)
+class FigureWords:
+    """What people read of a figure."""
+
+    head: str
+    text: str
+
+
+def figure_words(activation: Activation, threshold: float | None = None) -> dict[str, FigureWords]:
+    """The figures that maps may have, by field of `MapFigures`, in the order in which they are shown."""
+    of_yes = f"intersection over union of what is above {THRESHOLD if threshold is None else threshold:g}"
+    of_classes = "intersection over union, mean over the classes that the baseline gives"
+    of_values = "mean absolute error, as a share of the range of the baseline's values on the image"
+    return {
+        "iou": FigureWords("mean IoU", of_classes if activation == "softmax" else of_yes),
+        "error": FigureWords(
+            "mean error", of_values if activation == "none" else "mean absolute error of probabilities"
+        ),
+        "same": FigureWords("same class", "share of positions with the baseline's class"),
+        "rank": FigureWords("rank correlation", "Spearman's, of values"),
+        "cosine": FigureWords("cosine", "of the channels of a position, mean over positions"),
+    }
+
+
+def figures_in_words(figures: MapFigures, activation: Activation) -> str:
+    """Such as "IoU 0.9712, error 0.0104"."""
+    known = [(one.head.removeprefix("mean "), getattr(figures, name)) for name, one in figure_words(activation).items()]
+    return ", ".join(f"{head} {value:.4f}" for head, value in known if value is not None)
+
+
+def map_facts(
+    given: NDArray[Any],
+    activation: Activation,
+    *,
+    names: Sequence[str] | None = None,
+    top: int = 5,
+    threshold: float = THRESHOLD,
+) -> MapFacts:
+    """What is in a map `[C, h, w]`, in a few numbers."""
+    if activation == "softmax":
+        counts = np.bincount(given.argmax(0).ravel(), minlength=len(given))
+        best = [index for index in np.argsort(-counts, kind="stable")[:top].tolist() if counts[index]]
+        shares = {names[one] if names else f"class {one}": float(counts[one] / counts.sum()) for one in best}
+        return MapFacts(classes=shares)
+    values = map_values(given, activation)
+    return MapFacts(
+        low=float(values.min()),
+        mean=float(values.mean()),
+        high=float(values.max()),
+        above=float((values > threshold).mean()) if activation == "sigmoid" else None,
+    )
 
 
 def compare_maps(

@@ -101,7 +101,9 @@ def _cascade_fidelity(report: EvalReport, row: VariantScore, score: CascadeScore
 def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:
     """The part of a report that a manifest keeps."""
     against, dense = score.against_dense, report.dense
-    change, vectors = against.change if against is not None else None, report.output != "logits"
+    change, classes, maps = against.change if against is not None else None, report.output == "logits", score.maps
+    of_maps, vectors = report.output == "maps", report.output in ("embedding", "features")
+    overlaps = of_maps and report.activation != "none"
     return FidelityRecord(
         created=report.created,
         data=report.data.name,
@@ -114,7 +116,9 @@ def fidelity_record(report: EvalReport, score: VariantScore) -> FidelityRecord:
         top5=None if score.top5 is None else score.top5.value,
         dense_top1=None if dense.top1 is None else dense.top1.value,
         change=None if change is None else (change.interval.low, change.interval.high),
-        agreement=None if vectors else 1.0 if against is None else against.agreement.value,
-        kl=None if vectors else 0.0 if against is None else against.kl.value,
+        agreement=None if not classes else 1.0 if against is None else against.agreement.value,
+        kl=None if not classes else 0.0 if against is None else against.kl.value,
         cosine=None if not vectors else 1.0 if score.likeness is None else score.likeness.mean.value,
+        error=None if not of_maps else 0.0 if maps is None else maps.error.value,
+        iou=None if not overlaps else 1.0 if maps is None or maps.iou is None else maps.iou.value,
     )

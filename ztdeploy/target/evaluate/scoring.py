@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztdeploy.core.errors import InputError
-from ztdeploy.target.evaluate.answers import ClassAnswers, VectorAnswers
+from ztdeploy.target.evaluate.answers import ClassAnswers, MapAnswers, VectorAnswers
 from ztdeploy.target.evaluate.eval_report import (
     AgainstDense,
     Answer,
     Apart,
     Change,
     Far,
+    FarMap,
     Likeness,
+    MapFigures,
+    MapNearness,
     Mean,
     Place,
     Positions,
@@ -144,6 +147,28 @@ def _mean_where(cosine: NDArray[np.float64], where: NDArray[np.bool_], seed: int
     counts = where.sum(axis=1)
     having = counts > 0
     return mean(np.where(where, cosine, 0).sum(axis=1)[having] / counts[having], seed) if having.any() else None
+
+
+# -------------------- maps
+
+
+def map_nearness(answers: MapAnswers, position: int, images: Sequence[str], seed: int) -> MapNearness:
+    """How near one variant's maps are to dense's.
+
+    Args:
+        images: their names.
+    """
+    figures = dict(zip(MapFigures.model_fields, answers.figures[position].T, strict=True))
+    known = {name: values for name, values in figures.items() if not np.isnan(values).any()}
+    apart = -known["iou"] if "iou" in known else known["error"]
+    return MapNearness(
+        **{name: mean(known[name], seed) if name in known else None for name in figures},
+        furthest=tuple(
+            FarMap(image=images[one], **{name: float(known[name][one]) if name in known else None for name in figures})
+            for one in np.lexsort((-known["error"], -apart))[:WORST].tolist()
+            if known["error"][one] > 0
+        ),
+    )
 
 
 # -------------------- embeddings that find images, each image asking for its nearest among all others

@@ -14,5 +14,6 @@ PLOTS: dict[str, str] = {
     "divergence": f"{_PLOTS}.fidelity:divergence",
     "accuracy": f"{_PLOTS}.fidelity:accuracy",
     "cosine": f"{_PLOTS}.fidelity:cosines",
+    "map error": f"{_PLOTS}.fidelity:map_errors",
     "noise": f"{_PLOTS}.noise:rounds",
 }

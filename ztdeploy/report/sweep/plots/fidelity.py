@@ -8,7 +8,7 @@ from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.manifest import Fidelity
 from ztdeploy.report.kit.figure import Figure
 from ztdeploy.report.kit.markup import Markup, element
-from ztdeploy.report.kit.numbers import cosine, percent, short
+from ztdeploy.report.kit.numbers import cosine, map_words, percent, short
 from ztdeploy.report.kit.plots.frame import TOP, Frame, label, line, notes, path, x_range, y_range
 from ztdeploy.report.kit.plots.scale import linear, steps
 from ztdeploy.report.sweep.panels import Panel, View
@@ -60,6 +60,12 @@ def cosines(panel: Panel, view: View) -> Figure:
     )
 
 
+def map_errors(panel: Panel, view: View) -> Figure:
+    text = "Mean error of maps: of probabilities, or of values as a share of their range."
+    plot = _plot(panel, view, "map error", "mean error from the baseline's maps", lambda one: one.error)
+    return Figure("Latency against the error of maps", text, plot)
+
+
 def _plot(
     panel: Panel,
     view: View,
@@ -103,6 +109,8 @@ def _plot(
 
 
 def _in_words(fidelity: Fidelity) -> str:
+    if fidelity.error is not None:
+        return map_words(fidelity)
     if fidelity.agreement is None:
         return f"mean cosine {cosine(fidelity.cosine)}"
     top1 = "" if fidelity.top1 is None else f", top-1 {percent(fidelity.top1)}"
