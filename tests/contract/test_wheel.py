@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 CHECKOUT = Path(ztdeploy.__file__).resolve().parents[1]
 SIZE_LIMIT_MB = 250
-SOURCES = ("ztdeploy", "profiles", "plugins", "schemas", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("ztdeploy", "profiles", "plugins", "cpp", "schemas", "pyproject.toml", "README.md", "LICENSE")
 _NO_NETWORK = re.compile(
     r"dns error|failed to fetch|error sending request|connection|network|timed out|name resolution|could not find a "
     r"version|offline|temporary failure|unreachable|proxy",
@@ -85,7 +85,7 @@ def test_contents(wheel: Path, names: list[str]) -> None:
     sources = {path.relative_to(CHECKOUT).as_posix() for path in package.rglob("*.py")}
     assert sources <= set(names)
     assert "ztdeploy/py.typed" in names
-    for folder in ("profiles", "plugins", "schemas"):
+    for folder in ("profiles", "plugins", "cpp", "schemas"):
         data = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / folder).rglob("*") if path.is_file()}
         shipped = {f"ztdeploy/data/{name}" for name in data if "__pycache__" not in name}
         assert shipped

@@ -1,0 +1,105 @@
+// A bundle on disk: its manifest, read as untrusted input, and its files, held against their hashes.
+#pragma once
+
+#include "files.h"
+#include "preprocess.h"
+
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace ztdeploy {
+
+struct Layer {
+    int block = 0; // counted from 0
+    int tokens_in = 0, tokens_out = 0, prefix_tokens = 0;
+    bool merges = false;
+};
+
+struct Graph {
+    std::string file;
+    std::optional<std::string> plugin_file;
+    bool takes_bytes = true; // uint8 pixels; else they are normalised first
+    std::optional<int> batch; // none: any
+};
+
+struct Engine {
+    std::string backend, file;
+    std::optional<std::string> weights; // its own
+    std::string graph_sha256, runtime, runtime_version;
+    std::optional<std::string> plugins;
+};
+
+struct Variant {
+    std::string name;
+    std::optional<double> keep_ratio; // 1 is the baseline
+    std::vector<Layer> layers;
+    std::map<std::string, Graph> graphs;   // by profile
+    std::map<std::string, Engine> engines; // by profile
+};
+
+struct Profile {
+    std::string name, backend;
+    int threads = 0; // 0: as many as the process may use
+    int largest_batch = 1;
+};
+
+struct Model {
+    Output output = Output::logits;
+    Activation activation = Activation::softmax;
+    int classes = 0; // outputs that have names: those of a classifier, or the channels of a map
+    int patches = 0, prefix_tokens = 0, depth = 0;
+    std::vector<std::int64_t> map_shape; // [C, h, w] of maps
+};
+
+struct Manifest {
+    Model model;
+    Preprocess preprocess;
+    std::optional<std::string> class_names;
+    std::vector<Profile> profiles;
+    std::string default_variant;
+    std::vector<Variant> variants;
+    std::map<std::string, Digest> files;
+};
+
+extern const char* const weights_file;
+
+class Bundle {
+public:
+    // Throws Error.
+    explicit Bundle(const std::filesystem::path& folder);
+
+    const Manifest& manifest() const { return manifest_; }
+    const std::filesystem::path& folder() const { return folder_; }
+    std::filesystem::path path(const std::string& name) const; // of a listed, regular file
+    void verify(const std::string& name);                      // once; a file that has changed is refused
+    const std::string& sha256(const std::string& name) const;
+
+    const Variant& variant(const std::string& name) const;
+    const Variant& variant(double keep_ratio) const;
+    // The profile asked for, or the first with engines of this backend. `runs` says why it cannot run; "": it can.
+    const Profile& profile(const std::optional<std::string>& wanted, const std::string& backend) const;
+    // The engine's own file, its graph and all weights: whatever is read to open it.
+    std::vector<std::string> files_of(const Variant& variant, const std::string& profile) const;
+    const Engine& engine(const Variant& variant, const std::string& profile) const;
+    const std::string& source(const Variant& variant, const std::string& profile) const; // of the engine
+    std::vector<std::string> class_names();
+
+private:
+    bool is_as_built(const std::string& name) const;
+
+    std::filesystem::path folder_;
+    Manifest manifest_;
+    std::set<std::string> verified_;
+};
+
+// The pieces of reading a manifest. They throw Damage.
+class Node;
+Manifest manifest_of(const Node& root);
+// What it contradicts itself in, in words that follow its path; "": nothing.
+std::string contradiction(const Manifest& manifest);
+
+} // namespace ztdeploy

@@ -1,0 +1,202 @@
+// Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. That file also rewrites int8
+// and bf16 graphs into faster ones that compute the same; this one does not.
+#include "engine.h"
+#include "files.h"
+#include "json.h"
+#include "machine.h"
+#include "text.h"
+
+#include <openvino/core/model.hpp>
+#include <openvino/core/version.hpp>
+#include <openvino/runtime/core.hpp>
+
+#include <cstring>
+#include <optional>
+#include <system_error>
+
+namespace ztdeploy {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t engine_limit = 4096;
+
+// The content of an engine's file: it names a graph beside the weights.
+struct Content {
+    std::string graph;
+    bool bf16 = false;
+    int row_group = 0; // values of a token that share a scale; 0: activations are as the graph says
+    int weight_bits = 8;
+};
+
+Content content_of(const fs::path& path)
+{
+    try {
+        const Document data(read_regular(path, engine_limit));
+        const Node root = data.root();
+        Content content;
+        content.graph = root.at("graph").text();
+        content.bf16 = root.at("precision").one_of({ "fp32", "fp16", "bf16", "int8" }) == 2;
+        content.row_group = static_cast<int>(root.whole("row_group", 0, 1 << 20, 0));
+        content.weight_bits = static_cast<int>(root.whole("weight_bits", 2, 8, 8));
+        return content;
+    } catch (const std::exception&) {
+        throw Error(bundle_error, "'" + path.string() + "' is not an OpenVINO engine", "a file as built",
+            "run 'ztdeploy finalize' on the bundle");
+    }
+}
+
+ov::AnyMap options_of(const Content& content, int threads)
+{
+    ov::AnyMap options { { "PERFORMANCE_HINT", "LATENCY" }, { "NUM_STREAMS", 1 }, { "INFERENCE_NUM_THREADS", threads },
+        { "INFERENCE_PRECISION_HINT", "f32" }, { "DYNAMIC_QUANTIZATION_GROUP_SIZE", content.row_group } };
+    const Processor here = onednn_processor();
+    if (content.row_group > 0 && !here.dot_products) { // exact products where integer kernels would lose sums
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0;
+    } else if (content.row_group == 0 && here.loses_sums && content.weight_bits > 7) {
+        options["LP_TRANSFORMS_MODE"] = "NO";
+    }
+    return options;
+}
+
+Type type_of(const ov::element::Type& type)
+{
+    return type == ov::element::f32 ? Type::float32
+        : type == ov::element::u8   ? Type::uint8
+        : type == ov::element::i32  ? Type::int32
+                                    : Type::other;
+}
+
+TensorFacts facts_of(const ov::Output<ov::Node>& port)
+{
+    TensorFacts facts { port.get_any_name(), type_of(port.get_element_type()), {} };
+    const ov::PartialShape& shape = port.get_partial_shape();
+    for (std::int64_t at = 0; shape.rank().is_static() && at < shape.rank().get_length(); ++at) {
+        facts.shape.push_back(shape[static_cast<std::size_t>(at)].is_static()
+                ? shape[static_cast<std::size_t>(at)].get_length()
+                : -1);
+    }
+    return facts;
+}
+
+// Compiled for one image alone until a larger batch comes: with all shapes known, OpenVINO fuses more.
+class OpenVinoEngine : public OpenEngine {
+public:
+    OpenVinoEngine(const fs::path& graph, const ov::AnyMap& options)
+        : graph_(graph)
+        , options_(options)
+    {
+        const std::shared_ptr<ov::Model> model = core().read_model(graph.string());
+        for (const auto& port : model->inputs()) {
+            inputs_.push_back(facts_of(port));
+        }
+        for (const auto& port : model->outputs()) {
+            outputs_.push_back(facts_of(port));
+        }
+        for (const auto& port : model->inputs()) {
+            ov::PartialShape shape = port.get_partial_shape();
+            if (shape.rank().is_static() && shape.rank().get_length() > 0 && shape[0].is_dynamic()) {
+                shape[0] = 1;
+                model->reshape({ { port.get_any_name(), shape } });
+                alone_ = true;
+            }
+        }
+        request_ = core().compile_model(model, "CPU", options_).create_infer_request();
+    }
+
+    std::vector<TensorFacts> inputs() const override { return inputs_; }
+    std::vector<TensorFacts> outputs() const override { return outputs_; }
+
+    std::vector<Value> infer(const void* input, const TensorFacts& facts) override
+    {
+        try {
+            ov::InferRequest& request = request_for(facts.shape.front());
+            const ov::Shape shape(facts.shape.begin(), facts.shape.end());
+            const auto type = facts.type == Type::uint8 ? ov::element::u8 : ov::element::f32;
+            request.set_input_tensor(ov::Tensor(type, shape, const_cast<void*>(input))); // it is only read from
+            request.infer();
+            std::vector<Value> values;
+            for (std::size_t at = 0; at < outputs_.size(); ++at) {
+                values.push_back(value_of(request.get_output_tensor(at), outputs_[at].name));
+            }
+            return values;
+        } catch (const ov::Exception& error) {
+            throw Error(bundle_error, "OpenVINO cannot run the engine: " + first_line(error.what()),
+                "an engine as built, and memory for so many images",
+                "give fewer images at a time, or run: ztdeploy verify");
+        }
+    }
+
+    static ov::Core& core()
+    {
+        static ov::Core shared;
+        return shared;
+    }
+
+private:
+    ov::InferRequest& request_for(std::int64_t images)
+    {
+        if (!alone_ || images == 1) {
+            return request_;
+        }
+        if (!many_) {
+            many_ = core().compile_model(core().read_model(graph_.string()), "CPU", options_).create_infer_request();
+        }
+        return *many_;
+    }
+
+    static Value value_of(const ov::Tensor& tensor, const std::string& name)
+    {
+        Value value { { name, type_of(tensor.get_element_type()), {} }, {} };
+        for (const std::size_t length : tensor.get_shape()) {
+            value.facts.shape.push_back(static_cast<std::int64_t>(length));
+        }
+        value.bytes.resize(tensor.get_byte_size());
+        if (!value.bytes.empty()) {
+            std::memcpy(value.bytes.data(), tensor.data(), value.bytes.size());
+        }
+        return value;
+    }
+
+    fs::path graph_;
+    ov::AnyMap options_;
+    std::vector<TensorFacts> inputs_, outputs_;
+    bool alone_ = false;
+    ov::InferRequest request_;
+    std::optional<ov::InferRequest> many_;
+};
+
+} // namespace
+
+const char* const backend = "openvino";
+
+std::string runtime_version()
+{
+    const std::string build = ov::get_openvino_version().buildNumber;
+    return build.substr(0, build.find('-'));
+}
+
+std::unique_ptr<OpenEngine> open_engine(const StoredEngine& stored)
+{
+    const Content content = content_of(stored.file);
+    if (content.bf16 && !onednn_processor().bf16) {
+        throw Error(environment_error, "this processor does not compute in bf16", "one with avx512_bf16 or amx_bf16",
+            "use a profile of precision fp32, such as cpu-openvino");
+    }
+    const fs::path graph = stored.weights.parent_path() / content.graph;
+    if (content.graph != stored.graph.filename() || digest_of(stored.graph).sha256 != stored.graph_sha256) {
+        throw Error(environment_error,
+            "engine '" + stored.file.filename().string() + "' names '" + content.graph
+                + "', which is not the graph that it was built from",
+            "an engine of this bundle's graph", "run 'ztdeploy finalize' on the bundle");
+    }
+    try {
+        return std::make_unique<OpenVinoEngine>(graph, options_of(content, stored.threads));
+    } catch (const std::exception& error) { // of ov::Exception and the runtime's own
+        throw Error(bundle_error,
+            "OpenVINO " + runtime_version() + " refuses '" + graph.string() + "': " + first_line(error.what()),
+            "a graph that it can load", "run 'ztdeploy verify' on the bundle, or build it again");
+    }
+}
+
+} // namespace ztdeploy
