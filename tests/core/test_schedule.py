@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ztdeploy.core.cost import gmacs, plan_gmacs, pruning_gmacs
+from ztdeploy.core.cost import gmacs, plan_gmacs, pruning_gmacs, schedule_gmacs
 from ztdeploy.core.errors import InputError, ScheduleError
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
 from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD
@@ -575,6 +575,16 @@ class TestMergingLate:
 
     def test_keep_1_is_the_dense_model(self) -> None:
         assert self.late(1.0) == uniform_schedule(1.0, 12, method="zero-tprune-merge")
+
+    @pytest.mark.parametrize("ratio", [0.9, 0.7, 0.5, 0.3])
+    def test_a_model_whose_grid_is_read_has_layers_all_over_its_depth(self, ratio: float) -> None:
+        grid = DEIT_S.model_copy(update={"reads_grid": True, "read_tokens": None})
+        schedule = default_schedule(ratio, grid)
+        assert [layer.block for layer in schedule.layers] == [2, 4, 6, 8, 10]
+        assert schedule.options.importance_power == 0
+        assert schedule_gmacs(grid, plan(schedule, grid)) == pytest.approx(
+            schedule_gmacs(grid, plan(default_schedule(ratio, grid, method=PAPER_METHOD), grid)), rel=0.01
+        )
 
 
 class TestMergingInEveryBlock:

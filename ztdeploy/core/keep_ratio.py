@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ztdeploy.core.arguments import number, shown
 from ztdeploy.core.cost import nearest_step, schedule_gmacs
 from ztdeploy.core.errors import ScheduleError, did_you_mean
 from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD, method_named
-from ztdeploy.core.options import DEFAULT_OPTIONS
+from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
 
@@ -24,6 +23,9 @@ PRESETS: dict[str, tuple[float, ...]] = {
 LATE_STARTS, LATE_OFFSETS = (4, 3, 2, 1), (0, 1, 3, 6)
 #: What a late schedule keeps per twelfth at least; else its first layer stands earlier (docs/explanation/method.md).
 LEAST_LATE_RATIO = 0.68
+#: Where the layers of a schedule for whole grids stand, in twelfths of the depth, and options of the default method:
+#: what is alike goes, important or not, since every position is read (docs/explanation/method.md).
+GRID_PLACES, GRID_OPTIONS = (2, 4, 6, 8, 10), MethodOptions(importance_power=0.0, size_power=0.5)
 #: In how many steps a keep ratio is varied until the cost fits.
 _RATIO_STEPS = 1 << 14
 
@@ -54,7 +56,9 @@ def default_schedule(
     facts = method_named(method)
     if facts.every_block:
         return constant_schedule(uniform, architecture)
-    return late_schedule(uniform, architecture) if facts.late and preset == "default" else uniform
+    if not facts.late or preset != "default":
+        return uniform
+    return grid_schedule(uniform, architecture) if architecture.reads_grid else late_schedule(uniform, architecture)
 
 
 def uniform_schedule(
@@ -108,21 +112,45 @@ def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pr
 def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
     """The schedule of a few late layers that costs nearest to another one; patch tokens become fewer at a steady rate.
 
-    After `n` twelfths of the depth, counted from the one in front of the first layer, a layer keeps `ratio ** n` of all
-    patch tokens. The first layer stands as late as it can with a ratio of at least `LEAST_LATE_RATIO`. No layer stands
-    behind the last block, where nothing is left to save.
+    The first layer stands as late as it can with a ratio per twelfth of at least `LEAST_LATE_RATIO`.
+    """
+    found = wanted
+    for first in LATE_STARTS:
+        places = [first + offset for offset in LATE_OFFSETS]
+        found, ratio = _steady_schedule(wanted, architecture, places)
+        if ratio >= LEAST_LATE_RATIO:
+            break
+    return found
+
+
+def grid_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The schedule for a model whose tokens are all read that costs nearest to another one: layers all over the depth,
+    by which patch tokens become fewer at a steady rate."""
+    found, _ = _steady_schedule(wanted, architecture, GRID_PLACES)
+    if found.layers and GRID_OPTIONS.changed <= method_named(found.method).options:
+        return found.model_copy(update={"options": GRID_OPTIONS})
+    return found
+
+
+def _steady_schedule(
+    wanted: PruningSchedule, architecture: Architecture, places: Sequence[int]
+) -> tuple[PruningSchedule, float]:
+    """A schedule with layers at places in twelfths of the depth, and the ratio that it keeps per twelfth.
+
+    After `n` twelfths, from the one in front of the first layer on, a layer keeps `ratio ** n` of all patch tokens. No
+    layer stands behind the last block, where nothing is left to save.
     """
     depth, patches = architecture.depth, architecture.patch_tokens
     if not wanted.layers or depth < 2:
-        return wanted
+        return wanted, 1.0
     share = wanted.layers[0].similarity_share
 
-    def schedule(first: int, step: int) -> PruningSchedule:
+    def schedule(step: int) -> PruningSchedule:
         ratio = 1 - step / _RATIO_STEPS
         counts: dict[int, int] = {}  # several twelfths of a shallow model are one block
-        for offset in LATE_OFFSETS:
-            (block,) = blocks_at([(first + offset) / 12], depth)
-            counts[min(block, depth - 1)] = max(1, math.ceil(patches * ratio ** (offset + 1)))
+        for place in places:
+            (block,) = blocks_at([place / 12], depth)
+            counts[min(block, depth - 1)] = max(1, math.ceil(patches * ratio ** (place - places[0] + 1)))
         layers, left = [], patches
         for block, kept in counts.items():
             if kept < left:
@@ -130,13 +158,8 @@ def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> Prunin
             left = kept
         return wanted.model_copy(update={"layers": tuple(layers)})
 
-    found = wanted
-    for first in LATE_STARTS:
-        step = _nearest_in_cost(wanted, architecture, partial(schedule, first), _RATIO_STEPS)
-        found = schedule(first, step)
-        if 1 - step / _RATIO_STEPS >= LEAST_LATE_RATIO:
-            break
-    return found
+    step = _nearest_in_cost(wanted, architecture, schedule, _RATIO_STEPS)
+    return schedule(step), 1 - step / _RATIO_STEPS
 
 
 def _nearest_in_cost(

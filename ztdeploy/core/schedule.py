@@ -37,6 +37,7 @@ class Architecture(FiniteRecord):
     read_tokens: int | None = Field(default=None, ge=1, le=2**16)
     #: Multiply-adds of an image outside of the blocks and the patch embedding, where a whole module takes the images.
     around_macs: int = Field(default=0, ge=0, le=2**50)
+    reads_grid: bool = False  #: what reads the tokens needs one for each position, as features and maps do
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:

@@ -157,7 +157,7 @@ class ModelAdapter:
         head = 0 if is_map else shape[0] * facts.embed_dim
         around = max(0, macs - facts.patch_tokens * facts.patch_dim * facts.embed_dim - head)
         changes = {"num_classes": 0 if is_map else shape[0], "read_tokens": None, "class_token": False}
-        changes |= {"around_macs": around}
+        changes |= {"around_macs": around, "reads_grid": True}
         self.architecture = self.architecture.model_copy(update=changes)
 
     def give(self, output: Output) -> None:
@@ -175,7 +175,7 @@ class ModelAdapter:
         self.output = output
         if output != "logits":
             self.model.reset_classifier(0)
-            changes = {"num_classes": 0, "read_tokens": self.read_tokens()}
+            changes = {"num_classes": 0, "read_tokens": self.read_tokens(), "reads_grid": self.reads_grid}
             self.architecture = self.architecture.model_copy(update=changes)
 
     def answer_with(self, texts: TextEmbeddings) -> None:
