@@ -24,6 +24,7 @@ from ztdeploy.core.profile import profile_names, read_profile
 from ztdeploy.host.graph.emulation import with_exact_products
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.parity import prove_products
+from ztdeploy.jobs.export import MODEL, export_onnx_folder
 from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends.int8 import exact_here, int8_note
 from ztdeploy.target.backends.onnxruntime import load_graph
@@ -50,6 +51,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     twin.write_text('title = "T"\nbackend = "onnxruntime"\nprecision = "int8"\nthreads = 1\n[batch]\nsizes = [1, 8]\n')
     gate = ("--calib", str(DIGITS), "--min-agreement", "0.9")
     return built(folder, "-p", "cpu", "-p", "cpu-int8", "-p", str(twin), "-k", "0.7", *gate)
+
+
+def test_integers_are_exported_as_they_are(both: Bundle, tmp_path: Path) -> None:
+    fp32, int8 = (export_onnx_folder(both.root, tmp_path / name, profile=name) for name in ("cpu", "cpu-int8"))
+    assert int8.files[MODEL] < 0.4 * fp32.files[MODEL]
+    assert int8.difference < 1e-3, "it is the graph of the engine, and not one near to fp32"
 
 
 @pytest.fixture(scope="module")
