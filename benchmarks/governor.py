@@ -92,8 +92,8 @@ def quiet_p95(bundle: Path, threads: int) -> float:
     assert isinstance(runner, GovernedRunner)
     print(f"all engines opened and measured in {time.perf_counter() - began:.1f} s")
     for rung in runner.rungs:
-        print(f"  {rung.variant}: p95 {rung.latency_ms:.2f} ms")
-    engines = [runner._open[rung.variant] for rung in runner.rungs[:2]]
+        print(f"  {rung.variant} on {rung.threads} threads: p95 {rung.latency_ms:.2f} ms")
+    engines = list(runner._open.values())[:2]
     turn = count()
     spent = microseconds(lambda: runner._activate(engines[next(turn) % 2]), 10_000)
     print(f"switching: {spent:.1f} us")

@@ -165,8 +165,7 @@ def _show_replay(replay: LoadReplay) -> None:
         "load left out; MB: peak memory",
     )
     for decision in (decision for run in replay.runs for decision in run.decisions):
-        change = f"{decision.before} -> {decision.after}" if decision.before else decision.after
-        say(f"{max(0.0, decision.at_s):6.1f} s  {change}: {decision.reason}")
+        say(f"{max(0.0, decision.at_s):6.1f} s  {decision.change}: {decision.reason}")
     if replay.runs:
         say()
 

@@ -20,6 +20,7 @@ import ztdeploy
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.manifest import VariantRecord
+from ztdeploy.target.adaptive import governed
 from ztdeploy.target.adaptive.governed import GovernedRunner
 from ztdeploy.target.adaptive.governor import Governor, GovernorDecision
 from ztdeploy.target.backends.base import Array, Runner
@@ -36,20 +37,28 @@ class Machine:
     now: float = 1000.0
     load: float = 1.0
     quiet: dict[str, float] = field(default_factory=lambda: dict(QUIET))
+    two: bool = False  #: whether there are engines of two threads
+
+    #: Cores that others use; engines of one thread take 1.5 times as long, and do not feel it.
+    busy: float = 0.0
 
     def clock(self) -> float:
         return self.now
+
+    def felt(self, threads: int) -> float:
+        return self.load * (1 + 2 * self.busy if threads > 1 else 1.5 if self.two else 1.0)
 
 
 class Engine:
     """A real engine whose calls take simulated time; it answers all images like the first."""
 
-    def __init__(self, runner: Runner, variant: str, machine: Machine) -> None:
+    def __init__(self, runner: Runner, variant: str, machine: Machine, threads: int) -> None:
         self._runner, self._variant, self._machine, self.signature = runner, variant, machine, runner.signature
+        self._threads = threads
         self._answers = dict[int, dict[str, Array]]()
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        self._machine.now += self._machine.quiet[self._variant] * self._machine.load / 1000
+        self._machine.now += self._machine.quiet[self._variant] * self._machine.felt(self._threads) / 1000
         count = len(next(iter(feeds.values())))
         if count not in self._answers:
             self._answers[count] = self._runner.infer(feeds)
@@ -60,14 +69,15 @@ class Engine:
 
 
 class Simulated(GovernedRunner):
-    def __init__(self, machine: Machine, governor: Governor, bundle: Path, **options: Any) -> None:
+    def __init__(self, machine: Machine, governor: Governor, bundle: Path, threads: int = 1, **options: Any) -> None:
         self.machine, self.loaded = machine, list[str]()
-        opened = opening(bundle, profile=None, threads=1, memory="speed", verify=False)
+        machine.two = threads > 1
+        opened = opening(bundle, profile=None, threads=threads, memory="speed", verify=False)
         super().__init__(governor, clock=machine.clock, **opened, **options)
 
-    def _load(self, variant: VariantRecord) -> Runner:
-        self.loaded.append(variant.name)
-        return Engine(super()._load(variant), variant.name, self.machine)
+    def _load(self, variant: VariantRecord, threads: int | None = None) -> Runner:
+        self.loaded.append(variant.name if threads == 1 else f"{variant.name} on {threads}")
+        return Engine(super()._load(variant, threads), variant.name, self.machine, threads or 1)
 
 
 @pytest.fixture
@@ -107,7 +117,8 @@ def test_a_load_comes_and_goes(machine: Machine, digits_bundle: Path, pixels: An
         assert runner.changes == {"missed": 1, "room": 1}
         assert [one.cause for one in runner.decisions] == ["start", "missed", "room"]
         assert tuple(told) == runner.decisions
-        assert [record.getMessage().partition(":")[0] for record in caplog.records][1:] == [
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+            "dense",
             "dense -> keep-0.50",
             "keep-0.50 -> dense",
         ]
@@ -115,6 +126,41 @@ def test_a_load_comes_and_goes(machine: Machine, digits_bundle: Path, pixels: An
         assert (missed.target_ms, missed.slowdown) == (25, pytest.approx(2.5))
         assert repr(runner).startswith("GovernedRunner(")
         assert "latency_ms=25" in repr(runner)
+
+
+def test_threads_are_shed(machine: Machine, digits_bundle: Path, pixels: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(governed, "FreeCores", lambda: lambda: 2 - machine.busy)
+    with Simulated(machine, Governor(25), digits_bundle, threads=2) as runner:
+        ladder = [(rung.variant, rung.threads) for rung in runner.rungs]
+        assert ladder == [("dense", 2), ("keep-0.70", 2), ("keep-0.70", 1), ("keep-0.50", 2), ("keep-0.50", 1)]
+        assert len(runner._open) == len(runner.rungs), "dense on one thread would miss the target, and is closed"
+        machine.busy = 1.0
+        calls(runner, pixels, 300)
+        assert (runner.rung.variant, runner.rung.threads, runner.threads) == ("keep-0.70", 1, 2)
+        machine.busy = 0.0
+        calls(runner, pixels, 300)
+        assert (runner.rung.variant, runner.rung.threads) == ("dense", 2)
+        assert [one.change for one in runner.decisions] == [
+            "dense on 2 threads",
+            "dense on 2 threads -> keep-0.70 on 1 thread",
+            "keep-0.70 on 1 thread -> dense on 2 threads",
+        ]
+        runner.close()
+        assert calls(runner, pixels, 2) == {"dense"}
+        assert len(runner._open) == len(runner.rungs)
+
+
+def test_a_floor_on_fidelity_is_no_floor_on_threads(machine: Machine, digits_bundle: Path, tmp_path: Path) -> None:
+    bundle = evaluated(linked_copy(digits_bundle, tmp_path / "bundle"), {"keep-0.70": 0.98, "keep-0.50": 0.9})
+    with Simulated(machine, Governor(25, min_fidelity=0.97), bundle, threads=2) as runner:
+        ladder = [(rung.variant, rung.threads) for rung in runner.rungs]
+        assert ladder == [("dense", 2), ("keep-0.70", 2), ("keep-0.70", 1)]
+
+
+def test_a_limit_counts_variants(machine: Machine, digits_bundle: Path) -> None:
+    with Simulated(machine, Governor(40, heat=1, low_battery="keep-0.50"), digits_bundle, threads=2) as runner:
+        best = (runner._conditions._heat, runner._conditions._battery)
+        assert [runner.rungs[at][::3] for at in best] == [("keep-0.70", 2), ("keep-0.50", 2)]
 
 
 def test_answers_are_those_of_the_variant_that_runs(digits_bundle: Path, digit_images: list[Path]) -> None:

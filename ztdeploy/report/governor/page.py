@@ -41,7 +41,8 @@ _NOTES = {
     "(the reaction time) do not count, for any run.",
     "Load": "Threads of another process that compute all the time, or calls that are made longer, as on a processor "
     "that has slowed itself down.",
-    "Slowdown": "The p95 of the latest calls over what the same variant took when the runner was loaded.",
+    "Slowdown": "The p95 of the latest calls over what the same variant, on as many threads, took when the runner was "
+    "loaded.",
     "Memory": "A governor keeps the engines of all its variants open, so it takes more than one engine alone.",
 }
 
@@ -112,7 +113,7 @@ def _latencies(replay: LoadReplay) -> Iterator[Figure]:
         marks += level(x, y(replay.target_ms), f"target {replay.target_ms:g} ms")
         drawn = Frame(x, y, "seconds", "p95 of each second, ms").draw(f"p95 of {run.name} over time", marks)
         held = "-" if run.held is None else f"{100 * run.held:.0f} %"
-        words = "switches between variants" if run.governed else "all the time"
+        words = "switches between variants and numbers of threads" if run.governed else "all the time"
         yield Figure(f"{run.name}: {held} of the seconds held", f"{run.name} {words}.", drawn, f"latency-{run.name}")
 
 
@@ -142,7 +143,7 @@ def _seconds(seconds: float, start: float, end: float) -> Scale:
 def _decisions(run: ReplayRun, replay: LoadReplay) -> Markup:
     columns: list[Column[GovernorDecision]] = [
         Column("second", value=lambda one: max(0.0, one.at_s), show=decimals(1)),
-        Column("variant", lambda one: f"{one.before} → {one.after}" if one.before else one.after),
+        Column("variant", lambda one: one.change.replace("->", "→")),
         Column("reason", lambda one: one.reason, kind="prose"),
         Column("slowdown", value=lambda one: one.slowdown, show=decimals(2)),
     ]
@@ -164,7 +165,8 @@ def _variants(run: ReplayRun, replay: LoadReplay) -> Markup | None:
     rows = [("load", lambda x, middle: _shades(replay, x, middle - 6, 12))]
     rows += [(name, lambda x, middle, name=name: draw(name, x, middle)) for name in run.variants]  # type: ignore[misc]
     drawn = rows_plot("Which variant ran when", "seconds", [0.0, replay.load.seconds], rows)
-    return Figure("Variant over time", "Which variant the calls ran on.", drawn, "variants").draw() if drawn else None
+    words = "Which variant the calls ran on, and on how many threads."
+    return Figure("Variant over time", words, drawn, "variants").draw() if drawn else None
 
 
 def _spans(run: ReplayRun) -> Iterator[tuple[str, float, float]]:

@@ -1,4 +1,6 @@
-"""What a governor reads of the machine besides latency: heat, the battery, the power mode; and what they rule out."""
+"""What a governor reads of the machine besides latency: heat, the battery, the power mode, and what they rule out; and
+how many cores others leave free.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ztdeploy.core.errors import InputError, did_you_mean
+from ztdeploy.core.kernel_files import usable_threads
 from ztdeploy.target.adaptive.control import Rung
 from ztdeploy.target.adaptive.governor import Cause, Governor, Limit
-from ztdeploy.target.measure.machine import TripPoint, battery_charge, on_battery, power_mode, trip_points
+from ztdeploy.target.measure.machine import (
+    CpuMeter,
+    TripPoint,
+    battery_charge,
+    on_battery,
+    power_mode,
+    trip_points,
+    usable_cores,
+)
 
 #: Seconds from one look at the machine to the next: each opens a few files of the kernel.
 EVERY_S = 2.0
 #: Degrees Celsius that a zone must have cooled down below the limit for the limit to end.
 _COOLED_C = 2.0
+#: Seconds from one look at the cores to the next at least: the kernel counts in hundredths.
+_COUNT_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Conditions:
         Raises:
             InputError: a limit names a variant that is not among those to choose from.
         """
-        self._governor, self._names = governor, [rung.variant for rung in rungs]
+        self._governor, self._names = governor, [rung.variant for rung in rungs]  # of one variant one behind the other
         self._modes = {mode: self._best("power_modes", limit) for mode, limit in governor.power_modes.items()}
         self._heat, self._battery = self._best("heat", governor.heat), self._best("low_battery", governor.low_battery)
         self._zones = trip_points() if self._heat else ()
@@ -80,4 +93,24 @@ class Conditions:
                 given = f"{name} = '{limit}'"
                 raise InputError(given, "a variant that the governor may choose", did_you_mean(limit, self._names))
             return self._names.index(limit)
-        return min(limit or 0, len(self._names) - 1)
+        variants = list(dict.fromkeys(self._names))
+        return self._names.index(variants[min(limit or 0, len(variants) - 1)])
+
+
+class FreeCores:
+    """How many of the cores that this process may use others have left free since the look before."""
+
+    def __init__(self) -> None:
+        self._meter, self._cores = CpuMeter(), len(usable_cores())
+        self._latest, self._free = self._meter.so_far(), float("inf")
+
+    def __call__(self) -> float:
+        """Cores, at most what the container may use; infinity where the kernel says nothing."""
+        found, before = self._meter.so_far(), self._latest
+        if found.wall_s - before.wall_s < _COUNT_S:
+            return self._free
+        self._latest = found
+        if found.busy_s is not None and before.busy_s is not None:
+            others = (found.busy_s - before.busy_s - found.own_s + before.own_s) / (found.wall_s - before.wall_s)
+            self._free = min(usable_threads(), self._cores - others)
+        return self._free

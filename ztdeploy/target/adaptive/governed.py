@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.manifest import VariantRecord
-from ztdeploy.target.adaptive.conditions import EVERY_S, Condition, Conditions
+from ztdeploy.target.adaptive.conditions import EVERY_S, Condition, Conditions, FreeCores
 from ztdeploy.target.adaptive.control import Control, Rung
-from ztdeploy.target.adaptive.governor import Governor, GovernorDecision
-from ztdeploy.target.adaptive.ladder import candidates, check_target, fidelity_of, ladder, warm_up
+from ztdeploy.target.adaptive.governor import Governor, GovernorDecision, on_threads
+from ztdeploy.target.adaptive.ladder import (
+    candidates,
+    check_target,
+    fidelity_of,
+    joined,
+    ladder,
+    thread_counts,
+    warm_up,
+)
+from ztdeploy.target.backends import get_backend
+from ztdeploy.target.measure.statistics import percentile
 from ztdeploy.target.runtime.interface import Outputs
 from ztdeploy.target.runtime.runner import BundleRunner, OpenEngine, Opening
 
@@ -32,7 +42,9 @@ MOST_DECISIONS = 1000
 class GovernedRunner(BundleRunner):
     """One bundle's engines behind one call, whose latency is held by switching between them.
 
-    All engines that it may choose are open from the start, so a switch takes microseconds; each has its weights packed
+    There is an engine for each variant on the threads that were asked for, and on fewer for those that hold the target
+    so on a quiet machine: an engine with a thread for every core stalls when others take one of the cores. All are open
+    from the start, so a switch takes microseconds; each has its weights packed
     for its kernels, or with memory "shared" all read one copy, at some cost in speed. It has no thread of its own: what
     a call measured is counted when its engine has ended, and a decision holds for the calls that begin afterwards, of
     any thread. The latency is that of the engine with normalisation; reading image files does not count, since no
@@ -58,31 +70,35 @@ class GovernedRunner(BundleRunner):
         self.governor, self._clock, self._counting = governor, clock, Lock()
         self.batch = self._batch(governor.batch)  #: images in one call of an engine whose latency is held
         self._told_batches = set[int]()
-        self._ladder = candidates(self.bundle, self.profile, governor)
+        self._variants = candidates(self.bundle, self.profile, governor)
         try:
-            self._open = {one.name: self._opened(one, self._load(one)) for one in self._ladder}
-            rungs = self._measured()
+            rungs = self._opened_rungs()
             check_target(rungs, governor, self.bundle.root)
             self._conditions = Conditions(governor, rungs)
         except BaseException:
             self.close()
             raise
-        self._rungs = {rung.variant: index for index, rung in enumerate(rungs)}
-        self._ladder = [one for one in self._ladder if one.name in self._rungs]
-        for name in self._open.keys() - self._rungs.keys():
-            self._open.pop(name).retire()
-        self._control = Control(rungs, governor, clock())
+        self._rungs = {_name(rung): index for index, rung in enumerate(rungs)}
+        self._control = Control(rungs, governor, clock(), FreeCores())
         self._next_condition = clock() if self._conditions.any else float("inf")
         self._state = Condition()
         if len(rungs) == 1:
             _log.warning("no variant is faster than '%s' here, so there is nothing to switch to", rungs[0].variant)
         self._decisions, self._changes = deque[GovernorDecision](maxlen=MOST_DECISIONS), Counter[str]()
+        self._follow()
         self._tell(self._carry_out(self._control.start))
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The variants to choose from with what was measured at load, from the most faithful to the fastest."""
+        """What there is to choose from with what was measured at load: variants, from the most faithful to the fastest,
+        each on the most threads first.
+        """
         return self._control.rungs
+
+    @property
+    def rung(self) -> Rung:
+        """What the next call runs on."""
+        return self._control.rungs[self._control.at]
 
     @property
     def begun(self) -> float:
@@ -96,7 +112,7 @@ class GovernedRunner(BundleRunner):
 
     @property
     def changes(self) -> dict[str, int]:
-        """How often the variant has changed, by cause."""
+        """How often the variant or its threads have changed, by cause."""
         return dict(self._changes)
 
     @property
@@ -126,10 +142,15 @@ class GovernedRunner(BundleRunner):
     def _run(self, variant: VariantRecord) -> None:
         """After `close`: open all engines again."""
         with self._switching:
-            for one in self._ladder:
-                if one.name not in self._open:
-                    self._open[one.name] = self._opened(one, self._load(one))
-            self._activate(self._open[variant.name])
+            for rung in self.rungs:
+                if _name(rung) not in self._open:
+                    self._open_engine(self.bundle.variant(name=rung.variant), rung.threads)
+            self._activate(self._open[_name(self.rung)])
+
+    def _open_engine(self, variant: VariantRecord, threads: int) -> OpenEngine:
+        name = on_threads(variant.name, threads or None)
+        self._open[name] = self._opened(variant, self._load(variant, threads or None), name=name)
+        return self._open[name]
 
     def _batch(self, wanted: int | None) -> int:
         """
@@ -151,8 +172,32 @@ class GovernedRunner(BundleRunner):
             raise InputError(f"batch = {wanted} with profile '{self.profile}'", most, "give another batch, or none")
         return wanted
 
-    def _measured(self) -> list[Rung]:
-        """The rungs, from a few calls of each engine."""
+    def _opened_rungs(self) -> list[Rung]:
+        """Open and measure what may run, and close again what never will.
+
+        On the most threads these are all variants; on fewer those that hold the target on a quiet machine, and the
+        fastest: a loaded one makes no engine faster.
+        """
+        backend = get_backend(self.bundle.manifest.profiles[self.profile].backend)
+        most, *fewer = thread_counts(self.threads) if backend.threaded else (0,)
+        fidelity = {one.name: fidelity_of(self.bundle, one, self.profile) for one in self._variants}
+        found = [ladder(self._variants, self._timed(self._variants, most), fidelity, most)]
+        goal = self.governor.latency_ms * (1 - self.governor.margin)
+        for threads in fewer:
+            samples, few = dict[str, list[float]](), list[VariantRecord]()
+            for one in reversed(self._variants):
+                samples |= self._timed([one], threads)
+                if few and percentile(samples[one.name], 90) > goal:
+                    break
+                few.insert(0, one)
+            found.append(ladder(few, samples, fidelity, threads))
+        rungs = joined(found, self._variants)
+        for name in self._open.keys() - {_name(rung) for rung in rungs}:
+            self._open.pop(name).retire()
+        return rungs
+
+    def _timed(self, variants: Sequence[VariantRecord], threads: int) -> dict[str, list[float]]:
+        """Milliseconds of a few calls of each variant, whose engines are opened for it."""
         shape = self.bundle.manifest.preprocess.shape
         pixels = np.random.default_rng(0).integers(0, 256, (self.batch, *shape), dtype=np.uint8)
         names = [f"image {at + 1} of the warm-up" for at in range(self.batch)]
@@ -160,25 +205,26 @@ class GovernedRunner(BundleRunner):
         def call_of(engine: OpenEngine) -> Callable[[], object]:
             return lambda: super(GovernedRunner, self)._infer_part(engine, pixels, names)
 
-        samples = warm_up({one.name: call_of(self._open[one.name]) for one in self._ladder}, self._clock)
-        fidelity = {one.name: fidelity_of(self.bundle, one, self.profile) for one in self._ladder}
-        return ladder(self._ladder, samples, fidelity)
+        calls = {one.name: call_of(self._open_engine(one, threads)) for one in variants}
+        return warm_up(calls, self._clock)
 
     def _infer_part(self, engine: OpenEngine, pixels: NDArray[np.uint8], images: Sequence[str]) -> Outputs:
         begun = self._clock()
         outputs = super()._infer_part(engine, pixels, images)
         now = self._clock()
         if len(pixels) == self.batch or engine.graph.batch is not None:
-            self._count(engine.variant.name, 1000 * (now - begun), now)
+            self._count(self._rungs.get(engine.name, -1), 1000 * (now - begun), now)
         elif len(pixels) not in self._told_batches:
             self._told_batches.add(len(pixels))
             _log.warning("calls of %d images are not held: the governor holds batch %d", len(pixels), self.batch)
         return outputs
 
-    def _count(self, variant: str, latency_ms: float, now: float) -> None:
+    def _count(self, rung: int, latency_ms: float, now: float) -> None:
         with self._counting:
-            decision = self._control.observe(self._rungs.get(variant, -1), latency_ms, now)
+            decision = self._control.observe(rung, latency_ms, now)
             decided = None if decision is None else self._carry_out(decision)
+            if self._control.at != self._running:  # a decision, or a try of a better rung
+                self._follow()
             due = now >= self._next_condition
             if due:
                 self._next_condition = now + EVERY_S
@@ -194,30 +240,40 @@ class GovernedRunner(BundleRunner):
             self._state = state
             decision = self._control.limit(*self._conditions.limit(state), now)
             decided = None if decision is None else self._carry_out(decision)
+            self._follow()
         if decided is not None:
             self._tell(decided)
 
     def _carry_out(self, decision: GovernorDecision) -> GovernorDecision:
-        """Have calls use what was decided, and note it; whoever calls it counts alone."""
+        """Note what was decided; whoever calls it counts alone."""
         state = self._state
         known = {"temperature_c": state.celsius, "battery": state.battery, "power_mode": state.mode}
         decided = decision.model_copy(update=known)
         if decided.is_change:
             self._changes[decided.cause] += 1
         self._decisions.append(decided)
+        return decided
+
+    def _follow(self) -> None:
+        """Have calls use the rung that the rule says; whoever calls it counts alone."""
+        self._running = self._control.at
         with self._switching:
-            engine = self._open.get(decided.after)
+            engine = self._open.get(_name(self.rung))
             if engine is not None:
                 self._activate(engine)
             else:  # closed; the next call opens all engines again
-                self._variant = self.bundle.variant(name=decided.after)
-        return decided
+                self._variant = self.bundle.variant(name=self.rung.variant)
 
     def _tell(self, decision: GovernorDecision) -> None:
         level = logging.WARNING if decision.cause == "out of reach" else logging.INFO
-        _log.log(level, "%s -> %s: %s", decision.before, decision.after, decision.reason)
+        _log.log(level, "%s: %s", decision.change, decision.reason)
         if self.governor.on_decision is not None:
             try:
                 self.governor.on_decision(decision)
             except Exception:  # of whatever kind: an image is being answered, and the answer is right
                 _log.exception("on_decision failed")
+
+
+def _name(rung: Rung) -> str:
+    """Of the rung's engine."""
+    return on_threads(rung.variant, rung.threads or None)

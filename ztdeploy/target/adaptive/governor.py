@@ -11,16 +11,18 @@ from ztdeploy.core.arguments import Numbers
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.records import Record
 
-#: "start": the first choice; "missed": the target was; "room": a better variant is expected to hold it; "out of reach":
-#: the fastest variant misses it, too. The others are limits that the machine sets.
-Cause = Literal["start", "missed", "room", "out of reach", "heat", "battery", "power mode"]
+#: "start": the first choice; "missed": the target was; "room": a better variant or more threads hold it; "tried": they
+#: did not; "out of reach": what is fastest misses it, too. The others are limits that the machine sets.
+Cause = Literal["start", "missed", "room", "tried", "out of reach", "heat", "battery", "power mode"]
 #: What a limit leaves: the name of the best variant that may still run, or how many of the best may not. None: ignored.
 Limit = str | int | None
 _SHARE_BELOW_ONE = Numbers(0, 0.9)
 
 
 class GovernorDecision(Record):
-    """One decision of a governor, with all that it stands on. `before` and `after` are names of variants."""
+    """One decision of a governor, with all that it stands on. `before` and `after` are names of variants; the numbers
+    of their threads are None where there is one number only.
+    """
 
     at_s: float  #: since the runner was loaded, by a clock that never steps
     before: str | None  #: None: the first choice
@@ -29,14 +31,29 @@ class GovernorDecision(Record):
     reason: str  #: a sentence
     target_ms: float
     p95_ms: float  #: of the latest calls on `before`; at the start of the warm-up's calls on `after`
-    slowdown: float  #: `p95_ms` over what was measured of the same variant at load
+    slowdown: float  #: `p95_ms` over what was measured of the same variant on as many threads at load
+    before_threads: int | None = None
+    after_threads: int | None = None
     temperature_c: float | None = None  #: of the thermal zone that is nearest to its trip point
     battery: float | None = None  #: charge from 0 to 1 while discharging
     power_mode: str | None = None
 
     @property
     def is_change(self) -> bool:
-        return self.before is not None and self.before != self.after
+        return self.before is not None and (self.before, self.before_threads) != (self.after, self.after_threads)
+
+    @property
+    def change(self) -> str:
+        """Such as "dense on 2 threads -> dense on 1 thread"; what runs where that is no change."""
+        after = on_threads(self.after, self.after_threads)
+        if self.before is None or not self.is_change:
+            return after
+        return f"{on_threads(self.before, self.before_threads)} -> {after}"
+
+
+def on_threads(variant: str, threads: int | None) -> str:
+    """Such as "keep-0.70 on 1 thread"; None: the variant alone."""
+    return variant if threads is None else f"{variant} on {threads} thread{'' if threads == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The variants that a governor may choose, from the most faithful to the fastest, with latencies measured at load."""
+"""What a governor may choose: variants, from the most faithful to the fastest, on numbers of threads, with latencies
+measured at load.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from ztdeploy.target.adaptive.control import Rung
 from ztdeploy.target.adaptive.governor import Governor
 from ztdeploy.target.measure.statistics import percentile
 
-#: Calls of a variant in a round, the first of which is not counted; the fewest and the most rounds.
-_CALLS, _FEWEST_ROUNDS, _ROUNDS = 4, 2, 5
+#: Calls of an engine in a round, of which the first are not counted; the fewest and the most rounds. With two threads,
+#: two calls behind another engine's took up to 1.6 times longer than those that followed.
+_CALLS, _UNCOUNTED, _FEWEST_ROUNDS, _ROUNDS = 7, 3, 2, 5
 #: Seconds after which no further round begins.
 _LONGEST_S = 3.0
 #: A variant must take at most this share of the time of a more faithful one.
@@ -69,13 +72,18 @@ def _too_few(bundle: Bundle, profile: str, governor: Governor, built: Sequence[V
     )
 
 
+def thread_counts(threads: int) -> tuple[int, ...]:
+    """The numbers of threads that a governor chooses from: what it was given, half of it, and one."""
+    return tuple(dict.fromkeys((threads, max(1, threads // 2), 1)))
+
+
 def warm_up(
     calls: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Milliseconds of a few calls of every variant, in rounds, so that a load that comes meanwhile hits all alike.
+    """Milliseconds of a few calls of every engine, in rounds, so that a load that comes meanwhile hits all alike.
 
     Args:
-        calls: runs a variant once, by its name.
+        calls: runs an engine once, by its variant's name.
         clock: seconds.
     """
     begun, samples = clock(), {name: list[float]() for name in calls}
@@ -83,8 +91,9 @@ def warm_up(
         if turn >= _FEWEST_ROUNDS and clock() - begun > _LONGEST_S:
             break
         for name, call in calls.items():
-            call()  # which fetches the engine's weights into the caches
-            for _ in range(_CALLS - 1):
+            for _ in range(_UNCOUNTED):
+                call()  # which fetches the engine's weights into the caches, and wakes its threads
+            for _ in range(_CALLS - _UNCOUNTED):
                 before = clock()
                 call()
                 samples[name].append(1000 * (clock() - before))
@@ -92,21 +101,38 @@ def warm_up(
 
 
 def ladder(
-    variants: Sequence[VariantRecord], samples: Mapping[str, Sequence[float]], fidelity: Mapping[str, float | None]
+    variants: Sequence[VariantRecord],
+    samples: Mapping[str, Sequence[float]],
+    fidelity: Mapping[str, float | None],
+    threads: int = 0,
 ) -> list[Rung]:
-    """The rungs, each faster than all that are more faithful; what is not is left out.
+    """The rungs on one number of threads, each faster than all that are more faithful; what is not is left out.
 
     A few calls say little about a p95, so the tail is that of all variants together: how many times longer than its
     variant's median the slower calls take.
     """
     middle = {one.name: median(samples[one.name]) for one in variants}
-    tail = percentile([ms / middle[name] for name, several in samples.items() for ms in several], 90)
+    tail = percentile([ms / middle[one.name] for one in variants for ms in samples[one.name]], 90)
     rungs: list[Rung] = []
     for one in variants:
-        rung = Rung(one.name, tail * middle[one.name], fidelity[one.name])
+        rung = Rung(one.name, tail * middle[one.name], fidelity[one.name], threads)
         if not rungs or rung.latency_ms <= _FASTER * rungs[-1].latency_ms:
             rungs.append(rung)
     return rungs
+
+
+def joined(ladders: Sequence[Sequence[Rung]], variants: Sequence[VariantRecord]) -> list[Rung]:
+    """The rungs of all numbers of threads, from the most to the fewest: one behind the other those of one variant.
+
+    What took longer on more threads was measured while others used the cores, and is not slower when they do not.
+    """
+    place = {one.name: at for at, one in enumerate(variants)}
+    fewest = dict[str, float]()
+    found: list[Rung] = []
+    for rung in (rung for rungs in reversed(ladders) for rung in rungs):
+        fewest[rung.variant] = min(rung.latency_ms, fewest.get(rung.variant, rung.latency_ms))
+        found.append(rung._replace(latency_ms=fewest[rung.variant]))
+    return sorted(found, key=lambda rung: (place[rung.variant], -rung.threads))
 
 
 def check_target(rungs: Sequence[Rung], governor: Governor, folder: Path) -> None:
@@ -114,7 +140,7 @@ def check_target(rungs: Sequence[Rung], governor: Governor, folder: Path) -> Non
     Raises:
         InputError: even the fastest variant misses the target, and the governor is strict.
     """
-    fastest = rungs[-1]
+    fastest = min(rungs, key=lambda rung: rung.latency_ms)
     if governor.strict and fastest.latency_ms > governor.latency_ms:
         raise InputError(
             f"latency_ms = {governor.latency_ms:g}, below the fastest variant of {folder}: '{fastest.variant}' took "

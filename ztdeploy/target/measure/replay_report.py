@@ -112,7 +112,10 @@ class ReplaySecond(Record):
 
 
 class ReplayRun(Record):
-    """The whole timeline with one variant, or with a governor. `ended_s`, `latency_ms`, `variant`: a value per call."""
+    """The whole timeline with one variant, or with a governor. `ended_s`, `latency_ms`, `variant`: a value per call.
+
+    Where a governor chooses the number of threads as well, a variant's name is followed by it: "dense on 1 thread".
+    """
 
     name: str  #: a variant's, or "governor"
     variants: tuple[str, ...]  #: that may run, from the most faithful to the fastest
@@ -195,9 +198,8 @@ def verdict_of_replay(replay: LoadReplay) -> Verdict:
     kept = f"p95 within {replay.target_ms:g} ms in {100 * governed.held:.0f} % of the seconds"
     against = f" ({', '.join(others)})" if others else ""
     most, ends = max(governed.changes, default=0), governed.last
-    switched = (
-        f"it changed the variant at most {most} time{'' if most == 1 else 's'} for each change of the load, and ended"
-    )
+    times = f"{most} time{'' if most == 1 else 's'} for each change of the load"
+    switched = f"it changed variant or threads at most {times}, and ended"
     enough = next((run for run in static if (run.held or 0) >= HELD), None)
     if enough is not None and enough.name == static[0].name:
         return Verdict(

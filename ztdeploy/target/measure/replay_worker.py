@@ -15,8 +15,9 @@ import numpy as np
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.processes import peak_rss_mb
 from ztdeploy.core.records import Record, from_json
+from ztdeploy.target.adaptive.control import Rung
 from ztdeploy.target.adaptive.governed import GovernedRunner
-from ztdeploy.target.adaptive.governor import Governor, GovernorDecision
+from ztdeploy.target.adaptive.governor import Governor, GovernorDecision, on_threads
 from ztdeploy.target.backends.base import Array, Runner
 from ztdeploy.target.measure.worker import prepare, reply
 from ztdeploy.target.runtime.runner import BundleRunner, opening
@@ -47,8 +48,8 @@ class PhaseCalls(Record):
 
     ended_s: list[float]
     latency_ms: list[float]
-    variant: list[str]
-    ladder: list[str]  #: all variants that may run, from the most faithful to the fastest
+    variant: list[str]  #: with the number of threads, where there are several: "dense on 1 thread"
+    ladder: list[str]  #: all that may run, from the most faithful to the fastest
     decisions: list[GovernorDecision]  #: since the last answer
     peak_rss_mb: float
 
@@ -78,8 +79,8 @@ class _ThrottledEngine:
 class _Throttling(BundleRunner):
     throttle: _Throttle
 
-    def _load(self, variant: VariantRecord) -> Runner:
-        return _ThrottledEngine(super()._load(variant), self.throttle)
+    def _load(self, variant: VariantRecord, threads: int | None = None) -> Runner:
+        return _ThrottledEngine(super()._load(variant, threads), self.throttle)
 
 
 class _ThrottledGoverned(GovernedRunner, _Throttling):
@@ -103,7 +104,8 @@ class _Replaying:
         shape = self._runner.bundle.manifest.preprocess.shape
         self._pixels = np.random.default_rng(0).integers(0, 256, (task.batch, *shape), dtype=np.uint8)
         rungs = self._runner.rungs if isinstance(self._runner, GovernedRunner) else ()
-        self._ladder = [rung.variant for rung in rungs] or [self._runner.variant.name]
+        self._several = len({rung.threads for rung in rungs}) > 1
+        self._ladder = [self._name(rung) for rung in rungs] or [self._runner.variant.name]
         self._begun: float | None = None
         self._told = 0
 
@@ -115,7 +117,8 @@ class _Replaying:
             self._begun = now
         until = now + order.seconds
         while now < until:
-            name, before = self._runner.variant.name, time.monotonic()
+            name = self._name(self._runner.rung) if isinstance(self._runner, GovernedRunner) else self._ladder[0]
+            before = time.monotonic()
             self._runner.infer(self._pixels)
             now = time.monotonic()
             found.ended_s.append(round(now - (self._begun or 0), 4))
@@ -123,6 +126,9 @@ class _Replaying:
             found.variant.append(name)
         found.decisions.extend(self._decisions())
         return found.model_copy(update={"peak_rss_mb": peak_rss_mb()})
+
+    def _name(self, rung: Rung) -> str:
+        return on_threads(rung.variant, rung.threads if self._several else None)
 
     def _decisions(self) -> list[GovernorDecision]:
         """Those since the last answer, by the time of the timeline."""

@@ -72,9 +72,12 @@ class Lease(ABC):
 class OpenEngine(Lease):
     """All that a call must know of an engine, so that it needs to look nothing up while others switch."""
 
-    def __init__(self, variant: VariantRecord, graph: GraphRecord, interface: Interface, runner: Runner) -> None:
+    def __init__(
+        self, variant: VariantRecord, graph: GraphRecord, interface: Interface, runner: Runner, name: str = ""
+    ) -> None:
         super().__init__()
         self.variant, self.graph, self.interface, self.runner = variant, graph, interface, runner
+        self.name = name  #: under which it is kept open
 
     def close(self) -> None:
         self.runner.close()
@@ -308,32 +311,32 @@ class BundleRunner(ImageRunner):
         with self._switching:
             self._activate(self._open.get(variant.name) or self._opened(variant, self._load(variant)))
 
-    def _opened(self, variant: VariantRecord, runner: Runner, *, noted: bool = False) -> OpenEngine:
+    def _opened(self, variant: VariantRecord, runner: Runner, *, noted: bool = False, name: str = "") -> OpenEngine:
         interface = Interface(self.bundle.manifest, variant, self.profile)
         try:
             interface.check_declared(runner.signature, noted=noted)
         except BaseException:
             runner.close()
             raise
-        return OpenEngine(variant, variant.graphs[self.profile], interface, runner)
+        return OpenEngine(variant, variant.graphs[self.profile], interface, runner, name or variant.name)
 
     def _activate(self, engine: OpenEngine) -> None:
         """Have calls use an engine from now on, and retire those that are not kept."""
         before = self._open
-        self._open = {**(before if self._keeps_all else {}), engine.variant.name: engine}
+        self._open = {**(before if self._keeps_all else {}), engine.name: engine}
         self._active, self._variant = engine, engine.variant
         for one in before.values():
-            if one is not self._open.get(one.variant.name):
+            if one is not self._open.get(one.name):
                 one.retire()
 
-    def _load(self, variant: VariantRecord) -> Runner:
+    def _load(self, variant: VariantRecord, threads: int | None = None) -> Runner:
         engine = engine_of(self.bundle, variant, self.profile)
         files = self.bundle.files_of_engine(variant, self.profile)
         self._check(files)
         for name in files:  # none of them leads to another file, whether hashes are compared or not
             self.bundle.path(name)
         stored = stored_engine(self.bundle, variant, self.profile)
-        return get_backend(engine.backend).load(stored, threads=self.threads, memory=self.memory)
+        return get_backend(engine.backend).load(stored, threads=threads or self.threads, memory=self.memory)
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
