@@ -128,6 +128,32 @@ def test_a_folder_gives_the_librarys_maps(name: str, tmp_path: Path) -> None:
     refused(lambda: loaded(f"hf:{tmp_path}", output="features"), "gives maps", kind=ModelError)
 
 
+@pytest.mark.parametrize("name", ["depth-anything", "dpt-dinov2", "beit"])
+def test_images_as_cameras_give_them(name: str, tmp_path: Path) -> None:
+    model, patch = library_model(name), 16 if name == "beit" else 14
+    model.save_pretrained(tmp_path)
+    found = loaded(f"hf:{tmp_path}", image_size=(6 * patch, 8 * patch))
+    images = images_for(found.adapter)
+    with torch.no_grad():
+        output = model(pixel_values=images, **({"interpolate_pos_encoding": True} if name == "beit" else {}))
+        expected = output.logits if name == "beit" else output.predicted_depth
+        torch.testing.assert_close(found.adapter.whole(images), expected, rtol=1e-4, atol=1e-5)
+    assert found.adapter.architecture.grid == (6, 8)
+    refused(lambda: loaded(f"hf:{tmp_path}", image_size=100), "multiple of", kind=ModelError)
+
+
+def test_an_image_processor_that_keeps_shapes_squashes(tmp_path: Path) -> None:
+    model = library_model("depth-anything")
+    model.save_pretrained(tmp_path)
+    processor = transformers.DPTImageProcessorPil(
+        size={"height": 75, "width": 75}, ensure_multiple_of=14, keep_aspect_ratio=True
+    )
+    processor.save_pretrained(tmp_path)
+    found = loaded(f"hf:{tmp_path}")
+    assert (found.preprocess.image_size, found.preprocess.crop_mode) == ((70, 70), "squash")
+    assert any("squashed" in line for line in found.remarks)
+
+
 @each
 def test_every_tap_finds_a_whole_grid(name: str) -> None:
     """At places that are left it holds what they have if those that went are nobody's to see; others repeat one."""

@@ -80,6 +80,8 @@ def _facts(found: ModelCheck) -> list[tuple[str, str]]:
     prefix = f"{sizes.prefix_tokens} prefix tokens, {kind}" if sizes.prefix_tokens else "no prefix tokens"
     others = [method for method in METHODS if method not in found.methods]
     output = f"{sizes.num_classes} numbers" if sizes.num_classes else f"an embedding of {sizes.embed_dim} numbers"
+    if found.map_shape is not None:
+        output = "a map of {} channels, {} x {}".format(*found.map_shape)
     return [
         ("family", found.family),
         ("timm name", found.timm_name),

@@ -20,6 +20,7 @@ from ztdeploy.core.errors import ModelError
 from ztdeploy.core.names import CONFIDENCE, IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
+from ztdeploy.core.text import first_line
 from ztdeploy.host.graph import GraphSpec, apply_passes
 from ztdeploy.host.graph.stable_names import rename_scopes
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -109,7 +110,7 @@ def export_onnx(
     module = Deployable(pruned, preprocess, spec.image_input, notes=tell, confidence=confidence).eval()
     outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
     axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
-    with torch.no_grad(), quiet_exporter(), no_garbage_collection(), slices_sought_at_slices():
+    with torch.no_grad(), quiet_exporter(), no_garbage_collection(), slices_sought_at_slices(), _exportable():
         program = torch.onnx.export(
             module,
             (example_input(spec, preprocess),),
@@ -135,6 +136,19 @@ def export_onnx(
     rename_scopes(model, getattr(pruned.model, "scopes", {}))
     apply_passes(model)
     return model
+
+
+@contextmanager
+def _exportable() -> Iterator[None]:
+    """Turns the exporter's errors, which are about a user's code, into ours."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(
+            f"a model that PyTorch cannot export ({first_line(error.__cause__ or error)})",
+            "code that torch.export takes: no decision by the values of a tensor, and no numpy",
+            "change it so",
+        ) from error
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -24,7 +24,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
-from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.own_module import model_of
@@ -153,6 +153,11 @@ class OneChannel(Taps):
         return super().forward(x).mean(1)
 
 
+class Upsampled(Taps):
+    def forward(self, x: Tensor) -> Any:
+        return functional.interpolate(super().forward(x)[:, :1], scale_factor=2, mode="bilinear")
+
+
 class Pooled(Taps):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x).mean((2, 3))
@@ -255,16 +260,34 @@ def test_a_dense_module_that_cannot_be_pruned_is_refused(module: Any, backbone: 
 
 
 def test_a_graph_gives_the_same_maps_and_holds_no_grid_that_nobody_reads() -> None:
-    adapter = dense_adapter(OneChannel())
+    adapter = dense_adapter(Upsampled())
     with PrunedModel(adapter, PRUNED) as pruned:
         model = export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))
         expected = pruned.replay(images(2)).output.numpy()
     found = run_graph(model, image=images(2).numpy())["logits"]
-    assert found.shape == (2, 1, 4, 4)
+    assert found.shape == (2, 1, 8, 8)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     rows = [node for node in model.graph if node.op_type == "GatherND" and node.name.startswith("blocks.")]
     reads = [node for node in rows if "/prune" not in node.name]
     assert len(reads) == 2, [node.name for node in rows]
+    halves = run_graph(specialise(model, GraphSpec(20, "float32", None, "fp16")), image=images(2).numpy())["logits"]
+    assert halves.shape == found.shape
+    assert np.isfinite(halves).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["decides by values", "counts images"])
+def test_code_that_cannot_be_exported_is_refused(kind: str) -> None:
+    class Stubborn(OneChannel):
+        def forward(self, x: Tensor) -> Any:
+            maps = super().forward(x)
+            if kind == "counts images":
+                return maps.reshape(len(x), 4, 4)
+            return maps if maps.sum() > 0 else -maps
+
+    fragment = "fixes the number of images" if kind == "counts images" else "cannot export"
+    with PrunedModel(dense_adapter(Stubborn()), uniform_schedule(1, 4)) as pruned:
+        refused(lambda: export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None)), fragment, kind=ModelError)
 
 
 def test_arguments_that_make_no_sense_of_a_backbone(here: Path) -> None:

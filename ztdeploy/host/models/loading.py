@@ -65,9 +65,10 @@ class LoadedModel:
         Raises:
             InputError: the model does not choose one of several classes, which searches and studies need.
         """
-        if self.activation != "softmax":
+        if self.activation != "softmax" or self.output == "maps":
+            what = "maps" if self.output == "maps" else self.activation
             raise InputError(
-                f"model '{self.name}', whose outputs are no classes of which one is right ({self.activation})",
+                f"model '{self.name}', whose outputs are no classes of which one is right ({what})",
                 "a model that tells one class of several",
                 "compare bundles of it with 'ztdeploy eval'",
             )
@@ -144,6 +145,7 @@ class ModelCheck(Record):
     gmacs: float  #: compute of the baseline
     pruned_gmacs: float  #: at keep ratio 0.7
     methods: tuple[str, ...]  #: methods that can be used with it
+    map_shape: tuple[int, int, int] | None = None  #: of a dense model: channels, height and width of what it gives
 
 
 def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
@@ -155,6 +157,7 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     _need_host_half()
     from ztdeploy.host.models.hf_making import make
     from ztdeploy.host.models.making import sketch
+    from ztdeploy.host.models.own_module import surround
     from ztdeploy.host.models.shapes import made_for
 
     source = source_of(ModelSource(name=name, weights="random"))
@@ -164,6 +167,8 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
     else:
         model = sketch(source.name, size, source.arguments)
     adapter = adapt(model, size or made_for(model))
+    if getattr(model, "is_dense", False):
+        surround(adapter, model)
     architecture = adapter.architecture
     dense, pruned = (plan(default_schedule(ratio, architecture), architecture) for ratio in (1.0, KEEP_RATIO))
     return ModelCheck(
@@ -176,6 +181,7 @@ def check_model(name: str, image_size: ImageSize | None = None) -> ModelCheck:
         gmacs=plan_gmacs(architecture, dense),
         pruned_gmacs=plan_gmacs(architecture, pruned),
         methods=tuple(method for method in METHODS if _takes(adapter, method)),
+        map_shape=adapter.map_shape,
     )
 
 

@@ -81,7 +81,10 @@ def backbone_within(module: nn.Module, backbone: str | None = None) -> tuple[str
         if backbone not in found:
             raise _no_backbone(module, backbone, list(found))
         return backbone, found[backbone]
-    if "" in found and not is_tower(module):
+    if type(module).__module__.startswith("transformers."):
+        fix = "write it with module.save_pretrained('DIR'), and give hf:DIR"
+        raise ModelError(f"a module of class {name}, which is of transformers", "a folder with it", fix)
+    if "" in found:
         return "", module
     if len(found) == 1:
         return next(iter(found.items()))
@@ -91,9 +94,6 @@ def backbone_within(module: nn.Module, backbone: str | None = None) -> tuple[str
     for part in module.modules():
         if type(part).__module__.startswith("timm.models."):
             raise refused(f"a module of class {name}, with a {type(part).__name__} in it,", type(part).__module__)
-    if hasattr(module, "save_pretrained"):
-        fix = "write it with module.save_pretrained('DIR'), and give the path of that folder"
-        raise ModelError(f"a module of class {name}, which is not timm's", "a model of timm's in it", fix)
     raise refused(f"a module of class {name}", type(module).__module__)
 
 
