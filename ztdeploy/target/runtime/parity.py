@@ -26,7 +26,7 @@ from ztdeploy.target.runtime.postprocess import cosines, divergences, original_t
 from ztdeploy.target.runtime.preprocess import load_pixels
 from ztdeploy.target.runtime.runner import BundleRunner
 
-#: Relative to the largest logit, which is at least 1. In fp32, rounding differs by no more than the order of summation.
+#: Relative to the largest logit, see `_scale`. In fp32, rounding differs by no more than the order of summation.
 #: In int8, the range of what one call is given sets the steps of all its activations.
 LOGIT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}
 #: Scores have mean 1 and similarities lie in [-1, 1]; thirty fp32 iterations move either by far less.
@@ -34,6 +34,7 @@ GAP_TOLERANCE = 1e-5
 #: An engine below fp32: how many times as far as its graph, as run at build time, its median image may be off; and on
 #: its own choices, how much smaller a share of the reference's tokens it may keep.
 DRIFT_FACTOR, DRIFT_OVERLAP = 3.0, 0.1
+_LEAST_OF_MAPS = 1e-6
 _MOST_FEATURES = 2**16  #: the longest embedding that is read; no manifest says its length
 
 
@@ -233,7 +234,9 @@ def _logits_error(name: str, what: str, difference: float, tolerance: float) -> 
 
 
 def _scale(reference: Reference) -> float:
-    return max(1.0, float(np.abs(reference.logits).max()))
+    """The largest magnitude, which is at least 1 but for maps `[B, C, h, w]`: their values may be of any unit."""
+    least = _LEAST_OF_MAPS if reference.logits.ndim == 4 else 1.0
+    return max(least, float(np.abs(reference.logits).max()))
 
 
 def same_choices(actual: Outputs, reference: Reference) -> list[NDArray[np.bool_]]:
