@@ -35,7 +35,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# By file, for files share what takes long to set up; in their order, which begins with the slowest.
+# By file, for files share what takes long to set up; in tests/conftest.py's order, which begins with the slowest.
 test: lint
 	$(PYTEST) -m "not long"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -21,10 +22,15 @@ from PIL import Image
 from ztdeploy.core.locks import only_one
 from ztdeploy.core.model_source import ModelSource
 
+#: Files that take minutes and would be collected late. Workers begin with them, so that none waits at the end.
+FIRST = ("docs/test_what_readers_type.py", "tests/test_readme.py", "test_tensorrt_build.py", "test_openvino.py")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Workers share the cores out, so that threads of one do not wait for those of another."""
     worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        gc.disable()  # until all is imported and collected
     if worker is not None and hasattr(os, "sched_setaffinity"):
         own = sorted(os.sched_getaffinity(0))[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]
         if own:
@@ -38,6 +44,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         short = item.get_closest_marker("short")
         if short is not None and not any(word in item.name for word in short.args):
             item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is sought in what tests make, and not time and again in PyTorch's modules and ten thousand tests."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries report what Python does not free at its end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
