@@ -45,7 +45,7 @@ class MapScale:
         """What the colours mean, such as "violet 0, yellow 1"."""
         if self.classes:
             return "a colour per class"
-        return f"violet {short(self.low)}, yellow {short(self.high)}"
+        return f"violet {self.low:.3g}, yellow {self.high:.3g}"
 
     def layer(self, given: NDArray[Any]) -> NDArray[Any]:
         """What is drawn of a map `[C, h, w]`: `[h, w]` classes as int32, or shares of the scale as float32, 0 to 1."""
