@@ -55,6 +55,7 @@ def bundle(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_maps_are_evaluated_judged_and_drawn(bundle: Path, photos: Path, tmp_path: Path) -> None:
     page, worst, out = tmp_path / "page.html", tmp_path / "worst", tmp_path / "report.json"
     options = ["--threshold", "0.4", "--min-iou", "0.01", "--max-error", "0.9"]
@@ -87,6 +88,7 @@ def test_maps_are_evaluated_judged_and_drawn(bundle: Path, photos: Path, tmp_pat
     assert "mean IoU" in repr(report)
 
 
+@pytest.mark.long
 def test_run_writes_maps_in_the_place_of_their_images(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,7 @@ def test_run_writes_maps_in_the_place_of_their_images(
         assert facts["above"] == pytest.approx((numbers > 0.4).mean())
 
 
+@pytest.mark.long
 def test_show_draws_both_maps(bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", str(bundle), str(photos / "0.png"), "--out", str(tmp_path), "--json"]) == 0
     (shown,) = result_in(capsys.readouterr().out)["images"][0]["variants"]

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ztdeploy.target.evaluate import maps
+from ztdeploy.target.evaluate.answers import MapAnswers, keep_answers, kept_answers, map_answers
 from ztdeploy.target.evaluate.maps import compare_maps, ranks
+from ztdeploy.target.evaluate.scoring import map_nearness
+from ztdeploy.target.runtime.interface import Outputs
 
 seeds = st.integers(0, 10_000)
 
@@ -112,3 +115,19 @@ def test_figures_of_finite_maps_are_numbers_and_the_same_map_is_near(dense: Any,
     assert found.rank in (None, pytest.approx(1))
     other = compare_maps(dense, dense[::-1, ::-1], activation)
     assert all(one is None or math.isfinite(one) for one in dict(other).values())
+
+
+def test_what_is_kept_of_maps_becomes_means_and_the_worst_images(tmp_path: Any) -> None:
+    dense = np.stack([drawn(seed, 1)[0] for seed in range(3)])
+    own = dense + np.array([0, 3, 1], np.float32)[:, None, None, None]
+    outputs = [Outputs(one, ()) for one in (dense, own)]
+    keep_answers(map_answers(outputs, np.zeros((3, 32), np.uint8), "sigmoid", 0.4), tmp_path / "kept.npz")
+    answers = kept_answers(tmp_path / "kept.npz", MapAnswers, 2, 3)
+    assert answers is not None
+    found = map_nearness(answers, 1, ["a", "b", "c"], 0)
+    each = [compare_maps(*pair, "sigmoid", 0.4) for pair in zip(dense, own, strict=True)]
+    assert found.error.value == pytest.approx(np.mean([one.error for one in each]))
+    assert found.iou is not None
+    assert found.iou.value == pytest.approx(np.mean([one.iou for one in each]))
+    assert (found.rank, found.same) == (None, None)
+    assert [one.image for one in found.furthest] == ["b", "c"], "the same map is not among the worst"
