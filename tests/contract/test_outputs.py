@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -115,28 +118,48 @@ def test_what_stands_for_a_token_has_the_most_similar_keys(name: str) -> None:
             assert torch.equal(output[image, token - prefix], output[image, chosen - prefix])
 
 
-def test_a_merged_token_has_the_features_of_what_it_was_merged_into() -> None:
-    name = "vit_small_patch16_dinov3"
-    with PrunedModel(giving(name, "features"), schedule("zero-tprune-merge", 2)) as pruned, torch.no_grad():
-        replay = pruned.replay(images_for(name))
-    (choice,), prefix = replay.choices, MEMBERS[name].prefix
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "hf/Dinov2WithRegistersModel"])
+@pytest.mark.parametrize("method", ["novelty-merge", "tome"])
+def test_a_merged_token_keeps_what_sets_it_apart_from_its_stand_in(name: str, method: str) -> None:
+    adapter, own, grids = giving(name, "features"), list[Tensor](), list[Tensor]()
+    with torch.no_grad(), watched(adapter, own):
+        adapter.model.forward_features(images_for(name))
+    with PrunedModel(adapter, schedule(method, 2)) as pruned, torch.no_grad(), watched(adapter, grids):
+        (choice,) = pruned.replay(images_for(name)).choices
+    before, behind, last = grids
+    assert torch.equal(before, own[0])
+    if method == "novelty-merge":  # which stands behind the block
+        torch.testing.assert_close(behind, own[1], rtol=1e-5, atol=1e-5)
     assert choice.into is not None
     for image in range(3):
         stays = choice.kept[image].tolist()
-        gone = [token for token in range(25 + prefix) if token not in stays]
-        for token, slot in zip(gone, choice.into[image].tolist(), strict=True):
-            assert torch.equal(replay.output[image, token - prefix], replay.output[image, stays[slot] - prefix])
+        gone = [token for token in range(behind.shape[1]) if token not in stays]
+        stand_ins = [stays[slot] for slot in choice.into[image].tolist()]
+        update = (last - behind)[image]
+        torch.testing.assert_close(update[gone], update[stand_ins], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(last[image, gone], last[image, stand_ins], atol=1e-2)
+
+
+@contextmanager
+def watched(adapter: ModelAdapter, seen: list[Tensor]) -> Iterator[None]:
+    """What each block hands on, in order."""
+    with ExitStack() as hooks:
+        for block in adapter.blocks:
+            hook = block.register_forward_hook(lambda _block, _inputs, output: seen.append(output))
+            hooks.callback(hook.remove)
+        yield
 
 
 @pytest.mark.long
-def test_a_graph_gives_the_same_features() -> None:
+@pytest.mark.parametrize("method", ["zero-tprune", "novelty-merge"])
+def test_a_graph_gives_the_same_features(method: str) -> None:
     name = "vit_small_patch16_dinov3"
     size = PREPROCESS.model_copy(update=dict.fromkeys(("image_size", "resize"), ImageSize.of(80)))
-    with PrunedModel(giving(name, "features"), schedule("zero-tprune", 1, 2)) as pruned:
+    with PrunedModel(giving(name, "features"), schedule(method, 1, 2)) as pruned:
         model = export_onnx(pruned, size, GraphSpec(20, "float32", None))
     data = ir.serde.serialize_model(model).SerializeToString()
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     output = session.run(["logits"], {"image": images_for(name).numpy()})[0]
     assert output.shape == (3, 25, 48)
-    expected, _ = features_of(name, schedule("zero-tprune", 1, 2))
+    expected, _ = features_of(name, schedule(method, 1, 2))
     np.testing.assert_allclose(output, expected.numpy(), rtol=1e-3, atol=1e-3)

@@ -19,7 +19,7 @@ from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
-from ztdeploy.host.pruning.restoring import StandIns, restored_grid
+from ztdeploy.host.pruning.restoring import Grid, StandIns, grid_behind
 
 _NOT_ONCE = "does not run each of its blocks once for a batch of images"
 
@@ -42,7 +42,7 @@ class _Pass:
     forced: Sequence[Choice] | None = None
     reduction: Reduction | None = None  #: the last layer's
     places: Tensor | None = None  #: `[B, N]`: the tokens' positions in the image; None: all are there
-    stand_ins: Tensor | None = None  #: `[B, N]`: slot of the token that stands for each token of the image
+    whole: Grid | None = None  #: how the tokens become those of all positions; None: all are there
     tokens: Tensor | None = None  #: what the last block gave, `[B, k, D]`
     grid: Tensor | None = None  #: what it handed on instead, `[B, N, D]`
 
@@ -150,11 +150,11 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         index, tap, position = layer_plan.block, BlockTaps(), len(self.layers)
         block = adapter.blocks[index]
         distance = None if self._classifies else Distance(layer_plan)
-        by_keys = distance is not None and distance.needs_keys
-        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or self._restores or by_keys}
+        stand_ins = StandIns(layer_plan, layer.options)
+        by_keys = (distance is not None and distance.needs_keys) or (self._restores and stand_ins.needs_keys)
+        wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or by_keys}
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
         self._undo.extend(adapter.tap(index, tap, **wanted))
-        stand_ins = StandIns(layer_plan.prefix_tokens)
         if distance is not None:
             layer.add_module(DISTANCE, distance)
         if self._restores:
@@ -177,9 +177,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             applied = reduction.choice if forced is None else forced
             state.places = applied.kept if state.places is None else state.places.gather(1, applied.kept)
             if self._restores:
-                assert taps.keys is not None
-                slots = stand_ins(taps.keys, applied)
-                state.stand_ins = slots if state.stand_ins is None else slots.gather(1, state.stand_ins)
+                slots = stand_ins(taps.keys, applied, x.shape[1])
+                state.whole = grid_behind(state.whole, x, slots, reduction.tokens, merges=layer_plan.merges)
             if state.records is not None and record is not None:
                 if distance is not None:
                     record.note(**{DISTANCE: distance(x, taps, applied.kept)})
@@ -217,7 +216,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def _hand_on_grid(self, _block: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
         state = self._pass
-        state.tokens, state.grid = tokens, restored_grid(tokens, state.stand_ins, self._prefix)
+        state.tokens, state.grid = tokens, tokens if state.whole is None else state.whole.restored(tokens)
         return state.grid
 
     def _unsound(self, what: str) -> ModelError:

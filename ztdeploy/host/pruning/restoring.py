@@ -1,14 +1,20 @@
-"""Features for every position of the grid of a pruned model: each position gets those of the token that stands for it.
+"""Tokens for every position of the grid of a pruned model.
 
-For a dropped token stands the kept patch token with the most similar keys, averaged over heads; for a merged token, the
-token that it is merged into.
+Each position gets the token that stands for it. For a dropped token stands the kept patch token with the most similar
+keys, averaged over heads; for a merged token, the token that it is merged into. Where tokens are merged, each position
+also keeps what set it apart from its stand-in when it left: it is its own last state plus what its stand-in has been
+given since. Dropped tokens do not, since graphs leave out what blocks compute for them (`host/graph/live_rows.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from ztdeploy.core.options import MethodOptions
+from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.merging import to_kept
 from ztdeploy.host.pruning.selection import complement, gather_tokens
@@ -17,41 +23,56 @@ from ztdeploy.host.pruning.selection import complement, gather_tokens
 class StandIns(nn.Module):
     """For each token that enters a pruning layer, finds the kept token that stands for it."""
 
-    def __init__(self, prefix_tokens: int) -> None:
+    def __init__(self, plan: LayerPlan, options: MethodOptions) -> None:
         super().__init__()
-        self.prefix_tokens = prefix_tokens
+        self.prefix_tokens = plan.prefix_tokens
+        self.needs_keys = not plan.merges or options.least_similarity is not None  # for tokens that are dropped
 
-    def forward(self, keys: Tensor, choice: Choice) -> Tensor:
+    def forward(self, keys: Tensor | None, choice: Choice, tokens: int) -> Tensor:
         """
         Args:
-            keys: `[B, H, N, d]`.
+            keys: `[B, H, N, d]`, where they are needed.
             choice: the applied choice, `[B, k]`.
+            tokens: N.
 
         Returns:
             `[B, N]` int64: slots, from 0 to k - 1.
         """
-        kept, tokens = choice.kept, keys.shape[2]
+        kept, into = choice.kept, choice.into
         gone = complement(kept, tokens)
-        into = to_kept(keys.mean(1), gone, kept, self.prefix_tokens).argmax(-1) + self.prefix_tokens
-        if choice.into is not None:
-            into = torch.where(choice.into >= 0, choice.into, into)
+        if self.needs_keys:
+            assert keys is not None
+            nearest = to_kept(keys.mean(1), gone, kept, self.prefix_tokens).argmax(-1) + self.prefix_tokens
+            into = nearest if into is None else torch.where(into >= 0, into, nearest)
+        assert into is not None
         own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
         slots = torch.zeros_like(kept[:, :1]).expand(-1, tokens)
         return slots.scatter(1, kept, own).scatter(1, gone, into)
 
 
-def restored_grid(tokens: Tensor, slots: Tensor | None, prefix_tokens: int) -> Tensor:
-    """The same with the prefix tokens ahead of the patches: from `[B, k, D]` to `[B, N, D]`, as without pruning."""
-    if slots is None:
-        return tokens
-    patches = restored(tokens, slots, prefix_tokens)
-    return torch.cat([tokens[:, :prefix_tokens], patches], 1) if prefix_tokens else patches
+@dataclass(frozen=True)
+class Grid:
+    """How tokens `[B, k, D]` become those of all positions, `[B, N, D]`, prefix tokens first."""
+
+    slots: Tensor  #: `[B, N]` int64: the slot of the token that stands for each
+    apart: Tensor | None = None  #: `[B, N, D]`, added to it
+
+    def restored(self, tokens: Tensor) -> Tensor:
+        """`[B, k, D]` to `[B, N, D]`."""
+        stand_ins = gather_tokens(tokens, self.slots)
+        return stand_ins if self.apart is None else stand_ins + self.apart
 
 
-def restored(tokens: Tensor, slots: Tensor | None, prefix_tokens: int) -> Tensor:
-    """From tokens `[B, k, D]` to features of all patches `[B, P, D]`, in row-major order.
+def grid_behind(before: Grid | None, x: Tensor, slots: Tensor, tokens: Tensor, *, merges: bool) -> Grid:
+    """The grid behind a pruning layer that made `tokens [B, k, D]` of `x [B, N, D]`.
 
     Args:
-        slots: `[B, N]`, for each token of the image, the slot of the token that stands for it; None: all are there.
+        before: the grid of `x`; None: all tokens are there.
+        slots: `[B, N]`, of `StandIns`.
+        merges: whether the layer averages tokens.
     """
-    return tokens[:, prefix_tokens:] if slots is None else gather_tokens(tokens, slots[:, prefix_tokens:])
+    joined = slots if before is None else slots.gather(1, before.slots)
+    if not merges:
+        return Grid(joined)
+    whole = x if before is None else before.restored(x)
+    return Grid(joined, whole - gather_tokens(tokens, joined))
