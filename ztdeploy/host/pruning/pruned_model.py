@@ -77,7 +77,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
             )
         self.model: Any = adapter.whole
-        self._tower = adapter.model
+        self._features = adapter.model.forward_features  # no second name for the model's modules
         self._gives_features, self._gives_maps = adapter.output == "features", adapter.output == "maps"
         self._restores = adapter.reads_grid
         self._prefix = adapter.architecture.prefix_tokens
@@ -127,7 +127,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         self._pass = state
         output: Tensor
         if self._gives_features:
-            output = self._tower.forward_features(images)[:, self._prefix :]
+            output = self._features(images)[:, self._prefix :]
         else:
             output = self.model(images)
             if self._gives_maps and output.dim() == 3:  # of one channel, without an axis for it
