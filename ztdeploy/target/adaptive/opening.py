@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 
 from ztdeploy.core import arguments
 from ztdeploy.core.bundle import Bundle
@@ -14,54 +14,38 @@ from ztdeploy.target.adaptive.governor import Governor
 from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.runtime.runner import BundleRunner, load_engine, opening
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+Source: TypeAlias = "str | PathLike[str] | Bundle"
+
+
+class _Options(TypedDict, total=False):
+    """What every kind of runner takes, as `load` describes it."""
+
+    profile: str | None
+    threads: int | None
+    memory: MemoryMode
+    verify: bool
+
 
 @overload
 def load(
-    bundle: str | PathLike[str] | Bundle,
-    *,
-    keep_ratio: float | None = None,
-    variant: str | None = None,
-    profile: str | None = None,
-    threads: int | None = None,
-    memory: MemoryMode = "speed",
-    verify: bool = True,
+    bundle: Source, *, keep_ratio: float | None = None, variant: str | None = None, **options: Unpack[_Options]
 ) -> BundleRunner: ...
 
 
 @overload
-def load(
-    bundle: str | PathLike[str] | Bundle,
-    *,
-    cascade: Literal[True],
-    profile: str | None = None,
-    threads: int | None = None,
-    memory: MemoryMode = "speed",
-    verify: bool = True,
-) -> CascadeRunner: ...
+def load(bundle: Source, *, cascade: Literal[True], **options: Unpack[_Options]) -> CascadeRunner: ...
 
 
 @overload
-def load(
-    bundle: str | PathLike[str] | Bundle,
-    *,
-    latency_ms: float,
-    profile: str | None = None,
-    threads: int | None = None,
-    memory: MemoryMode = "speed",
-    verify: bool = True,
-) -> GovernedRunner: ...
+def load(bundle: Source, *, latency_ms: float, **options: Unpack[_Options]) -> GovernedRunner: ...
 
 
 @overload
-def load(
-    bundle: str | PathLike[str] | Bundle,
-    *,
-    governor: Governor,
-    profile: str | None = None,
-    threads: int | None = None,
-    memory: MemoryMode = "speed",
-    verify: bool = True,
-) -> GovernedRunner: ...
+def load(bundle: Source, *, governor: Governor, **options: Unpack[_Options]) -> GovernedRunner: ...
 
 
 def load(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from ztdeploy.core.bundle import Bundle, read_bundle
@@ -13,16 +12,15 @@ from ztdeploy.core.progress import Progress, silent
 from ztdeploy.target.adaptive.calibrate import mean_gmacs
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, ConfigurationReport, Failure, RunStatus
 from ztdeploy.target.measure.comparing import cautions, compare
-from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state, throttled_by
+from ztdeploy.target.measure.machine import read_state, throttled_by
 from ztdeploy.target.measure.orders import TimingOrder
 from ztdeploy.target.measure.plan import DEFAULT_DURATION_S, Planned, plan_bench
 from ztdeploy.target.measure.replay import run_replay
+from ztdeploy.target.measure.reporting import begun, carried_out
 from ztdeploy.target.measure.same_latency import same_latencies
 from ztdeploy.target.measure.turns import Timed, time_in_turns
 from ztdeploy.target.verdict import verdicts_of_bench
 
-#: How long the machine is watched before anything is started.
-_WATCH_S = 0.5
 #: Calls at the start of a turn that are not counted: another process has just had the caches and the cores.
 _LEAD_IN = 1
 
@@ -46,11 +44,8 @@ def run_bench(
     if request.governor:
         return run_replay(request, bundle, progress, save)
     plan = plan_bench(request, bundle)
-    machine, before, meter = read_machine(), read_state(), CpuMeter()
-    time.sleep(_WATCH_S)  # while nothing of ours runs
-    quiet_cores = meter.so_far().others_cores
-    timed = [Timed(planned.configuration) for planned in plan.entries]
-    throttles = set(before.throttled_by)
+    start, timed = begun(request, plan), [Timed(planned.configuration) for planned in plan.entries]
+    throttles = set(start.before.throttled_by)
 
     def report(status: RunStatus) -> BenchReport:
         measured = tuple(_measured(bundle, *both) for both in zip(plan.entries, timed, strict=True))
@@ -59,18 +54,9 @@ def run_bench(
             for own, planned in zip(measured, plan.entries, strict=True)
             if planned.reference is not None
         ]
-        told = BenchReport(
-            progress=status,
-            request=request,
-            bundle=plan.bundle,
-            machine=machine,
-            before=before,
-            after=read_state(),
-            quiet_cores=quiet_cores,
-            configurations=measured,
-            comparisons=tuple(comparison for comparison in found if comparison is not None),
-            cascade=plan.cascade,
-        )
+        comparisons = tuple(comparison for comparison in found if comparison is not None)
+        known = {"progress": status, "after": read_state(), "configurations": measured, "comparisons": comparisons}
+        told = start.model_copy(update=known)
         told = told.model_copy(update={"same_latency": same_latencies(told, _agreement(bundle, told.bundle.profile))})
         warnings, verdicts = cautions(told, sorted(throttles)), verdicts_of_bench(told, bundle)
         return told.model_copy(update={"warnings": warnings, "verdicts": verdicts})
@@ -79,8 +65,7 @@ def run_bench(
         throttles.update(throttled_by())
         save(report("running"))
 
-    save(report("running"))
-    try:
+    def work() -> None:
         time_in_turns(
             timed,
             lambda turn: _order(request, turn),
@@ -90,9 +75,8 @@ def run_bench(
             progress=progress,
             after_round=after_round,
         )
-    except KeyboardInterrupt:
-        return report("interrupted")
-    return report("complete")
+
+    return carried_out(work, report, save)
 
 
 def _measured(bundle: Bundle, planned: Planned, timed: Timed) -> ConfigurationReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 from ztdeploy.core.bundle import Bundle
@@ -14,7 +13,7 @@ from ztdeploy.target.adaptive.governor import Governor
 from ztdeploy.target.adaptive.ladder import candidates
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest, RunStatus
 from ztdeploy.target.measure.co_runner import CoRunner
-from ztdeploy.target.measure.machine import CpuMeter, read_machine, read_state
+from ztdeploy.target.measure.machine import read_state
 from ztdeploy.target.measure.orders import Worker
 from ztdeploy.target.measure.plan import Plan, plan_bench
 from ztdeploy.target.measure.replay_report import (
@@ -27,9 +26,8 @@ from ztdeploy.target.measure.replay_report import (
     verdict_of_replay,
 )
 from ztdeploy.target.measure.replay_worker import PhaseCalls, ReplayOrder, ReplayTask
+from ztdeploy.target.measure.reporting import begun, carried_out
 
-#: How long the machine is watched before anything is started.
-_WATCH_S = 0.5
 GOVERNOR = "governor"
 
 
@@ -40,9 +38,7 @@ def run_replay(
     load = check_replay(request)
     plan = plan_bench(request, bundle)
     tasks = list(_tasks(request, bundle, plan))
-    machine, before, meter = read_machine(), read_state(), CpuMeter()
-    time.sleep(_WATCH_S)  # while nothing of ours runs
-    quiet_cores, runs = meter.so_far().others_cores, list[ReplayRun]()
+    start, runs = begun(request, plan), list[ReplayRun]()
 
     def report(status: RunStatus) -> BenchReport:
         replay = LoadReplay(
@@ -54,22 +50,11 @@ def run_replay(
             reaction_s=reaction_s(tasks[0].target_ms),
             runs=tuple(runs),
         )
-        return BenchReport(
-            progress=status,
-            request=request,
-            bundle=plan.bundle,
-            machine=machine,
-            before=before,
-            after=read_state(),
-            quiet_cores=quiet_cores,
-            configurations=(),
-            comparisons=(),
-            verdicts=(verdict_of_replay(replay),) if status == "complete" else (),
-            replay=replay,
-        )
+        verdicts = (verdict_of_replay(replay),) if status == "complete" else ()
+        found = {"progress": status, "after": read_state(), "verdicts": verdicts, "replay": replay}
+        return start.model_copy(update=found)
 
-    save(report("running"))
-    try:
+    def work() -> None:
         with CoRunner(max(phase.busy for phase in load.phase)) as co_runner:
             for number, task in enumerate(tasks):
                 done = lambda share, number=number, task=task: progress(  # noqa: E731
@@ -77,9 +62,8 @@ def run_replay(
                 )
                 runs.append(_replayed(task, load, co_runner, request.warmup_s, done))
                 save(report("running"))
-    except KeyboardInterrupt:
-        return report("interrupted")
-    return report("complete")
+
+    return carried_out(work, report, save)
 
 
 def check_replay(request: BenchRequest) -> LoadTimeline:
