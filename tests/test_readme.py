@@ -287,9 +287,8 @@ def execute(source: str, digits_bundle: Path, digit_images: list[Path], namespac
         source = source.replace(published, tiny)
     if '"photos"' in source and not Path("photos").exists():
         shutil.copytree(digit_images[0].parent, "photos")
+    source = re.sub(r"keep_ratio=0\.[89]", "keep_ratio=0.7", source)  # the digits' bundle has it, and traces are shared
     bundles, images = names_in(source)
-    if not all(Path(bundle).exists() for bundle in bundles):
-        source = re.sub(r"keep_ratio=0\.[89]", "keep_ratio=0.7", source)  # the digits' bundle has 0.7 and 0.5
     tree = ast.parse(source)
     if "ztdeploy.jobs.build" in source:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
