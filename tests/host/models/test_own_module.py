@@ -24,7 +24,7 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import plan
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
-from ztdeploy.host.graph import GraphSpec
+from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.loading import load_model
 from ztdeploy.host.models.own_module import model_of
@@ -270,17 +270,24 @@ def test_a_graph_gives_the_same_maps_and_holds_no_grid_that_nobody_reads() -> No
     rows = [node for node in model.graph if node.op_type == "GatherND" and node.name.startswith("blocks.")]
     reads = [node for node in rows if "/prune" not in node.name]
     assert len(reads) == 2, [node.name for node in rows]
+    halves = run_graph(specialise(model, GraphSpec(20, "float32", None, "fp16")), image=images(2).numpy())["logits"]
+    assert halves.shape == found.shape
+    assert np.isfinite(halves).all()
 
 
 @pytest.mark.long
-def test_code_that_counts_images_is_refused() -> None:
-    class Counts(OneChannel):
+@pytest.mark.parametrize("kind", ["decides by values", "counts images"])
+def test_code_that_cannot_be_exported_is_refused(kind: str) -> None:
+    class Stubborn(OneChannel):
         def forward(self, x: Tensor) -> Any:
-            return super().forward(x).reshape(len(x), 4, 4)
+            maps = super().forward(x)
+            if kind == "counts images":
+                return maps.reshape(len(x), 4, 4)
+            return maps if maps.sum() > 0 else -maps
 
-    with PrunedModel(dense_adapter(Counts()), uniform_schedule(1, 4)) as pruned:
-        graph = lambda: export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None))  # noqa: E731
-        refused(graph, "fixes the number of images", kind=ModelError)
+    fragment = "fixes the number of images" if kind == "counts images" else "cannot export"
+    with PrunedModel(dense_adapter(Stubborn()), uniform_schedule(1, 4)) as pruned:
+        refused(lambda: export_onnx(pruned, PREPROCESS, GraphSpec(20, "float32", None)), fragment, kind=ModelError)
 
 
 def test_arguments_that_make_no_sense_of_a_backbone(here: Path) -> None:

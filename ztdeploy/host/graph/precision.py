@@ -48,13 +48,18 @@ def to_precision(model: ir.Model, spec: GraphSpec) -> None:
     """
     graph, casts = model.graph, _Casts(model.graph)
     within = _of_rest(graph, spec.int8 or Int8Options()) if spec.precision == "int8" else lambda _node: True
-    choose = _chooser(graph, LOW[spec.low], within)
+    choose, opset = _chooser(graph, LOW[spec.low], within), graph.opset_imports[""]
     for node in list(graph):
         target = choose(node)
         if target is None:
             continue
         for position, value in enumerate(node.inputs):
-            if value is not None and _is_float(value) and value.dtype != target:
+            if (
+                value is not None
+                and _is_float(value)
+                and value.dtype != target
+                and _takes(node, target, opset, position)
+            ):
                 node.replace_input_with(position, casts.of(value, target))
         for output in node.outputs:
             if _is_float(output):
@@ -169,10 +174,10 @@ def _in_range(values: Any, target: ir.DataType, name: str) -> Any:
     return low
 
 
-def _takes(node: ir.Node, low: ir.DataType, opset: int) -> bool:
-    """Whether the operator is defined for the type: Conv takes bf16 since opset 22 only."""
-    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-    return f"tensor({low.name.lower()})" in schema.inputs[0].types
+def _takes(node: ir.Node, low: ir.DataType, opset: int, position: int = 0) -> bool:
+    """Whether an input may have the type: Conv takes bf16 since opset 22 only, and the scales of Resize are fp32."""
+    inputs = onnx.defs.get_schema(node.op_type, opset, node.domain).inputs
+    return f"tensor({low.name.lower()})" in inputs[min(position, len(inputs) - 1)].types
 
 
 def _ancestors(node: ir.Node) -> set[ir.Node]:
