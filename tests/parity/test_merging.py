@@ -188,7 +188,7 @@ class TestNoveltyMerge:
     @given(
         **SIZES,
         sized=st.booleans(),
-        powers=st.sampled_from([(1.0, 1.0, 2.0), (0.0, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
+        powers=st.sampled_from([(1.0, 1.0, 2.0), (0.2, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
         band=st.sampled_from([1, 4, 256]),
         data=st.data(),
     )
@@ -234,6 +234,16 @@ class TestNoveltyMerge:
             noted = record.notes
             assert set(noted["group"][image].tolist()) == set(range(plan.tokens_in)) - set(kept)
             assert noted["survivors"][image].nonzero().flatten().tolist() == kept
+
+    def test_without_importance_a_smaller_token_goes_into_a_larger_one_and_attention_is_not_read(self) -> None:
+        """Tokens 1 and 2 are twins, as are 3 and 4; token 5 is alone."""
+        x = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0], [-1.0, -1.0]]])
+        layer = pruning_layer("novelty-merge", layer_plan(5, 3), MethodOptions(importance_power=0.0))
+        assert not layer.needs_attention
+        for size, kept in (([1, 1, 3, 5, 2, 1], [0, 2, 3, 5]), ([1, 2, 1, 1, 2, 1], [0, 1, 4, 5])):
+            choice = layer(x, BlockTaps(None, None, size=torch.tensor(size).float().view(1, -1, 1))).choice
+            assert choice.kept.tolist() == [kept]
+        assert {*layer(x, BlockTaps(None, None)).choice.kept[0].tolist()} >= {0, 5}, "of twins, one goes"
 
     @pytest.mark.parametrize("sized", [False, True])
     def test_averages_are_weighed_by_importance_and_sizes_are_not(self, sized: bool) -> None:

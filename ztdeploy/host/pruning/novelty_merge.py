@@ -14,7 +14,7 @@ from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import held, mean_token
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered
-from ztdeploy.host.pruning.selection import gather_tokens, top_indices
+from ztdeploy.host.pruning.selection import gather_tokens, seeded_permutation, top_indices
 from ztdeploy.host.pruning.wpr import WeightedPageRank, on_mean_scale
 
 #: How many tokens are compared with all more important ones in one product.
@@ -29,37 +29,44 @@ class Novelty(nn.Module):
 
     Importance is the square root of the joined shares after one iteration of weighted page rank that starts with the
     class token's entry times N, so that the class token has half of the votes. Heads are not filtered, because this
-    start makes all of them peaked.
+    start makes all of them peaked. Where importance has no power at all, the larger token counts as the more important
+    one, and of tokens of one size the one that a fixed draw names; attention is not read then.
     """
 
     not_before: Tensor
+    draw: Tensor
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()
         self.options, self.prefix = options, plan.prefix_tokens
-        self.importance = WeightedPageRank(
-            plan.tokens_in,
-            plan.tokens_in,
-            1,
-            class_token=plan.class_token,
-            options=MethodOptions(head_filter=False),
-            boost=float(plan.tokens_in),
-        )
+        self.importance: nn.Module | None = None
+        if options.importance_power or options.average_power:
+            self.importance = WeightedPageRank(
+                plan.tokens_in,
+                plan.tokens_in,
+                1,
+                class_token=plan.class_token,
+                options=MethodOptions(head_filter=False),
+                boost=float(plan.tokens_in),
+            )
+        else:
+            drawn = seeded_permutation(plan.tokens_in, plan.block).to(torch.float32) / plan.tokens_in
+            self.register_buffer("draw", drawn.unsqueeze(0), persistent=False)
         self.patches = plan.tokens_in - plan.prefix_tokens
         side = min(self.patches, _BAND)
         self.register_buffer("not_before", torch.full((1, side, side), -torch.inf).triu(), persistent=False)
 
     def forward(
-        self, x: Tensor, attention: Tensor, size: Tensor | None, record: Recorder | None = None
+        self, x: Tensor, attention: Tensor | None, size: Tensor | None, record: Recorder | None = None
     ) -> tuple[Tensor, Tensor]:
         """Novelty and joined shares (the squares of importance), `[B, N]` each. Novelties of prefix tokens are 0.
 
         Args:
             x: `[B, N, D]`.
-            attention: `[B, H, N, N]`.
+            attention: `[B, H, N, N]`, where importance counts.
             size: `[B, N, 1]`; None is 1 for all.
         """
-        importance: Tensor = self.importance(attention)  # squared
+        importance = self._importance(x, attention, size)
         order = top_indices(importance[:, self.prefix :], self.patches) + self.prefix
         tokens = held(gather_tokens(x, order))
         tokens = tokens - mean_token(tokens)  # so squared distances lose fewer digits
@@ -69,9 +76,15 @@ class Novelty(nn.Module):
             None if size is None else gather_tokens(size, order),
             squares - self._nearest(tokens, squares),
         )
-        if record is not None:
+        if record is not None and self.importance is not None:  # sizes and draws are the same everywhere
             record.gap("order", _order_gap, x, importance, self.prefix)
         return torch.zeros_like(importance).to(lost.dtype).scatter(1, order, lost), importance
+
+    def _importance(self, x: Tensor, attention: Tensor | None, size: Tensor | None) -> Tensor:
+        if self.importance is not None:
+            shares: Tensor = self.importance(attention)  # squares of importance
+            return shares
+        return self.draw.expand(x.shape[0], -1) if size is None else self.draw + size.squeeze(-1)
 
     def _nearest(self, tokens: Tensor, squares: Tensor) -> Tensor:
         """The largest likeness of each token to one that is more important, `[B, P]`: -inf for the most important.
@@ -136,15 +149,13 @@ def _order_gap(x: Tensor, importance: Tensor, prefix: int) -> Tensor:
 class NoveltyMerge(PartnerMerging):
     """Has one stage with one iteration, so similarity shares and numbers of iterations in a schedule do not apply."""
 
-    needs_attention = True
-
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
         self.novelty = Novelty(plan, options)
+        self.needs_attention = self.novelty.importance is not None
         self.select = KeepTopTokens(plan, _of_mean_1)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
-        assert taps.attention is not None
         lost, importance = self.novelty(x, taps.attention, taps.size, record)
         kept, gone = self.select.both(lost, record)
         choice, similarity = self.partners(x, taps, kept, gone, record)
