@@ -63,6 +63,7 @@ BAD = {
     "NAME,...": ["", ",", "tome,", "\0"],
     "FILE,...": ["", ",", "a.toml,"],
     "NAME=N": NO_WORD,
+    "KIND": ["", "tensorflow"],
     "auto": ["", "fastest"],
     "tpe|random|nsga2": ["", "tpe,random"],
     "text|md": ["", "html"],
@@ -109,7 +110,8 @@ def valid(command: Any, without: str) -> list[str]:
     typed = []
     for option in command.params:
         if option.required and without not in option.opts:
-            typed += ["nothing"] if option.param_type_name == "argument" else [option.opts[0], "nothing"]
+            name = [] if option.param_type_name == "argument" else [option.opts[0]]
+            typed += [*name, {"KIND": "onnx"}.get(option.metavar, "nothing")]
     return typed
 
 

@@ -27,7 +27,7 @@ from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.models.hf_model import HubModel
 from ztdeploy.host.models.own_module import surround
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.host.pruning.restoring import Grid
+from ztdeploy.host.pruning.restoring import WholeGrid
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -198,8 +198,8 @@ def test_a_graph_gives_the_same_maps(name: str) -> None:
 
 
 def test_a_grid_that_is_off_by_one_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Grid.restored
-    monkeypatch.setattr(Grid, "restored", lambda *given: right(*given).roll(1, 1))
+    right = WholeGrid.restored
+    monkeypatch.setattr(WholeGrid, "restored", lambda *given: right(*given).roll(1, 1))
     with pytest.raises(AssertionError, match="not close"):
         test_every_tap_finds_a_whole_grid("depth-anything")
 

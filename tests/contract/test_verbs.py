@@ -226,7 +226,7 @@ REQUESTS = {
     "eval": (EvalRequest, {"cascade"}),
     "sweep": (SweepRequest, {"seed"}),
     "tune": (TuneRequest, set()),
-    "build": (BuildRequest, {"gate", "cache", "module"}),
+    "build": (BuildRequest, {"gate", "cache", "module", "backbone"}),
     "compare": (Criteria, {"seed"}),
 }
 

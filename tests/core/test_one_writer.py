@@ -23,7 +23,7 @@ ALLOWED = {
     "jobs/graphs.py": {"np.savez"},
     "host/traces.py": {"np.savez"},  # into memory
     "target/evaluate/answers.py": {"np.savez"},  # into memory
-    "report/show/page.py": {".save"},  # into memory
+    "report/kit/map_files.py": {".save"},  # into memory
     "report/kit/figure.py": {".save"},  # into memory
     "host/proof.py": {"ir.save"},  # into a scratch folder
     "jobs/export.py": {"ir.save"},  # into a new folder

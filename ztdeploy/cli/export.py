@@ -56,9 +56,8 @@ def export(
     Examples:
         # Write the default variant with the names of transformers.
         ztdeploy export quickstart --to onnx service
-        # Write another variant, which takes pixels under another name.
-        ztdeploy export quickstart --to onnx service -k 0.7 --pixels \\
-            --input-name image --force
+        # Write another variant, which takes pixels, in the place of the first.
+        ztdeploy export quickstart --to onnx service -k 0.7 --pixels --force
     """
     from ztdeploy.jobs.export import export_onnx_folder
 

@@ -9,7 +9,6 @@ import typer
 from ztdeploy.cli.help import LOOK_UP
 from ztdeploy.cli.options import BundleArgument, KeepRatioOption, VariantOption
 from ztdeploy.cli.output import answer, cell, left, right, say, table
-from ztdeploy.core.cascade import CASCADE
 from ztdeploy.core.names import block_name
 
 if TYPE_CHECKING:
@@ -194,6 +193,7 @@ def _show_drift(bundle: Bundle, vectors: bool) -> None:
 
 def _show_fidelity(bundle: Bundle, vectors: bool) -> None:
     """What evaluations on images found out."""
+    from ztdeploy.core.cascade import CASCADE
     from ztdeploy.core.preprocess_spec import NOUNS
 
     manifest = bundle.manifest

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnxscript import opset18 as op
 from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
@@ -156,12 +158,29 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.aten.scaled_dot_product_attention.default: _plain_attention,
         torch.ops.aten.unbind.int: _unbind,
+        torch.ops.aten.adaptive_avg_pool2d.default: _averages,
+        torch.ops.aten._adaptive_avg_pool2d.default: _averages,
     }
 
 
 def _unbind(self: Any, dim: int = 0) -> Any:
     """One Gather with a scalar index per part, instead of Slice and Squeeze."""
     return [op.Gather(self, op.Constant(value_int=part), axis=dim) for part in range(self.shape[dim])]
+
+
+def _averages(self: Any, output_size: Any) -> Any:
+    """Averages over parts of an image that may overlap, as two products; the stock translation gathers by computed
+    indices, whose shapes are not static."""
+    rows, columns = (_shares(int(old), int(new)) for old, new in zip(self.shape[-2:], output_size, strict=True))
+    down = op.MatMul(op.Constant(value=ir.tensor(rows)), self)
+    return op.MatMul(down, op.Constant(value=ir.tensor(columns.T.copy())))
+
+
+def _shares(old: int, new: int) -> NDArray[np.float32]:
+    """`[new, old]`: of each old place in the average of each part, whose ends PyTorch rounds outwards."""
+    ends = [(part * old // new, -(-(part + 1) * old // new)) for part in range(new)]
+    places = np.arange(old)
+    return np.array([((places >= first) & (places < end)) / (end - first) for first, end in ends], np.float32)
 
 
 def _plain_attention(

@@ -177,6 +177,7 @@ class HubModel(nn.Module):
         self.patch_embed = PatchGrid(projection, (height, width), grid)
         self.embed_dim, self.num_heads = self.config.hidden_size, self.config.num_attention_heads
         self.num_classes = getattr(whole, self._heads[0]).out_features if self._heads else 0
+        library()  # which knows the name of `attend` from then on
         tower.set_attn_implementation(ATTENTION)
         for block in self.blocks:
             vars(block.get_submodule(self.parts.attention))["reach"] = Reach()

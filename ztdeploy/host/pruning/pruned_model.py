@@ -19,7 +19,7 @@ from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
-from ztdeploy.host.pruning.restoring import Grid, StandIns, grid_behind
+from ztdeploy.host.pruning.restoring import StandIns, WholeGrid, grid_behind
 
 _NOT_ONCE = "does not run each of its blocks once for a batch of images"
 
@@ -42,7 +42,7 @@ class _Pass:
     forced: Sequence[Choice] | None = None
     reduction: Reduction | None = None  #: the last layer's
     places: Tensor | None = None  #: `[B, N]`: the tokens' positions in the image; None: all are there
-    whole: Grid | None = None  #: how the tokens become those of all positions; None: all are there
+    whole: WholeGrid | None = None  #: how the tokens become those of all positions; None: all are there
     tokens: Tensor | None = None  #: what the last block gave, `[B, k, D]`
     grid: Tensor | None = None  #: what it handed on instead, `[B, N, D]`
 
@@ -77,8 +77,9 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 "a model that is already pruned", "an untouched model", "detach the other PrunedModel first"
             )
         self.model: Any = adapter.whole
-        self._features = adapter.model.forward_features  # no second name for the model's modules
-        self._gives_features, self._gives_maps = adapter.output == "features", adapter.output == "maps"
+        self._gives_maps = adapter.output == "maps"
+        #: Gives features; a function, since the model's modules shall have no second name.
+        self._features = adapter.model.forward_features if adapter.output == "features" else None
         self._restores = adapter.reads_grid
         self._prefix = adapter.architecture.prefix_tokens
         self._classifies = given(adapter.output, adapter.architecture.num_classes) == "logits"
@@ -126,7 +127,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
     def _run(self, images: Tensor, state: _Pass) -> tuple[Tensor, ...]:
         self._pass = state
         output: Tensor
-        if self._gives_features:
+        if self._features is not None:
             output = self._features(images)[:, self._prefix :]
         else:
             output = self.model(images)

@@ -51,7 +51,7 @@ class StandIns(nn.Module):
 
 
 @dataclass(frozen=True)
-class Grid:
+class WholeGrid:
     """How tokens `[B, k, D]` become those of all positions, `[B, N, D]`, prefix tokens first."""
 
     slots: Tensor  #: `[B, N]` int64: the slot of the token that stands for each
@@ -63,7 +63,7 @@ class Grid:
         return stand_ins if self.apart is None else stand_ins + self.apart
 
 
-def grid_behind(before: Grid | None, x: Tensor, slots: Tensor, tokens: Tensor, *, merges: bool) -> Grid:
+def grid_behind(before: WholeGrid | None, x: Tensor, slots: Tensor, tokens: Tensor, *, merges: bool) -> WholeGrid:
     """The grid behind a pruning layer that made `tokens [B, k, D]` of `x [B, N, D]`.
 
     Args:
@@ -73,6 +73,6 @@ def grid_behind(before: Grid | None, x: Tensor, slots: Tensor, tokens: Tensor, *
     """
     joined = slots if before is None else slots.gather(1, before.slots)
     if not merges:
-        return Grid(joined)
+        return WholeGrid(joined)
     whole = x if before is None else before.restored(x)
-    return Grid(joined, whole - gather_tokens(tokens, joined))
+    return WholeGrid(joined, whole - gather_tokens(tokens, joined))

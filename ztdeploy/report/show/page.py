@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from PIL import Image
 
 from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import OutputError
-from ztdeploy.core.files import disk_errors, make_folder, write, writing
+from ztdeploy.core.files import disk_errors, make_folder, writing
 from ztdeploy.core.folders import check_folder_path
 from ztdeploy.report.kit.colours import css, scale_colour
 from ztdeploy.report.kit.document import CLOSING, opening
 from ztdeploy.report.kit.figure import folded, legend, photograph, trust
+from ztdeploy.report.kit.map_files import write_png
 from ztdeploy.report.kit.markup import Markup, element, fragment
 from ztdeploy.report.kit.numbers import counted
 from ztdeploy.report.kit.sheet import Column, table
@@ -74,9 +74,8 @@ def write_show(
     with writing(out / PAGE) as file:
         file.write((opening(title) + _top(bundle, title, len(sheets), cascade=cascade)).encode())
         for one, sheet in zip(images, sheets, strict=True):
-            drawing, png = draw(one, bundle.manifest), io.BytesIO()
-            contact_sheet(drawing).save(png, "PNG")
-            write(sheet, png.getbuffer())
+            drawing = draw(one, bundle.manifest)
+            write_png(contact_sheet(drawing), sheet)
             file.write(_image(drawing, unfolded=drawing.changed or len(sheets) <= _UNFOLDED).encode())
             yield one, sheet
         file.write((element("footer", f"Written by ztdeploy {__version__}.") + CLOSING).encode())
