@@ -149,9 +149,11 @@ class BuildRequest:
             return
         if self.gate is None:
             raise InputError("--cascade without --calib", "images to choose thresholds on", "give --calib DIR as well")
-        if self.gate.limits != GateLimits():
+        options = [f"--{name.replace('_', '-')}" for name in self.gate.limits.model_dump(exclude_none=True)]
+        if options:
+            limits = " and ".join(options)
             raise InputError(
-                "--cascade with a limit on variants, which may remove its stages",
+                f"--cascade with {limits}, which may remove its stages",
                 "one of them: the cascade bounds agreement itself",
-                "leave out --cascade, or the limits",
+                f"leave out --cascade, or {limits}",
             )
