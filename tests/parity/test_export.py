@@ -293,7 +293,7 @@ class TestGraph:
         scored = {node.name.rpartition("/")[0] for node in exported.proto.graph.node if node.op_type == "TopK"}
         expected = {"zero-tprune": {"/similarity", "/select"}, "wpr": {"/select"}, "tome": {""}, "evit": {""}}
         expected |= {"zero-tprune-merge": {"/similarity", "/select", ""}, "ats": {"/select"}}
-        expected |= {"novelty-merge": {""}}
+        expected |= {"novelty-merge": {"", "/novelty"}}
         stages = expected.get(exported.case.method, set())
         wanted = {f"blocks.{block}/prune{stage}" for block in (1, 2) for stage in stages}
         assert scored == wanted or exported.case.method in ADDED
