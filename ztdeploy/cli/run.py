@@ -27,6 +27,7 @@ from ztdeploy.core.arguments import CLASSES, SHARE, WholeNumbers
 
 if TYPE_CHECKING:
     from ztdeploy.cli.results import RunResult
+    from ztdeploy.core.manifest import Manifest
     from ztdeploy.target.adaptive.cascade import CascadeRunner
     from ztdeploy.target.evaluate.maps import MapFacts
     from ztdeploy.target.runtime.postprocess import Prediction
@@ -87,6 +88,7 @@ def run(
     from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
     from ztdeploy.target.runtime.image_files import images_in
+    from ztdeploy.target.runtime.runner import class_names
 
     if out is not None:
         check_array_path(out)
@@ -96,6 +98,7 @@ def run(
     with opened(cascade=True) if cascade else opened() as runner:
         manifest = runner.bundle.manifest
         of_yes = manifest.model.gives == "maps" and manifest.model.activation == "sigmoid"
+        names = class_names(runner.bundle) if manifest.model.gives == "maps" else None
         if manifest.weights.source == "random":
             warn("the weights are random: predictions mean nothing")
         channels = manifest.preprocess.channels
@@ -111,7 +114,7 @@ def run(
                 part = files[start : start + _CHUNK]
                 found = runner(part, top=top, threshold=None if of_yes else threshold)
                 for file, said, picture in zip(part, found, pictures[start:], strict=False):
-                    ran = _of_map(runner, file, said, picture, top, threshold, keep=out is not None)
+                    ran = _of_map(manifest, names, file, said, picture, top, threshold, keep=out is not None)
                     if piped():
                         print_row(str(file), *_stage(runner, said), *_cells(ran))
                     shown.append(ran)
@@ -126,7 +129,8 @@ def run(
 
 
 def _of_map(
-    runner: BundleRunner | CascadeRunner,
+    manifest: Manifest,
+    names: Sequence[str] | None,
     file: Path,
     said: Prediction,
     picture: Path | None,
@@ -138,6 +142,7 @@ def _of_map(
     """An image with its prediction, and of a map what is in it; a map itself, which may be large, is let go.
 
     Args:
+        names: of the map's classes.
         picture: where its picture is written, if anywhere.
         keep: the map is needed later on.
     """
@@ -145,12 +150,10 @@ def _of_map(
 
     from ztdeploy.report.kit.map_files import write_map
     from ztdeploy.target.evaluate.maps import THRESHOLD, map_facts
-    from ztdeploy.target.runtime.runner import class_names
 
     if said.gives != "maps":
         return _Ran(file, said)
-    manifest, least = runner.bundle.manifest, THRESHOLD if threshold is None else threshold
-    names = class_names(runner.bundle)
+    least = THRESHOLD if threshold is None else threshold
     facts = map_facts(said.logits, manifest.model.activation, names=names, top=top, threshold=least)
     files = () if picture is None else write_map(said.logits, file, manifest, picture)
     left = said if keep else replace(said, logits=broadcast_to(float32(0), said.logits.shape))

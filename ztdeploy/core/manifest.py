@@ -244,6 +244,11 @@ class GateLimits(FiniteRecord):
     max_error: float | None = Field(default=None, ge=0)  #: mean error of maps
     min_iou: float | None = Field(default=None, ge=0, le=1)  #: mean intersection over union of maps
 
+    @property
+    def options(self) -> dict[str, float]:
+        """The limits that there are, by the option that sets them."""
+        return {f"--{name.replace('_', '-')}": value for name, value in self if value is not None}
+
 
 class GateRow(FiniteRecord):
     """One pruned variant on the calibration images."""

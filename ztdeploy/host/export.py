@@ -102,7 +102,7 @@ def export_onnx(
         confidence: from the output and the notes to a further note, `CONFIDENCE`.
 
     Raises:
-        ModelError: its code takes only one number of images, and the spec asks for any.
+        ModelError: PyTorch cannot export its code, or that takes only one number of images and the spec asks for any.
 
     Returns:
         An ONNX model whose initialisers share memory with the module's parameters.

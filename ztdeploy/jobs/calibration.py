@@ -71,16 +71,15 @@ def check_gate(gate: Gate, profiles: Sequence[HardwareProfile], model: LoadedMod
 
 
 def _check_limits(limits: GateLimits, model: LoadedModel) -> None:
-    given = {f"--{name.replace('_', '-')}": value for name, value in limits if value is not None}
     kind, values = _KINDS.get(model.output, "vectors"), model.activation == "none"
-    for option, value in given.items():
+    for option, value in limits.options.items():
         if option not in _LIMITS[kind]:
             raise InputError(
                 f"{option} {value:g} with a model that gives {NOUNS[model.output]}",
                 f"a limit on {_WHAT[kind]}: {', '.join(_LIMITS[kind])}",
                 f"leave {option} out",
             )
-    if kind == "answers" and values and given:
+    if kind == "answers" and values and limits.options:
         raise InputError(
             "a limit with --activation none, whose values are no answers", "no limit", "leave limits on --calib out"
         )

@@ -149,9 +149,7 @@ class BuildRequest:
             return
         if self.gate is None:
             raise InputError("--cascade without --calib", "images to choose thresholds on", "give --calib DIR as well")
-        options = [f"--{name.replace('_', '-')}" for name in self.gate.limits.model_dump(exclude_none=True)]
-        if options:
-            limits = " and ".join(options)
+        if limits := " and ".join(self.gate.limits.options):
             raise InputError(
                 f"--cascade with {limits}, which may remove its stages",
                 "one of them: the cascade bounds agreement itself",

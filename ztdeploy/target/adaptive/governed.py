@@ -42,13 +42,12 @@ MOST_DECISIONS = 1000
 class GovernedRunner(BundleRunner):
     """One bundle's engines behind one call, whose latency is held by switching between them.
 
-    There is an engine for each variant on the threads that were asked for, and on fewer for those that hold the target
-    so on a quiet machine: an engine with a thread for every core stalls when others take one of the cores. All are open
-    from the start, so a switch takes microseconds; each has its weights packed
-    for its kernels, or with memory "shared" all read one copy, at some cost in speed. It has no thread of its own: what
-    a call measured is counted when its engine has ended, and a decision holds for the calls that begin afterwards, of
-    any thread. The latency is that of the engine with normalisation; reading image files does not count, since no
-    variant changes that.
+    Each variant has an engine on the threads that were asked for, and on fewer threads if it holds the target so on a
+    quiet machine: an engine with a thread for every core stalls when others take one of the cores. All are open from
+    the start, so a switch takes microseconds; each has its weights packed for its kernels, or with memory "shared" all
+    read one copy, at some cost in speed. It has no thread of its own: what a call measured is counted when its engine
+    has ended, and a decision holds for the calls that begin afterwards, of any thread. The latency is that of the
+    engine with normalisation; reading image files does not count, since no variant changes that.
 
         runner = ztdeploy.load("deit_s-cpu", latency_ms=30)
         runner("photo.jpg")

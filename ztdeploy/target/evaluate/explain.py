@@ -148,14 +148,14 @@ def explain_bundle(
         ran = one.ran
         own = list(ran.decisions).index(image)
         layers, reasons, doubt = _reasons(one, own, manifest.model.architecture.patch_tokens)
-        cosine = None
-        pair, maps = (dense.logits[image], ran.engine.logits[own]), manifest.model.gives == "maps"
-        if manifest.model.gives != "logits":
-            cosine = float(cosines(*(one.reshape(-1) if maps else one for one in pair)).mean())
-        answers = labels(ran.engine, own)
-        figures = compare_maps(*pair, manifest.model.activation) if maps else None
-        own_maps = pair if maps else None
-        return Explained(ran.variant, answers, cosine, layers, reasons, doubt, ran.decisions[image], own_maps, figures)
+        pair, answers = (dense.logits[image], ran.engine.logits[own]), labels(ran.engine, own)
+        cosine, maps, figures = None, None, None
+        if manifest.model.gives == "maps":
+            cosine = float(cosines(pair[0].reshape(-1), pair[1].reshape(-1)))
+            maps, figures = pair, compare_maps(*pair, manifest.model.activation)
+        elif manifest.model.gives != "logits":
+            cosine = float(cosines(*pair).mean())
+        return Explained(ran.variant, answers, cosine, layers, reasons, doubt, ran.decisions[image], maps, figures)
 
     return (
         ExplainedImage(
