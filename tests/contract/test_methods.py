@@ -12,6 +12,7 @@ from helpers.models import (
     VARIANTS,
     fits,
     images,
+    layer_of,
     layer_plan,
     pruned,
     random_attention,
@@ -37,7 +38,7 @@ from ztdeploy.host.pruning import pruning_layer
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 
-BATCH, HEADS, WIDTH, EMBED = 3, 2, 5, 6
+BATCH, HEADS, WIDTH, EMBED = 3, 2, 5, 8
 
 #: Every combination that the layers treat differently: prefix, class token, and which stage drops.
 PLANS: dict[str, LayerPlan] = {
@@ -112,7 +113,7 @@ def run_pruned(method: str, name: str) -> tuple[Any, Tensor, Tensor, list[Tensor
 @pairs(list(METHODS))
 class TestLayer:
     def test_counts_are_static_and_indices_ascend_from_the_prefix_on(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         for seed in range(3):
             reduction = layer(x, taps_for(layer, plan, seed=seed))
             kept = reduction.choice.kept
@@ -125,7 +126,7 @@ class TestLayer:
             assert kept.max() < plan.tokens_in
 
     def test_the_same_input_gives_the_same_output(self, method: str, plan: LayerPlan) -> None:
-        first, second = pruning_layer(method, plan), pruning_layer(method, plan)
+        first, second = layer_of(method, plan, EMBED, HEADS), layer_of(method, plan, EMBED, HEADS)
         x, taps = tokens_of(plan), taps_for(first, plan)
         torch.manual_seed(0)
         expected = first(x, taps)
@@ -135,7 +136,7 @@ class TestLayer:
             assert all(torch.equal(*pair) for pair in zip(again.choice.tensors, expected.choice.tensors, strict=True))
 
     def test_nothing_that_was_given_is_written_to(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         taps = taps_for(layer, plan, sized=True)
         given = [value for value in (x, taps.attention, taps.keys, taps.values, taps.size) if value is not None]
         before = [value.clone() for value in given]
@@ -143,7 +144,7 @@ class TestLayer:
         assert all(torch.equal(*pair) for pair in zip(before, given, strict=True))
 
     def test_a_forced_choice_is_applied_and_the_own_choice_is_told(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         taps = taps_for(layer, plan)
         own = layer(x, taps).choice
         everybody = range(plan.prefix_tokens, plan.tokens_in)
@@ -166,7 +167,7 @@ class TestLayer:
             assert not same or plan.tokens_in == 2  # where either goes into the other, the mean is the same
 
     def test_recording_changes_nothing_and_leaves_a_gap_per_image(self, method: str, plan: LayerPlan) -> None:
-        layer, x, record = pruning_layer(method, plan), tokens_of(plan), Recorder()
+        layer, x, record = layer_of(method, plan, EMBED, HEADS), tokens_of(plan), Recorder()
         taps = taps_for(layer, plan)
         told, untold = layer(x, taps, record).choice, layer(x, taps).choice
         assert all(torch.equal(*pair) for pair in zip(told.tensors, untold.tensors, strict=True))
@@ -177,7 +178,7 @@ class TestLayer:
         assert gap.isfinite().all() or not record.gaps or method in MERGING
 
     def test_a_layer_adds_nothing_to_a_checkpoint(self, method: str, plan: LayerPlan) -> None:
-        layer = pruning_layer(method, plan)
+        layer = layer_of(method, plan, EMBED, HEADS)
         assert not layer.state_dict()
         assert not list(layer.parameters())
 
@@ -185,20 +186,20 @@ class TestLayer:
 @pairs(DROPPING)
 class TestDropping:
     def test_kept_tokens_are_rows_of_the_input(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         reduction = layer(x, taps_for(layer, plan))
         for image, kept in enumerate(reduction.choice.kept):
             assert torch.equal(reduction.tokens[image], x[image][kept])
 
     def test_nothing_is_left_of_the_others(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         reduction = layer(x, taps_for(layer, plan))
         assert reduction.choice.into is None
         assert reduction.size is None
         assert reduction.bias is None
 
     def test_gradients_reach_the_kept_tokens_and_no_others(self, method: str, plan: LayerPlan) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan).requires_grad_()
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan).requires_grad_()
         reduction = layer(x, taps_for(layer, plan))
         reduction.tokens.sum().backward()
         expected = torch.zeros(BATCH, plan.tokens_in).scatter(1, reduction.choice.kept, 1.0)
@@ -212,7 +213,7 @@ class TestMerging:
     def test_every_token_that_goes_has_a_slot_and_none_is_a_prefix_tokens(
         self, method: str, plan: LayerPlan, sized: bool
     ) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         for seed in range(3):
             into = layer(x, taps_for(layer, plan, seed=seed, sized=sized)).choice.into
             assert into.shape == (BATCH, plan.tokens_in - plan.tokens_out)
@@ -221,7 +222,7 @@ class TestMerging:
             assert into.max() < plan.tokens_out
 
     def test_slots_are_weighted_means_as_computed_by_loops(self, method: str, plan: LayerPlan, sized: bool) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
         size = torch.ones(BATCH, plan.tokens_in, 1) if taps.size is None else taps.size
@@ -232,7 +233,7 @@ class TestMerging:
             np.testing.assert_array_equal(reduction.size[image, :, 0], sizes)
 
     def test_what_tokens_stand_for_is_conserved(self, method: str, plan: LayerPlan, sized: bool) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
         size = torch.ones(BATCH, plan.tokens_in, 1) if taps.size is None else taps.size
@@ -241,7 +242,7 @@ class TestMerging:
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
     def test_whoever_gets_nothing_stays_as_it_is_bit_by_bit(self, method: str, plan: LayerPlan, sized: bool) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan)
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan)
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
         for image in range(BATCH):
@@ -251,13 +252,13 @@ class TestMerging:
             assert torch.equal(reduction.tokens[image, alone], x[image, [kept[slot] for slot in alone]])
 
     def test_attention_is_told_the_logarithm_of_the_sizes(self, method: str, plan: LayerPlan, sized: bool) -> None:
-        layer = pruning_layer(method, plan)
+        layer = layer_of(method, plan, EMBED, HEADS)
         reduction = layer(tokens_of(plan), taps_for(layer, plan, sized=sized))
         assert reduction.bias.shape == (BATCH, 1, 1, plan.tokens_out)
         torch.testing.assert_close(reduction.bias[:, 0, 0].exp(), reduction.size[..., 0])
 
     def test_gradients_reach_each_token_by_its_share(self, method: str, plan: LayerPlan, sized: bool) -> None:
-        layer, x = pruning_layer(method, plan), tokens_of(plan).requires_grad_()
+        layer, x = layer_of(method, plan, EMBED, HEADS), tokens_of(plan).requires_grad_()
         taps = taps_for(layer, plan, sized=sized)
         reduction = layer(x, taps)
         reduction.tokens.sum().backward()

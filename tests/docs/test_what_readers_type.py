@@ -20,6 +20,7 @@ from helpers.processes import CHECKOUT
 from test_readme import DOCUMENTS, SHELL, Block, blocks, commands, parse, ztdeploy_arguments
 
 from ztdeploy.cli.app import run
+from ztdeploy.core.methods import METHODS
 from ztdeploy.core.records import to_json
 from ztdeploy.host.models.catalogue import ASSETS
 
@@ -138,12 +139,14 @@ def labelled(folder: Path, digit_images: list[Path]) -> None:
 
 
 def checkpoint(path: Path) -> None:
+    from helpers.reference_trained import predictors
     from safetensors.torch import load_file
     from torch import save
 
     shipped = ASSETS / "digits" / "model.safetensors"
+    method = METHODS.get(path.stem)  # whose name a fine-tuned checkpoint has
     if path.suffix in (".pth", ".ckpt"):
-        save(load_file(shipped), path)
+        save(load_file(shipped) | (predictors(path.stem) if method is not None and method.trained else {}), path)
     elif path.suffix:
         shutil.copy(shipped, path)
     else:

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.core.preprocess_spec import PreprocessSpec
+from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.models.vit import VitAdapter
+from ztdeploy.host.pruning import layer_class, pruning_layer
+from ztdeploy.host.pruning.layer import PruningLayer
 from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.pruning.trained import frozen, random_part
 
 #: Handing such small tensors to other threads takes longer than computing them, much longer on a busy machine.
 torch.set_num_threads(1)
@@ -104,7 +107,20 @@ def schedule(method: str = "zero-tprune", *layers: LayerSpec) -> PruningSchedule
 
 
 def pruned(model: nn.Module, method: str = "zero-tprune", *layers: LayerSpec) -> PrunedModel:
-    return PrunedModel(VitAdapter(model, IMAGE_SIZE), schedule(method, *layers))
+    return PrunedModel(adapted(model), schedule(method, *layers))
+
+
+def adapted(model: nn.Module, image_size: ImageSize | int = IMAGE_SIZE) -> VitAdapter:
+    """An adapter whose pruning layers have random weights where they have any."""
+    adapter = VitAdapter(model, image_size)
+    adapter.pruning_weights = None
+    return adapter
+
+
+def layer_of(method: str, plan: LayerPlan, width: int, heads: int) -> PruningLayer:
+    """A layer by itself; its trained part, if it has one, has random weights."""
+    trained = frozen(random_part(layer_class(method), width, heads)) if METHODS[method].trained else None
+    return pruning_layer(method, plan, trained=trained)
 
 
 def images(batch: int, seed: int = 0) -> Tensor:

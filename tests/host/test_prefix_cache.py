@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.models import IMAGE_SIZE, VARIANTS, fits, images, schedule, tiny_vit, variant
+from helpers.models import IMAGE_SIZE, VARIANTS, adapted, fits, images, schedule, tiny_vit, variant
 
 from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.methods import METHODS
@@ -29,7 +29,7 @@ def by_itself(adapter: VitAdapter, wanted: object) -> torch.Tensor:
 def test_the_same_bits(method: str, name: str) -> None:
     if not fits(method, name):
         pytest.skip("the method needs a class token")
-    adapter = VitAdapter(variant(name), IMAGE_SIZE)
+    adapter = adapted(variant(name))
     prefix = DensePrefix(adapter, images(5))
     for layers in (LATE, EARLY, ()):
         wanted = schedule(method, *layers)

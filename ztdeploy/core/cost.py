@@ -98,7 +98,7 @@ def pruning_gmacs(
 def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
     """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarities of two groups with features of length f,
     (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to merge; N^2 D for the distances
-    of all tokens. Distances cost what products do.
+    of all tokens; D^2 + D^2 / 2 + D^2 / 8 + D / 2 per patch token for a predictor. Distances cost what products do.
     """
     n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
     head, whole = architecture.embed_dim // architecture.num_heads, architecture.embed_dim
@@ -118,7 +118,14 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, op
         total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
     if "merging" in work:
         total += gone * layer.tokens_out * architecture.embed_dim
+    if "predictor" in work:
+        total += (n - layer.prefix_tokens) * predictor_macs(whole)
     return total
+
+
+def predictor_macs(width: int) -> int:
+    """Multiply-adds of DynamicViT's predictor for a token: linear layers from D to D, D / 2, D / 4 and 2 numbers."""
+    return width * width + width * (width // 2) + (width // 2) * (width // 4) + (width // 4) * 2
 
 
 def _iterations(layer: LayerPlan, method: Method, options: MethodOptions) -> int:

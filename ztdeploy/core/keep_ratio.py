@@ -54,6 +54,8 @@ def default_schedule(
     """
     uniform = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset)
     facts = method_named(method)
+    if facts.trained is not None:
+        return trained_schedule(uniform, architecture)
     if facts.every_block:
         return constant_schedule(uniform, architecture)
     if not facts.late or preset != "default":
@@ -88,6 +90,18 @@ def uniform_schedule(
 def blocks_at(positions: Sequence[float], depth: int) -> list[int]:
     """The blocks, from 1, at fractions of the depth; half a block rounds up: behind 2, 3 and 5 of 6."""
     return sorted({min(depth, max(1, math.floor(depth * position + 0.5))) for position in positions})
+
+
+def trained_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The same layers with the counts that models with trained predictors run with: behind the n-th layer stays the
+    n-th power of the ratio, of all patch tokens, rounded down."""
+    layers, left = [], architecture.patch_tokens
+    for stage, spec in enumerate(wanted.layers, 1):
+        assert wanted.keep_ratio is not None
+        kept = min(left, max(1, int(architecture.patch_tokens * wanted.keep_ratio**stage)))
+        layers.append(LayerSpec(block=spec.block, drop=left - kept))
+        left = kept
+    return wanted.model_copy(update={"layers": tuple(layers)})
 
 
 def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:

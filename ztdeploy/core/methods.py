@@ -9,6 +9,7 @@ the target half reads the table as well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -25,8 +26,8 @@ PAPER_METHOD = "zero-tprune"
 ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
 #: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
 #: other; "distances": those of all tokens to all; "partners": those of tokens that go to tokens that stay; "merging":
-#: weighted sums. Rows of class attention are not counted.
-Work = Literal["page-rank", "halves", "distances", "partners", "merging"]
+#: weighted sums; "predictor": a network of the tokens' width. Rows of class attention are not counted.
+Work = Literal["page-rank", "halves", "distances", "partners", "merging", "predictor"]
 
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
@@ -37,6 +38,19 @@ NOVELTY_OPTIONS = frozenset({"importance_power", "size_power", "distance_power",
 COHERENCE_OPTIONS = frozenset({"coherence_power", "update_power"})
 #: Options without effect where the S-stage drops nothing.
 SIMILARITY_OPTIONS = frozenset({"order", "partition"}) | _COMPARING
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The part of a method's pruning layers that is trained, as published checkpoints hold it beside the network."""
+
+    names: str  #: what the names of a layer's weights begin with; `{stage}` counts the layers of a schedule from 0
+    keep_ratio: float = 0.7  #: of published checkpoints; a build takes it where it is given neither ratio nor schedule
+
+    def stage_of(self, name: str) -> int | None:
+        """The layer that a tensor of a checkpoint belongs to; None: to no pruning layer."""
+        found = re.match(re.escape(self.names).replace(r"\{stage\}", "(0|[1-9][0-9]{0,2})"), name)
+        return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Method:
     late: bool = False  #: a keep ratio alone means more layers, of which the first stands as late as the ratio allows
     needs_class_token: bool = False
     decides_by_image: bool = True  #: False: the same tokens go from every image
+    reads_tokens: bool = False  #: the choice depends on the block's output tokens
+    trained: Trained | None = None  #: its layers have weights of their own; None: they have none
 
     @property
     def only_by_similarity(self) -> bool:
@@ -134,6 +150,12 @@ METHODS = MethodTable(
         "ats": Method("ztdeploy.host.pruning.ats:AdaptiveSampling", needs_class_token=True),
         "evit": Method(
             "ztdeploy.host.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
+        ),
+        "dynamicvit": Method(
+            "ztdeploy.host.pruning.dynamicvit:DynamicViT",
+            frozenset({"predictor"}),
+            reads_tokens=True,
+            trained=Trained("score_predictor.{stage}."),
         ),
         "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
         "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop", decides_by_image=False),

@@ -162,7 +162,8 @@ def _layer_plan(
         iterations=1 if one_stage else spec.iterations or by_position,
         inside=method.inside,
         merges=method.merges,
-        compares_tokens="halves" in method.work and drop > 0 and schedule.options.feature == "tokens",
+        compares_tokens=method.reads_tokens
+        or ("halves" in method.work and drop > 0 and schedule.options.feature == "tokens"),
     )
 
 

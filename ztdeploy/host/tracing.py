@@ -20,6 +20,7 @@ from ztdeploy.host.confidence import confidence_of
 from ztdeploy.host.export import Deployable, export_onnx
 from ztdeploy.host.graph import GraphSpec, Ranges
 from ztdeploy.host.graph.ranges import measure_ranges
+from ztdeploy.host.models.checkpoint import tensors_sha256
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.parity import reference_outputs
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -108,5 +109,6 @@ class Tracer:
             plan=variant.plan.model_dump(),
             method=schedule.method if variant.plan.layers else None,
             options=schedule.options.model_dump() if variant.plan.layers else None,
+            pruning_weights=tensors_sha256(adapter.pruning_weights or {}) if variant.plan.layers else None,
             spec=asdict(spec),
         )

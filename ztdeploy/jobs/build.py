@@ -14,6 +14,7 @@ from ztdeploy.core.errors import ScheduleError, StepError, ZtdeployError, failin
 from ztdeploy.core.files import make_folder, remove, remove_folder
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.manifest import AdaptedProfile, EngineRecord, FailedProfile
+from ztdeploy.core.methods import method_named
 from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress, parts, silent
@@ -236,10 +237,11 @@ def variants_of(
         ratios = tuple(r for profile in profiles if not profile.schedules for r in profile.keep_ratios)
     elif not schedules and not ratios:
         ratios = tuple(r for profile in profiles for r in profile.keep_ratios)
+    asked = bool(request.keep_ratios)
     uniform = [
         default_schedule(ratio, architecture, method=method, preset=request.preset)
         for method in dict.fromkeys(request.methods)
-        for ratio in dict.fromkeys(ratios)
+        for ratio in dict.fromkeys(ratios if asked else _own_ratios(method, ratios))
     ]
     schedules += {schedule.name: schedule for schedule in uniform}.values()  # the baseline is the same for all methods
     variants = [Variant.of(schedule, architecture) for schedule in schedules]
@@ -250,6 +252,12 @@ def variants_of(
     if twice is not None:
         raise ScheduleError(f"two variants named '{twice}'", "unique names", "set 'name' in the schedule files")
     return variants
+
+
+def _own_ratios(method: str, ratios: Sequence[float]) -> Sequence[float]:
+    """The ratio that a method was trained for, where no other is asked for; else those of the profiles."""
+    trained = method_named(method).trained
+    return ratios if trained is None or not ratios else (trained.keep_ratio,)
 
 
 def _left(profiles: Sequence[HardwareProfile], failed: Mapping[str, ZtdeployError]) -> list[HardwareProfile]:

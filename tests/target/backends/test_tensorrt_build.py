@@ -327,19 +327,19 @@ def record(model: onnx.ModelProto, *, batch: int | None, precision: str) -> Grap
 def digits(rtx: Any) -> Callable[..., tuple[onnx.ModelProto, str]]:
     """Graphs of the shipped model cut to three blocks, whatever the method and the types."""
     import onnx_ir as ir
+    from helpers.models import adapted
 
     from ztdeploy.core.schedule import LayerSpec, PruningSchedule
     from ztdeploy.host.export import export_onnx
     from ztdeploy.host.graph import GraphSpec, specialise
     from ztdeploy.host.graph.ranges import measure_ranges
     from ztdeploy.host.models.loading import load_model
-    from ztdeploy.host.models.vit import VitAdapter
     from ztdeploy.host.pruning.pruned_model import PrunedModel
 
     model = load_model(ModelSource(name="vit_digits"))
     inner: Any = model.adapter.model
     inner.blocks = inner.blocks[:3]
-    adapter, traces = VitAdapter(inner, model.preprocess.image_size), dict[Any, ir.Model]()
+    adapter, traces = adapted(inner, model.preprocess.image_size), dict[Any, ir.Model]()
 
     def make(
         method: str = "zero-tprune",

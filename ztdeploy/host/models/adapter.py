@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -57,6 +58,8 @@ class ModelAdapter:
     whole: nn.Module  #: what takes the images: the model, or a module with the model in it
     output: Output = "logits"
     map_shape: tuple[int, int, int] | None = None  #: of the output "maps": channels, height and width
+    #: Weights of pruning layers that a checkpoint holds beside the model's, by their names there; None: random ones.
+    pruning_weights: Mapping[str, Tensor] | None = MappingProxyType({})
 
     def __init__(self, model: nn.Module, image_size: int | tuple[int, int]) -> None:
         self.model, self.whole, self.image_size = model, model, ImageSize.of(image_size)

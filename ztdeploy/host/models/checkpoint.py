@@ -156,8 +156,13 @@ def _short(names: list[str]) -> str:
 
 def parameters_sha256(model: nn.Module) -> str:
     """A digest of names, types, shapes and values of all parameters and buffers."""
+    return tensors_sha256(model.state_dict())
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """A digest of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().contiguous().cpu().numpy().data)
     return digest.hexdigest()

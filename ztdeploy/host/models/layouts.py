@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ztdeploy.core.errors import CheckpointError
 from ztdeploy.host.models.checkpoint import Tables
 from ztdeploy.host.models.dialects import DIALECTS, without_wrappers
+from ztdeploy.host.pruning.trained import pruning_weights, readers_of
 
 State = dict[str, Tensor]
 
@@ -73,6 +74,7 @@ class Fit(_Head):
     unnamed: int  #: names of the model that are missing
     resampled: bool  #: whether positions were resampled to the model's image size
     ignored: tuple[str, ...]  #: names of unrelated tensors
+    of_pruning: State  #: weights of pruning layers that were trained, by their names in the table without the prefix
     others: tuple[str, ...] = field(default=(), compare=False)  #: other places that fit equally well
 
     @property
@@ -106,6 +108,9 @@ class Fit(_Head):
         if self.ignored:
             count = "1 tensor that is" if len(self.ignored) == 1 else f"{len(self.ignored)} tensors that are"
             lines.append(f"left out {count} not the network's: {_listed(self.ignored)}")
+        if self.of_pruning:
+            readers = ", ".join(readers_of(next(iter(self.of_pruning))))
+            lines.append(f"it holds weights of pruning layers, which --method takes ({readers})")
         return tuple(lines)
 
 
@@ -213,6 +218,8 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
     placed = {prefix + name: tensor for name, tensor in trunk.items()}
     head = _head({**state, **placed}, prefix, target)
     taken = {prefix + name for name in (*target.own, *strange)} | head.used
+    of_pruning = pruning_weights({name: trunk[name] for name in trunk if prefix + name not in taken})
+    taken |= {prefix + name for name in of_pruning}
     rest = [*(name for name in state if not name.startswith(prefix)), *placed]
     return Fit(
         **vars(head),
@@ -224,6 +231,7 @@ def _fit(table: str, prefix: str, state: State, target: _Target) -> Fit:
         unnamed=sum(name not in trunk for name in target.own),
         resampled=resampled,
         ignored=tuple(name for name in rest if name not in taken and not _LEFTOVERS.match(name)),
+        of_pruning=of_pruning,
     )
 
 

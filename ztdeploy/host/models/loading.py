@@ -24,7 +24,7 @@ from ztdeploy.host.models.hf_folder import KINDS, HubConfig
 from ztdeploy.host.models.sources import HUB, Source, read_all, source_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ztdeploy.host.models.adapter import ModelAdapter
     from ztdeploy.host.models.checkpoint import Tables
@@ -101,6 +101,7 @@ def load_model(asked: ModelSource, module: nn.Module | None = None, backbone: st
     doubts = _check_behaviour(model, source, filled.classes)
     prepared = facts.preprocessing_of(filled.made.config, source, asked, filled.image_size, channels_of(model))
     adapter = adapt(model.eval(), prepared.spec.image_size)
+    adapter.pruning_weights = filled.pruning_weights
     if source.whole is not None or getattr(model, "is_dense", False):
         surround(adapter, source.whole or model)
     names, unnamed = _class_names(source, filled.made, adapter.map_shape)
@@ -239,6 +240,7 @@ class _Filled:
     classes: int | None  #: classes of the head in the files; None without a head or without files
     origin: str
     remarks: tuple[str, ...]
+    pruning_weights: Mapping[str, Tensor] | None = field(default_factory=dict)  #: see `ModelAdapter`
 
 
 def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
@@ -248,7 +250,7 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
         ModelError, CheckpointError, WeightsUnavailableError: see `load_model`.
     """
     from ztdeploy.host.models import making as models
-    from ztdeploy.host.models.checkpoint import check_finite
+    from ztdeploy.host.models.checkpoint import as_weights, check_finite
     from ztdeploy.host.models.shapes import Making, making_of
 
     if source.model is not None:
@@ -268,14 +270,16 @@ def _filled(source: Source, size: ImageSize | None, output: Output) -> _Filled:
         _load(models.sketch(source.name, making.image_size, arguments), fit, source)
     made = models.make(source.name, making.image_size, arguments, pretrained=source.is_timms)
     remarks = (*source.remarks, *making.assumed)
+    beside: dict[str, Tensor] | None = {}
     if fit is not None:
         origin, remarks = _load(made.model, fit, source), (*remarks, *fit.remarks)
+        beside = as_weights(fit.of_pruning, source.origin)
     elif source.is_timms:
         origin = source.timm_name
         check_finite(dict(made.model.named_parameters()), origin)
     else:
-        origin = f"seed {models.RANDOM_SEED}"
-    return _Filled(made, making.image_size, arguments.get("num_classes"), origin, remarks)
+        origin, beside = f"seed {models.RANDOM_SEED}", None
+    return _Filled(made, making.image_size, arguments.get("num_classes"), origin, remarks, beside)
 
 
 def _as_it_is(source: Source, size: ImageSize | None) -> _Filled:
@@ -317,7 +321,8 @@ def _of_hub(source: Source, hub: HubConfig, size: ImageSize | None) -> _Filled:
     origin = source.origin or f"seed {RANDOM_SEED}"
     origin = f"{origin}, positions resampled" if model.resampled else origin
     created = Created(model, _usual(hub), source.description.class_names)
-    return _Filled(created, model.image_size, model.num_classes, origin, source.remarks)
+    beside: dict[str, Tensor] | None = {} if source.files else None
+    return _Filled(created, model.image_size, model.num_classes, origin, source.remarks, beside)
 
 
 def _usual(hub: HubConfig) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.errors import ModelError
+from ztdeploy.core.errors import InputError, ModelError
+from ztdeploy.core.methods import method_named
 from ztdeploy.core.names import DISTANCE, PRUNE, pruning_output
 from ztdeploy.core.plan import LayerPlan, TokenPlan, Variant
 from ztdeploy.core.preprocess_spec import given
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
-from ztdeploy.host.pruning import pruning_layer
+from ztdeploy.host.pruning import layer_class, pruning_layer
 from ztdeploy.host.pruning.closeness import Distance
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
 from ztdeploy.host.pruning.restoring import StandIns, WholeGrid, grid_behind
+from ztdeploy.host.pruning.trained import trained_parts
 
 _NOT_ONCE = "does not run each of its blocks once for a batch of images"
 
@@ -70,6 +72,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         Raises:
             ModelError: the model is pruned already, or its blocks cannot be reached where the method needs it.
             ScheduleError: the schedule does not fit.
+            CheckpointError: the method needs weights that the model's checkpoint does not hold.
         """
         super().__init__()
         if any(PRUNE in dict(block.named_children()) for block in adapter.blocks):
@@ -90,12 +93,14 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         self._pass = _Pass()
         try:
             self._attach_grids(adapter)
+            trained = _trained_parts(adapter, schedule) if self.token_plan.layers else {}
             for layer_plan in self.token_plan.layers:
-                layer = pruning_layer(schedule.method, layer_plan, schedule.options).eval()
+                part = trained.get(layer_plan.block)
+                layer = pruning_layer(schedule.method, layer_plan, schedule.options, part).eval()
                 self._attach(adapter, layer_plan, layer)
             self._attach_bias(adapter)
             self._attach_places(adapter)
-        except ModelError:
+        except InputError:
             self.detach()
             raise
 
@@ -240,6 +245,12 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         layers = [layer.block for layer in self.token_plan.layers] if adapter.has_positions else []
         for index in range(layers[0] + 1, len(adapter.blocks)) if layers else ():
             self._undo.extend(adapter.follow(index, lambda: self._pass.places))
+
+
+def _trained_parts(adapter: ModelAdapter, schedule: PruningSchedule) -> dict[int, nn.Module]:
+    if method_named(schedule.method).trained is None:
+        return {}
+    return trained_parts(layer_class(schedule.method), schedule, adapter.architecture, adapter.pruning_weights)
 
 
 class PrunedClassifier(nn.Module, AbstractContextManager["PrunedClassifier"]):

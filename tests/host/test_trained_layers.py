@@ -1,0 +1,142 @@
+"""Pruning layers with weights of their own: what of a checkpoint reaches them, and models run as their papers say.
+
+No trained predictors are at hand: weights are random, and the twins are written from the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.architectures import DEIT_TINY
+from helpers.errors import refused
+from helpers.models import loaded
+from helpers.reference_trained import Stage, State, by_hand, dynamic_stage, predictors
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from ztdeploy.core.cost import pruning_gmacs
+from ztdeploy.core.errors import CheckpointError
+from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
+from ztdeploy.core.methods import METHODS
+from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.plan import plan
+from ztdeploy.host.models.loading import LoadedModel
+from ztdeploy.host.pruning import layer_class
+from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.jobs.build import build, variants_of
+from ztdeploy.jobs.request import BuildRequest
+
+#: Of 64 patches of the shipped model, behind its blocks 3, 6 and 9.
+PATCHES, BLOCKS, RATIO = 64, (2, 5, 8), 0.7
+TRAINED = [method for method in METHODS if METHODS[method].trained]
+#: By method, from the weights of a checkpoint to what happens behind its stage, counted from 0.
+TWINS: dict[str, Callable[[State, int], Stage]] = {
+    "dynamicvit": lambda state, stage: dynamic_stage(
+        state, f"score_predictor.{stage}.", int(PATCHES * RATIO ** (stage + 1))
+    ),
+}
+
+
+def checkpoint(folder: Path, beside: dict[str, torch.Tensor]) -> ModelSource:
+    """The shipped model's own weights, with others beside them."""
+    own = loaded("vit_digits").adapter.model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in {**own, **beside}.items()}, folder / "tuned.safetensors")
+    return ModelSource(name="vit_digits", checkpoint=folder / "tuned.safetensors")
+
+
+def opened(source: ModelSource) -> LoadedModel:
+    from ztdeploy.host.models.loading import load_model
+
+    return load_model(source)
+
+
+def pruned(model: LoadedModel, method: str, **asked: Any) -> PrunedModel:
+    adapter = model.adapter
+    return PrunedModel(adapter, default_schedule(RATIO, adapter.architecture, method=method, **asked))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+class TestCheckpoint:
+    def test_a_model_with_the_weights_of_a_file_answers_as_the_paper_says(self, method: str, tmp_path: Path) -> None:
+        weights, images = predictors(method), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        model = opened(checkpoint(tmp_path, weights))
+        with pruned(model, method) as wrapped, torch.no_grad():
+            output = wrapped(images)[0]
+        stages = {block: TWINS[method](weights, stage) for stage, block in enumerate(BLOCKS)}
+        np.testing.assert_allclose(output, by_hand(model.adapter.model, images, stages), rtol=1e-3, atol=1e-3)
+        assert any(method in remark for remark in model.remarks)
+        assert not any("not the network's" in remark for remark in model.remarks)
+
+    def test_what_does_not_fit_is_refused(self, method: str, tmp_path: Path) -> None:
+        names = METHODS[method].trained.names
+        weights = predictors(method)
+        first = next(iter(weights))
+        cases: dict[str, tuple[dict[str, torch.Tensor], tuple[str, ...]]] = {
+            "none": ({}, (f"'{method}'", names, "--checkpoint")),
+            "fewer stages": (predictors(method, 2), ("3, 6, 9", "2 layers", "--schedule")),
+            "one is missing": ({name: weights[name] for name in weights if name != first}, (f"'{first}'", "no such")),
+            "another shape": ({**weights, first: torch.zeros(7)}, (f"'{first}'", "[7]", "--model")),
+        }
+        for beside, fragments in cases.values():
+            model = opened(checkpoint(tmp_path, beside))
+            before = list(model.adapter.model.state_dict())
+            refused(lambda model=model: pruned(model, method), *fragments, kind=CheckpointError)  # type: ignore[misc]
+            assert list(model.adapter.model.state_dict()) == before
+            assert pruned(model, "zero-tprune").layers, "nothing half-attached is left"
+        broken = {**weights, first: torch.full_like(weights[first], torch.nan)}
+        refused(lambda: opened(checkpoint(tmp_path, broken)), first, "NaN", kind=CheckpointError)
+
+    def test_a_schedule_of_other_layers_is_refused(self, method: str, tmp_path: Path) -> None:
+        model = opened(checkpoint(tmp_path, predictors(method)))
+        refused(lambda: pruned(model, method, preset="paper"), "1, 3, 6, 9, 11", kind=CheckpointError)
+
+    def test_a_model_with_random_weights_has_random_predictors_always_the_same(self, method: str) -> None:
+        images = torch.randn(2, 3, 32, 32)
+        outputs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            with pruned(loaded("vit_digits", weights="random"), method) as wrapped, torch.no_grad():
+                outputs.append(wrapped(images))
+        assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+
+    def test_compute_is_that_of_the_products(self, method: str) -> None:
+        architecture = DEIT_TINY
+        schedule = uniform_schedule(RATIO, architecture.depth, method=method)
+        token_plan = plan(schedule, architecture)
+        macs = 0.0
+        for layer in token_plan.layers:
+            part = layer_class(method).untrained(architecture.embed_dim, architecture.num_heads)
+            patches = torch.randn(1, layer.tokens_in - layer.prefix_tokens, architecture.embed_dim)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                part(patches)
+            macs += counter.get_total_flops() / 2
+            if "merging" in METHODS[method].work:
+                macs += (layer.tokens_in - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
+        assert pruning_gmacs(architecture, token_plan, method) == pytest.approx(macs / 1e9)
+
+
+def test_a_build_without_a_schedule_takes_the_layers_and_counts_that_were_trained() -> None:
+    request = BuildRequest(
+        model=ModelSource(name="deit_t"), profiles=("cpu",), methods=("dynamicvit",), out=Path("bundle")
+    )
+    first, *others = variants_of(request, request.read_profiles(), DEIT_TINY)
+    assert first.keep_ratio == 0.7
+    assert [(layer.block, layer.tokens_out - 1) for layer in first.plan.layers] == [
+        (block, int(196 * 0.7**stage)) for stage, block in enumerate((2, 5, 8), 1)
+    ]
+    assert [one.schedule.name for one in others] == ["dense"]
+
+
+def test_a_bundle_is_built_from_a_file_and_proved(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path, predictors("dynamicvit"))
+    bundle = build(BuildRequest(source, profiles=("cpu",), methods=("dynamicvit",), out=tmp_path / "bundle"))
+    variant = bundle.variant(keep_ratio=0.7)
+    assert variant.plan.tokens_per_block == (65,) * 3 + (45,) * 3 + (32,) * 3 + (22,) * 3
+    parity = variant.engines["cpu"].parity
+    assert parity is not None
+    assert parity.images > 0
