@@ -68,10 +68,7 @@ def main() -> None:
     folder = real_data()
     paths = [one.path for one in half(read_labels(folder / "labels.json"), arguments.half)]
     paths = [paths[int(place)] for place in np.linspace(0, len(paths), arguments.images, endpoint=False)]
-    with TemporaryDirectory() as temporary:
-        source = backbone_folder(folder, arguments.size, Path(temporary) / "backbone")
-        asked = ModelSource(name=f"hf:{source}", output="features", image_size=ImageSize.of(arguments.size))
-        loaded = load_model(asked)
+    loaded = backbone(folder, arguments.size)
     images = normalise(load_pixels(paths, loaded.preprocess), loaded.preprocess)
     head, architecture = saliency_head(folder, arguments.size), loaded.adapter.architecture
     dense = maps_of(loaded, head, default_schedule(1.0, architecture), images)
@@ -82,6 +79,13 @@ def main() -> None:
         print(method, [layer.block for layer in schedule.layers], file=sys.stderr, flush=True)
     print(f"{arguments.half} half, {len(paths)} photographs, {arguments.size} px; {describe_machine()}\n")
     print(table(rows, dense, architecture, HEAD_GMACS[arguments.size]))
+
+
+def backbone(folder: Path, size: int) -> LoadedModel:
+    """The trained backbone for images of `size` pixels, which gives the features of all patches."""
+    with TemporaryDirectory() as temporary:
+        source = backbone_folder(folder, size, Path(temporary) / "backbone")
+        return load_model(ModelSource(name=f"hf:{source}", output="features", image_size=ImageSize.of(size)))
 
 
 def schedule_at(method: str, architecture: Architecture, share: float) -> PruningSchedule:

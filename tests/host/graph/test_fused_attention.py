@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from helpers.graphs import SPEC, trace_of
+from helpers.graphs import SPEC, check_declared_types, trace_of
 from helpers.models import PREPROCESS, pixels, pruned, variant
 
 from ztdeploy.core.names import block_of, in_pruning_layer
@@ -77,10 +77,14 @@ def test_integer_projections_are_fused_too() -> None:
     np.testing.assert_allclose(run(fused, images)[0], run(plain, images)[0], atol=0.1)
 
 
-def test_keys_that_a_pruning_layer_reads_do_not_keep_a_block_plain() -> None:
-    trace, images = trace_of("average-pool", "tome"), np.asarray(pixels(3, seed=5).numpy())
+@pytest.mark.parametrize("name", ["average-pool", "registers"])
+def test_blocks_that_weigh_tokens_by_size_are_fused_too(name: str) -> None:
+    """Tokens of unlike sizes enter the blocks 2 and 3, and what a layer reads of keys keeps no block plain."""
+    trace, images = trace_of(name, "tome"), np.asarray(pixels(3, seed=5).numpy())
     fused = specialise(trace, FUSED)
-    assert fused_blocks(fused) == [f"blocks.{block}/attn/{OPERATOR}" for block in (0, 1)]  # others weigh by size
+    check_declared_types(fused)
+    blocks = range(4 if name == "average-pool" else 3)  # the other's head reads one row of its last attention
+    assert fused_blocks(fused) == [f"blocks.{block}/attn/{OPERATOR}" for block in blocks]
     for expected, found in zip(run(trace, images), run(fused, images), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

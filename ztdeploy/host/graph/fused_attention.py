@@ -95,16 +95,40 @@ def _attention(
     op: Any, query: Any, key: Any, value: Any, query_split: Any, key_split: Any, value_split: Any, scale: Any, join: Any
 ) -> Any:
     """softmax(scale q k^T) v of `[B, N, D]`: the form that `export` writes."""
+    scores = _scores(op, query, key, query_split, key_split, scale)
+    return _weighted(op, scores, value, value_split, join)
+
+
+def _biased(
+    op: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    query_split: Any,
+    key_split: Any,
+    value_split: Any,
+    scale: Any,
+    join: Any,
+    bias: Any,
+) -> Any:
+    """softmax(scale q k^T + bias) v: the same behind a merge."""
+    scores = op.Add(_scores(op, query, key, query_split, key_split, scale), bias, _outputs=["biased"])
+    return _weighted(op, scores, value, value_split, join)
+
+
+def _scores(op: Any, query: Any, key: Any, query_split: Any, key_split: Any, scale: Any) -> Any:
     queries = op.Mul(op.Transpose(op.Reshape(query, query_split), perm=_HEADS), scale)
-    matrix = op.Softmax(
-        op.MatMul(queries, op.Transpose(op.Reshape(key, key_split), perm=_HEADS_TURNED), _outputs=["scores"]),
-        _outputs=["matrix"],
-    )
+    keys = op.Transpose(op.Reshape(key, key_split), perm=_HEADS_TURNED)
+    return op.MatMul(queries, keys, _outputs=["scores"])
+
+
+def _weighted(op: Any, scores: Any, value: Any, value_split: Any, join: Any) -> Any:
     values = op.Transpose(op.Reshape(value, value_split), perm=_HEADS)
+    matrix = op.Softmax(scores, _outputs=["matrix"])
     return op.Reshape(op.Transpose(op.MatMul(matrix, values), perm=_HEADS), join)
 
 
-_PATTERN = Pattern(_attention)
+_PATTERNS = (Pattern(_attention), Pattern(_biased))
 
 
 def fuse_attention(model: ir.Model, spec: GraphSpec) -> None:
@@ -112,43 +136,65 @@ def fuse_attention(model: ir.Model, spec: GraphSpec) -> None:
 
     Requires static shapes. Attention stays as it is where another node, or the graph's caller, reads its matrix;
     queries, keys and values may be read by others.
+
+    Behind a merge, a bias weighs keys by their size. Given as a bias, it would cost the operator its fast form: so it
+    is the last entry of each key, and the last entry of each query makes it count once.
     """
     graph = model.graph
     for last in [node for node in graph if node.op_type == "Reshape"]:
-        match = _PATTERN.match(model, graph, last, check_nodes_are_removable=False)
-        if match and _fits(match.bindings, last.outputs[0], spec.fused_attention_from or 0):
-            _replace(graph, last, match.bindings)
-            graph.opset_imports[DOMAIN] = 1
+        for pattern in _PATTERNS:
+            match = pattern.match(model, graph, last, check_nodes_are_removable=False)
+            if match and _fits(match.bindings, last.outputs[0], spec.fused_attention_from or 0):
+                _replace(last, match.bindings)
+                graph.opset_imports[DOMAIN] = 1
+                break
     RemoveUnusedNodesPass()(model)
 
 
 def _fits(found: Any, result: ir.Value, from_tokens: int) -> bool:
-    """Whether there are enough tokens, and queries, keys and values are `[B, N, D]`."""
-    inside = (found["scores"], found["matrix"])
+    """Whether there are enough tokens, queries, keys and values are `[B, N, D]`, and a bias is `[B, 1, 1, N]`."""
+    inside = [found[name] for name in ("scores", "biased", "matrix") if name in found]
     if any(len(value.uses()) != 1 or value.is_graph_output() for value in inside):
         return False
-    _, heads, rows, tokens = shape_of(found["matrix"])
+    batch, heads, rows, tokens = shape_of(found["matrix"])
     if not isinstance(heads, int) or not isinstance(tokens, int) or tokens < from_tokens:
+        return False
+    if "bias" in found and shape_of(found["bias"]) != (batch, 1, 1, tokens):
         return False
     expected = {"query": rows, "key": tokens, "value": tokens}
     whole = all(shape_of(found[name])[1:] == (count, shape_of(result)[-1]) for name, count in expected.items())
     return whole and found["scale"].is_initializer() and numbers(found["scale"]).size == 1
 
 
-def _replace(graph: ir.Graph, last: ir.Node, found: Any) -> None:
-    softmax = found["matrix"].producer()
+def _replace(last: ir.Node, found: Any) -> None:
+    softmax, scale = found["matrix"].producer(), float(numbers(found["scale"]).item())
+    new = Replacement(last, (softmax.name or "").rpartition("/")[0])
     heads: Any = shape_of(found["matrix"])[1]
-    scale = float(numbers(found["scale"]).item())
-    node = ir.Node(
-        DOMAIN,
-        OPERATOR,
-        [found["query"], found["key"], found["value"]],
-        [ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", scale)],
-        num_outputs=1,
-        name=f"{(softmax.name or '').rpartition('/')[0]}/{OPERATOR}_0",
-    )
-    before, after = last.outputs[0], node.outputs[0]
-    after.name, after.shape, after.type = before.name, before.shape, before.type
-    graph.insert_before(last, node)
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(last, safe=True)
+    query, key = found["query"], found["key"]
+    if "bias" in found:
+        query, key = _with_bias(new, found, heads, scale)
+    inputs, attributes = (query, key, found["value"]), {"num_heads": heads, "scale": scale}
+    new.add(OPERATOR, f"{OPERATOR}_0", *inputs, domain=DOMAIN, **attributes)
+    new.replace()
+
+
+def _with_bias(new: Replacement, found: Any, heads: int, scale: float) -> tuple[ir.Value, ir.Value]:
+    """Queries and keys of one entry more for each head, `[B, N, D + heads]`, whose products hold the bias too."""
+    bias, integers = found["bias"], ir.DataType.INT64
+    apart, joined = new.constant("apart", [0, 0, heads, -1], integers), new.constant("joined", [0, 0, -1], integers)
+
+    def longer(name: str, operator: str, *added: ir.Value, **attributes: Any) -> ir.Value:
+        batch, tokens, width = shape_of(found[name])
+        size = width // heads
+        split = new.add("Reshape", f"{name}_heads", found[name], apart, like=bias, shape=(batch, tokens, heads, size))
+        shape = (batch, tokens, heads, size + 1)
+        split = new.add(operator, f"{name}_longer", split, *added, like=bias, shape=shape, **attributes)
+        return new.add("Reshape", f"{name}_joined", split, joined, like=bias, shape=(batch, tokens, width + heads))
+
+    at_end, one = new.constant("at_end", [0] * 7 + [1], integers), new.constant("one", 1 / scale, bias.dtype)
+    query = longer("query", "Pad", at_end, one)
+    batch, tokens, _ = shape_of(found["key"])
+    sizes = new.add("Transpose", "sizes", bias, like=bias, shape=(batch, tokens, 1, 1), perm=[0, 3, 1, 2])
+    every = new.constant("every", [1, 1, heads, 1], integers)
+    sizes = new.add("Expand", "sizes_heads", sizes, every, like=bias, shape=(batch, tokens, heads, 1))
+    return query, longer("key", "Concat", sizes, axis=-1)

@@ -29,6 +29,7 @@ class Replacement:
         like: ir.Value | None = None,
         shape: Sequence[Any] | None = None,
         dtype: ir.DataType | None = None,
+        domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
         """Add a node behind those that were added before.
@@ -41,7 +42,7 @@ class Replacement:
             Its only output.
         """
         given = ir.convenience.convert_attributes(attributes)
-        node = ir.Node("", operator, inputs, given, num_outputs=1, name=f"{self.name}/{part}")
+        node = ir.Node(domain, operator, inputs, given, num_outputs=1, name=f"{self.name}/{part}")
         self.nodes.append(node)
         output = node.outputs[0]
         output.name = node.name
