@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.architectures import DEIT_S
 from helpers.models import (
     IMAGE_SIZE,
     VARIANTS,
@@ -25,13 +26,15 @@ from helpers.reference_merging import ints, merged
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from ztdeploy.core.cost import pruning_gmacs
 from ztdeploy.core.errors import ModelError, ScheduleError
-from ztdeploy.core.keep_ratio import uniform_schedule
+from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
 from ztdeploy.core.methods import METHODS, method_named
 from ztdeploy.core.names import PRUNE
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.plan import LayerPlan
+from ztdeploy.core.plan import LayerPlan, plan
 from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.vit import VitAdapter
 from ztdeploy.host.pruning import pruning_layer
@@ -56,8 +59,10 @@ PLANS: dict[str, LayerPlan] = {
 
 
 MERGING = [method for method in METHODS if METHODS[method].merges]
-#: EViT weighs by attention instead, and its fused token counts as one.
-BY_SIZE = [method for method in MERGING if method != "evit"]
+#: Averages of a kind of their own, which tests/parity compares with twins: EViT and MCTF weigh by attention, DiffRate
+#: does not weigh, MLERP is no average. PPT's merges are ToMe's, but it drops tokens as well.
+OWN_AVERAGES = ("evit", "mctf", "diffrate", "tofu", "ppt")
+BY_SIZE = [method for method in MERGING if method not in OWN_AVERAGES]
 DROPPING = [method for method in METHODS if method not in MERGING]
 #: Every method in every situation that it can be in.
 PAIRS = [(method, name) for method in METHODS for name in PLANS if takes(method, PLANS[name])]
@@ -272,6 +277,23 @@ class TestMerging:
             torch.testing.assert_close(x.grad[image], torch.tensor(share).unsqueeze(-1).expand(-1, EMBED))
 
 
+class TestCost:
+    @pytest.mark.parametrize("keep_ratio", [0.7, 0.4])
+    def test_multiply_adds_of_pruning_layers_are_those_that_pytorch_counts(
+        self, method: str, keep_ratio: float
+    ) -> None:
+        schedule = default_schedule(keep_ratio, DEIT_S, method=method)
+        found, counted, width = plan(schedule, DEIT_S), 0, DEIT_S.embed_dim // DEIT_S.num_heads
+        for one in found.layers:
+            keys, queries = torch.randn(2, 1, DEIT_S.num_heads, one.tokens_in, width)
+            attention, size = (queries @ keys.transpose(2, 3)).softmax(-1), torch.ones(1, one.tokens_in, 1)
+            layer = layer_of(method, one, DEIT_S.embed_dim, DEIT_S.num_heads)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                layer(torch.randn(1, one.tokens_in, DEIT_S.embed_dim), BlockTaps(attention, keys, keys, size, queries))
+            counted += counter.get_total_flops() // 2
+        assert counted / 1e9 == pytest.approx(pruning_gmacs(DEIT_S, found, method), rel=0.02)
+
+
 class TestTable:
     def test_an_unknown_method_is_refused_with_the_nearest_known_one(self) -> None:
         with pytest.raises(ScheduleError, match="did you mean 'zero-tprune'"):
@@ -452,8 +474,8 @@ class TestPrunedModel:
         assert not torch.allclose(replay.output, output)
 
         wrapped.detach()
-        if method == "evit":
-            return  # its weights are those of its own attention: see test_merging.py
+        if method in OWN_AVERAGES:
+            return
         if into is not None:
             with torch.no_grad():
                 tokens = model.norm_pre(model._pos_embed(model.patch_embed(x)))

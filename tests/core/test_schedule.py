@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from ztdeploy.core.cost import gmacs, plan_gmacs, pruning_gmacs, schedule_gmacs
 from ztdeploy.core.errors import InputError, ScheduleError
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
-from ztdeploy.core.methods import DEFAULT_METHOD, PAPER_METHOD
+from ztdeploy.core.methods import DEFAULT_METHOD, METHODS, PAPER_METHOD
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import LayerPlan, TokenPlan, Variant, default_iterations, plan
 from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule, read_schedule
@@ -609,12 +610,54 @@ class TestMergingInEveryBlock:
         assert [layer.drop for layer in schedule.layers] == [12, *[13] * 11]
         assert (schedule.name, schedule.keep_ratio, schedule.method) == ("tome-keep-0.70", 0.7, "tome")
 
-    def test_no_block_loses_more_than_half(self) -> None:
-        for layer in plan(default_schedule(0.1, DEIT_S, method="tome"), DEIT_S).layers:
+    @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].only_by_similarity])
+    def test_no_block_loses_more_than_half(self, method: str) -> None:
+        for layer in plan(default_schedule(0.1, DEIT_S, method=method), DEIT_S).layers:
             assert layer.tokens_in - layer.tokens_out <= (layer.tokens_in - 1) // 2
 
-    def test_keep_1_is_the_dense_model(self) -> None:
-        assert default_schedule(1.0, DEIT_S, method="tome") == uniform_schedule(1.0, 12, method="tome")
+    @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].spread != "thirds"])
+    @pytest.mark.parametrize("ratio", [0.95, 0.7, 0.5])
+    def test_every_shape_costs_what_the_papers_method_costs(self, method: str, ratio: float) -> None:
+        wanted = plan_gmacs(DEIT_S, plan(uniform_schedule(ratio, 12, method=PAPER_METHOD), DEIT_S))
+        found = default_schedule(ratio, DEIT_S, method=method)
+        assert plan_gmacs(DEIT_S, plan(found, DEIT_S)) == pytest.approx(wanted, rel=0.015)
+        assert default_schedule(1.0, DEIT_S, method=method) == uniform_schedule(1.0, 12, method=method)
+
+    @pytest.mark.parametrize(
+        ("method", "blocks", "drops"),
+        [
+            ("mctf", range(2, 13), [15, 15, 16, 15, 15, 16, 15, 15, 16, 15, 16]),
+            ("ppt", (3, 6, 9), [47, 48, 48]),
+            ("tofu", range(1, 13), [12, *[13] * 5, 12, *[13] * 5]),
+        ],
+    )
+    def test_where_the_same_number_goes(self, method: str, blocks: Sequence[int], drops: list[int]) -> None:
+        schedule = default_schedule(0.7, DEIT_S, method=method)
+        assert [layer.block for layer in schedule.layers] == list(blocks)
+        assert [layer.drop for layer in schedule.layers] == drops
+
+    def test_pitome_keeps_the_same_share_everywhere(self) -> None:
+        layers = plan(default_schedule(0.7, DEIT_S, method="pitome"), DEIT_S).layers
+        shares = [(layer.tokens_out - 1) / 196 for layer in layers]
+        ratio = shares[0]
+        assert len(layers) == 12
+        assert all(abs(share - ratio**place) < place / 196 for place, share in enumerate(shares, 1))
+
+    @given(depth=st.integers(1, 40), patches=st.integers(1, 400), percent=st.integers(1, 99))
+    @pytest.mark.parametrize("method", ["pitome", "diffrate", "ppt", "mctf"])
+    def test_any_model_gets_a_shape_that_fits_it(self, method: str, depth: int, patches: int, percent: int) -> None:
+        small = architecture(depth=depth, patches=patches)
+        assert min(plan(default_schedule(percent / 100, small, method=method), small).tokens_per_block) >= 2
+
+    def test_tofu_drops_in_the_first_half_and_merges_in_the_second(self) -> None:
+        found = plan(default_schedule(0.7, DEIT_S, method="tofu"), DEIT_S)
+        assert [layer.averages for layer in found.layers] == [False] * 6 + [True] * 6
+        merging = plan(default_schedule(0.7, DEIT_S, method="tome"), DEIT_S)
+        dropping = found.model_copy(update={"layers": found.layers[:1]})
+        both = merging.model_copy(update={"layers": merging.layers[:1], "tokens_per_block": found.tokens_per_block})
+        dropping = dropping.model_copy(update={"tokens_per_block": found.tokens_per_block})
+        saved = plan_gmacs(DEIT_S, both) - plan_gmacs(DEIT_S, dropping)
+        assert saved == pytest.approx(12 * 384 * 384 / 1e9), "the projection of attention, which nothing reads"
 
     def test_other_methods_stand_where_they_stood(self) -> None:
         for method in ("zero-tprune", "wpr", "random", "slice"):

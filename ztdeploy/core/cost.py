@@ -62,9 +62,12 @@ def schedule_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
     of `whole_block_gmacs`. Keep ratios and shares are defined by it, so that they mean the same for every head.
     """
     d, mlp = architecture.embed_dim, architecture.mlp_dim
-    early = [layer for layer in token_plan.layers if not layer.merges and not layer.compares_tokens]
-    unread = sum(layer.tokens_in - layer.tokens_out for layer in early)
-    return whole_block_gmacs(architecture, token_plan) - unread * (d * d + 2 * d * mlp) / 1e9
+    unread = sum(
+        (layer.tokens_in - layer.tokens_out) * (d * d + (0 if layer.inside else 2 * d * mlp))
+        for layer in token_plan.layers
+        if not layer.reads_gone
+    )
+    return whole_block_gmacs(architecture, token_plan) - unread / 1e9
 
 
 def plan_gmacs(architecture: Architecture, token_plan: TokenPlan) -> float:
@@ -98,7 +101,8 @@ def pruning_gmacs(
 def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
     """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarities of two groups with features of length f,
     (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to merge; N^2 D for the distances
-    of all tokens; D^2 + D^2 / 2 + D^2 / 8 + D / 2 per patch token for a predictor. Distances cost what products do.
+    of all tokens; D^2 + D^2 / 2 + D^2 / 8 + D / 2 per patch token for a predictor; P^2 d + (N - k)^2 d for energies of
+    P patch tokens; H N^2 for received attention. Distances cost what products do.
     """
     n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
     head, whole = architecture.embed_dim // architecture.num_heads, architecture.embed_dim
@@ -112,11 +116,18 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, op
         live = n - layer.importance_drop if importance_first else n
         group_a, group_b = options.groups(live, layer.prefix_tokens)
         total += group_a * group_b * widths[options.feature]
+    patches = n - layer.prefix_tokens
+    if "received" in work:
+        total += architecture.num_heads * n * n
+    if "token-halves" in work:
+        total += (patches // 2) * (patches - patches // 2) * whole
+    if "energies" in work:
+        total += (patches * patches + gone * gone) * head
     if "distances" in work:
         total += n * n * architecture.embed_dim
-    if "partners" in work:
+    if "partners" in work and not layer.drops:
         total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
-    if "merging" in work:
+    if "merging" in work and not layer.drops:
         total += gone * layer.tokens_out * architecture.embed_dim
     if "predictor" in work:
         total += (n - layer.prefix_tokens) * predictor_macs(whole)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from ztdeploy.core.arguments import number, shown
 from ztdeploy.core.cost import nearest_step, schedule_gmacs
@@ -26,8 +27,15 @@ LEAST_LATE_RATIO = 0.68
 #: Where the layers of a schedule for whole grids stand, in twelfths of the depth, and options of the default method:
 #: what is alike goes, important or not, since every position is read (docs/explanation/method.md).
 GRID_PLACES, GRID_OPTIONS = (2, 4, 6, 8, 10), MethodOptions(importance_power=0.0, size_power=0.5)
-#: In how many steps a keep ratio is varied until the cost fits.
-_RATIO_STEPS = 1 << 14
+#: Patch tokens of 196 that DiffRate found for DeiT-S at 2.9 GMACs (ICCV 2023): what pruning and then merging leave in
+#: blocks 1 to 12. The last block's count is not used.
+CURVE_PATCHES = 196
+CURVE = (
+    *((196, 196), (195, 193), (189, 175), (167, 155), (149, 140), (138, 132)),
+    *((128, 120), (116, 106), (98, 87), (77, 63), (57, 55), (2, 2)),
+)
+#: In how many steps a keep ratio, or a power of the curve up to the largest, is varied until the cost fits.
+_RATIO_STEPS, _CURVE_STEPS, _MOST_POWER = 1 << 14, 1 << 9, 32
 
 
 def check_keep_ratio(keep_ratio: object) -> float:
@@ -53,12 +61,21 @@ def default_schedule(
         ScheduleError: the ratio is not in (0, 1], or not a number; an unknown method or preset.
     """
     uniform = uniform_schedule(keep_ratio, architecture.depth, method=method, preset=preset)
-    facts = method_named(method)
+    facts, every = method_named(method), range(1, architecture.depth + 1)
     if facts.trained is not None:
         return trained_schedule(uniform, architecture)
-    if facts.every_block:
-        return constant_schedule(uniform, architecture)
-    if not facts.late or preset != "default":
+    spread = facts.spread
+    if spread == "count":
+        return constant_schedule(uniform, architecture, every)
+    if spread == "count-from-2":
+        return constant_schedule(uniform, architecture, every[1:] or every)
+    if spread == "count-in-thirds":
+        return constant_schedule(uniform, architecture, [layer.block for layer in uniform.layers])
+    if spread == "share":
+        return share_schedule(uniform, architecture)
+    if spread == "curve":
+        return curve_schedule(uniform, architecture)
+    if spread == "thirds" or preset != "default":
         return uniform
     return grid_schedule(uniform, architecture) if architecture.reads_grid else late_schedule(uniform, architecture)
 
@@ -104,23 +121,80 @@ def trained_schedule(wanted: PruningSchedule, architecture: Architecture) -> Pru
     return wanted.model_copy(update={"layers": tuple(layers)})
 
 
-def constant_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
-    """The schedule that drops the same number of tokens in every block and costs nearest to another schedule.
+def constant_schedule(wanted: PruningSchedule, architecture: Architecture, blocks: Sequence[int]) -> PruningSchedule:
+    """The schedule that drops the same number of tokens in each of some blocks and costs nearest to another schedule.
 
-    Each block drops at most half of its patch tokens. A total that the depth does not divide is spread evenly.
+    Each block drops at most half of its patch tokens. A total that does not divide is spread evenly.
+    """
+
+    def schedule(total: int) -> PruningSchedule:
+        share = [place * total // len(blocks) for place in range(len(blocks) + 1)]
+        return _dropping(wanted, architecture, dict(zip(blocks, (b - a for a, b in pairwise(share)), strict=True)))
+
+    if not wanted.layers:
+        return wanted
+    return schedule(_nearest_in_cost(wanted, architecture, schedule, len(blocks) * architecture.patch_tokens))
+
+
+def share_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The schedule by which every block keeps the same share of its patch tokens, at least half, and that costs nearest
+    to another schedule."""
+
+    def schedule(step: int) -> PruningSchedule:
+        ratio, drops, left = 1 - step / _RATIO_STEPS, dict[int, int](), architecture.patch_tokens
+        for block in range(1, architecture.depth + 1):
+            drops[block] = left - max(1, math.ceil(architecture.patch_tokens * ratio**block))
+            left -= drops[block]
+        return _dropping(wanted, architecture, drops)
+
+    if not wanted.layers:
+        return wanted
+    return schedule(_nearest_in_cost(wanted, architecture, schedule, _RATIO_STEPS // 2 + 1))
+
+
+def curve_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
+    """The schedule of the shape of `CURVE` that costs nearest to another schedule: shares are raised to one power.
+
+    No layer stands behind the last block, where nothing is left to save.
     """
     depth, patches = architecture.depth, architecture.patch_tokens
 
-    def schedule(total: int) -> PruningSchedule:
-        layers, left = [], patches
-        for block in range(depth):
-            drop = min((block + 1) * total // depth - block * total // depth, left // 2)
-            left -= drop
-            if drop:
-                layers.append(LayerSpec(block=block + 1, drop=drop))
+    def schedule(step: int) -> PruningSchedule:
+        layers, left = list[LayerSpec](), patches
+        for block in range(1, depth):
+            shares = _on_curve(block / depth)
+            unpruned, kept = (max(1, round(patches * share ** (step / _CURVE_STEPS))) for share in shares)
+            kept = min(left, kept)
+            if kept < left:
+                merged = min(unpruned, left) - kept
+                layers.append(LayerSpec(block=block, drop=left - kept, similarity_drop=min(merged, left // 2)))
+            left = kept
         return wanted.model_copy(update={"layers": tuple(layers)})
 
-    return schedule(_nearest_in_cost(wanted, architecture, schedule, depth * patches))
+    if not wanted.layers or depth < 2:
+        return wanted
+    return schedule(_nearest_in_cost(wanted, architecture, schedule, _MOST_POWER * _CURVE_STEPS))
+
+
+def _on_curve(position: float) -> tuple[float, float]:
+    """Shares of the patch tokens that are left by pruning and then by merging, at a fraction of the depth."""
+    place = position * len(CURVE)
+    before = math.floor(place)
+    rest, points = place - before, [(1.0, 1.0), *((p / CURVE_PATCHES, m / CURVE_PATCHES) for p, m in CURVE)]
+    here, there = points[before], points[min(before + 1, len(CURVE))]
+    pruned, merged = (a + rest * (b - a) for a, b in zip(here, there, strict=True))
+    return pruned, merged
+
+
+def _dropping(wanted: PruningSchedule, architecture: Architecture, drops: Mapping[int, int]) -> PruningSchedule:
+    """A schedule that drops so many tokens at each block, at most half of those that are left."""
+    layers, left = [], architecture.patch_tokens
+    for block, count in drops.items():
+        drop = min(count, left // 2)
+        left -= drop
+        if drop:
+            layers.append(LayerSpec(block=block, drop=drop))
+    return wanted.model_copy(update={"layers": tuple(layers)})
 
 
 def late_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:

@@ -25,9 +25,21 @@ DEFAULT_METHOD = "novelty-merge"
 PAPER_METHOD = "zero-tprune"
 ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
 #: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
-#: other; "distances": those of all tokens to all; "partners": those of tokens that go to tokens that stay; "merging":
-#: weighted sums; "predictor": a network of the tokens' width. Rows of class attention are not counted.
-Work = Literal["page-rank", "halves", "distances", "partners", "merging", "predictor"]
+#: other, by the option `feature`; "token-halves": the same by whole tokens; "energies": those of all keys to all, and
+#: of those that go to as many others; "distances": those of all tokens to all; "partners": those of tokens that go to
+#: tokens that stay; "received": attention that each token gets from all; "merging": weighted sums; "predictor": a
+#: network of the tokens' width. Rows of class attention are not counted.
+Work = Literal[
+    "page-rank", "halves", "token-halves", "energies", "distances", "partners", "received", "merging", "predictor"
+]
+#: What a keep ratio alone means. "thirds": that share of the tokens stays at each of three layers; "late": more layers,
+#: of which the first stands as late as the ratio allows; "count": every block drops the same number of tokens;
+#: "count-from-2": every block but the first; "count-in-thirds": each of three layers; "share": every block keeps the
+#: same share; "curve": the shape of DiffRate's published counts.
+Spread = Literal["thirds", "late", "count", "count-from-2", "count-in-thirds", "share", "curve"]
+#: Which tokens a merging method drops all the same. "early": those of layers in the first half of the blocks;
+#: "unimportant": those that do not go by similarity; "by-image": those of images whose scores differ enough.
+Drops = Literal["early", "unimportant", "by-image"]
 
 _RANKING = frozenset({"start", "head_filter", "join"})
 _COMPARING = frozenset({"feature", "metric"})
@@ -63,8 +75,8 @@ class Method:
     merges: bool = False  #: tokens that go are merged into tokens that stay; otherwise they are dropped
     fuses: bool = False  #: all tokens that go become one token, which stands for no patch
     inside: bool = False  #: the layer stands between attention and MLP of its block; otherwise behind the block
-    every_block: bool = False  #: a keep ratio alone means that every block drops the same number of tokens
-    late: bool = False  #: a keep ratio alone means more layers, of which the first stands as late as the ratio allows
+    spread: Spread = "thirds"
+    drops: Drops | None = None
     needs_class_token: bool = False
     decides_by_image: bool = True  #: False: the same tokens go from every image
     reads_tokens: bool = False  #: the choice depends on the block's output tokens
@@ -73,7 +85,7 @@ class Method:
     @property
     def only_by_similarity(self) -> bool:
         """Whether tokens go only by their similarity to one of the other half, so that at most half of them can go."""
-        return "halves" in self.work and "page-rank" not in self.work
+        return bool(self.work & {"halves", "token-halves", "energies"}) and "page-rank" not in self.work
 
 
 class MethodTable(Mapping[str, Method]):
@@ -131,25 +143,65 @@ METHODS = MethodTable(
             _COMPARING | {"proportional"},
             merges=True,
             inside=True,
-            every_block=True,
+            spread="count",
         ),
         "zero-tprune-merge": Method(
             "ztdeploy.host.pruning.zero_tprune_merge:ZeroTPruneMerge",
             frozenset({"page-rank", "halves", "partners", "merging"}),
             _RANKING | SIMILARITY_OPTIONS | _PARTNERS | COHERENCE_OPTIONS,
             merges=True,
-            late=True,
+            spread="late",
         ),
         "novelty-merge": Method(
             "ztdeploy.host.pruning.novelty_merge:NoveltyMerge",
             frozenset({"page-rank", "distances", "partners", "merging"}),
             _PARTNERS | COHERENCE_OPTIONS | NOVELTY_OPTIONS,
             merges=True,
-            late=True,
+            spread="late",
         ),
         "ats": Method("ztdeploy.host.pruning.ats:AdaptiveSampling", needs_class_token=True),
         "evit": Method(
             "ztdeploy.host.pruning.evit:EVit", frozenset({"merging"}), merges=True, fuses=True, needs_class_token=True
+        ),
+        "diffrate": Method(
+            "ztdeploy.host.pruning.diffrate:DiffRate",
+            frozenset({"partners", "merging"}),
+            merges=True,
+            drops="unimportant",
+            inside=True,
+            spread="curve",
+            needs_class_token=True,
+        ),
+        "pitome": Method(
+            "ztdeploy.host.pruning.pitome:PiToMe",
+            frozenset({"energies", "merging"}),
+            merges=True,
+            inside=True,
+            spread="share",
+        ),
+        "mctf": Method(
+            "ztdeploy.host.pruning.mctf:Mctf",
+            frozenset({"received", "token-halves", "merging"}),
+            merges=True,
+            inside=True,
+            spread="count-from-2",
+        ),
+        "tofu": Method(
+            "ztdeploy.host.pruning.tofu:ToFu",
+            frozenset({"halves", "merging"}),
+            merges=True,
+            drops="early",
+            inside=True,
+            spread="count",
+        ),
+        "ppt": Method(
+            "ztdeploy.host.pruning.ppt:Ppt",
+            frozenset({"halves", "merging"}),
+            merges=True,
+            drops="by-image",
+            inside=True,
+            spread="count-in-thirds",
+            needs_class_token=True,
         ),
         "dynamicvit": Method(
             "ztdeploy.host.pruning.dynamicvit:DynamicViT",

@@ -34,6 +34,18 @@ class LayerPlan(FiniteRecord):
     inside: bool = False  #: between the block's attention and its MLP, which sees `tokens_out` tokens
     merges: bool = False  #: tokens that go are merged into tokens that stay
     compares_tokens: bool = False  #: the choice depends on the block's output tokens, so all of them are computed
+    drops: bool = False  #: of a method that merges: all tokens that go at this layer are dropped
+    position: float = 0.0  #: share of the model's blocks that are in front of the layer's block
+
+    @property
+    def averages(self) -> bool:
+        """Whether tokens that go are merged into tokens that stay, at this layer."""
+        return self.merges and not self.drops
+
+    @property
+    def reads_gone(self) -> bool:
+        """Whether tokens that go are read where they would leave the block."""
+        return self.averages or self.compares_tokens
 
     @property
     def importance_drop(self) -> int:
@@ -152,6 +164,7 @@ def _layer_plan(
     one_stage, prefix = "distances" in method.work, architecture.prefix_tokens
     drop = _similarity_drop(schedule, method, spec, patches, kept)
     by_position = default_iterations(spec.block, architecture.depth, prefix + patches)
+    position = (spec.block - 1) / architecture.depth
     return LayerPlan(
         block=spec.block - 1,
         tokens_in=prefix + patches,
@@ -164,6 +177,8 @@ def _layer_plan(
         merges=method.merges,
         compares_tokens=method.reads_tokens
         or ("halves" in method.work and drop > 0 and schedule.options.feature == "tokens"),
+        drops={"early": position < 0.5, "unimportant": drop == 0}.get(method.drops or "", False),
+        position=position,
     )
 
 

@@ -135,7 +135,9 @@ def test_a_layer_at_the_last_block_decides_as_before(method: str) -> None:
     assert macs(early) == counted("class-token", method, LAST)
 
 
-@pytest.mark.parametrize(("name", "method"), [("class-token", "zero-tprune"), ("class-token", "slice")])
+@pytest.mark.parametrize(
+    ("name", "method"), [("class-token", method) for method in ("zero-tprune", "slice", "tofu", "diffrate", "ppt")]
+)
 def test_multiply_adds_are_those_that_the_manifest_tells(name: str, method: str) -> None:
     assert macs(exported(name, method, early=True)) == counted(name, method)
     assert macs(exported(name, method, early=False)) > counted(name, method)

@@ -26,7 +26,7 @@ class Distance(nn.Module):
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
-        self.prefix_tokens, self.needs_keys = plan.prefix_tokens, not (plan.merges or plan.compares_tokens)
+        self.prefix_tokens, self.needs_keys = plan.prefix_tokens, not plan.reads_gone
 
     def forward(self, x: Tensor, taps: BlockTaps, kept: Tensor) -> Tensor:
         """

@@ -98,6 +98,7 @@ class PruningLayer(nn.Module):
     """Base of the methods in this folder: one method per file, one line in `ztdeploy.core.methods`."""
 
     needs_attention = needs_keys = needs_values = needs_queries = False
+    may_drop = True  #: tokens can go without being merged into another one
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__()

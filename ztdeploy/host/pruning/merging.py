@@ -83,6 +83,7 @@ class Joined:
     choice: Choice  #: which tokens stay, prefix tokens first, and into which slots the others go
     gone: Tensor  #: `[B, N - k]`, ascending
     weight: Tensor | None = None  #: `[B, N, 1]`, positive: weight of each token in an average; None: its size
+    counts: Tensor | None = None  #: `[B, N, 1]`: what each adds to the size of its slot; None: its size
 
 
 class MergingLayer(PruningLayer):
@@ -96,6 +97,10 @@ class MergingLayer(PruningLayer):
     #: (docs/explanation/method.md). Options set other powers, also for what attention and MLP add to an average.
     coherent = False
 
+    def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(plan, options)
+        self.may_drop = plan.drops
+
     @abstractmethod
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         """Decide what happens to each token of `x [B, N, D]`."""
@@ -107,17 +112,44 @@ class MergingLayer(PruningLayer):
         applied, gone = joined.choice, joined.gone
         if forced is not None:
             applied, gone = forced, complement(forced.kept, x.shape[1])
+        if self.plan.drops:
+            return self._dropped(x, taps, applied, joined.choice)
         averages = Averages(x, applied, gone, taps.size if joined.weight is None else joined.weight)
-        reduction = Reduction(averages.of(x), joined.choice)
+        reduction = Reduction(self.joined_tokens(x, averages), joined.choice)
         if self.proportional:
-            size = averages.total if joined.weight is None else averages.sums(sizes(taps, joined.weight))
-            reduction = replace(reduction, size=size, bias=size.log().transpose(1, 2).unsqueeze(1))
+            size = averages.total
+            if joined.weight is not None or joined.counts is not None:
+                size = averages.sums(sizes(taps, x[..., :1]) if joined.counts is None else joined.counts)
+            reduction = replace(reduction, size=size, bias=_bias_of(size))
         if self.coherent:
             coherence = coherence_of(x, taps.coherence, reduction.tokens, averages)
             powers = (self.options.coherence_power, self.options.update_power)
             scale, update = (raised(coherence, power) for power in powers)
             reduction = replace(reduction, coherence=coherence, scale=scale, update=update)
         return reduction
+
+    def joined_tokens(self, x: Tensor, averages: Averages) -> Tensor:
+        """What stands for the tokens of each slot: `[B, N, D]` to `[B, k, D]`."""
+        return averages.of(x)
+
+    def _dropped(self, x: Tensor, taps: BlockTaps, applied: Choice, own: Choice) -> Reduction:
+        """Where all tokens that go are dropped, those that stay keep their sizes."""
+        reduction = Reduction(gather_tokens(x, applied.kept), own)
+        if taps.size is None or not self.proportional:
+            return reduction
+        size = gather_tokens(taps.size, applied.kept)
+        return replace(reduction, size=size, bias=_bias_of(size))
+
+
+def _bias_of(size: Tensor) -> Tensor:
+    """Sizes `[B, k, 1]` to what attention adds to its logits, `[B, 1, 1, k]`."""
+    return size.log().transpose(1, 2).unsqueeze(1)
+
+
+def merged_into(target: Tensor, gone: Tensor) -> Choice:
+    """The choice by which the tokens `gone [B, r]`, ascending, go into `target [B, N]`, where every other is itself."""
+    into = target.gather(1, gone)
+    return Choice(complement(gone, target.shape[1]), slot_of(into, gone))
 
 
 def sizes(taps: BlockTaps, like: Tensor) -> Tensor:
@@ -169,6 +201,7 @@ class PartnerMerging(MergingLayer):
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
         self.proportional, self.coherent = options.proportional, options.coherent
+        self.may_drop = options.least_similarity is not None
         self.will_compare(options.partner)
 
     def partners(

@@ -156,7 +156,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         index, tap, position = layer_plan.block, BlockTaps(), len(self.layers)
         block = adapter.blocks[index]
         distance = None if self._classifies else Distance(layer_plan)
-        stand_ins = StandIns(layer_plan, layer.options)
+        stand_ins = StandIns(layer_plan.prefix_tokens, may_drop=layer.may_drop)
         by_keys = (distance is not None and distance.needs_keys) or (self._restores and stand_ins.needs_keys)
         wanted = {"attention": layer.needs_attention, "keys": layer.needs_keys or by_keys}
         wanted |= {"values": layer.needs_values, "queries": layer.needs_queries}
@@ -184,7 +184,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state.places = applied.kept if state.places is None else state.places.gather(1, applied.kept)
             if self._restores:
                 slots = stand_ins(taps.keys, applied, x.shape[1])
-                state.whole = grid_behind(state.whole, x, slots, reduction.tokens, merges=layer_plan.merges)
+                state.whole = grid_behind(state.whole, x, slots, reduction.tokens, merges=layer_plan.averages)
             if state.records is not None and record is not None:
                 if distance is not None:
                     record.note(**{DISTANCE: distance(x, taps, applied.kept)})
@@ -234,7 +234,7 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
 
     def _attach_bias(self, adapter: ModelAdapter) -> None:
         """Give sizes and coherences to the attention of all blocks behind the first merge."""
-        merging = [layer.block for layer in self.token_plan.layers if layer.merges]
+        merging = [layer.block for layer in self.token_plan.layers if layer.averages]
         for index in range(min(merging) + 1, len(adapter.blocks)) if merging else ():
             self._undo.extend(adapter.bias(index, lambda: self._told("bias")))
             self._undo.extend(adapter.scale(index, lambda: self._told("scale")))

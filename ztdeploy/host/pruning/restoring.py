@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.options import MethodOptions
-from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import Choice
 from ztdeploy.host.pruning.merging import to_kept
 from ztdeploy.host.pruning.selection import complement, gather_tokens
@@ -23,10 +21,13 @@ from ztdeploy.host.pruning.selection import complement, gather_tokens
 class StandIns(nn.Module):
     """For each token that enters a pruning layer, finds the kept token that stands for it."""
 
-    def __init__(self, plan: LayerPlan, options: MethodOptions) -> None:
+    def __init__(self, prefix_tokens: int, *, may_drop: bool) -> None:
+        """
+        Args:
+            may_drop: whether the layer drops tokens: for them the keys find one that stands for them.
+        """
         super().__init__()
-        self.prefix_tokens = plan.prefix_tokens
-        self.needs_keys = not plan.merges or options.least_similarity is not None  # for tokens that are dropped
+        self.prefix_tokens, self.needs_keys = prefix_tokens, may_drop
 
     def forward(self, keys: Tensor | None, choice: Choice, tokens: int) -> Tensor:
         """

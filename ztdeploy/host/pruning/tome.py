@@ -18,6 +18,11 @@ from ztdeploy.host.pruning.merging import Joined, MergingLayer, partner_gap, slo
 from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices
 
 
+def group_starts(prefix_tokens: int) -> tuple[int, int]:
+    """The first tokens of the groups of even and of odd positions, without prefix tokens."""
+    return prefix_tokens + prefix_tokens % 2, prefix_tokens + 1 - prefix_tokens % 2
+
+
 class ToMe(MergingLayer):
     """Group A has the even positions, group B the odd ones; tokens keep their order."""
 
@@ -25,8 +30,7 @@ class ToMe(MergingLayer):
         super().__init__(plan, options)
         self.proportional = options.proportional
         self.will_compare(options.feature)
-        first = plan.prefix_tokens
-        self.start_a, self.start_b = first + first % 2, first + 1 - first % 2
+        self.start_a, self.start_b = group_starts(plan.prefix_tokens)
         self.merge = plan.tokens_in - plan.tokens_out
         self.pairs = PairsByPosition(self.start_a, self.start_b)
 
@@ -41,7 +45,8 @@ class ToMe(MergingLayer):
         choice = Choice(complement(gone, feature.shape[1]), slot_of(partner, gone))
         if record is not None:
             record.gap("similarity", cut_gap, best, self.merge)
-            record.gap("partner", partner_gap, similarity, pairs)
+            if not self.plan.drops:
+                record.gap("partner", partner_gap, similarity, pairs)
             group, nearest = self.pairs(similarity)
             record.note(group=group, partner=nearest, similarity=best)
         return Joined(choice, gone)

@@ -42,7 +42,7 @@ def features(found: TokenPlan, staircase: Staircase, architecture: Architecture)
     early = {
         layer.block: layer.tokens_out
         for layer in found.layers
-        if layer.inside or not (layer.merges or layer.compares_tokens)  # as `plan_gmacs` has it
+        if layer.inside or not layer.reads_gone  # as `plan_gmacs` has it
     }
     last = architecture.depth - 1
     if architecture.read_tokens is not None and all(layer.inside for layer in found.layers if layer.block == last):

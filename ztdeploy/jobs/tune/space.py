@@ -129,7 +129,7 @@ def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
     for method in methods:
         by_late = [Point(method=method, first=first) for first in _late(depth, latest)]
         threefold = Point(method=method, first=third, every=max(1, depth // 6))
-        by_method.append([*by_late, threefold] if METHODS[method].late else [threefold, *by_late])
+        by_method.append([*by_late, threefold] if METHODS[method].spread == "late" else [threefold, *by_late])
     return [point for turn in zip(*by_method, strict=True) for point in turn]
 
 
