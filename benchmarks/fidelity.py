@@ -1,11 +1,14 @@
 """How much of a trained model's answers each method keeps, all at the same multiply-adds.
 
-    ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --half report
+    ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --part report
+    ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --part reporting --schedules deit_t-reduction-35
 
 The folder holds a trained DeiT-Tiny, `images/` and `labels.json`. Its photographs, sorted by file name, are cut in two:
-even places (0, 2, ...) are for choosing defaults (`tuning`), odd ones for reporting. Each method gets the schedule that
-a keep ratio alone means, at the ratio where the model's multiply-adds (`plan_gmacs`) are nearest to the target. All of
-it runs in PyTorch, fp32. Prints a Markdown table.
+even places (0, 2, ...) are for choosing defaults (`tuning`), odd ones for reporting (`report`). Thirds are those of
+`benchmarks/halves.py`. Each method gets the schedule that a keep ratio alone means, at the ratio where the model's
+multiply-adds are nearest to the target, as graphs whose head reads all tokens have them; with `--schedules`, names or
+files, at the ratio where its graph costs what the first schedule's does. All of it runs in PyTorch, fp32. Prints a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.halves import CHECKPOINT, CROP_PCT, half, real_data
+from benchmarks.halves import CHECKPOINT, CROP_PCT, HALVES, THIRDS, half, real_data, third
 from benchmarks.machine import describe_machine
-from ztdeploy.core.cost import at_cost, share_of_dense
+from ztdeploy.core.cost import Count, at_cost, plan_gmacs, schedule_gmacs, share_of_dense
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.preprocess_spec import PreprocessOptions
-from ztdeploy.core.schedule import Architecture, PruningSchedule
+from ztdeploy.core.profile import schedule_path
+from ztdeploy.core.schedule import Architecture, PruningSchedule, read_schedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.target.evaluate.data import LabelledImage, read_labels
@@ -71,29 +76,36 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=("tuning", "report"), default="report")
+    parser.add_argument("--part", choices=(*HALVES, *THIRDS), default="report")
     parser.add_argument("--saved", type=float, default=0.35, help="share of the dense model's multiply-adds")
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--schedules", nargs="+", type=Path, default=[], help="names or files, in rows of their own")
     arguments = parser.parse_args()
     folder = real_data()
     loaded = load_model(
         ModelSource(name="deit_t", checkpoint=folder / CHECKPOINT, preprocess=PreprocessOptions(crop_pct=CROP_PCT))
     )
     architecture = loaded.adapter.architecture
-    photographs = half(read_labels(folder / "labels.json"), arguments.half)
+    part = arguments.part
+    photographs = third(folder, part) if part in THIRDS else half(read_labels(folder / "labels.json"), part)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
     dense = answers(loaded, default_schedule(1.0, architecture), images)
+    given = {str(one): read_schedule(schedule_path(one)) for one in arguments.schedules}
+    count = plan_gmacs if given else schedule_gmacs
+    wanted = next((share_of_dense(one, architecture, count) for one in given.values()), 1 - arguments.saved)
+    made = {name: schedule_at(name, architecture, wanted, count) for name in (REFERENCE, *arguments.methods)}
     rows = {}
-    for method in dict.fromkeys((REFERENCE, *arguments.methods)):
-        schedule = schedule_at(method, architecture, 1 - arguments.saved)
-        share = share_of_dense(schedule, architecture)
-        rows[method] = Row(schedule, share, answers(loaded, schedule, images))
-        print(f"{method}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
-    title = f"{arguments.half} half, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
+    for name, schedule in {**made, **given}.items():
+        share = share_of_dense(schedule, architecture, count)
+        rows[name] = Row(schedule, share, answers(loaded, schedule, images))
+        print(f"{name}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
+    title = f"{part}, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
 
 
-def schedule_at(method: str, architecture: Architecture, share: float) -> PruningSchedule:
+def schedule_at(
+    method: str, architecture: Architecture, share: float, count: Count = schedule_gmacs
+) -> PruningSchedule:
     """The schedule of a method or a variation, at a share of dense's multiply-adds."""
     base, options = VARIATIONS.get(method, (method, DEFAULT_OPTIONS))
 
@@ -101,7 +113,7 @@ def schedule_at(method: str, architecture: Architecture, share: float) -> Prunin
         schedule = default_schedule(keep_ratio, architecture, method=base)
         return schedule.model_copy(update={"options": options})
 
-    return at_cost(make, architecture, share)
+    return at_cost(make, architecture, share, count)
 
 
 def answers(loaded: LoadedModel, schedule: PruningSchedule, images: Array) -> Array:
@@ -126,7 +138,7 @@ def table(rows: dict[str, Row], dense: Array, photographs: list[LabelledImage]) 
         ratio, spread = kl.mean() / apart[REFERENCE].mean(), ratio_interval(kl, apart[REFERENCE])
         cells = (
             method,
-            f"{row.schedule.keep_ratio:g}",
+            "" if row.schedule.keep_ratio is None else f"{row.schedule.keep_ratio:g}",
             f"{100 * (row.share - 1):+.1f} %",
             f"{kl.mean():.4f} ({mean.low:.4f} to {mean.high:.4f})",
             "1" if method == REFERENCE else f"{ratio:.2f} ({spread.low:.2f} to {spread.high:.2f})",

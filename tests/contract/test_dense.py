@@ -17,7 +17,8 @@ from helpers.models import PREPROCESS, loaded, randomised
 from helpers.sessions import run_graph
 from torch import Tensor
 
-from ztdeploy.core.errors import ModelError
+from ztdeploy.core.errors import InputError, ModelError
+from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize
 from ztdeploy.core.schedule import LayerSpec, PruningSchedule
 from ztdeploy.host.export import export_onnx
@@ -28,6 +29,8 @@ from ztdeploy.host.models.hf_model import HubModel
 from ztdeploy.host.models.own_module import surround
 from ztdeploy.host.pruning.pruned_model import PrunedModel
 from ztdeploy.host.pruning.restoring import WholeGrid
+from ztdeploy.jobs.tune.search import Subject
+from ztdeploy.report.tune.records import TuneRequest
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -126,6 +129,8 @@ def test_a_folder_gives_the_librarys_maps(name: str, tmp_path: Path) -> None:
     assert found.activation == ("none" if channels == 1 else "softmax")
     assert not [line for line in found.remarks if "channel" in line]
     refused(lambda: loaded(f"hf:{tmp_path}", output="features"), "gives maps", kind=ModelError)
+    search = TuneRequest(model=ModelSource(name=f"hf:{tmp_path}"), data=tmp_path)
+    refused(lambda: Subject.load(search), "no classes of which one is right (maps)", kind=InputError)
 
 
 @pytest.mark.parametrize("name", ["depth-anything", "dpt-dinov2", "beit"])

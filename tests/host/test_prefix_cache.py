@@ -52,6 +52,32 @@ def test_blocks_in_front_are_not_computed_again(kept: tuple[int, ...] | None, co
         assert len(ran) == computed + 4, "afterwards all blocks run again"
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_in_common_are_not_computed_again(method: str, name: str) -> None:
+    """Of a schedule that begins as the stored one the rest is computed, and its bits are the same."""
+    if not fits(method, name):
+        pytest.skip("the method needs a class token")
+    adapter = VitAdapter(variant(name), IMAGE_SIZE)
+    prefix, first = DensePrefix(adapter, images(5)), (LayerSpec(block=1, drop=3), LayerSpec(block=2, drop=2))
+    stored, ran = schedule(method, *first, LayerSpec(block=3, drop=1)), list[int]()
+    assert torch.equal(prefix.keep_layers(stored), by_itself(adapter, stored))
+    for last, computed in ((2, 2), (3, 2), (1, 1)):
+        wanted = schedule(method, *first, LayerSpec(block=3, drop=last)) if last > 1 else stored
+        handles = [block.attn.register_forward_hook(lambda *_: ran.append(1)) for block in adapter.blocks]
+        output, count = prefix.output(wanted), len(ran)
+        for handle in handles:
+            handle.remove()
+        ran.clear()
+        assert torch.equal(output, by_itself(adapter, wanted))
+        if not METHODS[method].inside:  # what is inside a block needs the block
+            assert count == computed
+    other = schedule(method, LayerSpec(block=2, drop=2))
+    assert torch.equal(prefix.output(other), by_itself(adapter, other))
+    assert torch.equal(prefix.keep_layers(other), by_itself(adapter, other))
+    assert torch.equal(prefix.output(stored), by_itself(adapter, stored)), "what was stored before is forgotten"
+
+
 def test_dense_is_the_model_itself() -> None:
     adapter = VitAdapter(tiny_vit(), IMAGE_SIZE)
     prefix = DensePrefix(adapter, images(3), (1,))

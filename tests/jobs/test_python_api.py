@@ -97,6 +97,11 @@ ALIKE: list[tuple[str, Callable[[], object], str]] = [
         " --trials 20 --sampler random --workers 2 --study one --max-drop 0.5 --limit 64 --seed 3 --weights random"
         " --image-size 64 --cache cached",
     ),
+    (
+        "tune",
+        lambda: ztdeploy.tune("deit_s", "photos", budget="gmacs=3", search="counts"),
+        "-m deit_s -d photos -b gmacs=3 --search counts",
+    ),
 ]  # fmt: skip
 
 

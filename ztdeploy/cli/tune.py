@@ -69,6 +69,15 @@ def tune(
             known="ztdeploy.report.tune.records:TUNABLE",
         ),
     ] = None,
+    search: Annotated[
+        Literal["curves", "counts"],
+        option(
+            "--search curves|counts",
+            ("curves", "counts"),
+            PRUNING,
+            "curves: where layers stand, and options; counts: one for each block.",
+        ),
+    ] = "curves",
     trials: Annotated[
         int, option("--trials N", TRIALS, PRUNING, "Trials in all, those of an interrupted search included.")
     ] = 100,
@@ -103,6 +112,8 @@ def tune(
         ztdeploy tune --model deit_t --data photos --budget reduction=0.35
         # Find one that is 1.5 times as fast on this machine.
         ztdeploy tune -m deit_t -d photos -b speedup=1.5 -p cpu --trials 200
+        # Learn how many tokens go behind each block.
+        ztdeploy tune -m deit_t -d photos -b reduction=0.35 --search counts
     """
     given = locals()
     from ztdeploy.jobs.request import default_folder

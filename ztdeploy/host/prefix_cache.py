@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ztdeploy.core.plan import TokenPlan, Variant
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.host.models.adapter import ModelAdapter
 from ztdeploy.host.pruning.layer import Choice
-from ztdeploy.host.pruning.pruned_model import PrunedModel
+from ztdeploy.host.pruning.pruned_model import Behind, PrunedModel
 
 
 def first_block(plan: TokenPlan) -> int:
@@ -51,6 +52,8 @@ class DensePrefix:
             for handle in handles:
                 handle.remove()
         self._kept = sorted(self._tokens)
+        self._base: Variant | None = None
+        self._behind: list[Behind] = []
 
     def _keep(self, block: int, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._tokens[block] = inputs[0]
@@ -68,10 +71,57 @@ class DensePrefix:
         variant = Variant.of(schedule, self._adapter.architecture)
         if not variant.plan.layers:
             return self.dense
+        if not choices and (known := self._known(variant)):
+            return self._from(variant, known)
         resumed = self._resumed(first_block(variant.plan))
         with resumed, PrunedModel(self._adapter, variant) as pruned, torch.inference_mode():
             output: Tensor = pruned.replay(self.images, choices).output if choices else pruned(self.images)[0]
             return output
+
+    def keep_layers(self, schedule: PruningSchedule) -> Tensor:
+        """The output as of `output`; what each layer gives is stored, so that schedules that begin with the same layers
+        go on behind them. What was stored of another schedule is forgotten.
+
+        Raises:
+            ModelError, ScheduleError: as `output`.
+        """
+        variant = Variant.of(schedule, self._adapter.architecture)
+        behind: list[Behind] = []
+        output = self._from(variant, self._known(variant), behind) if variant.plan.layers else self.dense
+        self._base, self._behind = variant, behind
+        return output
+
+    def _known(self, variant: Variant) -> list[Behind]:
+        """What is stored behind the layers that the schedule has in common with the stored one."""
+        base = self._base
+        if base is None or (base.schedule.method, base.schedule.options) != (
+            variant.schedule.method,
+            variant.schedule.options,
+        ):
+            return []
+        pairs = zip(self._behind, base.plan.layers, variant.plan.layers, strict=False)
+        return [one for one, _, _ in takewhile(lambda pair: pair[1] == pair[2] and not pair[1].inside, pairs)]
+
+    def _from(self, variant: Variant, known: list[Behind], keep: list[Behind] | None = None) -> Tensor:
+        """The output of a schedule that prunes, where what its first layers give is known."""
+        if not known:
+            resumed = self._resumed(first_block(variant.plan))
+        else:
+            resumed = self._skipping(variant.plan.layers[len(known) - 1].block + 1)
+        with resumed, PrunedModel(self._adapter, variant) as pruned, torch.inference_mode():
+            return pruned.resumed(self.images, known, keep)
+
+    @contextmanager
+    def _skipping(self, blocks: int) -> Iterator[None]:
+        """Within this context the first blocks return what they are given."""
+        skipped = list(self._adapter.blocks[:blocks])
+        try:
+            for block in skipped:
+                vars(block)["forward"] = lambda x, *_arguments, **_named: x
+            yield
+        finally:
+            for block in skipped:
+                vars(block).pop("forward", None)
 
     @contextmanager
     def _resumed(self, first: int) -> Iterator[None]:
@@ -79,13 +129,7 @@ class DensePrefix:
         tokens."""
         place = bisect_right(self._kept, first)
         start = self._kept[place - 1] if place else 0
-        skipped = list(self._adapter.blocks[:start])
-        try:
-            for block in skipped:
-                vars(block)["forward"] = lambda x, *_arguments, **_named: x
-            if skipped:
-                vars(skipped[-1])["forward"] = lambda *_arguments, **_named: self._tokens[start]
+        with self._skipping(start):
+            if start:
+                vars(self._adapter.blocks[start - 1])["forward"] = lambda *_arguments, **_named: self._tokens[start]
             yield
-        finally:
-            for block in skipped:
-                vars(block).pop("forward", None)

@@ -28,7 +28,7 @@ from ztdeploy.core.profile import HardwareProfile, schedule_path
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
 from ztdeploy.jobs.request import BuildRequest, cascade_goal, default_folder, gate_of
-from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, TuneReport, TuneRequest
+from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, SearchName, TuneReport, TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
 from ztdeploy.target.measure.bench_report import BenchReport, BenchRequest
 
@@ -406,6 +406,7 @@ def tune(
     profile: str | None = None,
     method: Some[str] | None = None,
     out: AnyPath | None = None,
+    search: SearchName = "curves",
     trials: int = 100,
     sampler: SamplerName | None = None,
     workers: int = 1,
@@ -440,6 +441,7 @@ def tune(
         profile: whose engines a budget in time is measured with.
         method: pruning methods to search. By default novelty-merge.
         out: the folder to write. By default MODEL-tuning in the current folder.
+        search: "curves" searches where layers stand, and the method's options; "counts" a count for each block.
         trials: of the whole study, those of an interrupted search included.
         sampler: by default "tpe" with a budget, and "nsga2" without.
         workers: processes that make trials at the same time.
@@ -481,6 +483,7 @@ def tune(
         budget=parse_budget(budget) if isinstance(budget, str) else budget,
         profile=profile,
         methods=_texts("method", method) or TUNABLE[:1],
+        search=search,
         trials=trials,
         sampler=sampler,
         workers=workers,

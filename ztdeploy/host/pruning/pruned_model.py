@@ -35,10 +35,21 @@ class Replay:
     records: list[Recorder]
 
 
+@dataclass(frozen=True)
+class Behind:
+    """The state of a forward pass behind a pruning layer: whatever later blocks and layers need of earlier ones."""
+
+    reduction: Reduction
+    places: Tensor | None
+    whole: WholeGrid | None
+
+
 @dataclass
 class _Pass:
     """The state of one forward pass."""
 
+    known: Sequence[Behind] = ()  #: behind the first layers, which are not computed again
+    behind: list[Behind] | None = None  #: behind each layer, where somebody wants it
     choices: list[Choice] = field(default_factory=list)
     records: list[Recorder] | None = None
     forced: Sequence[Choice] | None = None
@@ -122,6 +133,15 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             for note, tensor in record.notes.items()
         }
 
+    def resumed(self, images: Tensor, known: Sequence[Behind], keep: list[Behind] | None = None) -> Tensor:
+        """The output, where the first layers have done their work already.
+
+        Args:
+            known: behind each of these layers, which stand behind their blocks: what an earlier pass has kept.
+            keep: takes what this pass has behind each of all layers.
+        """
+        return self._run(images, _Pass(known=known, behind=keep))[0]
+
     def replay(self, images: Tensor, choices: Sequence[Choice] | None = None) -> Replay:
         """Run with the given choices at each pruning layer, and record this implementation's own choices."""
         state = _Pass(records=[], forced=choices)
@@ -173,6 +193,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             state = self._pass
             if self._restores and len(state.choices) > position:
                 raise self._unsound(_NOT_ONCE)
+            if position < len(state.known):
+                return self._go_on(state.known[position])
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
             taps = replace(tap, size=self._told("size"), coherence=self._told("coherence"))
@@ -189,6 +211,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 if distance is not None:
                     record.note(**{DISTANCE: distance(x, taps, applied.kept)})
                 state.records.append(record)
+            if state.behind is not None:
+                state.behind.append(Behind(reduction, state.places, state.whole))
             return reduction.tokens
 
         if layer_plan.inside:
@@ -197,6 +221,15 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             # ahead of what hands the grid on; otherwise others see the tokens that enter the layer
             hook = block.register_forward_hook(lambda _block, _inputs, x: reduce(x), prepend=self._restores)
             self._undo.append(hook.remove)
+
+    def _go_on(self, known: Behind) -> Tensor:
+        """As if a layer had just come to what is known."""
+        state = self._pass
+        state.reduction, state.places, state.whole = known.reduction, known.places, known.whole
+        state.choices.append(known.reduction.choice)
+        if state.behind is not None:
+            state.behind.append(known)
+        return known.reduction.tokens
 
     def _told(self, what: str) -> Tensor | None:
         """A field of the last pruning layer's `Reduction`."""

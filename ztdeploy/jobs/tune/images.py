@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -108,9 +109,18 @@ class Judge:
     def images(self) -> int:
         return len(self.accepted)
 
-    def parts(self, schedule: PruningSchedule) -> Iterator[Answers]:
-        """Batch by batch."""
-        for batch in self._batches:
+    def images_in(self, share: float) -> int:
+        """About this share of the images, in whole batches."""
+        return min(self.images, BATCH * max(1, round(share * len(self._batches))))
+
+    def keep_layers(self, schedule: PruningSchedule, images: int) -> None:
+        """Store what a schedule's layers give for the first images, for others that begin with the same layers."""
+        for batch in self._batches[: math.ceil(images / BATCH)]:
+            batch.keep_layers(schedule)
+
+    def parts(self, schedule: PruningSchedule, images: int | None = None) -> Iterator[Answers]:
+        """Batch by batch, of the first images; None: all."""
+        for batch in self._batches[: None if images is None else math.ceil(images / BATCH)]:
             dense, given = batch.dense.numpy(), batch.output(schedule)
             output, sure = given.numpy(), self._confidence(given, {}).numpy()
             yield Answers(divergences(dense, output), output.argmax(-1), dense.argmax(-1), sure)

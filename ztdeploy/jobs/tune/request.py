@@ -14,6 +14,8 @@ from ztdeploy.target.evaluate.data import check_exists
 
 #: With fewer on either side of the split, a search fits chance.
 FEWEST_IMAGES = 8
+#: In the tuning half, to learn a count for each block: what a few tokens change is little, and differs among images.
+FEWEST_FOR_COUNTS = 64
 
 
 def parse_budget(text: str) -> Budget:
@@ -61,6 +63,8 @@ def check_request(request: TuneRequest) -> None:
     if request.limit is not None and request.limit < 2 * FEWEST_IMAGES:
         fewest = 2 * FEWEST_IMAGES
         raise InputError(f"--limit {request.limit}", f"at least {fewest}: half of them tune", "raise or drop --limit")
+    if request.search == "counts":
+        _check_counts(request)
     if request.cascade is not None and not 0 < request.cascade < 1:
         raise InputError(f"--cascade {request.cascade:g}", "a share above 0 and below 1", "give for instance 0.98")
     if request.cascade is not None and request.budget is not None:
@@ -74,4 +78,33 @@ def check_request(request: TuneRequest) -> None:
     if request.budget is not None and request.budget.in_time and request.profile is None:
         raise InputError(
             f"--budget {request.budget} without --profile", "a profile whose engines are measured", "give --profile cpu"
+        )
+
+
+def _check_counts(request: TuneRequest) -> None:
+    """
+    Raises:
+        InputError: something that only trials of curves have, or no budget.
+    """
+    if request.budget is None:
+        raise InputError(
+            "--search counts without --budget", "the cost at which tokens are exchanged", "give --budget reduction=0.35"
+        )
+    others = {
+        "--sampler": request.sampler is not None,
+        "--workers": request.workers > 1,
+        "--storage": request.storage is not None,
+    }
+    if given := [name for name, is_given in others.items() if is_given]:
+        raise InputError(
+            f"{given[0]} with --search counts",
+            "one of them: counts are exchanged in one process, without a database",
+            f"leave out {given[0]}",
+        )
+    if request.limit is not None and request.limit < 2 * FEWEST_FOR_COUNTS:
+        fewest = 2 * FEWEST_FOR_COUNTS
+        raise InputError(
+            f"--limit {request.limit} with --search counts",
+            f"at least {fewest}: half of them tune",
+            "raise or drop --limit",
         )

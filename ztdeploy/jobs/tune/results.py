@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
@@ -20,8 +19,8 @@ from ztdeploy.core.plan import plan
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.jobs.tune.images import Answers, Judge, decode_half
-from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, MEAN, PRESET, PRICE, SCHEDULE, SECONDS, SHARE, Search
-from ztdeploy.jobs.tune.space import choose
+from ztdeploy.jobs.tune.search import AGAIN, IMAGES, KL, LOST, MEAN, PRESET, PRICE, SCHEDULE, SECONDS, Search
+from ztdeploy.jobs.tune.space import Point
 from ztdeploy.report.tune.records import (
     BestAtCost,
     CascadeFound,
@@ -132,13 +131,12 @@ class Results:
         return [best[place] for place in places[::-1]]
 
     def _compare(self, trial: FrozenTrial, limit: float, searched: bool) -> BestAtCost:
-        search, parameters = self.search, {name: one for name, one in trial.params.items() if name != SHARE}
-        point = choose(optuna.trial.FixedTrial(parameters), search.methods, search.architecture.depth, search.latest)
+        search, point = self.search, self.search.point_of(trial)
         name = f"tuned-{point.method}-{round(100 * limit / search.dense)}"
-        tuned = search.fitted(point, limit, name)
-        if tuned is None:  # its shape stands too late for this cost: the earliest one that can
-            tuned = search.fitted(point.model_copy(update={"first": 1}), limit, name)
-        assert tuned is not None
+        if searched and self.request.search == "counts":
+            tuned = PruningSchedule.model_validate({**trial.user_attrs[SCHEDULE], "name": name})
+        else:
+            tuned = self._at(point, limit, name)
         preset, tome, ours = self._preset(limit, searched=searched), self._tome(tuned), self._of(tuned)
         return BestAtCost(
             limit=limit,
@@ -150,6 +148,14 @@ class Results:
             to_preset=ratio(ours.kl, self._of(preset).kl),
             to_tome=ratio(ours.kl, self._of(tome).kl),
         )
+
+    def _at(self, point: Point, limit: float, name: str) -> PruningSchedule:
+        """A shape at another cost; one that stands too late for it as early as it can."""
+        found = self.search.fitted(point, limit, name)
+        if found is None:
+            found = self.search.fitted(point.model_copy(update={"first": 1, "weights": ()}), limit, name)
+        assert found is not None
+        return found
 
     def _preset(self, limit: float, *, searched: bool) -> PruningSchedule:
         """The best of the presets on the tuning half; at costs that were not searched, the one that was best there."""
@@ -213,6 +219,8 @@ class Results:
 
     def importances(self) -> tuple[Importance, ...]:
         """How much each parameter decides whether a trial is among the good ones, of all parameters together."""
+        if self.request.search == "counts":  # a count of its own for each block says all there is to say
+            return ()
         if len(self._complete) < _FEWEST_TRIALS or len({one.user_attrs[KL] for one in self._complete}) < 2:
             return ()
         with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from ztdeploy.core.plan import plan
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.jobs.tune.cost import DENSE
+from ztdeploy.jobs.tune.counts import check_counts, learn_counts
 from ztdeploy.jobs.tune.folder import tune_folder
 from ztdeploy.jobs.tune.request import check_request
 from ztdeploy.jobs.tune.results import Results
@@ -26,6 +27,7 @@ from ztdeploy.jobs.tune.study import (
     IDENTITY,
     check_same,
     identity,
+    new_study,
     open_study,
     search_of,
     storage_errors,
@@ -67,20 +69,25 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
     measuring = _MEASURING_S if in_time else 0.0
     stages = parts(progress, {"load": 6, "cost": measuring, "search": request.trials, "report": 10, "time": measuring})
     stages["load"](f"loading {request.model.name}", 0, 1)
-    subject, caches = Subject.load(request), cache_folder(cache)
+    subject, caches, counts = Subject.load(request), cache_folder(cache), request.search == "counts"
     check_enough(subject)
-    with tune_folder(out, own_study=request.storage is None) as begun:
-        url = storage_url(request, out)
-        with storage_errors(url):
-            check_database(url, own=request.storage is None)
-        study = open_study(url, request)
+    url, notes = storage_url(request, out), tuple[str, ...]()
+    with tune_folder(out, own_study=request.storage is None and not counts) as begun:
+        if not counts:
+            with storage_errors(url):
+                check_database(url, own=request.storage is None)
+        study = new_study() if counts else open_study(url, request)
         with storage_errors(url):
             search = _begin(study, subject, caches, stages["cost"])
-            check_trials(study, search)
-            if request.storage is None:  # the folder is this search's alone: whoever was at them is gone
-                retry_running(study)
-            begun()
-            notes = make_trials_in_processes(study, search, request, url, _told(study, request, stages["search"]))
+            told = _told(study, request, stages["search"])
+            if counts:
+                learn_counts(study, search, told)
+            else:
+                check_trials(study, search)
+                if request.storage is None:  # the folder is this search's alone: whoever was at them is gone
+                    retry_running(study)
+                begun()
+                notes = make_trials_in_processes(study, search, request, url, told)
             stages["report"]("comparing on the report half", 0, 1)
             results = Results(study, search)
             trials, compared, importances = results.trials(), results.compared(), results.importances()
@@ -116,9 +123,11 @@ def tune(request: TuneRequest, out: Path, *, cache: Path | None = None, progress
 def check_enough(subject: Subject) -> None:
     """
     Raises:
-        ImageError: no cascade can be shown to agree so often on the tuning half.
+        ImageError: no cascade can be shown to agree so often on the tuning half, or it is too small to learn counts.
     """
     goal, images = subject.request.cascade, len(subject.tuning.pixels)
+    if subject.request.search == "counts":
+        check_counts(images)
     if goal is not None and most_failures(images, goal) < 0:
         raise ImageError(
             f"{images} images in the tuning half, for a cascade with an agreement of {goal:g}",

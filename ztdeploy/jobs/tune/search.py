@@ -18,7 +18,17 @@ from ztdeploy.core.schedule import Architecture, PruningSchedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.jobs.tune.cost import DENSE, Price, price_of
 from ztdeploy.jobs.tune.images import Answers, Half, Judge, decode_half, joined, read_halves
-from ztdeploy.jobs.tune.space import Point, choose, fitted, hints, latest_first, parameters, starts
+from ztdeploy.jobs.tune.space import (
+    Point,
+    choose,
+    counts_of,
+    fitted,
+    hints,
+    latest_first,
+    parameters,
+    point_like,
+    starts,
+)
 from ztdeploy.report.tune.records import Cost, TuneRequest
 from ztdeploy.target.adaptive.guarantee import most_failures, threshold_for
 from ztdeploy.target.evaluate.data import EvalData
@@ -54,7 +64,7 @@ class Subject:
             ImageError, InputError, ModelError: see `tune`.
         """
         model = load_model(request.model)
-        if not model.adapter.architecture.num_classes:
+        if not model.adapter.architecture.num_classes and model.output != "maps":  # of maps, the next check tells
             raise InputError(
                 f"model '{request.model.name}' has no classifier", "a model that names classes", "choose another"
             )
@@ -199,6 +209,14 @@ class Search:
             if one.number != number and one.user_attrs.get(SCHEDULE) == wanted and one.user_attrs.get(KL) is not None:
                 return one
         return None
+
+    def point_of(self, trial: FrozenTrial) -> Point:
+        """What a trial with a schedule has tried."""
+        if self.subject.request.search == "counts":
+            tried = PruningSchedule.model_validate(trial.user_attrs[SCHEDULE])
+            return point_like(tried, counts_of(tried, self.architecture.depth), self.architecture)
+        chosen = {name: one for name, one in trial.params.items() if name != SHARE}
+        return choose(optuna.trial.FixedTrial(chosen), self.methods, self.architecture.depth, self.latest)
 
     def starts(self) -> list[dict[str, Any]]:
         """Parameters of the first trials: what presets do, so that a search never ends below them; then what is likely

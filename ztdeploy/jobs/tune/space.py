@@ -7,6 +7,8 @@ costs what it may, and none is wasted on a schedule that is too dear.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol, get_args
 
 from ztdeploy.core.keep_ratio import LATE_OFFSETS
@@ -57,6 +59,7 @@ class Point(Record):
     slope: float = 0.0  #: of the logarithm of what a layer takes, from -slope at the first to +slope at the last
     bend: float = 0.0  #: what is added in the middle
     tail: float = 0.0  #: what is added at the last layer
+    weights: tuple[float, ...] = ()  #: what goes behind each block but the last, instead of all of the above
     similarity: float = 0.5  #: share of what goes by the S-stage
     iterations: str = "default"
     options: MethodOptions = DEFAULT_OPTIONS
@@ -115,6 +118,20 @@ def hints(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
     return [Point(method=method, first=first, options=LEANING) for method in able for first in _late(depth, latest)[:2]]
 
 
+def in_every_block(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
+    """Where an exchange of tokens between blocks begins, beside presets and hints: a layer behind every late block."""
+    return [
+        Point(
+            method=method,
+            first=first,
+            every=1,
+            options=LEANING if METHODS[method].options >= LEANING.changed else DEFAULT_OPTIONS,
+        )
+        for method in methods
+        for first in _late(depth, latest)[:2]
+    ]
+
+
 def _late(depth: int, latest: int) -> list[int]:
     late = [twelfth * depth // 12 for twelfth in (4, 3, 2) if 1 <= twelfth * depth // 12 <= latest] or [latest]
     return list(dict.fromkeys(late))
@@ -135,18 +152,49 @@ def starts(methods: tuple[str, ...], depth: int, latest: int) -> list[Point]:
 
 def schedule_of(point: Point, architecture: Architecture, rate: float, name: str = "tuned") -> PruningSchedule:
     """The point's schedule where a layer of weight 1 keeps a share of `exp(-rate)`; at least one token stays."""
-    blocks = _blocks(point, architecture.depth)
     counts = ITERATIONS[point.iterations]
     share = {"similarity_share": round(point.similarity, 4)} if "partition" in METHODS[point.method].options else {}
     layers, kept, left = [], 1.0, architecture.patch_tokens
-    for position, (block, times) in enumerate(blocks.items()):
-        kept *= math.exp(-rate * times * _weight(point, position, len(blocks)))
+    for block, weight in _weights(point, architecture.depth).items():
+        kept *= math.exp(-rate * weight)
         stays = max(1, math.ceil(architecture.patch_tokens * kept))
         if stays < left:
             iterations = counts and iterations_by_position(block, architecture.depth, counts)
             layers.append(LayerSpec(block=block, drop=left - stays, iterations=iterations, **share))
         left = min(left, stays)
     return PruningSchedule(name=name, method=point.method, options=point.options, layers=tuple(layers))
+
+
+def _weights(point: Point, depth: int) -> dict[int, float]:
+    """By block, from 1, the weight of the layer behind it."""
+    if point.weights:
+        return {block: weight for block, weight in enumerate(point.weights, 1) if weight > 0}
+    blocks = _blocks(point, depth)
+    numbered = enumerate(blocks.items())
+    return {block: times * _weight(point, position, len(blocks)) for position, (block, times) in numbered}
+
+
+def counts_of(schedule: PruningSchedule, depth: int) -> list[float]:
+    """How many tokens go behind each block but the last, by layers that say so."""
+    drops = {layer.block: float(layer.drop or 0) for layer in schedule.layers}
+    return [drops.get(block, 0.0) for block in range(1, depth)]
+
+
+def point_like(like: PruningSchedule, counts: Sequence[float], architecture: Architecture) -> Point:
+    """The point that gives these counts, rounded, at a rate of 1, and their shape at other rates.
+
+    Args:
+        like: a schedule with the point's method and options.
+        counts: of tokens that go behind each block but the last.
+    """
+    weights, left = list[float](), float(architecture.patch_tokens)
+    for gone in accumulate(counts):
+        # Half a token less, for all counts are rounded up; so not all of them change at the same rate.
+        kept = max(architecture.patch_tokens - gone, 1.0) - 0.5 if gone else left
+        weights.append(max(0.0, math.log(left / kept)))
+        left = min(left, kept)
+    share = like.layers[0].similarity_share if like.layers else 0.5
+    return Point(method=like.method, first=1, weights=tuple(weights), similarity=share, options=like.options)
 
 
 def _blocks(point: Point, depth: int) -> dict[int, int]:

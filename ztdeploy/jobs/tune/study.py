@@ -98,6 +98,12 @@ def open_study(url: str, request: TuneRequest) -> Study:
     return study
 
 
+def new_study() -> Study:
+    """A study in memory, of a search that is made in one go."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study()
+
+
 def _storage(url: str) -> RDBStorage:
     try:
         return RDBStorage(url, heartbeat_interval=_BEAT_S, grace_period=_GRACE_S, heartbeat_stale_trial_callback=retry)

@@ -25,6 +25,8 @@ State = Literal["complete", "pruned", "failed"]
 BudgetKind = Literal["gmacs", "reduction", "latency_ms", "speedup"]
 #: `random` is the paper's Monte Carlo search.
 SamplerName = Literal["tpe", "random", "nsga2"]
+#: `curves`: how counts follow from a few numbers, and the method's options; `counts`: one for each block.
+SearchName = Literal["curves", "counts"]
 #: Methods that have a search space.
 TUNABLE = ("novelty-merge", "zero-tprune-merge", "zero-tprune")
 
@@ -68,6 +70,7 @@ class TuneRequest(Record):
     seed: int = 0
     #: Instead of a budget: the agreement of a cascade of what is searched and the baseline, whose mean cost is lowered.
     cascade: float | None = None
+    search: SearchName = "curves"
 
     @property
     def front(self) -> bool:
@@ -77,6 +80,11 @@ class TuneRequest(Record):
     @property
     def sampler_used(self) -> SamplerName:
         return self.sampler or ("nsga2" if self.front else "tpe")
+
+    @property
+    def searched_by(self) -> str:
+        """What chose the trials, in a word or two."""
+        return "exchanging counts" if self.search == "counts" else self.sampler_used
 
 
 class GmacsCost(Record):

@@ -36,7 +36,7 @@ def subtitle(report: TuneReport) -> str:
     request = report.request
     return (
         f"{report.model.timm_name}, weights: {report.model.origin}; {len(report.finished)} trials by "
-        f"{request.sampler_used}, seed {request.seed}, on {report.tuning_data.images} images of "
+        f"{request.searched_by}, seed {request.seed}, on {report.tuning_data.images} images of "
         f"'{report.tuning_data.name}', reported on {report.report_data.images} others; {report.created[:10]}"
     )
 
@@ -158,7 +158,7 @@ def origin_lines(report: TuneReport) -> list[str]:
     """Where a schedule comes from."""
     return [
         f"Found by 'ztdeploy tune' {report.created[:10]}: {_goal(report)}, "
-        f"{len(report.finished)} trials by {report.request.sampler_used}, seed {report.request.seed}.",
+        f"{len(report.finished)} trials by {report.request.searched_by}, seed {report.request.seed}.",
         f"{report.model.timm_name}, weights sha256 {report.model.sha256[:12]}; tuned on {report.tuning_data.images} "
         f"images of '{report.tuning_data.name}' (sha256 {report.tuning_data.digest[:12]}).",
         f"Figures: {report.report_data.images} other images (sha256 {report.report_data.digest[:12]}).",
