@@ -58,7 +58,7 @@ def test_layers_in_common_are_not_computed_again(method: str, name: str) -> None
     """Of a schedule that begins as the stored one the rest is computed, and its bits are the same."""
     if not fits(method, name):
         pytest.skip("the method needs a class token")
-    adapter = VitAdapter(variant(name), IMAGE_SIZE)
+    adapter = adapted(variant(name))
     prefix, first = DensePrefix(adapter, images(5)), (LayerSpec(block=1, drop=3), LayerSpec(block=2, drop=2))
     stored, ran = schedule(method, *first, LayerSpec(block=3, drop=1)), list[int]()
     assert torch.equal(prefix.keep_layers(stored), by_itself(adapter, stored))
