@@ -2,16 +2,21 @@
 add_library(ztdeploy::runtime INTERFACE IMPORTED)
 
 if(ZTDEPLOY_RUNTIME STREQUAL "onnxruntime")
-  set(hints ${ONNXRUNTIME_ROOT} $ENV{ONNXRUNTIME_ROOT})
-  find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h HINTS ${hints}
-    PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
-  find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS ${hints} PATH_SUFFIXES lib lib64)
-  if(NOT ONNXRUNTIME_INCLUDE_DIR OR NOT ONNXRUNTIME_LIBRARY)
-    message(FATAL_ERROR "ONNX Runtime was not found (onnxruntime_c_api.h and libonnxruntime). Unpack its release and "
-      "pass -DONNXRUNTIME_ROOT=/where/it/lies. Its Python wheel holds no headers.")
+  # The library alone: src/onnxruntime_table.h declares what is used of it.
+  foreach(folder ${ONNXRUNTIME_ROOT} $ENV{ONNXRUNTIME_ROOT} /usr/local /usr)
+    file(GLOB found ${folder}/libonnxruntime.so* ${folder}/capi/libonnxruntime.so* ${folder}/lib/libonnxruntime.so*
+      ${folder}/lib/${CMAKE_LIBRARY_ARCHITECTURE}/libonnxruntime.so*)
+    list(APPEND libraries ${found})
+  endforeach()
+  if(NOT libraries)
+    message(FATAL_ERROR "ONNX Runtime was not found (libonnxruntime.so). Its Python wheel holds it, and its release: pass "
+      "-DONNXRUNTIME_ROOT=/where/it/lies, such as site-packages/onnxruntime.")
   endif()
+  list(GET libraries 0 library)
+  # Programs look for it by the name that it gives itself, which it has in a release and not in the wheel.
+  file(CREATE_LINK ${library} ${CMAKE_CURRENT_BINARY_DIR}/libonnxruntime.so.1 SYMBOLIC)
   set_target_properties(ztdeploy::runtime PROPERTIES
-    INTERFACE_INCLUDE_DIRECTORIES "${ONNXRUNTIME_INCLUDE_DIR}" INTERFACE_LINK_LIBRARIES "${ONNXRUNTIME_LIBRARY}")
+    INTERFACE_LINK_LIBRARIES "${CMAKE_CURRENT_BINARY_DIR}/libonnxruntime.so.1")
 elseif(ZTDEPLOY_RUNTIME STREQUAL "openvino")
   find_package(OpenVINO QUIET COMPONENTS Runtime)
   if(NOT OpenVINO_FOUND)

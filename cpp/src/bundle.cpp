@@ -190,10 +190,10 @@ const Profile& Bundle::profile(const std::optional<std::string>& wanted, const s
         "build the bundle with such a profile, or this library with the other runtime");
 }
 
-const Engine& Bundle::engine(const Variant& variant, const std::string& profile) const
+const Engine& Bundle::engine(const Part& part, const std::string& profile) const
 {
-    const auto found = variant.engines.find(profile);
-    if (found == variant.engines.end()) {
+    const auto found = part.engines.find(profile);
+    if (found == part.engines.end()) {
         throw Error(input_error,
             folder_.string() + " holds no engine for profile '" + profile + "' (it is built on the device)",
             "a profile with an engine", "run on the device: ztdeploy finalize " + folder_.string());
@@ -201,23 +201,23 @@ const Engine& Bundle::engine(const Variant& variant, const std::string& profile)
     return found->second;
 }
 
-const std::string& Bundle::source(const Variant& variant, const std::string& profile) const
+const std::string& Bundle::source(const Part& part, const std::string& profile) const
 {
-    const Graph& graph = variant.graphs.at(profile);
-    if (!engine(variant, profile).plugins) {
+    const Graph& graph = part.graphs.at(profile);
+    if (!engine(part, profile).plugins) {
         return graph.file;
     }
     if (!graph.plugin_file) {
-        throw damaged("an engine with plugins for '" + variant.name + "', whose graph has none",
+        throw damaged("an engine with plugins for '" + part.name + "', whose graph has none",
             "the graph that it was built from", "run 'ztdeploy finalize' on the bundle");
     }
     return *graph.plugin_file;
 }
 
-std::vector<std::string> Bundle::files_of(const Variant& variant, const std::string& profile) const
+std::vector<std::string> Bundle::files_of(const Part& part, const std::string& profile) const
 {
-    const Engine& own = engine(variant, profile);
-    const std::string& graph = source(variant, profile);
+    const Engine& own = engine(part, profile);
+    const std::string& graph = source(part, profile);
     std::vector<std::string> files { own.file, graph, weights_file };
     if (own.weights) {
         files.push_back(*own.weights);
@@ -236,6 +236,25 @@ std::vector<std::string> Bundle::files_of(const Variant& variant, const std::str
     std::sort(files.begin(), files.end());
     files.erase(std::unique(files.begin(), files.end()), files.end());
     return files;
+}
+
+const CascadeSetting& Bundle::cascade_setting(const std::string& profile) const
+{
+    if (!manifest_.cascade) {
+        throw Error(input_error, folder_.string() + " has no cascade", "a bundle that was built with one",
+            "build with --cascade 0.99 --calib DIR");
+    }
+    const auto& settings = manifest_.cascade->settings;
+    const auto found = settings.find(profile);
+    if (found == settings.end()) {
+        std::vector<std::string> names;
+        for (const auto& [name, setting] : settings) {
+            names.push_back(name);
+        }
+        throw Error(input_error, "the cascade of " + folder_.string() + " has no thresholds for profile '" + profile + "'",
+            "one of: " + (names.empty() ? "none" : joined(names, ", ")), "build again where the engines of that profile run");
+    }
+    return found->second;
 }
 
 std::vector<std::string> Bundle::class_names()

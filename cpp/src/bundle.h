@@ -24,6 +24,8 @@ struct Graph {
     std::optional<std::string> plugin_file;
     bool takes_bytes = true; // uint8 pixels; else they are normalised first
     std::optional<int> batch; // none: any
+    double tolerance = 1e-4; // of outputs, by its precision
+    double drift = 0;        // of the outputs of the median golden image, as found at build time
 };
 
 struct Engine {
@@ -33,12 +35,38 @@ struct Engine {
     std::optional<std::string> plugins;
 };
 
-struct Variant {
+// What has a graph and an engine of each profile: a variant, or a piece of one.
+struct Part {
     std::string name;
-    std::optional<double> keep_ratio; // 1 is the baseline
-    std::vector<Layer> layers;
     std::map<std::string, Graph> graphs;   // by profile
     std::map<std::string, Engine> engines; // by profile
+};
+
+struct Variant : Part {
+    std::optional<double> keep_ratio; // 1 is the baseline
+    std::vector<Layer> layers;
+};
+
+// The rest of a variant behind the blocks that all stages of a cascade share.
+struct Stage : Part {
+    std::string variant;
+};
+
+// How a cascade decides with the engines of a profile; ztdeploy/core/cascade.py says what these numbers mean.
+struct CascadeSetting {
+    std::vector<double> thresholds, shares, quantiles;
+    std::string data; // the calibration images
+    int images = 0;
+};
+
+struct CascadeRecord {
+    int block = 0; // it is cut in front of this block
+    bool margins = true; // the signal of classes; else that of vectors
+    Part prefix;
+    std::vector<Stage> stages;
+    std::map<std::string, CascadeSetting> settings; // by profile
+
+    std::vector<const Part*> pieces() const;
 };
 
 struct Profile {
@@ -51,8 +79,15 @@ struct Model {
     Output output = Output::logits;
     Activation activation = Activation::softmax;
     int classes = 0; // outputs that have names: those of a classifier, or the channels of a map
-    int patches = 0, prefix_tokens = 0, depth = 0;
+    int patches = 0, prefix_tokens = 0, depth = 0, width = 0;
     std::vector<std::int64_t> map_shape; // [C, h, w] of maps
+};
+
+// Known inputs, and the outputs of PyTorch by variant.
+struct Golden {
+    std::size_t images = 0;
+    std::string pixels;
+    std::map<std::string, std::string> outputs;
 };
 
 struct Manifest {
@@ -62,6 +97,8 @@ struct Manifest {
     std::vector<Profile> profiles;
     std::string default_variant;
     std::vector<Variant> variants;
+    std::optional<CascadeRecord> cascade;
+    Golden golden;
     std::map<std::string, Digest> files;
 };
 
@@ -83,10 +120,12 @@ public:
     // The profile asked for, or the first with engines of this backend. `runs` says why it cannot run; "": it can.
     const Profile& profile(const std::optional<std::string>& wanted, const std::string& backend) const;
     // The engine's own file, its graph and all weights: whatever is read to open it.
-    std::vector<std::string> files_of(const Variant& variant, const std::string& profile) const;
-    const Engine& engine(const Variant& variant, const std::string& profile) const;
-    const std::string& source(const Variant& variant, const std::string& profile) const; // of the engine
+    std::vector<std::string> files_of(const Part& part, const std::string& profile) const;
+    const Engine& engine(const Part& part, const std::string& profile) const;
+    const std::string& source(const Part& part, const std::string& profile) const; // of the engine
     std::vector<std::string> class_names();
+    // Throws Error where it has none that decides for this profile.
+    const CascadeSetting& cascade_setting(const std::string& profile) const;
 
 private:
     bool is_as_built(const std::string& name) const;

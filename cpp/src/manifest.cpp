@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace ztdeploy {
 namespace {
@@ -110,6 +111,9 @@ Preprocess preprocess_of(const Node& node)
     if (const auto found = node.find("crop_rounding")) {
         spec.round_crop_down = found->one_of({ "even", "down" }) == 1;
     }
+    if (const auto found = node.find_or_null("bit_depth")) {
+        spec.bit_depth = static_cast<int>(found->whole(9, 16));
+    }
     spec.mean = per_channel(node.at("mean"), false);
     spec.std = per_channel(node.at("std"), true);
     if (spec.mean.size() != spec.std.size()) {
@@ -126,6 +130,7 @@ Model model_of(const Node& node)
     model.patches = static_cast<int>(sizes.at("patch_tokens").whole(1, most_tokens));
     model.prefix_tokens = static_cast<int>(sizes.at("prefix_tokens").whole(0, 1 << 16));
     model.depth = static_cast<int>(sizes.at("depth").whole(1, 1 << 10));
+    model.width = static_cast<int>(sizes.at("embed_dim").whole(1, 1 << 20));
     if (const auto found = node.find("output")) {
         model.output = static_cast<Output>(found->one_of({ "logits", "embedding", "features", "maps" }));
     }
@@ -170,6 +175,13 @@ Graph graph_of(const Node& node)
     if (const auto batch = node.find_or_null("batch")) {
         graph.batch = static_cast<int>(batch->whole(1, 65536));
     }
+    if (const auto precision = node.find("precision")) {
+        constexpr double tolerances[] = { 1e-4, 3e-2, 2e-1, 2e-1 };
+        graph.tolerance = tolerances[precision->one_of({ "fp32", "fp16", "bf16", "int8" })];
+    }
+    if (const auto drift = node.find_or_null("drift")) {
+        graph.drift = drift->at("median_logit_difference").number();
+    }
     return graph;
 }
 
@@ -189,10 +201,21 @@ Engine engine_of(const Node& node)
     return engine;
 }
 
+void read_part(const Node& node, Part& part)
+{
+    for (const auto& [profile, graph] : node.at("graphs").table()) {
+        part.graphs.emplace(name_of(profile, graph), graph_of(graph));
+    }
+    for (const auto& [profile, engine] : node.at("engines").table()) {
+        part.engines.emplace(name_of(profile, engine), engine_of(engine));
+    }
+}
+
 Variant variant_of(const Node& node)
 {
     Variant variant;
     variant.name = name_of(node.at("name").text(), node.at("name"));
+    read_part(node, variant);
     for (const Node& layer : node.at("plan").at("layers").list()) {
         variant.layers.push_back(layer_of(layer));
     }
@@ -208,13 +231,89 @@ Variant variant_of(const Node& node)
     } else if (variant.keep_ratio == 1.0) {
         variant.keep_ratio.reset(); // the baseline's alone
     }
-    for (const auto& [profile, graph] : node.at("graphs").table()) {
-        variant.graphs.emplace(name_of(profile, graph), graph_of(graph));
-    }
-    for (const auto& [profile, engine] : node.at("engines").table()) {
-        variant.engines.emplace(name_of(profile, engine), engine_of(engine));
-    }
     return variant;
+}
+
+// A piece of a variant has a name that no variant can have.
+void read_piece(const Node& node, Part& piece)
+{
+    piece.name = node.at("name").text();
+    const std::string own = piece.name.substr(std::min<std::size_t>(1, piece.name.size()));
+    if (piece.name[0] != '_' || own.find('_') == 0 || own.size() > 80
+        || own.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789._-") != std::string::npos || own.empty()) {
+        node.at("name").refuse("it is no name of a piece");
+    }
+    read_part(node, piece);
+}
+
+std::vector<double> numbers_of(const Node& node, double least, double most, std::size_t count)
+{
+    std::vector<double> numbers;
+    for (const Node& one : node.list()) {
+        numbers.push_back(one.number());
+        if (!(numbers.back() >= least && numbers.back() <= most)) {
+            one.refuse("it is no number from " + general(least) + " to " + general(most));
+        }
+    }
+    if (count == 0 ? numbers.empty() : numbers.size() != count) {
+        node.refuse("it holds another number of values than there are stages");
+    }
+    return numbers;
+}
+
+CascadeSetting setting_of(const Node& node, std::size_t stages)
+{
+    constexpr double all_go_on = 2; // a threshold above every confidence
+    CascadeSetting setting;
+    setting.thresholds = numbers_of(node.at("thresholds"), 0, all_go_on, stages - 1);
+    setting.shares = numbers_of(node.at("shares"), 0, 1, stages);
+    setting.quantiles = numbers_of(node.at("quantiles"), 0, all_go_on, 0);
+    if (setting.shares[0] != 1 || !std::is_sorted(setting.shares.rbegin(), setting.shares.rend())) {
+        node.at("shares").refuse("they do not fall from 1");
+    }
+    if (!std::is_sorted(setting.quantiles.begin(), setting.quantiles.end())) {
+        node.at("quantiles").refuse("they do not rise");
+    }
+    setting.data = node.at("guarantee").at("data").text();
+    setting.images = static_cast<int>(node.at("guarantee").at("images").whole(1, std::numeric_limits<int>::max()));
+    return setting;
+}
+
+Golden golden_of(const Node& node)
+{
+    Golden golden;
+    golden.images = node.at("images").list().size();
+    golden.pixels = path_of(node.at("pixels"));
+    for (const auto& [variant, file] : node.at("outputs").table()) {
+        golden.outputs[variant] = path_of(file);
+    }
+    if (golden.images == 0) {
+        node.at("images").refuse("it holds none");
+    }
+    return golden;
+}
+
+CascadeRecord cascade_of(const Node& node)
+{
+    CascadeRecord cascade;
+    cascade.block = static_cast<int>(node.at("block").whole(0, 1 << 10));
+    cascade.margins = node.at("signal").one_of({ "margin", "closeness" }) == 0;
+    read_piece(node.at("prefix"), cascade.prefix);
+    for (const Node& one : node.at("stages").list()) {
+        Stage stage;
+        read_piece(one, stage);
+        stage.variant = one.at("variant").text();
+        cascade.stages.push_back(std::move(stage));
+    }
+    if (cascade.stages.size() < 2) {
+        node.at("stages").refuse("it holds no two stages");
+    }
+    if (const auto settings = node.find("settings")) {
+        for (const auto& [profile, setting] : settings->table()) {
+            cascade.settings.emplace(name_of(profile, setting), setting_of(setting, cascade.stages.size()));
+        }
+    }
+    return cascade;
 }
 
 Profile profile_of(const std::string& name, const Node& node)
@@ -229,6 +328,52 @@ Profile profile_of(const std::string& name, const Node& node)
         }
     }
     return profile;
+}
+
+// Everything that has graphs and engines.
+std::vector<const Part*> parts_of(const Manifest& manifest)
+{
+    std::vector<const Part*> parts;
+    for (const Variant& variant : manifest.variants) {
+        parts.push_back(&variant);
+    }
+    for (const Part* const piece : manifest.cascade ? manifest.cascade->pieces() : std::vector<const Part*>()) {
+        parts.push_back(piece);
+    }
+    return parts;
+}
+
+// Stages are different variants, the baseline last, cut in front of the first layer of any; the signal is of the model's
+// kind of output.
+std::string contradiction_of_cascade(const Manifest& manifest)
+{
+    const CascadeRecord& cascade = *manifest.cascade;
+    std::set<std::string> pieces { cascade.prefix.name }, stages;
+    int block = std::numeric_limits<int>::max();
+    bool right = true, baseline = false;
+    for (const Stage& stage : cascade.stages) {
+        const auto variant = std::find_if(manifest.variants.begin(), manifest.variants.end(),
+            [&](const Variant& one) { return one.name == stage.variant; });
+        right = right && variant != manifest.variants.end() && pieces.insert(stage.name).second
+            && stages.insert(stage.variant).second;
+        baseline = right && variant->layers.empty();
+        block = right && !baseline ? std::min(block, variant->layers[0].block) : block;
+    }
+    if (!right || !baseline) {
+        return "has a cascade of other stages than its variants, the baseline last";
+    }
+    if (cascade.block != block) {
+        return "has a cascade that is not cut in front of its first pruning layer";
+    }
+    if (cascade.margins != (manifest.model.output == Output::logits)) {
+        return "has a cascade of another kind of confidence than its model's output";
+    }
+    const auto known = [&](const auto& setting) {
+        return std::any_of(manifest.profiles.begin(), manifest.profiles.end(),
+            [&](const Profile& profile) { return profile.name == setting.first; });
+    };
+    const bool all = std::all_of(cascade.settings.begin(), cascade.settings.end(), known);
+    return all ? "" : "has a cascade that decides for a profile that it lacks";
 }
 
 std::string contradiction_of_plan(const Variant& variant, const Model& model)
@@ -248,6 +393,15 @@ std::string contradiction_of_plan(const Variant& variant, const Model& model)
 
 } // namespace
 
+std::vector<const Part*> CascadeRecord::pieces() const
+{
+    std::vector<const Part*> all { &prefix };
+    for (const Stage& stage : stages) {
+        all.push_back(&stage);
+    }
+    return all;
+}
+
 Manifest manifest_of(const Node& root)
 {
     Manifest manifest;
@@ -260,6 +414,10 @@ Manifest manifest_of(const Node& root)
     manifest.default_variant = name_of(root.at("default_variant").text(), root.at("default_variant"));
     for (const Node& variant : root.at("variants").list()) {
         manifest.variants.push_back(variant_of(variant));
+    }
+    manifest.golden = golden_of(root.at("golden"));
+    if (const auto cascade = root.find_or_null("cascade")) {
+        manifest.cascade = cascade_of(*cascade);
     }
     for (const auto& [name, record] : root.at("files").table()) {
         const auto bytes = record.at("bytes").whole(0, std::numeric_limits<std::int64_t>::max());
@@ -274,6 +432,10 @@ std::string contradiction(const Manifest& manifest)
     if (manifest.class_names) {
         used.insert(*manifest.class_names);
     }
+    used.insert(manifest.golden.pixels);
+    for (const auto& [variant, file] : manifest.golden.outputs) {
+        used.insert(file);
+    }
     std::int64_t images = 1;
     bool baseline = false;
     for (const Profile& profile : manifest.profiles) {
@@ -284,22 +446,27 @@ std::string contradiction(const Manifest& manifest)
         if (!names.insert(variant.name).second) {
             return "has two variants '" + variant.name + "'";
         }
+        if (manifest.golden.outputs.count(variant.name) == 0) {
+            return "has no golden outputs of '" + variant.name + "'";
+        }
         const std::string wrong = contradiction_of_plan(variant, manifest.model);
         if (!wrong.empty()) {
             return wrong;
         }
-        const auto has_graph = [&](const Profile& profile) { return variant.graphs.count(profile.name) == 1; };
+    }
+    for (const Part* const part : parts_of(manifest)) {
+        const auto has_graph = [&](const Profile& profile) { return part->graphs.count(profile.name) == 1; };
         bool same = std::all_of(manifest.profiles.begin(), manifest.profiles.end(), has_graph)
-            && variant.graphs.size() == manifest.profiles.size();
-        for (const auto& [profile, engine] : variant.engines) {
-            same = same && variant.graphs.count(profile) == 1;
+            && part->graphs.size() == manifest.profiles.size();
+        for (const auto& [profile, engine] : part->engines) {
+            same = same && part->graphs.count(profile) == 1;
             used.insert(engine.file);
             used.insert(engine.weights.value_or(engine.file));
         }
         if (!same) {
-            return "has other profiles than the graphs and engines of '" + variant.name + "'";
+            return "has other profiles than the graphs and engines of '" + part->name + "'";
         }
-        for (const auto& [profile, graph] : variant.graphs) {
+        for (const auto& [profile, graph] : part->graphs) {
             used.insert(graph.file);
             used.insert(graph.plugin_file.value_or(graph.file));
             images = std::max<std::int64_t>(images, graph.batch.value_or(1));
@@ -319,7 +486,7 @@ std::string contradiction(const Manifest& manifest)
     if (images * static_cast<std::int64_t>(manifest.preprocess.bytes()) > most_bytes) {
         return "asks for " + std::to_string(images) + " images of its size at a time";
     }
-    return "";
+    return manifest.cascade ? contradiction_of_cascade(manifest) : "";
 }
 
 } // namespace ztdeploy

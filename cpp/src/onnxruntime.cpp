@@ -1,14 +1,13 @@
-// Engines of ONNX Runtime, opened with the options of ztdeploy/target/backends/onnxruntime.py. The C interface is used
-// because it is the stable one: headers of any version from 1.18 on go with any newer library.
+// Engines of ONNX Runtime, opened with the options of ztdeploy/target/backends/onnxruntime.py.
 #include "engine.h"
 #include "files.h"
 #include "machine.h"
 #include "onnx_file.h"
+#include "onnxruntime_table.h"
 #include "safetensors.h"
 #include "text.h"
 
-#include <onnxruntime_c_api.h>
-
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -21,11 +20,10 @@ namespace fs = std::filesystem;
 
 const OrtApi& api()
 {
-    static const OrtApi* const found = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+    static const OrtApi* const found = OrtGetApiBase()->GetApi(interface_version);
     if (found == nullptr) {
         throw Error(environment_error, "ONNX Runtime " + runtime_version() + " at run time",
-            "a version whose interface " + std::to_string(ORT_API_VERSION) + " this library was compiled for",
-            "install the version that the bundle was built with, or compile this library against its headers");
+            "version 1." + std::to_string(interface_version) + " or newer", "install the version that the bundle was built with");
     }
     return *found;
 }
@@ -59,7 +57,7 @@ Owned<Thing> made(void (*release)(Thing*), const Make& make)
 OrtEnv* environment()
 {
     static const Owned<OrtEnv> shared = made<OrtEnv>(api().ReleaseEnv, [](OrtEnv** into) {
-        OrtStatus* status = api().CreateEnv(ORT_LOGGING_LEVEL_FATAL, "ztdeploy", into);
+        OrtStatus* status = api().CreateEnv(only_fatal, "ztdeploy", into);
         return status != nullptr ? status : api().DisableTelemetryEvents(*into);
     });
     return shared.get();
@@ -76,8 +74,8 @@ Owned<OrtSessionOptions> session_options(int threads, Memory memory)
     check(api().SetIntraOpNumThreads(options.get(), threads));
     check(api().SetInterOpNumThreads(options.get(), 1));
     check(api().DisableMemPattern(options.get())); // a block for all values of a call: megabytes, and no faster
-    check(api().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_FATAL)); // errors are thrown
-    check(api().SetSessionGraphOptimizationLevel(options.get(), ORT_ENABLE_ALL));
+    check(api().SetSessionLogSeverityLevel(options.get(), only_fatal)); // errors are thrown
+    check(api().SetSessionGraphOptimizationLevel(options.get(), optimise_all));
     set(options.get(), "optimization.disable_specified_optimizers", "SkipLayerNormFusion"); // slower than what it replaces
     if (processor().loses_sums) {
         set(options.get(), "session.x64quantprecision", "1"); // exact products with 8-bit weights
@@ -88,30 +86,30 @@ Owned<OrtSessionOptions> session_options(int threads, Memory memory)
     return options;
 }
 
-Type type_of(ONNXTensorElementDataType type)
+Type type_of(ElementType type)
 {
     switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+    case ElementType::float32:
         return Type::float32;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+    case ElementType::uint8:
         return Type::uint8;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+    case ElementType::int32:
         return Type::int32;
     default:
         return Type::other;
     }
 }
 
-ONNXTensorElementDataType type_of(Type type)
+ElementType type_of(Type type)
 {
-    return type == Type::uint8 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    return type == Type::uint8 ? ElementType::uint8 : ElementType::float32;
 }
 
-TensorFacts facts_of(const OrtTensorTypeAndShapeInfo* info, std::string name)
+TensorFacts facts_of(const OrtTensorInfo* info, std::string name)
 {
     TensorFacts facts;
     facts.name = std::move(name);
-    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    ElementType type = ElementType::undefined;
     check(api().GetTensorElementType(info, &type));
     facts.type = type_of(type);
     std::size_t rank = 0;
@@ -124,12 +122,12 @@ TensorFacts facts_of(const OrtTensorTypeAndShapeInfo* info, std::string name)
 const OrtMemoryInfo* cpu_memory()
 {
     static const Owned<OrtMemoryInfo> shared = made<OrtMemoryInfo>(api().ReleaseMemoryInfo,
-        [](OrtMemoryInfo** into) { return api().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, into); });
+        [](OrtMemoryInfo** into) { return api().CreateCpuMemoryInfo(arena_allocator, default_memory, into); });
     return shared.get();
 }
 
-Owned<OrtValue> tensor_over(const void* data, std::size_t bytes, const std::vector<std::int64_t>& shape,
-    ONNXTensorElementDataType type)
+Owned<OrtValue> tensor_over(
+    const void* data, std::size_t bytes, const std::vector<std::int64_t>& shape, ElementType type)
 {
     return made<OrtValue>(api().ReleaseValue, [&](OrtValue** into) { // it is only read from
         return api().CreateTensorWithDataAsOrtValue(
@@ -154,7 +152,7 @@ public:
                     "what '" + stored.file.filename().string() + "' says", "copy or build the bundle again");
             }
             values_.push_back(tensor_over(file_.data() + tensor.begin, tensor.size, tensor.shape,
-                static_cast<ONNXTensorElementDataType>(tensor.type)));
+                static_cast<ElementType>(tensor.type)));
             check(api().AddInitializer(options, name.c_str(), values_.back().get()));
         }
     }
@@ -251,7 +249,7 @@ private:
             check(api().AllocatorFree(allocator, text));
             const auto kind = made<OrtTypeInfo>(
                 api().ReleaseTypeInfo, [&](OrtTypeInfo** into) { return info(session_.get(), at, into); });
-            const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+            const OrtTensorInfo* tensor = nullptr;
             check(api().CastTypeInfoToTensorInfo(kind.get(), &tensor));
             all.push_back(tensor == nullptr ? TensorFacts { own, Type::other, {} } : facts_of(tensor, own));
         }
@@ -286,8 +284,8 @@ private:
 
     static Value value_of(OrtValue* value, const std::string& name)
     {
-        const auto info = made<OrtTensorTypeAndShapeInfo>(api().ReleaseTensorTypeAndShapeInfo,
-            [&](OrtTensorTypeAndShapeInfo** into) { return api().GetTensorTypeAndShape(value, into); });
+        const auto info = made<OrtTensorInfo>(api().ReleaseTensorTypeAndShapeInfo,
+            [&](OrtTensorInfo** into) { return api().GetTensorTypeAndShape(value, into); });
         Value found { facts_of(info.get(), name), {} };
         std::size_t count = 0;
         check(api().GetTensorShapeElementCount(info.get(), &count));

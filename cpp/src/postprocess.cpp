@@ -57,12 +57,12 @@ std::vector<Label> top_labels(const float* logits, const std::vector<std::string
 }
 
 std::vector<std::vector<std::int32_t>> kept_patches(
-    const std::vector<std::vector<std::int32_t>>& kept, const std::vector<int>& lengths, std::size_t image, int prefix_tokens)
+    const std::vector<std::vector<std::int32_t>>& kept, const std::vector<Layer>& layers, std::size_t image, int prefix_tokens)
 {
     std::vector<std::vector<std::int32_t>> patches;
     std::vector<std::int32_t> tokens; // in terms of those that entered the first layer
     for (std::size_t layer = 0; layer < kept.size(); ++layer) {
-        const auto length = static_cast<std::size_t>(lengths[layer]);
+        const auto length = static_cast<std::size_t>(layers[layer].tokens_out);
         std::vector<std::int32_t> left(kept[layer].begin() + static_cast<std::ptrdiff_t>(image * length),
             kept[layer].begin() + static_cast<std::ptrdiff_t>((image + 1) * length));
         if (layer > 0) {

@@ -1,6 +1,8 @@
 // From raw outputs to what a person wants to know; as ztdeploy/target/runtime/postprocess.py does it.
 #pragma once
 
+#include "bundle.h"
+
 #include <ztdeploy/ztdeploy.h>
 
 #include <string>
@@ -14,6 +16,6 @@ std::vector<Label> top_labels(const float* logits, const std::vector<std::string
 
 // Per layer, the patches of one image that are left, as indices into its grid.
 std::vector<std::vector<std::int32_t>> kept_patches(
-    const std::vector<std::vector<std::int32_t>>& kept, const std::vector<int>& lengths, std::size_t image, int prefix_tokens);
+    const std::vector<std::vector<std::int32_t>>& kept, const std::vector<Layer>& layers, std::size_t image, int prefix_tokens);
 
 } // namespace ztdeploy

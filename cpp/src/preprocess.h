@@ -21,6 +21,7 @@ struct Preprocess {
     Interpolation interpolation = Interpolation::bicubic;
     bool squash = false;
     bool round_crop_down = false;
+    int bit_depth = 16; // that 16-bit image files use
     std::vector<float> mean, std; // per channel, of values from 0 to 1
 
     int channels() const { return static_cast<int>(mean.size()); }

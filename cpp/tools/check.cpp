@@ -64,41 +64,96 @@ void preprocess(const std::string& cases, const std::string& out)
     }
 }
 
-// All variants of a bundle on the same pixels: together, then the first one alone.
-void infer(const std::string& bundle, const std::string& profile, bool shared, const std::string& pixels, const std::string& out)
+// How a runner is asked for.
+struct Asked {
+    std::string bundle, profile, variant; // "cascade": no variant
+    bool shared = false;
+
+    ztdeploy::Runner runner() const
+    {
+        ztdeploy::Options options;
+        options.profile = profile;
+        options.cascade = variant == "cascade";
+        if (!options.cascade) {
+            options.variant = variant;
+        }
+        options.memory = shared ? ztdeploy::Memory::shared : ztdeploy::Memory::speed;
+        options.threads = 1;
+        return ztdeploy::Runner(bundle, options);
+    }
+};
+
+void write(std::ofstream& results, ztdeploy::Runner& runner, const Bytes& pixels, std::size_t images)
 {
-    ztdeploy::Options options;
-    options.profile = profile;
-    options.memory = shared ? ztdeploy::Memory::shared : ztdeploy::Memory::speed;
-    options.threads = 1;
-    ztdeploy::Runner runner(bundle, options);
+    const ztdeploy::Outputs found = runner.infer(reinterpret_cast<const std::uint8_t*>(pixels.data()), images);
+    write(results, found.output);
+    for (const auto* const layers : { &found.kept, &found.into }) {
+        for (const auto& layer : *layers) {
+            write(results, layer);
+        }
+    }
+    write(results, found.stage);
+}
+
+// One variant after the other, or the cascade, on the same pixels: together, then the first one alone.
+void infer(const Asked& asked, const std::string& pixels, const std::string& out)
+{
+    ztdeploy::Runner runner = asked.runner();
     const auto shape = runner.input_shape();
     const Bytes images = bytes_of(pixels);
     const std::size_t each = static_cast<std::size_t>(shape[0]) * shape[1] * shape[2];
     std::ofstream results(out, std::ios::binary);
-    for (const std::string& name : runner.variants()) {
-        runner.switch_variant(name);
-        for (const std::size_t count : { images.size() / each, std::size_t { 1 } }) {
-            const ztdeploy::Outputs found = runner.infer(reinterpret_cast<const std::uint8_t*>(images.data()), count);
-            write(results, found.output);
-            for (const auto* const layers : { &found.kept, &found.into }) {
-                for (const auto& layer : *layers) {
-                    write(results, layer);
-                }
-            }
+    const bool cascade = asked.variant == "cascade";
+    for (const std::string& name : cascade ? std::vector<std::string> { "" } : runner.variants()) {
+        if (!cascade) {
+            runner.switch_variant(name);
         }
+        write(results, runner, images, images.size() / each);
+        write(results, runner, images, 1);
     }
 }
 
-// What opening each bundle and running one image says, as "CODE<tab>message".
+// A line for each image of a file of [height, width, channels] and bytes: the stage, labels and kept patches.
+void predict(const Asked& asked, const std::string& cases)
+{
+    ztdeploy::Runner runner = asked.runner();
+    std::ifstream in(cases, std::ios::binary);
+    std::int32_t size[3];
+    while (in.read(reinterpret_cast<char*>(size), sizeof size)) {
+        std::vector<std::uint8_t> image(static_cast<std::size_t>(size[0]) * size[1] * size[2]);
+        in.read(reinterpret_cast<char*>(image.data()), static_cast<std::streamsize>(image.size()));
+        const ztdeploy::Prediction found = runner({ image.data(), size[0], size[1], size[2], 0 }, 3);
+        std::printf("%d", found.stage.value_or(-1));
+        for (const ztdeploy::Label& label : found.labels) {
+            std::printf("\t%s %.9f", label.name.c_str(), label.probability.value_or(label.value));
+        }
+        for (const auto& layer : found.kept) {
+            std::printf("\t");
+            for (const std::int32_t patch : layer) {
+                std::printf("%d ", patch);
+            }
+        }
+        std::printf("\n");
+    }
+    for (const std::size_t count : runner.counts()) {
+        std::printf("%zu\n", count);
+    }
+    std::printf("%s\n", runner.warning().value_or("").c_str());
+}
+
+// What opening each bundle's default variant and its cascade, and running one image, says, as "CODE<tab>message".
 void open(const std::vector<std::string>& bundles)
 {
     for (const std::string& bundle : bundles) {
         try {
-            ztdeploy::Runner runner(bundle);
-            const auto shape = runner.input_shape();
-            const std::vector<std::uint8_t> image(static_cast<std::size_t>(shape[0]) * shape[1] * shape[2]);
-            runner({ image.data(), shape[0], shape[1], shape[2], 0 });
+            for (const bool cascade : { false, true }) {
+                ztdeploy::Options options;
+                options.cascade = cascade;
+                ztdeploy::Runner runner(bundle, options);
+                const auto shape = runner.input_shape();
+                const std::vector<std::uint8_t> image(static_cast<std::size_t>(shape[0]) * shape[1] * shape[2]);
+                runner({ image.data(), shape[0], shape[1], shape[2], 0 });
+            }
             std::puts("0\topened");
         } catch (const ztdeploy::Error& error) {
             std::printf("%d\t%s\n", error.exit_code(), error.what());
@@ -113,8 +168,10 @@ int main(int count, char** values)
     const std::vector<std::string> given(values + 1, values + count);
     if (given.size() == 3 && given[0] == "preprocess") {
         preprocess(given[1], given[2]);
-    } else if (given.size() == 6 && given[0] == "infer") {
-        infer(given[1], given[2], given[3] == "shared", given[4], given[5]);
+    } else if (given.size() == 7 && given[0] == "infer") {
+        infer({ given[1], given[2], given[3], given[4] == "shared" }, given[5], given[6]);
+    } else if (given.size() == 5 && given[0] == "predict") {
+        predict({ given[1], given[2], given[3] }, given[4]);
     } else if (given.size() == 2 && given[0] == "open") {
         std::ifstream list(given[1]);
         std::vector<std::string> bundles;

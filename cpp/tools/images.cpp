@@ -41,6 +41,7 @@ void check_size(std::uint64_t width, std::uint64_t height)
 struct PngInput {
     const std::vector<std::uint8_t>* bytes;
     std::size_t at = 0;
+    int bit_depth = 16;
     std::jmp_buf jump {};
     char why[128] = "";
 };
@@ -78,6 +79,9 @@ bool decode_png(png_structp png, png_infop info, PngInput& input, Picture& pictu
     if (static_cast<std::uint64_t>(picture.width) * static_cast<std::uint64_t>(picture.height) > most_pixels) {
         png_error(png, "it has more than 100,000,000 pixels");
     }
+    if (png_get_bit_depth(png, info) == 16 && input.bit_depth != 16) {
+        png_error(png, "it has 16 bits per channel, of which the model uses fewer: scale it to 8 bits");
+    }
     png_set_strip_16(png);
     png_set_palette_to_rgb(png);
     png_set_expand_gray_1_2_4_to_8(png);
@@ -107,9 +111,10 @@ int png_orientation(png_structp png, png_infop info)
     return png_get_eXIf_1(png, info, &size, &exif) != 0 ? orientation_of(exif, size) : 1;
 }
 
-Picture png_of(const std::vector<std::uint8_t>& bytes, int& orientation)
+Picture png_of(const std::vector<std::uint8_t>& bytes, int& orientation, int bit_depth)
 {
     PngInput input { &bytes };
+    input.bit_depth = bit_depth;
     png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &input, png_failed, png_warned);
     png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
     Picture picture;
@@ -310,7 +315,7 @@ bool begins(const std::vector<std::uint8_t>& bytes, const char* mark, std::size_
 
 } // namespace
 
-Picture read_picture(const fs::path& path, int channels)
+Picture read_picture(const fs::path& path, int channels, int bit_depth)
 {
     const std::vector<std::uint8_t> bytes = bytes_of(path);
     if (channels != 1 && channels != 3) {
@@ -321,7 +326,7 @@ Picture read_picture(const fs::path& path, int channels)
         int orientation = 1;
         Picture picture;
         if (begins(bytes, "\x89PNG", 4)) {
-            picture = png_of(bytes, orientation);
+            picture = png_of(bytes, orientation, bit_depth);
         } else if (begins(bytes, "\xff\xd8", 2)) {
             picture = jpeg_of(bytes, orientation);
         } else if (begins(bytes, "P6", 2)) {

@@ -19,8 +19,9 @@ struct Picture {
     ImageView view() const { return { pixels.data(), height, width, channels, 0 }; }
 };
 
-// Throws Error with exit code 3. `channels`: 3, or 1 for models of grey images.
-Picture read_picture(const std::filesystem::path& path, int channels);
+// Throws Error with exit code 3. `channels`: 3, or 1 for models of grey images. Files of 16 bits are refused where the
+// model uses fewer of these than 16.
+Picture read_picture(const std::filesystem::path& path, int channels, int bit_depth);
 
 // The image files in a folder and below it, in the order of names; hidden ones are left out. Throws Error.
 std::vector<std::filesystem::path> pictures_in(const std::filesystem::path& folder);

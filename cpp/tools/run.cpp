@@ -9,6 +9,7 @@
 #include <cstring>
 #include <exception>
 #include <filesystem>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,14 @@ with their probabilities, or the shape and the norm of what the model gives.
 
   --variant NAME      the variant to run (default: the bundle's default variant)
   --keep-ratio RATIO  instead of a name; 1 is the baseline
+  --cascade           run the bundle's cascade; lines name the variant that answered
   --profile NAME      run the engines of this profile
   --threads N         threads of the engine
   --top N             labels of an image (default: 5)
   --threshold P       least probability to show
   --memory MODE       speed, or shared: all variants read one copy of the weights
+  --check             run the bundle's known inputs through all variants instead of
+                      images, and hold the outputs against PyTorch's
   --no-verify         do not compare files with their hashes
   --version           the runtime that this command was built with
 
@@ -42,6 +46,7 @@ struct Request {
     ztdeploy::Options options;
     std::size_t top = 5;
     std::optional<double> threshold;
+    bool check = false;
 };
 
 // A mistake in the command line, which has an exit code of its own.
@@ -54,7 +59,7 @@ double number_of(const std::string& option, const std::string& text)
     char* end = nullptr;
     const double value = std::strtod(text.c_str(), &end);
     if (text.empty() || *end != '\0' || !std::isfinite(value)) {
-        throw Malformed { option + " takes a number, not '" + text.substr(0, 80) + "'" };
+        throw Error(3, option + " " + text.substr(0, 80), "a number", "give another value");
     }
     return value;
 }
@@ -63,7 +68,7 @@ int whole_of(const std::string& option, const std::string& text)
 {
     const double value = number_of(option, text);
     if (value != std::floor(value) || value < 0 || value > 1e9) {
-        throw Malformed { option + " takes a whole number, not '" + text.substr(0, 80) + "'" };
+        throw Error(3, option + " " + text.substr(0, 80), "a whole number", "give another value");
     }
     return static_cast<int>(value);
 }
@@ -84,8 +89,10 @@ void read_option(Request& request, const std::string& option, const std::string&
         request.threshold = number_of(option, value);
     } else if (option == "--memory" && (value == "speed" || value == "shared")) {
         request.options.memory = value == "speed" ? ztdeploy::Memory::speed : ztdeploy::Memory::shared;
+    } else if (option == "--memory") {
+        throw Error(3, option + " " + value.substr(0, 80), "speed or shared", "give one of them");
     } else {
-        throw Malformed { option == "--memory" ? "--memory takes speed or shared" : "no such option: " + option };
+        throw Malformed { "no such option: " + option };
     }
 }
 
@@ -96,6 +103,10 @@ Request request_of(const std::vector<std::string>& arguments)
         const std::string& one = arguments[at];
         if (one == "--no-verify") {
             request.options.verify = false;
+        } else if (one == "--check") {
+            request.check = true;
+        } else if (one == "--cascade") {
+            request.options.cascade = true;
         } else if (one.rfind("--", 0) != 0) {
             request.paths.push_back(one);
         } else if (const std::size_t sign = one.find('='); sign != std::string::npos) {
@@ -106,7 +117,7 @@ Request request_of(const std::vector<std::string>& arguments)
             throw Malformed { one + " needs a value" };
         }
     }
-    if (request.paths.size() < 2) {
+    if (request.paths.size() < 2 && !(request.check && request.paths.size() == 1)) {
         throw Malformed { "a bundle and an image are needed; see ztdeploy-run --help" };
     }
     return request;
@@ -128,9 +139,13 @@ double norm_of(const Prediction& prediction)
 }
 
 // One line, as `ztdeploy run` prints into a pipe.
-void print(const std::string& image, const Prediction& prediction, ztdeploy::Output gives)
+void print(const std::string& image, const Prediction& prediction, const ztdeploy::Runner& runner)
 {
+    const ztdeploy::Output gives = runner.gives();
     std::printf("%s", image.c_str());
+    if (prediction.stage) {
+        std::printf("\t%s", runner.stages()[static_cast<std::size_t>(*prediction.stage)].c_str());
+    }
     if (gives != ztdeploy::Output::logits) {
         for (std::size_t at = 0; at < prediction.shape.size(); ++at) {
             std::printf("%c%zu", at == 0 ? '\t' : 'x', prediction.shape[at]);
@@ -147,17 +162,45 @@ void print(const std::string& image, const Prediction& prediction, ztdeploy::Out
     std::fflush(stdout);
 }
 
+// A line for each variant.
+void check(ztdeploy::Runner& runner)
+{
+    for (const std::string& name : runner.variants()) {
+        runner.switch_variant(name);
+        const ztdeploy::Checked found = runner.check();
+        std::printf("%s\t%zu of %zu golden images with the same tokens\tdifference %.0e of %.0e\n", name.c_str(),
+            found.identical, found.images, found.difference, found.tolerance);
+    }
+}
+
+// How many images went on from the first stage, and whether they are unlike those that the cascade was calibrated on.
+void say_counts(const ztdeploy::Runner& runner)
+{
+    const std::vector<std::size_t> counts = runner.counts();
+    const std::size_t total = std::accumulate(counts.begin(), counts.end(), std::size_t { 0 });
+    std::fprintf(stderr, "%zu of %zu images went on from %s\n", total - counts[0], total, runner.stages()[0].c_str());
+    if (runner.warning()) {
+        std::fprintf(stderr, "warning: %s\n", runner.warning()->c_str());
+    }
+}
+
 void run(const Request& request)
 {
     ztdeploy::Runner runner(request.paths[0], request.options);
+    if (request.check) {
+        check(runner);
+    }
     const int channels = runner.input_shape()[2];
     for (std::size_t at = 1; at < request.paths.size(); ++at) {
         const std::filesystem::path path = request.paths[at];
         const bool is_folder = std::filesystem::is_directory(path);
         for (const auto& file : is_folder ? ztdeploy::pictures_in(path) : std::vector<std::filesystem::path> { path }) {
-            const ztdeploy::Picture picture = ztdeploy::read_picture(file, channels);
-            print(file.string(), runner(picture.view(), request.top, request.threshold), runner.gives());
+            const ztdeploy::Picture picture = ztdeploy::read_picture(file, channels, runner.bit_depth());
+            print(file.string(), runner(picture.view(), request.top, request.threshold), runner);
         }
+    }
+    if (request.options.cascade) {
+        say_counts(runner);
     }
 }
 

@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from helpers.processes import CHECKOUT, HANG_S
+from helpers.bundles import edit, linked_copy
+from helpers.models import tiny_vit
+from helpers.processes import CHECKOUT, HANG_S, run_ztdeploy
 from PIL import Image
+from torch import Tensor, nn
 
+import ztdeploy
 from ztdeploy.core.bundle import read_bundle, sha256_of
 from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.keep_ratio import uniform_schedule
@@ -26,37 +31,48 @@ from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.core.profile import read_profile
 from ztdeploy.jobs.build import BuildRequest, build
+from ztdeploy.target.adaptive.cascade import CascadeRunner
+from ztdeploy.target.backends.base import MemoryMode
 from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
 from ztdeploy.target.runtime.runner import load_engine
-
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not os.environ.get("ZTDEPLOY_CPP"),
-        reason="ZTDEPLOY_CPP is not set: only the build has passed; one pixel of an enlarged image differs, "
-        "and outputs and broken bundles were never run here",
-    ),
-]
 
 SOURCES = CHECKOUT / "cpp"
 #: Every warning is an error, and the first fault of memory or arithmetic ends the program.
 FLAGS = "-Werror -Wall -Wextra -O0 -fsanitize=address,undefined -fno-sanitize-recover=all"
-#: The profiles of each runtime: in fp32, in int8, and one that takes normalised pixels.
-PROFILES = {"onnxruntime": ("cpu", "cpu-int8", "floats"), "openvino": ("cpu-openvino",)}
+#: What our own code leaves behind is a fault; runtimes keep what they loaded until the process ends.
+NOT_OURS = ("libonnxruntime", "libopenvino", "libtbb", "libcrypto", "libhwloc")
+#: The variants of the shared bundle, in its order.
+CHAIN = ["keep-0.70", "keep-0.50", "dense"]
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 Manifest = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
+
+
+class Salient(nn.Module):
+    """A model of maps: a yes or no for each of 8 x 8 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = tiny_vit(num_classes=0)
+        self.head = nn.ConvTranspose2d(48, 1, 2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.head(self.vit.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4)))
+        return found
 
 
 def _where(runtime: str) -> str:
-    """The option that says where a runtime's headers and library are."""
-    if runtime == "onnxruntime":
-        root = os.environ.get("ONNXRUNTIME_ROOT")
-        if not root:
-            pytest.skip("ONNXRUNTIME_ROOT is not set: ONNX Runtime's wheel has no headers for C++")
-        return f"-DONNXRUNTIME_ROOT={root}"
-    from openvino.utils import get_cmake_path
+    """The option that says where a runtime is: both come with their Python wheels."""
+    if runtime == "openvino":
+        from openvino.utils import get_cmake_path
 
-    return f"-DOpenVINO_DIR={get_cmake_path()}"
+        return f"-DOpenVINO_DIR={get_cmake_path()}"
+    import onnxruntime
+
+    folder = Path(onnxruntime.__file__).parent
+    if not list((folder / "capi").glob("libonnxruntime.so*")):
+        pytest.skip("this wheel of ONNX Runtime holds no libonnxruntime.so")
+    return f"-DONNXRUNTIME_ROOT={folder}"
 
 
 def _json_folder() -> Path:
@@ -69,54 +85,43 @@ def _json_folder() -> Path:
     pytest.skip("no nlohmann/json.hpp here")
 
 
-@pytest.fixture(scope="module", params=sorted(PROFILES))
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A runtime, and the program `ztdeploy-check` with it."""
+def _built(runtime: str, folder: Path) -> Path:
+    """The program `ztdeploy-check` for a runtime; nothing is fetched."""
     for tool in ("cmake", "g++"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} here")
     if not Path("/usr/include/openssl/evp.h").is_file():
         pytest.skip("no headers of OpenSSL here")
-    options = [_where(request.param), f"-DNLOHMANN_JSON_INCLUDE_DIR={_json_folder()}", f"-DCMAKE_CXX_FLAGS={FLAGS}"]
-    options += [f"-DZTDEPLOY_RUNTIME={request.param}", "-DZTDEPLOY_TOOLS=OFF", "-DZTDEPLOY_TESTS=ON"]
-    folder = tmp_path_factory.mktemp(request.param)
+    options = [_where(runtime), f"-DNLOHMANN_JSON_INCLUDE_DIR={_json_folder()}", f"-DCMAKE_CXX_FLAGS={FLAGS}"]
+    options += [f"-DZTDEPLOY_RUNTIME={runtime}", "-DZTDEPLOY_TOOLS=OFF", "-DZTDEPLOY_TESTS=ON"]
     for command in (
         ["cmake", "-S", str(SOURCES), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug", *options],
-        ["cmake", "--build", str(folder)],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return request.param, folder / "ztdeploy-check"
+    return folder / "ztdeploy-check"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With ONNX Runtime."""
+    return _built("onnxruntime", tmp_path_factory.mktemp("onnxruntime"))
 
 
 def _check(program: Path, *arguments: object) -> str:
     """What the program prints. A sanitizer that finds anything ends it, or says so on standard error."""
-    # Runtimes keep what they loaded until the process ends.
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    suppressions = program.with_name("leaks")
+    suppressions.write_text("".join(f"leak:{name}\n" for name in NOT_OURS))
+    environment = {
+        **os.environ,
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "LSAN_OPTIONS": f"suppressions={suppressions}:print_suppressions=0",
+    }
     command = [str(program), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, env=environment, timeout=HANG_S)
     assert (done.returncode, done.stderr.decode()) == (0, "")
     return done.stdout.decode()
-
-
-@pytest.fixture(scope="module")
-def bundle(built: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with a dropping and a merging variant, for the profiles of the runtime."""
-    folder = tmp_path_factory.mktemp("bundle") / "digits"
-    merging = uniform_schedule(0.6, 12, method="novelty-merge").model_copy(update={"name": "merging"})
-    floats = read_profile("cpu").model_copy(update={"name": "floats", "image_input": "float32"})
-    profiles = tuple(floats if name == "floats" else name for name in PROFILES[built[0]])
-    schedules = (uniform_schedule(0.7, 12, method="zero-tprune"), merging)
-    build(BuildRequest(model=ModelSource(name="vit_digits"), profiles=profiles, schedules=schedules, out=folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embedding(built: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "embedding"
-    model = ModelSource(name="vit_digits", output="embedding")
-    build(BuildRequest(model=model, profiles=PROFILES[built[0]][:1], keep_ratios=(0.7,), out=folder))
-    return folder
 
 
 def test_versions_are_one() -> None:
@@ -149,7 +154,7 @@ def _cases() -> Iterator[tuple[PreprocessSpec, np.ndarray]]:
         yield spec, np.where(pixels > 127, 255, 0).astype(np.uint8) if extreme else pixels
 
 
-def test_pixels_are_those_of_python(built: tuple[str, Path], tmp_path: Path) -> None:
+def test_pixels_are_those_of_python(program: Path, tmp_path: Path) -> None:
     wanted = []
     with (tmp_path / "cases").open("wb") as file:
         for spec, image in _cases():
@@ -162,7 +167,7 @@ def test_pixels_are_those_of_python(built: tuple[str, Path], tmp_path: Path) -> 
             whole = bands[0] if channels == 1 else Image.fromarray(image) if channels == 3 else bands
             pixels = resize_and_crop(whole, spec)
             wanted.append((spec, image.shape, pixels.tobytes() + normalise(pixels[None], spec).tobytes()))
-    _check(built[1], "preprocess", tmp_path / "cases", tmp_path / "out")
+    _check(program, "preprocess", tmp_path / "cases", tmp_path / "out")
     found, at = (tmp_path / "out").read_bytes(), 0
     for spec, shape, exact in wanted:
         assert found[at : at + len(exact)] == exact, (spec, shape)
@@ -173,32 +178,212 @@ def test_pixels_are_those_of_python(built: tuple[str, Path], tmp_path: Path) -> 
 # -------------------- inference
 
 
-def _golden(folder: Path, tmp_path: Path) -> np.ndarray:
+def _compare(program: Path, folder: Path, profile: str, memory: MemoryMode, tmp_path: Path) -> None:
+    """Every variant gives the same bytes as in Python: of all golden images together, and of the first alone."""
     pixels = np.load(folder / read_bundle(folder).manifest.golden.pixels)
     pixels.tofile(tmp_path / "pixels")
-    return pixels
-
-
-def _by_python(folder: Path, profile: str, pixels: np.ndarray) -> bytes:
-    raw = b""
-    with load_engine(folder, profile=profile, threads=1) as runner:
+    wanted = b""
+    with load_engine(folder, profile=profile, threads=1, memory=memory) as runner:
+        default = runner.variant.name
         for variant in runner.bundle.manifest.variants:
             runner.switch(variant=variant.name)
             for count in (len(pixels), 1):
                 found = runner.infer(pixels[:count])
-                raw += b"".join(one.tobytes() for one in (found.logits, *found.kept, *found.into))
-    return raw
+                wanted += b"".join(one.tobytes() for one in (found.logits, *found.kept, *found.into))
+    _check(program, "infer", folder, profile, default, memory, tmp_path / "pixels", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == wanted, (folder.name, profile, memory)
 
 
-def test_outputs_are_those_of_python(built: tuple[str, Path], bundle: Path, embedding: Path, tmp_path: Path) -> None:
-    runtime, program = built
-    for folder, profiles in ((bundle, PROFILES[runtime]), (embedding, PROFILES[runtime][:1])):
-        pixels = _golden(folder, tmp_path)
-        for profile in profiles:
-            wanted = _by_python(folder, profile, pixels)
-            for memory in ("speed", "shared"):
-                _check(program, "infer", folder, profile, memory, tmp_path / "pixels", tmp_path / "out")
-                assert (tmp_path / "out").read_bytes() == wanted, (folder.name, profile, memory)
+@pytest.mark.parametrize("memory", ["speed", "shared"])
+def test_outputs_are_those_of_python(program: Path, cascade_bundle: Path, memory: MemoryMode, tmp_path: Path) -> None:
+    _compare(program, cascade_bundle, "cpu", memory, tmp_path)
+
+
+def _set_thresholds(manifest: Manifest) -> None:
+    """Between them, some of the held-out digits end at each stage."""
+    manifest["cascade"]["settings"]["cpu"]["thresholds"] = [0.8, 0.75]
+
+
+def _lines_of(found: ztdeploy.Prediction) -> str:
+    labels = [f"{one.name} {one.value if one.probability is None else one.probability:.9f}" for one in found.labels]
+    kept = ["".join(f"{patch} " for patch in layer.tolist()) for layer in found.kept]
+    return "\t".join([str(-1 if found.stage is None else found.stage), *labels, *kept])
+
+
+@pytest.mark.parametrize("variant", ["keep-0.50", "cascade"])
+def test_predictions_are_those_of_python(
+    program: Path, cascade_bundle: Path, digit_images: list[Path], variant: str, tmp_path: Path
+) -> None:
+    """Stages, labels, probabilities and kept patches of images of any size; the warning of unlike images at the end."""
+    bundle = edit(linked_copy(cascade_bundle, tmp_path / "bundle"), _set_thresholds)
+    random = np.random.default_rng(5)
+    digits = [np.asarray(Image.open(image).convert("RGB")) for image in digit_images[100:130]]
+    noise = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((9, 200), (150, 31), (1, 1))] * 4
+    with (tmp_path / "cases").open("wb") as file:
+        for image in [*digits, *noise]:
+            file.write(struct.pack("3i", *image.shape) + image.tobytes())
+    options: dict[str, Any] = {"cascade": True} if variant == "cascade" else {"variant": variant}
+    with ztdeploy.load(bundle, profile="cpu", threads=1, **options) as runner:
+        wanted = [_lines_of(runner(image, top=3)[0]) for image in [*digits, *noise]]
+        if isinstance(runner, CascadeRunner):
+            wanted += [str(count) for count in runner.counts]
+            assert all(runner.counts)
+        wanted.append((runner.warning if isinstance(runner, CascadeRunner) else None) or "")
+    found = _check(program, "predict", bundle, "cpu", variant, tmp_path / "cases")
+    assert found.splitlines() == wanted
+
+
+def test_a_cascade_regroups_images_as_python_does(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(cascade_bundle)
+    pixels: Pixels = np.load(cascade_bundle / bundle.manifest.golden.pixels)
+    pixels.tofile(tmp_path / "pixels")
+    wanted = b""
+    with ztdeploy.load(bundle, cascade=True, profile="cpu", threads=1) as runner:
+        for count in (len(pixels), 1):
+            found = runner.infer(pixels[:count])
+            wanted += found.logits.tobytes() + found.stage.astype(np.int32).tobytes()
+    _check(program, "infer", cascade_bundle, "cpu", "cascade", "speed", tmp_path / "pixels", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == wanted
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of all kinds of outputs and precisions: of the shipped model, of its embeddings, and of maps."""
+    folder = tmp_path_factory.mktemp("bundle")
+    merging = uniform_schedule(0.6, 12, method="novelty-merge").model_copy(update={"name": "merging"})
+    floats = read_profile("cpu").model_copy(update={"name": "floats", "image_input": "float32"})
+    profiles = ("cpu-int8", floats, "cpu-openvino", "cpu-openvino-int8", "cpu-openvino-int8-rows")
+    for name, model, own in (
+        ("digits", ModelSource(name="vit_digits"), profiles),
+        ("embedding", ModelSource(name="vit_digits", output="embedding"), ("cpu",)),
+    ):
+        build(BuildRequest(model=model, profiles=own, schedules=(merging,), out=folder / name))
+    ztdeploy.build(Salient().eval(), profile="cpu", keep_ratio=0.6, activation="sigmoid", out=folder / "maps")
+    return {one.name: one for one in folder.iterdir()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("memory", ["speed", "shared"])
+def test_other_outputs_and_precisions_are_those_of_python(
+    program: Path, bundles: dict[str, Path], memory: MemoryMode, tmp_path: Path
+) -> None:
+    for name, profile in (("digits", "cpu-int8"), ("digits", "floats"), ("embedding", "cpu"), ("maps", "cpu")):
+        _compare(program, bundles[name], profile, memory, tmp_path)
+
+
+# -------------------- the command and the other runtime
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Files of every kind that both read: bit depths, palettes, alpha, orientations, extreme shapes."""
+    random = np.random.default_rng(11)
+    colour = random.integers(0, 256, (40, 30, 3), np.uint8)
+    grey, deep = colour[..., 0], random.integers(0x4000, 0x10000, (33, 47)).astype(np.uint16)
+    deep[0, 0] = 0xFFFF
+    made = {
+        "colour": Image.fromarray(colour),
+        "grey": Image.fromarray(grey),
+        "deep": Image.fromarray(deep),
+        "palette": Image.fromarray(colour).quantize(17),
+        "bits": Image.fromarray(grey > 127),
+        "alpha": Image.fromarray(np.dstack([colour, grey])),
+        "grey-alpha": Image.fromarray(np.dstack([grey, grey]), mode="LA"),
+        "tall": Image.fromarray(random.integers(0, 256, (900, 7, 3), np.uint8)),
+        "wide": Image.fromarray(random.integers(0, 256, (5, 801, 3), np.uint8)),
+        "tiny": Image.fromarray(colour[:1, :1]),
+    }
+    for name, image in made.items():
+        image.save(folder / f"{name}.png")
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        made["colour"].save(folder / f"turn-{turn}.png", exif=exif)
+        made["colour"].resize((64, 48)).save(folder / f"photo-{turn}.jpg", exif=exif, quality=90)
+    made["colour"].save(folder / "plain.ppm")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.long
+def test_the_command_prints_what_pythons_prints(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:
+    if not all(Path("/usr/include", name).is_file() for name in ("png.h", "jpeglib.h")):
+        pytest.skip("no headers of libpng and libjpeg here")
+    for command in (["cmake", str(program.parent), "-DZTDEPLOY_TOOLS=ON"], ["cmake", "--build", str(program.parent)]):
+        subprocess.run(command, check=True, capture_output=True, timeout=HANG_S)
+    (tmp_path / "pictures").mkdir()
+    pictures = _pictures(tmp_path / "pictures")
+    (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:50])
+    for options in (["--threads", "1"], ["--variant", "dense", "--top", "2"], ["--cascade"]):
+        arguments = [str(cascade_bundle), str(tmp_path / "pictures"), *options]
+        wanted = run_ztdeploy("run", *arguments, cwd=tmp_path)
+        found = subprocess.run([program.with_name("ztdeploy-run"), *arguments], capture_output=True, text=True)
+        assert (found.returncode, found.stdout.splitlines()) == (0, wanted.out.splitlines())
+    checked = subprocess.run(
+        [program.with_name("ztdeploy-run"), cascade_bundle, "--check"], capture_output=True, text=True
+    )
+    assert [line.split("\t")[0] for line in checked.stdout.splitlines()] == CHAIN, checked.stderr
+    assert checked.stdout.count("golden images with the same tokens") == len(CHAIN)
+    for wrong in (
+        [],
+        ["--threads", "no"],
+        ["--profile", "none"],
+        [str(tmp_path / "broken.png")],
+        [str(tmp_path / "no")],
+    ):
+        arguments = [str(cascade_bundle), *([] if not wrong or wrong[0][0] == "/" else [str(pictures[0])]), *wrong]
+        found = subprocess.run([program.with_name("ztdeploy-run"), *arguments], capture_output=True, text=True)
+        assert (found.returncode, found.stderr.count("\n")) == (
+            run_ztdeploy("run", *arguments, cwd=tmp_path).code,
+            1,
+        ), found.stderr
+
+
+PROGRAM = """
+cmake_minimum_required(VERSION 3.22)
+project(program LANGUAGES CXX)
+find_package(ztdeploy REQUIRED)
+add_executable(program main.cpp)
+target_link_libraries(program PRIVATE ztdeploy::ztdeploy)
+"""
+MAIN = """
+#include <ztdeploy/ztdeploy.h>
+#include <cstdio>
+int main(int, char** values) { std::puts(ztdeploy::Runner(values[1]).variant().c_str()); }
+"""
+
+
+@pytest.mark.long
+def test_a_program_finds_what_is_installed(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PROGRAM)
+    (tmp_path / "main.cpp").write_text(MAIN)
+    options = [_where("onnxruntime"), f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}", f"-DCMAKE_CXX_FLAGS={FLAGS}"]
+    for command in (
+        ["cmake", "--install", str(program.parent), "--prefix", str(tmp_path / "installed")],
+        ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), *options],
+        ["cmake", "--build", str(tmp_path / "build")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert _check(tmp_path / "build" / "program", cascade_bundle) == f"{CHAIN[0]}\n"
+
+
+@pytest.mark.long
+def test_openvino_gives_what_it_gives_in_python(
+    bundles: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("openvino")
+    program = _built("openvino", tmp_path_factory.mktemp("openvino"))
+    for profile in ("cpu-openvino", "cpu-openvino-int8", "cpu-openvino-int8-rows"):
+        _compare(program, bundles["digits"], profile, "speed", tmp_path)
+
+
+def test_tensorrts_file_compiles_against_declarations() -> None:
+    """No machine of CI has its headers; `stubs` declares what is used of them."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here")
+    includes = [f"-I{Path(__file__).parent / 'stubs'}", f"-I{SOURCES / 'include'}"]
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *includes]
+    done = subprocess.run([*command, SOURCES / "src" / "tensorrt.cpp"], capture_output=True, text=True, timeout=HANG_S)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -------------------- broken bundles
@@ -365,12 +550,25 @@ DAMAGES: dict[str, Damage] = {
     "other classes file": _file(lambda manifest: str(manifest["class_names"]), b"one\ntwo\n", listed=True),
     "other runtime": _other_runtime,
     "no engines": _without_engines,
+    "a cascade of strangers": _set("cascade/stages/0/variant", "nobody"),
+    "a cascade without a baseline": lambda folder, manifest: manifest["cascade"]["stages"].pop(),
+    "a cascade cut elsewhere": _set("cascade/block", 0),
+    "a cascade of closeness": _set("cascade/signal", "closeness"),
+    "a stage named as a variant": _set("cascade/stages/0/name", "keep-0.50"),
+    "a threshold above all": _set("cascade/settings/cpu/thresholds/0", 3),
+    "a threshold as text": _set("cascade/settings/cpu/thresholds/0", "0.5"),
+    "a threshold too many": lambda folder, manifest: manifest["cascade"]["settings"]["cpu"]["thresholds"].append(0.5),
+    "quantiles that fall": lambda folder, manifest: manifest["cascade"]["settings"]["cpu"]["quantiles"].reverse(),
+    "shares that rise": _set("cascade/settings/cpu/shares/0", 0),
+    "no calibration images": _set("cascade/settings/cpu/guarantee/images", 0),
+    "another piece": _file(lambda manifest: str(manifest["cascade"]["prefix"]["engines"]["cpu"]["file"]), b"x"),
+    "no piece": _file(lambda manifest: str(manifest["cascade"]["stages"][1]["engines"]["cpu"]["file"]), None),
 }
 
 
 def _damaged(bundle: Path, folder: Path, damage: Damage) -> Path:
     """A copy of a bundle, of links to the same files, with a damage."""
-    shutil.copytree(bundle, folder, copy_function=os.link)
+    linked_copy(bundle, folder)
     text = (bundle / "manifest.json").read_text()
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").write_text(text)
@@ -382,25 +580,29 @@ def _damaged(bundle: Path, folder: Path, damage: Damage) -> Path:
 
 
 def _code_of_python(folder: Path) -> int:
+    """Of opening its default variant, then its cascade, and running an image through each."""
     try:
-        with load_engine(folder) as runner:
-            runner.infer(np.zeros((1, *runner.bundle.manifest.preprocess.shape), np.uint8))
+        for options in ({}, {"cascade": True}):
+            with ztdeploy.load(folder, **options) as runner:  # type: ignore[call-overload]
+                runner.infer(np.zeros((1, *runner.bundle.manifest.preprocess.shape), np.uint8))
     except ZtdeployError as error:
         return error.exit_code
     return 0
 
 
-def test_broken_bundles_are_refused_as_in_python(built: tuple[str, Path], bundle: Path, tmp_path: Path) -> None:
+def test_broken_bundles_are_refused_as_in_python(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:
     """In one line each, with the same exit code."""
     folders = {
-        name: _damaged(bundle, tmp_path / str(index), damage) for index, (name, damage) in enumerate(DAMAGES.items())
+        name: _damaged(cascade_bundle, tmp_path / str(index), damage)
+        for index, (name, damage) in enumerate(DAMAGES.items())
     }
     (tmp_path / "list").write_text("".join(f"{folder}\n" for folder in folders.values()))
-    lines = _check(built[1], "open", tmp_path / "list").splitlines()
+    lines = _check(program, "open", tmp_path / "list").splitlines()
     assert len(lines) == len(folders)
     found = {name: line.split("\t") for name, line in zip(folders, lines, strict=True)}
     wanted = {name: _code_of_python(folder) for name, folder in folders.items()}
     assert {name: int(code) for name, (code, _) in found.items()} == wanted
     assert wanted["nothing"] == wanted["link to the same"] == 0
+    assert "upgrade this ztdeploy library" in found["too new"][1]
     for name, (code, message) in found.items():
         assert code == "0" or (message.count("; ") >= 2 and "expected " in message), (name, message)

@@ -41,7 +41,7 @@ NOT_RUN = {
 #: Other programs that documents name, and why no test runs them. What they are given is checked in test_readme.py.
 OTHER_PROGRAMS = {
     "cat|cd|export|git|ls|scp|source|ssh": "the shell",
-    "ztdeploy-run": "takes the headers of ONNX Runtime, which its wheel lacks",
+    "ztdeploy-run": "tests/cpp builds and runs it",
     "cmake|trtexec|jetson_clocks|nvpmodel|sudo": "on a board; tests/target/plugins compiles the plugins",
     "docker": "is not there where the project is tested",
     "make": "sets up what the tests run in, and runs them",

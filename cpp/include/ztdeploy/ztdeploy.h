@@ -53,6 +53,7 @@ struct Options {
     std::optional<std::string> profile; // default: the first whose engines this library's runtime runs
     std::optional<std::string> variant; // default: the bundle's default variant
     std::optional<double> keep_ratio;   // instead of a variant; 1 is the baseline
+    bool cascade = false; // run the bundle's cascade: each image goes through as many stages as it needs
     std::optional<int> threads;         // default: the profile's, no more than the process may use
     Memory memory = Memory::speed;
     bool verify = true; // compare the sha256 of every file that is read with the manifest's
@@ -75,6 +76,7 @@ struct Prediction {
     std::vector<std::size_t> shape; // logits [classes], embedding [D], features [P, D], maps [C, h, w]
     // Per pruning layer, the kept patches as indices into the image's grid of patches, counted row by row.
     std::vector<std::vector<std::int32_t>> kept;
+    std::optional<int> stage; // of a cascade: the one that answered, counted from 0
 };
 
 // Raw outputs of one call, row-major, for B images.
@@ -85,6 +87,15 @@ struct Outputs {
     std::vector<std::vector<std::int32_t>> kept;
     // Per merging layer [B, N - k]: the slots of the other tokens, ascending; -1: dropped.
     std::vector<std::vector<std::int32_t>> into;
+    // Of a cascade [B]: the stage that answered. Its stages keep different tokens: see Prediction.
+    std::vector<int> stage;
+};
+
+// What a variant gave to the bundle's known inputs, against PyTorch at build time.
+struct Checked {
+    std::string variant;
+    std::size_t images = 0, identical = 0; // of all: those for which every layer chose the same tokens
+    double difference = 0, tolerance = 0;  // of outputs
 };
 
 // One bundle's engines behind one call. Calls of one Runner must not overlap; give each thread its own.
@@ -107,16 +118,26 @@ public:
 
     // What the model sees of an image, [H, W, C] of `input_shape`: resized and cropped, not yet normalised.
     std::vector<std::uint8_t> pixels(const ImageView& image) const;
+    // Run the variant on the bundle's known inputs, and hold its outputs against PyTorch's. Throws Error where they differ by
+    // more than rounding explains.
+    Checked check();
     // Run on such pixels of several images, one after the other. Throws Error.
     Outputs infer(const std::uint8_t* pixels, std::size_t images);
 
     std::array<int, 3> input_shape() const; // [H, W, C]
+    int bit_depth() const; // how many bits of its images' 16 the model was built for; whoever decodes files must know
     Output gives() const;
     Activation activation() const;
-    const std::string& variant() const;
+    const std::string& variant() const; // "cascade" of a cascade
     std::vector<std::string> variants() const;
     const std::string& profile() const;
     int threads() const;
+
+    // Of a cascade: the variants of its stages, the cheapest first, and how many images each has answered so far.
+    std::vector<std::string> stages() const;
+    std::vector<std::size_t> counts() const;
+    // None, or that images are unlike those that the cascade was calibrated on, and what that means.
+    std::optional<std::string> warning() const;
 
 private:
     struct State;
