@@ -2,14 +2,16 @@
 
     python -m benchmarks.cpp build/ztdeploy-run [--bundle DIR] [--profile cpu] [--rounds 9]
 
-Without `--bundle`, DeiT-S is built with random weights. The two take turns. Memory is the peak of what is resident:
-anonymous pages, which only this process has, and pages of files, which the system can share or drop.
+Without `--bundle`, DeiT-S is built with random weights. Processes take turns, with weights packed for the kernels
+("speed") and read where the file is mapped ("shared"). Memory is the peak of all that is resident, and of the part that
+only the process has; the rest are pages of files, which the system can share or drop.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,13 @@ from statistics import median
 from benchmarks.machine import describe_machine
 
 PHOTO = Path(__file__).parents[1] / "ztdeploy" / "host" / "assets" / "photos" / "chelsea.jpg"
-RUN = "import sys, ztdeploy; ztdeploy.load(sys.argv[1], profile=sys.argv[3], threads=1)(sys.argv[2])"
+RUN = """
+import sys, ztdeploy
+bundle, photo, profile, memory = sys.argv[1:]
+ztdeploy.load(bundle, profile=profile, threads=1, memory=memory)(photo)
+"""
+POLL_S = 0.002
+MEGABYTE = 1024  # in the units of /proc
 
 
 def main() -> None:
@@ -33,17 +41,22 @@ def main() -> None:
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         bundle = asked.bundle or _build(asked.profile, Path(folder) / "bundle")
-        commands = {
-            "Python": [sys.executable, "-c", RUN, str(bundle), str(PHOTO), asked.profile],
-            "C++": [str(asked.program), str(bundle), str(PHOTO), "--profile", asked.profile, "--threads", "1"],
-        }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for _ in range(asked.rounds):
-            for name, command in commands.items():
-                found[name].append(_first_image(command))
-    python, own = ([median(column) for column in zip(*one, strict=True)] for one in found.values())
-    for what, place in (("seconds to the first image", 0), ("peak memory in MB", 1)):
-        print(f"  {what:<28} Python {python[place]:.2f}, C++ {own[place]:.2f}: {own[place] / python[place]:.2f}")
+        commands = {}
+        for memory in ("speed", "shared"):
+            arguments = [str(bundle), str(PHOTO)]
+            options = ["--profile", asked.profile, "--threads", "1", "--memory", memory]
+            commands[f"Python, {memory}"] = [sys.executable, "-c", RUN, *arguments, asked.profile, memory]
+            commands[f"C++, {memory}"] = [str(asked.program), *arguments, *options]
+        rounds = [{name: _first_image(command) for name, command in commands.items()} for _ in range(asked.rounds)]
+    middle = {
+        name: [median(column) for column in zip(*(one[name] for one in rounds), strict=True)] for name in commands
+    }
+    print(f"  {'':<16} seconds  peak MB  of these its own    of Python's, speed")
+    for name, (seconds, peak, own) in middle.items():
+        shares = " ".join(
+            f"{one / other:5.2f}" for one, other in zip(middle[name], middle["Python, speed"], strict=True)
+        )
+        print(f"  {name:<16} {seconds:7.2f} {peak:8.0f} {own:9.0f}           {shares}")
 
 
 def _build(profile: str, out: Path) -> Path:
@@ -52,15 +65,20 @@ def _build(profile: str, out: Path) -> Path:
     return out
 
 
-def _first_image(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak megabytes of a process that runs one image."""
-    before = time.perf_counter()
+def _first_image(command: list[str]) -> tuple[float, float, float]:
+    """Seconds, peak megabytes, and peak megabytes of its own, of a process that runs one image."""
+    before, own = time.perf_counter(), 0.0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - before
+    while True:
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        own = max(own, int(found[1]) / MEGABYTE if found else 0.0)
+        time.sleep(POLL_S)
     if status:
         sys.exit(f"{command[0]} failed")
-    return seconds, used.ru_maxrss / 1024
+    return time.perf_counter() - before, used.ru_maxrss / MEGABYTE, own
 
 
 if __name__ == "__main__":

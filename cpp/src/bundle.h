@@ -117,7 +117,7 @@ public:
 
     const Variant& variant(const std::string& name) const;
     const Variant& variant(double keep_ratio) const;
-    // The profile asked for, or the first with engines of this backend. `runs` says why it cannot run; "": it can.
+    // The profile asked for, or the first with engines of this backend.
     const Profile& profile(const std::optional<std::string>& wanted, const std::string& backend) const;
     // The engine's own file, its graph and all weights: whatever is read to open it.
     std::vector<std::string> files_of(const Part& part, const std::string& profile) const;
