@@ -59,11 +59,13 @@ PLANS: dict[str, LayerPlan] = {
 
 
 MERGING = [method for method in METHODS if METHODS[method].merges]
-#: Averages of a kind of their own, which tests/parity compares with twins: EViT and MCTF weigh by attention, DiffRate
-#: does not weigh, MLERP is no average. PPT's merges are ToMe's, but it drops tokens as well.
-OWN_AVERAGES = ("evit", "mctf", "diffrate", "tofu", "ppt")
+#: Others weigh in their own way, or drop tokens as well: tests compare them with twins, see test_rivals.py,
+#: test_merging.py, test_trained_layers.py and test_attention_scores.py.
+OWN_AVERAGES = ("evit", "mctf", "diffrate", "tofu", "ppt", "dtps", "etps", "sp-vit", "heatvit")
 BY_SIZE = [method for method in MERGING if method not in OWN_AVERAGES]
 DROPPING = [method for method in METHODS if method not in MERGING]
+#: Others change what the head reads as well: see test_trained_layers.py.
+ONLY_DROPPING = [method for method in DROPPING if not METHODS[method].reads_blocks]
 #: Every method in every situation that it can be in.
 PAIRS = [(method, name) for method in METHODS for name in PLANS if takes(method, PLANS[name])]
 MODELS = [(method, name) for method in METHODS for name in VARIANTS if fits(method, name)]
@@ -364,7 +366,7 @@ class TestPrunedModel:
         assert [tuple(indices.shape) for indices in choices[::per_layer]] == [(2, 12 + prefix), (2, 8 + prefix)]
         assert [tuple(indices.shape) for indices in choices[1::2]] == [(2, 4), (2, 4)] or method not in MERGING
 
-    @models(DROPPING)
+    @models(ONLY_DROPPING)
     def test_it_is_the_model_cut_and_pruned_by_hand(self, method: str, name: str) -> None:
         """The blocks run one by one, the kept rows picked out between them."""
         model, tokens, output, kept = run_pruned(method, name)
@@ -474,7 +476,7 @@ class TestPrunedModel:
         assert not torch.allclose(replay.output, output)
 
         wrapped.detach()
-        if method in OWN_AVERAGES:
+        if method not in (*ONLY_DROPPING, *BY_SIZE):
             return
         if into is not None:
             with torch.no_grad():

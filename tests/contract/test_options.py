@@ -36,7 +36,8 @@ SETTINGS = settings(deadline=None, max_examples=60)
 HEADS, WIDTH, EMBED = 3, 4, 5
 #: Scores of two implementations agree to this in double and single precision; closer calls are inconclusive.
 CLEAR, CLOSE = 1e-6, 2e-4
-TUNABLE = [method for method in METHODS if METHODS[method].options]
+#: Methods that compare tokens. A-ViT's constants have their test in test_trained_layers.py.
+TUNABLE = [method for method in METHODS if METHODS[method].options and METHODS[method].work]
 KINDS = ("attention", "keys", "values", "queries")
 
 

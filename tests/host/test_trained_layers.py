@@ -6,6 +6,8 @@ No trained predictors are at hand: weights are random, and the twins are written
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,17 @@ import pytest
 import torch
 from helpers.architectures import DEIT_TINY
 from helpers.errors import refused
-from helpers.models import loaded
-from helpers.reference_trained import Stage, State, by_hand, dynamic_stage, predictors
+from helpers.models import adapted, images, loaded, schedule, tiny_vit
+from helpers.reference_trained import (
+    Stage,
+    State,
+    by_hand,
+    dynamic_stage,
+    halting_answers,
+    packing_stage,
+    predictors,
+    squeezing_stage,
+)
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +35,9 @@ from ztdeploy.core.errors import CheckpointError
 from ztdeploy.core.keep_ratio import default_schedule, uniform_schedule
 from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
+from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import plan
+from ztdeploy.core.schedule import LayerSpec
 from ztdeploy.host.models.loading import LoadedModel
 from ztdeploy.host.pruning import layer_class
 from ztdeploy.host.pruning.pruned_model import PrunedModel
@@ -34,11 +47,12 @@ from ztdeploy.jobs.request import BuildRequest
 #: Of 64 patches of the shipped model, behind its blocks 3, 6 and 9.
 PATCHES, BLOCKS, RATIO = 64, (2, 5, 8), 0.7
 TRAINED = [method for method in METHODS if METHODS[method].trained]
-#: By method, from the weights of a checkpoint to what happens behind its stage, counted from 0.
-TWINS: dict[str, Callable[[State, int], Stage]] = {
-    "dynamicvit": lambda state, stage: dynamic_stage(
-        state, f"score_predictor.{stage}.", int(PATCHES * RATIO ** (stage + 1))
-    ),
+#: By method, from the weights of a checkpoint, the stage (from 0) and how many stay to what happens there.
+TWINS: dict[str, Callable[[State, int, int], Stage]] = {
+    "dynamicvit": dynamic_stage,
+    "dtps": squeezing_stage,
+    "sp-vit": partial(packing_stage, by_probability=False),
+    "heatvit": partial(packing_stage, by_probability=True),
 }
 
 
@@ -63,12 +77,15 @@ def pruned(model: LoadedModel, method: str, **asked: Any) -> PrunedModel:
 @pytest.mark.parametrize("method", TRAINED)
 class TestCheckpoint:
     def test_a_model_with_the_weights_of_a_file_answers_as_the_paper_says(self, method: str, tmp_path: Path) -> None:
-        weights, images = predictors(method), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        weights, digits = predictors(method), images(3)
         model = opened(checkpoint(tmp_path, weights))
         with pruned(model, method) as wrapped, torch.no_grad():
-            output = wrapped(images)[0]
-        stages = {block: TWINS[method](weights, stage) for stage, block in enumerate(BLOCKS)}
-        np.testing.assert_allclose(output, by_hand(model.adapter.model, images, stages), rtol=1e-3, atol=1e-3)
+            output = wrapped(digits)[0]
+        stages = {
+            block: TWINS[method](weights, stage, int(PATCHES * RATIO ** (stage + 1)))
+            for stage, block in enumerate(BLOCKS)
+        }
+        np.testing.assert_allclose(output, by_hand(model.adapter.model, digits, stages), rtol=1e-3, atol=1e-3)
         assert any(method in remark for remark in model.remarks)
         assert not any("not the network's" in remark for remark in model.remarks)
 
@@ -96,18 +113,16 @@ class TestCheckpoint:
         refused(lambda: pruned(model, method, preset="paper"), "1, 3, 6, 9, 11", kind=CheckpointError)
 
     def test_a_model_with_random_weights_has_random_predictors_always_the_same(self, method: str) -> None:
-        images = torch.randn(2, 3, 32, 32)
         outputs = []
         for seed in (0, 1):
             torch.manual_seed(seed)
             with pruned(loaded("vit_digits", weights="random"), method) as wrapped, torch.no_grad():
-                outputs.append(wrapped(images))
+                outputs.append(wrapped(images(2)))
         assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
 
     def test_compute_is_that_of_the_products(self, method: str) -> None:
         architecture = DEIT_TINY
-        schedule = uniform_schedule(RATIO, architecture.depth, method=method)
-        token_plan = plan(schedule, architecture)
+        token_plan = plan(uniform_schedule(RATIO, architecture.depth, method=method), architecture)
         macs = 0.0
         for layer in token_plan.layers:
             part = layer_class(method).untrained(architecture.embed_dim, architecture.num_heads)
@@ -115,8 +130,10 @@ class TestCheckpoint:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 part(patches)
             macs += counter.get_total_flops() / 2
-            if "merging" in METHODS[method].work:
-                macs += (layer.tokens_in - layer.tokens_out) * layer.tokens_out * architecture.embed_dim
+            gone, patches_out = layer.tokens_in - layer.tokens_out, layer.tokens_out - layer.prefix_tokens
+            partners = patches_out if "partners" in METHODS[method].work else 0
+            merging = layer.tokens_out if "merging" in METHODS[method].work else 0
+            macs += gone * (partners + merging) * architecture.embed_dim
         assert pruning_gmacs(architecture, token_plan, method) == pytest.approx(macs / 1e9)
 
 
@@ -140,3 +157,18 @@ def test_a_bundle_is_built_from_a_file_and_proved(tmp_path: Path) -> None:
     parity = variant.engines["cpu"].parity
     assert parity is not None
     assert parity.images > 0
+
+
+@pytest.mark.parametrize(("scale", "center"), [(10.0, 30.0), (2.0, 3.0), (1.0, 0.5)])
+def test_a_vit_answers_by_the_class_token_of_all_blocks(scale: float, center: float) -> None:
+    """Also where it halts early; every fifth patch or so goes behind each block."""
+    counts = [13, 11, 9, 7]
+    model, x = tiny_vit(), images(4)
+    layers = [
+        LayerSpec(block=block, drop=before - after) for block, (before, after) in enumerate(pairwise([16, *counts]), 1)
+    ]
+    options = MethodOptions(halting_scale=scale, halting_center=center)
+    wanted = schedule("a-vit", *layers).model_copy(update={"options": options})
+    with PrunedModel(adapted(model), wanted) as wrapped, torch.no_grad():
+        output = wrapped(x)[0]
+    np.testing.assert_allclose(output, halting_answers(model, x, counts, scale, center), rtol=1e-4, atol=1e-4)

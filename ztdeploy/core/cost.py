@@ -99,10 +99,10 @@ def pruning_gmacs(
 
 
 def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
-    """H N^2 per weighted-page-rank iteration; |A| |B| f for the similarities of two groups with features of length f,
-    (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to merge; N^2 D for the distances
-    of all tokens; D^2 + D^2 / 2 + D^2 / 8 + D / 2 per patch token for a predictor; P^2 d + (N - k)^2 d for energies of
-    P patch tokens; H N^2 for received attention. Distances cost what products do.
+    """H N^2 per weighted-page-rank iteration, and for received attention; |A| |B| f for the similarities of two groups
+    with features of length f, (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to
+    merge; N^2 D for the distances of all tokens, and for values weighed by attention; P^2 d + (N - k)^2 d for energies
+    of P patch tokens; for predictors see `predictor_macs`. Distances cost what products do.
     """
     n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
     head, whole = architecture.embed_dim // architecture.num_heads, architecture.embed_dim
@@ -123,14 +123,16 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, op
         total += (patches // 2) * (patches - patches // 2) * whole
     if "energies" in work:
         total += (patches * patches + gone * gone) * head
-    if "distances" in work:
-        total += n * n * architecture.embed_dim
+    total += len(work & {"distances", "mixing"}) * n * n * architecture.embed_dim
     if "partners" in work and not layer.drops:
         total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
     if "merging" in work and not layer.drops:
         total += gone * layer.tokens_out * architecture.embed_dim
     if "predictor" in work:
         total += (n - layer.prefix_tokens) * predictor_macs(whole)
+    if "head-predictors" in work:
+        heads = architecture.num_heads
+        total += (n - layer.prefix_tokens) * (heads * predictor_macs(head) + 2 * heads * (heads // 2))
     return total
 
 

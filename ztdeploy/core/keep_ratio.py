@@ -111,11 +111,12 @@ def blocks_at(positions: Sequence[float], depth: int) -> list[int]:
 
 def trained_schedule(wanted: PruningSchedule, architecture: Architecture) -> PruningSchedule:
     """The same layers with the counts that models with trained predictors run with: behind the n-th layer stays the
-    n-th power of the ratio, of all patch tokens, rounded down."""
-    layers, left = [], architecture.patch_tokens
+    n-th power of the ratio, of all patch tokens, rounded down; and n tokens more where each layer adds one."""
+    layers, left, adds = [], architecture.patch_tokens, method_named(wanted.method).fuses
     for stage, spec in enumerate(wanted.layers, 1):
         assert wanted.keep_ratio is not None
-        kept = min(left, max(1, int(architecture.patch_tokens * wanted.keep_ratio**stage)))
+        kept = max(1, int(architecture.patch_tokens * wanted.keep_ratio**stage)) + (stage if adds else 0)
+        kept = min(left, kept)
         layers.append(LayerSpec(block=spec.block, drop=left - kept))
         left = kept
     return wanted.model_copy(update={"layers": tuple(layers)})

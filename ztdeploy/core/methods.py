@@ -27,10 +27,21 @@ ENTRY_POINTS = "ztdeploy.methods"  #: the group of those of installed packages
 #: What a pruning layer computes. "page-rank": the ranking; "halves": similarities of one half of the tokens to the
 #: other, by the option `feature`; "token-halves": the same by whole tokens; "energies": those of all keys to all, and
 #: of those that go to as many others; "distances": those of all tokens to all; "partners": those of tokens that go to
-#: tokens that stay; "received": attention that each token gets from all; "merging": weighted sums; "predictor": a
-#: network of the tokens' width. Rows of class attention are not counted.
+#: tokens that stay; "received": attention that each token gets from all; "merging": weighted sums; "mixing":
+#: values weighed by attention; "predictor": a network of the tokens' width; "head-predictors": of each head's. Rows of
+#: class attention are not counted.
 Work = Literal[
-    "page-rank", "halves", "token-halves", "energies", "distances", "partners", "received", "merging", "predictor"
+    "page-rank",
+    "halves",
+    "token-halves",
+    "energies",
+    "distances",
+    "partners",
+    "received",
+    "merging",
+    "mixing",
+    "predictor",
+    "head-predictors",
 ]
 #: What a keep ratio alone means. "thirds": that share of the tokens stays at each of three layers; "late": more layers,
 #: of which the first stands as late as the ratio allows; "count": every block drops the same number of tokens;
@@ -80,6 +91,8 @@ class Method:
     needs_class_token: bool = False
     decides_by_image: bool = True  #: False: the same tokens go from every image
     reads_tokens: bool = False  #: the choice depends on the block's output tokens
+    #: The head reads what the prefix tokens were behind each block with a layer, and not only behind the last.
+    reads_blocks: bool = False
     trained: Trained | None = None  #: its layers have weights of their own; None: they have none
 
     @property
@@ -129,6 +142,8 @@ def _broken(name: str, reference: str, why: str) -> ScheduleError:
         "repair or uninstall the package",
     )
 
+
+_PREDICTORS = Trained("score_predictor.{stage}.")  #: DynamicViT's names, which later methods took over
 
 METHODS = MethodTable(
     {
@@ -207,8 +222,49 @@ METHODS = MethodTable(
             "ztdeploy.host.pruning.dynamicvit:DynamicViT",
             frozenset({"predictor"}),
             reads_tokens=True,
-            trained=Trained("score_predictor.{stage}."),
+            trained=_PREDICTORS,
         ),
+        "dtps": Method(
+            "ztdeploy.host.pruning.tps:PredictedSqueezing",
+            frozenset({"predictor", "partners", "merging"}),
+            merges=True,
+            reads_tokens=True,
+            trained=_PREDICTORS,
+        ),
+        "etps": Method(
+            "ztdeploy.host.pruning.tps:AttendedSqueezing",
+            frozenset({"partners", "merging"}),
+            merges=True,
+            inside=True,
+            needs_class_token=True,
+        ),
+        "sp-vit": Method(
+            "ztdeploy.host.pruning.sp_vit:SPViT",
+            frozenset({"head-predictors", "merging"}),
+            merges=True,
+            fuses=True,
+            reads_tokens=True,
+            trained=_PREDICTORS,
+        ),
+        "heatvit": Method(
+            "ztdeploy.host.pruning.heatvit:HeatViT",
+            frozenset({"head-predictors", "merging"}),
+            merges=True,
+            fuses=True,
+            reads_tokens=True,
+            trained=_PREDICTORS,
+        ),
+        "as-vit": Method("ztdeploy.host.pruning.as_vit:AdaptiveSparse", frozenset({"mixing"}), needs_class_token=True),
+        "a-vit": Method(
+            "ztdeploy.host.pruning.a_vit:AViT",
+            options=frozenset({"halting_scale", "halting_center"}),
+            spread="count",
+            needs_class_token=True,
+            reads_tokens=True,
+            reads_blocks=True,
+        ),
+        "power-bert": Method("ztdeploy.host.pruning.power_bert:PowerBert", frozenset({"received"}), spread="count"),
+        "spatten": Method("ztdeploy.host.pruning.spatten:SpAtten", frozenset({"received"}), spread="count"),
         "wpr": Method("ztdeploy.host.pruning.wpr_only:WprOnly", frozenset({"page-rank"}), _RANKING),
         "random": Method("ztdeploy.host.pruning.random_drop:RandomDrop", decides_by_image=False),
         "slice": Method("ztdeploy.host.pruning.slice_first:SliceFirst", decides_by_image=False),

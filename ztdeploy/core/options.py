@@ -48,6 +48,10 @@ class MethodOptions(Record):
     coherence_power: float = Field(default=0.5, ge=0, le=2)  #: exponent of coherence in attention behind a merge
     update_power: float = Field(default=0.0, ge=0, le=2)  #: exponent of coherence in what blocks add to averages
 
+    #: A-ViT's constants, which checkpoints do not hold: those of its published DeiT-Tiny; its DeiT-Small has center 75.
+    halting_scale: float = Field(default=10.0, ge=0.1, le=1000)
+    halting_center: float = Field(default=30.0, ge=0, le=1000)
+
     @property
     def changed(self) -> frozenset[str]:
         """The options that are not at their default."""

@@ -110,7 +110,7 @@ class Fit(_Head):
             lines.append(f"left out {count} not the network's: {_listed(self.ignored)}")
         if self.of_pruning:
             readers = ", ".join(readers_of(next(iter(self.of_pruning))))
-            lines.append(f"it holds weights of pruning layers, which --method takes ({readers})")
+            lines.append(f"{len(self.of_pruning)} tensors are named as weights of pruning layers: --method {readers}")
         return tuple(lines)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
-from ztdeploy.host.pruning.token_predictor import TokenPredictor, scores_of
+from ztdeploy.host.pruning.token_predictor import TokenPredictor, above_worst
 
 
 class DynamicViT(DroppingLayer):
@@ -27,5 +27,5 @@ class DynamicViT(DroppingLayer):
 
     def decide(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Tensor:
         prefix = self.plan.prefix_tokens
-        kept: Tensor = self.select(scores_of(self.predictor(x[:, prefix:]), prefix), None, record)
+        kept: Tensor = self.select(above_worst(self.predictor(x[:, prefix:]), prefix), None, record)
         return kept

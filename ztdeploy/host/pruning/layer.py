@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class BlockTaps:
     size: Tensor | None = None  #: `[B, N, 1]`: tokens of the image that each stands for; None: 1
     queries: Tensor | None = None  #: `[B, H, N, d]`
     coherence: Tensor | None = None  #: `[B, N, 1]`: length as a share of the parts' mean length; None: 1
+    #: What the pruning layer before told of these tokens, `[B, N, ...]`, and whatever else it told.
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Reduction:
     coherence: Tensor | None = None  #: `[B, k, 1]`
     scale: Tensor | None = None  #: `[B, k, 1]`, a factor for the normalised input of later attention
     update: Tensor | None = None  #: `[B, k, 1]`, a factor for what later blocks add to tokens
+    carried: Mapping[str, Tensor] = field(default_factory=dict)  #: what the method's next layer is told
 
 
 @dataclass
@@ -124,6 +127,14 @@ class PruningLayer(nn.Module):
                 another implementation can be replayed, and every layer be compared on identical input.
         """
 
+    def finish(self, x: Tensor, carried: Mapping[str, Tensor]) -> Tensor:
+        """Change what the last block hands on, `[B, N, D]`; only the last layer is asked, where `Method.reads_blocks`.
+
+        Args:
+            carried: what the last layer told, see `Reduction.carried`.
+        """
+        return x
+
 
 class DroppingLayer(PruningLayer):
     """A method that keeps tokens unchanged or drops them."""
@@ -135,9 +146,16 @@ class DroppingLayer(PruningLayer):
     def forward(
         self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
     ) -> Reduction:
-        kept = self.decide(x, taps, record)
+        carried = self.carry(x, taps)
+        kept = self.decide(x, replace(taps, carried=carried), record)
         tokens = self.reduce(x, kept) if forced is None else gather_tokens(x, forced.kept)
-        return Reduction(tokens, Choice(kept))
+        applied = kept if forced is None else forced.kept
+        carried = {name: gather_tokens(values, applied) for name, values in carried.items()}
+        return Reduction(tokens, Choice(kept), carried=carried)
+
+    def carry(self, x: Tensor, taps: BlockTaps) -> Mapping[str, Tensor]:
+        """What `decide` and the method's next layer are told of the tokens of `x`: `[B, N, c]` each, by any name."""
+        return {}
 
     def reduce(self, x: Tensor, kept: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, k, D]`."""

@@ -109,6 +109,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
                 part = trained.get(layer_plan.block)
                 layer = pruning_layer(schedule.method, layer_plan, schedule.options, part).eval()
                 self._attach(adapter, layer_plan, layer)
+            if self.layers and method_named(schedule.method).reads_blocks:
+                self._attach_end(adapter, self.layers[-1])
             self._attach_bias(adapter)
             self._attach_places(adapter)
         except InputError:
@@ -198,6 +200,8 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
             record = None if state.records is None else Recorder()
             forced = None if state.forced is None else state.forced[position]
             taps = replace(tap, size=self._told("size"), coherence=self._told("coherence"))
+            if state.reduction is not None:
+                taps.carried = state.reduction.carried
             tap.attention = tap.keys = tap.values = tap.queries = None
             reduction: Reduction = layer(x, taps, record, forced)
             state.reduction = reduction
@@ -230,6 +234,15 @@ class PrunedModel(nn.Module, AbstractContextManager["PrunedModel"]):
         if state.behind is not None:
             state.behind.append(known)
         return known.reduction.tokens
+
+    def _attach_end(self, adapter: ModelAdapter, layer: PruningLayer) -> None:
+        """Let a layer change what the last block hands on."""
+
+        def finish(_block: nn.Module, _inputs: Any, x: Tensor) -> Tensor:
+            reduction = self._pass.reduction
+            return x if reduction is None else layer.finish(x, reduction.carried)
+
+        self._undo.append(adapter.blocks[-1].register_forward_hook(finish, prepend=self._restores).remove)
 
     def _told(self, what: str) -> Tensor | None:
         """A field of the last pruning layer's `Reduction`."""
