@@ -60,6 +60,10 @@ ROWS = (
     "zero-tprune",
     "wpr",
     "evit",
+    "etps",
+    "as-vit",
+    "power-bert",
+    "spatten",
     "ats",
     "random",
 )

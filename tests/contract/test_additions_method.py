@@ -17,6 +17,7 @@ from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.methods import METHODS, Method
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.tables import with_entry_points
+from ztdeploy.host.pruning.trained import readers_of
 from ztdeploy.jobs.build import BuildRequest, build
 
 #: The file: a method that keeps the last tokens.
@@ -103,6 +104,7 @@ def test_a_package_whose_entry_point_is_no_method_is_named_and_harms_no_other(
     refused(lambda: METHODS["keep-last"], "'keep-last'", reference, "uninstall", kind=ScheduleError)
     assert "keep-last" in list(METHODS)
     assert METHODS["slice"].layer.endswith("SliceFirst")
+    assert readers_of("score_predictor.0.in_conv.0.weight")[:1] == ["dynamicvit"], "checkpoints are read all the same"
 
 
 def test_the_name_of_a_method_of_ours_is_not_replaced(folder: Path, request: pytest.FixtureRequest) -> None:

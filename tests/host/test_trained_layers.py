@@ -137,14 +137,19 @@ class TestCheckpoint:
         assert pruning_gmacs(architecture, token_plan, method) == pytest.approx(macs / 1e9)
 
 
-def test_a_build_without_a_schedule_takes_the_layers_and_counts_that_were_trained() -> None:
-    request = BuildRequest(
-        model=ModelSource(name="deit_t"), profiles=("cpu",), methods=("dynamicvit",), out=Path("bundle")
-    )
-    first, *others = variants_of(request, request.read_profiles(), DEIT_TINY)
+@pytest.mark.parametrize(("depth", "blocks"), [(12, (3, 6, 9)), (16, (4, 8, 12)), (20, (5, 10, 15))])
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_build_without_a_schedule_takes_the_layers_and_counts_that_were_trained(
+    method: str, depth: int, blocks: tuple[int, ...]
+) -> None:
+    """Of DeiT, and of LV-ViT-S and LV-ViT-M."""
+    architecture = DEIT_TINY.model_copy(update={"depth": depth})
+    request = BuildRequest(ModelSource(name="deit_t"), profiles=("cpu",), methods=(method,), out=Path("bundle"))
+    first, *others = variants_of(request, request.read_profiles(), architecture)
     assert first.keep_ratio == 0.7
-    assert [(layer.block, layer.tokens_out - 1) for layer in first.plan.layers] == [
-        (block, int(196 * 0.7**stage)) for stage, block in enumerate((2, 5, 8), 1)
+    packages = 1 if METHODS[method].fuses else 0
+    assert [(layer.block + 1, layer.tokens_out - 1) for layer in first.plan.layers] == [
+        (block, int(196 * 0.7**stage) + packages * stage) for stage, block in enumerate(blocks, 1)
     ]
     assert [one.schedule.name for one in others] == ["dense"]
 

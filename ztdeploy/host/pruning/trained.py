@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ztdeploy.core.errors import CheckpointError
+from ztdeploy.core.errors import CheckpointError, ScheduleError
 from ztdeploy.core.methods import DEFAULT_METHOD, METHODS, Trained
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 
@@ -68,13 +69,18 @@ def frozen(module: nn.Module) -> nn.Module:
 
 def pruning_weights(beside: State) -> dict[str, Tensor]:
     """Those of a checkpoint's tensors beside the network that pruning layers of some method are trained with."""
-    known = {method.trained for method in METHODS.values() if method.trained is not None}
-    return {name: tensor for name, tensor in beside.items() if any(one.stage_of(name) is not None for one in known)}
+    return {name: tensor for name, tensor in beside.items() if readers_of(name)}
 
 
 def readers_of(name: str) -> list[str]:
     """The methods whose pruning layers are trained with a tensor of this name."""
-    return [method for method, facts in METHODS.items() if facts.trained and facts.trained.stage_of(name) is not None]
+    found = []
+    for method in METHODS:
+        with suppress(ScheduleError):  # of an installed package that is broken, which harms no other
+            trained = METHODS[method].trained
+            if trained is not None and trained.stage_of(name) is not None:
+                found.append(method)
+    return found
 
 
 def _check_stages(trained: Trained, schedule: PruningSchedule, weights: State) -> None:
