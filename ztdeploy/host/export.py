@@ -6,7 +6,7 @@ import gc
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnxscript import opset18 as op
 from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from ztdeploy.core.errors import ModelError
+from ztdeploy.core.errors import ModelError, ZtdeployError
 from ztdeploy.core.names import CONFIDENCE, IMAGE, INTO, KEPT, LOGITS, pruning_output
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.core.preprocess_spec import ImageInput, PreprocessSpec
@@ -26,6 +27,8 @@ from ztdeploy.core.text import first_line
 from ztdeploy.host.graph import GraphSpec, apply_passes
 from ztdeploy.host.graph.stable_names import rename_scopes
 from ztdeploy.host.pruning.pruned_model import PrunedModel
+
+BATCH = "batch"  #: name of the dynamic axis
 
 
 class Deployable(nn.Module):
@@ -111,28 +114,16 @@ def export_onnx(
     tell = (lambda names: notes.update(dict.fromkeys(names))) if noted else None
     module = Deployable(pruned, preprocess, spec.image_input, notes=tell, confidence=confidence).eval()
     outputs = [LOGITS, *(name for layer in pruned.token_plan.layers for name in choice_names(layer))]
-    axes = ({0: torch.export.Dim("batch", min=1, max=65535)},) if spec.batch is None else None
+    axes = ({0: torch.export.Dim.AUTO},) if spec.batch is None else None
     with torch.no_grad(), quiet_exporter(), no_garbage_collection(), slices_sought_at_slices(), _exportable():
-        program = torch.onnx.export(
-            module,
-            (example_input(spec, preprocess),),
-            dynamo=True,
-            opset_version=spec.opset,
-            dynamic_shapes=axes,
-            input_names=[IMAGE],
-            output_names=outputs,
-            custom_translation_table=_translations(),
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model
-    count = (model.graph.inputs[0].shape or [None])[0]
-    if spec.batch is None and isinstance(count, int):
-        raise ModelError(
-            f"a model whose code fixes the number of images, such as by len(images): {count} here",
-            "code that takes it from images.shape[0]",
-            "change it so, or give --batch 1",
-        )
+        traced = torch.export.export(module, (example_input(spec, preprocess),), dynamic_shapes=axes, strict=False)
+        if spec.batch is None and not traced.range_constraints:
+            raise ModelError(
+                "a model whose code fixes the number of images, such as by len(images)",
+                "code that takes it from images.shape[0]",
+                "change it so, or give --batch 1",
+            )
+        model = _translated(traced, spec, outputs)
     for value, name in zip(model.graph.outputs[len(outputs) :], notes, strict=True):
         value.name = name
     rename_scopes(model, getattr(pruned.model, "scopes", {}))
@@ -140,12 +131,54 @@ def export_onnx(
     return model
 
 
+def _translated(traced: ExportedProgram, spec: GraphSpec, outputs: Sequence[str]) -> ir.Model:
+    """The graph of a traced module.
+
+    The exporter would decompose operators of every module, which traces it a second time and takes half of an export.
+    That is left out where all of them have a translation.
+    """
+    decompose = traced.run_decompositions
+
+    def if_needed(table: dict[Any, Callable[..., Any]] | None = None) -> ExportedProgram:
+        called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+        return decompose(table) if any(target in (table or {}) or _writes(target) for target in called) else traced
+
+    def translate() -> torch.onnx.ONNXProgram | None:
+        return torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=spec.opset,
+            dynamic_shapes=({0: BATCH},) if spec.batch is None else None,
+            input_names=[IMAGE],
+            output_names=outputs,
+            custom_translation_table=_translations(),
+            verbose=False,
+        )
+
+    traced.run_decompositions = if_needed
+    try:
+        program = translate()
+    except torch.onnx.OnnxExporterError:  # the table does not list every operator without a translation
+        traced.run_decompositions = decompose
+        program = translate()
+    assert program is not None
+    return program.model
+
+
+def _writes(target: Any) -> bool:
+    """Whether an operator changes its input in place, which nodes of a graph cannot."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 @contextmanager
 def _exportable() -> Iterator[None]:
-    """Turns the exporter's errors, which are about a user's code, into ours."""
+    """Turns errors of tracing, which runs a user's code, and of translating it into ours."""
     try:
         yield
-    except torch.onnx.OnnxExporterError as error:
+    except ZtdeployError:
+        raise
+    except Exception as error:
         raise ModelError(
             f"a model that PyTorch cannot export ({first_line(error.__cause__ or error)})",
             "code that torch.export takes: no decision by the values of a tensor, and no numpy",
@@ -160,7 +193,19 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.aten.unbind.int: _unbind,
         torch.ops.aten.adaptive_avg_pool2d.default: _averages,
         torch.ops.aten._adaptive_avg_pool2d.default: _averages,
+        torch.ops.aten.to.dtype: _cast,
+        torch.ops.aten.rsub.Scalar: _subtracted_from,
     }
+
+
+def _cast(self: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: str = "") -> Any:
+    return op.Identity(self) if self.dtype == dtype else op.Cast(self, to=dtype)
+
+
+def _subtracted_from(self: Any, other: float, alpha: float = 1.0) -> Any:
+    """`other - alpha self`"""
+    factor, start = (op.CastLike(op.Constant(value_float=float(number)), self) for number in (alpha, other))
+    return op.Sub(start, self if alpha == 1 else op.Mul(self, factor))
 
 
 def _unbind(self: Any, dim: int = 0) -> Any:
