@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.models import tiny_vit
+from helpers.models import Salient
 from helpers.pages import check_inert
 from helpers.processes import result_in
 from PIL import Image
-from torch import Tensor, nn
 
 import ztdeploy
 from ztdeploy.cli.app import run
@@ -21,20 +20,6 @@ from ztdeploy.target.evaluate.eval_report import EvalReport
 from ztdeploy.target.runtime.images import read_image
 
 IMAGES = 3
-
-
-class Salient(nn.Module):
-    """A yes or no for each of 8 x 8 positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vit = tiny_vit(num_classes=0)
-        self.head = nn.ConvTranspose2d(48, 1, 2, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.vit.forward_features(images)[:, 1:]
-        found: Tensor = self.head(tokens.transpose(1, 2).unflatten(2, (4, 4)))
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from helpers.bundles import edit, linked_copy
-from helpers.models import tiny_vit
+from helpers.models import Salient
 from helpers.processes import CHECKOUT, HANG_S, run_ztdeploy
 from PIL import Image
-from torch import Tensor, nn
 
 import ztdeploy
 from ztdeploy.core.bundle import read_bundle, sha256_of
@@ -46,19 +45,6 @@ CHAIN = ["keep-0.70", "keep-0.50", "dense"]
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 Manifest = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
-
-
-class Salient(nn.Module):
-    """A model of maps: a yes or no for each of 8 x 8 positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vit = tiny_vit(num_classes=0)
-        self.head = nn.ConvTranspose2d(48, 1, 2, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.head(self.vit.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4)))
-        return found
 
 
 def _where(runtime: str) -> str:

@@ -175,3 +175,17 @@ def random_attention(generator: np.random.Generator, batch: int, heads: int, tok
     logits = sharpness * generator.normal(size=(batch, heads, tokens, tokens)) + popularity
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
+
+
+class Salient(nn.Module):
+    """A yes or no for each of 8 x 8 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = tiny_vit(num_classes=0)
+        self.head = nn.ConvTranspose2d(48, 1, 2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.vit.forward_features(images)[:, 1:]
+        found: Tensor = self.head(tokens.transpose(1, 2).unflatten(2, (4, 4)))
+        return found
