@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from helpers.bundles import edit, linked_copy
+from helpers.bundles import edit, linked_copy, rewrite
 from helpers.models import Salient
 from helpers.processes import CHECKOUT, HANG_S, run_ztdeploy
 from PIL import Image
@@ -289,38 +290,65 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.long
-def test_the_command_prints_what_pythons_prints(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def command(program: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`ztdeploy-run ARGUMENTS`."""
     if not all(Path("/usr/include", name).is_file() for name in ("png.h", "jpeglib.h")):
         pytest.skip("no headers of libpng and libjpeg here")
-    for command in (["cmake", str(program.parent), "-DZTDEPLOY_TOOLS=ON"], ["cmake", "--build", str(program.parent)]):
-        subprocess.run(command, check=True, capture_output=True, timeout=HANG_S)
+    for step in (["cmake", str(program.parent), "-DZTDEPLOY_TOOLS=ON"], ["cmake", "--build", str(program.parent)]):
+        subprocess.run(step, check=True, capture_output=True, timeout=HANG_S)
+    own = program.with_name("ztdeploy-run")
+    return lambda *arguments: subprocess.run([own, *arguments], capture_output=True, text=True, timeout=HANG_S)
+
+
+@pytest.mark.long
+def test_known_inputs_are_held_against_pytorch(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    cascade_bundle: Path,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """Of all kinds of outputs; and outputs of PyTorch that are others are noticed."""
+    digits = bundles["digits"]
+    for folder, profile in (
+        (cascade_bundle, "cpu"),
+        (digits, "cpu-int8"),
+        (digits, "floats"),
+        (bundles["maps"], "cpu"),
+    ):
+        done = command(folder, "--check", "--profile", profile)
+        names = [variant.name for variant in read_bundle(folder).manifest.variants]
+        assert ([line.split("\t")[0] for line in done.stdout.splitlines()], done.returncode) == (names, 0), done.stderr
+    copy = linked_copy(cascade_bundle, tmp_path / "copy")
+    name = read_bundle(copy).manifest.golden.outputs["keep-0.50"]
+    with np.load(copy / name) as golden:
+        arrays = dict(golden)
+    for key in ("logits", next(key for key in arrays if key.startswith("kept"))):
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **{**arrays, key: arrays[key] + arrays[key].dtype.type(1)})
+        rewrite(copy, name, content.getvalue())
+        done = command(copy, "--check", "--profile", "cpu")
+        assert (done.returncode, done.stderr.count("\n"), len(done.stdout.splitlines())) == (5, 1, 1), done.stderr
+
+
+@pytest.mark.long
+def test_the_command_prints_what_pythons_prints(
+    command: Callable[..., subprocess.CompletedProcess[str]], cascade_bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "pictures").mkdir()
     pictures = _pictures(tmp_path / "pictures")
     (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:50])
     for options in (["--threads", "1"], ["--variant", "dense", "--top", "2"], ["--cascade"]):
         arguments = [str(cascade_bundle), str(tmp_path / "pictures"), *options]
         wanted = run_ztdeploy("run", *arguments, cwd=tmp_path)
-        found = subprocess.run([program.with_name("ztdeploy-run"), *arguments], capture_output=True, text=True)
+        found = command(*arguments)
         assert (found.returncode, found.stdout.splitlines()) == (0, wanted.out.splitlines())
-    checked = subprocess.run(
-        [program.with_name("ztdeploy-run"), cascade_bundle, "--check"], capture_output=True, text=True
-    )
-    assert [line.split("\t")[0] for line in checked.stdout.splitlines()] == CHAIN, checked.stderr
-    assert checked.stdout.count("golden images with the same tokens") == len(CHAIN)
-    for wrong in (
-        [],
-        ["--threads", "no"],
-        ["--profile", "none"],
-        [str(tmp_path / "broken.png")],
-        [str(tmp_path / "no")],
-    ):
-        arguments = [str(cascade_bundle), *([] if not wrong or wrong[0][0] == "/" else [str(pictures[0])]), *wrong]
-        found = subprocess.run([program.with_name("ztdeploy-run"), *arguments], capture_output=True, text=True)
-        assert (found.returncode, found.stderr.count("\n")) == (
-            run_ztdeploy("run", *arguments, cwd=tmp_path).code,
-            1,
-        ), found.stderr
+    image, absent = str(pictures[0]), str(tmp_path / "absent")
+    broken = str(tmp_path / "broken.png")
+    for wrong in ([], [image, "--threads", "no"], [image, "--profile", "none"], [broken], [absent]):
+        done = command(str(cascade_bundle), *wrong)
+        code = run_ztdeploy("run", cascade_bundle, *wrong, cwd=tmp_path).code
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
 
 
 PROGRAM = """
