@@ -90,8 +90,7 @@ class TestCheckpoint:
         assert not any("not the network's" in remark for remark in model.remarks)
 
     def test_what_does_not_fit_is_refused(self, method: str, tmp_path: Path) -> None:
-        names = METHODS[method].trained.names
-        weights = predictors(method)
+        names, weights = METHODS[method].trained.names.format(stage=0), predictors(method)
         first = next(iter(weights))
         cases: dict[str, tuple[dict[str, torch.Tensor], tuple[str, ...]]] = {
             "none": ({}, (f"'{method}'", names, "--checkpoint")),

@@ -87,7 +87,7 @@ def _check_stages(trained: Trained, schedule: PruningSchedule, weights: State) -
     stages = {stage for name in weights if (stage := trained.stage_of(name)) is not None}
     if not stages:
         raise CheckpointError(
-            f"method '{schedule.method}' for weights without '{trained.names}'",
+            f"method '{schedule.method}' for weights without any named '{trained.names.format(stage=0)}...'",
             "a checkpoint that was trained with this method",
             f"give its file with --checkpoint, or a method without training, such as --method {DEFAULT_METHOD}",
         )
