@@ -56,8 +56,13 @@ SMALL = {
     "eval": ["--limit", "20"],
     "tune": ["--trials", "3"],
 }
-#: Values of options that have a stand-in: the shipped model has ten classes, and 40 images show no more than 0.9.
-STAND_INS = {("--class-names", "imagenet"): "names.txt", ("--cascade", "0.98"): "0.9"}
+#: Values of options that have a stand-in: the shipped model has ten classes, and 40 images show no more than 0.9 and
+#: are too few to learn counts from.
+STAND_INS = {
+    ("--class-names", "imagenet"): "names.txt",
+    ("--cascade", "0.98"): "0.9",
+    ("--search", "counts"): "curves",
+}
 KEEP_RATIO = ("-k", "--keep-ratio")
 #: Exit codes that say something about the images or the moment, and nothing about the command.
 VERDICTS = {"compare": (0, 7), "build": (0, 8, 9)}  # 9: of one profile alone

@@ -27,6 +27,8 @@ from ztdeploy.jobs.tune.space import counts_of, hints, in_every_block, point_lik
 
 #: Shares of all patch tokens: how many more go where a block is tried, and what a count changes by at most at first.
 _TRIED, _STAKE = 1 / 32, 1 / 24
+#: A layer that would take a smaller share of all patch tokens is left out: it would take more time than it saves.
+_LEAST_LAYER = 1 / 64
 #: What the stake is multiplied by after a step that helped and one that did not, and the lowest stake in tokens.
 _BOLDER, _SHYER, _LEAST_STAKE = 1.5, 0.5, 0.7
 #: Shares of the images that blocks are tried on; the next one as soon as no exchange helps on the one before.
@@ -103,7 +105,7 @@ class _Learner:
             schedule = self._at_limit(wanted)
             if self._spent:
                 break
-            if schedule is None or schedule == self.best:
+            if schedule is None or not schedule.layers or schedule == self.best:
                 continue
             some = self._judged(schedule, images)
             if some.kl.mean() < self.kl[: len(some.kl)].mean():
@@ -132,7 +134,9 @@ class _Learner:
     def _at_limit(self, counts: Counts) -> PruningSchedule | None:
         assert self.best is not None
         assert self.search.limit is not None
-        return self.search.fitted(point_like(self.best, counts.tolist(), self.search.architecture), self.search.limit)
+        architecture = self.search.architecture
+        worthwhile = np.where(counts < _LEAST_LAYER * architecture.patch_tokens, 0.0, counts)
+        return self.search.fitted(point_like(self.best, worthwhile.tolist(), architecture), self.search.limit)
 
     def _judged(self, schedule: PruningSchedule, images: int | None = None, *, preset: bool = False) -> Answers:
         """Judge a schedule on the first images, by default on all, and note the trial."""
