@@ -205,7 +205,7 @@ def test_the_first_stage_of_the_cheapest_cascade(
 
 def test_a_cascade_needs_enough_images_to_show_its_agreement() -> None:
     half = SimpleNamespace(pixels=range(148))
-    subject: Any = SimpleNamespace(tuning=half, request=SimpleNamespace(cascade=0.98))
+    subject: Any = SimpleNamespace(tuning=half, request=SimpleNamespace(cascade=0.98, search="curves"))
     refused(lambda: check_enough(subject), "at least 149", kind=ImageError)
     half.pixels = range(149)
     check_enough(subject)

@@ -27,7 +27,8 @@ from ztdeploy.jobs.tune.images import Answers
 from ztdeploy.jobs.tune.request import FEWEST_FOR_COUNTS, check_request
 from ztdeploy.jobs.tune.search import KL, PRICE, SCHEDULE, Search
 from ztdeploy.jobs.tune.space import counts_of, fitted, point_like
-from ztdeploy.report.tune.records import Budget, GmacsCost, TuneRequest
+from ztdeploy.report.tune.records import Budget, Cost, GmacsCost, LatencyCost, TuneRequest
+from ztdeploy.target.measure.sweep_report import Staircase, TokenStep
 
 DIGITS = ASSETS / "digits"
 SHARE = 0.65
@@ -80,9 +81,9 @@ class KnownLoss:
         return None
 
 
-def learnt(costs: NDArray[np.float64], **more: Any) -> tuple[Search, list[Any]]:
+def learnt(costs: NDArray[np.float64], cost: Cost | None = None, **more: Any) -> tuple[Search, list[Any]]:
     subject: Any = SimpleNamespace(request=request(**more), architecture=DEIT_TINY)
-    search = Search(subject, GmacsCost())
+    search = Search(subject, cost or GmacsCost())
     vars(search)["judge"] = KnownLoss(costs)
     study = optuna.create_study()
     learn_counts(study, search, lambda _done: None)
@@ -131,6 +132,20 @@ def test_counts_come_near_the_best_there_are(name: str) -> None:
         assert gmacs_of(one, DEIT_TINY) == pytest.approx(trial.user_attrs[PRICE], rel=1e-9)
         assert gmacs_of(one, DEIT_TINY) <= search.limit * (1 + 1e-12)
     assert gmacs_of(found, DEIT_TINY) > 0.995 * search.limit
+
+
+def test_layers_that_take_time_are_few() -> None:
+    steps = tuple(TokenStep(tokens=n, block_ms=0.01 * n) for n in (1, 99, 197))
+    staircase = Staircase(image_size=224, batch=1, threads=1, points=steps, treads=())
+    layers = {}
+    for layer_ms in (0.0, 0.5):
+        cost = LatencyCost(staircase=staircase, ends_ms=0.0, layer_ms={"novelty-merge": layer_ms})
+        search, trials = learnt(FALLING["late blocks are cheap"], cost, trials=60)
+        best = min((one for one in trials if one.state == TrialState.COMPLETE), key=lambda one: float(one.value))
+        assert search.limit is not None
+        assert 0.98 * search.limit < best.user_attrs[PRICE] <= search.limit
+        layers[layer_ms] = len(PruningSchedule.model_validate(best.user_attrs[SCHEDULE]).layers)
+    assert layers[0.5] < layers[0.0] - 2
 
 
 def test_the_same_exchanges_each_time() -> None:
