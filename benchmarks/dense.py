@@ -38,7 +38,10 @@ from ztdeploy.target.evaluate.data import read_labels
 from ztdeploy.target.evaluate.maps import THRESHOLD, compare_maps
 from ztdeploy.target.runtime.preprocess import load_pixels, normalise
 
-METHODS = ("default", "late", "novelty-merge", "zero-tprune-merge", "tome", "zero-tprune")
+METHODS = (
+    *("default", "late", "novelty-merge", "zero-tprune-merge", "tome", "zero-tprune"),
+    *("pitome", "mctf", "tofu", "diffrate", "ppt"),
+)
 LEAST_ABOVE = 0.01  #: share of a map's positions above the threshold without which it has no intersection over union
 NEAR, MOST_NEAR = 0.05, 0.1
 HEAD_GMACS = {224: 1.48, 518: 7.91}

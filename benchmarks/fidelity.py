@@ -2,13 +2,14 @@
 
     ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --part report
     ZTDEPLOY_REALDATA=FOLDER python -m benchmarks.fidelity --part reporting --schedules deit_t-reduction-35
+    python -m benchmarks.fidelity --model deit_s --checkpoint FILE --data FOLDER --limit 500
 
-The folder holds a trained DeiT-Tiny, `images/` and `labels.json`. Its photographs, sorted by file name, are cut in two:
-even places (0, 2, ...) are for choosing defaults (`tuning`), odd ones for reporting (`report`). Thirds are those of
-`benchmarks/halves.py`. Each method gets the schedule that a keep ratio alone means, at the ratio where the model's
-multiply-adds are nearest to the target, as graphs whose head reads all tokens have them; with `--schedules`, names or
-files, at the ratio where its graph costs what the first schedule's does. All of it runs in PyTorch, fp32. Prints a
-Markdown table.
+By default, the model and the images are the trained DeiT-Tiny, `images/` and `labels.json` of a folder. Its
+photographs, sorted by file name, are cut in two: even places (0, 2, ...) are for choosing defaults (`tuning`), odd ones
+for reporting (`report`). Thirds are those of `benchmarks/halves.py`. Each method gets the schedule that a keep ratio
+alone means, at the ratio where the model's multiply-adds are nearest to the target, as graphs whose head reads all
+tokens have them; with `--schedules`, names or files, at the ratio where its graph costs what the first schedule's does.
+All of it runs in PyTorch, fp32. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 from benchmarks.halves import CHECKPOINT, CROP_PCT, HALVES, THIRDS, half, real_data, third
 from benchmarks.machine import describe_machine
 from ztdeploy.core.cost import Count, at_cost, plan_gmacs, schedule_gmacs, share_of_dense
+from ztdeploy.core.errors import ScheduleError
 from ztdeploy.core.keep_ratio import default_schedule
+from ztdeploy.core.methods import METHODS
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.preprocess_spec import PreprocessOptions
@@ -33,7 +36,7 @@ from ztdeploy.core.profile import schedule_path
 from ztdeploy.core.schedule import Architecture, PruningSchedule, read_schedule
 from ztdeploy.host.models.loading import LoadedModel, load_model
 from ztdeploy.host.pruning.pruned_model import PrunedModel
-from ztdeploy.target.evaluate.data import LabelledImage, read_labels
+from ztdeploy.target.evaluate.data import LabelledImage, limited, read_data, read_labels
 from ztdeploy.target.evaluate.statistics import mean_interval
 from ztdeploy.target.measure.statistics import CONFIDENCE, Interval, wilson_interval
 from ztdeploy.target.runtime.postprocess import divergences
@@ -49,24 +52,8 @@ VARIATIONS = {
     "novelty-merge-full-length": ("novelty-merge", MethodOptions(coherent=False)),
     "novelty-merge-by-keys": ("novelty-merge", MethodOptions(partner="keys")),
 }
-ROWS = (
-    "novelty-merge",
-    "novelty-merge-full-length",
-    "novelty-merge-by-keys",
-    "zero-tprune-merge",
-    "zero-tprune-merge-full-length",
-    "tome",
-    "tome-by-tokens",
-    "zero-tprune",
-    "wpr",
-    "evit",
-    "etps",
-    "as-vit",
-    "power-bert",
-    "spatten",
-    "ats",
-    "random",
-)
+#: Methods with weights of their own need a checkpoint that has them.
+ROWS = (*(name for name, method in METHODS.items() if method.trained is None), *VARIATIONS)
 
 
 @dataclass(frozen=True)
@@ -84,27 +71,50 @@ def main() -> None:
     parser.add_argument("--saved", type=float, default=0.35, help="share of the dense model's multiply-adds")
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--schedules", nargs="+", type=Path, default=[], help="names or files, in rows of their own")
+    parser.add_argument("--model", default="deit_t")
+    parser.add_argument("--checkpoint", type=Path, help="default: the folder's DeiT-Tiny")
+    parser.add_argument("--crop-pct", type=float, help="default: the model's own, and that of the folder's DeiT-Tiny")
+    parser.add_argument("--data", type=Path, help="what `eval` takes; default: a half of the folder's photographs")
+    parser.add_argument("--limit", type=int, help="so many images of --data")
     arguments = parser.parse_args()
-    folder = real_data()
-    loaded = load_model(
-        ModelSource(name="deit_t", checkpoint=folder / CHECKPOINT, preprocess=PreprocessOptions(crop_pct=CROP_PCT))
-    )
+    loaded = load_model(source_of(arguments))
     architecture = loaded.adapter.architecture
-    part = arguments.part
-    photographs = third(folder, part) if part in THIRDS else half(read_labels(folder / "labels.json"), part)
+    where, photographs = photographs_of(arguments, architecture.num_classes)
     images = normalise(load_pixels([one.path for one in photographs], loaded.preprocess), loaded.preprocess)
     dense = answers(loaded, default_schedule(1.0, architecture), images)
     given = {str(one): read_schedule(schedule_path(one)) for one in arguments.schedules}
     count = plan_gmacs if given else schedule_gmacs
     wanted = next((share_of_dense(one, architecture, count) for one in given.values()), 1 - arguments.saved)
-    made = {name: schedule_at(name, architecture, wanted, count) for name in (REFERENCE, *arguments.methods)}
+    made = {}
+    for name in (REFERENCE, *arguments.methods):
+        try:
+            made[name] = schedule_at(name, architecture, wanted, count)
+        except ScheduleError as error:  # a method that asks the class token, of a model without one
+            print(f"{name}: left out: {error}", file=sys.stderr, flush=True)
     rows = {}
     for name, schedule in {**made, **given}.items():
         share = share_of_dense(schedule, architecture, count)
         rows[name] = Row(schedule, share, answers(loaded, schedule, images))
         print(f"{name}: {100 * (share - 1):+.2f} % GMACs", file=sys.stderr, flush=True)
-    title = f"{part}, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
+    title = f"{where}, {len(photographs)} photographs; {describe_machine()}, torch {torch.__version__}"
     print(f"{title}\n\n{table(rows, dense, photographs)}")
+
+
+def source_of(arguments: argparse.Namespace) -> ModelSource:
+    checkpoint, crop = arguments.checkpoint, arguments.crop_pct
+    if checkpoint is None:
+        checkpoint, crop = real_data() / CHECKPOINT, crop or CROP_PCT
+    preprocess = PreprocessOptions() if crop is None else PreprocessOptions(crop_pct=crop)
+    return ModelSource(name=arguments.model, checkpoint=checkpoint, preprocess=preprocess)
+
+
+def photographs_of(arguments: argparse.Namespace, classes: int) -> tuple[str, list[LabelledImage]]:
+    """What the images are called, and the images."""
+    if arguments.data is None:
+        folder, part = real_data(), arguments.part
+        return part, third(folder, part) if part in THIRDS else half(read_labels(folder / "labels.json"), part)
+    data = limited(read_data(arguments.data, None, classes), arguments.limit)
+    return data.name, list(data.images)
 
 
 def schedule_at(
@@ -115,7 +125,7 @@ def schedule_at(
 
     def make(keep_ratio: float) -> PruningSchedule:
         schedule = default_schedule(keep_ratio, architecture, method=base)
-        return schedule.model_copy(update={"options": options})
+        return schedule if options == DEFAULT_OPTIONS else schedule.model_copy(update={"options": options})
 
     return at_cost(make, architecture, share, count)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from helpers.architectures import DEIT_S
 
-from benchmarks.fidelity import REFERENCE, Row, table
+from benchmarks.fidelity import REFERENCE, ROWS, Row, schedule_at, table
+from ztdeploy.core.cost import share_of_dense
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.target.evaluate.data import LabelledImage
 
@@ -25,3 +28,9 @@ def test_rows_are_ordered_by_divergence_and_compared_with_the_reference() -> Non
     assert cells[0][-1] == "40 of 40"
     assert float(cells[1][4].split()[0]) < 0.01
     assert cells[2][4] == "1"
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_every_row_has_a_schedule_at_the_cost(method: str) -> None:
+    found = schedule_at(method, DEIT_S, 0.65)
+    assert share_of_dense(found, DEIT_S) == pytest.approx(0.65, abs=0.004)

@@ -108,9 +108,10 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
     """Resolve a schedule into static token counts. A layer that would drop nothing is left out.
 
     Raises:
-        ScheduleError: a block that the model does not have, blocks out of order, more tokens to drop than there are or
-            than the method can drop, an unknown method, a method that needs a class token where there is none, or an
-            option that the method does not know or that would change nothing.
+        ScheduleError: a model of another size than the schedule is for, a block that the model does not have, blocks
+            out of order, more tokens to drop than there are or than the method can drop, an unknown method, a method
+            that needs a class token where there is none, or an option that the method does not know or that would
+            change nothing.
     """
     method = method_named(schedule.method)
     check_options(schedule.method, schedule.options)
@@ -119,6 +120,13 @@ def plan(schedule: PruningSchedule, architecture: Architecture) -> TokenPlan:
             f"method '{schedule.method}' for a model without a class token",
             "a model whose class token ranks the others",
             f"choose another method, such as {DEFAULT_METHOD}",
+        )
+    if schedule.depth not in (None, architecture.depth) or schedule.tokens not in (None, architecture.tokens):
+        asked = ((schedule.depth, "blocks"), (schedule.tokens, "tokens"))
+        raise ScheduleError(
+            f"schedule '{schedule.name}' for a model of {architecture.depth} blocks and {architecture.tokens} tokens",
+            f"one of {' and '.join(f'{count} {what}' for count, what in asked if count is not None)}",
+            "choose a schedule of that model, or give a keep ratio",
         )
     layers: list[LayerPlan] = []
     patches, previous = architecture.patch_tokens, 0

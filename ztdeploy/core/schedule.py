@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from ztdeploy.core.arguments import shown
 from ztdeploy.core.data import errors_of, read_settings
 from ztdeploy.core.errors import ScheduleError, did_you_mean
+from ztdeploy.core.kept_counts import with_layers
 from ztdeploy.core.methods import DEFAULT_METHOD
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions, known_range, known_values
 from ztdeploy.core.records import FiniteRecord
@@ -74,6 +75,8 @@ class PruningSchedule(FiniteRecord):
     method: str = DEFAULT_METHOD
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None  #: the ratio that it was made from, if any
     options: MethodOptions = DEFAULT_OPTIONS
+    depth: int | None = Field(default=None, ge=1, le=MOST_BLOCKS)  #: blocks of the models that it is for; None: any
+    tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)  #: their tokens, prefix tokens included; None: any
     layers: tuple[LayerSpec, ...] = Field(default=(), alias="layer")
 
     model_config = ConfigDict(populate_by_name=True)
@@ -98,7 +101,7 @@ def parse_schedule(data: Any, path: Path) -> PruningSchedule:
     if data == {}:
         raise ScheduleError(f"schedule file '{path}' is empty", "[[layer]] tables", "give the file that was meant")
     if isinstance(data, dict):
-        data = {"name": path.stem.lower().replace(" ", "-"), **data}
+        data = with_layers({"name": path.stem.lower().replace(" ", "-"), **data}, path)
     try:
         schedule = PruningSchedule.model_validate(data)
     except ValidationError as error:
