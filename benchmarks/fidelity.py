@@ -52,8 +52,11 @@ VARIATIONS = {
     "novelty-merge-full-length": ("novelty-merge", MethodOptions(coherent=False)),
     "novelty-merge-by-keys": ("novelty-merge", MethodOptions(partner="keys")),
 }
-#: Methods with weights of their own need a checkpoint that has them.
-ROWS = (*(name for name, method in METHODS.items() if method.trained is None), *VARIATIONS)
+#: Those that a checkpoint without training for pruning can take.
+ROWS = (
+    *(name for name, method in METHODS.items() if method.trained is None and not method.reads_blocks),
+    *VARIATIONS,
+)
 
 
 @dataclass(frozen=True)

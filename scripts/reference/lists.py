@@ -54,6 +54,7 @@ def methods() -> str:
     rows = []
     for name, method in METHODS.items():
         removes = "merges" if method.merges else "drops"
+        removes = "drops and merges" if method.drops is not None else removes
         options = ", ".join(f"`{option}`" for option in sorted(method.options)) or "none"
         rows.append(row(f"`{name}`", removes, _summary(method.layer), options))
     return table("method", "tokens", "what it does", "options") + "".join(rows)

@@ -298,6 +298,7 @@ def _show_ranges(bundle: Bundle) -> None:
 def _show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
     """One variant, block by block."""
     from ztdeploy.core.cost import block_gmacs
+    from ztdeploy.core.methods import METHODS
 
     plan, graph = variant.plan, next(iter(variant.graphs.values()))
     layers, rows = {layer.block: layer for layer in plan.layers}, []
@@ -311,7 +312,10 @@ def _show_blocks(bundle: Bundle, variant: VariantRecord) -> None:
         rows.append((block_name(nodes.block), f"{tokens}", f"{work:.4f}", f"{nodes.own}", *map(str, pruning)))
     common = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))[:6]
     place = "inside the block" if plan.layers and plan.layers[0].inside else "behind the block"
+    method = METHODS.get(variant.schedule.method)
     does = "merges into others" if plan.layers and plan.layers[0].merges else "drops"
+    if method is not None and method.drops is not None:
+        does = "drops, or merges into others,"
     table(
         f"{variant.name}, block by block",
         left("block") + right("tokens", "GMACs", "ops", "keeps", "similar", "unimportant", "iterations", "pruning ops"),

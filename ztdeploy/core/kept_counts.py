@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def with_layers(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     if not any(key in data for key in KEYS):
         return dict(data)
-    pruned, merged = (data.get(key) for key in KEYS)
-    if "layer" in data or not _counts(pruned) or not _counts(merged) or len(pruned) != len(merged):
+    pruned, merged = (_counts(data.get(key)) for key in KEYS)
+    if "layer" in data or not pruned or len(pruned) != len(merged):
         raise ScheduleError(
             f"schedule file '{path}': {' and '.join(key for key in KEYS if key in data)}",
             f"{KEYS[0]} and {KEYS[1]}, lists of as many whole numbers above 0, one for each block, and no [[layer]]",
@@ -41,7 +41,6 @@ def with_layers(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"depth": len(pruned), "tokens": tokens, **rest, "layer": layers}
 
 
-def _counts(values: Any) -> bool:
-    return (
-        isinstance(values, Sequence) and len(values) > 0 and all(type(value) is int and value > 0 for value in values)
-    )
+def _counts(values: object) -> list[int]:
+    """The counts; empty where that is no list of counts."""
+    return values if isinstance(values, list) and all(type(value) is int and value > 0 for value in values) else []
