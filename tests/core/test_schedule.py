@@ -461,6 +461,13 @@ class TestCost:
         more = pruning_gmacs(DEIT_S, token_plan, "zero-tprune-merge") - pruning_gmacs(DEIT_S, token_plan, PAPER_METHOD)
         assert more == pytest.approx(98 * (98 + 99) * 384 / 1e9, rel=1e-9)
 
+    @pytest.mark.parametrize(("patches", "width"), [(798, 384), (799, 64)])
+    def test_distances_of_many_tokens_are_those_of_narrower_ones(self, patches: int, width: int) -> None:
+        large = DEIT_S.model_copy(update={"patch_tokens": patches})
+        found = pruning_gmacs(large, plan(one_layer(0.5), large), "novelty-merge")
+        gone, kept, ranking = patches // 2, patches - patches // 2, plan(one_layer(0.5), large).layers[0].iterations * 6
+        assert round(1e9 * found) == (patches + 1) ** 2 * (width + ranking) + gone * (kept + kept + 1) * 384
+
 
 class TestOptions:
     """What options change about counts and costs."""

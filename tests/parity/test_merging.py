@@ -13,6 +13,7 @@ from helpers.models import images, layer_plan, random_attention, tiny_vit
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from ztdeploy.core import plan as core_plan
 from ztdeploy.core.keep_ratio import default_schedule
 from ztdeploy.core.options import MethodOptions
 from ztdeploy.host.models.vit import VitAdapter
@@ -190,6 +191,7 @@ class TestNoveltyMerge:
         sized=st.booleans(),
         powers=st.sampled_from([(1.0, 1.0, 2.0), (0.2, 1.0, 1.0), (0.5, 0.0, 3.0), (1.5, 0.7, 2.5)]),
         band=st.sampled_from([1, 4, 256]),
+        many=st.booleans(),
         data=st.data(),
     )
     def test_who_would_be_missed_least_goes(
@@ -200,23 +202,27 @@ class TestNoveltyMerge:
         sized: bool,
         powers: tuple[float, float, float],
         band: int,
+        many: bool,
         data: st.DataObject,
     ) -> None:
+        """Of many tokens, sums of channels are compared to decide who goes, and whole tokens to decide where to."""
         plan = layer_plan(patches, data.draw(st.integers(1, patches - 1)), prefix=prefix)
         generator = np.random.default_rng(seed)
         attention = random_attention(generator, 2, 3, plan.tokens_in)
-        x = generator.normal(size=(2, plan.tokens_in, 4))
+        x = generator.normal(size=(2, plan.tokens_in, 128 if many else 4))
+        compared = x[..., :64] + x[..., 64:] if many else x
         size = generator.integers(1, 9, (2, plan.tokens_in)).astype(np.float64) if sized else None
         taps = BlockTaps(torch.tensor(attention), None, size=None if size is None else torch.tensor(size[..., None]))
         names = ("importance_power", "size_power", "distance_power")
         options = MethodOptions(**dict(zip(names, powers, strict=True)))
-        with mock.patch.object(novelty_merge, "_BAND", band):
+        few = mock.patch.object(core_plan, "MANY_TOKENS", 1 if many else 800)
+        with few, mock.patch.object(novelty_merge, "_BAND", band):
             layer, record = pruning_layer("novelty-merge", plan, options), Recorder()
             choice = layer.double()(torch.tensor(x), taps, record).choice
         for image in range(2):
             sizes = np.ones(plan.tokens_in) if size is None else size[image]
             kept, margin = reference.novelty(
-                x[image],
+                compared[image],
                 attention[image],
                 sizes,
                 prefix=prefix,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ztdeploy.core.methods import Method, method_named
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.plan import LayerPlan, TokenPlan, plan
+from ztdeploy.core.plan import LayerPlan, TokenPlan, compared_width, plan
 from ztdeploy.core.schedule import Architecture, PruningSchedule
 
 #: A plan's multiply-adds, in units of 1e9.
@@ -101,8 +101,9 @@ def pruning_gmacs(
 def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, options: MethodOptions) -> int:
     """H N^2 per weighted-page-rank iteration, and for received attention; |A| |B| f for the similarities of two groups
     with features of length f, (N - k) k f for those of the tokens that go to the tokens that stay; (N - k) k D to
-    merge; N^2 D for the distances of all tokens, and for values weighed by attention; P^2 d + (N - k)^2 d for energies
-    of P patch tokens; for predictors see `predictor_macs`. Distances cost what products do.
+    merge; N^2 D for the distances of all tokens (with D folded where they are many), and for values weighed by
+    attention; P^2 d + (N - k)^2 d for energies of P patch tokens; for predictors see `predictor_macs`. Distances cost
+    what products do.
     """
     n, work, gone = layer.tokens_in, method.work, layer.tokens_in - layer.tokens_out
     head, whole = architecture.embed_dim // architecture.num_heads, architecture.embed_dim
@@ -123,7 +124,10 @@ def _layer_macs(architecture: Architecture, layer: LayerPlan, method: Method, op
         total += (patches // 2) * (patches - patches // 2) * whole
     if "energies" in work:
         total += (patches * patches + gone * gone) * head
-    total += len(work & {"distances", "mixing"}) * n * n * architecture.embed_dim
+    if "distances" in work:
+        total += n * n * compared_width(n, whole)
+    if "mixing" in work:
+        total += n * n * whole
     if "partners" in work and not layer.drops:
         total += gone * (layer.tokens_out - layer.prefix_tokens) * widths[options.partner]
     if "merging" in work and not layer.drops:

@@ -19,6 +19,8 @@ from ztdeploy.core.schedule import Architecture, LayerSpec, PruningSchedule
 
 #: From this number of tokens on, the attention matrices of six heads take more than 15 MB.
 MANY_TOKENS = 800
+#: Where distances of so many tokens are compared, it is those of tokens that were folded to this width.
+FOLDED_WIDTH = 64
 
 
 class LayerPlan(FiniteRecord):
@@ -229,6 +231,11 @@ def _check_effect_of_options(schedule: PruningSchedule, layers: Sequence[LayerPl
             "coherent = true; else it changes nothing",
             "remove one of the two",
         )
+
+
+def compared_width(tokens: int, width: int) -> int:
+    """The width of vectors whose distances stand for those of `tokens` tokens of a width that 64 divides, or not."""
+    return FOLDED_WIDTH if tokens >= MANY_TOKENS and width % FOLDED_WIDTH == 0 else width
 
 
 def default_iterations(block: int, depth: int, tokens: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
-from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.features import held, mean_token
+from ztdeploy.core.plan import LayerPlan, compared_width
+from ztdeploy.host.pruning.features import folded, held, mean_token
 from ztdeploy.host.pruning.layer import BlockTaps, KeepTopTokens, Recorder
 from ztdeploy.host.pruning.merging import Joined, PartnerMerging, powered
 from ztdeploy.host.pruning.selection import gather_tokens, seeded_permutation, top_indices
@@ -68,7 +68,8 @@ class Novelty(nn.Module):
         """
         importance = self._importance(x, attention, size)
         order = top_indices(importance[:, self.prefix :], self.patches) + self.prefix
-        tokens = held(gather_tokens(x, order))
+        compared = folded(held(x), compared_width(*x.shape[1:]))
+        tokens = gather_tokens(compared, order)
         tokens = tokens - mean_token(tokens)  # so squared distances lose fewer digits
         squares = (tokens * tokens).sum(-1)
         lost = self._lost(
@@ -77,7 +78,7 @@ class Novelty(nn.Module):
             squares - self._nearest(tokens, squares),
         )
         if record is not None and self.importance is not None:  # sizes and draws are the same everywhere
-            record.gap("order", _order_gap, x, importance, self.prefix)
+            record.gap("order", _order_gap, compared, importance, self.prefix)
         return torch.zeros_like(importance).to(lost.dtype).scatter(1, order, lost), importance
 
     def _importance(self, x: Tensor, attention: Tensor | None, size: Tensor | None) -> Tensor:
@@ -93,7 +94,7 @@ class Novelty(nn.Module):
         in bands, because each is compared with those before it only.
 
         Args:
-            tokens: `[B, P, D]`, the most important first.
+            tokens: `[B, P, f]`, the most important first.
             squares: `[B, P]`, of their lengths.
         """
         bands = []
@@ -130,12 +131,12 @@ def _likeness(one: Tensor, other: Tensor, squares: Tensor) -> Tensor:
 
 
 def _order_gap(x: Tensor, importance: Tensor, prefix: int) -> Tensor:
-    """The smallest difference in importance of two patch tokens of `x [B, N, D]` whose order matters: `[B]`.
+    """The smallest difference in importance of two patch tokens of `x [B, N, f]` whose order matters: `[B]`.
 
     Order matters where a token's nearest more important token could become less important, or a token at least as near
     could become more important.
     """
-    patches, importance = held(x[:, prefix:] - x.mean(1, keepdim=True)), importance[:, prefix:]
+    patches, importance = x[:, prefix:] - x.mean(1, keepdim=True), importance[:, prefix:]
     likeness = _likeness(patches, patches, (patches * patches).sum(-1))
     more_important = importance.unsqueeze(1) > importance.unsqueeze(2)
     nearest = likeness.masked_fill(~more_important, -torch.inf).amax(-1)
