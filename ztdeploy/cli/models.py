@@ -79,6 +79,8 @@ def _facts(found: ModelCheck) -> list[tuple[str, str]]:
     kind = "class token among them" if sizes.class_token else "no class token that the head reads"
     prefix = f"{sizes.prefix_tokens} prefix tokens, {kind}" if sizes.prefix_tokens else "no prefix tokens"
     others = [method for method in METHODS if method not in found.methods]
+    methods = "all" if not others else f"all but {', '.join(others)}"
+    trained = [method for method in found.methods if METHODS[method].trained is not None]
     output = f"{sizes.num_classes} numbers" if sizes.num_classes else f"an embedding of {sizes.embed_dim} numbers"
     if found.map_shape is not None:
         output = "a map of {} channels, {} x {}".format(*found.map_shape)
@@ -91,5 +93,5 @@ def _facts(found: ModelCheck) -> list[tuple[str, str]]:
         ("keep ratio 0.7", f"prunes behind blocks {', '.join(map(str, found.layers))}"),
         ("GMACs", f"{dense:.2f} unpruned, {pruned:.2f} at keep ratio 0.7 ({pruned / dense - 1:+.0%})"),
         ("output", output),
-        ("methods", "all" if not others else f"all but {', '.join(others)}"),
+        ("methods", f"{methods}; {', '.join(trained)} with a checkpoint that was trained with it"),
     ]

@@ -20,17 +20,12 @@ from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import held, unit_length
 from ztdeploy.host.pruning.layer import BlockTaps, Recorder
 from ztdeploy.host.pruning.merging import Joined, MergingLayer, merged_into, partner_gap, sizes
+from ztdeploy.host.pruning.power_bert import received_attention
 from ztdeploy.host.pruning.selection import ascending, cut_gap, top_indices
 from ztdeploy.host.pruning.tome import group_starts
 
 _ATTENTION_POWER, _SIZE_POWER = 1 / 20, 1 / 40
 _EPSILON = 1e-6
-
-
-def received_attention(attention: Tensor) -> Tensor:
-    """What each token gets from all, mean over heads, scaled to mean 1: `[B, H, N, N]` to `[B, N]`."""
-    every = attention.new_ones(1, 1, 1, attention.shape[-1])
-    return held(every @ attention).mean(1).squeeze(1)
 
 
 class Mctf(MergingLayer):

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
+from ztdeploy.host.pruning.features import held
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
-from ztdeploy.host.pruning.mctf import received_attention
+
+
+def received_attention(attention: Tensor) -> Tensor:
+    """What each token gets from all, mean over heads, scaled to mean 1: `[B, H, N, N]` to `[B, N]`."""
+    every = attention.new_ones(1, 1, 1, attention.shape[-1])
+    return held(every @ attention).mean(1).squeeze(1)
 
 
 class PowerBert(DroppingLayer):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.layer import BlockTaps, DroppingLayer, KeepTopTokens, Recorder
-from ztdeploy.host.pruning.mctf import received_attention
+from ztdeploy.host.pruning.power_bert import received_attention
 
 _SCORE = "importance"
 
