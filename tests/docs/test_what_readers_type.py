@@ -43,7 +43,7 @@ OTHER_PROGRAMS = {
     "cat|cd|export|git|ls|scp|source|ssh": "the shell",
     "ztdeploy-run": "tests/cpp builds and runs it",
     "cmake|trtexec|jetson_clocks|nvpmodel|sudo": "on a board; tests/target/plugins compiles the plugins",
-    "docker": "is not there where the project is tested",
+    "docker|tritonserver": "is not there where the project is tested",
     "make": "sets up what the tests run in, and runs them",
     "pip|uv|uvx": "installs; tests/contract/test_wheel.py does so",
     "pytest|qemu-x86_64|ruff|mypy|pre-commit": "the tests themselves",

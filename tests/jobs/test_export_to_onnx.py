@@ -22,7 +22,7 @@ from ztdeploy.core.errors import InputError, OutputError, ParityError
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.host.models.hf_processor import processor_of, said_by
 from ztdeploy.jobs import export
-from ztdeploy.jobs.export import MODEL, PROCESSOR, WEIGHTS, export_onnx_folder, output_of
+from ztdeploy.jobs.export import MODEL, PROCESSOR, WEIGHTS, Served, export_onnx_folder, output_of
 from ztdeploy.target.runtime.parity import golden_pixels
 from ztdeploy.target.runtime.preprocess import normalise
 from ztdeploy.target.runtime.runner import load_engine
@@ -43,14 +43,15 @@ def test_a_service_gives_what_the_engine_gives(digits_bundle: Path, tmp_path: Pa
         wanted = engine.infer(given).logits
     values = normalise(given, bundle.manifest.preprocess)
     np.testing.assert_allclose(answers(tmp_path / "service", values), wanted, rtol=1e-4, atol=1e-4)
-    assert (report.input.name, report.input.dtype, report.input.shape[1:]) == ("pixel_values", "float32", (3, 32, 32))
-    assert (report.output.name, report.output.shape[1:]) == ("logits", (10,))
-    assert report.images == len(given)
-    assert report.difference <= report.tolerance
+    (one,) = report.models
+    assert (one.input.name, one.input.dtype, one.input.shape[1:]) == ("pixel_values", "float32", (3, 32, 32))
+    assert (one.output.name, one.output.shape[1:]) == ("logits", (10,))
+    assert one.images == len(given)
+    assert one.difference <= one.tolerance
     assert sorted(report.files) == [MODEL, PROCESSOR]
     model = onnx.load(tmp_path / "service" / MODEL)
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.domain: entry.version for entry in model.opset_import} == report.opsets
+    assert {entry.domain: entry.version for entry in model.opset_import} == one.opsets
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,8 @@ def test_every_form_of_the_input(
 ) -> None:
     plain, bundle = tmp_path / "plain", read_bundle(digits_bundle)
     export_onnx_folder(digits_bundle, plain)
-    report = export_onnx_folder(digits_bundle, tmp_path / "other", input_name="image", output_name="vector", **options)
+    served = Served(input_name="image", output_name="vector", **options)
+    (report,) = export_onnx_folder(digits_bundle, tmp_path / "other", served=served).models
     pixels, spec = golden_pixels(bundle), bundle.manifest.preprocess
     wanted = answers(plain, normalise(pixels, spec))
     np.testing.assert_allclose(answers(tmp_path / "other", prepared(pixels, spec)), wanted, rtol=1e-4, atol=1e-4)
@@ -114,10 +116,10 @@ def test_outputs_are_named_as_in_transformers(digits_bundle: Path) -> None:
         ({"variant": "keep-0.33"}, ("keep-0.33", "one of")),
         ({"profile": "mine"}, ("'mine'", "a profile in the bundle")),
         ({"profile": "jetson-orin"}, ("jetson-orin", "no ONNX files", "one of: cpu")),
-        ({"input_name": "pixel values"}, ("'pixel values'", "letters, digits and _")),
-        ({"input_name": "Bild\u00fc"}, ("letters, digits and _",)),
-        ({"output_name": "pixel_values"}, ("both input and output",)),
-        ({"output_name": "scale", "pixels": True}, ("'scale'", "inside the graph")),
+        ({"served": Served(input_name="pixel values")}, ("'pixel values'", "letters, digits and _")),
+        ({"served": Served(input_name="Bild\u00fc")}, ("letters, digits and _",)),
+        ({"served": Served(output_name="pixel_values")}, ("both input and output",)),
+        ({"served": Served(output_name="scale", pixels=True)}, ("'scale'", "inside the graph")),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -20,7 +20,7 @@ from ztdeploy.cli.options import (
     word,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, table, warn
-from ztdeploy.core.names import PIXEL_VALUES
+from ztdeploy.core.names import IMAGE, PIXEL_VALUES
 
 if TYPE_CHECKING:
     from ztdeploy.jobs.export import ExportReport, Tensor
@@ -33,11 +33,17 @@ def register(app: typer.Typer) -> None:
 def export(
     bundle: BundleArgument,
     out: Annotated[Path, argument("DIR", path, "Folder to write.")],
-    to: Annotated[Literal["onnx"], option("--to KIND", ("onnx",), OUTPUT, "onnx: one plain ONNX file.")],
+    to: Annotated[
+        Literal["onnx", "triton"],
+        option("--to KIND", ("onnx", "triton"), OUTPUT, "onnx: one plain ONNX file. triton: a model repository."),
+    ],
     keep_ratio: KeepRatioOption = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
-    input_name: Annotated[str, option("--input-name NAME", word, OUTPUT, "Name of the input.")] = PIXEL_VALUES,
+    input_name: Annotated[
+        str | None,
+        option("--input-name NAME", word, OUTPUT, "Name of the input. [default: pixel_values; of triton image]"),
+    ] = None,
     output_name: Annotated[
         str | None, option("--output-name NAME", word, OUTPUT, "Name of the output. [default: by what the model gives]")
     ] = None,
@@ -48,48 +54,56 @@ def export(
     pixels: Annotated[bool, flag("--pixels", OUTPUT, "Take pixels, uint8, which the graph normalises.")] = False,
     force: Annotated[bool, flag("--force", OUTPUT, "Replace an older export.")] = False,
 ) -> None:
-    """Write one variant as a plain ONNX file, as services of others load it.
+    """Write variants as services of others load them: plain ONNX, checked against the bundle's engines.
 
-    Its input is float32, normalised; beside it lies the preprocessor_config.json that makes it. Both are checked
-    against the bundle's engine.
+    With --to onnx, one variant. Its input is float32, normalised; beside it lies the preprocessor_config.json that
+    makes it. With --to triton, a model repository of Triton Inference Server with all variants, or one, to which
+    clients send pixels.
 
     Examples:
         # Write the default variant with the names of transformers.
         ztdeploy export quickstart --to onnx service
         # Write another variant, which takes pixels, in the place of the first.
         ztdeploy export quickstart --to onnx service -k 0.7 --pixels --force
+        # Write all variants for Triton.
+        ztdeploy export quickstart --to triton models
     """
-    from ztdeploy.jobs.export import export_onnx_folder
+    from ztdeploy.jobs.export import Served, export_onnx_folder
+    from ztdeploy.jobs.triton import export_triton_repository
 
+    write, named = (export_triton_repository, IMAGE) if to == "triton" else (export_onnx_folder, PIXEL_VALUES)
     with progress_bar() as progress:
-        report = export_onnx_folder(
+        report = write(
             bundle,
             out,
             keep_ratio=keep_ratio,
             variant=variant,
             profile=profile,
-            input_name=input_name,
-            output_name=output_name,
-            layout=layout,
-            pixels=pixels,
+            served=Served(input_name or named, output_name, layout, pixels),
             force=force,
             progress=progress,
         )
     answer(report, lambda: _show(report))
-    note(f"wrote {', '.join(report.files)} to {report.folder}")
+    note(f"wrote {_written(report)} to {report.folder}")
 
 
 def _show(report: ExportReport) -> None:
-    opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in report.opsets.items())
-    rows = [
-        ("input", _words(report.input)),
-        ("output", _words(report.output)),
-        ("opsets", f"{opsets}; IR version {report.ir_version}"),
-        ("difference", f"{report.difference:.1e} of {report.tolerance:.1e} allowed, on {report.images} images"),
-    ]
-    table(f"{report.variant} ({report.profile})", [("", "left"), ("", "left")], rows)
+    for model in report.models:
+        opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in model.opsets.items())
+        rows = [
+            ("input", _words(model.input)),
+            ("output", _words(model.output)),
+            ("opsets", f"{opsets}; IR version {model.ir_version}"),
+            ("difference", f"{model.difference:.1e} of {model.tolerance:.1e} allowed, on {model.images} images"),
+        ]
+        table(f"{model.name}: {model.variant} ({report.profile})", [("", "left"), ("", "left")], rows)
     for line in report.notes:
         warn(line)
+
+
+def _written(report: ExportReport) -> str:
+    folders = sorted({file.partition("/")[0] for file in report.files})
+    return ", ".join(folders)
 
 
 def _words(tensor: Tensor) -> str:

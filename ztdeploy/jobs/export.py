@@ -1,9 +1,10 @@
-"""Write a variant of a bundle as a folder that services of others load: one ONNX file and what makes its input."""
+"""Write variants of a bundle as services of others load them: plain ONNX files, and what makes their input."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,11 @@ class Tensor(Record):
     shape: tuple[int | str, ...]  #: text: any length
 
 
-class ExportReport(Record):
-    """A folder for a service, and what is in it."""
+class ExportedModel(Record):
+    """A variant, as a service loads it."""
 
-    folder: str
-    files: dict[str, int]  #: bytes by name
+    name: str  #: of its folder, where there are several; otherwise of its file
     variant: str
-    profile: str
     input: Tensor
     output: Tensor
     opsets: dict[str, int]  #: by domain; "" is ONNX's own
@@ -58,7 +57,26 @@ class ExportReport(Record):
     images: int  #: golden images that its outputs were compared on with the engine's
     difference: float  #: the largest of any image; of int8 that of the median image
     tolerance: float
+
+
+class ExportReport(Record):
+    """A folder for a service, and what is in it."""
+
+    folder: str
+    files: dict[str, int]  #: bytes by name
+    profile: str
+    models: tuple[ExportedModel, ...]
     notes: tuple[str, ...] = ()  #: what differs from what a service may expect
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a service wants a model."""
+
+    input_name: str = PIXEL_VALUES
+    output_name: str | None = None  #: None: as the library transformers names what the model gives
+    layout: Layout | None = None  #: None: "nchw", of `pixels` "nhwc"
+    pixels: bool = False  #: the input is uint8, and the graph normalises it; otherwise fp32 and normalised
 
 
 def export_onnx_folder(
@@ -68,10 +86,7 @@ def export_onnx_folder(
     keep_ratio: float | None = None,
     variant: str | None = None,
     profile: str | None = None,
-    input_name: str = PIXEL_VALUES,
-    output_name: str | None = None,
-    layout: Layout | None = None,
-    pixels: bool = False,
+    served: Served = Served(),
     force: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -79,9 +94,6 @@ def export_onnx_folder(
 
     Args:
         out: a folder that does not exist; with `force` an older export may be replaced.
-        output_name: by default as the library transformers names what the model gives.
-        layout: by default "nchw", of `pixels` "nhwc".
-        pixels: the input is uint8, and the graph normalises it; otherwise fp32 and normalised.
 
     Raises:
         InputError: no such variant or profile, none whose engines are ONNX graphs, or a name that cannot be given.
@@ -91,26 +103,42 @@ def export_onnx_folder(
         ParityError: the graph gives something else than the engine.
     """
     bundle = read_bundle(root)
-    chosen, profile = bundle.variant(keep_ratio, variant), _profile(bundle, profile)
-    given = output_name or output_of(bundle.manifest)
-    _check_names(input_name, given)
+    chosen, profile = bundle.variant(keep_ratio, variant), onnx_profile(bundle, profile)
+    check_names(bundle, served)
     _check_out(out, force=force)
-    model = _load(bundle, chosen.graphs[profile])
+    with new_folder(out, last=MODEL) as folder:
+        progress(f"writing {MODEL}", 0, 1)
+        model = write_model(bundle, chosen, profile, folder / MODEL, served)
+        notes = write_processor(folder, bundle.manifest, pixels=served.pixels)
+        files = {path.name: path.stat().st_size for path in content_of(folder)}
+    remarks = remarks_on(bundle.manifest, chosen.graphs[profile])
+    return ExportReport(folder=str(out), files=files, profile=profile, models=(model,), notes=(*remarks, *notes))
+
+
+def write_model(bundle: Bundle, variant: VariantRecord, profile: str, file: Path, served: Served) -> ExportedModel:
+    """Write a variant's graph as a service wants it, and compare it with the engine.
+
+    Raises:
+        InputError: a name that a value inside the graph has, or pixels for a graph that takes none.
+        MissingExtraError, BundleError, ParityError: see `export_onnx_folder`.
+    """
+    model = _load(bundle, variant.graphs[profile])
+    import onnx_ir as ir
+
     from ztdeploy.host.graph.drop_in import drop_in
 
-    drop_in(model, taken=input_name, given=given, layout=layout or ("nhwc" if pixels else "nchw"), pixels=pixels)
-    model.graph.name, model.doc_string = bundle.name, f"variant {chosen.name} for {profile}"
-    with new_folder(out, last=MODEL) as folder:
-        progress(f"writing {MODEL}", 0, 2)
-        notes = _write(folder, bundle.manifest, model, pixels=pixels)
-        progress("comparing it with the engine", 1, 2)
-        difference, tolerance, images = _compare(bundle, chosen, profile, folder / MODEL, model)
-        files = {path.name: path.stat().st_size for path in content_of(folder)}
-    return ExportReport(
-        folder=str(out),
-        files=files,
-        variant=chosen.name,
-        profile=profile,
+    layout = served.layout or ("nhwc" if served.pixels else "nchw")
+    given = served.output_name or output_of(bundle.manifest)
+    drop_in(model, taken=served.input_name, given=given, layout=layout, pixels=served.pixels)
+    model.graph.name, model.doc_string = bundle.name, f"variant {variant.name} for {profile}"
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    with disk_errors(file):
+        ir.save(model, file, external_data=WEIGHTS if size > EMBEDDED_BYTES else None)
+    difference, tolerance, images = _compare(bundle, variant, profile, file, model)
+    return ExportedModel(
+        name=file.name,
+        variant=variant.name,
         input=_facts(model.graph.inputs[0]),
         output=_facts(model.graph.outputs[0]),
         opsets=dict(model.graph.opset_imports),
@@ -118,7 +146,6 @@ def export_onnx_folder(
         images=images,
         difference=difference,
         tolerance=tolerance,
-        notes=(*_remarks(bundle.manifest, chosen.graphs[profile]), *notes),
     )
 
 
@@ -130,7 +157,7 @@ def output_of(manifest: Manifest) -> str:
     return SERVED.get(model.gives, SERVED["logits"])
 
 
-def _profile(bundle: Bundle, wanted: str | None) -> str:
+def onnx_profile(bundle: Bundle, wanted: str | None) -> str:
     """The profile asked for, or the first whose engines are graphs of ONNX."""
     profiles = bundle.manifest.profiles
     fitting = [name for name, one in profiles.items() if get_backend(one.backend).suffix == Path(MODEL).suffix]
@@ -144,7 +171,12 @@ def _profile(bundle: Bundle, wanted: str | None) -> str:
     return name
 
 
-def _check_names(*names: str) -> None:
+def check_names(bundle: Bundle, served: Served) -> None:
+    """
+    Raises:
+        InputError: names that a tensor of a service cannot have.
+    """
+    names = (served.input_name, served.output_name or output_of(bundle.manifest))
     for name in names:
         if not _NAME.fullmatch(name):
             raise InputError(
@@ -181,28 +213,21 @@ def _load(bundle: Bundle, graph: GraphRecord) -> ir.Model:
     return model
 
 
-def _write(folder: Path, manifest: Manifest, model: ir.Model, *, pixels: bool) -> list[str]:
-    """Write all files, and return what is to be said of them."""
-    import onnx_ir as ir
-
+def write_processor(folder: Path, manifest: Manifest, *, pixels: bool) -> list[str]:
+    """Write `PROCESSOR`, and return what is to be said of it."""
     from ztdeploy.host.models.hf_processor import processor_of
 
-    weights = (value.const_value for value in model.graph.initializers.values())
-    size = sum(weight.nbytes for weight in weights if weight is not None)
-    ir.save(model, folder / MODEL, external_data=WEIGHTS if size > EMBEDDED_BYTES else None)
-    spec, notes = manifest.preprocess, []
+    spec = manifest.preprocess
     said = processor_of(spec, pixels=pixels)
     if said is None:
         return [f"no processor of transformers makes the pixels of this model, so there is no {PROCESSOR}"]
     write(folder / PROCESSOR, json.dumps(said, indent=2).encode() + b"\n")
     if spec.crop_rounding == "even" and said["do_center_crop"]:
-        notes.append(
-            "where a crop would start at half a pixel, the processor of transformers may start one pixel earlier"
-        )
-    return notes
+        return ["where a crop would start at half a pixel, the processor of transformers may start one pixel earlier"]
+    return []
 
 
-def _remarks(manifest: Manifest, graph: GraphRecord) -> list[str]:
+def remarks_on(manifest: Manifest, graph: GraphRecord) -> list[str]:
     prefix, remarks = manifest.model.architecture.prefix_tokens, []
     if manifest.model.gives == "features" and prefix:
         remarks.append(f"the output holds patches alone: the {prefix} tokens ahead of them are left out")
