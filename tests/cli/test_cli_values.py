@@ -66,6 +66,7 @@ BAD = {
     "KIND": ["", "tensorflow"],
     "auto": ["", "fastest"],
     "tpe|random|nsga2": ["", "tpe,random"],
+    "curves|counts": ["", "curves,counts"],
     "text|md": ["", "html"],
     "FIELD,...": ["", "batches", "batch,,threads"],
     "SECONDS": [*NO_NUMBER, HUGE, "-1"],

@@ -419,8 +419,12 @@ def test_the_graph_of_a_pruned_model_builds_in_int8(rtx: Any, digits: Any, tmp_p
     assert built.file.stat().st_size > 0
 
 
-#: Two that know all options between them. Those of the second alone have two values each, so that two cases have all.
-ABLE = {"zero-tprune-merge": diagonal("zero-tprune-merge"), "novelty-merge": diagonal("novelty-merge")[:2]}
+#: Some that know all options between them. Those of all but the first have two values each, so that two cases have all.
+ABLE = {
+    "zero-tprune-merge": diagonal("zero-tprune-merge"),
+    "novelty-merge": diagonal("novelty-merge")[:2],
+    "a-vit": diagonal("a-vit")[:2],
+}
 
 
 @pytest.mark.parametrize(
