@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ztdeploy.core.manifest import GraphRecord, Manifest, VariantRecord
 from ztdeploy.core.names import IMAGE_EMBEDS, PIXEL_VALUES, SERVED
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.records import Record
+from ztdeploy.core.text import printable
 from ztdeploy.target.backends import get_backend, load_graph
 from ztdeploy.target.runtime.parity import LOGIT_TOLERANCE, golden_pixels
 from ztdeploy.target.runtime.preprocess import normalise
@@ -105,7 +107,7 @@ def export_onnx_folder(
     bundle = read_bundle(root)
     chosen, profile = bundle.variant(keep_ratio, variant), onnx_profile(bundle, profile)
     check_names(bundle, served)
-    _check_out(out, force=force)
+    check_out(out, _strange, force=force)
     with new_folder(out, last=MODEL) as folder:
         progress(f"writing {MODEL}", 0, 1)
         model = write_model(bundle, chosen, profile, folder / MODEL, served)
@@ -186,19 +188,32 @@ def check_names(bundle: Bundle, served: Served) -> None:
         raise InputError(f"the name '{names[0]}' of both input and output", "two names", "give another --output-name")
 
 
-def _check_out(out: Path, *, force: bool) -> None:
+def check_out(out: Path, strange: Callable[[Sequence[Path]], str | None], *, force: bool) -> None:
+    """
+    Args:
+        strange: says what an older export would not hold among the entries of a folder, or lack.
+
+    Raises:
+        OutputError: it is a link or no folder, cannot be written, or holds what is not to be replaced.
+    """
     check_folder_path(out)
     with disk_errors(out):
         if out.is_symlink():
             raise OutputError(f"'{out}' is a link", "a folder's own path", "choose another folder")
-        held = {path.name for path in content_of(out)} if out.is_dir() else set()
+        held = content_of(out) if out.is_dir() else []
     if held and not force:
         raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another, or add --force")
-    strange = sorted(held - {MODEL, WEIGHTS, PROCESSOR})
-    if strange or (held and MODEL not in held):
-        what = f"holds '{strange[0]}'" if strange else f"has no {MODEL}"
-        raise OutputError(f"'{out}' {what}", "an older export and nothing else", "choose another folder")
+    if held and (problem := strange(held)):
+        raise OutputError(f"'{out}' {problem}", "an older export and nothing else", "choose another folder")
     check_writable(out)
+
+
+def _strange(held: Sequence[Path]) -> str | None:
+    names = {path.name for path in held}
+    strange = sorted(names - {MODEL, WEIGHTS, PROCESSOR})
+    if strange:
+        return f"holds '{printable(strange[0])}'"
+    return None if MODEL in names else f"has no {MODEL}"
 
 
 def _load(bundle: Bundle, graph: GraphRecord) -> ir.Model:

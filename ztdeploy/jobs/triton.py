@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ztdeploy.core.bundle import Bundle, read_bundle
-from ztdeploy.core.errors import InputError, OutputError
+from ztdeploy.core.errors import InputError
 from ztdeploy.core.files import disk_errors, read_text, write
-from ztdeploy.core.folders import check_folder_path, check_writable, content_of, new_folder
+from ztdeploy.core.folders import new_folder
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.names import IMAGE
 from ztdeploy.core.profile import HardwareProfile, Int8Options
@@ -35,6 +35,7 @@ from ztdeploy.jobs.export import (
     Served,
     Tensor,
     check_names,
+    check_out,
     onnx_profile,
     remarks_on,
     write_model,
@@ -95,7 +96,7 @@ def export_triton_repository(
         raise InputError(
             f"{given} for Triton", "neither --pixels nor --layout: it takes what the bundle does", "leave it out"
         )
-    _check_out(out, force=force)
+    check_out(out, _strange, force=force)
     models, notes = list[ExportedModel](), dict[str, None]()
     first = model_name(bundle, chosen[0])
     with new_folder(out, last=f"{first}/{CONFIGURATION}") as folder:
@@ -122,28 +123,13 @@ def _depends_on_others(profile: HardwareProfile) -> bool:
     return dynamic and profile.batch.dynamic and max(profile.batch.sizes) > 1
 
 
-def _check_out(out: Path, *, force: bool) -> None:
-    """
-    Raises:
-        OutputError: it is a link or no folder, or holds something that is not to be replaced.
-    """
-    check_folder_path(out)
-    with disk_errors(out):
-        if out.is_symlink():
-            raise OutputError(f"'{out}' is a link", "a folder's own path", "choose another folder")
-        held = content_of(out) if out.is_dir() else []
-    if held and not force:
-        raise OutputError(f"'{out}' exists", "a folder that does not exist yet", "choose another, or add --force")
+def _strange(held: Sequence[Path]) -> str | None:
     for entry in held:
         configuration = entry / CONFIGURATION
         ours = entry.is_dir() and not entry.is_symlink() and configuration.is_file()
         if not ours or not read_text(configuration).startswith(WRITTEN):
-            raise OutputError(
-                f"'{out}' holds '{printable(entry.name)}', which ztdeploy did not write",
-                "an older repository of ztdeploy and nothing else",
-                "choose another folder, and copy its models to where your others are",
-            )
-    check_writable(out)
+            return f"holds '{printable(entry.name)}', which ztdeploy did not write"
+    return None
 
 
 def _write(
