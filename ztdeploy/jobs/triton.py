@@ -21,7 +21,7 @@ import numpy as np
 
 from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import InputError
-from ztdeploy.core.files import disk_errors, read_text, write
+from ztdeploy.core.files import make_folder, read_text, write
 from ztdeploy.core.folders import new_folder
 from ztdeploy.core.manifest import VariantRecord
 from ztdeploy.core.names import IMAGE
@@ -136,8 +136,7 @@ def _write(
     folder: Path, bundle: Bundle, variant: VariantRecord, profile: str, served: Served, models: list[ExportedModel]
 ) -> list[str]:
     """Write a variant's folder, add it to `models`, and return what is to be said of it."""
-    with disk_errors(folder):
-        (folder / "1").mkdir(parents=True)
+    make_folder(folder / "1")
     model = write_model(bundle, variant, profile, folder / "1" / MODEL, served)
     models.append(model.model_copy(update={"name": folder.name}))
     names = class_names(bundle) if bundle.manifest.model.gives == "logits" else None
@@ -166,7 +165,7 @@ def configuration(
     return _text(
         {
             "name": name,
-            "backend": "onnxruntime",
+            "backend": profile.backend,  # Triton calls it as we do
             "max_batch_size": max(profile.batch.sizes) if batch is None else 0,
             "input": [{"name": model.input.name, **_tensor(model.input, batch)}],
             "output": [given | ({"label_filename": LABELS} if labelled else {})],
