@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
-from ztdeploy.host.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder
-from ztdeploy.host.pruning.merging import Joined, MergingLayer
-from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, top_indices
+from ztdeploy.host.pruning.layer import BlockTaps, ProtectPrefix, Recorder
+from ztdeploy.host.pruning.merging import Joined, MergingLayer, fuse_rest
 
 _EPSILON = 1e-6
 
@@ -31,17 +30,12 @@ class EVit(MergingLayer):
 
     def __init__(self, plan: LayerPlan, options: MethodOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(plan, options)
-        self.keep, self.protect = plan.tokens_out, ProtectPrefix(plan)
+        self.protect = ProtectPrefix(plan)
 
     def choose(self, x: Tensor, taps: BlockTaps, record: Recorder | None = None) -> Joined:
         assert taps.attention is not None
         scores = class_attention(taps.attention)
-        ranked = self.protect(scores)
-        kept = ascending(top_indices(ranked, self.keep))
-        gone = complement(kept, x.shape[1])
-        fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
-        if record is not None:
-            record.note(importance=scores)
-            record.gap("importance", cut_gap, ranked, self.keep)
-            record.gap("fused", cut_gap, ranked, self.keep - 1)
-        return Joined(Choice(kept, fused.expand(-1, gone.shape[1])), gone, scores.clamp_min(_EPSILON).unsqueeze(-1))
+        return Joined(
+            *fuse_rest(self.protect(scores), scores, self.plan.tokens_out, record),
+            scores.clamp_min(_EPSILON).unsqueeze(-1),
+        )

@@ -16,7 +16,7 @@ from ztdeploy.core.options import DEFAULT_OPTIONS, MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.features import held, lengths_of, source_of, vectors
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, PruningLayer, Recorder, Reduction
-from ztdeploy.host.pruning.selection import complement, gather_tokens
+from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, gather_tokens, top_indices
 
 _EPSILON = 1e-12
 #: Opposites average to nothing; what is left of them still has a direction.
@@ -84,6 +84,24 @@ class Joined:
     gone: Tensor  #: `[B, N - k]`, ascending
     weight: Tensor | None = None  #: `[B, N, 1]`, positive: weight of each token in an average; None: its size
     counts: Tensor | None = None  #: `[B, N, 1]`: what each adds to the size of its slot; None: its size
+
+
+def fuse_rest(ranked: Tensor, scores: Tensor, keep: int, record: Recorder | None) -> tuple[Choice, Tensor]:
+    """The choice that fuses the worst of the best tokens with all worse ones, and those that go, `[B, N - k]`.
+
+    Args:
+        ranked: `[B, N]`, the scores, of which prefix tokens have the highest.
+        scores: `[B, N]`, to be noted.
+        keep: k.
+    """
+    kept = ascending(top_indices(ranked, keep))
+    gone = complement(kept, ranked.shape[1])
+    fused = ranked.gather(1, kept).argmin(-1, keepdim=True)
+    if record is not None:
+        record.note(importance=scores)
+        record.gap("importance", cut_gap, ranked, keep)
+        record.gap("fused", cut_gap, ranked, keep - 1)
+    return Choice(kept, fused.expand(-1, gone.shape[1])), gone
 
 
 class MergingLayer(PruningLayer):

@@ -16,8 +16,8 @@ from ztdeploy.core.options import MethodOptions
 from ztdeploy.core.plan import LayerPlan
 from ztdeploy.host.pruning.head_selector import HeadSelector
 from ztdeploy.host.pruning.layer import BlockTaps, Choice, ProtectPrefix, Recorder, Reduction
-from ztdeploy.host.pruning.merging import Joined, MergingLayer
-from ztdeploy.host.pruning.selection import ascending, complement, cut_gap, gather_tokens, top_indices
+from ztdeploy.host.pruning.merging import Joined, MergingLayer, fuse_rest
+from ztdeploy.host.pruning.selection import gather_tokens
 from ztdeploy.host.pruning.token_predictor import above_worst
 
 _PACKAGE, _EPSILON = "package", 1e-12
@@ -30,7 +30,7 @@ class SPViT(MergingLayer):
 
     def __init__(self, plan: LayerPlan, options: MethodOptions, selector: nn.Module) -> None:
         super().__init__(plan, options)
-        self.selector, self.protect, self.keep = selector, ProtectPrefix(plan), plan.tokens_out
+        self.selector, self.protect = selector, ProtectPrefix(plan)
 
     @staticmethod
     def untrained(width: int, heads: int) -> nn.Module:
@@ -48,16 +48,8 @@ class SPViT(MergingLayer):
         if _PACKAGE in taps.carried:
             best = scores.amax(-1, keepdim=True) + 1
             scores = torch.where(taps.carried[_PACKAGE].squeeze(-1) > 0, best, scores)
-        ranked = self.protect(scores)
-        kept = ascending(top_indices(ranked, self.keep))
-        gone = complement(kept, x.shape[1])
-        packed = ranked.gather(1, kept).argmin(-1, keepdim=True)
-        if record is not None:
-            record.note(importance=scores)
-            record.gap("importance", cut_gap, ranked, self.keep)
-            record.gap("packed", cut_gap, ranked, self.keep - 1)
         weight = torch.nn.functional.pad(chance.clamp_min(_EPSILON), (prefix, 0), value=1.0).unsqueeze(-1)
-        return Joined(Choice(kept, packed.expand(-1, gone.shape[1])), gone, weight)
+        return Joined(*fuse_rest(self.protect(scores), scores, self.plan.tokens_out, record), weight)
 
     def forward(
         self, x: Tensor, taps: BlockTaps, record: Recorder | None = None, forced: Choice | None = None
