@@ -70,7 +70,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=(*HALVES, *THIRDS), default="report")
+    parser.add_argument("--part", choices=(*HALVES, *THIRDS), help="of the folder's photographs; default: report")
     parser.add_argument("--saved", type=float, default=0.35, help="share of the dense model's multiply-adds")
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--schedules", nargs="+", type=Path, default=[], help="names or files, in rows of their own")
@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="what `eval` takes; default: a half of the folder's photographs")
     parser.add_argument("--limit", type=int, help="so many images of --data")
     arguments = parser.parse_args()
+    if arguments.data is not None and arguments.part is not None:
+        parser.error("--part names photographs of ZTDEPLOY_REALDATA, --data others: give one of them")
     loaded = load_model(source_of(arguments))
     architecture = loaded.adapter.architecture
     where, photographs = photographs_of(arguments, architecture.num_classes)
@@ -114,7 +116,7 @@ def source_of(arguments: argparse.Namespace) -> ModelSource:
 def photographs_of(arguments: argparse.Namespace, classes: int) -> tuple[str, list[LabelledImage]]:
     """What the images are called, and the images."""
     if arguments.data is None:
-        folder, part = real_data(), arguments.part
+        folder, part = real_data(), arguments.part or "report"
         return part, third(folder, part) if part in THIRDS else half(read_labels(folder / "labels.json"), part)
     data = limited(read_data(arguments.data, None, classes), arguments.limit)
     return data.name, list(data.images)
