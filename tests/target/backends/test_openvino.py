@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,13 +20,27 @@ from helpers.processors import needs_bf16
 
 from ztdeploy.cli.app import run
 from ztdeploy.core.bundle import WEIGHTS_FILE, read_bundle, sha256_of
-from ztdeploy.core.errors import EngineMismatchError, EnvironmentLacksError, MissingExtraError, ProfileError
+from ztdeploy.core.errors import (
+    BundleError,
+    EngineMismatchError,
+    EnvironmentLacksError,
+    MissingExtraError,
+    ProfileError,
+)
 from ztdeploy.core.processor import REPORT
 from ztdeploy.core.profile import HardwareProfile, read_profile
 from ztdeploy.host.graph import GraphSpec, specialise
 from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends import base, get_backend, openvino
-from ztdeploy.target.backends.openvino import OpenVinoBackend, OpenVinoRunner, compile_graph, row_group
+from ztdeploy.target.backends.openvino import (
+    PART,
+    Cut,
+    OpenVinoBackend,
+    OpenVinoRunner,
+    compile_graph,
+    cut_for,
+    row_group,
+)
 from ztdeploy.target.evaluate.explain import explain_bundle
 from ztdeploy.target.verify import verify_bundle
 
@@ -159,22 +175,61 @@ def test_a_graph_that_is_none_is_the_bundles_error(bundle_copy):
 # -------------------- what runs
 
 
+def saved_graph(folder: Path, nodes: list[onnx.NodeProto], sides: tuple[tuple[str, list[Any]], ...]) -> Path:
+    """A graph of fp32, with an input and an output of such names and shapes."""
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name, shape in sides
+    )
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs)
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+@pytest.mark.parametrize(
+    ("images", "threads", "cut"),
+    [
+        (2, 1, (2, 1)),
+        (2, 2, (1, 2)),
+        (3, 2, (2, 2)),
+        (8, 2, (2, 2)),
+        (8, 4, (2, 4)),
+        (8, 6, (2, 3)),
+        (8, 16, (1, 8)),
+        (64, 7, (2, 7)),
+        (5, 7, (2, 1)),
+    ],
+)
+def test_every_share_of_the_threads_has_a_part_of_the_batch(images: int, threads: int, cut: tuple[int, int]) -> None:
+    assert cut_for(images, threads) == Cut(*cut)
+
+
+@needs_openvino
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_batch_gives_what_its_images_give_in_their_order(tmp_path: Path, threads: int) -> None:
+    """An even or odd number of images, with and without a part for each thread; a refused call changes nothing."""
+    nodes = [onnx.helper.make_node("Mul", ["x", "x"], ["y"])]
+    compiled = partial(compile_graph, saved_graph(tmp_path, nodes, (("x", ["b", 3]), ("y", ["b", 3]))), threads)
+    alone, signature = compiled(images=1)
+    runner = OpenVinoRunner(alone, signature, threads, lambda cut: compiled(images=cut.images, streams=cut.streams)[0])
+    for images in (*range(1, 10), 2, 33):
+        x = np.random.default_rng(images).standard_normal((images, 3)).astype(np.float32)
+        np.testing.assert_array_equal(runner.infer({"x": x})["y"], x * x)
+        with pytest.raises(BundleError, match="OpenVINO"):
+            runner.infer({"x": np.zeros((images, 4), np.float32)})
+    runner.close()
+
+
 @needs_openvino
 def test_outputs_bear_the_names_that_the_graph_gives_them(tmp_path):
     """Behind a Cast that does nothing one value has two names, once OpenVINO has compiled it."""
-    value = onnx.helper.make_tensor_value_info
     nodes = [
         onnx.helper.make_node("Relu", ["x"], ["a/inner"]),
         onnx.helper.make_node("Cast", ["a/inner"], ["kept"], to=onnx.TensorProto.FLOAT),
     ]
-    shape = [2, 3]
-    graph = onnx.helper.make_graph(
-        nodes, "g", [value("x", onnx.TensorProto.FLOAT, shape)], [value("kept", onnx.TensorProto.FLOAT, shape)]
-    )
-    opset = [onnx.helper.make_opsetid("", 20)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "g.onnx")
+    graph = saved_graph(tmp_path, nodes, (("x", [2, 3]), ("kept", [2, 3])))
     x = np.array([[-1, 2, -3], [4, -5, 6]], np.float32)
-    found = OpenVinoRunner(*compile_graph(tmp_path / "g.onnx", 1)).infer({"x": x})
+    found = OpenVinoRunner(*compile_graph(graph, 1)).infer({"x": x})
     assert list(found) == ["kept"]
     np.testing.assert_array_equal(found["kept"], np.maximum(x, 0))
 
@@ -237,8 +292,8 @@ def test_linear_layers_are_computed_in_integers(tmp_path: Path, digit_images: li
     assert graph.drift is not None
     assert engine.parity is not None
     assert engine.parity.replayed
-    for alone in (True, False):
-        compiled, _ = compile_graph(opened.path(graph.file), 1, alone=alone)
+    for images in (1, PART, None):
+        compiled, _ = compile_graph(opened.path(graph.file), 1, images=images)
         assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth
     pixels = np.load(bundle / "golden" / "pixels.npy")
     with load(opened, variant=variant.name, profile="cpu-openvino-int8", threads=1) as runner:
@@ -254,7 +309,7 @@ def test_linear_layers_are_computed_in_integers(tmp_path: Path, digit_images: li
     rows = variant.graphs["cpu-openvino-int8-rows"]
     assert rows.calibration is None
     assert json.loads(opened.path(variant.engines["cpu-openvino-int8-rows"].file).read_text())["row_group"] == 64
-    compiled, _ = compile_graph(opened.path(rows.file), 1, alone=True, row_group=128)
+    compiled, _ = compile_graph(opened.path(rows.file), 1, images=1, row_group=128)
     assert integer_layers(compiled) >= 4 * opened.manifest.model.architecture.depth
 
 

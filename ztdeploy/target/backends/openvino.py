@@ -11,13 +11,15 @@ without bf16, where OpenVINO would silently use fp32 kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from ztdeploy.core.bundle import sha256_of
@@ -41,6 +43,8 @@ from ztdeploy.target.backends.base import (
 )
 from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, even_rows
 
+#: Images of a batch that are computed together: they use weights twice, and their values still fit a core's cache.
+PART = 2
 _ENGINE_LIMIT = 4096
 _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
@@ -107,47 +111,108 @@ class OpenVinoBackend(Backend):
 
 def _runner(graph: Path, engine: OpenVinoEngine, threads: int) -> OpenVinoRunner:
     compiled = partial(compile_graph, graph, threads, row_group=engine.row_group, weight_bits=engine.weight_bits)
-    return OpenVinoRunner(*compiled(alone=True), compiled)
+    alone, signature = compiled(images=1)
+    return OpenVinoRunner(alone, signature, threads, lambda cut: compiled(images=cut.images, streams=cut.streams)[0])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a batch is computed: in parts of so many images, so many parts at a time."""
+
+    images: int
+    streams: int
+
+
+def cut_for(images: int, threads: int) -> Cut:
+    """Parts of two images, or of one where each can have a thread of its own; as many of them at a time as there are
+    equal shares of the threads, and none of the shares without a part."""
+    size = 1 if images <= threads else PART
+    parts = -(-images // size)
+    streams = max(count for count in range(1, min(parts, threads) + 1) if threads % count == 0)
+    return Cut(PART if streams == 1 else size, streams)
 
 
 class OpenVinoRunner:
-    """A compiled graph with one request; one call at a time."""
+    """A compiled graph; one call at a time.
+
+    A batch is cut into parts, which are computed side by side. Threads that share the work of every operator wait for
+    each other hundreds of times in a call, and operators that work on a large batch read from main memory what the last
+    one wrote.
+    """
 
     def __init__(
-        self, compiled: Any, signature: Signature, more: Callable[[], tuple[Any, Signature]] | None = None
+        self, compiled: Any, signature: Signature, threads: int = 1, cut: Callable[[Cut], Any] | None = None
     ) -> None:
         """
         Args:
-            compiled: for any batch, or for one image alone where there is `more`.
+            compiled: as the graph is, or for one image alone where there is `cut` and the graph takes any batch.
             signature: of the graph.
-            more: compiles it for any batch, when the first one comes.
+            threads: of all parts together.
+            cut: compiles the graph for parts.
         """
         self._request: Any = compiled.create_infer_request()
-        self.signature, self._more = signature, more
-        self._alone = more is not None and any(one.shape[:1] == (None,) for one in signature.inputs)
-        self._any: Any = None
+        self.signature, self._threads, self._cut = signature, threads, cut
+        takes_any = all(one.shape[:1] == (None,) for one in (*signature.inputs, *signature.outputs))
+        self._alone = cut is not None and takes_any
+        self._requests: dict[Cut, Sequence[Any]] = {}
         self._turn = Lock()
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         assert self._request is not None, "the runner is closed"
         try:
             with self._turn:
-                found = self._request_for(feeds).infer(dict(feeds), share_inputs=True)  # results are copies
+                images = len(next(iter(feeds.values())))
+                if images == 1 or not self._alone:
+                    return self._named(self._request.infer(dict(feeds), share_inputs=True))  # results are copies
+                return self._in_parts(feeds, images, cut_for(images, self._threads))
         except ZtdeployError:
             raise
         except Exception as error:  # of its own, and NumPy's of inputs that it cannot take
             raise refused("OpenVINO", error) from error
+
+    def _in_parts(self, feeds: Mapping[str, Array], images: int, cut: Cut) -> dict[str, Array]:
+        """Start a part wherever the one before is ready. An image that is left over runs by itself, in all threads,
+        where no other part would run beside it."""
+        requests = self._requests_for(cut)
+        alone = images % cut.images == 1 and images // cut.images % cut.streams == 0
+        parts = [slice(at, at + cut.images) for at in range(0, images - alone, cut.images)]
+        found: list[dict[str, Array]] = []
+        try:
+            for at, part in enumerate([*parts, *[None] * cut.streams]):
+                request = requests[at % cut.streams]
+                if at >= cut.streams:
+                    request.wait()
+                    found.append({name: values.copy() for name, values in self._named(request.results).items()})
+                if part is not None:
+                    own = {name: _filled(values[part], cut.images) for name, values in feeds.items()}
+                    request.start_async(own, share_inputs=True)
+        finally:
+            for request in requests:
+                with suppress(Exception):  # it was raised above
+                    request.wait()
+        if alone:
+            last = {name: values[-1:] for name, values in feeds.items()}
+            found.append(self._named(self._request.infer(last, share_inputs=True)))
+        return {name: np.concatenate([one[name] for one in found])[:images] for name in found[0]}
+
+    def _requests_for(self, cut: Cut) -> Sequence[Any]:
+        assert self._cut is not None, "a graph for one batch alone"
+        if cut not in self._requests:
+            compiled = self._cut(cut)
+            self._requests[cut] = [compiled.create_infer_request() for _ in range(cut.streams)]
+        return self._requests[cut]
+
+    def _named(self, found: Any) -> dict[str, Array]:
         return {output.name: found[position] for position, output in enumerate(self.signature.outputs)}
 
-    def _request_for(self, feeds: Mapping[str, Array]) -> Any:
-        if not self._alone or self._more is None or len(next(iter(feeds.values()))) == 1:
-            return self._request
-        if self._any is None:
-            self._any = self._more()[0].create_infer_request()
-        return self._any
-
     def close(self) -> None:
-        self._request = self._any = None
+        self._request = None
+        self._requests = {}
+
+
+def _filled(values: Array, images: int) -> Array:
+    """A part of a batch, whose last image is repeated where there are too few."""
+    return np.concatenate([values, *[values[-1:]] * (images - len(values))]) if len(values) < images else values
 
 
 def load_openvino() -> Any:
@@ -202,13 +267,21 @@ def row_group(graph: Path) -> int:
 
 
 def compile_graph(
-    graph: Path, threads: int, *, alone: bool = False, row_group: int = 0, weight_bits: int = 8
+    graph: Path,
+    threads: int,
+    *,
+    images: int | None = None,
+    streams: int = 1,
+    row_group: int = 0,
+    weight_bits: int = 8,
 ) -> tuple[Any, Signature]:
-    """Compile a graph for one call at a time.
+    """Compile a graph.
 
     Args:
-        alone: for a batch of one where the graph takes any: with all shapes known, OpenVINO fuses more, and a call of
-            DeiT-S in int8 takes a tenth less.
+        threads: of all calls together.
+        images: for batches of this size where the graph takes any: with all shapes known, OpenVINO fuses more, and a
+            call of DeiT-S in int8 takes a tenth less.
+        streams: calls at a time.
         row_group: values of a token that share a scale where a graph's weights are int8 and its activations are not.
         weight_bits: of int8 weights.
 
@@ -222,7 +295,7 @@ def compile_graph(
     openvino = load_openvino()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
@@ -231,11 +304,11 @@ def compile_graph(
     try:
         model = _read_model(graph)
         signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))
-        if alone:
+        if images is not None:
             for source in model.inputs:
                 shape = source.partial_shape
                 if shape[0].is_dynamic:
-                    shape[0] = 1
+                    shape[0] = images
                     model.reshape({source.get_any_name(): shape})
             early_scales(model, openvino.opset13)
             even_rows(model, openvino.opset13, by_row=row_group > 0)
