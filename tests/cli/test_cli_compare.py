@@ -47,6 +47,17 @@ def compare(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     return code, captured.out, captured.err
 
 
+def test_reports_of_boards_say_which(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, machine in (("lab1", "Raspberry Pi 5 Model B"), ("lab2\x1b[2J", None)):
+        report = run(1, machine={"board": machine}).model_copy(update={"on": name})
+        (folder / f"{name[:4]}.json").write_text(report.model_dump_json())
+    code, out, _ = compare("lab1.json", "lab2.json", "--any-machine", capsys=capsys)
+    assert code == 0
+    first, second = out.splitlines()[:2]
+    assert ", board lab1 (Raspberry Pi 5 Model B), " in first
+    assert ", board lab2 [2J (" in second
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

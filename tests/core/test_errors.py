@@ -29,6 +29,7 @@ EXIT_CODES = {
     "AccuracyError": 8,
     "EnvironmentLacksError": 6,
     "MissingExtraError": 6,
+    "BoardError": 6,
     "WeightsUnavailableError": 6,
     "EngineMismatchError": 6,
 }

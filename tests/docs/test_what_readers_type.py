@@ -33,6 +33,8 @@ pytestmark = [
 NOT_RUN = {
     r"finalize .*--profile jetson": "needs the board; tests/cli/test_finalize_device.py has a stand-in for it",
     r"(bench|eval|run) .*--profile jetson": "needs the board",
+    r"remote |--on ": "needs a board; tests/jobs/remote has boards on this machine",
+    r"compare bench-lab1": "the reports are those of two boards",
     r"eval deit_s-cpu-cpu-int8": "the build before it ships nothing where few images of digits fail",
     r"--precision auto": "times every candidate; tests/cli/test_cli_auto.py types it",
     r"--cascade-min-cosine": "few digits agree so closely; tests/host/test_confidence.py has the parts",

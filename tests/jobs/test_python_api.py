@@ -146,7 +146,7 @@ def test_python_has_what_the_command_line_has(verb: str) -> None:
         max(one.opts, key=len).strip("-").replace("-", "_"): one.default for one in command.commands[verb].params
     }
     parameters = inspect.signature(VERBS[verb]).parameters
-    of_terminals = {"json", "page", "maps", "out", "verbose", "quiet", "help", "no_cache"}
+    of_terminals = {"json", "page", "maps", "out", "verbose", "quiet", "help", "no_cache", "on"}
     assert options.keys() - parameters.keys() <= of_terminals
     assert parameters.keys() - options.keys() <= {"progress", "backbone", "example"}  # modules are Python
     differing = {

@@ -21,7 +21,7 @@ from ztdeploy.version import __version__
 
 EXIT_CODES = (
     "0 done, 1 a bug, 2 malformed command line, 3 unusable input, 4 damaged bundle, "
-    "5 parity failed, 6 something is missing on this machine, 7 slower than the baseline, "
+    "5 parity failed, 6 something is missing on this machine or a board, 7 slower than the baseline, "
     "8 pruning costs too much accuracy, 9 some profiles were not built, 130 interrupted."
 )
 
@@ -29,7 +29,7 @@ _MOST_IMAGE_WARNINGS = 3
 #: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
 #: `register(app)`, which adds its commands to the application. `results.RESULTS` names what each finds for `--json`.
 VERBS: tuple[str, ...] = (
-    *("quickstart", "build", "run", "verify", "export"),
+    *("quickstart", "build", "run", "verify", "export", "remote"),
     *("eval", "show", "bench", "compare"),
     *("sweep", "tune", "report"),
     *("inspect", "models", "profiles", "doctor"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.boards import Delivery, on_boards, show_beside
 from ztdeploy.cli.help import JUDGE, MEASURING, OUTPUT, PRUNING, QUALITY
 from ztdeploy.cli.options import (
     ALL,
@@ -22,7 +23,9 @@ from ztdeploy.cli.options import (
     flag,
     option,
     options,
+    out_path,
     path,
+    path_or_name,
     ratio_or_all,
     request_of,
 )
@@ -31,7 +34,7 @@ from ztdeploy.core.arguments import CALLS, MILLISECONDS, MIN_AGREEMENT, SECONDS,
 from ztdeploy.core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ztdeploy.target.measure.bench_report import BenchReport, ConfigurationReport
     from ztdeploy.target.measure.machine import Machine
@@ -42,7 +45,10 @@ _SPEED_UP = ("speed-up", "95 % interval", "rounds", "less work")
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=JUDGE)(bench)
+    delivery = Delivery(
+        show_report, check=_check_paths, write=_write, writes=("out", "page"), named=_of_board, beside=show_beside
+    )
+    app.command(rich_help_panel=JUDGE)(on_boards(delivery)(bench))
 
 
 def bench(
@@ -77,13 +83,18 @@ def bench(
         option("--latency-ms NUMBER", MILLISECONDS, MEASURING, "The p95 of a call that the governor holds."),
     ] = None,
     load: Annotated[
-        Path | None, option("--load FILE", path, MEASURING, "TOML or JSON. [default: one core, 10 of every 20 s]")
+        Path | None,
+        option("--load FILE", path_or_name, MEASURING, "TOML or JSON file. [default: one core, 10 of every 20 s]"),
     ] = None,
     min_fidelity: Annotated[
         float | None, option("--min-fidelity RATIO", SHARE, MEASURING, "Floor on recorded fidelity. [default: none]")
     ] = None,
-    page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, of a replayed load.")] = None,
-    out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file, written after every round.")] = None,
+    page: Annotated[
+        Path | None, option("--page FILE", out_path, OUTPUT, "HTML file to write, of a replayed load.")
+    ] = None,
+    out: Annotated[
+        Path | None, option("-o, --out FILE", out_path, OUTPUT, "JSON file, written after every round.")
+    ] = None,
 ) -> None:
     """Measure latency, throughput, cold start and memory.
 
@@ -96,34 +107,52 @@ def bench(
         ztdeploy bench quickstart --governor --latency-ms 30 --page load.html
     """
     given = locals()
-    from ztdeploy.core.files import write
-    from ztdeploy.report.evaluate.page import check_page_path
-    from ztdeploy.report.governor.page import governor_page
     from ztdeploy.target.measure.bench import run_bench
-    from ztdeploy.target.measure.bench_report import BenchRequest, check_report_path, write_report
+    from ztdeploy.target.measure.bench_report import BenchRequest
 
     request = request_of(BenchRequest, {**given, "all_variants": keep_ratios == [ALL]})
-    if out is not None:
-        check_report_path(out)
-    if page is not None:
-        check_page_path(page, "bench")
-        if not governor:
-            raise InputError("--page without --governor", "a load to draw", "add --governor, or leave out --page")
+    paths = {name: one for name, one in (("out", out), ("page", page)) if one is not None}
+    _check_paths(paths)
+    if page is not None and not governor:
+        raise InputError("--page without --governor", "a load to draw", "add --governor, or leave out --page")
 
     def save(report: BenchReport) -> None:
-        if out is not None:
-            write_report(report, out)
+        _write(report, {name: one for name, one in paths.items() if name == "out"})
 
     with progress_bar() as progress:
         report = run_bench(request, progress=progress, save=save)
-    save(report)
+    files = _write(report, paths)
     answer(report, lambda: show_report(report))
-    if page is not None and report.replay is not None:
-        write(page, governor_page(report))
-    for written in (out, page):
-        if written is not None:
-            note(f"wrote {written}")
+    for file in files:
+        note(f"wrote {file}")
     _leave(report)
+
+
+def _check_paths(paths: Mapping[str, Path]) -> None:
+    from ztdeploy.report.evaluate.page import check_page_path
+    from ztdeploy.target.measure.bench_report import check_report_path
+
+    if "out" in paths:
+        check_report_path(paths["out"])
+    if "page" in paths:
+        check_page_path(paths["page"], "bench")
+
+
+def _write(report: BenchReport, paths: Mapping[str, Path]) -> list[Path]:
+    """Write the report, and the page of a replayed load, and return their paths."""
+    from ztdeploy.core.files import write
+    from ztdeploy.report.governor.page import governor_page
+    from ztdeploy.target.measure.bench_report import write_report
+
+    if "out" in paths:
+        write_report(report, paths["out"])
+    if "page" in paths and report.replay is not None:
+        write(paths["page"], governor_page(report))
+    return [path for name, path in paths.items() if name == "out" or report.replay is not None]
+
+
+def _of_board(report: BenchReport, board: str) -> BenchReport:
+    return report.model_copy(update={"on": board})
 
 
 def show_report(report: BenchReport) -> None:

@@ -118,7 +118,9 @@ def _measured_on(report: BenchReport | SweepReport) -> str:
     from ztdeploy.report.compare.entries import bench_runs
 
     run = bench_runs(report)[0]
-    return printable(f"{run.bundle.timm_name}, {run.bundle.runtime}, {run.machine.processor}, {run.before.at[:10]}")
+    machine = run.machine.board or run.machine.processor
+    on = f"board {run.on} ({machine})" if run.on else machine
+    return printable(f"{run.bundle.timm_name}, {run.bundle.runtime}, {on}, {run.before.at[:10]}")
 
 
 def _show_figures(comparison: ReportComparison) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.boards import Delivery, on_boards
 from ztdeploy.cli.help import JUDGE, OUTPUT, QUALITY, TARGETS
 from ztdeploy.cli.options import (
     PROFILES,
@@ -26,7 +27,7 @@ from ztdeploy.cli.options import (
     flag,
     option,
     options,
-    path,
+    out_path,
     request_of,
     word,
 )
@@ -34,6 +35,7 @@ from ztdeploy.cli.output import answer, left, note, progress_bar, right, say, ta
 from ztdeploy.core.arguments import BATCH, IMAGES, MIN_AGREEMENT, SHARE
 
 if TYPE_CHECKING:
+    from ztdeploy.report.evaluate.maps import DrawnMaps
     from ztdeploy.target.evaluate.eval_report import (
         Answer,
         CascadeScore,
@@ -53,7 +55,8 @@ _OF_SIGMOID = "same answer: the same outputs are above 50 %; KL: the mean over a
 
 
 def register(app: typer.Typer) -> None:
-    app.command("eval", rich_help_panel=JUDGE)(evaluate)
+    delivery = Delivery(_show, check=_check_paths, write=_write, writes=("out", "page"))
+    app.command("eval", rich_help_panel=JUDGE)(on_boards(delivery)(evaluate))
 
 
 def evaluate(
@@ -86,10 +89,10 @@ def evaluate(
     record: Annotated[
         bool, flag("--record/--no-record", OUTPUT, "Write the figures into the bundle's manifest.")
     ] = True,
-    out: Annotated[Path | None, option("-o, --out FILE", path, OUTPUT, "JSON file to write.")] = None,
-    page: Annotated[Path | None, option("--page FILE", path, OUTPUT, "HTML file to write, with plots.")] = None,
+    out: Annotated[Path | None, option("-o, --out FILE", out_path, OUTPUT, "JSON file to write.")] = None,
+    page: Annotated[Path | None, option("--page FILE", out_path, OUTPUT, "HTML file to write, with plots.")] = None,
     maps: Annotated[
-        Path | None, option("--maps DIR", path, OUTPUT, "Folder for PNGs of the worst maps beside the baseline's.")
+        Path | None, option("--maps DIR", out_path, OUTPUT, "Folder for PNGs of the worst maps beside the baseline's.")
     ] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, flag("--fresh", OUTPUT, "Run the engines again, whatever is kept.")] = False,
@@ -104,22 +107,17 @@ def evaluate(
     """
     given = locals()
     from ztdeploy.core.bundle import read_bundle
-    from ztdeploy.core.files import write
-    from ztdeploy.core.records import to_json
     from ztdeploy.report.evaluate.maps import draw_maps, write_maps
-    from ztdeploy.report.evaluate.page import check_page_path, eval_page
     from ztdeploy.report.kit.map_files import check_maps_folder
-    from ztdeploy.target.evaluate.eval_report import EvalRequest, check_eval_path
+    from ztdeploy.target.evaluate.eval_report import EvalRequest
     from ztdeploy.target.evaluate.evaluate import evaluate_bundle
     from ztdeploy.target.evaluate.record import check_recordable
     from ztdeploy.target.evaluate.record import record as write_record
     from ztdeploy.target.evaluate.worst_maps import worst_maps
 
     request = request_of(EvalRequest, given)
-    if out is not None:
-        check_eval_path(out)
-    if page is not None:
-        check_page_path(page)
+    paths = {name: one for name, one in (("out", out), ("page", page)) if one is not None}
+    _check_paths(paths)
     if maps is not None:
         check_maps_folder(maps, read_bundle(bundle))
     if record:
@@ -130,19 +128,39 @@ def evaluate(
     except KeyboardInterrupt:
         note(RESUME)
         raise
-    if out is not None:
-        write(out, to_json(report, indent=1) + "\n")
     drawn = draw_maps(report, worst_maps(report, read_bundle(bundle))) if page or maps else []
-    if page is not None:
-        write(page, eval_page(report, drawn))
+    files = _write(report, paths, drawn)
     if maps is not None:
         write_maps(drawn, maps)
+        files.append(maps)
     if record:
         write_record(report, bundle, lambda: note("waiting for another process that writes to this bundle"))
     answer(report, lambda: _show(report))
-    for written in (out, page, maps):
-        if written is not None:
-            note(f"wrote {written}")
+    for file in files:
+        note(f"wrote {file}")
+
+
+def _check_paths(paths: Mapping[str, Path]) -> None:
+    from ztdeploy.report.evaluate.page import check_page_path
+    from ztdeploy.target.evaluate.eval_report import check_eval_path
+
+    if "out" in paths:
+        check_eval_path(paths["out"])
+    if "page" in paths:
+        check_page_path(paths["page"])
+
+
+def _write(report: EvalReport, paths: Mapping[str, Path], drawn: Sequence[DrawnMaps] = ()) -> list[Path]:
+    """Write the report and its page, and return their paths; maps are drawn where the engines ran."""
+    from ztdeploy.core.files import write
+    from ztdeploy.core.records import to_json
+    from ztdeploy.report.evaluate.page import eval_page
+
+    if "out" in paths:
+        write(paths["out"], to_json(report, indent=1) + "\n")
+    if "page" in paths:
+        write(paths["page"], eval_page(report, list(drawn)))
+    return list(paths.values())
 
 
 def _show(report: EvalReport) -> None:

@@ -33,7 +33,7 @@ class Verb(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         named(" ".join(_words_to(ctx)))
-        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        ctx.meta["typed"], _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option in given:
             if takes_one(option) and given.count(option) > 1:
                 hint = f"'{' / '.join(option.opts)}'"

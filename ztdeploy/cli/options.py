@@ -106,7 +106,20 @@ def _named(kind: Kind, name: str) -> Callable[[Any], Any]:
             colon = "" if type(error) is InputError else ":"  # ahead of more than a value: "pruning method 'zero'"
             raise InputError(f"{name}{colon} {error.given}", error.expected, error.fix) from error
 
+    vars(named)["kind"] = kind
     return named
+
+
+def kinds_of(command: Callable[..., Any]) -> dict[str, Kind | None]:
+    """The kinds of a command's values, by parameter; None of a flag."""
+    declared = {name: one.annotation for name, one in signature(command, eval_str=True).parameters.items()}
+    return {name: _kind_of(one) for name, one in declared.items()}
+
+
+def _kind_of(annotation: Any) -> Kind | None:
+    (info, *_) = getattr(annotation, "__metadata__", (None,))
+    found: Kind | None = getattr(getattr(info, "parser", None), "kind", None)
+    return found
 
 
 def _reader(kind: Kind) -> Callable[[str], Any]:
@@ -198,6 +211,18 @@ def _variants(context: typer.Context) -> list[str]:
 
 
 path, word = arguments.named_path, arguments.word
+
+
+def out_path(text: str) -> Path:
+    """A path that is written, where `path` is one that is read; `cli/boards.py` tells them apart."""
+    return path(text)
+
+
+def path_or_name(text: str) -> Path:
+    """A file to read, or the name of one that ships."""
+    return path(text)
+
+
 _MODELS_OWN = "[default: the model's]"
 BundleArgument = Annotated[Path, argument("BUNDLE", path, "Folder that 'ztdeploy build' wrote.")]
 ImagesArgument = Annotated[list[Path], argument("IMAGE", path, "Image files.")]
@@ -258,7 +283,7 @@ MinAgreementOption = Annotated[
     ),
 ]
 _REUSED = "Folder for what later runs reuse. [default: $ZTDEPLOY_CACHE or ~/.cache/ztdeploy]"
-CacheOption = Annotated[Path | None, option("--cache DIR", path, OUTPUT, _REUSED)]
+CacheOption = Annotated[Path | None, option("--cache DIR", out_path, OUTPUT, _REUSED)]
 #: Options of a model that only `build` has.
 OF_BUILDS = ("bit_depth", "class_names", "output", "activation", "text_head")
 #: What is imported on use, in signatures.

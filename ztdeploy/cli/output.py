@@ -7,12 +7,13 @@ Standard output has the answer alone; warnings, remarks and progress go to stand
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -143,6 +144,28 @@ def answer(result: BaseModel | Callable[[], BaseModel], show: Callable[[], None]
     from ztdeploy.core.records import plain
 
     typer.echo(_envelope(result=plain(result() if callable(result) else result, by_alias=True)))
+
+
+def answer_boards(
+    results: Mapping[str, BaseModel | None], failures: Mapping[str, tuple[str, int]], show: Callable[[], None]
+) -> None:
+    """The results of a verb on several boards, by their names, as `answer` gives one.
+
+    Args:
+        failures: message and exit code of those boards that have failed; one may have a result all the same.
+    """
+    if not _manner.json:
+        show()
+        return
+    from ztdeploy.core.records import plain
+
+    told: dict[str, dict[str, object]] = {name: {} for name in results}
+    for name, found in results.items():
+        if found is not None:
+            told[name]["result"] = plain(found, by_alias=True)
+    for name, (message, code) in failures.items():
+        told[name]["error"] = {"message": message, "exit_code": code}
+    typer.echo(_envelope(boards=told))
 
 
 def _envelope(**content: object) -> str:
@@ -288,8 +311,10 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on standard error; a line per step where that is no terminal, and with `--verbose`; none with `--json`."""
-    if _manner.json or _manner.quiet:
+    """A bar on standard error; a line per step where that is no terminal, and with `--verbose`; none with `--json`
+    alone.
+    """
+    if _manner.quiet or (_manner.json and not _manner.verbose):
         yield silent
     elif _manner.verbose or not sys.stderr.isatty():
         yield _Lines().told
@@ -300,6 +325,58 @@ def progress_bar() -> Iterator[Progress]:
         bar = _Bar()
         with Live(bar, console=Console(stderr=True), transient=True, refresh_per_second=8):
             yield bar.told
+
+
+@contextmanager
+def boards_progress(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+    """What is told of each board by its name: a line for each in a terminal, otherwise a line whenever it changes."""
+    if _manner.quiet or (_manner.json and not _manner.verbose):
+        yield lambda _name, _what: None
+    elif _manner.verbose or not sys.stderr.isatty():
+        yield _changes(names)
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        board_lines = _BoardLines(names)
+        with Live(board_lines, console=Console(stderr=True), refresh_per_second=8):
+            yield board_lines.told
+
+
+def _changes(names: Sequence[str]) -> Callable[[str, str], None]:
+    width, last = max(map(len, names)), dict[str, tuple[str, float]]()
+
+    def told(name: str, what: str) -> None:
+        words, now = re.sub(r"[\d.]+", "", what), time.monotonic()  # figures alone are told once a minute
+        before, at = last.get(name, ("", 0.0))
+        if words != before or now - at > _STILL_S:
+            last[name] = words, now
+            note(f"{name:<{width}}  {what}")
+
+    return told
+
+
+class _BoardLines:
+    """A line for each board that fits: its name, for how long the call has run or it took, and what it does."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._begun, self._width = time.monotonic(), max(map(len, names))
+        self._lines = dict.fromkeys(names, (self._begun, "waiting"))
+
+    def told(self, name: str, what: str) -> None:
+        self._lines[name] = (time.monotonic(), printable(what, _LONGEST_CELL))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        for name, (at, what) in self._lines.items():
+            over = what.startswith(("done", "failed", "kept"))
+            minutes, seconds = divmod(int((at if over else time.monotonic()) - self._begun), 60)
+            colour = {"done": "green", "kept": "green", "fail": "red"}.get(what[:4], "")
+            line = Text.assemble((f"{name:<{self._width}}", "bold"), f"  {minutes}:{seconds:02d}  ", (what, colour))
+            line.no_wrap = True
+            line.truncate(options.max_width - 3, overflow="ellipsis")
+            yield line
 
 
 class _Lines:

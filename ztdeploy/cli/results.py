@@ -17,6 +17,8 @@ from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.records import Record
 from ztdeploy.core.schedule import PruningSchedule
 from ztdeploy.core.verdict import Verdict
+from ztdeploy.jobs.remote.fleet import BoardState
+from ztdeploy.jobs.remote.registry import Board
 from ztdeploy.target.evaluate.eval_report import MapFigures
 from ztdeploy.target.evaluate.maps import MapFacts
 
@@ -38,11 +40,18 @@ RESULTS = {
     "profiles schedules": "ztdeploy.cli.results:SchedulesResult",
     "profiles show": "ztdeploy.core.profile:HardwareProfile",
     "profiles check": "ztdeploy.cli.results:CheckedProfile",
+    "remote add": "ztdeploy.cli.results:BoardsResult",
+    "remote list": "ztdeploy.cli.results:BoardsResult",
+    "remote remove": "ztdeploy.cli.results:BoardsResult",
+    "remote check": "ztdeploy.cli.results:CheckedBoards",
+    "remote install": "ztdeploy.cli.results:CheckedBoards",
     "models": "ztdeploy.host.models.listing:Models",
     "doctor": "ztdeploy.jobs.doctor:Findings",
     "quickstart": "ztdeploy.jobs.quickstart:Quickstart",
 }
 
+#: Verbs with `--on`, which print an object with the results of boards by their names.
+ON_BOARDS = ("run", "verify", "finalize", "bench", "eval", "sweep")
 #: What `build` says of the manifest that it has written.
 OF_MANIFEST = ("variants", "failed", "adapted", "missing", "weights", "text_head", "gates", "choices", "calibration")
 _FIELDS: Any = {name: (Manifest.model_fields[name].annotation, Manifest.model_fields[name]) for name in OF_MANIFEST}
@@ -139,6 +148,14 @@ class SchedulesResult(Record):
     schedules: tuple[PruningSchedule, ...]
 
 
+class BoardsResult(Record):
+    boards: dict[str, Board]
+
+
+class CheckedBoards(Record):
+    boards: dict[str, BoardState]
+
+
 class CheckedProfile(Record):
     profile: str
     valid: bool
@@ -168,6 +185,9 @@ def schema_of(verb: str) -> dict[str, Any]:
         "required": ["message", "exit_code"],
         "additionalProperties": False,
     }
+    either = {name: {"$ref": f"#/properties/{name}"} for name in ("result", "error")}
+    board = {"type": "object", "properties": either, "additionalProperties": False}
+    on_boards = {"boards": {"type": "object", "additionalProperties": board}} if verb in ON_BOARDS else {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"ztdeploy {verb} --json",
@@ -178,9 +198,10 @@ def schema_of(verb: str) -> dict[str, Any]:
             "verb": {"const": verb},
             "result": result,
             "error": error,
+            **on_boards,
         },
         "required": ["ztdeploy", "schema", "verb"],
-        "oneOf": [{"required": ["result"]}, {"required": ["error"]}],
+        "oneOf": [{"required": [one]} for one in ("result", "error", *on_boards)],
         "additionalProperties": False,
         "$defs": definitions,
     }

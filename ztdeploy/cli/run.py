@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.boards import Delivery, on_boards
 from ztdeploy.cli.help import DEPLOY, OUTPUT
 from ztdeploy.cli.options import (
     BundleArgument,
@@ -20,7 +21,7 @@ from ztdeploy.cli.options import (
     ThreadCountOption,
     VariantOption,
     option,
-    path,
+    out_path,
 )
 from ztdeploy.cli.output import answer, left, note, piped, print_row, progress_bar, right, table, warn
 from ztdeploy.core.arguments import CLASSES, SHARE, WholeNumbers
@@ -47,7 +48,8 @@ class _Ran:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=DEPLOY)(run)
+    delivery = Delivery(_show_result, check=_check_paths, fetches={"out": ".npy"}, take=_take)
+    app.command(rich_help_panel=DEPLOY)(on_boards(delivery)(run))
 
 
 def run(
@@ -64,10 +66,11 @@ def run(
     ] = None,
     cascade: CascadeOption = False,
     out: Annotated[
-        Path | None, option("-o, --out FILE", path, OUTPUT, "Also write what the engine gives as one array (.npy).")
+        Path | None, option("-o, --out FILE", out_path, OUTPUT, "Also write what the engine gives as one array (.npy).")
     ] = None,
     maps: Annotated[
-        Path | None, option("--maps DIR", path, OUTPUT, "Folder for each image's map, as a coloured PNG and as .npy.")
+        Path | None,
+        option("--maps DIR", out_path, OUTPUT, "Folder for each image's map, as a coloured PNG and as .npy."),
     ] = None,
 ) -> None:
     """Run a bundle's engine on images or folders.
@@ -239,6 +242,45 @@ def _show(runner: BundleRunner | CascadeRunner, found: Sequence[_Ran]) -> None:
             for rank, label in enumerate(one.said.labels)
         ],
     )
+
+
+def _check_paths(paths: Mapping[str, Path]) -> None:
+    from ztdeploy.target.runtime.arrays import check_array_path
+
+    if "out" in paths:
+        check_array_path(paths["out"])
+
+
+def _take(files: Mapping[str, bytes], paths: Mapping[str, Path]) -> list[Path]:
+    """Write the array that a board has made."""
+    from ztdeploy.core.errors import BoardError
+    from ztdeploy.core.files import write
+    from ztdeploy.target.runtime.arrays import array_in
+
+    if "out" not in files:
+        return []
+    try:
+        array_in(files["out"])
+    except Exception as error:  # NumPy's reader lets out anything
+        raise BoardError(f"a board's --out: {error}", "an array of numbers", "look at the board") from error
+    write(paths["out"], files["out"])
+    return [paths["out"]]
+
+
+def _show_result(result: RunResult) -> None:
+    """What a board has said of images: the same figures, without the engine that gave them."""
+    from ztdeploy.target.runtime.postprocess import chance
+
+    rows = []
+    for one in result.images:
+        file = Path(one.image).name
+        for place, label in enumerate(one.labels):
+            said = chance(label.probability, label.value)
+            rows.append(("" if place else file, "" if place else one.stage or "", label.name, said))
+        if not one.labels:
+            shape = "x".join(map(str, one.shape))
+            rows.append((file, one.stage or "", shape, "" if one.norm is None else f"norm {one.norm:.4g}"))
+    table(result.variant or "the cascade", left("image", "answered by", "output") + right("value"), rows)
 
 
 def _map_heads(activation: str) -> list[tuple[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztdeploy.cli.boards import Delivery, on_boards, show_beside
 from ztdeploy.cli.help import MEASURING, MODEL, OUTPUT, PRUNING, QUALITY, SEARCH, TARGETS
 from ztdeploy.cli.options import (
     DATA_HELP,
@@ -26,6 +27,7 @@ from ztdeploy.cli.options import (
     method,
     option,
     options,
+    out_path,
     path,
     request_of,
     takes_model,
@@ -42,7 +44,17 @@ RESUME = "what is built and measured so far is kept: the same command goes on wi
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=SEARCH)(sweep)
+    delivery = Delivery(
+        show_sweep,
+        check=_check_paths,
+        write=_write,
+        unasked=_unasked,
+        writes=("out",),
+        beside=show_beside,
+        write_beside=_write_beside,
+        named=_of_board,
+    )
+    app.command(rich_help_panel=SEARCH)(on_boards(delivery)(sweep))
 
 
 @takes_model(without=("image_size", *OF_BUILDS), required=False)
@@ -98,7 +110,9 @@ def sweep(
     limit: LimitOption = None,
     out: Annotated[
         Path | None,
-        option("-o, --out DIR", path, OUTPUT, "Folder; an earlier sweep in it goes on. [default: sweep-MODEL-PROFILE]"),
+        option(
+            "-o, --out DIR", out_path, OUTPUT, "Folder; an earlier sweep in it goes on. [default: sweep-MODEL-PROFILE]"
+        ),
     ] = None,
     cache: CacheOption = None,
     fresh: Annotated[bool, flag("--fresh", OUTPUT, "Measure again what an earlier sweep has measured.")] = False,
@@ -129,6 +143,41 @@ def sweep(
     for one in written:
         note(f"wrote {one}")
     _leave(report)
+
+
+def _unasked(values: Mapping[str, Any]) -> dict[str, Path]:
+    from ztdeploy.target.measure.sweep_report import SweepRequest
+
+    return {"out": default_out(request_of(SweepRequest, {"model": None, **values}))}
+
+
+def _check_paths(paths: Mapping[str, Path]) -> None:
+    from ztdeploy.report.sweep_folder import check_sweep_folder
+
+    check_sweep_folder(paths["out"])
+
+
+def _write(report: SweepReport, paths: Mapping[str, Path]) -> list[Path]:
+    """Write what a sweep on a board has found, as one that runs here does."""
+    from ztdeploy.report.sweep.pages import write_pages
+    from ztdeploy.report.sweep_folder import sweep_folder, write_sweep
+
+    with sweep_folder(paths["out"]):
+        write_sweep(report, paths["out"])
+        return [*write_pages(report, paths["out"]), paths["out"]]
+
+
+def _write_beside(reports: Sequence[SweepReport], paths: Mapping[str, Path]) -> Sequence[Path]:
+    from ztdeploy.core.files import write
+    from ztdeploy.report.compare.boards import boards_page
+
+    page = paths["out"].with_name(f"{paths['out'].name}-boards.html")
+    write(page, boards_page(reports))
+    return [page]
+
+
+def _of_board(report: SweepReport, board: str) -> SweepReport:
+    return report.model_copy(update={"runs": tuple(run.model_copy(update={"on": board}) for run in report.runs)})
 
 
 def default_out(request: SweepRequest) -> Path:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ztdeploy.cli.boards import Delivery, on_boards
 from ztdeploy.cli.help import DEPLOY, TARGETS
 from ztdeploy.cli.options import PROFILES, BundleArgument, option, word
 from ztdeploy.cli.output import answer, leave, note, progress_bar, table, warn
@@ -28,8 +29,8 @@ OnlyProfileOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=DEPLOY)(verify)
-    app.command(rich_help_panel=DEPLOY)(finalize)
+    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(_show_verified))(verify))
+    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(_show_finalized))(finalize))
 
 
 def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
@@ -48,7 +49,7 @@ def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
     answer(report, lambda: _show_verified(report, bundle.resolve().name))
 
 
-def _show_verified(report: VerifyReport, name: str) -> None:
+def _show_verified(report: VerifyReport, name: str = "bundle") -> None:
     rows = [
         (
             name,

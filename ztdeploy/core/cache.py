@@ -30,8 +30,6 @@ FIX = f"give --cache DIR, or set {VARIABLE}"
 def cache_folder(given: Path | None = None) -> Path:
     """The folder given, or `ZTDEPLOY_CACHE`, or a folder below `XDG_CACHE_HOME` or `~/.cache`.
 
-    The library platformdirs is not used: it follows a relative `XDG_CACHE_HOME`, and names `~` where there is no home.
-
     Raises:
         OutputError: no cache is named, and there is no home folder, as for a container's arbitrary user.
     """
@@ -39,13 +37,24 @@ def cache_folder(given: Path | None = None) -> Path:
         return given.absolute()
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return users_folder("XDG_CACHE_HOME", ".cache", "the cache", FIX)
+
+
+def users_folder(variable: str, usual: str, purpose: str, fix: str) -> Path:
+    """Our folder below one that the environment names, or below the usual one of the home folder.
+
+    The library platformdirs is not used: it follows a relative `XDG_CACHE_HOME`, and names `~` where there is no home.
+
+    Raises:
+        OutputError: neither is there.
+    """
+    shared = Path(os.environ.get(variable, ""))
     if shared.is_absolute():  # a relative one is to be ignored
         return shared / "ztdeploy"
     try:
-        return Path.home() / ".cache" / "ztdeploy"
+        return Path.home() / usual / "ztdeploy"
     except RuntimeError as error:
-        raise OutputError("this user has no home folder for the cache", "HOME to be set", FIX) from error
+        raise OutputError(f"this user has no home folder for {purpose}", "HOME to be set", fix) from error
 
 
 def key_of(**facts: object) -> str:

@@ -14,6 +14,7 @@
     |-- AccuracyError                 8   pruning costs more on the calibration images than was allowed
     `-- EnvironmentLacksError         6   something outside ztdeploy is missing
         |-- MissingExtraError             an optional extra is not installed
+        |-- BoardError                    a board cannot be reached, or lacks something
         |-- WeightsUnavailableError       the model hub cannot be reached and nothing is cached
         `-- EngineMismatchError           the engine was built by another runtime version or device
 
@@ -123,6 +124,15 @@ class MissingExtraError(EnvironmentLacksError):
 
     def __reduce__(self) -> tuple[type[ZtdeployError], tuple[str, str, str]]:
         return type(self), (self.module, self.extra, self.purpose)
+
+
+class BoardError(EnvironmentLacksError):
+    @classmethod
+    def said(cls, message: str, exit_code: int) -> BoardError:
+        """An error that ztdeploy on the board has put into words, with the exit code that it has there."""
+        error = cls("", "", "")
+        error.args, error.exit_code = (printable(message),), exit_code
+        return error
 
 
 class WeightsUnavailableError(EnvironmentLacksError):

@@ -267,6 +267,21 @@ def link(target: Path, path: Path) -> None:
         os.symlink(target, path)
 
 
+def hard_link(source: Path, path: Path) -> None:
+    """Give a file a second name where nothing is yet; a copy, where the file system knows no such names.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with disk_errors(path):
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
+                raise
+            copy_file(source, path)
+
+
 def remove(path: Path) -> None:
     """Remove a file if it is there; of a link, the link itself.
 

@@ -25,9 +25,17 @@ def sweep_folder(out: Path) -> Iterator[None]:
     Raises:
         OutputError: a file, a folder with something else in it, or one that another sweep writes to right now.
     """
-    check_report_folder(out, "a sweep", lambda: holds_kind(out / REPORT, KIND))
+    check_sweep_folder(out)
     with only_command(out, "sweep"):
         yield
+
+
+def check_sweep_folder(out: Path) -> None:
+    """
+    Raises:
+        OutputError: as `sweep_folder`, but for another sweep.
+    """
+    check_report_folder(out, "a sweep", lambda: holds_kind(out / REPORT, KIND))
 
 
 def read_previous(out: Path) -> tuple[SweepReport | None, str | None]:

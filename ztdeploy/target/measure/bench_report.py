@@ -225,6 +225,7 @@ class BenchReport(Shown, Record):
     verdicts: tuple[Verdict, ...] = ()  #: one per batch and number of threads; empty in reports of older versions
     cascade: CascadeFacts | None = None  #: None: it was not measured
     same_latency: tuple[SameLatency, ...] = ()  #: one per batch and number of threads that the cascade was measured at
+    on: str | None = None  #: the board's name, where 'bench --on' measured on one
 
     @property
     def measured(self) -> tuple[ConfigurationReport, ...]:

@@ -62,7 +62,7 @@ def read_arrays(path: Path, most_bytes: int) -> dict[str, NDArray[Any]]:
         fix="copy or build the bundle again",
     )
     try:
-        return _members(content, most_bytes) if content[:2] == b"PK" else {"": _array(content)}
+        return _members(content, most_bytes) if content[:2] == b"PK" else {"": array_in(content)}
     except Exception as error:  # zipfile and zlib let out anything, from struct.error to NotImplementedError
         raise BundleError(
             f"'{path}' cannot be read ({one_line(error)})", "arrays of numbers as built", "build the bundle again"
@@ -82,11 +82,16 @@ def _members(content: bytes, most_bytes: int) -> dict[str, NDArray[Any]]:
             if member.flag_bits & 1 or member.compress_type not in _PLAIN:
                 raise ValueError(f"the member '{member.filename[:80]}' is encrypted or compressed by an unknown method")
             with archive.open(member) as file:
-                arrays[name] = _array(file.read(member.file_size + 1))  # it may hold more than it says
+                arrays[name] = array_in(file.read(member.file_size + 1))  # it may hold more than it says
     return arrays
 
 
-def _array(raw: bytes) -> NDArray[Any]:
+def array_in(raw: bytes) -> NDArray[Any]:
+    """The array that a `.npy` file's content is; read-only.
+
+    Raises:
+        ValueError: it is anything but an array of numbers.
+    """
     file = io.BytesIO(raw)
     shape, fortran, dtype = read_header(file)
     if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != len(raw) - file.tell():
