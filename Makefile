@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "error: $$($(PYTHON) --version); expected Python 3.10 to 3.13; run: make PYTHON=python3.11 ..." >&2; exit 1)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[build,transformers,tensorrt-rtx,openvino,tune,dev,docs]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[build,transformers,tensorrt-rtx,openvino,tune,sign,dev,docs]'
 	@touch $@
 
 quickstart: setup
@@ -56,7 +56,7 @@ docs: setup
 
 # Versions that are known to work together, for every supported Python; no addresses in it.
 constraints: setup
-	$(BIN)/uv pip compile pyproject.toml --extra build --extra transformers --extra tensorrt-rtx --extra dev --extra tune --extra openvino --extra docs --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --extra build --extra transformers --extra tensorrt-rtx --extra dev --extra tune --extra sign --extra openvino --extra docs --universal --python-version 3.10 \
 		--upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt
 
 clean:

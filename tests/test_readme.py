@@ -34,7 +34,7 @@ DOCUMENTS = [
 SHELL = ("sh", "bash", "shell", "console")
 FOREIGN = {"cd", "git", "source", ".", "export", "scp", "rsync", "ssh", "cat", "ls", "docker", "nvpmodel", "sudo"}
 # Run by tests of plugins or of C++; only on boards or servers; slow.
-FOREIGN |= {"pip", "cmake", "trtexec", "qemu-x86_64", "ztdeploy-run", "tritonserver"}
+FOREIGN |= {"minisign", "pip", "cmake", "trtexec", "qemu-x86_64", "ztdeploy-run", "tritonserver"}
 #: Verbs that need neither PyTorch nor the network: these are run, not only parsed.
 RUNNABLE = ("run", "verify", "finalize", "inspect", "profiles", "models", "doctor")
 #: What Python of the documents is run with, so that it takes no network and no time.

@@ -35,7 +35,16 @@ Error damaged(const std::string& given, const std::string& expected, const char*
     return { bundle_error, given, expected, fix };
 }
 
-Manifest read_manifest(const fs::path& folder)
+// The folder itself, or the one that a link leads to now: 'ztdeploy install' exchanges links.
+fs::path resolved(const fs::path& folder)
+{
+    std::error_code code;
+    const bool link = fs::symlink_status(folder, code).type() == fs::file_type::symlink;
+    const fs::path found = link ? fs::canonical(folder, code) : folder;
+    return code ? folder : found;
+}
+
+Manifest read_manifest(const fs::path& folder, const std::vector<PublicKey>& signed_by)
 {
     const fs::path path = folder / "manifest.json";
     std::error_code code;
@@ -44,7 +53,11 @@ Manifest read_manifest(const fs::path& folder)
             "check the path");
     }
     try {
-        const Document data(read_regular(path, manifest_limit));
+        const std::string text = read_regular(path, manifest_limit);
+        if (!signed_by.empty()) {
+            check_signature(folder, text, signed_by);
+        }
+        const Document data(text);
         const auto version = data.root().at("schema_version").whole(-any, any);
         if (version != schema_version) {
             throw damaged(quoted(folder) + " has schema version " + std::to_string(version),
@@ -71,9 +84,10 @@ Manifest read_manifest(const fs::path& folder)
 
 const char* const weights_file = "graphs/weights.safetensors";
 
-Bundle::Bundle(const fs::path& folder)
-    : folder_(folder)
-    , manifest_(read_manifest(folder))
+Bundle::Bundle(const fs::path& folder, const std::vector<PublicKey>& signed_by)
+    : folder_(resolved(folder))
+    , demanded_(!signed_by.empty())
+    , manifest_(read_manifest(folder_, signed_by))
 {
 }
 
@@ -89,6 +103,14 @@ bool Bundle::is_as_built(const std::string& name) const
 }
 
 fs::path Bundle::path(const std::string& name) const
+{
+    if (demanded_) {
+        verify(name);
+    }
+    return place(name);
+}
+
+fs::path Bundle::place(const std::string& name) const
 {
     const fs::path path = folder_ / name;
     if (manifest_.files.count(name) == 0) {
@@ -110,12 +132,12 @@ fs::path Bundle::path(const std::string& name) const
     return path;
 }
 
-void Bundle::verify(const std::string& name)
+void Bundle::verify(const std::string& name) const
 {
     if (verified_.count(name) == 1) {
         return;
     }
-    const fs::path found = path(name);
+    const fs::path found = place(name);
     if (!is_as_built(name)) {
         throw damaged(quoted(found) + " has changed since the build", "sha256 " + sha256(name).substr(0, 12) + "...",
             "copy or build the bundle again");

@@ -3,6 +3,7 @@
 
 #include "files.h"
 #include "preprocess.h"
+#include "signature.h"
 
 #include <filesystem>
 #include <map>
@@ -106,13 +107,15 @@ extern const char* const weights_file;
 
 class Bundle {
 public:
-    // Throws Error.
-    explicit Bundle(const std::filesystem::path& folder);
+    // Of a link, the folder that it leads to now. A signature by one of the keys is demanded, if there are keys, and
+    // checked ahead of everything else. Throws Error.
+    Bundle(const std::filesystem::path& folder, const std::vector<PublicKey>& signed_by);
 
     const Manifest& manifest() const { return manifest_; }
     const std::filesystem::path& folder() const { return folder_; }
-    std::filesystem::path path(const std::string& name) const; // of a listed, regular file
-    void verify(const std::string& name);                      // once; a file that has changed is refused
+    // Of a listed, regular file; where a signature is demanded, one that has changed is refused.
+    std::filesystem::path path(const std::string& name) const;
+    void verify(const std::string& name) const; // once; a file that has changed is refused
     const std::string& sha256(const std::string& name) const;
 
     const Variant& variant(const std::string& name) const;
@@ -129,10 +132,12 @@ public:
 
 private:
     bool is_as_built(const std::string& name) const;
+    std::filesystem::path place(const std::string& name) const;
 
     std::filesystem::path folder_;
+    bool demanded_;
     Manifest manifest_;
-    std::set<std::string> verified_;
+    mutable std::set<std::string> verified_;
 };
 
 // The pieces of reading a manifest. They throw Damage.

@@ -43,7 +43,7 @@ std::vector<std::size_t> all_places(std::size_t images)
 
 struct Runner::State {
     State(const std::filesystem::path& folder, const Options& given)
-        : bundle(folder)
+        : bundle(folder, demanded_keys(given.signed_by))
         , options(given)
         , profile(bundle.profile(given.profile, backend))
         , threads(given.threads.value_or(0))

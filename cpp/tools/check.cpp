@@ -142,13 +142,15 @@ void predict(const Asked& asked, const std::string& cases)
 }
 
 // What opening each bundle's default variant and its cascade, and running one image, says, as "CODE<tab>message".
-void open(const std::vector<std::string>& bundles)
+void open(const std::vector<std::string>& bundles, const std::vector<std::string>& signed_by)
 {
     for (const std::string& bundle : bundles) {
         try {
             for (const bool cascade : { false, true }) {
                 ztdeploy::Options options;
                 options.cascade = cascade;
+                options.verify = signed_by.empty();
+                options.signed_by = signed_by;
                 ztdeploy::Runner runner(bundle, options);
                 const auto shape = runner.input_shape();
                 const std::vector<std::uint8_t> image(static_cast<std::size_t>(shape[0]) * shape[1] * shape[2]);
@@ -172,13 +174,13 @@ int main(int count, char** values)
         infer({ given[1], given[2], given[3], given[4] == "shared" }, given[5], given[6]);
     } else if (given.size() == 5 && given[0] == "predict") {
         predict({ given[1], given[2], given[3] }, given[4]);
-    } else if (given.size() == 2 && given[0] == "open") {
+    } else if (given.size() >= 2 && given[0] == "open") {
         std::ifstream list(given[1]);
         std::vector<std::string> bundles;
         for (std::string line; std::getline(list, line);) {
             bundles.push_back(line);
         }
-        open(bundles);
+        open(bundles, { given.begin() + 2, given.end() });
     } else {
         return 2;
     }

@@ -34,6 +34,8 @@ with their probabilities, or the shape and the norm of what the model gives.
   --check             run the bundle's known inputs through all variants instead of
                       images, and hold the outputs against PyTorch's
   --no-verify         do not compare files with their hashes
+  --signed-by KEY     public key that must have signed the bundle; may be repeated
+                      (default: $ZTDEPLOY_SIGNED_BY)
   --version           the runtime that this command was built with
 
 Examples:
@@ -79,6 +81,8 @@ void read_option(Request& request, const std::string& option, const std::string&
         request.options.variant = value;
     } else if (option == "--profile") {
         request.options.profile = value;
+    } else if (option == "--signed-by") {
+        request.options.signed_by.push_back(value);
     } else if (option == "--keep-ratio") {
         request.options.keep_ratio = number_of(option, value);
     } else if (option == "--threads") {

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.bundles import linked_copy
+from helpers.bundles import edit, linked_copy
 from helpers.options import QUICK
+from helpers.signing import key_pair, signed
 from typer.main import get_command
 
 from ztdeploy import cli
 from ztdeploy.cli import app
 from ztdeploy.cli.help import takes_one
+from ztdeploy.core.progress import silent
 from ztdeploy.jobs.request import BuildRequest
 from ztdeploy.report.compare.comparison import Criteria
 from ztdeploy.report.tune.records import TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalRequest
+from ztdeploy.target.install import install_bundle
 from ztdeploy.target.measure.bench_report import BenchRequest
 from ztdeploy.target.measure.sweep_report import SweepRequest
 
@@ -135,6 +138,10 @@ def as_told(
     (folder / "photos").mkdir(parents=True)
     shutil.move(bundle_copy, folder / "quickstart")
     linked_copy(cascade_bundle, folder / "unsure")
+    fleet = key_pair(folder, "fleet")
+    door = edit(linked_copy(cascade_bundle, folder / "door"), lambda manifest: manifest.update(created="2026-01-01"))
+    install_bundle(signed(door, fleet), folder / "models" / "door", silent)
+    (folder / "password.txt").write_text("of a key that has one")
     shutil.copy(digit_images[0], folder / "photo.jpg")
     for image in digit_images[:12]:
         shutil.copy(image, folder / "photos" / f"{image.stem}.jpg")

@@ -25,6 +25,7 @@ EXIT_CODES = {
     "OutputError": 3,
     "StreamError": 3,
     "BundleError": 4,
+    "SignatureError": 4,
     "ParityError": 5,
     "AccuracyError": 8,
     "EnvironmentLacksError": 6,

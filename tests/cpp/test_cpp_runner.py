@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import json
@@ -20,6 +21,7 @@ import pytest
 from helpers.bundles import edit, linked_copy, rewrite
 from helpers.models import Salient
 from helpers.processes import CHECKOUT, HANG_S, run_ztdeploy
+from helpers.signing import key_pair, signed
 from PIL import Image
 
 import ztdeploy
@@ -30,6 +32,7 @@ from ztdeploy.core.manifest import SCHEMA_VERSION
 from ztdeploy.core.model_source import ModelSource
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.core.profile import read_profile
+from ztdeploy.core.signature import VARIABLE, demanding
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.adaptive.cascade import CascadeRunner
 from ztdeploy.target.backends.base import MemoryMode
@@ -602,6 +605,76 @@ def _code_of_python(folder: Path) -> int:
     except ZtdeployError as error:
         return error.exit_code
     return 0
+
+
+def test_a_demanded_signature_is_checked_as_in_python(
+    program: Path, cascade_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right, wrong and missing ones, whether the program or the environment demands them, also without `verify`."""
+    fleet, old = key_pair(tmp_path, "fleet"), key_pair(tmp_path, "old")
+    good = signed(linked_copy(cascade_bundle, tmp_path / "good"), fleet)
+
+    def changed(name: str, change: Callable[[Path], object]) -> Path:
+        folder = linked_copy(good, tmp_path / name)
+        for file in ("manifest.json", "manifest.json.minisig"):  # the others' are links to the same
+            content = (folder / file).read_bytes()
+            (folder / file).unlink()
+            (folder / file).write_bytes(content)
+        change(folder)
+        return folder
+
+    signature = (good / "manifest.json.minisig").read_text()
+    lines = signature.splitlines()
+
+    def with_signature(text: str) -> Callable[[Path], object]:
+        return lambda folder: (folder / "manifest.json.minisig").write_text(text)
+
+    def older(folder: Path) -> None:
+        data = base64.b64decode(lines[1])
+        (folder / "manifest.json.minisig").write_text(
+            signature.replace(lines[1], base64.b64encode(b"Ed" + data[2:]).decode())
+        )
+
+    (tmp_path / "link").symlink_to("good")
+    folders = {
+        good: 0,
+        tmp_path / "link": 0,
+        changed("no signature", lambda folder: (folder / "manifest.json.minisig").unlink()): 4,
+        changed("empty", with_signature("")): 4,
+        changed("large", with_signature(signature + "\n" * 20_000)): 4,
+        changed("older kind", older): 4,
+        changed("other comment", with_signature(signature.replace("model:", "Model:"))): 4,
+        changed(
+            "a bit", with_signature(signature.replace(lines[3], "A" + lines[3][1:] + "==" * (lines[3][0] == "A")))
+        ): 4,
+        changed("longer", with_signature(signature.replace(lines[1], lines[1] + "AAAA"))): 4,
+        changed("stranger", lambda folder: signed(folder, key_pair(tmp_path, "stranger"))): 4,
+        changed("manifest", lambda folder: (folder / "manifest.json").open("a").write("\n")): 4,
+        changed("no JSON", lambda folder: (folder / "manifest.json").write_text("{")): 4,
+        changed("classes", lambda folder: rewrite(folder, "classes.txt", b"zero\n" * 10)): 4,
+        changed("other weights", lambda folder: _file(_weights, b"x")(folder, {})): 4,
+        changed("other classes", lambda folder: _file(lambda _: "classes.txt", b"zero\n" * 10)(folder, {})): 4,
+    }
+    (tmp_path / "list").write_text("".join(f"{folder}\n" for folder in folders))
+
+    def found(*given: object) -> list[list[str]]:
+        return [line.split("\t") for line in _check(program, "open", tmp_path / "list", *given).splitlines()]
+
+    for demanded in ((fleet.public,), (fleet.line,), (old.line, fleet.public)):
+        assert [int(code) for code, _ in found(*demanded)] == list(folders.values())
+    with demanding([old.line, fleet.line]):
+        by_environment = found()
+        assert [int(code) for code, _ in by_environment] == list(folders.values())
+        for folder, (code, message) in zip(folders, by_environment, strict=True):
+            if code != "0":
+                with pytest.raises(ZtdeployError) as refused:
+                    ztdeploy.load(folder)
+                assert (str(refused.value.exit_code), str(refused.value)) == (code, message)
+    assert {code for code, _ in found(old.public)} == {"4"}
+    assert {code for code, _ in found(fleet.secret)} == {code for code, _ in found(tmp_path / "none")} == {"3"}
+    for named in ("", ":", "none"):
+        monkeypatch.setenv(VARIABLE, named)
+        assert {code for code, _ in found()} == {"3"}
 
 
 def test_broken_bundles_are_refused_as_in_python(program: Path, cascade_bundle: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import test_readme as documents
 from helpers import sweeps
 from helpers.options import QUICK
 from helpers.processes import CHECKOUT
+from helpers.signing import key_pair
 from test_readme import DOCUMENTS, SHELL, Block, blocks, commands, parse, ztdeploy_arguments
 
 from ztdeploy.cli.app import run
@@ -38,6 +39,8 @@ NOT_RUN = {
     r"eval deit_s-cpu-cpu-int8": "the build before it ships nothing where few images of digits fail",
     r"--precision auto": "times every candidate; tests/cli/test_cli_auto.py types it",
     r"--cascade-min-cosine": "few digits agree so closely; tests/host/test_confidence.py has the parts",
+    r"install .*--sign device": "needs a board whose engines are built on it; tests/target/test_install.py has parts",
+    r"install --rollback": "needs an earlier version; tests/target/test_install.py goes back",
     r"--text-head": "needs CLIP's weights; tests/host/models/test_text_head.py builds such a model",
 }
 #: Other programs that documents name, and why no test runs them. What they are given is checked in test_readme.py.
@@ -46,6 +49,7 @@ OTHER_PROGRAMS = {
     "ztdeploy-run": "tests/cpp builds and runs it",
     "cmake|trtexec|jetson_clocks|nvpmodel|sudo": "on a board; tests/target/plugins compiles the plugins",
     "docker|tritonserver": "is not there where the project is tested",
+    "minisign": "makes keys; tests/core/test_signature.py compares with it",
     "make": "sets up what the tests run in, and runs them",
     "pip|uv|uvx": "installs; tests/contract/test_wheel.py does so",
     "pytest|qemu-x86_64|ruff|mypy|pre-commit": "the tests themselves",
@@ -109,6 +113,9 @@ def provide(parameters: dict[str, Any], digits_bundle: Path, digit_images: list[
         make(path, lambda path: shutil.copy(digit_images[0], path))
     for path in values(parameters, "data", "calib"):
         make(path, lambda path: labelled(path, digit_images))
+    for path in values(parameters, "key", "sign", "signed_by"):
+        if path.suffix:  # and is no key itself
+            make(path, lambda path: key_pair(path.parent, path.stem))
     for path in values(parameters, "checkpoint"):
         make(path, checkpoint)
     for path in values(parameters, "model"):

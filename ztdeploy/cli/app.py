@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from ztdeploy.cli.help import Application
-from ztdeploy.cli.output import begin, fail, say, talking, warn
+from ztdeploy.cli.output import begin, fail, holding, say, talking, warn
 from ztdeploy.cli.streams import silence
 from ztdeploy.core.errors import ImageWarning, StreamError, ZtdeployError
 from ztdeploy.core.files import system_error
@@ -29,7 +29,7 @@ _MOST_IMAGE_WARNINGS = 3
 #: The modules of `ztdeploy/cli/` with a verb or a group of verbs, in the order of `--help`. Each has a function
 #: `register(app)`, which adds its commands to the application. `results.RESULTS` names what each finds for `--json`.
 VERBS: tuple[str, ...] = (
-    *("quickstart", "build", "run", "verify", "export", "remote"),
+    *("quickstart", "build", "run", "verify", "export", "sign", "install", "remote"),
     *("eval", "show", "bench", "compare"),
     *("sweep", "tune", "report"),
     *("inspect", "models", "profiles", "doctor"),
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str], program: str = "ztdeploy", commands: typer.Typ
         commands: an application with other commands. (default: `app`)
     """
     begin(arguments)
-    with _image_warnings_as_ours():
+    with holding(), _image_warnings_as_ours():
         try:
             return _run(arguments, program, commands or app)
         except (typer.Abort, KeyboardInterrupt):

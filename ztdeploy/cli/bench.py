@@ -17,9 +17,11 @@ from ztdeploy.cli.options import (
     MinAgreementOption,
     ProfileOption,
     RoundsOption,
+    SignedByOption,
     ThreadsOption,
     VariantsOption,
     WarmupOption,
+    demand_signature,
     flag,
     option,
     options,
@@ -61,6 +63,7 @@ def bench(
     profile: ProfileOption = None,
     batches: BatchesOption = None,
     threads: ThreadsOption = None,
+    signed_by: SignedByOption = None,
     warmup_s: WarmupOption = 1.0,
     duration_s: Annotated[
         float | None, option("--duration SECONDS", SECONDS, MEASURING, "For each configuration. [default: 10]")
@@ -110,6 +113,7 @@ def bench(
     from ztdeploy.target.measure.bench import run_bench
     from ztdeploy.target.measure.bench_report import BenchRequest
 
+    demand_signature(signed_by)
     request = request_of(BenchRequest, {**given, "all_variants": keep_ratios == [ALL]})
     paths = {name: one for name, one in (("out", out), ("page", page)) if one is not None}
     _check_paths(paths)

@@ -1,7 +1,8 @@
 """Verbs on boards: `--on NAME` in front of what a verb does here.
 
 What travels follows from the options themselves: a path that is read is sent, a path that is out_path stays here and is
-written from the result, once for each board, and everything else goes along as it was typed.
+written from the result, once for each board, of a public key the key itself goes along, and everything else as it was
+typed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from ztdeploy.cli.help import TARGETS
-from ztdeploy.cli.options import kinds_of, options, out_path, path, path_or_name
+from ztdeploy.cli.options import kinds_of, options, out_path, path, path_or_name, public_key
 from ztdeploy.cli.output import answer_boards, boards_progress, complain, left, note, right, say, table
 from ztdeploy.core.errors import InputError
 
@@ -127,9 +128,12 @@ class _Typed:
         yield from ("--", *arguments) if arguments else ()
 
     def _word(self, name: str, before: str, text: str) -> str | SentPath:
+        from ztdeploy.core import signature
         from ztdeploy.jobs.remote.fleet import SentPath
 
         kind = self.kinds.get(name)
+        if getattr(kind, "one", None) is public_key:
+            return before + ",".join(signature.public_key(one).line for one in text.split(","))
         is_sent = kind is path or (kind is path_or_name and Path(text).exists())
         return SentPath(before, Path(text)) if is_sent else before + text
 

@@ -22,8 +22,10 @@ from ztdeploy.cli.options import (
     MinIouOption,
     ProfileOption,
     SeedOption,
+    SignedByOption,
     ThreadCountOption,
     VariantsOption,
+    demand_signature,
     flag,
     option,
     options,
@@ -75,6 +77,7 @@ def evaluate(
         int | None, option("--batch N", BATCH, TARGETS, "Images in one call. [default: the profile's smallest batch]")
     ] = None,
     threads: ThreadCountOption = None,
+    signed_by: SignedByOption = None,
     recall_at: Annotated[
         list[int] | None,
         options("--recall-at N", IMAGES, QUALITY, "How many neighbours, for embeddings. [default: 1,5,10]"),
@@ -106,7 +109,7 @@ def evaluate(
         ztdeploy eval quickstart --data photos -k 0.7 --limit 500 --page eval.html
     """
     given = locals()
-    from ztdeploy.core.bundle import read_bundle
+    from ztdeploy.core.bundle import is_signed, read_bundle
     from ztdeploy.report.evaluate.maps import draw_maps, write_maps
     from ztdeploy.report.kit.map_files import check_maps_folder
     from ztdeploy.target.evaluate.eval_report import EvalRequest
@@ -115,11 +118,15 @@ def evaluate(
     from ztdeploy.target.evaluate.record import record as write_record
     from ztdeploy.target.evaluate.worst_maps import worst_maps
 
+    demand_signature(signed_by)
     request = request_of(EvalRequest, given)
     paths = {name: one for name, one in (("out", out), ("page", page)) if one is not None}
     _check_paths(paths)
     if maps is not None:
         check_maps_folder(maps, read_bundle(bundle))
+    if record and is_signed(bundle):
+        record = False
+        note("the bundle is signed as it is: the figures are not written into it")
     if record:
         check_recordable(bundle)
     try:

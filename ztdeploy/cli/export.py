@@ -12,8 +12,10 @@ from ztdeploy.cli.options import (
     BundleArgument,
     KeepRatioOption,
     ProfileOption,
+    SignedByOption,
     VariantOption,
     argument,
+    demand_signature,
     flag,
     option,
     path,
@@ -40,6 +42,7 @@ def export(
     keep_ratio: KeepRatioOption = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
+    signed_by: SignedByOption = None,
     input_name: Annotated[
         str | None,
         option("--input-name NAME", word, OUTPUT, "Name of the input. [default: pixel_values; of triton image]"),
@@ -71,6 +74,7 @@ def export(
     from ztdeploy.jobs.export import Served, export_onnx_folder
     from ztdeploy.jobs.triton import export_triton_repository
 
+    demand_signature(signed_by)
     write, named = (export_triton_repository, IMAGE) if to == "triton" else (export_onnx_folder, PIXEL_VALUES)
     with progress_bar() as progress:
         report = write(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ztdeploy.cli.help import LOOK_UP
-from ztdeploy.cli.options import BundleArgument, KeepRatioOption, VariantOption
+from ztdeploy.cli.options import BundleArgument, KeepRatioOption, SignedByOption, VariantOption, demand_signature
 from ztdeploy.cli.output import answer, cell, left, right, say, table
 from ztdeploy.core.names import block_name
 
@@ -30,7 +30,12 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=LOOK_UP)(inspect)
 
 
-def inspect(bundle: BundleArgument, keep_ratio: KeepRatioOption = None, variant: VariantOption = None) -> None:
+def inspect(
+    bundle: BundleArgument,
+    keep_ratio: KeepRatioOption = None,
+    variant: VariantOption = None,
+    signed_by: SignedByOption = None,
+) -> None:
     """Show what is in a bundle: variants, compute, proofs.
 
     Examples:
@@ -41,6 +46,7 @@ def inspect(bundle: BundleArgument, keep_ratio: KeepRatioOption = None, variant:
     """
     from ztdeploy.core.bundle import read_bundle
 
+    demand_signature(signed_by)
     opened = read_bundle(bundle)
     chosen = opened.variant(keep_ratio, variant)
     answer(opened.manifest, lambda: _show(opened, chosen))

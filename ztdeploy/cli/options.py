@@ -6,6 +6,7 @@ function that raises an `InputError`. An option that takes several values takes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_ar
 import typer
 
 from ztdeploy.cli.help import MEASURING, MODEL, OUTPUT, PRUNING, QUALITY, TARGETS
+from ztdeploy.cli.output import hold
 from ztdeploy.core import arguments
 from ztdeploy.core.arguments import BATCH, KEEP_RATIO, SECONDS, Numbers, WholeNumbers
 from ztdeploy.core.errors import InputError, nearest
@@ -63,7 +65,12 @@ def argument(metavar: str, kind: Kind, help: str, *, known: Known | None = None)
 def each(kind: Kind) -> Callable[[str], tuple[Any, ...]]:
     """The kind of several values with commas."""
     read = _reader(kind)
-    return lambda text: tuple(map(read, text.split(",")))
+
+    def several(text: str) -> tuple[Any, ...]:
+        return tuple(map(read, text.split(",")))
+
+    vars(several)["one"] = kind
+    return several
 
 
 def request_of(kind: Callable[..., _Made], values: Mapping[str, Any]) -> _Made:
@@ -210,12 +217,52 @@ def _variants(context: typer.Context) -> list[str]:
     return [variant.name for variant in read_bundle(context.params["bundle"]).manifest.variants]
 
 
+def demand_signature(keys: Sequence[str] | None) -> None:
+    """Let the command, and all processes that it starts, open no bundle that none of the keys signed.
+
+    Raises:
+        InputError: one of them is no public key, and no file of one.
+    """
+    from ztdeploy.core import signature
+
+    if keys:
+        hold(signature.demanding([_named(signature.public_key, "--signed-by")(key) for key in keys]))
+
+
+def signer(key: Path | None, password_file: Path | None = None) -> Any:
+    """The secret key in a file; its password comes from a file, or is asked for in a terminal.
+
+    Raises:
+        InputError: there is no key in it, or its password is wrong or missing.
+    """
+    from ztdeploy.core.files import read_text
+    from ztdeploy.core.signature import secret_key
+
+    def password() -> str:
+        if password_file is not None:
+            return read_text(password_file, 2**16, what="password").removesuffix("\n")
+        return str(typer.prompt(f"Password of {key}", hide_input=True, err=True))
+
+    answers = password_file is not None or sys.stdin.isatty()
+    return None if key is None else secret_key(key, password if answers else None)
+
+
 path, word = arguments.named_path, arguments.word
 
 
 def out_path(text: str) -> Path:
     """A path that is written, where `path` is one that is read; `cli/boards.py` tells them apart."""
     return path(text)
+
+
+def path_there(text: str) -> Path:
+    """A file of the machine that the verb runs on, such as a secret key, which is never sent there."""
+    return path(text)
+
+
+def public_key(text: str) -> str:
+    """A public key, or the file of one; it is read where it was typed."""
+    return word(text)
 
 
 def path_or_name(text: str) -> Path:
@@ -226,6 +273,14 @@ def path_or_name(text: str) -> Path:
 _MODELS_OWN = "[default: the model's]"
 BundleArgument = Annotated[Path, argument("BUNDLE", path, "Folder that 'ztdeploy build' wrote.")]
 ImagesArgument = Annotated[list[Path], argument("IMAGE", path, "Image files.")]
+_SIGNED_BY = (
+    "Public key that must have signed the bundle; repeat it for either of several. [default: $ZTDEPLOY_SIGNED_BY]"
+)
+SignedByOption = Annotated[list[str] | None, options("--signed-by KEY", public_key, TARGETS, _SIGNED_BY)]
+SignOption = Annotated[
+    Path | None,
+    option("--sign FILE", path_there, TARGETS, "Secret key that signs the bundle again, once engines were built."),
+]
 _OWN_PROFILE = "Run the engines of this profile. [default: the first that runs here]"
 ProfileOption = Annotated[str | None, option("-p, --profile NAME", word, TARGETS, _OWN_PROFILE, known=PROFILES)]
 KeepRatioOption = Annotated[

@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -65,6 +65,21 @@ def begin(arguments: Sequence[str]) -> None:
     """Forget how an earlier command was asked to talk. What a malformed one asks for is seen in its words alone."""
     global _manner
     _manner = _Manner(json="--json" in arguments)
+
+
+_held = ExitStack()
+
+
+def hold(context: AbstractContextManager[object]) -> None:
+    """Enter a context until the command ends."""
+    _held.enter_context(context)
+
+
+@contextmanager
+def holding() -> Iterator[None]:
+    """A command, with the contexts that it holds."""
+    with _held:
+        yield
 
 
 def named(verb: str) -> None:

@@ -28,6 +28,8 @@ RESULTS = {
     "verify": "ztdeploy.target.verify:VerifyReport",
     "finalize": "ztdeploy.target.finalize:FinalizeReport",
     "export": "ztdeploy.jobs.export:ExportReport",
+    "sign": "ztdeploy.core.signature:SignedBy",
+    "install": "ztdeploy.target.install:InstallReport",
     "inspect": "ztdeploy.core.manifest:Manifest",
     "bench": "ztdeploy.target.measure.bench_report:BenchReport",
     "eval": "ztdeploy.target.evaluate.eval_report:EvalReport",

@@ -18,8 +18,10 @@ from ztdeploy.cli.options import (
     ImagesArgument,
     KeepRatioOption,
     ProfileOption,
+    SignedByOption,
     ThreadCountOption,
     VariantOption,
+    demand_signature,
     option,
     out_path,
 )
@@ -59,6 +61,7 @@ def run(
     variant: VariantOption = None,
     profile: ProfileOption = None,
     threads: ThreadCountOption = None,
+    signed_by: SignedByOption = None,
     top: Annotated[int, option("--top N", WholeNumbers(1, CLASSES.most), OUTPUT, "Classes to show.")] = 5,
     threshold: Annotated[
         float | None,
@@ -93,6 +96,7 @@ def run(
     from ztdeploy.target.runtime.image_files import images_in
     from ztdeploy.target.runtime.runner import class_names
 
+    demand_signature(signed_by)
     if out is not None:
         check_array_path(out)
     if maps is not None:

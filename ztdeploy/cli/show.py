@@ -17,7 +17,9 @@ from ztdeploy.cli.options import (
     ImagesArgument,
     KeepRatiosOption,
     ProfileOption,
+    SignedByOption,
     VariantsOption,
+    demand_signature,
     option,
     path,
 )
@@ -44,6 +46,7 @@ def show(
     variants: VariantsOption = None,
     profile: ProfileOption = None,
     cascade: CascadeOption = False,
+    signed_by: SignedByOption = None,
 ) -> None:
     """Draw which patches of images the engines keep.
 
@@ -64,6 +67,7 @@ def show(
     from ztdeploy.report.show.page import PAGE, sheet_paths, write_show
     from ztdeploy.target.evaluate.explain import explain_bundle
 
+    demand_signature(signed_by)
     shown, opened, sheets = [], read_bundle(bundle), sheet_paths(images, out)
     ratios = [] if keep_ratios == [ALL] else keep_ratios or []
     explained = explain_bundle(opened, images, ratios, variants or (), profile=profile, cascade=cascade)

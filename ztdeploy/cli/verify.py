@@ -8,7 +8,16 @@ import typer
 
 from ztdeploy.cli.boards import Delivery, on_boards
 from ztdeploy.cli.help import DEPLOY, TARGETS
-from ztdeploy.cli.options import PROFILES, BundleArgument, option, word
+from ztdeploy.cli.options import (
+    PROFILES,
+    BundleArgument,
+    SignedByOption,
+    SignOption,
+    demand_signature,
+    option,
+    signer,
+    word,
+)
 from ztdeploy.cli.output import answer, leave, note, progress_bar, table, warn
 
 if TYPE_CHECKING:
@@ -29,11 +38,11 @@ OnlyProfileOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(_show_verified))(verify))
-    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(_show_finalized))(finalize))
+    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(show_verified))(verify))
+    app.command(rich_help_panel=DEPLOY)(on_boards(Delivery(show_finalized))(finalize))
 
 
-def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
+def verify(bundle: BundleArgument, profile: OnlyProfileOption = None, signed_by: SignedByOption = None) -> None:
     """Check a bundle's files, and its engines against golden outputs.
 
     Examples:
@@ -41,15 +50,18 @@ def verify(bundle: BundleArgument, profile: OnlyProfileOption = None) -> None:
         ztdeploy verify quickstart
         # Check the engines of one profile, for a program.
         ztdeploy verify quickstart --profile cpu --json
+        # Check that one of your keys signed it, and that nothing has changed since.
+        ztdeploy verify door --signed-by fleet.pub
     """
     from ztdeploy.target.verify import verify_bundle
 
+    demand_signature(signed_by)
     with progress_bar() as progress:
         report = verify_bundle(bundle, profile, progress)
-    answer(report, lambda: _show_verified(report, bundle.resolve().name))
+    answer(report, lambda: show_verified(report, bundle.resolve().name))
 
 
-def _show_verified(report: VerifyReport, name: str = "bundle") -> None:
+def show_verified(report: VerifyReport, name: str = "bundle") -> None:
     rows = [
         (
             name,
@@ -65,6 +77,8 @@ def _show_verified(report: VerifyReport, name: str = "bundle") -> None:
     columns += [("same tokens per layer", "left"), ("ties", "right")]
     title = f"{name}: {report.files} files intact, pre-processing identical"
     table(title, columns, rows)
+    if report.signature is not None:
+        note(f"signed by key {report.signature.key}: {report.signature.comment}")
     for name, reason in report.not_run.items():
         warn(f"profile '{name}' was not run: {reason}")
     for line in report.notes:
@@ -75,6 +89,8 @@ def _show_verified(report: VerifyReport, name: str = "bundle") -> None:
 def finalize(
     bundle: BundleArgument,
     profile: OnlyProfileOption = None,
+    signed_by: SignedByOption = None,
+    sign: SignOption = None,
 ) -> None:
     """Build a bundle's engines on the device that runs them.
 
@@ -86,13 +102,15 @@ def finalize(
     """
     from ztdeploy.target.finalize import finalize_bundle
 
+    demand_signature(signed_by)
+    key = signer(sign)
     with progress_bar() as progress:
-        report = finalize_bundle(bundle, progress, profile=profile)
-    answer(report, lambda: _show_finalized(report))
+        report = finalize_bundle(bundle, progress, profile=profile, signer=key)
+    answer(report, lambda: show_finalized(report))
     leave(report.failed)
 
 
-def _show_finalized(report: FinalizeReport) -> None:
+def show_finalized(report: FinalizeReport) -> None:
     measured = {label: engine.candidates for label, engine in report.chosen.items() if engine.candidates}
     if measured:
         rows = [

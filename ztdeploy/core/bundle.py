@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,7 @@ from ztdeploy.core import arguments
 from ztdeploy.core.brief import Brief, Shown
 from ztdeploy.core.cascade import ALL_GO_ON
 from ztdeploy.core.data import first_error, parse_json, read_json
-from ztdeploy.core.errors import BundleError, InputError, OutputError, did_you_mean
+from ztdeploy.core.errors import BundleError, InputError, OutputError, SignatureError, did_you_mean
 from ztdeploy.core.files import (
     disk_errors,
     is_temporary,
@@ -31,9 +31,12 @@ from ztdeploy.core.files import (
     open_regular,
     read_bytes,
     reason_of,
+    remove,
+    write,
     writing,
 )
 from ztdeploy.core.folders import check_folder_path, check_writable, content_of, files_of, new_folder
+from ztdeploy.core.locks import only_writer
 from ztdeploy.core.manifest import (
     SCHEMA_VERSION,
     EngineRecord,
@@ -47,25 +50,44 @@ from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.plan import tokens_per_block
 from ztdeploy.core.records import to_json
 from ztdeploy.core.schedule import Architecture
+from ztdeploy.core.signature import (
+    SIGNATURE_LIMIT,
+    PublicKey,
+    SecretKey,
+    SignedBy,
+    check_signature,
+    demanded_keys,
+    signature_of,
+    trusted_comment,
+)
+from ztdeploy.core.text import printable
 
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
 WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
 #: Most bytes of pixels in one call.
 _MOST_BYTES = 2**31
 #: The files of a bundle whose manifest lists none.
-_LAYOUT = re.compile(r"manifest\.json|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL)
+_LAYOUT = re.compile(
+    r"manifest\.json(\.minisig)?|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL
+)
 
 
 class Bundle(Shown):
-    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`.
+    """A bundle on disk, its manifest read and its paths checked. Hashes are checked by `verify_files`; and by `path`,
+    ahead of the first use of each file, where a signature was demanded.
 
     It stands for the path of its folder wherever a path is taken.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, *, digest: str | None = None, signature: SignedBy | None = None
+    ) -> None:
         self.root, self.manifest = root, manifest
+        self.digest = digest  #: sha256 of the manifest's file, where it was read from one
+        self.signature = signature  #: None: none was demanded
         self._linked = set[str]()  #: links out of the bundle whose files match the manifest
+        self._intact = set[str]()  #: files that matched the manifest when `verify_files` looked at them
 
     @property
     def name(self) -> str:
@@ -99,14 +121,21 @@ class Bundle(Shown):
         )
 
     def path(self, name: str) -> Path:
-        """The absolute path of a bundle's file.
+        """The path of a bundle's file.
 
         Clients of hubs and Kubernetes lay folders out as links to files elsewhere. Such a link is followed for reading
         if its target has the hash of the manifest.
 
         Raises:
-            BundleError: the file is missing, is not listed, is no regular file, or is a link to another file.
+            BundleError: the file is missing, is not listed, is no regular file, or is a link to another file; or has
+                changed since it was signed.
         """
+        path = self._place(name)
+        if self.signature is not None and name not in self._intact:
+            self.verify_files([name])
+        return path
+
+    def _place(self, name: str) -> Path:
         path = self.root / name
         if name not in self.manifest.files:
             raise BundleError(f"'{name}' of {self.root}", "a file listed in the manifest", "build the bundle again")
@@ -139,13 +168,14 @@ class Bundle(Shown):
             BundleError: a file is missing or has changed.
         """
         for name in sorted(self.manifest.files) if names is None else names:
-            path, record = self.path(name), self.manifest.files[name]
+            path, record = self._place(name), self.manifest.files[name]
             if not self._is_as_built(name):
                 raise BundleError(
                     f"'{path}' has changed since the build",
                     f"sha256 {record.sha256[:12]}...",
                     "copy or build the bundle again",
                 )
+            self._intact.add(name)
 
     def files_of_graph(self, name: str) -> list[str]:
         """A graph's file and the files that its runtime reads for it, all of them listed with a hash.
@@ -291,22 +321,74 @@ class Bundle(Shown):
         )
 
 
-def read_bundle(root: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle.
+def read_bundle(root: str | os.PathLike[str], signed_by: Sequence[PublicKey] | None = None) -> Bundle:
+    """Open a bundle. A demanded signature is checked ahead of everything else, on the very bytes that are then parsed.
+
+    Of a link, such as `ztdeploy install` makes, this is the folder that it leads to now, whatever it leads to later.
+
+    Args:
+        signed_by: keys one of which must have signed it; by default what the environment demands (see
+            `core/signature.py`). Empty: no signature is demanded, of what this very program has made.
 
     Raises:
         BundleError: a damaged manifest, a newer schema, or a path that leaves the bundle.
         InputError: there is no bundle.
+        MissingExtraError: a signature is demanded, and what checks it is not installed.
+        SignatureError: none of the demanded keys signed it.
     """
-    folder = arguments.folder("bundle", root)
+    keys = demanded_keys() if signed_by is None else signed_by
+    folder, text = _manifest_text(arguments.folder("bundle", root))
+    signature = check_signature(str(folder), text, _signature_text(folder, keys), keys) if keys else None
+    digest = hashlib.sha256(text).hexdigest()
+    return Bundle(folder, _parsed(folder, text), digest=digest, signature=signature)
+
+
+def _manifest_text(given: Path) -> tuple[Path, bytes]:
+    """The folder of a bundle, and what its manifest says.
+
+    Raises:
+        BundleError: the manifest cannot be read.
+        InputError: there is no bundle.
+    """
+    folder = given
+    with suppress(OSError):  # no file can have such a name
+        if nameable(given).is_symlink():
+            folder = Path(os.path.realpath(given))
     path = folder / MANIFEST
     expected = "a folder that 'ztdeploy build' wrote"
     there = False
     with suppress(OSError):  # no file can have such a name
         there = is_there(path)
     if not there:
-        raise InputError(f"'{folder}' has no {MANIFEST}", expected, "check the path")
-    text = read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
+        raise InputError(f"'{given}' has no {MANIFEST}", expected, "check the path")
+    return folder, read_bytes(path, _MANIFEST_LIMIT, what="manifest", error=BundleError, expected=expected)
+
+
+def _signature_text(folder: Path, keys: Sequence[PublicKey]) -> bytes:
+    """
+    Raises:
+        SignatureError: there is none, or it cannot be read.
+    """
+    wanted = f"a signature by {' or '.join(dict.fromkeys(key.number for key in keys))}"
+    if not is_signed(folder):
+        raise SignatureError(f"'{folder}' is not signed", wanted, "sign it: ztdeploy sign BUNDLE --key KEY")
+    path, fix = folder / SIGNATURE, "ask whoever signs your bundles"
+    return read_bytes(path, SIGNATURE_LIMIT, what="signature", error=SignatureError, expected=wanted, fix=fix)
+
+
+def is_signed(root: Path) -> bool:
+    """Whether there is a file where a bundle's signature lies."""
+    with suppress(OSError):
+        return is_there(root / SIGNATURE)
+    return False
+
+
+def _parsed(folder: Path, text: bytes) -> Manifest:
+    """
+    Raises:
+        BundleError: a damaged manifest, a newer schema, or a path that leaves the bundle.
+    """
+    path = folder / MANIFEST
     try:
         data = parse_json(text.decode())
         version = _SchemaVersion.model_validate(data).schema_version
@@ -327,7 +409,7 @@ def read_bundle(root: str | os.PathLike[str]) -> Bundle:
         ) from error
     for found in _contradictions(manifest):
         raise BundleError(f"'{path}' {found}", "a consistent manifest", "build the bundle again")
-    return Bundle(folder, manifest)
+    return manifest
 
 
 class _SchemaVersion(BaseModel):
@@ -355,7 +437,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         used |= {file for graph in part.graphs.values() for file in graph.files}
         used |= {file for engine in part.engines.values() for file in engine.files}
     yield from (f"refers to '{name}' without listing it" for name in sorted(used - set(manifest.files)))
-    alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST))
+    alike = Counter(name.casefold() for name in (*manifest.files, MANIFEST, SIGNATURE))
     twice = (name for name in sorted(manifest.files) if alike[name.casefold()] > 1)
     yield from (f"lists '{name}' under two names, or itself" for name in twice)  # on some disks these are one file
     names = [variant.name for variant in manifest.variants]
@@ -440,8 +522,8 @@ def sha256_of(path: Path) -> str:
 
 
 def file_records(folder: Path, names: list[str] | None = None) -> dict[str, FileRecord]:
-    """Hash files of a folder; by default everything but its manifest."""
-    everything = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """Hash files of a folder; by default everything but its manifest and signature."""
+    everything = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, SIGNATURE))
     paths = everything if names is None else [folder / name for name in names]
     return {
         path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
@@ -456,13 +538,71 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def new_manifest(folder: Path, manifest: Manifest) -> Iterator[None]:
-    """Write a manifest beside the old one, which it replaces when the block ends well."""
-    with writing(folder / MANIFEST) as file:
-        file.write(to_json(manifest, indent=1, by_alias=True).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())  # what needs space comes first
+def new_manifest(folder: Path, manifest: Manifest, signer: SecretKey | None = None) -> Iterator[None]:
+    """Write a manifest beside the old one, which it replaces when the block ends well.
+
+    The old one's signature goes: it was made for another content.
+
+    Args:
+        signer: signs the new one.
+    """
+    text = to_json(manifest, indent=1, by_alias=True).encode() + b"\n"
+    comment = _comment(manifest, "changed after it was built")
+    signature = None if signer is None else signature_of(text, signer, comment).encode()
+    with ExitStack() as files:
+        for name, content in ((SIGNATURE, signature), (MANIFEST, text)):  # closed in reverse: the manifest comes first
+            if content is not None:
+                file = files.enter_context(writing(folder / name))
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # what needs space comes first
         yield
+    if signature is None:
+        remove(folder / SIGNATURE)
+
+
+def sign_bundle(root: str | os.PathLike[str], key: SecretKey, words: str = "") -> SignedBy:
+    """Sign a bundle as it is, once all its files match the manifest; an earlier signature is replaced.
+
+    Args:
+        words: what the signature shall say, such as the name of a release.
+
+    Raises:
+        BundleError: it is damaged.
+        InputError: there is no bundle, or the words are no line of text.
+        OutputError: it cannot be written.
+    """
+    folder, text = _manifest_text(arguments.folder("bundle", root))
+    with only_writer(folder):
+        folder, text = _manifest_text(folder)
+        bundle = Bundle(folder, _parsed(folder, text))
+        bundle.verify_files()
+        comment = _comment(bundle.manifest, words)
+        write(folder / SIGNATURE, signature_of(text, key, comment))
+    return SignedBy(key=key.public.number, comment=comment)
+
+
+def _comment(manifest: Manifest, words: str) -> str:
+    known = (f"model:{manifest.model.name}", f"built:{manifest.created}")
+    return trusted_comment(MANIFEST, *map(printable, known), words)
+
+
+def check_signer(bundle: Bundle, signer: SecretKey | None) -> None:
+    """Fail before any work where a changed bundle would not be accepted any more.
+
+    Raises:
+        InputError: a signature is demanded, and the changed bundle would have none by a demanded key.
+    """
+    if bundle.signature is None:
+        return
+    wanted = [key.number for key in demanded_keys()]
+    if signer is None or signer.public not in demanded_keys():
+        what = "no key to sign it again" if signer is None else f"key {signer.public.number}"
+        raise InputError(
+            f"{what} for '{bundle.root}', whose signed manifest changes",
+            f"the secret key of {' or '.join(wanted)}",
+            "give --sign KEY, a key of this machine's own, and demand signatures by either",
+        )
 
 
 @contextmanager
@@ -522,4 +662,4 @@ def _listed(folder: Path) -> set[str]:
         files = read_json(folder / MANIFEST, _MANIFEST_LIMIT)["files"]
     except (InputError, KeyError, TypeError):
         return set()
-    return {MANIFEST, *files} if isinstance(files, dict) and files else set()
+    return {MANIFEST, SIGNATURE, *files} if isinstance(files, dict) and files else set()

@@ -10,6 +10,7 @@
     |   `-- OutputError                   the output folder exists, or cannot be written
     |       `-- StreamError               standard output takes nothing more
     |-- BundleError                   4   a bundle is damaged, too new, or points outside itself
+    |   `-- SignatureError                none of the demanded keys signed it
     |-- ParityError                   5   an engine does not reproduce its reference
     |-- AccuracyError                 8   pruning costs more on the calibration images than was allowed
     `-- EnvironmentLacksError         6   something outside ztdeploy is missing
@@ -97,6 +98,10 @@ class StreamError(OutputError):
 
 class BundleError(ZtdeployError):
     exit_code = 4
+
+
+class SignatureError(BundleError):
+    """None of the demanded keys signed it, or not this content."""
 
 
 class ParityError(ZtdeployError):

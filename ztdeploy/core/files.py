@@ -282,6 +282,38 @@ def hard_link(source: Path, path: Path) -> None:
             copy_file(source, path)
 
 
+def point(path: Path, target: str) -> None:
+    """Make a link, or have one lead elsewhere, in one step that survives a loss of power at any moment.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    partial = path.parent / new_name()
+    with disk_errors(path):
+        try:
+            os.symlink(target, partial)
+            settle(path.parent)  # the new link is on the disk before it takes the place of the old one
+            os.replace(partial, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+        settle(path.parent)
+
+
+def settle(path: Path) -> None:
+    """Wait until what a file holds, or which names a folder holds, is on the disk.
+
+    Raises:
+        OutputError: it cannot be opened, or the disk fails.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def remove(path: Path) -> None:
     """Remove a file if it is there; of a link, the link itself.
 

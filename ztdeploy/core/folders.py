@@ -33,6 +33,7 @@ from ztdeploy.core.files import (
     new_name,
     output_error,
     remove_empty,
+    settle,
 )
 from ztdeploy.core.locks import only_writer, taken_at_once
 
@@ -97,6 +98,30 @@ def new_folder(final: Path, last: str) -> Iterator[Path]:
     except BaseException:
         remove_empty(made)
         raise
+
+
+def settle_folder(folder: Path) -> None:
+    """Wait until a folder and all that is in it is on the disk.
+
+    Raises:
+        OutputError: the disk fails.
+    """
+    for home, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            settle(Path(home, name))
+        settle(Path(home))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """
+    Raises:
+        OutputError: fewer bytes are free in the file system of a folder.
+    """
+    with disk_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        given = f"{free / 1e6:.1f} MB are free in '{folder}'"
+        raise OutputError(given, f"{needed / 1e6:.1f} MB", "free space there")
 
 
 def check_folder_path(path: Path) -> None:

@@ -53,20 +53,19 @@ def only_writer(folder: Path, waiting: Callable[[], None] = _nothing) -> Iterato
 
 
 @contextmanager
-def only_command(out: Path, what: str) -> Iterator[None]:
+def only_command(out: Path, what: str, fix: str = CHOOSE) -> Iterator[None]:
     """Make a folder, and keep every other such command from writing there; new ones that stay empty go again.
 
     Args:
         what: to call the command, such as "sweep".
+        fix: what to do besides waiting.
 
     Raises:
         OutputError: another one is writing there right now, or the folder cannot be made.
     """
 
     def refuse() -> None:
-        raise OutputError(
-            f"another {what} is writing to '{out}'", "a folder of its own", "wait for it, or choose another --out"
-        )
+        raise OutputError(f"another {what} is writing to '{out}'", "a folder of its own", f"wait for it, or {fix}")
 
     made = make_folder(out)
     try:

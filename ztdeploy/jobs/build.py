@@ -19,6 +19,7 @@ from ztdeploy.core.plan import Variant
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress, parts, silent
 from ztdeploy.core.schedule import Architecture
+from ztdeploy.core.signature import check_nothing_demanded
 from ztdeploy.jobs.request import BuildRequest as BuildRequest
 from ztdeploy.jobs.request import Judge
 from ztdeploy.target.adaptive.calibrate import check_enough
@@ -50,6 +51,7 @@ def build(request: BuildRequest, progress: Progress = silent, judge: Judge | Non
         ZtdeployError: see `ztdeploy.core.errors`; nothing is left behind at `request.out`. Where every profile failed,
             this is the error of the first.
     """
+    check_nothing_demanded()
     asked = request.read_profiles()
     profiles = [exact_here(profile) for profile in asked]
     request.check()

@@ -27,6 +27,7 @@ from ztdeploy.core.preprocess_spec import Activation, ImageSize, Output, Preproc
 from ztdeploy.core.profile import HardwareProfile, schedule_path
 from ztdeploy.core.progress import Progress, silent
 from ztdeploy.core.schedule import PruningSchedule, read_schedule
+from ztdeploy.core.signature import AnyKeys, demanding
 from ztdeploy.jobs.request import BuildRequest, cascade_goal, default_folder, gate_of
 from ztdeploy.report.tune.records import TUNABLE, Budget, SamplerName, SearchName, TuneReport, TuneRequest
 from ztdeploy.target.evaluate.eval_report import EvalReport, EvalRequest
@@ -220,6 +221,7 @@ def evaluate(
     seed: int = 0,
     batch: int | None = None,
     threads: int | None = None,
+    signed_by: AnyKeys | None = None,
     strict: bool = False,
     recall_at: Some[int] | None = None,
     min_agreement: float = MIN_AGREEMENT,
@@ -251,6 +253,8 @@ def evaluate(
         seed: decides which images a limit takes, and the bootstrap of intervals.
         batch: images per call. By default the profile's smallest.
         threads: by default what the process may use.
+        signed_by: public keys, one of which must have signed the bundle; see `load`. While this runs, the whole process
+            opens nothing else.
         strict: an unreadable image is an error. By default it is left out.
         recall_at: how many nearest images to look at, for embeddings. By default 1, 5 and 10.
         min_agreement: least share of images with the baseline's answer, or mean cosine to it, for `report.verdict`.
@@ -292,9 +296,10 @@ def evaluate(
     )
     if record:
         check_recordable(request.bundle)
-    report = evaluate_bundle(request, cache=_path("cache", cache), fresh=fresh, progress=progress or silent)
-    if record:
-        write_record(report, request.bundle, lambda: None)
+    with demanding(signed_by):
+        report = evaluate_bundle(request, cache=_path("cache", cache), fresh=fresh, progress=progress or silent)
+        if record:
+            write_record(report, request.bundle, lambda: None)
     return report
 
 
@@ -307,6 +312,7 @@ def bench(
     profile: str | None = None,
     batch: Some[int] | None = None,
     threads: Some[int] | None = None,
+    signed_by: AnyKeys | None = None,
     warmup: float = 1.0,
     duration: float | None = None,
     iterations: int | None = None,
@@ -338,6 +344,8 @@ def bench(
         profile: run the engines of this profile. By default the first that runs here.
         batch: images per call. By default the profile's smallest.
         threads: by default what the process may use.
+        signed_by: public keys, one of which must have signed the bundle; see `load`. While this runs, the whole process
+            opens nothing else.
         warmup: seconds of each configuration before the first round.
         duration: seconds of each configuration over all rounds. By default 10.
         iterations: calls of each configuration over all rounds, instead of a duration.
@@ -391,7 +399,8 @@ def bench(
         if file is not None:
             write_report(report, file)
 
-    report = run_bench(request, progress=progress or silent, save=save)
+    with demanding(signed_by):
+        report = run_bench(request, progress=progress or silent, save=save)
     save(report)
     return report
 

@@ -6,7 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, file_records, new_manifest, read_bundle
+from ztdeploy.core.bundle import (
+    WEIGHTS_FILE,
+    Bundle,
+    check_signer,
+    file_records,
+    is_signed,
+    new_manifest,
+    read_bundle,
+)
 from ztdeploy.core.errors import BundleError, EnvironmentLacksError, ParityError, failing
 from ztdeploy.core.files import copy_file, make_folder, move, remove
 from ztdeploy.core.folders import scratch_folder
@@ -23,6 +31,7 @@ from ztdeploy.core.manifest import (
 from ztdeploy.core.profile import HardwareProfile
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
+from ztdeploy.core.signature import SecretKey
 from ztdeploy.target.adaptive.pieces import chained_stage, engine_opener
 from ztdeploy.target.backends import get_backend, why_not_build, why_not_run
 from ztdeploy.target.backends.base import Plugins, TakesPlugins
@@ -67,7 +76,9 @@ class Job:
         return self.part.graphs[self.profile.name]
 
 
-def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = None) -> FinalizeReport:
+def finalize_bundle(
+    root: Path, progress: Progress, *, profile: str | None = None, signer: SecretKey | None = None
+) -> FinalizeReport:
     """Build every engine that this machine can build from the bundle's graphs, prove it, and put it in place.
 
     Where a graph has a twin with plugin nodes, both are built and proved, and the faster one is kept. The old engines
@@ -76,17 +87,24 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
 
     Args:
         profile: build for this profile only; by default for all that this machine can build for.
+        signer: signs the changed bundle; without it, a signature goes.
 
     Raises:
         BundleError: the bundle is damaged, or holds nothing to build.
         EnvironmentLacksError: this machine cannot build for the profile, or for any of them.
+        InputError: a signature is demanded, and the signer is none of those who may sign.
         OutputError: the bundle cannot be written.
         ParityError: new engines of no profile reproduce the golden outputs; the bundle is left as it was.
     """
     read_bundle(root)  # refuses a folder that is no bundle before anything is locked
     with only_writer(root, lambda: progress("waiting for another process that writes to this bundle", 0, 1)):
         bundle = read_bundle(root)
+        check_signer(bundle, signer)
         jobs, notes = jobs_of(bundle, profile)
+        if signer is None and is_signed(bundle.root):
+            notes.append(
+                "the bundle's signature is gone: its manifest has changed; sign it again: ztdeploy sign BUNDLE"
+            )
         bundle.verify_files(files_needed(bundle, jobs))
         make_folder(bundle.root / GRAPHS, _FIX, own=True)  # its files may be links, which are replaced
         with scratch_folder(bundle.root / GRAPHS, _FIX) as scratch:
@@ -96,7 +114,7 @@ def finalize_bundle(root: Path, progress: Progress, *, profile: str | None = Non
                 engines.update({job: workshop.make(job) for job in jobs if job.profile is profile})
 
             failed = failing({job.profile.name: job.profile for job in jobs}.values(), make_all)
-            put_in_place(bundle, engines, scratch)
+            put_in_place(bundle, engines, scratch, signer)
     chosen = {job.label: engine for job, engine in engines.items()}
     records = tuple(FailedProfile.of(name, error) for name, error in failed.items())
     return FinalizeReport(rebuilt=tuple(chosen), chosen=chosen, notes=tuple(dict.fromkeys(notes)), failed=records)
@@ -264,7 +282,9 @@ class Workshop:
         return path.relative_to(self.bundle.root).as_posix()
 
 
-def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path) -> None:
+def put_in_place(
+    bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path, signer: SecretKey | None = None
+) -> None:
     """Move the finished engines from the scratch folder to the graphs, with a manifest and a README that name them.
 
     All other files keep the hashes that they had.
@@ -288,7 +308,7 @@ def put_in_place(bundle: Bundle, engines: dict[Job, EngineRecord], scratch: Path
         "timing_caches": {**manifest.timing_caches, **{name: f"{GRAPHS}/{file}" for name, file in caches.items()}},
     }
     manifest = with_readme(manifest.model_copy(update=changes), scratch)
-    with new_manifest(bundle.root, manifest):  # files that need space come first
+    with new_manifest(bundle.root, manifest, signer):  # files that need space come first
         for name in made:
             move(scratch / name, bundle.root / GRAPHS / name)
         move(scratch / README, bundle.root / README)

@@ -14,6 +14,7 @@ from ztdeploy.core.manifest import ParityRecord
 from ztdeploy.core.names import TOKENS
 from ztdeploy.core.progress import Progress
 from ztdeploy.core.records import Record
+from ztdeploy.core.signature import SignedBy
 from ztdeploy.target.adaptive.calibrate import check_promises
 from ztdeploy.target.adaptive.cascade import check_decisions
 from ztdeploy.target.adaptive.pieces import check_pieces, engine_opener
@@ -35,6 +36,7 @@ class VerifyReport(Record):
     notes: tuple[str, ...] = ()  #: notes on engines that it can run
     #: By stage of the cascade, and profile where there are several: its prefix and tail, held against the whole engine.
     cascade: dict[str, ParityRecord] = Field(default_factory=dict)
+    signature: SignedBy | None = None  #: None: no signature was demanded
 
 
 def verify_bundle(root: Path, profile: str | None, progress: Progress) -> VerifyReport:
@@ -45,6 +47,7 @@ def verify_bundle(root: Path, profile: str | None, progress: Progress) -> Verify
         BundleError: a file is missing, has changed, or does not hold what it should.
         ParityError: pre-processing, an engine or a graph gives other results on this machine.
         EngineMismatchError: the engines belong to another runtime version.
+        SignatureError: none of the demanded keys signed it.
     """
     progress("hashing files", 0, 1)
     bundle = read_bundle(root)
@@ -66,7 +69,14 @@ def verify_bundle(root: Path, profile: str | None, progress: Progress) -> Verify
     for name in sorted(set(run) & set(built) & set(manifest.blocks)):
         check_blocks(bundle, name)
     notes = tuple(filter(None, (int8_note(manifest.profiles[name]) for name in run if name in built)))
-    return VerifyReport(files=len(manifest.files), variants=parities, not_run=not_run, notes=notes, cascade=pieces)
+    return VerifyReport(
+        files=len(manifest.files),
+        variants=parities,
+        not_run=not_run,
+        notes=notes,
+        cascade=pieces,
+        signature=bundle.signature,
+    )
 
 
 def _check_engines(bundle: Bundle, names: list[str], progress: Progress) -> dict[str, ParityRecord]:

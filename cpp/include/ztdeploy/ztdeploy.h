@@ -57,6 +57,9 @@ struct Options {
     std::optional<int> threads;         // default: the profile's, no more than the process may use
     Memory memory = Memory::speed;
     bool verify = true; // compare the sha256 of every file that is read with the manifest's
+    // Public keys of minisign, as paths or base64, one of which must have signed the bundle; files are then always compared.
+    // Default: those that the environment variable ZTDEPLOY_SIGNED_BY names, if any.
+    std::vector<std::string> signed_by;
 };
 
 enum class Output { logits, embedding, features, maps };

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ztdeploy.core.bundle import MANIFEST, Bundle, read_bundle, sha256_of
+from ztdeploy.core.bundle import MANIFEST, SIGNATURE, Bundle, file_records, is_signed, read_bundle, sha256_of
 from ztdeploy.core.errors import BoardError, InputError, OutputError
 from ztdeploy.core.files import link, reason_of
 from ztdeploy.core.folders import scratch_folder
@@ -59,10 +59,12 @@ def parcel(path: Path) -> Parcel:
 
 
 def _bundle_parcel(path: Path) -> Parcel:
-    """A bundle. Its key leaves out the manifest and README, which change when an evaluation is recorded."""
+    """A bundle. Its key leaves out the manifest and README, which change when an evaluation is recorded; in a signed one
+    they do not, and its signature counts.
+    """
     bundle, name = read_bundle(path), path.resolve().name
-    manifest = FileRecord(sha256=sha256_of(path / MANIFEST), bytes=(path / MANIFEST).stat().st_size)
-    records = {f"{name}/{file}": record for file, record in {MANIFEST: manifest, **bundle.manifest.files}.items()}
+    about = file_records(path, [MANIFEST, *([SIGNATURE] if is_signed(path) else [])])
+    records = {f"{name}/{file}": record for file, record in {**about, **bundle.manifest.files}.items()}
     built = {file: record for file, record in records.items() if file not in (f"{name}/{MANIFEST}", f"{name}/{README}")}
     sources = {record.sha256: path / PurePosixPath(file).relative_to(name) for file, record in records.items()}
     return Parcel(path, Tree(key=_key(built), files=records), sources, bundle)

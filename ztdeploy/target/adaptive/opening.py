@@ -6,8 +6,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 
 from ztdeploy.core import arguments
-from ztdeploy.core.bundle import Bundle
+from ztdeploy.core.bundle import Bundle, read_bundle
 from ztdeploy.core.errors import InputError
+from ztdeploy.core.signature import AnyKeys, public_keys
 from ztdeploy.target.adaptive.cascade import CascadeRunner
 from ztdeploy.target.adaptive.governed import GovernedRunner
 from ztdeploy.target.adaptive.governor import Governor
@@ -28,6 +29,7 @@ class _Options(TypedDict, total=False):
     threads: int | None
     memory: MemoryMode
     verify: bool
+    signed_by: AnyKeys | None
 
 
 @overload
@@ -60,6 +62,7 @@ def load(
     cascade: bool = False,
     latency_ms: float | None = None,
     governor: Governor | None = None,
+    signed_by: AnyKeys | None = None,
 ) -> BundleRunner | CascadeRunner:
     """Open a bundle and load one of its engines, or all that a governor may choose. Needs no PyTorch.
 
@@ -75,17 +78,22 @@ def load(
         profile: run the engines of this profile; by default the first whose engines this machine can run.
         threads: intra-op threads; by default the profile's, bounded by what the process may use.
         memory: "speed", or "shared" to keep several variants open on one copy of the weights.
-        verify: compare the files that are read with their hashes first.
+        verify: compare the files that are read with their hashes first; always, where a signature is demanded.
         cascade: run the bundle's cascade: each image goes through as many stages as it needs.
         latency_ms: hold this p95 latency of a call by switching between variants: short for a `Governor`.
         governor: how to hold a latency; the runner is then a `GovernedRunner`, which keeps all its engines open.
+        signed_by: public keys of minisign, as paths or base64, one of which must have signed the bundle; by default
+            those that the environment variable ZTDEPLOY_SIGNED_BY names, if any.
 
     Raises:
         BundleError: damaged, of a newer schema, or without that variant or profile.
         EngineMismatchError: the engine belongs to another runtime version; says what to run.
         InputError: an argument of another type, or out of range; a governor beside a choice of variant, with fewer
             than two variants, or with a target that its fastest variant misses.
+        SignatureError: none of the demanded keys signed it.
     """
+    if signed_by is not None:
+        bundle = read_bundle(bundle, public_keys(signed_by))
     _check_one_chooses(keep_ratio, variant, cascade, latency_ms, governor)
     if cascade:
         return CascadeRunner(**opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ztdeploy.core.bundle import Bundle, new_manifest, read_bundle, write_manifest
+from ztdeploy.core.bundle import Bundle, is_signed, new_manifest, read_bundle, write_manifest
 from ztdeploy.core.errors import BundleError, OutputError
 from ztdeploy.core.files import move
 from ztdeploy.core.folders import scratch_folder
@@ -22,8 +22,14 @@ def check_recordable(root: Path) -> None:
     """Fail before anything is run where nothing could be written in the end.
 
     Raises:
-        OutputError: the bundle cannot be written.
+        OutputError: the bundle cannot be written, or is signed as it is.
     """
+    if is_signed(root):
+        raise OutputError(
+            f"'{root}' is signed, and figures would change it",
+            "a bundle to add to",
+            "add --no-record, or sign afterwards",
+        )
     if root.exists() and not os.access(root, os.W_OK):
         raise OutputError(
             f"'{root}' cannot be written", "a bundle that may be added to", "add --no-record, or copy the bundle"
