@@ -217,7 +217,8 @@ def provide_named(parameters: dict[str, Any], digits_bundle: Path, digit_images:
 def runnable(verbs: list[str], parameters: dict[str, Any]) -> bool:
     """Whether a parsed command works on the digits' bundle as it stands."""
     built = {None, 1.0, 0.7, 0.5}
-    named = [parameters.get(name) for name in ("variant", "profile", "name", "file", "cascade", "check", "maps", "on")]
+    needed = ("variant", "profile", "name", "file", "cascade", "check", "maps", "on", "signed_by")
+    named = [parameters.get(name) for name in needed]
     return bool(verbs) and verbs[0] in RUNNABLE and parameters.get("keep_ratio") in built and not any(named)
 
 

@@ -316,7 +316,7 @@ def complete(*typed: str, cwd: Path) -> list[str]:
 
 
 def test_completion_offers_verbs_and_options(tmp_path: Path) -> None:
-    assert complete("ztdeploy", "in", cwd=tmp_path) == ["inspect"]
+    assert complete("ztdeploy", "in", cwd=tmp_path) == ["install", "inspect"]
     assert complete("ztdeploy", "profiles", "", cwd=tmp_path) == ["list", "schedules", "show", "check"]
     assert complete("ztdeploy", "build", "--keep", cwd=tmp_path) == ["--keep-ratio"]
 

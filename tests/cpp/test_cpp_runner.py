@@ -354,6 +354,21 @@ def test_the_command_prints_what_pythons_prints(
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
 
 
+@pytest.mark.long
+def test_the_command_demands_signatures(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    cascade_bundle: Path,
+    digit_images: list[Path],
+    tmp_path: Path,
+) -> None:
+    fleet, old = key_pair(tmp_path, "fleet"), key_pair(tmp_path, "old")
+    signed(linked_copy(cascade_bundle, tmp_path / "bundle"), fleet)
+    for keys, code in (([old, fleet], 0), ([old], 4)):
+        demanded = [word for key in keys for word in ("--signed-by", str(key.public))]
+        done = command(tmp_path / "bundle", digit_images[0], *demanded, "--no-verify")
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1 if code else 0), done.stderr
+
+
 PROGRAM = """
 cmake_minimum_required(VERSION 3.22)
 project(program LANGUAGES CXX)

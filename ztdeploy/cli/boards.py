@@ -128,12 +128,12 @@ class _Typed:
         yield from ("--", *arguments) if arguments else ()
 
     def _word(self, name: str, before: str, text: str) -> str | SentPath:
-        from ztdeploy.core import signature
+        from ztdeploy.core.signature import public_key as read_key
         from ztdeploy.jobs.remote.fleet import SentPath
 
         kind = self.kinds.get(name)
         if getattr(kind, "one", None) is public_key:
-            return before + ",".join(signature.public_key(one).line for one in text.split(","))
+            return before + ",".join(read_key(one).line for one in text.split(","))
         is_sent = kind is path or (kind is path_or_name and Path(text).exists())
         return SentPath(before, Path(text)) if is_sent else before + text
 

@@ -59,8 +59,8 @@ def parcel(path: Path) -> Parcel:
 
 
 def _bundle_parcel(path: Path) -> Parcel:
-    """A bundle. Its key leaves out the manifest and README, which change when an evaluation is recorded; in a signed one
-    they do not, and its signature counts.
+    """A bundle. Its key leaves out the manifest and README, which change when an evaluation is recorded; but not a
+    signature, which says the same as the manifest that it was made for.
     """
     bundle, name = read_bundle(path), path.resolve().name
     about = file_records(path, [MANIFEST, *([SIGNATURE] if is_signed(path) else [])])
