@@ -118,6 +118,11 @@ def test_every_verb_has_two_examples_and_speaks_of_every_option(path: tuple[str,
     assert set(panels) <= {"Model", "Pruning", "Targets", "Quality", "Measuring", "Output"}
 
 
+def test_whatever_opens_a_bundle_can_demand_a_signature() -> None:
+    names = {path: {one.name for one in command.params} for path, command in COMMANDS.items()}
+    assert [path for path, own in names.items() if "bundle" in own and "signed_by" not in own] == [("sign",)]
+
+
 @pytest.mark.parametrize(("path", "line"), EXAMPLES, ids=lambda one: one if isinstance(one, str) else "")
 def test_every_example_can_be_parsed(path: tuple[str, ...], line: str) -> None:
     words = shlex.split(line.partition(" > ")[0])
@@ -140,7 +145,7 @@ def as_told(
     linked_copy(cascade_bundle, folder / "unsure")
     fleet = key_pair(folder, "fleet")
     door = edit(linked_copy(cascade_bundle, folder / "door"), lambda manifest: manifest.update(created="2026-01-01"))
-    install_bundle(signed(door, fleet), folder / "models" / "door", silent)
+    install_bundle(signed(door, fleet), folder / "live" / "door", silent)
     (folder / "password.txt").write_text("of a key that has one")
     shutil.copy(digit_images[0], folder / "photo.jpg")
     for image in digit_images[:12]:

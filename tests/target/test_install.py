@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,6 @@ def test_two_versions_stay(old: Path, new: Path, place: Path) -> None:
 #: What changes a file system, of what Python reports ahead of doing it.
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
 Operation = tuple[str, ...]
-NEVER = -1
 
 
 def observed(
@@ -169,13 +167,17 @@ def observed(
         found = [tuple(one) for one in json.loads(report.read_text())]
         report.unlink()
         return found
-    done: list[Operation] = []
+    done, listening = list[Operation](), True
 
     def note(event: str, *paths: object) -> None:
+        nonlocal listening
+        if not listening:
+            return
         if len(done) == die_at:
             os._exit(9)
-        if die_at != NEVER:
-            ahead(len(done))
+        listening = False
+        ahead(len(done))
+        listening = True
         done.append((event, *(str(one) for one in paths if isinstance(one, str | os.PathLike))))
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
@@ -194,9 +196,8 @@ def observed(
     code = 1
     try:
         act()
-        text = json.dumps(done)
-        die_at = NEVER
-        report.write_text(text)
+        listening = False
+        report.write_text(json.dumps(done))
         code = 0
     finally:
         os._exit(code)
@@ -308,31 +309,40 @@ def test_all_is_on_the_disk_before_the_link_leads_to_it(old: Path, new: Path, pl
 @pytest.mark.usefixtures("quick")
 def test_power_may_go_at_any_moment_on_ext4(old: Path, new: Path, tmp_path: Path) -> None:
     """What a real file system has on its disk ahead of each operation is, mounted again, the old bundle or the new."""
-    disk, home, image = tmp_path / "disk", tmp_path / "disk" / "models", tmp_path / "image"
+    disk, image, plain = tmp_path / "disk", tmp_path / "image", tmp_path / "plain" / "door"
+    place = disk / "models" / "door"
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here")
+    installed(old, plain)
+    operations = observed(lambda: installed(new, plain), tmp_path)
+    assert operations is not None
+    moments = [*telling(operations), len(operations)]
     with image.open("wb") as file:
-        file.truncate(96 * 2**20)
+        file.truncate(64 * 2**20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
     disk.mkdir()
+
+    def keep(at: int) -> None:
+        if at in moments:
+            shutil.copyfile(image, f"{image}.{at}")
+
     mounted("-o", "loop", image, disk)
     try:
-        installed(old, home / "door")
-        keep = partial(shutil.copyfile, image)
-        operations = observed(lambda: installed(new, home / "door"), tmp_path, ahead=lambda at: keep(f"{image}.{at}"))
-        assert operations is not None
-        keep(f"{image}.{len(operations)}")
+        installed(old, place)
+        again = observed(lambda: installed(new, place), tmp_path, ahead=keep)
+        assert len(again or ()) == len(operations)
+        keep(len(operations))
     finally:
         subprocess.run(["umount", disk], check=True)
     found = list[str]()
-    for at in range(len(operations) + 1):
+    for at in moments:
         mounted("-o", "loop", f"{image}.{at}", disk)
         try:
-            found.append(in_use(home / "door"))
+            found.append(in_use(place))
         finally:
             subprocess.run(["umount", disk], check=True)
-        Path(f"{image}.{at}").unlink()
     assert found == [OLD] * found.count(OLD) + [NEW] * found.count(NEW)
+    assert found[0] == OLD
     assert found[-1] == NEW, "once the command has ended, the update stays"
 
 
@@ -471,6 +481,32 @@ def test_a_damaged_one_in_use_is_replaced(old: Path, new: Path, place: Path) -> 
     (place.resolve() / "manifest.json").write_text("{")
     report = installed(old, place)
     assert (in_use(place), len(report.notes)) == (OLD, 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_link_to_nothing_is_mended(old: Path, place: Path) -> None:
+    installed(old, place)
+    shutil.rmtree(place.resolve().parent)
+    report = installed(old, place)
+    assert (report.version.number, report.version.previous, in_use(place)) == (2, None, OLD)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_fails_at_last_leaves_what_the_link_leads_to(
+    old: Path, new: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(old, place)
+    sync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if in_use(place) == NEW:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OutputError):
+        installed(new, place)
+    assert in_use(place) == NEW
 
 
 @pytest.mark.usefixtures("quick")

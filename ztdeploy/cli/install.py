@@ -57,10 +57,10 @@ def install(
     the link at PATH leads to it, in one step. A loss of power at any moment leaves the old or the new one there.
 
     Examples:
-        # Install what is signed by the key of your fleet; programs load models/door.
-        ztdeploy install quickstart --to models/door --signed-by fleet.pub
+        # Install what is signed by the key of your fleet; programs load live/door.
+        ztdeploy install quickstart --to live/door --signed-by fleet.pub
         # Go back to what was there before.
-        ztdeploy install --rollback --to models/door
+        ztdeploy install --rollback --to live/door
     """
     from ztdeploy.target.install import install_bundle, roll_back
 

@@ -20,8 +20,10 @@ from ztdeploy.cli.options import (
     LimitOption,
     PresetOption,
     RoundsOption,
+    SignedByOption,
     ThreadsOption,
     WarmupOption,
+    demand_signature,
     flag,
     image_size,
     method,
@@ -95,6 +97,7 @@ def sweep(
         options("--image-size PIXELS", image_size, MODEL, "Such as 224,96x384. [default: the model's]"),
     ] = None,
     threads: ThreadsOption = None,
+    signed_by: SignedByOption = None,
     preset: PresetOption = "default",
     duration_s: Annotated[
         float, option("--duration SECONDS", SECONDS, MEASURING, "For each configuration, over all rounds.")
@@ -130,6 +133,7 @@ def sweep(
     from ztdeploy.report.sweep.pages import write_pages
     from ztdeploy.target.measure.sweep_report import SweepRequest
 
+    demand_signature(signed_by)
     request = request_of(SweepRequest, {"model": None, **given})
     folder = out or default_out(request)
     try:

@@ -1,8 +1,8 @@
 """Bring a bundle to the place that programs load it from, so that a loss of power at any moment leaves a working one.
 
-    models/door              a link to door.versions/2/door; this is what programs load
-    models/door.versions/1/  door, the one before, which `--rollback` goes back to, and install.json
-    models/door.versions/2/  door, the one in use, and install.json
+    live/door              a link to door.versions/2/door; this is what programs load
+    live/door.versions/1/  door, the one before, which `--rollback` goes back to, and install.json
+    live/door.versions/2/  door, the one in use, and install.json
 
 A new version is copied, signed, checked, built where engines are built on the device, and run on its golden data in a
 hidden folder. It gets its number when all of it is on the disk, and only then the link is replaced, which file systems
@@ -134,7 +134,7 @@ class _Place:
     def next(self) -> int:
         """A number that no version has, and no other folder."""
         numbers = [int(one.name) for one in content_of(self.versions) if re.fullmatch(r"[1-9][0-9]{0,8}", one.name)]
-        return 1 + max(numbers, default=0)
+        return 1 + max(*numbers, self.current() or 0, 0)
 
     def clean(self) -> None:
         """Remove what interrupted installs left: all but the version in use and the one before."""
@@ -208,7 +208,7 @@ def install_bundle(
             verified = _verified(copy, profile, told["verify"])
             installed = InstalledVersion(
                 number=number,
-                previous=current,
+                previous=current if current is not None and place.bundle(current).is_dir() else None,
                 release=str(source.digest),
                 model=source.manifest.model.name,
                 built=source.manifest.created,
@@ -219,9 +219,13 @@ def install_bundle(
         try:
             place.use(number)
         except OutputError:
-            remove_folder(place.folder(number))
+            if place.current() != number:  # else only the last wait for the disk has failed
+                remove_folder(place.folder(number))
             raise
-        place.clean()
+        try:
+            place.clean()
+        except OutputError as error:  # the update is there all the same
+            notes.append(f"an older version stays: {error.given}")
     return _report(place, number, verified, finalized=finalized, notes=notes)
 
 
