@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from helpers.bundles import linked_copy
 from helpers.pages import EVIL, check_inert
+from helpers.signing import key_pair, signed
 from helpers.sweeps import sweep
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ztdeploy.cli.app import run
-from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.bundle import SIGNATURE, read_bundle
 from ztdeploy.core.errors import BoardError, InputError, OutputError
 from ztdeploy.jobs.remote import fleet, programs, registry, ssh
 from ztdeploy.jobs.remote.installation import install
@@ -171,6 +172,16 @@ def test_words_that_travel(typed: str, words: list[str], calls: list[fleet.Call]
     assert not {"--on", "--json", "-v", "--verbose", "--out", "--page"} & {word.partition("=")[0] for word in shown}
 
 
+def test_public_keys_travel_and_secret_ones_never(calls: list[fleet.Call], tmp_path: Path) -> None:
+    """A board checks by the key that was read here, and signs with a file of its own."""
+    fleet_key, old = key_pair(tmp_path, "fleet"), key_pair(tmp_path, "old")
+    demanded = ["--signed-by", f"fleet.pub,{old.line}", "--signed-by", "old.pub"]
+    assert run(["finalize", "digits", *demanded, "--sign", "fleet.key", "--on", "lab"]) == 5
+    words = [f"--signed-by={fleet_key.line},{old.line}", f"--signed-by={old.line}", "--sign=fleet.key"]
+    assert list(calls[0].words)[:3] == words
+    assert run(["finalize", "digits", "--signed-by", "fleet.key", "--on", "lab"]) == 3
+
+
 def test_what_cannot_be_written_here_is_said_first(calls: list[fleet.Call], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bench-lab.json").write_text("mine")
     for line in (
@@ -249,6 +260,14 @@ def test_a_bundle_keeps_its_key_when_an_evaluation_is_recorded(digits_bundle: Pa
     (tmp_path / "digits" / "manifest.json").unlink()
     (tmp_path / "digits" / "manifest.json").write_text(text + "\n")
     assert parcel(tmp_path / "digits").tree.key == before
+
+
+def test_a_signature_travels_with_its_manifest(digits_bundle: Path, tmp_path: Path) -> None:
+    folder = linked_copy(digits_bundle, tmp_path / "digits")
+    unsigned = parcel(folder).tree
+    tree = parcel(signed(folder, key_pair(tmp_path, "fleet"))).tree
+    assert tree.key != unsigned.key
+    assert tree.files.keys() - unsigned.files.keys() == {f"digits/{SIGNATURE}"}
 
 
 # What a board may answer.
