@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ztdeploy.core.bundle import MANIFEST, SIGNATURE, Bundle, check_signer, is_signed, read_bundle
+from ztdeploy.core.data import SETTINGS_LIMIT
 from ztdeploy.core.errors import (
     BundleError,
     EngineMismatchError,
@@ -34,6 +35,7 @@ from ztdeploy.core.files import (
     is_temporary,
     make_folder,
     point,
+    read_bytes,
     remove,
     remove_empty,
     remove_folder,
@@ -54,6 +56,8 @@ RECORD = "install.json"
 #: Shares of the time of an install's steps.
 _SHARES = {"copy": 1.0, "build": 8.0, "verify": 2.0}
 _CHOOSE = "choose another --to"
+#: The name of a version's folder.
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class InstalledVersion(Record):
@@ -110,18 +114,18 @@ class _Place:
             what = "a folder" if self.path.is_dir() else "a file"
             given = f"'{self.path}' is {what} that 'ztdeploy install' did not make"
             raise OutputError(given, "nothing there, or an earlier install", f"move it away, or {_CHOOSE}")
-        pattern = re.compile(re.escape(self.target(0)).replace("/0/", r"/([1-9][0-9]{0,8})/"))
-        found = pattern.fullmatch(str(self.path.readlink()))
-        if found is None:
-            given = f"'{self.path}' is a link to '{self.path.readlink()}'"
+        target = self.path.readlink()
+        number = target.parts[1] if len(target.parts) == 3 else ""
+        if not _NUMBER.fullmatch(number) or str(target) != self.target(int(number)):
+            given = f"'{self.path}' is a link to '{target}'"
             raise OutputError(given, "nothing there, or an earlier install", f"move it away, or {_CHOOSE}")
-        return int(found[1])
+        return int(number)
 
     def record(self, number: int) -> InstalledVersion | None:
         """What was written down beside a version; None where there is none, or it is damaged."""
         try:
-            return from_json(InstalledVersion, (self.folder(number) / RECORD).read_bytes())
-        except (OSError, ValueError):
+            return from_json(InstalledVersion, read_bytes(self.folder(number) / RECORD, SETTINGS_LIMIT))
+        except (InputError, ValueError):
             return None
 
     def previous(self) -> int | None:
@@ -133,14 +137,14 @@ class _Place:
 
     def next(self) -> int:
         """A number that no version has, and no other folder."""
-        numbers = [int(one.name) for one in content_of(self.versions) if re.fullmatch(r"[1-9][0-9]{0,8}", one.name)]
+        numbers = [int(one.name) for one in content_of(self.versions) if _NUMBER.fullmatch(one.name)]
         return 1 + max(*numbers, self.current() or 0, 0)
 
     def clean(self) -> None:
         """Remove what interrupted installs left: all but the version in use and the one before."""
         kept = {str(number) for number in (self.current(), self.previous()) if number is not None}
         for one in self.versions.iterdir():
-            if one.name not in kept and (one.name.isdecimal() or is_temporary(one.name)):
+            if one.name not in kept and (_NUMBER.fullmatch(one.name) or is_temporary(one.name)):
                 remove_folder(one) if one.is_dir() and not one.is_symlink() else remove(one)
         for one in self.path.parent.iterdir():
             if is_temporary(one.name) and one.is_symlink() and one.readlink().parts[:1] == (self.versions.name,):
