@@ -359,7 +359,7 @@ def boards_progress(names: Sequence[str]) -> Iterator[Callable[[str, str], None]
 
 
 def _changes(names: Sequence[str]) -> Callable[[str, str], None]:
-    width, last = max(map(len, names)), dict[str, tuple[str, float]]()
+    width, last = max(map(len, names), default=0), dict[str, tuple[str, float]]()
 
     def told(name: str, what: str) -> None:
         words, now = re.sub(r"[\d.]+", "", what), time.monotonic()  # figures alone are told once a minute
@@ -375,7 +375,7 @@ class _BoardLines:
     """A line for each board that fits: its name, for how long the call has run or it took, and what it does."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._begun, self._width = time.monotonic(), max(map(len, names))
+        self._begun, self._width = time.monotonic(), max(map(len, names), default=0)
         self._lines = dict.fromkeys(names, (self._begun, "waiting"))
 
     def told(self, name: str, what: str) -> None:

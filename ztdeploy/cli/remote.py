@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ztdeploy.jobs.remote.ssh import Connection
     from ztdeploy.target.board import BoardFacts
 
+_NONE = "no board has a name yet: ztdeploy remote add NAME USER@HOST"
 NameArgument = Annotated[str, argument("NAME", board_word, "What you call the board.", known=lambda _: known_boards())]
 NamesArgument = Annotated[
     list[str] | None,
@@ -76,6 +77,8 @@ def list_boards() -> None:
     from ztdeploy.jobs.remote.registry import read_boards, registry_path
 
     found = read_boards()
+    if not found:
+        note(_NONE)
     rows = [(name, str(board), board.python) for name, board in found.items()]
     answer(
         BoardsResult(boards=found),
@@ -147,6 +150,8 @@ def _on_each(names: Sequence[str] | None, work: Callable[[Connection], BoardFact
     from ztdeploy.jobs.remote.registry import boards_named, read_boards
 
     boards = boards_named(list(dict.fromkeys(names or read_boards())))
+    if not boards:
+        note(_NONE)
     with boards_progress(list(boards)) as told:
         found = facts_of(boards, work, told)
     answer(CheckedBoards(boards=found), lambda: _show_checked(boards, found))

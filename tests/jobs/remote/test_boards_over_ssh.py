@@ -24,6 +24,8 @@ from helpers.processes import HANG_S
 
 from ztdeploy.cli.app import run
 from ztdeploy.core.bundle import read_bundle, sha256_of
+from ztdeploy.core.files import make_folder
+from ztdeploy.core.locks import only_one
 from ztdeploy.jobs.remote import programs, ssh, transfer
 from ztdeploy.target.evaluate.eval_report import EvalReport
 from ztdeploy.target.measure.bench_report import read_report
@@ -351,6 +353,20 @@ def test_a_hung_board_is_named_while_others_go_on(
     assert "no sign of life" in found["bare"]["error"]
     assert found["b"]["facts"]["machine"] == platform.machine()
     lab.cut("bare")
+
+
+def test_verbs_take_turns_on_a_board(lab: Lab, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A measurement is not disturbed by what other desks ask of the board."""
+    make_folder(lab.store("a"))
+    with only_one(lab.store("a") / "running"):
+        found = list[int]()
+        waiting = threading.Thread(target=lambda: found.append(run(["verify", "digits", "--on", "a"])))
+        waiting.start()
+        wait_until(lambda: "waiting for another run on this board" in capsys.readouterr().err)
+        assert lab.processes("a", "verify") == []
+        assert found == []
+    waiting.join()
+    assert found == [0]
 
 
 @pytest.mark.long

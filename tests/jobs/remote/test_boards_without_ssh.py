@@ -91,6 +91,8 @@ def test_whatever_is_taken_for_a_target_is_no_option(text: str) -> None:
 def test_the_list_of_boards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["remote", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"] == {"boards": {}}
+    assert run(["remote", "check"]) == 0
+    assert capsys.readouterr().err == "no board has a name yet: ztdeploy remote add NAME USER@HOST\n"
     assert run(["remote", "add", "lab.1", "pi@[::1]:22", "--python", "~/env/bin/python", "-q"]) == 0
     assert run(["remote", "add", "lab-2", "orin", "-q"]) == 0
     assert registry.read_boards() == {
