@@ -1,7 +1,10 @@
 """The runtimes that a bundle has CPU engines for, on the same variants, in the same run, taking turns.
 
     python -m benchmarks.cpu_runtimes [--model deit_s] [--keep-ratio 0.7] [--batch 1,8] [--threads 2]
+    python -m benchmarks.cpu_runtimes --profiles cpu-int8 cpu-openvino-int8 --methods zero-tprune
 
+The second prints what int8 gains over the fp32 baseline of ONNX Runtime;
+`benchmarks.int8_answers` prints what it costs.
 Random weights: with static shapes the time does not depend on them. What cannot run here is named with the reason.
 """
 
@@ -36,7 +39,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle and read_bundle(arguments.bundle)
-        bundle = bundle or _build(arguments.model, arguments.keep_ratio, Path(folder) / "bundle")
+        bundle = bundle or _build(arguments, Path(folder) / "bundle")
         print(f"{describe_machine()}, {arguments.threads} threads, {bundle.manifest.model.name}")
         for batch in map(int, arguments.batch.split(",")):
             subjects = engines(bundle, batch, arguments.threads)
@@ -56,16 +59,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=usable_threads())
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--duration", type=float, default=10.0, help="seconds per engine, over all rounds")
+    parser.add_argument("--profiles", nargs="+", default=PROFILES[1:], choices=PROFILES[1:], help="beside cpu")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--bundle", type=Path, help="one with some of these profiles, instead of a fresh one")
     return parser.parse_args()
 
 
-def _build(model: str, keep_ratio: float, out: Path) -> Bundle:
+def _build(arguments: argparse.Namespace, out: Path) -> Bundle:
     request = BuildRequest(
-        model=ModelSource(name=model, weights="random"),
-        profiles=PROFILES,
-        keep_ratios=(keep_ratio,),
-        methods=METHODS,
+        model=ModelSource(name=arguments.model, weights="random"),
+        profiles=(PROFILES[0], *arguments.profiles),
+        keep_ratios=(arguments.keep_ratio,),
+        methods=tuple(arguments.methods),
         out=out,
     )
     return build(request)

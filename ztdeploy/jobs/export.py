@@ -131,7 +131,8 @@ def write_model(bundle: Bundle, variant: VariantRecord, profile: str, file: Path
 
     layout = served.layout or ("nhwc" if served.pixels else "nchw")
     given = served.output_name or output_of(bundle.manifest)
-    drop_in(model, taken=served.input_name, given=given, layout=layout, pixels=served.pixels)
+    preprocess = bundle.manifest.preprocess
+    drop_in(model, preprocess, taken=served.input_name, given=given, layout=layout, pixels=served.pixels)
     model.graph.name, model.doc_string = bundle.name, f"variant {variant.name} for {profile}"
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(weight.nbytes for weight in weights if weight is not None)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.names import LOGITS
-from ztdeploy.host.graph.rewriting import shape_of
+from ztdeploy.core.preprocess_spec import PreprocessSpec
+from ztdeploy.host.graph.rewriting import Replacement, shape_of
 
 Layout = Literal["nchw", "nhwc"]
 #: From uint8 `[B, H, W, C]` to what the first layer takes, as `export.Deployable` has it.
 _NORMALISING = ("Cast", "Transpose", "Mul", "Add")
 _TURNS = {"nchw": (0, 3, 1, 2), "nhwc": (0, 2, 3, 1)}
+_SINGLE, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 
-def drop_in(model: ir.Model, *, taken: str, given: str, layout: Layout, pixels: bool) -> None:
+def drop_in(
+    model: ir.Model, preprocess: PreprocessSpec, *, taken: str, given: str, layout: Layout, pixels: bool
+) -> None:
     """Leave one input `taken` and one output `given`, in place.
 
     Requires a graph that `export` made, with its weights in memory. Outputs for pruning layers go.
 
     Args:
         layout: of the input.
-        pixels: the input stays uint8; otherwise it is fp32, and normalised.
+        pixels: the input stays uint8; otherwise it is fp32, and normalised as `preprocess` says. Where normalisation is
+            part of the graph's weights, pixels are restored of it, rounded to whole numbers.
 
     Raises:
         InputError: the graph has a value of such a name, or takes another type of input than can be had from it.
@@ -33,8 +39,10 @@ def drop_in(model: ir.Model, *, taken: str, given: str, layout: Layout, pixels: 
     for position in reversed(range(len(graph.outputs))):
         if graph.outputs[position].name != LOGITS:
             graph.outputs.pop(position)
-    if image.dtype == ir.DataType.UINT8:
-        value, native = (image, "nhwc") if pixels else (_normalised(image), "nchw")
+    if image.dtype == _UINT8:
+        value, native = (
+            (image, "nhwc") if pixels else (_normalised(image) or _restored(graph, image, preprocess), "nchw")
+        )
     elif pixels:
         raise InputError("--pixels for a graph whose input is float32", "a graph of uint8 input", "leave --pixels out")
     else:
@@ -65,18 +73,29 @@ def drop_in(model: ir.Model, *, taken: str, given: str, layout: Layout, pixels: 
             raise InputError(f"the name '{name}', which a value inside the graph has", "another name", "choose one")
 
 
-def _normalised(image: ir.Value) -> ir.Value:
-    """The normalised image.
-
-    Raises:
-        InputError: normalisation is part of the graph's weights.
-    """
+def _normalised(image: ir.Value) -> ir.Value | None:
+    """The normalised image; None where normalisation is part of the graph's weights."""
     value = image
     for operator in _NORMALISING:
         readers = [node for node, _ in value.uses() if node.op_type != "Shape"]
         if [node.op_type for node in readers] != [operator]:
-            raise InputError(
-                "a graph whose weights include the normalisation of pixels", "one that normalises first", "add --pixels"
-            )
+            return None
         value = readers[0].outputs[0]
     return value
+
+
+def _restored(graph: ir.Graph, image: ir.Value, preprocess: PreprocessSpec) -> ir.Value:
+    """Let the image be computed from a normalised one, `[B, C, H, W]`, which is returned."""
+    batch, height, width, channels = shape_of(image)
+    shape = ir.Shape([batch, channels, height, width])
+    normalised = ir.Value(name="normalised", shape=shape, type=ir.TensorType(_SINGLE))
+    new = Replacement(graph[0], "pixels")
+    std, mean = (255 * np.reshape(one, (1, -1, 1, 1)) for one in (preprocess.std, preprocess.mean))
+    steps = new.add("Mul", "steps", normalised, new.constant("std", std, _SINGLE), like=normalised)
+    values = new.add("Add", "values", steps, new.constant("mean", mean, _SINGLE), like=normalised)
+    ends = (new.constant(name, end, _SINGLE) for name, end in (("low", 0), ("high", 255)))
+    whole = new.add("Clip", "clipped", new.add("Round", "whole", values, like=normalised), *ends, like=normalised)
+    rows = new.add("Transpose", "rows", new.cast("uint8", whole, _UINT8), like=image, perm=_TURNS["nhwc"])
+    new.insert_before()
+    ir.convenience.replace_all_uses_with(image, rows)
+    return normalised

@@ -12,12 +12,14 @@ correction for a zero point of theirs. Activations, by `Int8Options.activations`
   zero point, which is finer where values lie on one side of zero (behind a Gelu); TensorRT takes only int8 without one.
 - "row": the graph quantises weights only; the runtime rounds activations, with a scale per token.
 
-Everything else keeps its precision: all nodes ahead of the first block and behind the last one (the classifier is
-cheap and ranks the classes), the products of attention, softmax, LayerNorm, residual sums, and pruning layers.
+With dynamic or uint8 activations the patch embedding is quantised as well. Everything else keeps its precision: all
+other nodes ahead of the first block, all nodes behind the last one (the classifier is cheap and ranks the classes), the
+products of attention, softmax, LayerNorm, residual sums, and pruning layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +42,10 @@ _SINGLE, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 def to_int8(model: ir.Model, spec: GraphSpec) -> None:
     """Quantise the linear layers of blocks to 8-bit integers.
 
-    Requires names as `stable_names` gives them, static shapes, and the spec's ranges if they are static. With uint8
-    activations and no block left out, the patch embedding is quantised as well: pixels are integers already, so only
-    its weights are rounded. Weights are rounded when they are read. Ensures that inputs and outputs keep their types;
-    integer products have the names of the nodes that they replace, followed by `/int8`.
+    Requires names as `stable_names` gives them, static shapes, and the spec's ranges if they are static. With dynamic
+    or uint8 activations and no block left out, the patch embedding is quantised as well: pixels are integers already,
+    so only its weights are rounded. Weights are rounded when they are read. Ensures that inputs and outputs keep their
+    types; integer products have the names of the nodes that they replace, followed by `/int8`.
     """
     options = spec.int8 or Int8Options()
     assert spec.ranges is not None or not options.static, "static ranges have to be measured first"
@@ -54,19 +56,23 @@ def to_int8(model: ir.Model, spec: GraphSpec) -> None:
         assert value is not None
         if value not in rounded:
             if options.activations == "dynamic":
-                rounded[value] = _dynamic(model.graph, node, value)
+                rounded[value] = _dynamic(model.graph, node, value).outputs
             elif options.static and spec.ranges is not None:
                 rounded[value] = _static(node, value, spec.ranges[str(value.name)], options)
             else:
                 rounded[value] = value
         replace(node, rounded[value], LARGEST[options.weight_bits])
-    if options.from_block == 0 and options.activations == "uint8" and (found := patch_product(model)) is not None:
+    takes_pixels = options.activations in ("dynamic", "uint8")
+    if options.from_block == 0 and takes_pixels and (found := patch_product(model)) is not None:
         node, pixels = found
-        values = Replacement(node)
         one = constant(model.graph, "pixels.scale", 1.0, _SINGLE)
-        dequantised = values.add("DequantizeLinear", "pixels", pixels, one, like=pixels, dtype=_SINGLE)
-        values.insert_before()
-        _replace_static(node, dequantised, LARGEST[options.weight_bits])
+        if options.activations == "dynamic":
+            held: Any = (pixels, one, constant(model.graph, "pixels.zero", 0, _UINT8))
+        else:
+            values = Replacement(node)
+            held = values.add("DequantizeLinear", "pixels", pixels, one, like=pixels, dtype=_SINGLE)
+            values.insert_before()
+        replace(node, held, LARGEST[options.weight_bits])
     RemoveUnusedNodesPass()(model)
 
 
@@ -120,9 +126,10 @@ def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Node:
     return dynamic
 
 
-def _replace_dynamic(node: ir.Node, dynamic: ir.Node, largest: int) -> None:
+def _replace_dynamic(node: ir.Node, held: Sequence[ir.Value], largest: int) -> None:
+    """Multiply integers, given with their scale and zero point."""
     new, result = Replacement(node), node.outputs[0]
-    integers, scale, zero = dynamic.outputs
+    integers, scale, zero = held
     rows, columns = _weight(new.graph, node.inputs[1], largest)
     product = new.add("MatMulInteger", "int8", integers, rows, zero, like=result, dtype=ir.DataType.INT32)
     single = new.add("Cast", "single", product, like=result, dtype=_SINGLE, to=int(_SINGLE))
