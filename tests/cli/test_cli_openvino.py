@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from helpers.bundles import edit, linked_copy
+from helpers.errors import refused
 from helpers.processes import run_ztdeploy
 from helpers.processors import WITHOUT_BF16, needs_bf16, pretending
+from helpers.triton_config import parsed
 
 from ztdeploy.core.bundle import read_bundle
+from ztdeploy.core.errors import InputError, OutputError
 from ztdeploy.core.processor import onednn_processor
+from ztdeploy.jobs.export import export_bundle
+from ztdeploy.target.runtime.parity import golden_pixels, golden_reference
 
 PROFILES = ("cpu-openvino", "cpu-openvino-bf16")
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -43,6 +52,46 @@ def test_engines_are_proved_and_hold_no_weights(bundle: Path) -> None:
             assert opened.path(engine.file).stat().st_size < 200
     names = {path.suffix for path in (bundle / "graphs").iterdir()}
     assert names == {".onnx", ".json", ".safetensors"}
+
+
+@needs_openvino
+def test_a_model_server_computes_as_the_engine_does(bundle: Path, tmp_path: Path) -> None:
+    from ztdeploy.target.backends.openvino import load_openvino
+
+    out, opened, core = tmp_path / "models", read_bundle(bundle), load_openvino().Core()
+    export_bundle(bundle, out, "openvino", profile="cpu-openvino")
+    entries = json.loads((out / "config.json").read_text())["model_config_list"]
+    assert len(entries) == len(opened.manifest.variants)
+    for variant, entry in zip(opened.manifest.variants, entries, strict=True):
+        said = entry["config"]
+        assert set(said) == {"name", "base_path", "target_device", "plugin_config"}, "keys of the server's schema"
+        assert said["plugin_config"]["INFERENCE_PRECISION_HINT"] == "f32", "or it would compute in bf16 where it can"
+        model = core.read_model(out / said["base_path"] / "1" / "model.onnx")
+        compiled = core.compile_model(model, said["target_device"], said["plugin_config"])
+        found = compiled({"image": golden_pixels(opened)})["logits"]
+        np.testing.assert_allclose(found, golden_reference(opened, variant).logits, rtol=1e-4, atol=1e-4)
+    export_bundle(bundle, out, "openvino", profile="cpu-openvino", variant="dense", force=True)
+    assert sorted(path.name for path in out.iterdir()) == ["bundle-dense", "config.json"]
+    (out / "bundle-dense" / "mine").touch()
+    refused(lambda: export_bundle(bundle, out, "openvino", force=True), "'bundle-dense'", kind=OutputError)
+
+
+@needs_openvino
+def test_triton_does_not_fill_openvinos_batches(bundle: Path, tmp_path: Path) -> None:
+    report = export_bundle(bundle, tmp_path / "models", "triton", profile="cpu-openvino", variant="dense")
+    (model,) = report.models
+    said = parsed((tmp_path / "models" / model.name / "config.pbtxt").read_text())
+    assert (said.backend, said.default_model_filename, said.max_batch_size) == ("openvino", "model.onnx", 0)
+    assert list(said.input[0].dims) == [-1, 32, 32, 3], "any batch of a client, none of which is joined"
+    assert list(said.model_warmup[0].inputs[0].value.dims) == [1, 32, 32, 3]
+    assert any("bf16" in note for note in report.notes)
+
+    def by_row(manifest: Any) -> None:
+        manifest["profiles"]["cpu-openvino"].update(precision="int8", int8={"activations": "row"})
+
+    copy = edit(linked_copy(bundle, tmp_path / "copy"), by_row)
+    call = lambda: export_bundle(copy, tmp_path / "other", "triton", profile="cpu-openvino")  # noqa: E731
+    refused(call, "profile 'cpu-openvino'", "for Triton", kind=InputError)
 
 
 @needs_openvino

@@ -20,9 +20,12 @@ from helpers.bundles import edit
 from helpers.fake_device import CHECKOUT, DEVICE, VERSION, Done, FakeDevice
 from helpers.leftovers import dead_folder, leftovers
 from helpers.processes import HANG_S, result_in, started, wait_for
+from helpers.triton_config import parsed
 
 from ztdeploy.core.bundle import MANIFEST, read_bundle, sha256_of
 from ztdeploy.core.manifest import EngineRecord, GraphRecord, Manifest
+from ztdeploy.jobs.export import export_bundle
+from ztdeploy.target.backends.tensorrt.plugins import cache_folder as plugin_cache
 from ztdeploy.target.bundle_readme import README
 
 PROFILE = "jetson-orin"
@@ -313,6 +316,26 @@ def test_batches_of_every_size(finalized: Finalized, fake_device: FakeDevice, di
     worst = json.loads(done.out)
     assert set(worst) == {*map(str, range(1, 10)), "16", "17"}
     assert max(worst.values()) < 0.1
+
+
+def test_triton_gets_engines_with_all_that_they_give(finalized: Finalized, tmp_path: Path) -> None:
+    report = export_bundle(finalized.bundle, tmp_path / "models", "triton", profile=PROFILE)
+    bundle = read_bundle(finalized.bundle)
+    profile, notes = bundle.manifest.profiles[PROFILE], "\n".join(report.notes)
+    assert f"tensorrt {VERSION} in the server, on {DEVICE}" in notes
+    plugins = finalized.engine(PRUNED).fingerprint.plugins
+    assert f"--backend-config=tensorrt,plugins={plugin_cache() / plugins}" in notes
+    for model in report.models:
+        folder, variant = tmp_path / "models" / model.name, bundle.variant(name=model.variant)
+        said = parsed((folder / "config.pbtxt").read_text())
+        assert (said.backend, said.default_model_filename) == ("tensorrt", "model.plan")
+        assert (folder / "1" / "model.plan").read_bytes() == bundle.path(variant.engines[PROFILE].file).read_bytes()
+        assert (said.max_batch_size, said.input[0].data_type, list(said.input[0].dims)) == (8, 1, [32, 32, 3])
+        (group,) = said.instance_group
+        assert (group.kind, list(group.profile)) == (2, [str(index) for index in range(len(profile.batch.sizes))])
+        wanted = {"logits": [10]}
+        wanted |= {f"blocks.{layer.block}/prune/kept": [layer.tokens_out] for layer in variant.plan.layers}
+        assert {one.name: list(one.dims) for one in said.output if "into" not in one.name} == wanted
 
 
 def test_a_finalized_bundle_can_be_moved(ready: Path, fake_device: FakeDevice, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import InputError, OutputError, ParityError
 from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.host.models.hf_processor import processor_of, said_by
-from ztdeploy.jobs import export
-from ztdeploy.jobs.export import MODEL, PROCESSOR, WEIGHTS, Served, export_onnx_folder, output_of
+from ztdeploy.jobs.export import export_bundle, parts
+from ztdeploy.jobs.export.parts import MODEL, PROCESSOR, WEIGHTS, Served, output_of
 from ztdeploy.target.runtime.parity import golden_pixels
 from ztdeploy.target.runtime.preprocess import normalise
 from ztdeploy.target.runtime.runner import load_engine
+
+export_onnx_folder = partial(export_bundle, to="onnx")
 
 
 def answers(folder: Path, images: NDArray[Any]) -> NDArray[Any]:
@@ -58,8 +61,8 @@ def test_a_service_gives_what_the_engine_gives(digits_bundle: Path, tmp_path: Pa
     ("options", "prepared"),
     [
         ({"layout": "nhwc"}, lambda pixels, spec: normalise(pixels, spec).transpose(0, 2, 3, 1)),
-        ({"pixels": True}, lambda pixels, spec: pixels),
-        ({"pixels": True, "layout": "nchw"}, lambda pixels, spec: pixels.transpose(0, 3, 1, 2)),
+        ({"form": "pixels"}, lambda pixels, spec: pixels),
+        ({"form": "pixels", "layout": "nchw"}, lambda pixels, spec: pixels.transpose(0, 3, 1, 2)),
     ],
     ids=["values-last", "pixels-last", "pixels-first"],
 )
@@ -81,7 +84,7 @@ def test_every_form_of_the_input(
 def test_large_weights_lie_beside_the_graph(
     digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(parts, "EMBEDDED_BYTES", 1000)
     report = export_onnx_folder(digits_bundle, tmp_path / "large")
     assert report.files[WEIGHTS] > 10 * report.files[MODEL]
     monkeypatch.undo()
@@ -92,7 +95,7 @@ def test_large_weights_lie_beside_the_graph(
 
 
 def test_what_differs_is_not_left_there(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "normalise", lambda pixels, spec: 1.5 * normalise(pixels, spec))
+    monkeypatch.setattr(parts, "normalise", lambda pixels, spec: 1.5 * normalise(pixels, spec))
     refused(lambda: export_onnx_folder(digits_bundle, tmp_path / "wrong"), "differs", kind=ParityError)
     assert list(tmp_path.iterdir()) == []
 
@@ -115,11 +118,11 @@ def test_outputs_are_named_as_in_transformers(digits_bundle: Path) -> None:
     [
         ({"variant": "keep-0.33"}, ("keep-0.33", "one of")),
         ({"profile": "mine"}, ("'mine'", "a profile in the bundle")),
-        ({"profile": "jetson-orin"}, ("jetson-orin", "no ONNX files", "one of: cpu")),
+        ({"profile": "jetson-orin"}, ("jetson-orin", "for a plain ONNX file", "one of: cpu")),
         ({"served": Served(input_name="pixel values")}, ("'pixel values'", "letters, digits and _")),
         ({"served": Served(input_name="Bild\u00fc")}, ("letters, digits and _",)),
         ({"served": Served(output_name="pixel_values")}, ("both input and output",)),
-        ({"served": Served(output_name="scale", pixels=True)}, ("'scale'", "inside the graph")),
+        ({"served": Served(output_name="scale", form="pixels")}, ("'scale'", "inside the graph")),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -136,7 +139,7 @@ def test_engines_that_are_no_graphs_are_refused(bundle_copy: Path, tmp_path: Pat
     edit(bundle_copy, as_openvino)
     for profile in (None, "cpu"):
         call = lambda: export_onnx_folder(bundle_copy, tmp_path / "out", profile=profile)  # noqa: B023, E731
-        refused(call, "no ONNX files", "--profile cpu as well", kind=InputError)
+        refused(call, "for a plain ONNX file", "--profile cpu as well", kind=InputError)
 
 
 def test_nothing_but_an_older_export_is_replaced(digits_bundle: Path, tmp_path: Path) -> None:
@@ -192,8 +195,8 @@ def test_no_processor_makes_grey_pixels() -> None:
 def test_neither_pytorch_nor_transformers_is_needed(digits_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'transformers', 'onnxscript')));"
-        "from pathlib import Path; from ztdeploy.jobs.export import export_onnx_folder;"
-        f"export_onnx_folder(Path({str(digits_bundle)!r}), Path({str(tmp_path / 'out')!r}))"
+        "from pathlib import Path; from ztdeploy.jobs.export import export_bundle;"
+        f"export_bundle(Path({str(digits_bundle)!r}), Path({str(tmp_path / 'out')!r}), 'onnx')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "out" / MODEL).is_file()

@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 from helpers.bundles import edit
 from helpers.errors import refused
+from helpers.triton_config import DTYPES, parsed
 
 from ztdeploy.core.bundle import read_bundle
 from ztdeploy.core.errors import InputError, OutputError
-from ztdeploy.jobs.export import MODEL, Served
-from ztdeploy.jobs.triton import CONFIGURATION, LABELS, export_triton_repository
+from ztdeploy.jobs.export import export_bundle
+from ztdeploy.jobs.export.parts import LABELS, MODEL, Served
+from ztdeploy.jobs.export.triton import CONFIGURATION
 from ztdeploy.target.runtime.parity import golden_pixels
 from ztdeploy.target.runtime.runner import load_engine
 
-#: The part of Triton's published model_config.proto that is written: message, field, type, whether it repeats.
-MESSAGES = {
-    "Tensor": {"name": "string", "data_type": "Type", "dims": "int64*", "label_filename": "string"},
-    "Batching": {"preferred_batch_size": "int32*"},
-    "Instances": {"count": "int32", "kind": "Kind"},
-    "Value": {"string_value": "string"},
-    "Parameter": {"key": "string", "value": "Value"},
-    "WarmUpInput": {"data_type": "Type", "dims": "int64*", "input_data_file": "string"},
-    "WarmUpEntry": {"key": "string", "value": "WarmUpInput"},
-    "WarmUp": {"name": "string", "batch_size": "uint32", "inputs": "WarmUpEntry*"},
-    "ModelConfig": {
-        "name": "string",
-        "backend": "string",
-        "max_batch_size": "int32",
-        "input": "Tensor*",
-        "output": "Tensor*",
-        "dynamic_batching": "Batching",
-        "instance_group": "Instances*",
-        "parameters": "Parameter*",
-        "model_warmup": "WarmUp*",
-    },
-}
-ENUMERATIONS = {"Type": ["TYPE_INVALID", "TYPE_UINT8", "TYPE_FP32"], "Kind": ["KIND_AUTO", "KIND_CPU"]}
-DTYPES = {1: np.uint8, 2: np.float32}
-
-
-def parsed(text: str) -> Any:
-    """A configuration as the library for protocol buffers reads it, which refuses unknown fields and types."""
-    field = descriptor_pb2.FieldDescriptorProto
-    kinds = {name: getattr(field, f"TYPE_{name.upper()}") for name in ("string", "int32", "uint32", "int64")}
-    file = descriptor_pb2.FileDescriptorProto(name="configuration.proto", package="t", syntax="proto3")
-    for name, values in ENUMERATIONS.items():
-        numbered = file.enum_type.add(name=name)
-        for number, value in enumerate(values):
-            numbered.value.add(name=value, number=number)
-    for name, fields in MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for number, (key, kind) in enumerate(fields.items(), 1):
-            label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
-            known = kinds.get(kind.rstrip("*"))
-            other = {} if known else {"type_name": f".t.{kind.rstrip('*')}"}
-            type_ = known or (field.TYPE_ENUM if kind in ENUMERATIONS else field.TYPE_MESSAGE)
-            message.field.add(name=key, number=number, label=label, type=type_, **other)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    made = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.ModelConfig"))
-    return text_format.Parse(text, made())
+export_triton_repository = partial(export_bundle, to="triton")
 
 
 def served(folder: Path) -> np.ndarray:
@@ -128,9 +85,9 @@ def test_one_variant_threads_and_names(bundle_copy: Path, tmp_path: Path) -> Non
     ("options", "fragments"),
     [
         ({"variant": "keep-0.33"}, ("keep-0.33", "one of")),
-        ({"profile": "jetson-orin"}, ("jetson-orin", "no ONNX files")),
+        ({"profile": "jetson-orin"}, ("no engine for profile", "ztdeploy finalize")),
         ({"served": Served("two words")}, ("'two words'", "letters, digits and _")),
-        ({"served": Served("image", pixels=True)}, ("--pixels for Triton", "leave it out")),
+        ({"served": Served("image", form="pixels")}, ("--pixels for Triton", "leave it out")),
         ({"served": Served("image", layout="nchw")}, ("--layout for Triton", "leave it out")),
     ],
 )

@@ -24,7 +24,8 @@ from ztdeploy.core.profile import profile_names, read_profile
 from ztdeploy.host.graph.emulation import with_exact_products
 from ztdeploy.host.models.catalogue import ASSETS
 from ztdeploy.host.parity import prove_products
-from ztdeploy.jobs.export import MODEL, export_onnx_folder
+from ztdeploy.jobs.export import export_bundle
+from ztdeploy.jobs.export.parts import MODEL
 from ztdeploy.target.adaptive.opening import load
 from ztdeploy.target.backends.int8 import exact_here, int8_note
 from ztdeploy.target.backends.onnxruntime import load_graph
@@ -54,7 +55,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_integers_are_exported_as_they_are(both: Bundle, tmp_path: Path) -> None:
-    fp32, int8 = (export_onnx_folder(both.root, tmp_path / name, profile=name) for name in ("cpu", "cpu-int8"))
+    fp32, int8 = (export_bundle(both.root, tmp_path / name, "onnx", profile=name) for name in ("cpu", "cpu-int8"))
     assert int8.files[MODEL] < 0.4 * fp32.files[MODEL]
     assert int8.models[0].difference < 1e-3, "it is the graph of the engine, and not one near to fp32"
 

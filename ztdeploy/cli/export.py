@@ -22,10 +22,11 @@ from ztdeploy.cli.options import (
     word,
 )
 from ztdeploy.cli.output import answer, note, progress_bar, table, warn
-from ztdeploy.core.names import IMAGE, PIXEL_VALUES
+from ztdeploy.jobs.export import TARGETS, export_bundle
 
 if TYPE_CHECKING:
-    from ztdeploy.jobs.export import ExportReport, Tensor
+    from ztdeploy.host.graph.drop_in import InputForm
+    from ztdeploy.jobs.export.parts import ExportReport, Tensor
 
 
 def register(app: typer.Typer) -> None:
@@ -35,17 +36,14 @@ def register(app: typer.Typer) -> None:
 def export(
     bundle: BundleArgument,
     out: Annotated[Path, argument("DIR", path, "Folder to write.")],
-    to: Annotated[
-        Literal["onnx", "triton"],
-        option("--to KIND", ("onnx", "triton"), OUTPUT, "onnx: one plain ONNX file. triton: a model repository."),
-    ],
+    to: Annotated[str, option("--to KIND", tuple(TARGETS), OUTPUT, f"What to write: {', '.join(TARGETS)}.")],
     keep_ratio: KeepRatioOption = None,
     variant: VariantOption = None,
     profile: ProfileOption = None,
     signed_by: SignedByOption = None,
     input_name: Annotated[
         str | None,
-        option("--input-name NAME", word, OUTPUT, "Name of the input. [default: pixel_values; of triton image]"),
+        option("--input-name NAME", word, OUTPUT, "Name of the input. [default: image; of onnx pixel_values]"),
     ] = None,
     output_name: Annotated[
         str | None, option("--output-name NAME", word, OUTPUT, "Name of the output. [default: by what the model gives]")
@@ -57,11 +55,12 @@ def export(
     pixels: Annotated[bool, flag("--pixels", OUTPUT, "Take pixels, uint8, which the graph normalises.")] = False,
     force: Annotated[bool, flag("--force", OUTPUT, "Replace an older export.")] = False,
 ) -> None:
-    """Write variants as services of others load them: plain ONNX, checked against the bundle's engines.
+    """Write variants as programs of others load them, checked against the bundle's engines.
 
-    With --to onnx, one variant. Its input is float32, normalised; beside it lies the preprocessor_config.json that
-    makes it. With --to triton, a model repository of Triton Inference Server with all variants, or one, to which
-    clients send pixels.
+    --to onnx writes one variant as a plain ONNX file. Its input is float32, normalised; beside it lies the
+    preprocessor_config.json that makes it. --to triton writes a model repository of Triton Inference Server, --to
+    openvino one of OpenVINO Model Server, with all variants, or one; clients send pixels. --to deepstream writes one
+    variant with configurations of DeepStream, --to ros2 a package with a node for ROS 2.
 
     Examples:
         # Write the default variant with the names of transformers.
@@ -71,19 +70,19 @@ def export(
         # Write all variants for Triton.
         ztdeploy export quickstart --to triton models
     """
-    from ztdeploy.jobs.export import Served, export_onnx_folder
-    from ztdeploy.jobs.triton import export_triton_repository
+    from ztdeploy.jobs.export.parts import Served
 
     demand_signature(signed_by)
-    write, named = (export_triton_repository, IMAGE) if to == "triton" else (export_onnx_folder, PIXEL_VALUES)
+    form: InputForm = "pixels" if pixels else "normalised"
     with progress_bar() as progress:
-        report = write(
+        report = export_bundle(
             bundle,
             out,
+            to,
             keep_ratio=keep_ratio,
             variant=variant,
             profile=profile,
-            served=Served(input_name or named, output_name, layout, pixels),
+            served=Served(input_name or "", output_name, layout, form),
             force=force,
             progress=progress,
         )
@@ -93,13 +92,13 @@ def export(
 
 def _show(report: ExportReport) -> None:
     for model in report.models:
-        opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in model.opsets.items())
-        rows = [
-            ("input", _words(model.input)),
-            ("output", _words(model.output)),
-            ("opsets", f"{opsets}; IR version {model.ir_version}"),
-            ("difference", f"{model.difference:.1e} of {model.tolerance:.1e} allowed, on {model.images} images"),
-        ]
+        rows = [("input", _words(model.input)), ("output", _words(model.output))]
+        if model.opsets:
+            opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in model.opsets.items())
+            rows.append(("opsets", f"{opsets}; IR version {model.ir_version}"))
+        if model.difference is not None:
+            allowed = f"of {model.tolerance:.1e} allowed, on {model.images} images"
+            rows.append(("difference", f"{model.difference:.1e} {allowed}"))
         table(f"{model.name}: {model.variant} ({report.profile})", [("", "left"), ("", "left")], rows)
     for line in report.notes:
         warn(line)

@@ -27,7 +27,7 @@ RESULTS = {
     "run": "ztdeploy.cli.results:RunResult",
     "verify": "ztdeploy.target.verify:VerifyReport",
     "finalize": "ztdeploy.target.finalize:FinalizeReport",
-    "export": "ztdeploy.jobs.export:ExportReport",
+    "export": "ztdeploy.jobs.export.parts:ExportReport",
     "sign": "ztdeploy.core.signature:SignedBy",
     "install": "ztdeploy.target.install:InstallReport",
     "inspect": "ztdeploy.core.manifest:Manifest",

@@ -6,10 +6,12 @@ ztdeploy never runs them: `finalize` compiles the plugins of the installed packa
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ztdeploy.core.files import write
 from ztdeploy.core.manifest import GraphRecord, Manifest
+from ztdeploy.core.names import IMAGE
 from ztdeploy.core.preprocess_spec import PreprocessSpec
 from ztdeploy.core.profile import HardwareProfile, data_folder
 from ztdeploy.target.backends import backend_of
@@ -43,16 +45,32 @@ def trtexec_script(manifest: Manifest, boards: list[HardwareProfile]) -> str:
         for variant in manifest.variants
         for command in _commands(variant.name, variant.graphs[profile.name], profile, manifest.preprocess)
     ]
-    return _HEAD + "\n".join(commands) + "\n"
+    return shell_script(_INTRODUCTION, commands)
+
+
+def shell_script(introduction: str, commands: Sequence[str]) -> str:
+    """A POSIX shell script that finds trtexec, and runs commands such as `trtexec_command` in its own folder."""
+    return "\n".join((f"#!/bin/sh\n{introduction}{_FINDING}" + "\n".join(commands), ""))
+
+
+def trtexec_command(arguments: Sequence[str]) -> str:
+    """A call of trtexec, which takes a graph's types as they are."""
+    return f'"$TRTEXEC" $TYPED --noTF32 {" ".join(map(shlex.quote, arguments))}'
+
+
+def shapes_of(name: str, sides: Sequence[int], largest: int) -> list[str]:
+    """The options for batches from 1 to the largest of an input."""
+    shape = "x".join(map(str, sides))
+    return [f"--{kind}Shapes={name}:{n}x{shape}" for kind, n in (("min", 1), ("opt", largest), ("max", largest))]
 
 
 def _commands(variant: str, graph: GraphRecord, profile: HardwareProfile, spec: PreprocessSpec) -> list[str]:
     workspace = profile.tensorrt.workspace_mib if profile.tensorrt else 1024
     plain = [f"--onnx={graph.file}", f"--memPoolSize=workspace:{workspace}M", *_shapes(graph, profile, spec)]
-    commands = [_command([*plain, f"--saveEngine={variant}.{profile.name}.engine"])]
+    commands = [trtexec_command([*plain, f"--saveEngine={variant}.{profile.name}.engine"])]
     if graph.plugin_file is not None:
         own = [f"--onnx={graph.plugin_file}", *plain[1:], f"--saveEngine={variant}.{profile.name}.plugins.engine"]
-        commands.append(f'if [ -n "$PLUGINS" ]; then {_command(own)} --dynamicPlugins="$PLUGINS"; fi')
+        commands.append(f'if [ -n "$PLUGINS" ]; then {trtexec_command(own)} --dynamicPlugins="$PLUGINS"; fi')
     return commands
 
 
@@ -61,21 +79,17 @@ def _shapes(graph: GraphRecord, profile: HardwareProfile, spec: PreprocessSpec) 
         return []
     height, width, channels = spec.shape
     sides = (height, width, channels) if graph.image_input == "uint8" else (channels, height, width)
-    shape = "x".join(map(str, sides))
-    largest = profile.batch.sizes[-1]
-    return [f"--{kind}Shapes=image:{n}x{shape}" for kind, n in (("min", 1), ("opt", largest), ("max", largest))]
+    return shapes_of(IMAGE, sides, profile.batch.sizes[-1])
 
 
-def _command(arguments: list[str]) -> str:
-    return f'"$TRTEXEC" $TYPED --noTF32 {" ".join(map(shlex.quote, arguments))}'
-
-
-_HEAD = """#!/bin/sh
+_INTRODUCTION = """\
 # Builds and times this bundle's engines with trtexec, for boards without Python. With ztdeploy on the board, use
 # `ztdeploy finalize .` instead: it also proves each engine against the golden outputs, and keeps the faster kind.
 #
 #   TRTEXEC   where trtexec is, if not on the PATH nor where JetPack puts it
 #   PLUGINS   the compiled plugin library (plugins/README.md says how), to build the engines with plugin nodes, too
+"""
+_FINDING = """\
 set -eu
 absolute() { case "$1" in /* | "") echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 if [ -z "${TRTEXEC:-}" ]; then

@@ -276,6 +276,50 @@ answer([right(runner.infer({"image": image(3)}), image(3)), refusal[0]])
     assert on_device(fake_device, path.with_suffix(".engine"), code) == [True, "ImageError"]
 
 
+# -------------------- versions
+
+
+def half_graph() -> onnx.ModelProto:
+    """The same, a part of it in fp16, as a typed graph is."""
+    model = graph()
+    nodes = {node.output[0]: node for node in model.graph.node}
+    nodes["doubled"].input[:] = ["half", "half two"]
+    nodes["doubled"].output[:] = ["half doubled"]
+    casts = {"half": ("corner", TensorProto.FLOAT16), "half two": ("two", TensorProto.FLOAT16)}
+    for made, (source, kind) in {**casts, "doubled": ("half doubled", TensorProto.FLOAT)}.items():
+        place = 6 if made != "doubled" else 8
+        model.graph.node.insert(place - 1, helper.make_node("Cast", [source], [made], to=kind))
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.13.3", "10.16.0", "11.0.0"])
+def test_every_version_takes_a_typed_graph_as_it_is(fake_device: FakeDevice, tmp_path: Path, version: str) -> None:
+    path = save(half_graph(), tmp_path)
+    done, answer = ask_worker(fake_device, path, FAKE_TRT_VERSION=version)
+    assert answer is not None, done.err
+    assert (answer.failure, answer.runtime_version) == (None, version), answer.messages
+    code = f"""
+runner = load({str(path.with_suffix(".engine"))!r}, runtime_version={version!r})
+answer([right(runner.infer({{"image": image(batch)}}), image(batch)) for batch in (1, 3)])
+"""
+    assert on_device(fake_device, None, code, FAKE_TRT_VERSION=version) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("version", "typed", "weak"), [("10.3.0", False, True), ("10.13.3", False, True), ("11.0.0", True, False)]
+)
+def test_the_double_has_the_flags_of_its_version(
+    fake_device: FakeDevice, version: str, typed: bool, weak: bool
+) -> None:
+    code = """
+import tensorrt as trt
+log = trt.Logger(); network = trt.Builder(log).create_network(0)
+answer([network.strongly_typed, hasattr(trt.BuilderFlag, "FP16"), hasattr(trt.NetworkDefinitionCreationFlag,
+    "EXPLICIT_BATCH"), hasattr(trt.BuilderFlag, "TF32")])
+"""
+    assert on_device(fake_device, None, code, FAKE_TRT_VERSION=version) == [typed, weak, weak, True]
+
+
 # -------------------- the process that builds
 
 

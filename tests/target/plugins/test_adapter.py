@@ -47,30 +47,39 @@ def call(*command: str | Path, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
-def build_stub_library(folder: Path, tensorrt_major: int, *defines: str) -> Path:
+#: Versions whose declarations the adapter is compiled against: JetPack 6's, JetPack 7's, and the first without weak
+#: typing and older plugins.
+VERSIONS = {"10.3": (10, 3), "10.13": (10, 13), "11.0": (11, 0)}
+
+
+def declared(version: tuple[int, int]) -> list[str]:
+    return [f"-DSTUB_TENSORRT_MAJOR={version[0]}", f"-DSTUB_TENSORRT_MINOR={version[1]}"]
+
+
+def build_stub_library(folder: Path, version: tuple[int, int], *defines: str) -> Path:
     """The adapter's plain C++ against the stand-in headers, with a recorder in place of the launches."""
     out = folder / "libadapter.so"
     sources = [*sorted((PLUGINS / "tensorrt").glob("*.cpp")), STUBS / "launch_recorder.cpp"]
     flags = ["-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-Wno-unused-parameter", f"-DSTUB_TENSORRT_MAJOR={tensorrt_major}", *defines]
+    flags += ["-Wno-unused-parameter", *declared(version), *defines]
     includes = [f"-I{STUBS}", f"-I{STUBS / 'cuda'}", f"-I{PLUGINS / 'tensorrt'}"]
     call("g++", *flags, *includes, *sources, "-o", out)
     return out
 
 
-def build_driver(folder: Path, tensorrt_major: int, name: str = "driver") -> Path:
+def build_driver(folder: Path, version: tuple[int, int], name: str = "driver") -> Path:
     out = folder / name
-    flags = ["-std=c++17", "-rdynamic", "-Wall", "-Wextra", "-Werror", f"-DSTUB_TENSORRT_MAJOR={tensorrt_major}"]
+    flags = ["-std=c++17", "-rdynamic", "-Wall", "-Wextra", "-Werror", *declared(version)]
     call("g++", *flags, f"-I{STUBS}", f"-I{STUBS / 'cuda'}", STUBS / f"{name}.cpp", "-o", out, "-ldl")
     return out
 
 
-@pytest.fixture(scope="module", params=[10, 11], ids=["tensorrt-10", "tensorrt-11"])
+@pytest.fixture(scope="module", params=VERSIONS)
 def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a compiled adapter and its driver; the two majors differ in their logger interfaces."""
-    folder = tmp_path_factory.mktemp(f"adapter{request.param}")
-    build_stub_library(folder, request.param)
-    build_driver(folder, request.param)
+    folder = tmp_path_factory.mktemp(f"adapter-{request.param}-")
+    build_stub_library(folder, VERSIONS[request.param])
+    build_driver(folder, VERSIONS[request.param])
     return folder
 
 
@@ -236,10 +245,10 @@ def exported_by(path: Path) -> set[str]:
 @needs_gxx
 def test_the_library_registers_itself_only_when_asked(adapter: Path, tmp_path: Path) -> None:
     both = [f"{name} in {NAMESPACE}" for name in (WEIGHTED_PAGE_RANK, SIMILARITY_PRUNE)]
-    host = build_driver(tmp_path, 10, "host")
-    static = build_stub_library(tmp_path, 10, "-DZT_STATIC_REGISTRATION")
+    host = build_driver(tmp_path, VERSIONS["10.3"], "host")
+    static = build_stub_library(tmp_path, VERSIONS["10.3"], "-DZT_STATIC_REGISTRATION")
     assert call(host, static).splitlines() == [*both, "opened: 1"]
-    if "10" in adapter.name:
+    if "-11" not in adapter.name:
         assert call(host, adapter / "libadapter.so").splitlines() == ["opened: 1"]
         assert call(host, adapter / "libadapter.so", "register").splitlines() == ["opened: 1", *both, "registered: 2"]
     alone = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).zt_register_plugins())"
@@ -253,7 +262,8 @@ def test_the_library_registers_itself_only_when_asked(adapter: Path, tmp_path: P
 def test_a_library_of_this_version_is_taken(adapter: Path) -> None:
     path = adapter / "libadapter.so"
     library.check_library(path)
-    major = ctypes.CDLL(str(path)).zt_tensorrt_version() // 10_000
+    major, rest = divmod(ctypes.CDLL(str(path)).zt_tensorrt_version(), 10_000)
+    assert (major, rest // 100) == VERSIONS[adapter.name.split("-")[1]]
     library.check_library(path, tensorrt_major=major)
     refused(
         lambda: library.check_library(path, tensorrt_major=9),
@@ -415,7 +425,7 @@ def test_the_whole_library_compiles_and_is_kept(tmp_path: Path, monkeypatch: pyt
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert build(tmp_path).stat().st_mtime_ns == made
     assert exported_by(path) == EXPORTED
-    driver = build_driver(tmp_path, 10)
+    driver = build_driver(tmp_path, VERSIONS["10.3"])
     lines = call(
         driver, path, "run", SIMILARITY_PRUNE, *PRUNE, "--", "fp32", "[2,50]", "fp16", "[2,3,50,16]"
     ).splitlines()
@@ -428,9 +438,22 @@ def test_the_whole_library_compiles_and_is_kept(tmp_path: Path, monkeypatch: pyt
 # ------------------------------------------------------------------------------------------- against TensorRT's headers
 
 
+@needs_gxx
+def test_the_sources_compile_against_tensorrts_headers() -> None:
+    """Of as many versions as there are: folders, with colons between them. Nothing is compiled but the plain C++."""
+    folders = [folder for folder in os.environ.get("ZTDEPLOY_TENSORRT_INCLUDE", "").split(os.pathsep) if folder]
+    if not folders:
+        pytest.skip("ZTDEPLOY_TENSORRT_INCLUDE is not set: no TensorRT headers here")
+    includes = [f"-I{STUBS / 'cuda'}", f"-I{PLUGINS / 'tensorrt'}"]
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    for folder in folders:
+        for source in (PLUGINS / "tensorrt").glob("*.cpp"):
+            call("g++", *flags, "-isystem", folder, *includes, source)
+
+
 @pytest.fixture(scope="module")
 def real_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    include = os.environ.get("ZTDEPLOY_TENSORRT_INCLUDE")
+    include = os.environ.get("ZTDEPLOY_TENSORRT_INCLUDE", "").split(os.pathsep)[0]
     if not include:
         pytest.skip("ZTDEPLOY_TENSORRT_INCLUDE is not set: no TensorRT headers here")
     with pytest.MonkeyPatch.context() as patch:

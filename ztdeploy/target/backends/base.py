@@ -76,6 +76,20 @@ class Signature:
     outputs: tuple[TensorFacts, ...]
 
 
+@dataclass(frozen=True)
+class InTriton:
+    """How Triton Inference Server's back end of a runtime, which has the backend's name, runs models."""
+
+    model: str = "model.onnx"  #: what the file of a model is called
+    takes_engines: bool = False  #: it runs engines as they were built on the machine; otherwise graphs
+    kind: Literal["KIND_CPU", "KIND_GPU"] = "KIND_CPU"  #: where instances run
+    joins: bool = True  #: it runs batches of any size up to the largest; otherwise it would fill all up to the largest
+    threads: str = ""  #: the parameter for the number of threads; "": there is none
+    parameters: tuple[tuple[str, str], ...] = ()
+    optimization_profiles: int = 0  #: of an engine, all of which an instance has to load; 0: engines have none
+    notes: tuple[str, ...] = ()  #: what differs from the engine in the bundle
+
+
 class Runner(Protocol):
     """An engine in memory. Any thread may call it; where the runtime cannot run calls in parallel, they wait."""
 
@@ -220,6 +234,10 @@ class Backend(ABC):
         """The runtime's version and abilities on this machine, in a few words; raises as `runtime`."""
         return self.version()
 
+    def in_triton(self, profile: HardwareProfile) -> InTriton | None:
+        """How Triton runs a profile's engines or graphs; None where it cannot."""
+        return None
+
     def fingerprint(self, graph_sha256: str) -> Fingerprint:
         """The fingerprint of an engine that is built here for the CPU."""
         device = f"cpu-{platform.machine()}"
@@ -267,6 +285,25 @@ class RunsNotes(Protocol):
         """
 
 
+@runtime_checkable
+class RunsInServers(Protocol):
+    """A backend whose runtime computes a graph as its options say; other runtimes compute it as it is."""
+
+    def server_options(self, engine: Path, threads: int) -> dict[str, str | int]:
+        """The options with which a server computes as an engine of the bundle does.
+
+        Raises:
+            BundleError: the file is no engine.
+        """
+
+    def load_as_served(self, graph: Path, *, engine: Path, threads: int) -> Runner:
+        """Run an exported graph as a server with these options does.
+
+        Raises:
+            BundleError: the runtime refuses the graph.
+        """
+
+
 @dataclass(frozen=True)
 class Plugins:
     """The compiled plugins of the installed package."""
@@ -285,6 +322,9 @@ class TakesPlugins(Protocol):
         Raises:
             EnvironmentLacksError: this machine cannot compile them.
         """
+
+    def library_of(self, identity: str) -> Path:
+        """Where the compiled plugins of an engine's fingerprint lie, once this user has compiled them."""
 
     def build_with(
         self,

@@ -17,13 +17,14 @@ from ztdeploy.core.files import path_in_utf8, remove
 from ztdeploy.core.manifest import GraphRecord
 from ztdeploy.core.onnx_file import read_graph
 from ztdeploy.core.processor import processor
-from ztdeploy.core.profile import HardwareProfile
+from ztdeploy.core.profile import HardwareProfile, Int8Options
 from ztdeploy.core.telemetry import stop_events
 from ztdeploy.core.text import first_line
 from ztdeploy.target.backends.base import (
     Array,
     Backend,
     BuiltEngine,
+    InTriton,
     MemoryMode,
     ProfiledCall,
     Signature,
@@ -41,6 +42,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 #: Initialisers at least this large are read from the shared weights file instead of from the graph.
 EXTERNAL_BYTES = 4096
+_OF_BATCH = "int8 ranges are measured over a whole batch: what Triton joins with an image changes its answer a little"
 
 
 class OnnxRuntimeBackend(Backend):
@@ -55,6 +57,11 @@ class OnnxRuntimeBackend(Backend):
 
     def describe(self) -> str:
         return f"{self.version()} with {', '.join(ort.get_available_providers())}"
+
+    def in_triton(self, profile: HardwareProfile) -> InTriton | None:
+        dynamic = profile.precision == "int8" and (profile.int8 or Int8Options()).activations == "dynamic"
+        several = profile.batch.dynamic and max(profile.batch.sizes) > 1
+        return InTriton(threads="intra_op_thread_count", notes=(_OF_BATCH,) if dynamic and several else ())
 
     def build(self, graph: Path, graph_record: GraphRecord, profile: HardwareProfile, out: Path) -> BuiltEngine:
         weights = out.with_suffix(".weights")

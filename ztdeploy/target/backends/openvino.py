@@ -34,6 +34,7 @@ from ztdeploy.target.backends.base import (
     Array,
     Backend,
     BuiltEngine,
+    InTriton,
     MemoryMode,
     Signature,
     StoredEngine,
@@ -46,6 +47,12 @@ from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, eve
 #: Images of a batch that are computed together: they use weights twice, and their values still fit a core's cache.
 PART = 2
 _ENGINE_LIMIT = 4096
+_THREADS = "INFERENCE_NUM_THREADS"
+#: Triton's back end has no parameter for the type that OpenVINO computes in.
+_IN_BF16 = (
+    "on a processor with bf16, OpenVINO in Triton computes in bf16 whatever the graph says, also what ranks tokens: "
+    "its answers differ from the bundle's, which --to openvino keeps, and a profile for ONNX Runtime"
+)
 _DTYPES = {"f32": "float32", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
 
@@ -104,6 +111,29 @@ class OpenVinoBackend(Backend):
                 f"run: ztdeploy finalize {engine.weights.parent.parent}",
             )
         return _runner(graph, content, threads)
+
+    def in_triton(self, profile: HardwareProfile) -> InTriton | None:
+        """See `base.Backend`. Triton cannot set the option by which int8 activations get a scale for each row."""
+        if profile.int8 is not None and profile.int8.activations == "row":
+            return None
+        return InTriton(
+            joins=False,
+            threads=_THREADS,
+            parameters=(("NUM_STREAMS", "1"), ("PERFORMANCE_HINT", "LATENCY")),
+            notes=(_IN_BF16,),
+        )
+
+    def server_options(self, engine: Path, threads: int) -> dict[str, str | int]:
+        """See `base.RunsInServers`."""
+        content = read_engine(engine)
+        options = _options(threads, content.row_group, content.weight_bits)
+        return {name: value for name, value in options.items() if threads or name != _THREADS}
+
+    def load_as_served(self, graph: Path, *, engine: Path, threads: int) -> OpenVinoRunner:
+        content = read_engine(engine)
+        return OpenVinoRunner(
+            *compile_graph(graph, threads, row_group=content.row_group, weight_bits=content.weight_bits)
+        )
 
     def load_noted(self, noted: Path, *, engine: Path, threads: int) -> OpenVinoRunner:
         return _runner(noted, read_engine(engine), threads)
@@ -233,7 +263,7 @@ def check_processor(precision: Precision) -> None:
         )
 
 
-def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
+def exact_kernels(row_group: int, weight_bits: int) -> dict[str, str | int]:
     """Options for exact integer products on a processor whose integer kernels would lose sums.
 
     Integers are then multiplied in fp32, at the speed of fp32. Without 8-bit dot products there are no integer kernels
@@ -243,6 +273,18 @@ def exact_kernels(row_group: int, weight_bits: int) -> dict[str, Any]:
     if row_group:
         return {} if here.dot_products else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     return {"LP_TRANSFORMS_MODE": "NO"} if here.loses_sums and weight_bits > 7 else {}
+
+
+def _options(threads: int, row_group: int, weight_bits: int, *, streams: int = 1) -> dict[str, str | int]:
+    """The options that a graph is compiled with. A precision of fp32 leaves the types of the graph alone."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": streams,
+        _THREADS: threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
+        **exact_kernels(row_group, weight_bits),
+    }
 
 
 def read_engine(path: Path) -> OpenVinoEngine:
@@ -293,14 +335,7 @@ def compile_graph(
         BundleError: OpenVINO refuses the graph.
     """
     openvino = load_openvino()
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
-        **exact_kernels(row_group, weight_bits),
-    }
+    options = _options(threads, row_group, weight_bits, streams=streams)
     try:
         model = _read_model(graph)
         signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))

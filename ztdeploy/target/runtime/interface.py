@@ -97,6 +97,13 @@ class Interface:
         )
         self._given = {tensor.name: tensor for tensor in (self._logits, *self._kept, *self._into)}
 
+    @property
+    def signature(self) -> Signature:
+        """The tensors as a runtime would report them; None: any length."""
+        tensors = (self._image, *self._given.values())
+        taken, *given = (TensorFacts(one.name, one.dtype.name, (self.batch, *one.shape)) for one in tensors)
+        return Signature((taken,), tuple(given))
+
     def check_declared(self, found: Signature, *, noted: bool = False) -> None:
         """Hold what a runtime says of a loaded engine against the manifest.
 

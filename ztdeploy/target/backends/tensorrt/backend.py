@@ -16,6 +16,7 @@ from ztdeploy.target.backends.base import (
     BuiltEngine,
     Finding,
     GraphForm,
+    InTriton,
     MemoryMode,
     Plugins,
     StoredEngine,
@@ -23,7 +24,7 @@ from ztdeploy.target.backends.base import (
 )
 from ztdeploy.target.backends.tensorrt.build import build_engine, check_memory
 from ztdeploy.target.backends.tensorrt.cuda import KNOWN_CAPABILITIES, device_label, open_device
-from ztdeploy.target.backends.tensorrt.plugins import load_plugins, plugin_library
+from ztdeploy.target.backends.tensorrt.plugins import cache_folder, load_plugins, plugin_library
 from ztdeploy.target.backends.tensorrt.runner import TensorRtRunner
 from ztdeploy.target.backends.tensorrt.worker import BuildOrder
 from ztdeploy.target.plugins.library import what_is_missing
@@ -148,6 +149,13 @@ class TensorRtBackend(EitherTensorRt):
         self.check_can_run(profile)
 
     build_with = EitherTensorRt.build
+
+    def in_triton(self, profile: HardwareProfile) -> InTriton | None:
+        ranges = len(profile.batch.sizes) if profile.batch.dynamic else 0
+        return InTriton(model="model.plan", takes_engines=True, kind="KIND_GPU", optimization_profiles=ranges)
+
+    def library_of(self, identity: str) -> Path:
+        return cache_folder() / identity
 
     def plugin_library(self) -> Plugins:
         """See `base.TakesPlugins`."""

@@ -115,7 +115,7 @@ def build(trt: Any, log: Any, order: BuildOrder) -> str:
 
 
 def parse(trt: Any, log: Any, builder: Any, graph: str) -> Any:
-    # TensorRT 11 knows nothing but strong typing, and may drop the flag that asks for it.
+    # TensorRT 11 knows nothing but strong typing. It still has the flag that asks for it, which later ones may drop.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, log)

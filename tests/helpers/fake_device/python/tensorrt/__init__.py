@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT 10's Python interface, as far as ztdeploy uses it, on the fake driver beside it.
+"""A stand-in for the Python interface of TensorRT 10 and 11, as far as ztdeploy uses it, on the fake driver beside it.
 
 Engines really compute: ONNX Runtime runs the graph between its plugin nodes, NumPy the plugin nodes. What the real one
 refuses is refused: shapes outside an optimization profile, plugin nodes without their library, engines of another
@@ -6,7 +6,7 @@ version or device, half precision without strong typing. Errors go to the logger
 
 Environment variables:
 
-FAKE_TRT_VERSION        the version to be, 10.3.0 by default; 11 and later have no flag for strong typing
+FAKE_TRT_VERSION        the version to be, 10.3.0 by default, from 10.0 on; later ones have other flags
 FAKE_TRT_CACHE          folder where parsed graphs are kept from one process to the next
 FAKE_TRT_LOG            file that gets a line of JSON per build
 FAKE_TRT_OOM_ABOVE_MIB  builds with more workspace run out of memory
@@ -107,14 +107,30 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
-class BuilderFlag(enum.Enum):
-    TF32 = 7
+_VERSION = tuple(map(int, __version__.split(".")[:2]))
+_FIRST, _AOT, _TYPED, _NEVER = (10, 0), (10, 13), (11, 0), (99, 0)
+#: Members by the version that brings them and the one that drops them, of those that NVIDIA's bindings of 10.3, 10.13
+#: and 11.0 declare. With weak typing went all that asks for a precision.
+_BUILDER_FLAGS = {
+    **dict.fromkeys(("FP16", "BF16", "INT8", "FP8", "INT4", "WEIGHTLESS"), (_FIRST, _TYPED)),
+    **dict.fromkeys(("OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"), (_FIRST, _TYPED)),
+    "FP4": (_AOT, _TYPED),
+    **dict.fromkeys(("DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "TF32"), (_FIRST, _NEVER)),
+    **dict.fromkeys(("EDITABLE_TIMING_CACHE", "STRICT_NANS", "MONITOR_MEMORY"), (_AOT, _NEVER)),
+}
+_NETWORK_FLAGS = {
+    "EXPLICIT_BATCH": (_FIRST, _TYPED),
+    "STRONGLY_TYPED": (_FIRST, _NEVER),  # of 11 without effect
+    **dict.fromkeys(("PREFER_AOT_PYTHON_PLUGINS", "PREFER_JIT_PYTHON_PLUGINS"), (_AOT, _NEVER)),
+}
 
 
-class NetworkDefinitionCreationFlag(enum.IntEnum):
-    if int(__version__.split(".")[0]) < 11:
-        STRONGLY_TYPED = 1
-    EXPLICIT_BATCH = 0
+def _members(table: dict[str, tuple[tuple[int, int], tuple[int, int]]]) -> dict[str, int]:
+    return {name: index for index, (name, (since, until)) in enumerate(table.items()) if since <= _VERSION < until}
+
+
+BuilderFlag: Any = enum.IntEnum("BuilderFlag", _members(_BUILDER_FLAGS))
+NetworkDefinitionCreationFlag: Any = enum.IntEnum("NetworkDefinitionCreationFlag", _members(_NETWORK_FLAGS))
 
 
 def nptype(kind: DataType) -> type[np.generic]:
@@ -191,8 +207,8 @@ class Builder:
         return self.registry
 
     def create_network(self, flags: int = 0) -> Network:
-        strong = getattr(NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        return Network(self, strong is None or bool(flags & 1 << strong))
+        asked = bool(flags & 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        return Network(self, asked or _VERSION >= _TYPED)
 
     def create_builder_config(self) -> BuilderConfig:
         return BuilderConfig(self.logger)
@@ -351,7 +367,7 @@ class BuilderConfig:
         assert pool is MemoryPoolType.WORKSPACE
         self.workspace = size
 
-    def clear_flag(self, flag: BuilderFlag) -> None:
+    def clear_flag(self, flag: enum.IntEnum) -> None:
         self.flags.discard(flag)
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:

@@ -1,37 +1,40 @@
-"""Write variants of a bundle as services of others load them: plain ONNX files, and what makes their input."""
+"""What kinds of export share: a graph as a service wants it, what makes its input, and how it is proved."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.bundle import Bundle
 from ztdeploy.core.errors import InputError, MissingExtraError, OutputError, ParityError
 from ztdeploy.core.files import disk_errors, write
-from ztdeploy.core.folders import check_folder_path, check_writable, content_of, new_folder
+from ztdeploy.core.folders import check_folder_path, check_writable, content_of
 from ztdeploy.core.manifest import GraphRecord, Manifest, VariantRecord
-from ztdeploy.core.names import IMAGE_EMBEDS, PIXEL_VALUES, SERVED
-from ztdeploy.core.progress import Progress, silent
+from ztdeploy.core.names import IMAGE, IMAGE_EMBEDS, LOGITS, SERVED
 from ztdeploy.core.records import Record
 from ztdeploy.core.text import printable
 from ztdeploy.target.backends import get_backend, load_graph
+from ztdeploy.target.backends.base import Runner, RunsInServers
 from ztdeploy.target.runtime.parity import LOGIT_TOLERANCE, golden_pixels
+from ztdeploy.target.runtime.postprocess import probabilities
 from ztdeploy.target.runtime.preprocess import normalise
-from ztdeploy.target.runtime.runner import load_engine
+from ztdeploy.target.runtime.runner import class_names, load_engine
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ztdeploy.host.graph.drop_in import Layout
+    from ztdeploy.host.graph.drop_in import InputForm, Layout
 
-MODEL, PROCESSOR = "model.onnx", "preprocessor_config.json"
+MODEL, PROCESSOR, LABELS = "model.onnx", "preprocessor_config.json", "labels.txt"
 #: Beside the model, where its weights are too large for one file: protobuf ends at 2 GiB.
 WEIGHTS = "model.onnx_data"
 EMBEDDED_BYTES = 2**30
@@ -54,11 +57,11 @@ class ExportedModel(Record):
     variant: str
     input: Tensor
     output: Tensor
-    opsets: dict[str, int]  #: by domain; "" is ONNX's own
-    ir_version: int
-    images: int  #: golden images that its outputs were compared on with the engine's
-    difference: float  #: the largest of any image; of int8 that of the median image
-    tolerance: float
+    opsets: dict[str, int] = Field(default_factory=dict)  #: of a graph, by domain; "" is ONNX's own
+    ir_version: int | None = None  #: of a graph
+    images: int = 0  #: golden images that a graph's outputs were compared on with the engine's
+    difference: float | None = None  #: the largest of any image; of int8 that of the median image; None: not compared
+    tolerance: float | None = None
 
 
 class ExportReport(Record):
@@ -75,46 +78,11 @@ class ExportReport(Record):
 class Served:
     """How a service wants a model."""
 
-    input_name: str = PIXEL_VALUES
+    input_name: str = ""  #: "": the name that suits the kind of export
     output_name: str | None = None  #: None: as the library transformers names what the model gives
-    layout: Layout | None = None  #: None: "nchw", of `pixels` "nhwc"
-    pixels: bool = False  #: the input is uint8, and the graph normalises it; otherwise fp32 and normalised
-
-
-def export_onnx_folder(
-    root: Path,
-    out: Path,
-    *,
-    keep_ratio: float | None = None,
-    variant: str | None = None,
-    profile: str | None = None,
-    served: Served = Served(),
-    force: bool = False,
-    progress: Progress = silent,
-) -> ExportReport:
-    """Write `MODEL`, in which nothing but the image goes in and nothing but the answer comes out, and `PROCESSOR`.
-
-    Args:
-        out: a folder that does not exist; with `force` an older export may be replaced.
-
-    Raises:
-        InputError: no such variant or profile, none whose engines are ONNX graphs, or a name that cannot be given.
-        OutputError: the folder exists or cannot be written.
-        MissingExtraError: the package onnx-ir is not installed.
-        BundleError: the bundle is damaged.
-        ParityError: the graph gives something else than the engine.
-    """
-    bundle = read_bundle(root)
-    chosen, profile = bundle.variant(keep_ratio, variant), onnx_profile(bundle, profile)
-    check_names(bundle, served)
-    check_out(out, _strange, force=force)
-    with new_folder(out, last=MODEL) as folder:
-        progress(f"writing {MODEL}", 0, 1)
-        model = write_model(bundle, chosen, profile, folder / MODEL, served)
-        notes = write_processor(folder, bundle.manifest, pixels=served.pixels)
-        files = {path.name: path.stat().st_size for path in content_of(folder)}
-    remarks = remarks_on(bundle.manifest, chosen.graphs[profile])
-    return ExportReport(folder=str(out), files=files, profile=profile, models=(model,), notes=(*remarks, *notes))
+    layout: Layout | None = None  #: None: "nchw", of pixels "nhwc"
+    form: InputForm = "normalised"
+    likely: bool = False  #: the output is probabilities, by the activation that the manifest names
 
 
 def write_model(bundle: Bundle, variant: VariantRecord, profile: str, file: Path, served: Served) -> ExportedModel:
@@ -122,23 +90,32 @@ def write_model(bundle: Bundle, variant: VariantRecord, profile: str, file: Path
 
     Raises:
         InputError: a name that a value inside the graph has, or pixels for a graph that takes none.
-        MissingExtraError, BundleError, ParityError: see `export_onnx_folder`.
+        MissingExtraError, BundleError, EnvironmentLacksError, ParityError: see `export_bundle`.
     """
     model = _load(bundle, variant.graphs[profile])
     import onnx_ir as ir
 
     from ztdeploy.host.graph.drop_in import drop_in
 
-    layout = served.layout or ("nhwc" if served.pixels else "nchw")
+    layout = served.layout or ("nhwc" if served.form == "pixels" else "nchw")
     given = served.output_name or output_of(bundle.manifest)
     preprocess = bundle.manifest.preprocess
-    drop_in(model, preprocess, taken=served.input_name, given=given, layout=layout, pixels=served.pixels)
+    activation = bundle.manifest.model.activation if served.likely else "none"
+    drop_in(
+        model,
+        preprocess,
+        taken=served.input_name,
+        given=given,
+        layout=layout,
+        form=served.form,
+        activation=activation,
+    )
     model.graph.name, model.doc_string = bundle.name, f"variant {variant.name} for {profile}"
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(weight.nbytes for weight in weights if weight is not None)
     with disk_errors(file):
         ir.save(model, file, external_data=WEIGHTS if size > EMBEDDED_BYTES else None)
-    difference, tolerance, images = _compare(bundle, variant, profile, file, model)
+    difference, tolerance, images = _compare(bundle, variant, profile, file, model, served)
     return ExportedModel(
         name=file.name,
         variant=variant.name,
@@ -158,20 +135,6 @@ def output_of(manifest: Manifest) -> str:
     if model.gives == "embedding" and model.timm_name == _PROJECTED:
         return IMAGE_EMBEDS
     return SERVED.get(model.gives, SERVED["logits"])
-
-
-def onnx_profile(bundle: Bundle, wanted: str | None) -> str:
-    """The profile asked for, or the first whose engines are graphs of ONNX."""
-    profiles = bundle.manifest.profiles
-    fitting = [name for name, one in profiles.items() if get_backend(one.backend).suffix == Path(MODEL).suffix]
-    name = bundle.profile_name(wanted) if wanted is not None or not fitting else fitting[0]
-    if name not in fitting:
-        raise InputError(
-            f"profile '{name}' of {bundle.root}, whose engines are no ONNX files",
-            f"one of: {', '.join(fitting)}" if fitting else "a profile for ONNX Runtime",
-            "choose it with --profile" if fitting else "build with --profile cpu as well",
-        )
-    return name
 
 
 def check_names(bundle: Bundle, served: Served) -> None:
@@ -209,14 +172,6 @@ def check_out(out: Path, strange: Callable[[Sequence[Path]], str | None], *, for
     check_writable(out)
 
 
-def _strange(held: Sequence[Path]) -> str | None:
-    names = {path.name for path in held}
-    strange = sorted(names - {MODEL, WEIGHTS, PROCESSOR})
-    if strange:
-        return f"holds '{printable(strange[0])}'"
-    return None if MODEL in names else f"has no {MODEL}"
-
-
 def _load(bundle: Bundle, graph: GraphRecord) -> ir.Model:
     """A graph with its weights in memory; all its files have the hashes of the manifest."""
     try:
@@ -243,6 +198,23 @@ def write_processor(folder: Path, manifest: Manifest, *, pixels: bool) -> list[s
     return []
 
 
+def label_names(bundle: Bundle) -> list[str] | None:
+    """Names of the classes of a model that gives logits, harmless in any text; None where it has none."""
+    names = class_names(bundle) if bundle.manifest.model.gives == "logits" else None
+    return None if names is None else [printable(name) for name in names]
+
+
+def service_name(bundle: Bundle, variant: VariantRecord) -> str:
+    """The name that clients call a variant by."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{bundle.name}-{variant.name}").lstrip(".")
+
+
+def takes_pixels(bundle: Bundle, variant: VariantRecord, profile: str, served: Served) -> Served:
+    """The input of a service to which clients send pixels, where the graph takes them."""
+    pixels = variant.graphs[profile].image_input == "uint8"
+    return replace(served, layout="nhwc", form="pixels") if pixels else replace(served, layout="nchw")
+
+
 def remarks_on(manifest: Manifest, graph: GraphRecord) -> list[str]:
     prefix, remarks = manifest.model.architecture.prefix_tokens, []
     if manifest.model.gives == "features" and prefix:
@@ -253,26 +225,25 @@ def remarks_on(manifest: Manifest, graph: GraphRecord) -> list[str]:
 
 
 def _compare(
-    bundle: Bundle, variant: VariantRecord, profile: str, file: Path, model: ir.Model
+    bundle: Bundle, variant: VariantRecord, profile: str, file: Path, model: ir.Model, served: Served
 ) -> tuple[float, float, int]:
-    """Run the golden images, one by one as ranges of int8 depend on a call, and hold them against the engine's."""
-    given, spec = golden_pixels(bundle), bundle.manifest.preprocess
-    taken, graph = _facts(model.graph.inputs[0]), variant.graphs[profile]
-    channels_last = taken.shape[-1] == spec.channels
-    feeds: NDArray[Any] = given.transpose(0, 3, 1, 2) if taken.dtype == "uint8" else normalise(given, spec)
-    feeds = feeds.transpose(0, 2, 3, 1) if channels_last else feeds
+    """Run the golden images, one by one as ranges of int8 depend on a call, and hold them against the engine's answers,
+    or where the bundle has no engine against its graph's.
+    """
+    given, spec, graph = golden_pixels(bundle), bundle.manifest.preprocess, variant.graphs[profile]
+    taken = _facts(model.graph.inputs[0])
+    feeds: NDArray[Any] = given.transpose(0, 3, 1, 2) if served.form != "normalised" else normalise(given, spec)
+    feeds = feeds.transpose(0, 2, 3, 1) if taken.shape[-1] == spec.channels else feeds
     differences, largest = [], 1.0
-    runner = load_graph(file, 1)
-    try:
-        with load_engine(bundle, variant=variant.name, profile=profile) as engine:
-            for at in range(len(given)):
-                feed = np.ascontiguousarray(np.repeat(feeds[at : at + 1], graph.batch or 1, axis=0))
-                (found,) = runner.infer({taken.name: feed}).values()
-                wanted = engine.infer(given[at : at + 1]).logits
-                differences.append(float(np.abs(found[:1] - wanted).max()))
-                largest = max(largest, float(np.abs(wanted).max()))
-    finally:
-        runner.close()
+    with closing(_runner(bundle, variant, profile, file)) as runner, _answers(bundle, variant, profile) as answer:
+        for at in range(len(given)):
+            feed = np.repeat(feeds[at : at + 1], graph.batch or 1, axis=0).astype(taken.dtype, order="C")
+            (found,) = runner.infer({taken.name: feed}).values()
+            wanted: NDArray[Any] = answer(given[at : at + 1])
+            likely = probabilities(wanted, bundle.manifest.model.activation) if served.likely else None
+            wanted = wanted if likely is None else likely
+            differences.append(float(np.abs(found[:1] - wanted).max()))
+            largest = max(largest, float(np.abs(wanted).max()))
     tolerance = LOGIT_TOLERANCE[graph.precision] * largest
     difference = float(np.median(differences) if graph.precision == "int8" else max(differences))
     if not difference <= tolerance:  # NaN, too
@@ -282,6 +253,34 @@ def _compare(
             "report it with the model and tool versions",
         )
     return difference, tolerance, len(given)
+
+
+def _runner(bundle: Bundle, variant: VariantRecord, profile: str, file: Path) -> Runner:
+    """What runs an exported graph as a server does."""
+    engine, backend = variant.engines.get(profile), get_backend(bundle.manifest.profiles[profile].backend)
+    if engine is not None and isinstance(backend, RunsInServers):
+        return backend.load_as_served(file, engine=bundle.path(engine.file), threads=1)
+    return load_graph(file, 1)
+
+
+@contextmanager
+def _answers(
+    bundle: Bundle, variant: VariantRecord, profile: str
+) -> Iterator[Callable[[NDArray[np.uint8]], NDArray[np.float32]]]:
+    """What gives the answer to pixels of one image: the engine, or where there is none the bundle's graph."""
+    if profile in variant.engines:
+        with load_engine(bundle, variant=variant.name, profile=profile) as engine:
+            yield lambda pixels: engine.infer(pixels).logits
+        return
+    graph = variant.graphs[profile]
+    with closing(load_graph(bundle.path(graph.file), 1)) as runner:
+
+        def answer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            taken = pixels if graph.image_input == "uint8" else normalise(pixels, bundle.manifest.preprocess)
+            found = runner.infer({IMAGE: np.repeat(taken, graph.batch or 1, axis=0)})
+            return np.asarray(found[LOGITS][:1], np.float32)
+
+        yield answer
 
 
 def _facts(value: ir.Value) -> Tensor:
