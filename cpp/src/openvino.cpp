@@ -1,5 +1,5 @@
 // Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. That file also rewrites int8
-// and bf16 graphs into faster ones that compute the same; this one does not.
+// and bf16 graphs into faster ones that compute the same, and computes parts of a batch side by side; this one does not.
 #include "engine.h"
 #include "files.h"
 #include "json.h"

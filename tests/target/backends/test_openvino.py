@@ -270,6 +270,25 @@ def test_blocks_compute_in_bf16_and_pruning_layers_in_fp32(typed):
     assert blocks["bf16"] >= 4 * 12
 
 
+@needs_openvino
+@pytest.mark.parametrize("images", [1, None])
+def test_a_processor_without_bf16_computes_in_fp32_what_a_graph_has_in_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int | None
+) -> None:
+    """As attention of int8 graphs, which OpenVINO would emulate in several times the time."""
+    node, kinds = onnx.helper.make_node, onnx.TensorProto
+    nodes = [
+        node("Cast", ["x"], ["low"], to=kinds.BFLOAT16),
+        node("Mul", ["low", "low"], ["square"]),
+        node("Cast", ["square"], ["y"], to=kinds.FLOAT),
+    ]
+    graph = saved_graph(tmp_path, nodes, (("x", ["b", 64]), ("y", ["b", 64])))
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    monkeypatch.setenv(REPORT, "ssse3 avx2 fma avx_vnni")
+    found = OpenVinoRunner(*compile_graph(graph, 1, images=images)).infer({"x": x})["y"]
+    np.testing.assert_allclose(found, x * x, rtol=1e-6)
+
+
 def integer_layers(compiled):
     """How many products take integers, by OpenVINO's own account."""
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ztdeploy.target.backends.openvino import exact_kernels, load_openvino
-from ztdeploy.target.backends.openvino_rows import block, early_bf16, early_scales, even_number, even_rows
+from ztdeploy.target.backends.openvino_rows import block, early_bf16, early_scales, even_number, even_rows, in_fp32
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 RANDOM = np.random.default_rng(0)
@@ -87,14 +87,16 @@ def answers(model: Any) -> list[Any]:
     return [np.array(value) for value in compiled({"x": X}).values()]
 
 
-def changed(build: Callable[[Graph], list[str]], change: Callable[[Any, Any], int]) -> tuple[int, Any]:
+def changed(
+    build: Callable[[Graph], list[str]], change: Callable[[Any, Any], int], bound: float = 1e-5
+) -> tuple[int, Any]:
     """How often a graph is changed, and what came of it; its outputs keep their shapes and nearly all bits."""
     graph = Graph()
     outputs = build(graph)
     before, model = graph.read(outputs), graph.read(outputs)
     number = change(model, load_openvino().opset13)
     for one, other in zip(answers(before), answers(model), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+        np.testing.assert_allclose(one, other, rtol=0, atol=bound * np.abs(one).max())
     return number, model
 
 
@@ -215,3 +217,11 @@ def test_queries_are_scaled_where_they_are_made() -> None:
 def test_a_factor_that_changes_digits_stays_and_so_does_what_others_read() -> None:
     assert changed(lambda graph: turned(graph, keys_in_fp32=True, scale=0.3), early_scales)[0] == 0
     assert changed(lambda graph: turned(graph, keys_in_fp32=True, queries_twice=True), early_scales)[0] == 0
+
+
+@needs_bf16
+def test_without_bf16_all_of_it_is_computed_in_fp32() -> None:
+    """Queries, their factor, keys and values; what is left of bf16 are constants that nobody reads."""
+    number, model = changed(lambda graph: turned(graph, keys_in_fp32=False), in_fp32, bound=0.03)
+    assert number == 4
+    assert "bf16" not in {node.get_output_element_type(0).get_type_name() for node in model.get_ordered_ops()}

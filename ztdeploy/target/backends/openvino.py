@@ -42,7 +42,7 @@ from ztdeploy.target.backends.base import (
     refused,
     widest_group,
 )
-from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, even_rows
+from ztdeploy.target.backends.openvino_rows import early_bf16, early_scales, even_rows, in_fp32
 
 #: Images of a batch that are computed together: they use weights twice, and their values still fit a core's cache.
 PART = 2
@@ -339,6 +339,8 @@ def compile_graph(
     try:
         model = _read_model(graph)
         signature = Signature(*(tuple(map(_facts, side)) for side in (model.inputs, model.outputs)))
+        if not onednn_processor().computes_bf16:
+            in_fp32(model, openvino.opset13)
         if images is not None:
             for source in model.inputs:
                 shape = source.partial_shape
