@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-all lint format bench docs clean constraints
+.PHONY: help setup quickstart test test-all test-arm64 lint format bench docs clean constraints
 
 help:
 	@echo "make quickstart   set up, then build, verify and measure the shipped model"
 	@echo "make test         set up, then lint, type-check and run the tests that every change must pass (minutes)"
 	@echo "make test-all     the same, with the long tail: every family, SM and damaged byte"
+	@echo "make test-arm64   what runs on a device, on emulated Arm boards (Debian with qemu-user-static; minutes)"
 	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make docs         the documents as a site, in site/"
 	@echo "make bench        the benchmarks that the README's figures come from"
@@ -41,6 +42,11 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+# Boards of 64-bit Arm, emulated: scripts/arm64.sh says what it takes.
+test-arm64: setup
+	PYTHON=$(BIN)/python scripts/arm64.sh build/arm64
+	ZTDEPLOY_ARM64=build/arm64 $(BIN)/pytest tests/arm64
 
 format: setup
 	$(BIN)/ruff check --fix .

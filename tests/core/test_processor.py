@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.processes import CHECKOUT
 from helpers.processors import ARM, WITH_DOT_PRODUCTS, WITHOUT_DOT_PRODUCTS
 
 from ztdeploy.core.processor import (
@@ -39,6 +40,15 @@ def test_the_kernels_report(tmp_path: Path, text: bytes | None, flags: set[str])
     if text is not None:
         (tmp_path / "cpuinfo").write_bytes(text)
     assert processor(tmp_path / "cpuinfo").features == flags
+
+
+@pytest.mark.parametrize(
+    ("board", "products"),
+    [("raspberry-pi4", ()), ("raspberry-pi5", ("asimddp",)), ("jetson-thor", ("asimddp", "i8mm"))],
+)
+def test_reports_of_boards(board: str, products: tuple[str, ...]) -> None:
+    here = processor(CHECKOUT / "tests" / "arm64" / "boards" / board / "proc" / "cpuinfo")
+    assert (here.dot_products, here.loses_sums) == (products, False)
 
 
 @pytest.mark.parametrize("report", ["avx2,fma", " avx2  fma ", "avx2\tfma"])

@@ -11,7 +11,7 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pytest
 from helpers.bundles import edit, linked_copy, rewrite
 from helpers.models import Salient
+from helpers.pixel_cases import answered, asked, pixel_cases
 from helpers.processes import CHECKOUT, HANG_S, run_ztdeploy
 from helpers.signing import key_pair, signed
 from PIL import Image
@@ -30,13 +31,11 @@ from ztdeploy.core.errors import ZtdeployError
 from ztdeploy.core.keep_ratio import uniform_schedule
 from ztdeploy.core.manifest import SCHEMA_VERSION
 from ztdeploy.core.model_source import ModelSource
-from ztdeploy.core.preprocess_spec import ImageSize, PreprocessSpec
 from ztdeploy.core.profile import read_profile
 from ztdeploy.core.signature import VARIABLE, demanding
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.adaptive.cascade import CascadeRunner
 from ztdeploy.target.backends.base import MemoryMode
-from ztdeploy.target.runtime.preprocess import normalise, resize_and_crop
 from ztdeploy.target.runtime.runner import load_engine
 
 SOURCES = CHECKOUT / "cpp"
@@ -46,7 +45,6 @@ FLAGS = "-Werror -Wall -Wextra -O0 -fsanitize=address,undefined -fno-sanitize-re
 NOT_OURS = ("libonnxruntime", "libopenvino", "libtbb", "libcrypto", "libhwloc")
 #: The variants of the shared bundle, in its order.
 CHAIN = ["keep-0.70", "keep-0.50", "dense"]
-FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 Manifest = dict[str, Any]
 Pixels = npt.NDArray[np.uint8]
 
@@ -123,44 +121,14 @@ def test_versions_are_one() -> None:
 # -------------------- pre-processing
 
 
-def _cases() -> Iterator[tuple[PreprocessSpec, np.ndarray]]:
-    random = np.random.default_rng(23)
-    sides = [1, 2, 3, 7, 31, 32, 33, 64, 97, 128, 200, 257]
-    for index in range(240):
-        channels = int(random.choice([1, 3, 3, 3, 2, 5]))
-        height, width, crop, resize = (int(side) for side in random.choice(sides, 4))
-        square = bool(random.integers(2))
-        spec = PreprocessSpec(
-            image_size=ImageSize(crop, crop if square else int(random.choice(sides))),
-            resize=ImageSize(resize, resize if square else int(random.choice(sides))),
-            interpolation=FILTERS[index % 4],
-            crop_mode="squash" if random.integers(3) == 0 else "center",
-            crop_rounding="down" if random.integers(2) else "even",
-            mean=tuple(0.485 - 0.03 * channel for channel in range(channels)),
-            std=tuple(0.229 + 0.01 * channel for channel in range(channels)),
-        )
-        extreme = random.integers(2) * 255  # sums beyond 0 and 255 must be cut off
-        pixels = random.integers(0, 256, (height, width, channels), np.uint8)
-        yield spec, np.where(pixels > 127, 255, 0).astype(np.uint8) if extreme else pixels
-
-
 def test_pixels_are_those_of_python(program: Path, tmp_path: Path) -> None:
-    wanted = []
-    with (tmp_path / "cases").open("wb") as file:
-        for spec, image in _cases():
-            height, width, channels = image.shape
-            numbers = [FILTERS.index(spec.interpolation), spec.crop_mode == "squash", spec.crop_rounding == "down"]
-            numbers += [*spec.image_size, *spec.resize, channels, height, width]
-            scales = struct.pack(f"{2 * channels}d", *spec.mean, *spec.std)
-            file.write(struct.pack("10i", *numbers) + scales + image.tobytes())
-            bands = [Image.fromarray(image[..., channel].copy()) for channel in range(channels)]
-            whole = bands[0] if channels == 1 else Image.fromarray(image) if channels == 3 else bands
-            pixels = resize_and_crop(whole, spec)
-            wanted.append((spec, image.shape, pixels.tobytes() + normalise(pixels[None], spec).tobytes()))
+    cases = list(pixel_cases())
+    (tmp_path / "cases").write_bytes(b"".join(asked(*case) for case in cases))
     _check(program, "preprocess", tmp_path / "cases", tmp_path / "out")
     found, at = (tmp_path / "out").read_bytes(), 0
-    for spec, shape, exact in wanted:
-        assert found[at : at + len(exact)] == exact, (spec, shape)
+    for spec, image in cases:
+        exact = answered(spec, image)
+        assert found[at : at + len(exact)] == exact, (spec, image.shape)
         at += len(exact)
     assert at == len(found)
 

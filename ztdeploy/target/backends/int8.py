@@ -41,7 +41,7 @@ def what_int8_lacks(here: Processor) -> str | None:
     """What this processor lacks for fast int8 engines; None where nothing is lacking or known."""
     if not here.features or here.dot_products:
         return None
-    return "no 8-bit dot products (VNNI), so that int8 gains less over fp32"
+    return "no 8-bit dot products (VNNI, or asimddp on Arm), so that int8 gains less over fp32"
 
 
 def int8_note(profile: HardwareProfile) -> str | None:
