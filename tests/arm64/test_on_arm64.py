@@ -31,9 +31,10 @@ from ztdeploy.target.runtime.preprocess import load_pixels
 HERE = Path(__file__).parent
 PROFILES = ("raspberry-pi5", "raspberry-pi5-int8", "jetson-orin")
 #: By how much of the largest logit another processor's rounding moves logits; and the least share of a layer's tokens
-#: that it leaves, where a value may fall to the next of 255 steps.
+#: that it leaves, where a value may fall to the next of 255 steps. On x86, a trained DeiT-Tiny in int8 differs by 0.037
+#: and 0.89 from itself without ONNX Runtime's fusions, which change no more than the order of fp32 sums.
 ALLOWED: dict[Precision, float] = {"fp32": LOGIT_TOLERANCE["fp32"], "fp16": LOGIT_TOLERANCE["fp16"], "int8": 0.05}
-TOKENS = 0.9
+TOKENS = 0.8
 Answers = dict[str, npt.NDArray[Any]]
 
 
@@ -249,23 +250,32 @@ def test_pixels_are_those_of_x86(boards: dict[str, Board], tmp_path: Path) -> No
     assert (tmp_path / "cpp").read_bytes() == wanted
 
 
-@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize(
+    ("board", "profile", "memory"),
+    [
+        ("raspberry-pi4", "raspberry-pi5-int8", "speed"),
+        ("raspberry-pi5", "raspberry-pi5", "speed"),
+        ("raspberry-pi5", "raspberry-pi5", "shared"),  # whose kernels round otherwise
+        ("raspberry-pi5", "raspberry-pi5-int8", "speed"),
+        ("jetson-thor", "raspberry-pi5", "speed"),
+        ("jetson-thor", "raspberry-pi5-int8", "speed"),
+    ],
+)
 def test_cpp_gives_pythons_bytes(
-    boards: dict[str, Board], digits: Path, digit_images: list[Path], board: str, tmp_path: Path
+    boards: dict[str, Board],
+    digits: Path,
+    digit_images: list[Path],
+    board: str,
+    profile: str,
+    memory: MemoryMode,
+    tmp_path: Path,
 ) -> None:
     pixels = _pixels(digits, digit_images[60:63], tmp_path)
     np.load(pixels).tofile(tmp_path / "pixels")
-    modes: tuple[tuple[str, MemoryMode], ...] = (
-        ("raspberry-pi5", "speed"),
-        ("raspberry-pi5", "shared"),  # whose kernels round otherwise
-        ("raspberry-pi5-int8", "speed"),
-    )
-    for profile, memory in modes:
-        python = _arm(boards[board], digits, profile, pixels, tmp_path, memory)
-        wanted = b"".join(array.tobytes() for array in python.values())
-        given = (digits, profile, "dense", memory, tmp_path / "pixels", tmp_path / "out")
-        boards[board].must("ztdeploy-check", "infer", *given, cwd=tmp_path)
-        assert (tmp_path / "out").read_bytes() == wanted, (profile, memory)
+    python = _arm(boards[board], digits, profile, pixels, tmp_path, memory)
+    given = (digits, profile, "dense", memory, tmp_path / "pixels", tmp_path / "out")
+    boards[board].must("ztdeploy-check", "infer", *given, cwd=tmp_path)
+    assert (tmp_path / "out").read_bytes() == b"".join(array.tobytes() for array in python.values())
 
 
 def test_the_cpp_command_prints_what_pythons_prints(
