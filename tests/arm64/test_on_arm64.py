@@ -24,17 +24,14 @@ from ztdeploy.core.preprocess_spec import PreprocessOptions
 from ztdeploy.core.profile import Precision
 from ztdeploy.jobs.build import BuildRequest, build
 from ztdeploy.target.backends.base import MemoryMode
-from ztdeploy.target.runtime.parity import LOGIT_TOLERANCE
+from ztdeploy.target.runtime.parity import DRIFT_FACTOR, DRIFT_OVERLAP, LOGIT_TOLERANCE
 from ztdeploy.target.runtime.postprocess import original_tokens
 from ztdeploy.target.runtime.preprocess import load_pixels
 
 HERE = Path(__file__).parent
 PROFILES = ("raspberry-pi5", "raspberry-pi5-int8", "jetson-orin")
-#: By how much of the largest logit another processor's rounding moves logits; and the least share of a layer's tokens
-#: that it leaves, where a value may fall to the next of 255 steps. On x86, a trained DeiT-Tiny in int8 differs by 0.037
-#: and 0.89 from itself without ONNX Runtime's fusions, which change no more than the order of fp32 sums.
-ALLOWED: dict[Precision, float] = {"fp32": LOGIT_TOLERANCE["fp32"], "fp16": LOGIT_TOLERANCE["fp16"], "int8": 0.05}
-TOKENS = 0.8
+#: An answer is clear that leads by so much of the largest logit.
+CLEAR = 0.1
 Answers = dict[str, npt.NDArray[Any]]
 
 
@@ -70,33 +67,53 @@ def _layers(found: Answers, call: str) -> list[npt.NDArray[np.int32]]:
     return [np.sort(layer, 1) for layer in original_tokens(kept)]
 
 
-def _compare(title: str, found: Answers, wanted: Answers, precision: Precision, seen: list[str]) -> None:
-    """Hold the call of all images against x86: in fp32 the same tokens and logits, below as far as rounding goes."""
-    assert found.keys() == wanted.keys()
+def _share(found: Answers, wanted: Answers, call: str) -> float:
+    """Of the tokens that a layer is to keep, those that it keeps; of the worst layer."""
+    layers = zip(_layers(found, call), _layers(wanted, call), strict=True)
+    return float(
+        min([1.0, *(np.mean([np.isin(*pair).mean() for pair in zip(*layer, strict=True)]) for layer in layers)])
+    )
+
+
+def _compare(
+    title: str, found: Answers, wanted: Answers, exact: Answers, precision: Precision, seen: list[str]
+) -> None:
+    """Hold what a board gives for all images against x86: the same in fp32, below it as near to fp32 as x86 is.
+
+    Args:
+        wanted: what the same graphs give on x86.
+        exact: what fp32 gives on x86.
+    """
+    assert found.keys() == wanted.keys() == exact.keys()
     images = max(int(key.split("/")[1]) for key in wanted)
     for variant in dict.fromkeys(key.split("/")[0] for key in wanted):
         call = f"{variant}/{images}"
-        logits, exact = found[f"{call}/logits"], wanted[f"{call}/logits"]
-        layers = list(zip(_layers(found, call), _layers(wanted, call), strict=True))
+        logits, others, fp32 = (one[f"{call}/logits"] for one in (found, wanted, exact))
+        layers = zip(_layers(found, call), _layers(wanted, call), strict=True)
         same = int(np.all([np.ones(images, bool), *((one == other).all(1) for one, other in layers)], 0).sum())
-        pairs = [[np.isin(*pair).mean() for pair in zip(*layer, strict=True)] for layer in layers]
-        share = float(np.min([1.0, *(np.mean(layer) for layer in pairs)]))
-        difference, largest = np.abs(logits - exact).max(1), float(np.abs(exact).max())
-        answers = logits.argmax(1) == exact.argmax(1)
-        seen.append(
-            f"{title}, {variant}: same tokens in all layers {same} of {images} (least share {share:.3f}), "
-            f"same answer {answers.sum()}, logits of {largest:.1f} differ by {difference.max():.1e}, "
-            f"median {np.median(difference):.1e}"
+        share, own, theirs = (_share(*pair, call) for pair in ((found, wanted), (found, exact), (wanted, exact)))
+        difference, drift, usual = (
+            np.abs(one - two).max(1) for one, two in ((logits, others), (logits, fp32), (others, fp32))
         )
-        allowed = ALLOWED[precision] * largest
-        best = np.sort(exact, 1)[:, -2:]
-        assert answers[best[:, 1] - best[:, 0] > 2 * allowed].all(), seen[-1]
+        largest = float(np.abs(others).max())
+        answers = logits.argmax(1) == others.argmax(1)
+        seen.append(
+            f"{title}, {variant}: same tokens in all layers {same} of {images} (least share {share:.3f}; of fp32's "
+            f"{own:.3f}, on x86 {theirs:.3f}), same answer {answers.sum()}, logits of {largest:.1f} differ by "
+            f"{difference.max():.1e}, median {np.median(difference):.1e} (from fp32 {np.median(drift):.1e}, on x86 "
+            f"{np.median(usual):.1e})"
+        )
+        best = np.sort(others, 1)[:, -2:]
+        assert answers[best[:, 1] - best[:, 0] > CLEAR * largest].all(), seen[-1]
         if precision == "fp32":
-            assert same == images, seen[-1]
-            assert difference.max() <= allowed, seen[-1]
-        else:
-            assert share >= TOKENS, seen[-1]
-            assert np.median(difference) <= allowed, seen[-1]
+            assert (same, answers.all()) == (images, True), seen[-1]
+            assert difference.max() <= LOGIT_TOLERANCE["fp32"] * largest, seen[-1]
+        else:  # as `verify` judges an engine below fp32
+            assert own >= theirs - DRIFT_OVERLAP, seen[-1]
+            explained = LOGIT_TOLERANCE["fp32"] * largest + DRIFT_FACTOR * np.median(usual)
+            assert np.median(drift) <= (explained if precision == "int8" else LOGIT_TOLERANCE["fp16"] * largest), seen[
+                -1
+            ]
 
 
 @pytest.mark.parametrize(
@@ -115,12 +132,12 @@ def test_tokens_and_answers_are_those_of_x86(
 ) -> None:
     """Engines of both Raspberry Pi profiles; of the Jetson's, the plain graphs, in ONNX Runtime."""
     pixels = _pixels(digits, digit_images[:count], tmp_path)
-    wanted = _x86(digits, profile, pixels, tmp_path)
+    wanted, exact = (_x86(digits, name, pixels, tmp_path) for name in (profile, "raspberry-pi5"))
     with ThreadPoolExecutor(usable_threads()) as pool:
         several = pool.map(lambda board: _arm(board, digits, profile, pixels, tmp_path), boards.values())
         found = dict(zip(boards, several, strict=True))
     for name, answers in found.items():
-        _compare(f"{profile} on {name}", answers, wanted, precision, seen)
+        _compare(f"{profile} on {name}", answers, wanted, exact, precision, seen)
     if precision == "int8":  # sums of products are exact with dot products and without
         for key, array in found["raspberry-pi4"].items():
             assert np.array_equal(array, found["raspberry-pi5"][key]), key
@@ -306,7 +323,7 @@ def test_the_cpp_command_prints_what_pythons_prints(
 def test_photographs_of_a_trained_model(
     boards: dict[str, Board], realdata: Path, tmp_path: Path, seen: list[str]
 ) -> None:
-    """DeiT-Tiny with its trained weights, the default method at 0.7, and four photographs."""
+    """DeiT-Tiny with its trained weights, the default method at 0.7, and six photographs."""
     source = ModelSource(
         name="deit_t",
         checkpoint=realdata / "deit_tiny_patch16_224.fp16.safetensors",
@@ -315,13 +332,14 @@ def test_photographs_of_a_trained_model(
     )
     folder = tmp_path / "deit_t"
     build(BuildRequest(model=source, profiles=PROFILES[:2], keep_ratios=(0.7,), out=folder))
-    photos = sorted((realdata / "images").iterdir())[::120][:4]
+    photos = sorted((realdata / "images").iterdir())[::36][:6]
     pixels = _pixels(folder, photos, tmp_path)
+    exact = _x86(folder, "raspberry-pi5", pixels, tmp_path)
     precisions: tuple[tuple[str, Precision], ...] = (("raspberry-pi5", "fp32"), ("raspberry-pi5-int8", "int8"))
     for profile, precision in precisions:
         wanted = _x86(folder, profile, pixels, tmp_path)
         found = _arm(boards["raspberry-pi5"], folder, profile, pixels, tmp_path)
-        _compare(f"DeiT-Tiny, {profile} on raspberry-pi5", found, wanted, precision, seen)
+        _compare(f"DeiT-Tiny, {profile} on raspberry-pi5", found, wanted, exact, precision, seen)
     asked = ("run", folder, photos[0], "-p", "raspberry-pi5", "--json")
     wanted, printed = result_in(run_ztdeploy(*asked, cwd=tmp_path).out), _printed(boards, *asked, cwd=tmp_path)
     assert _labels(result_in(printed)) == pytest.approx(_labels(wanted), abs=1e-4)
