@@ -201,6 +201,7 @@ def graph_spec(profile: HardwareProfile, batch: int | None, tokens: int) -> Grap
         precision=profile.precision,
         turing=form == "turing",
         board=form == "board",
+        rows=form == "rows",
         fused_attention_from=fused if fused is not None and fused <= tokens else None,
         int8=(profile.int8 or Int8Options()) if profile.precision == "int8" else None,
     )

@@ -32,6 +32,7 @@ class GraphSpec:
     precision: Precision = "fp32"
     turing: bool = False  #: must compile for compute capability 7.5
     board: bool = False  #: must be read by the oldest TensorRT that boards have
+    rows: bool = False  #: linear layers take the rows of all images at once
     fused_attention_from: int | None = None  #: number of tokens, see `HardwareProfile`
     int8: Int8Options | None = None  #: for precision int8
     #: Input ranges of linear layers, for int8 activations with static ranges. They follow from the other fields.
@@ -56,6 +57,7 @@ class GraphSpec:
             "precision": self.precision,
             "turing": "turing" if self.turing else "",
             "board": "board" if self.board else "",
+            "rows": "rows" if self.rows else "",
             "int8": self.int8.label if self.int8 else "",
             "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
         }
@@ -88,6 +90,7 @@ PASSES: dict[str, Pass] = {
     "fused-attention": Pass(
         "ztdeploy.host.graph.fused_attention:fuse_attention", lambda spec: spec.fused_attention_from is not None
     ),
+    "linear-rows": Pass("ztdeploy.host.graph.linear_rows:linear_rows", lambda spec: spec.rows),
 }
 
 

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter.pattern import Pattern
 
 from ztdeploy.host.graph import GraphSpec
-from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, shape_of
+from ztdeploy.host.graph.rewriting import Replacement, constant, numbers, shape_of, sole_maker
 
 DOMAIN, OPERATOR = "com.microsoft", "MultiHeadAttention"
 _HEADS, _HEADS_TURNED, _STACKED = [0, 2, 1, 3], [0, 2, 3, 1], [2, 0, 3, 1, 4]
@@ -40,10 +40,10 @@ def _joined_projection(stacked: ir.Node) -> tuple[ir.Node, ir.Value | None] | No
     readers = [node for node, _ in stacked.outputs[0].uses()]
     if list(stacked.attributes["perm"].as_ints()) != _STACKED or not all(map(_picks_a_part, readers)):
         return None
-    split, bias = _maker(stacked, "Reshape"), None
-    node = split and (_maker(split, "Add") or _maker(split, "MatMul"))
+    split, bias = sole_maker(stacked, "Reshape"), None
+    node = split and (sole_maker(split, "Add") or sole_maker(split, "MatMul"))
     if node is not None and node.op_type == "Add":
-        bias, node = node.inputs[1], _maker(node, "MatMul")
+        bias, node = node.inputs[1], sole_maker(node, "MatMul")
     if split is None or node is None or shape_of(split.outputs[0])[2] != 3:
         return None
     constants = [node.inputs[1], *([] if bias is None else [bias])]
@@ -55,14 +55,6 @@ def _picks_a_part(node: ir.Node) -> bool:
         return False
     index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
     return index is not None and tuple(index.shape) == () and int(index.numpy()) in range(3)
-
-
-def _maker(node: ir.Node, operator: str) -> ir.Node | None:
-    """What makes the first input of a node, if it is such an operator and makes it for this node alone."""
-    value = node.inputs[0]
-    maker = None if value is None else value.producer()
-    alone = maker is not None and len(maker.outputs[0].uses()) == 1 and not maker.outputs[0].is_graph_output()
-    return maker if alone and maker is not None and maker.op_type == operator else None
 
 
 def _separate(part: ir.Node, product: ir.Node, bias: ir.Value | None) -> None:

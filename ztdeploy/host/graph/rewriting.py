@@ -101,3 +101,11 @@ def shape_of(value: ir.Value | None) -> ir.Shape:
 
 def rank_of(value: ir.Value | None) -> int | None:
     return value.shape.rank() if value is not None and value.shape is not None else None
+
+
+def sole_maker(node: ir.Node, operator: str) -> ir.Node | None:
+    """What makes the first input of a node, if it is such an operator and makes it for this node alone."""
+    value = node.inputs[0]
+    maker = None if value is None else value.producer()
+    alone = maker is not None and len(maker.outputs[0].uses()) == 1 and not maker.outputs[0].is_graph_output()
+    return maker if alone and maker is not None and maker.op_type == operator else None

@@ -81,8 +81,14 @@ def check_static_shapes(model: ir.Model) -> None:
                 raise _not_static(node, "an unknown shape")
             symbols = [dim for dim in value.shape if not isinstance(dim, int)]
             behind = any(not isinstance(dim, int) for dim in value.shape[1:])
-            if any(str(dim) not in batch for dim in symbols) or (behind and not _is_leading_part(value.shape)):
+            if any(_images(dim) not in batch for dim in symbols) or (behind and not _is_leading_part(value.shape)):
                 raise _not_static(node, f"the shape {value.shape}")
+
+
+def _images(dim: ir.SymbolicDim) -> str:
+    """The symbol of an axis over all images, or over so many rows of each: `batch` of `197*batch`."""
+    rows, _, symbol = str(dim).rpartition("*")
+    return symbol if not rows or rows.isdecimal() else str(dim)
 
 
 def _is_leading_part(shape: ir.Shape) -> bool:

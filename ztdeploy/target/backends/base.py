@@ -35,8 +35,9 @@ from ztdeploy.core.text import first_line
 MemoryMode = Literal["speed", "shared"]
 #: "anywhere": engines for other machines can be built, too. "device": only the machine that runs them can build them.
 BuiltWhere = Literal["anywhere", "device"]
-#: "board": of operators that the oldest TensorRT of boards reads. "turing": of products that Turing GPUs have.
-GraphForm = Literal["plain", "board", "turing"]
+#: "board": of operators that the oldest TensorRT of boards reads. "turing": of products that Turing GPUs have. "rows":
+#: linear layers take the rows of all images at once.
+GraphForm = Literal["plain", "board", "turing", "rows"]
 Array = NDArray[Any]
 
 

@@ -24,6 +24,7 @@ from ztdeploy.target.backends.base import (
     Array,
     Backend,
     BuiltEngine,
+    GraphForm,
     InTriton,
     MemoryMode,
     ProfiledCall,
@@ -57,6 +58,9 @@ class OnnxRuntimeBackend(Backend):
 
     def describe(self) -> str:
         return f"{self.version()} with {', '.join(ort.get_available_providers())}"
+
+    def graph_form(self, profile: HardwareProfile) -> GraphForm:
+        return "rows" if profile.precision == "fp32" else "plain"  # products of integers add their bias themselves
 
     def in_triton(self, profile: HardwareProfile) -> InTriton | None:
         dynamic = profile.precision == "int8" and (profile.int8 or Int8Options()).activations == "dynamic"
