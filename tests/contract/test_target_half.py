@@ -241,6 +241,15 @@ def test_building_names_the_extra_to_install(report: dict[str, Any], folder: Pat
     assert [path.name for path in folder.iterdir()] == ["copy"]
 
 
+def test_weights_are_hashed_while_what_is_slow_is_imported(tmp_path: Path) -> None:
+    """`load` reads the manifest and begins to hash before it imports NumPy; adaptive runners are for who asks."""
+    adaptive = ("ztdeploy.target.runtime.runner", "ztdeploy.target.adaptive.cascade")
+    slow = ("numpy", "PIL", "onnxruntime", "typer", *adaptive)
+    found = f"[name for name in {slow} if name in sys.modules]"
+    code = f"import json, sys, ztdeploy; ztdeploy.load; json.dump({found}, sys.stdout)"
+    assert json.loads(run_python(code, cwd=tmp_path)) == []
+
+
 def test_the_command_line_starts_without_what_is_slow(tmp_path: Path) -> None:
     """Typer itself brings Pydantic along once there are arguments to parse."""
     code = (

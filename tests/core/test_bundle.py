@@ -338,6 +338,22 @@ def test_loading_finds_a_changed_byte_in_what_it_reads(bundle_copy, name, memory
     refused(lambda: ztdeploy.load(bundle_copy, memory=memory), name, "changed since the build")
 
 
+def test_a_file_that_changes_behind_an_early_hash_is_found(bundle_copy):
+    bundle, weights = read_bundle(bundle_copy), bundle_copy / WEIGHTS_FILE
+    bundle.hash_early(WEIGHTS_FILE)
+    bundle.verify_files([WEIGHTS_FILE])
+    intact = weights.read_bytes()
+    for spoil in (lambda: flip_byte(weights), lambda: weights.write_bytes(b""), weights.unlink):
+        bundle.hash_early(WEIGHTS_FILE)
+        bundle._hashing[WEIGHTS_FILE].join()
+        spoil()
+        refused(lambda: bundle.verify_files([WEIGHTS_FILE]), WEIGHTS_FILE)
+        bundle.hash_early(WEIGHTS_FILE)  # of a file that is damaged already, or gone
+        refused(lambda: bundle.verify_files([WEIGHTS_FILE]), WEIGHTS_FILE)
+        weights.write_bytes(intact)
+    bundle.verify_files()
+
+
 def test_loading_does_not_hash_what_it_does_not_read(bundle_copy):
     flip_byte(bundle_copy / "graphs/dense.cpu.onnx")
     with ztdeploy.load(bundle_copy, keep_ratio=0.7) as runner:

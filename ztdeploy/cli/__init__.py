@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ def main() -> None:
     from ztdeploy.cli.output import stopping
 
     hear_interrupts(stopping)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # the process ends: looking through all that its libraries hold takes as long as importing NumPy
+    sys.exit(code)
 
 
 def _have_a_home() -> None:

@@ -86,21 +86,16 @@ def run(
         # Run the cascade of a bundle that has one; see which stage answered.
         ztdeploy run unsure photos --cascade
     """
-    from ztdeploy.core.bundle import read_bundle
-    from ztdeploy.core.files import make_folder
-    from ztdeploy.report.kit.map_files import MAP_SUFFIX, check_maps_folder
-    from ztdeploy.report.show.page import sheet_paths
-    from ztdeploy.target.adaptive.cascade import CascadeRunner
     from ztdeploy.target.adaptive.opening import load
     from ztdeploy.target.runtime.arrays import check_array_path, write_array
     from ztdeploy.target.runtime.image_files import images_in
-    from ztdeploy.target.runtime.runner import class_names
+    from ztdeploy.target.runtime.runner import BundleRunner, class_names
 
     demand_signature(signed_by)
     if out is not None:
         check_array_path(out)
     if maps is not None:
-        check_maps_folder(maps, read_bundle(bundle))
+        _check_maps(maps, bundle)
     opened = partial(load, bundle, keep_ratio=keep_ratio, variant=variant, profile=profile, threads=threads)
     with opened(cascade=True) if cascade else opened() as runner:
         manifest = runner.bundle.manifest
@@ -110,9 +105,7 @@ def run(
             warn("the weights are random: predictions mean nothing")
         channels = manifest.preprocess.channels
         files = [file for one in images for file in (images_in(one, channels) if one.is_dir() else [one])]
-        pictures = [None] * len(files) if maps is None else sheet_paths(files, maps, MAP_SUFFIX)
-        if maps is not None:
-            make_folder(maps)
+        pictures = [None] * len(files) if maps is None else _pictures(files, maps)
         shown: list[_Ran] = []
         with progress_bar() as progress:
             for start in range(0, len(files), _CHUNK):
@@ -128,11 +121,30 @@ def run(
     if out is not None:
         write_array(out, [one.said.logits for one in shown])
     answer(lambda: _result(runner, shown), lambda: None if piped() else _show(runner, shown))
-    if isinstance(runner, CascadeRunner):
+    if not isinstance(runner, BundleRunner):
         _say_counts(runner)
     for written in (out, maps):
         if written is not None:
             note(f"wrote {written}")
+
+
+def _check_maps(maps: Path, bundle: Path) -> None:
+    """Fail early where no maps could be written; raises as `check_maps_folder`."""
+    from ztdeploy.core.bundle import read_bundle
+    from ztdeploy.report.kit.map_files import check_maps_folder
+
+    check_maps_folder(maps, read_bundle(bundle))
+
+
+def _pictures(files: Sequence[Path], maps: Path) -> list[Path]:
+    """Where the picture of each file's map is written, in a folder that is made."""
+    from ztdeploy.core.files import make_folder
+    from ztdeploy.report.kit.map_files import MAP_SUFFIX
+    from ztdeploy.report.show.page import sheet_paths
+
+    found = sheet_paths(files, maps, MAP_SUFFIX)
+    make_folder(maps)
+    return found
 
 
 def _of_map(
@@ -153,13 +165,13 @@ def _of_map(
         picture: where its picture is written, if anywhere.
         keep: the map is needed later on.
     """
+    if said.gives != "maps":
+        return _Ran(file, said)
     from numpy import broadcast_to, float32
 
     from ztdeploy.report.kit.map_files import write_map
     from ztdeploy.target.evaluate.maps import THRESHOLD, map_facts
 
-    if said.gives != "maps":
-        return _Ran(file, said)
     least = THRESHOLD if threshold is None else threshold
     facts = map_facts(said.logits, manifest.model.activation, names=names, top=top, threshold=least)
     files = () if picture is None else write_map(said.logits, file, manifest, picture)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -67,6 +68,8 @@ WEIGHTS_FILE = "graphs/weights.safetensors"
 _MANIFEST_LIMIT = 64 * 2**20
 #: Most bytes of pixels in one call.
 _MOST_BYTES = 2**31
+#: Bytes of a file that are hashed at a time: more make a process larger, and nothing faster.
+_CHUNK = 2**17
 #: The files of a bundle whose manifest lists none.
 _LAYOUT = re.compile(
     r"manifest\.json(\.minisig)?|README\.md|classes\.txt|trtexec\.sh|(graphs|golden|plugins)/.*", re.DOTALL
@@ -88,6 +91,7 @@ class Bundle(Shown):
         self.signature = signature  #: None: none was demanded
         self._linked = set[str]()  #: links out of the bundle whose files match the manifest
         self._intact = set[str]()  #: files that matched the manifest when `verify_files` looked at them
+        self._hashing = dict[str, _Hashing]()  #: files that are being read ahead of their check
 
     @property
     def name(self) -> str:
@@ -157,9 +161,24 @@ class Bundle(Shown):
             self._linked.add(name)
         return path
 
+    def hash_early(self, name: str) -> None:
+        """Begin to hash a file on a thread of its own, for the next check of it, which waits for the result.
+
+        For a large file that is going to be checked: whoever opens a bundle imports a runtime meanwhile. A file of
+        another size than recorded is not read, and one that changes meanwhile is hashed again when it is checked.
+        """
+        with suppress(OSError):  # whoever checks it says so
+            path, record = self.root / name, self.manifest.files.get(name)
+            if record is not None and path.stat().st_size == record.bytes:
+                self._hashing[name] = _Hashing(path)
+
     def _is_as_built(self, name: str) -> bool:
         path, record = self.root / name, self.manifest.files[name]
-        return path.stat().st_size == record.bytes and sha256_of(path) == record.sha256
+        hashing = self._hashing.pop(name, None)
+        if path.stat().st_size != record.bytes:
+            return False
+        early = None if hashing is None else hashing.result()
+        return (early or sha256_of(path)) == record.sha256
 
     def verify_files(self, names: list[str] | None = None) -> None:
         """Compare files (default: all) with their recorded sizes and sha256.
@@ -509,6 +528,30 @@ def _contradictions_of_plan(variant: VariantRecord, architecture: Architecture) 
         yield f"counts nodes of more or fewer blocks of '{variant.name}' than there are"
 
 
+class _Hashing(Thread):
+    """The sha256 of a file, computed while others work."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name="ztdeploy-hash", daemon=True)
+        self._path, self._stamp, self._found = path, _stamp(path), ""
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError):
+            self._found = sha256_of(self._path)
+
+    def result(self) -> str:
+        """The hash, when it is there; "" where the file could not be read, or is not the one that it was."""
+        self.join()
+        return self._found if _stamp(self._path) == self._stamp else ""
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def sha256_of(path: Path) -> str:
     """
     Raises:
@@ -516,7 +559,7 @@ def sha256_of(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        while chunk := file.read(2**20):
+        while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -1,4 +1,8 @@
-"""`ztdeploy.load`: opening a bundle to run it, with one engine or adaptively."""
+"""`ztdeploy.load`: opening a bundle to run it, with one engine or adaptively.
+
+Callers wait for the first answer of a process. The weights are hashed while NumPy, Pillow and the runtime are imported,
+so these are imported inside `load`; what runs adaptively is imported where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,18 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 
 from ztdeploy.core import arguments
-from ztdeploy.core.bundle import Bundle, read_bundle
+from ztdeploy.core.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from ztdeploy.core.errors import InputError
 from ztdeploy.core.signature import AnyKeys, public_keys
-from ztdeploy.target.adaptive.cascade import CascadeRunner
-from ztdeploy.target.adaptive.governed import GovernedRunner
-from ztdeploy.target.adaptive.governor import Governor
-from ztdeploy.target.backends.base import MemoryMode
-from ztdeploy.target.runtime.runner import BundleRunner, load_engine, opening
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ztdeploy.target.adaptive.cascade import CascadeRunner
+    from ztdeploy.target.adaptive.governed import GovernedRunner
+    from ztdeploy.target.adaptive.governor import Governor
+    from ztdeploy.target.backends.base import MemoryMode
+    from ztdeploy.target.runtime.runner import BundleRunner
 
 Source: TypeAlias = "str | PathLike[str] | Bundle"
 
@@ -95,19 +99,23 @@ def load(
     if signed_by is not None:
         bundle = read_bundle(bundle, public_keys(signed_by))
     _check_one_chooses(keep_ratio, variant, cascade, latency_ms, governor)
+    opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    if verify:
+        opened.hash_early(WEIGHTS_FILE)
+    from ztdeploy.target.runtime.runner import BundleRunner, opening
+
+    options = opening(opened, profile=profile, threads=threads, memory=memory, verify=verify)
     if cascade:
-        return CascadeRunner(**opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify))
+        from ztdeploy.target.adaptive.cascade import CascadeRunner
+
+        return CascadeRunner(**options)
     if latency_ms is None and governor is None:
-        return load_engine(
-            bundle,
-            keep_ratio=keep_ratio,
-            variant=variant,
-            profile=profile,
-            threads=threads,
-            memory=memory,
-            verify=verify,
-        )
-    options = opening(bundle, profile=profile, threads=threads, memory=memory, verify=verify)
+        runner = BundleRunner(**options)
+        runner.switch(keep_ratio, variant=variant)
+        return runner
+    from ztdeploy.target.adaptive.governed import GovernedRunner
+    from ztdeploy.target.adaptive.governor import Governor
+
     return GovernedRunner(governor or Governor(latency_ms or 0), **options)
 
 
@@ -121,10 +129,12 @@ def _check_one_chooses(
     if latency_ms is not None and governor is not None:
         fix = "leave out latency_ms, which the governor has"
         raise InputError(f"both latency_ms = {arguments.shown(latency_ms)} and a governor", "one of them", fix)
-    if governor is not None and not isinstance(governor, Governor):
-        raise InputError(
-            f"governor = {arguments.shown(governor)}", "a ztdeploy.Governor", "give latency_ms=30 for short"
-        )
+    if governor is not None:
+        from ztdeploy.target.adaptive.governor import Governor
+
+        if not isinstance(governor, Governor):
+            given = f"governor = {arguments.shown(governor)}"
+            raise InputError(given, "a ztdeploy.Governor", "give latency_ms=30 for short")
     governed = latency_ms is not None or governor is not None
     if cascade and governed:
         raise InputError("a cascade beside a governor", "one of them: both choose the variant", "leave one out")
