@@ -42,10 +42,10 @@ def _behind_is_gelu(total: ir.Node) -> bool:
 
 def _replace(product: ir.Node, total: ir.Node) -> None:
     result, weight = total.outputs[0], product.inputs[1]
-    sizes: Any = shape_of(result)
-    (batch, tokens, width), (inner, _) = sizes, shape_of(weight)
+    sizes: Any = (*shape_of(result), shape_of(weight)[0])
+    batch, tokens, width, inner = sizes
     rows = batch * tokens if isinstance(batch, int) else ir.SymbolicDim(f"{tokens}*{batch}")
-    new, integers = Replacement(total, product.name.rpartition("/")[0]), ir.DataType.INT64
+    new, integers = Replacement(total, (product.name or "").rpartition("/")[0]), ir.DataType.INT64
     flat = new.constant("rows_shape", [-1, inner], integers)
     value = new.add("Reshape", "rows", product.inputs[0], flat, like=result, shape=(rows, inner))
     value = new.add("Gemm", "Gemm_0", value, weight, total.inputs[1], like=result, shape=(rows, width))
