@@ -1,13 +1,17 @@
-// Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. That file also rewrites int8
-// and bf16 graphs into faster ones that compute the same, and computes parts of a batch side by side; this one does not.
+// Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. Where a processor has bf16, that
+// file also rewrites int8 and bf16 graphs into faster ones that compute the same, and it computes parts of a batch side by
+// side; this one does not.
 #include "engine.h"
 #include "files.h"
 #include "json.h"
 #include "machine.h"
 #include "text.h"
 
+#include <openvino/core/graph_util.hpp>
 #include <openvino/core/model.hpp>
 #include <openvino/core/version.hpp>
+#include <openvino/op/constant.hpp>
+#include <openvino/op/convert.hpp>
 #include <openvino/runtime/core.hpp>
 
 #include <cstring>
@@ -59,6 +63,34 @@ ov::AnyMap options_of(const Content& content, int threads)
     return options;
 }
 
+// Computes in fp32 what a graph computes in bf16: for processors without it, where OpenVINO emulates it slowly.
+void in_fp32(ov::Model& model)
+{
+    for (const auto& node : model.get_ordered_ops()) {
+        if (const auto convert = ov::as_type_ptr<ov::op::v0::Convert>(node)) {
+            if (convert->get_destination_type() == ov::element::bf16) {
+                convert->set_destination_type(ov::element::f32);
+            }
+        } else if (const auto constant = ov::as_type_ptr<ov::op::v0::Constant>(node)) {
+            if (constant->get_element_type() == ov::element::bf16) {
+                ov::replace_node(constant,
+                    ov::op::v0::Constant::create(
+                        ov::element::f32, constant->get_shape(), constant->cast_vector<float>()));
+            }
+        }
+    }
+    model.validate_nodes_and_infer_types();
+}
+
+std::shared_ptr<ov::Model> read_model(ov::Core& core, const fs::path& graph)
+{
+    std::shared_ptr<ov::Model> model = core.read_model(graph.string());
+    if (!onednn_processor().bf16) {
+        in_fp32(*model);
+    }
+    return model;
+}
+
 Type type_of(const ov::element::Type& type)
 {
     return type == ov::element::f32 ? Type::float32
@@ -86,7 +118,7 @@ public:
         : graph_(graph)
         , options_(options)
     {
-        const std::shared_ptr<ov::Model> model = core().read_model(graph.string());
+        const std::shared_ptr<ov::Model> model = read_model(core(), graph);
         for (const auto& port : model->inputs()) {
             inputs_.push_back(facts_of(port));
         }
@@ -140,7 +172,7 @@ private:
             return request_;
         }
         if (!many_) {
-            many_ = core().compile_model(core().read_model(graph_.string()), "CPU", options_).create_infer_request();
+            many_ = core().compile_model(read_model(core(), graph_), "CPU", options_).create_infer_request();
         }
         return *many_;
     }

@@ -19,7 +19,10 @@ def main() -> None:
 
     hear_interrupts(stopping)
     code = run(sys.argv[1:])
-    gc.freeze()  # the process ends: looking through all that its libraries hold takes as long as importing NumPy
+    # To look through all that libraries hold takes as long as importing NumPy. Libraries of the host complain where it
+    # is left out, and a process that has loaded them takes seconds anyway.
+    if "torch" not in sys.modules and "onnx" not in sys.modules:
+        gc.freeze()
     sys.exit(code)
 
 

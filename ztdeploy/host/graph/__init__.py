@@ -50,6 +50,7 @@ class GraphSpec:
 
     def label(self, others: Iterable[GraphSpec]) -> str:
         """What distinguishes the graph from others of its variant, such as `fp16` or `opset20-uint8`; may be empty."""
+        others = list(others)
         parts = {
             "opset": f"opset{self.opset}",
             "image_input": self.image_input,
@@ -57,7 +58,7 @@ class GraphSpec:
             "precision": self.precision,
             "turing": "turing" if self.turing else "",
             "board": "board" if self.board else "",
-            "rows": "rows" if self.rows else "",
+            "rows": "rows" if self.rows and replace(self, rows=False) in others else "",
             "int8": self.int8.label if self.int8 else "",
             "fused_attention_from": f"fused-{self.fused_attention_from}" if self.fused_attention_from else "",
         }

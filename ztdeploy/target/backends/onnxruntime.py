@@ -60,7 +60,7 @@ class OnnxRuntimeBackend(Backend):
         return f"{self.version()} with {', '.join(ort.get_available_providers())}"
 
     def graph_form(self, profile: HardwareProfile) -> GraphForm:
-        return "rows" if profile.precision == "fp32" else "plain"  # products of integers add their bias themselves
+        return "rows"
 
     def in_triton(self, profile: HardwareProfile) -> InTriton | None:
         dynamic = profile.precision == "int8" and (profile.int8 or Int8Options()).activations == "dynamic"
