@@ -1,6 +1,6 @@
-// Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. Where a processor has bf16, that
-// file also rewrites int8 and bf16 graphs into faster ones that compute the same, and it computes parts of a batch side by
-// side; this one does not.
+// Engines of OpenVINO, compiled with the options of ztdeploy/target/backends/openvino.py. That file also rewrites int8 and
+// bf16 graphs into faster ones that compute the same, and computes parts of a batch side by side; this one computes them
+// one after the other.
 #include "engine.h"
 #include "files.h"
 #include "json.h"
@@ -14,6 +14,7 @@
 #include <openvino/op/convert.hpp>
 #include <openvino/runtime/core.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <system_error>
@@ -111,7 +112,10 @@ TensorFacts facts_of(const ov::Output<ov::Node>& port)
     return facts;
 }
 
-// Compiled for one image alone until a larger batch comes: with all shapes known, OpenVINO fuses more.
+// Images of a batch that are computed together: they use weights twice, and their values still fit a core's cache.
+constexpr std::int64_t part = 2;
+
+// Compiled for one image, and for two once a batch comes: with all shapes known, OpenVINO fuses more.
 class OpenVinoEngine : public OpenEngine {
 public:
     OpenVinoEngine(const fs::path& graph, const ov::AnyMap& options)
@@ -125,15 +129,8 @@ public:
         for (const auto& port : model->outputs()) {
             outputs_.push_back(facts_of(port));
         }
-        for (const auto& port : model->inputs()) {
-            ov::PartialShape shape = port.get_partial_shape();
-            if (shape.rank().is_static() && shape.rank().get_length() > 0 && shape[0].is_dynamic()) {
-                shape[0] = 1;
-                model->reshape({ { port.get_any_name(), shape } });
-                alone_ = true;
-            }
-        }
-        request_ = core().compile_model(model, "CPU", options_).create_infer_request();
+        takes_any_ = fix_batch(*model, 1);
+        alone_ = core().compile_model(model, "CPU", options_).create_infer_request();
     }
 
     std::vector<TensorFacts> inputs() const override { return inputs_; }
@@ -142,14 +139,24 @@ public:
     std::vector<Value> infer(const void* input, const TensorFacts& facts) override
     {
         try {
-            ov::InferRequest& request = request_for(facts.shape.front());
-            const ov::Shape shape(facts.shape.begin(), facts.shape.end());
+            const std::int64_t images = facts.shape.front();
+            const std::int64_t most = takes_any_ && images > 1 ? part : images;
+            const auto* const bytes = static_cast<const std::uint8_t*>(input);
             const auto type = facts.type == Type::uint8 ? ov::element::u8 : ov::element::f32;
-            request.set_input_tensor(ov::Tensor(type, shape, const_cast<void*>(input))); // it is only read from
-            request.infer();
             std::vector<Value> values;
-            for (std::size_t at = 0; at < outputs_.size(); ++at) {
-                values.push_back(value_of(request.get_output_tensor(at), outputs_[at].name));
+            for (std::int64_t at = 0; at < images; at += most) {
+                ov::Shape shape(facts.shape.begin(), facts.shape.end());
+                shape.front() = static_cast<std::size_t>(std::min(most, images - at));
+                const std::size_t image = ov::shape_size(shape) / shape.front() * type.size();
+                const auto* const from = bytes + static_cast<std::size_t>(at) * image;
+                // It is only read from.
+                const ov::Tensor given(type, shape, const_cast<std::uint8_t*>(from));
+                ov::InferRequest& request = request_for(static_cast<std::int64_t>(shape.front()));
+                request.set_input_tensor(given);
+                request.infer();
+                for (std::size_t output = 0; output < outputs_.size(); ++output) {
+                    add(values, output, value_of(request.get_output_tensor(output), outputs_[output].name));
+                }
             }
             return values;
         } catch (const ov::Exception& error) {
@@ -166,15 +173,44 @@ public:
     }
 
 private:
+    // Gives a graph that takes any number of images this one, and says whether it was such a graph.
+    static bool fix_batch(ov::Model& model, std::int64_t images)
+    {
+        bool any = false;
+        for (const auto& port : model.inputs()) {
+            ov::PartialShape shape = port.get_partial_shape();
+            if (shape.rank().is_static() && shape.rank().get_length() > 0 && shape[0].is_dynamic()) {
+                shape[0] = images;
+                model.reshape({ { port.get_any_name(), shape } });
+                any = true;
+            }
+        }
+        return any;
+    }
+
     ov::InferRequest& request_for(std::int64_t images)
     {
-        if (!alone_ || images == 1) {
-            return request_;
+        if (!takes_any_ || images == 1) {
+            return alone_;
         }
-        if (!many_) {
-            many_ = core().compile_model(read_model(core(), graph_), "CPU", options_).create_infer_request();
+        if (!parts_) {
+            const std::shared_ptr<ov::Model> model = read_model(core(), graph_);
+            fix_batch(*model, part);
+            parts_ = core().compile_model(model, "CPU", options_).create_infer_request();
         }
-        return *many_;
+        return *parts_;
+    }
+
+    // Appends the images of a part to those before.
+    static void add(std::vector<Value>& values, std::size_t output, Value found)
+    {
+        if (output == values.size()) {
+            values.push_back(std::move(found));
+            return;
+        }
+        Value& whole = values[output];
+        whole.facts.shape.front() += found.facts.shape.front();
+        whole.bytes.insert(whole.bytes.end(), found.bytes.begin(), found.bytes.end());
     }
 
     static Value value_of(const ov::Tensor& tensor, const std::string& name)
@@ -193,9 +229,9 @@ private:
     fs::path graph_;
     ov::AnyMap options_;
     std::vector<TensorFacts> inputs_, outputs_;
-    bool alone_ = false;
-    ov::InferRequest request_;
-    std::optional<ov::InferRequest> many_;
+    bool takes_any_ = false;
+    ov::InferRequest alone_;
+    std::optional<ov::InferRequest> parts_;
 };
 
 } // namespace

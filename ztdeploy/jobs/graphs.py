@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,18 @@ class Graphs:
         specs = list(dict.fromkeys(self.specs.values()))
         traces = self.tracer.traces(variant, list(dict.fromkeys(spec.traced for spec in specs)))
         # Ranges and graphs are all made before any is written: writing renames what is inside a trace.
-        ranges, graphs = self._ranges(variant, specs, traces), dict[GraphSpec, ir.Model]()
+        ranges = self._ranges(variant, specs, traces)
+        graphs, blocks = dict[GraphSpec, ir.Model](), dict[GraphSpec, ir.Model]()
         for spec in specs:
             with step_of(*self._profiles_of(spec)):
                 graphs[spec] = specialise(traces[spec.traced].graph, spec, ranges.get(spec))
+                if not variant.plan.layers:  # rows of all images depend on the number of tokens, and blocks must not
+                    plain = specialise(traces[spec.traced].graph, replace(spec, rows=False), ranges.get(spec))
+                    blocks[spec] = without_notes(plain)
         for spec, graph in graphs.items():
             with step_of(*self._profiles_of(spec)):
+                if spec in blocks:
+                    self._take_blocks(spec, blocks[spec])  # before its initialisers get other names
                 self._take(variant, spec, graph)
         with writing(self.folder / "golden" / f"{variant.schedule.name}.npz") as file:
             np.savez(file, allow_pickle=False, **next(iter(traces.values())).reference)
@@ -134,8 +141,6 @@ class Graphs:
         graphs = {name: without_notes(noted)}
         if self.chain is not None and name in self.chain.names:
             graphs |= self._pieces(name, self.chain, noted)
-        if not variant.plan.layers:
-            self._take_blocks(spec, graphs[name], profiles)  # before its initialisers get other names
         explained = [profile.name for profile in profiles if _explains(profile)] if notes_of(noted) else []
         notes = self._path(name, spec)
         notes = notes.with_name(f"_notes.{notes.name}")  # no variant has such a name
@@ -162,9 +167,10 @@ class Graphs:
         prefix, tail = cut(without_notes(noted, confidence=not last), chain.block)
         return {tail_name(name): tail, **({PREFIX: prefix} if last else {})}
 
-    def _take_blocks(self, spec: GraphSpec, dense: ir.Model, profiles: Sequence[HardwareProfile]) -> None:
+    def _take_blocks(self, spec: GraphSpec, dense: ir.Model) -> None:
         """Keep some middle blocks alone for the profiles whose runtime can time them, if they can be cut out."""
-        names = [profile.name for profile in profiles if isinstance(backend_of(profile), Insight)]
+        taking = [profile for profile in self.profiles if self.specs[profile.name] == spec]
+        names = [profile.name for profile in taking if isinstance(backend_of(profile), Insight)]
         depth = self.tracer.model.adapter.architecture.depth
         count = min(MEASURED_BLOCKS, max(1, depth - 1))  # the last one may compute less
         first = (depth - count) // 2

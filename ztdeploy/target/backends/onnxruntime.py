@@ -232,12 +232,19 @@ def share_initializers(options: ort.SessionOptions, weights: Path, engine: Path)
         BundleError: a tensor has another type or shape than in the graph, which ONNX Runtime does not check.
     """
     values, graph = _shared_values(weights, weights.stat().st_mtime_ns), read_graph(engine)
-    constants = graph.tensors
+    constants, shared = graph.tensors, Path(WEIGHTS_FILE).name
+    for name, (file, _) in graph.outside.items():
+        if file == shared and name not in values:
+            raise BundleError(
+                f"'{weights}' has no '{name}' of a type that ONNX Runtime takes",
+                f"the tensors that '{engine.name}' reads",
+                "copy or build the bundle again",
+            )
     for name in values.keys() & constants.keys():
         value = values[name]
         kind = _dtype(value.data_type())
         file, begin = graph.outside.get(name, ("", 0))
-        if file != Path(WEIGHTS_FILE).name and not _holds(engine.with_name(file or engine.name), begin, value):
+        if file != shared and not _holds(engine.with_name(file or engine.name), begin, value):
             continue  # its own: a runtime keeps the name of a tensor that it transposes
         if (kind, tuple(value.shape())) != constants[name]:
             raise BundleError(
