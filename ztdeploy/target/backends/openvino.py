@@ -223,7 +223,9 @@ class OpenVinoRunner:
         if alone:
             last = {name: values[-1:] for name, values in feeds.items()}
             found.append(self._named(self._request.infer(last, share_inputs=True)))
-        return {name: np.concatenate([one[name] for one in found])[:images] for name in found[0]}
+        whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        repeated = len(parts) * cut.images + alone - images
+        return {name: values[: len(values) - repeated] for name, values in whole.items()}
 
     def _requests_for(self, cut: Cut) -> Sequence[Any]:
         assert self._cut is not None, "a graph for one batch alone"
