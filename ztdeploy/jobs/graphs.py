@@ -78,7 +78,9 @@ class Graphs:
             with step_of(*self._profiles_of(spec)):
                 graphs[spec] = specialise(traces[spec.traced].graph, spec, ranges.get(spec))
                 if not variant.plan.layers:  # rows of all images depend on the number of tokens, and blocks must not
-                    plain = specialise(traces[spec.traced].graph, replace(spec, rows=False), ranges.get(spec))
+                    plain = graphs[spec]
+                    if spec.rows:
+                        plain = specialise(traces[spec.traced].graph, replace(spec, rows=False), ranges.get(spec))
                     blocks[spec] = without_notes(plain)
         for spec, graph in graphs.items():
             with step_of(*self._profiles_of(spec)):
